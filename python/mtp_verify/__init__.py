@@ -1,0 +1,75 @@
+"""The exact verifier for speculative decoding: any drafter, any tree, any decoder.
+
+Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load torch when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
+from mtp_verify.api import best_rule, build_info, commit_plan, derive_seed, rules, verify
+from mtp_verify.errors import (
+    CacheError,
+    DraftError,
+    InternalError,
+    MtpVerifyError,
+    NumericsError,
+    OutOfBlocksError,
+    ParamsError,
+    RuleError,
+    UnsupportedModelError,
+)
+from mtp_verify.params import SamplingParams
+
+__version__: str = build_info()["version"]
+
+__all__ = [
+    "CacheError",
+    "CommitPlan",
+    "Decoder",
+    "Draft",
+    "DraftError",
+    "InternalError",
+    "MtpVerifyError",
+    "NumericsError",
+    "OutOfBlocksError",
+    "ParamsError",
+    "RuleError",
+    "SamplingParams",
+    "TokenTree",
+    "UnsupportedModelError",
+    "Verdict",
+    "__version__",
+    "best_rule",
+    "build_info",
+    "commit_plan",
+    "derive_seed",
+    "drafters",
+    "hf",
+    "rules",
+    "verify",
+]
+
+# Parts that need torch or transformers: public name -> module, and attribute if it is not a module.
+_LAZY = {
+    "Decoder": ("mtp_verify.decode", "Decoder"),
+    "drafters": ("mtp_verify.drafters", None),
+    "hf": ("mtp_verify.integrations.hf", None),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - modules and classes
+    """Loads the parts that need torch on first use."""
+    if name not in _LAZY:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    module_name, attribute = _LAZY[name]
+    module = import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, the lazy ones included."""
+    return __all__

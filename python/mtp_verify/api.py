@@ -1,0 +1,188 @@
+"""The functions: verify a draft, plan a commit, list the rules."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mtp_verify import _core
+from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
+from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+
+__all__ = ["best_rule", "build_info", "commit_plan", "derive_seed", "rules", "verify"]
+
+_DEFAULT = SamplingParams()
+_SEEDS = 1 << 64
+
+
+def verify(
+    draft: Draft,
+    logits: Any,  # noqa: ANN401 - NumPy or any DLPack producer
+    params: SamplingParams | None = None,
+    *,
+    rule: str = "auto",
+    seed: int,
+    position: int,
+    history: Sequence[int] | None = None,
+    prompt_len: int = 0,
+    bitmask: Any = None,  # noqa: ANN401 - NumPy or any DLPack producer
+    processors: Sequence[Callable[..., Any]] = (),
+    top_logprobs: int = 0,
+    lossy: object | None = None,
+) -> Verdict:
+    """Decides which drafted tokens are kept, and draws the token that follows.
+
+    The emitted tokens have exactly the law of sampling from the target token by token. Rows are
+    read lazily: only those that the decision reaches, with one or two passes over each.
+
+    Args:
+        draft: The drafted tree with its law; what was drawn must be what the law says.
+        logits: (N+1, V) float32, float16 or bfloat16; row i follows node i. NumPy or anything with
+            DLPack; unit stride in V; borrowed, not modified. A CUDA tensor is copied to the host.
+        params: How rows are shaped; None means ``SamplingParams()``.
+        rule: "auto" (the most expected tokens among the legal ones) or a name from ``rules()``.
+            At temperature 0 every rule is greedy verification.
+        seed: 0 <= seed < 2**64; the sequence's own.
+        position: Index of the root token among the sequence's own tokens, padding excluded; the
+            first token emitted has index ``position + 1``. Using one (seed, position) twice for
+            different steps is a bias.
+        history: (T,) tokens up to and including the root; read by history-dependent shaping only,
+            which this version does not have.
+        prompt_len: How many tokens of ``history`` are prompt.
+        bitmask: Not supported yet.
+        processors: Not supported yet.
+        top_logprobs: Not supported yet.
+        lossy: Not supported yet; every rule of this version is lossless.
+
+    Returns:
+        The verdict: ``tokens`` int64 (A+1,), ``path`` int64 (A,), ``logprobs`` float32 (A+1,) under
+        the shaped target, ``rule``.
+
+    Raises:
+        DraftError: Logits or drafter rows do not fit the draft.
+        RuleError: The rule is unknown or not lossless for the draft's law.
+        NumericsError: A row that was read holds NaN or +inf, or leaves nothing to draw from.
+        ParamsError: A parameter is out of range or not supported yet.
+
+    Example:
+        >>> import numpy as np
+        >>> draft = Draft.chain([2, 0])
+        >>> logits = np.array([[0, 0, 9], [9, 0, 0], [0, 9, 0]], np.float32)
+        >>> verify(draft, logits, SamplingParams(temperature=0), seed=0, position=4).tokens
+        array([2, 0, 1])
+
+    References:
+        arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
+    """
+    chosen = _DEFAULT if params is None else params
+    if chosen.unsupported:
+        _refuse(chosen.unsupported[0])
+    # One test for the common case: nothing of the later features was asked for.
+    if bitmask is not None or processors or top_logprobs or lossy is not None:
+        _refuse(
+            "bitmask"
+            if bitmask is not None
+            else "processors"
+            if processors
+            else "top_logprobs"
+            if top_logprobs
+            else "lossy"
+        )
+    if history is not None:
+        _check_history(history, prompt_len, position)
+    if not (0 <= seed < _SEEDS and 0 <= position < _SEEDS):
+        name, value = ("position", position) if 0 <= seed < _SEEDS else ("seed", seed)
+        message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
+        raise ParamsError(message, slug="param_out_of_range")
+    return _core.verify(draft, _on_host(logits), chosen._core, rule, seed, position)
+
+
+def _on_host(tensor: Any) -> Any:  # noqa: ANN401 - whatever came in
+    """The tensor itself, or its copy on the host where it lives on a device."""
+    if getattr(tensor, "requires_grad", False):
+        tensor = tensor.detach()
+    if getattr(tensor, "is_cpu", True):
+        return tensor
+    return tensor.cpu()
+
+
+def _refuse(name: str) -> None:
+    message = f"{name}: not supported yet; leave it at its default"
+    raise ParamsError(message, slug="not_supported")
+
+
+def _check_history(history: Sequence[int], prompt_len: int, position: int) -> None:
+    if len(history) != position + 1:
+        message = (
+            f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
+            "the tokens up to and including the root"
+        )
+        raise ParamsError(message, slug="param_out_of_range")
+    if not 0 <= prompt_len <= len(history):
+        message = f"prompt_len: found {prompt_len}, wanted 0 <= prompt_len <= {len(history)}"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:  # noqa: ANN401 - int array
+    """Which entries of a contiguous KV cache a verdict keeps, and where they go.
+
+    Args:
+        tree: The verified tree; entries ``start, start + 1, ...`` hold its nodes 0, 1, ...
+        path: int (A,), the verdict's path (cut where the decoder cut it).
+        start: The root's entry, >= 0.
+
+    Returns:
+        The plan: ``moves`` int64 (M, 2) from -> to in an order that is safe in place, ``length``
+        (``start + 1 + A``), ``state_select`` (the node whose state is kept).
+
+    Raises:
+        CacheError: ``path`` does not lead from below the root downwards.
+        ParamsError: ``start`` is out of range.
+
+    Example:
+        >>> plan = commit_plan(TokenTree([-1, 0, 0, 2]), [2, 3], start=10)
+        >>> plan.moves.tolist(), plan.length
+        ([[12, 11], [13, 12]], 13)
+    """
+    return _core.commit_plan(tree, path, start)
+
+
+def derive_seed(seed: int, row: int) -> int:
+    """The seed of one row of a batch that was given one seed.
+
+    Args:
+        seed: 0 <= seed < 2**64.
+        row: The row, >= 0.
+
+    Returns:
+        ``seed`` itself for row 0, an independent one for every other row.
+
+    Example:
+        >>> derive_seed(7, 0)
+        7
+    """
+    return _core.derive_seed(seed, row)
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every rule: name, core, legal laws, shapes, whether it is lossless, source.
+
+    Example:
+        >>> [rule["name"] for rule in rules()][:3]
+        ['greedy', 'target_only', 'coupled']
+    """
+    return _core.rules()
+
+
+def best_rule(draft: Draft) -> str:
+    """The rule that ``rule="auto"`` runs for a draft.
+
+    Example:
+        >>> best_rule(Draft.chain([1, 2]))
+        'target_only'
+    """
+    return _core.best_rule(draft.law)
+
+
+def build_info() -> dict[str, Any]:
+    """How the core was built: version, vector instruction set in use, profile, platform."""
+    return _core.build_info()

@@ -1,0 +1,63 @@
+//! Core errors as Python exceptions: one exhaustive match, classes from `mtp_verify.errors`.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyType};
+
+use crate::error::Error;
+
+/// The exception class of an error's family, defined in Python: under abi3 the native base classes
+/// cannot be subclassed from here before Python 3.12.
+fn family(error: &Error) -> &'static str {
+    match error {
+        Error::BadParent { .. }
+        | Error::ShapeMismatch { .. }
+        | Error::BadDtype { .. }
+        | Error::BadTensor { .. }
+        | Error::TokenOutOfVocabulary { .. }
+        | Error::DuplicateSibling { .. }
+        | Error::LawShape { .. }
+        | Error::LawData { .. }
+        | Error::MissingRow { .. }
+        | Error::ZeroDraftProbability { .. }
+        | Error::UnknownLaw { .. } => "DraftError",
+        Error::ParamOutOfRange { .. } | Error::Overflow { .. } => "ParamsError",
+        Error::UnknownRule { .. } | Error::IllegalPair { .. } | Error::GreedyTemperature { .. } => {
+            "RuleError"
+        }
+        Error::RowNotFinite { .. } | Error::RowEmpty { .. } | Error::RowNotNormalised { .. } => {
+            "NumericsError"
+        }
+        Error::NotAPath { .. } => "CacheError",
+    }
+}
+
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
+    Ok(py.import("mtp_verify.errors")?.getattr(name)?.cast_into::<PyType>()?)
+}
+
+fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    let fields = PyDict::new(py);
+    fields.set_item("slug", error.slug())?;
+    fields.set_item("node", error.node())?;
+    fields.set_item("row", error.row())?;
+    let exception = class(py, family(error))?.call((error.to_string(),), Some(&fields))?;
+    Ok(PyErr::from_value(exception))
+}
+
+/// The Python exception of a core error.
+pub(super) fn to_py(error: &Error) -> PyErr {
+    Python::attach(|py| build(py, error).unwrap_or_else(|failure| failure))
+}
+
+/// The Python exception of a panic: `InternalError`, which `except Exception` catches.
+pub(super) fn internal(message: &str) -> PyErr {
+    Python::attach(|py| {
+        let raised = class(py, "InternalError").and_then(|class| {
+            let text = format!(
+                "internal error: {message}; nothing was changed; please report it with the input"
+            );
+            class.call1((text,))
+        });
+        raised.map_or_else(|failure| failure, PyErr::from_value)
+    })
+}

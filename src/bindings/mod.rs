@@ -1,0 +1,203 @@
+//! The Python module `mtp_verify._core`: the only place that knows Python.
+
+mod errors;
+mod ngram;
+mod tensor;
+mod types;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::dist::{Scratch, ShapedRows};
+use crate::error::Error;
+use crate::simd::Kernels;
+use crate::verify::law::Law;
+use crate::verify::{self, Core, Noise, RULES};
+use crate::{certify, kv, rng};
+
+use errors::to_py;
+use tensor::{Tensor, integers};
+use types::{CommitPlan, CoreParams, Draft, TokenTree, Verdict, core_params};
+
+/// The one gate: runs pure Rust detached from the interpreter; errors and panics become exceptions.
+///
+/// A panic never crosses: pyo3's own exception for it is no `Exception` and would slip past users'
+/// handlers.
+fn enter<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
+        Ok(result) => result.map_err(|error| to_py(&error)),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("a panic without a message");
+            Err(errors::internal(text))
+        }
+    }
+}
+
+const LOGITS: &str = "float32, float16 or bfloat16";
+
+#[pyfunction]
+#[pyo3(name = "verify")]
+fn verify_draft(
+    py: Python<'_>,
+    draft: &Bound<'_, Draft>,
+    logits: &Bound<'_, PyAny>,
+    params: &Bound<'_, CoreParams>,
+    rule: &str,
+    seed: u64,
+    position: u64,
+) -> PyResult<Verdict> {
+    let draft = draft.get();
+    let params = params.get().0;
+    let logits = Tensor::borrow(logits, "logits")?;
+    let raw = logits.rows(LOGITS, false)?;
+    let drafter = draft.drafter()?;
+    let verdict = enter(py, || {
+        draft.check_columns(raw.num_cols())?;
+        verify::verify(&draft.draft, drafter, raw, params, rule, Noise { seed, position })
+    })?;
+    Ok(Verdict { verdict })
+}
+
+/// One token from a shaped row, with the drafter's noise of a node.
+#[pyfunction]
+fn draw(
+    py: Python<'_>,
+    logits: &Bound<'_, PyAny>,
+    params: &Bound<'_, PyAny>,
+    seed: u64,
+    position: u64,
+    node: u32,
+) -> PyResult<u32> {
+    let params = core_params(params)?;
+    let tensor = Tensor::borrow(logits, "logits")?;
+    let raw = tensor.rows(LOGITS, false)?;
+    enter(py, || verify::draw(raw, params, Noise { seed, position }, node))
+}
+
+/// The dense probabilities of a shaped row, float64 (V,).
+#[pyfunction]
+fn shaped_row<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    params: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let params = core_params(params)?;
+    let tensor = Tensor::borrow(logits, "logits")?;
+    let raw = tensor.rows(LOGITS, false)?;
+    let row = enter(py, || {
+        let rows = ShapedRows::new(raw, params, "target");
+        let shaped = rows.shape(0, &mut Scratch::default())?;
+        let tokens = 0..raw.num_cols() as u32;
+        Ok(tokens.map(|token| rows.probability(0, &shaped, token)).collect::<Vec<f64>>())
+    })?;
+    Ok(PyArray1::from_vec(py, row))
+}
+
+#[pyfunction]
+fn commit_plan(
+    tree: &Bound<'_, TokenTree>,
+    path: &Bound<'_, PyAny>,
+    start: i64,
+) -> PyResult<CommitPlan> {
+    let path = integers(path, "path")?;
+    kv::commit_plan(&tree.get().0, &path, start).map(CommitPlan).map_err(|error| to_py(&error))
+}
+
+#[pyfunction]
+fn derive_seed(seed: u64, row: u64) -> u64 {
+    rng::derive_seed(seed, row)
+}
+
+#[pyfunction]
+fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    RULES
+        .iter()
+        .map(|rule| {
+            let row = PyDict::new(py);
+            row.set_item("name", rule.name)?;
+            row.set_item("core", match rule.core {
+                Core::Greedy => "greedy",
+                Core::TargetOnly => "target_only",
+                Core::Coupled => "coupled",
+                Core::TopDown => "topdown",
+                Core::Lifted => "lifted",
+            })?;
+            row.set_item("laws", rule.laws.iter().map(|law| law.name()).collect::<Vec<_>>())?;
+            row.set_item("shapes", rule.shapes)?;
+            row.set_item("lossless", true)?;
+            row.set_item("source", rule.source)?;
+            Ok(row)
+        })
+        .collect()
+}
+
+#[pyfunction]
+fn best_rule(law: &str) -> PyResult<&'static str> {
+    let law = Law::parse(law).map_err(|error| to_py(&error))?;
+    Ok(verify::best_rule(law).name)
+}
+
+/// The certificate: one dict for each rule and law.
+#[pyfunction]
+#[pyo3(name = "certify")]
+fn certify_rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    let lines = enter(py, certify::certify)?;
+    lines
+        .iter()
+        .map(|line| {
+            let row = PyDict::new(py);
+            row.set_item("rule", line.rule)?;
+            row.set_item("law", line.law)?;
+            row.set_item("cases", line.cases)?;
+            row.set_item("branches", line.branches)?;
+            row.set_item("distance", &line.distance)?;
+            row.set_item("f64_difference", line.f64_difference)?;
+            row.set_item("expected", line.expected.clone())?;
+            row.set_item("holds", line.holds())?;
+            Ok(row)
+        })
+        .collect()
+}
+
+#[pyfunction]
+fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+    info.set_item("simd", Kernels::best().name)?;
+    let levels: Vec<&str> = Kernels::available().iter().map(|level| level.name).collect();
+    info.set_item("simd_available", levels)?;
+    info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    info.set_item("arch", std::env::consts::ARCH)?;
+    info.set_item("os", std::env::consts::OS)?;
+    Ok(info)
+}
+
+/// The compiled core.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<CoreParams>()?;
+    module.add_class::<TokenTree>()?;
+    module.add_class::<Draft>()?;
+    module.add_class::<Verdict>()?;
+    module.add_class::<CommitPlan>()?;
+    module.add_function(wrap_pyfunction!(verify_draft, module)?)?;
+    module.add_function(wrap_pyfunction!(draw, module)?)?;
+    module.add_function(wrap_pyfunction!(shaped_row, module)?)?;
+    module.add_function(wrap_pyfunction!(commit_plan, module)?)?;
+    module.add_function(wrap_pyfunction!(derive_seed, module)?)?;
+    module.add_function(wrap_pyfunction!(rules, module)?)?;
+    module.add_function(wrap_pyfunction!(best_rule, module)?)?;
+    module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
+    module.add_function(wrap_pyfunction!(build_info, module)?)?;
+    ngram::register(module)
+}

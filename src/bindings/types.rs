@@ -1,0 +1,477 @@
+//! The classes: trees, drafts, verdicts and commit plans. All of them are frozen.
+
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+
+use crate::bindings::errors::to_py;
+use crate::bindings::tensor::{Tensor, integers};
+use crate::dist::{Params, Preset, ShapedRows};
+use crate::error::Error;
+use crate::kv;
+use crate::tree;
+use crate::verify::law::{self, Law};
+use crate::verify::lazy::{DrafterRows, Source, check_distribution};
+use crate::verify::{self};
+
+/// Sampling parameters as the core takes them; made by `mtp_verify.SamplingParams`.
+#[pyclass(frozen, module = "mtp_verify._core", from_py_object)]
+#[derive(Clone)]
+pub(super) struct CoreParams(pub(super) Params);
+
+#[pymethods]
+impl CoreParams {
+    #[new]
+    fn new(temperature: f64, top_k: i64, top_p: f64, min_p: f64, preset: &str) -> PyResult<Self> {
+        let preset = match preset {
+            "transformers" => Preset::Transformers,
+            "vllm" => Preset::Vllm,
+            _ => {
+                return Err(to_py(&Error::ParamOutOfRange {
+                    name: "preset",
+                    value: preset.to_owned(),
+                    wanted: "\"transformers\" or \"vllm\"",
+                }));
+            }
+        };
+        let params = Params::new(temperature, top_k, top_p, min_p, preset);
+        params.map(Self).map_err(|error| to_py(&error))
+    }
+
+    #[getter]
+    fn is_greedy(&self) -> bool {
+        self.0.is_greedy()
+    }
+}
+
+/// The core's form of a `mtp_verify.SamplingParams`, which keeps it as `_core`.
+pub(super) fn core_params(params: &Bound<'_, PyAny>) -> PyResult<Params> {
+    Ok(params.getattr("_core")?.extract::<CoreParams>()?.0)
+}
+
+/// A draft's tokens arranged as a tree.
+#[pyclass(frozen, module = "mtp_verify", eq, from_py_object)]
+#[derive(Clone, PartialEq)]
+pub(super) struct TokenTree(pub(super) tree::TokenTree);
+
+impl TokenTree {
+    fn check(&self, node: i64) -> PyResult<usize> {
+        usize::try_from(node).ok().filter(|&n| n < self.0.num_nodes()).ok_or_else(|| {
+            to_py(&Error::NotAPath { index: 0, node, reason: "no such node in the tree" })
+        })
+    }
+}
+
+#[pymethods]
+impl TokenTree {
+    #[new]
+    fn new(parents: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let parents = integers(parents, "parents")?;
+        tree::TokenTree::new(&parents).map(Self).map_err(|error| to_py(&error))
+    }
+
+    #[getter]
+    fn num_nodes(&self) -> usize {
+        self.0.num_nodes()
+    }
+
+    #[getter]
+    fn parents<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let parent = |node| self.0.parent(node).map_or(-1, |parent| parent as i64);
+        PyArray1::from_iter(py, (0..self.0.num_nodes()).map(parent))
+    }
+
+    #[getter]
+    fn depths<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_iter(py, (0..self.0.num_nodes()).map(|node| self.0.depth(node) as i64))
+    }
+
+    #[getter]
+    fn next_token<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_vec(py, self.0.next_token())
+    }
+
+    #[getter]
+    fn next_sibling<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_vec(py, self.0.next_sibling())
+    }
+
+    #[getter]
+    fn is_chain(&self) -> bool {
+        self.0.is_chain()
+    }
+
+    fn children(&self, node: i64) -> PyResult<Vec<u32>> {
+        Ok(self.0.children(self.check(node)?).to_vec())
+    }
+
+    fn path(&self, node: i64) -> PyResult<Vec<u32>> {
+        Ok(self.0.path(self.check(node)?))
+    }
+
+    fn mask<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<bool>>> {
+        let count = self.0.num_nodes();
+        PyArray1::from_vec(py, self.0.mask()).reshape([count, count])
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.num_nodes()
+    }
+
+    fn __repr__(&self) -> String {
+        let parents: Vec<i64> = (0..self.0.num_nodes())
+            .map(|node| self.0.parent(node).map_or(-1, |parent| parent as i64))
+            .collect();
+        format!("TokenTree({parents:?})")
+    }
+}
+
+enum Given {
+    None,
+    Probabilities(Tensor),
+    Logits(Tensor, Params),
+}
+
+/// A tree of drafted tokens, the law they were made by, and the drafter's rows.
+#[pyclass(frozen, module = "mtp_verify")]
+pub(super) struct Draft {
+    pub(super) draft: law::Draft,
+    given: Given,
+    index: Vec<i64>,
+    vocab: Option<Vec<(u32, u32)>>,
+}
+
+const FLOATS: &str = "float32, float16, bfloat16 or float64";
+
+impl Draft {
+    /// The drafter's rows, borrowed.
+    pub(super) fn drafter(&self) -> PyResult<DrafterRows<'_>> {
+        let source = match &self.given {
+            Given::None => Source::None,
+            Given::Probabilities(tensor) => Source::Probabilities(tensor.rows(FLOATS, true)?),
+            Given::Logits(tensor, params) => Source::Logits(ShapedRows::new(
+                tensor.rows("float32, float16 or bfloat16", false)?,
+                *params,
+                "drafter",
+            )),
+        };
+        Ok(DrafterRows { source, index: &self.index, vocab: self.vocab.as_deref() })
+    }
+
+    /// Checks that the drafter's rows are over the target's vocabulary, or map into it.
+    pub(super) fn check_columns(&self, vocab: usize) -> Result<(), Error> {
+        let columns = match &self.given {
+            Given::None => return Ok(()),
+            Given::Probabilities(tensor) | Given::Logits(tensor, _) => {
+                tensor.shape().last().copied().unwrap_or(0)
+            }
+        };
+        match &self.vocab {
+            None if columns != vocab => Err(Error::ShapeMismatch {
+                what: "drafter rows",
+                found: format!("{columns} tokens"),
+                wanted: format!("{vocab} tokens as in the target's rows, or `vocab`"),
+            }),
+            Some(pairs) => match pairs.last() {
+                Some(&(token, _)) if token as usize >= vocab => Err(Error::ShapeMismatch {
+                    what: "vocab",
+                    found: format!("token {token}"),
+                    wanted: format!("tokens below the target's {vocab}"),
+                }),
+                _ => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    fn check_rows(&self) -> PyResult<()> {
+        let law = self.draft.law();
+        let fail = |error: Error| Err(to_py(&error));
+        let has_rows = !matches!(self.given, Given::None);
+        if has_rows && !law.is_sampled() {
+            let reason = "never reads drafter rows; leave probs and logits out, or name the law by \
+                          which the tokens were sampled";
+            return fail(Error::LawData { law: law.name(), reason });
+        }
+        let count = self.draft.num_nodes();
+        let sampled: Vec<usize> = (1..count).filter(|&node| self.draft.is_sampled(node)).collect();
+        if !has_rows && !sampled.is_empty() {
+            let reason = "needs the rows that its tokens were sampled from: pass probs, or logits \
+                          and params";
+            return fail(Error::LawData { law: law.name(), reason });
+        }
+        let drafter = self.drafter()?;
+        let num_rows = match drafter.source {
+            Source::None => 0,
+            Source::Probabilities(raw) => raw.num_rows(),
+            Source::Logits(_) => match &self.given {
+                Given::Logits(tensor, _) if tensor.shape().len() == 2 => tensor.shape()[0],
+                _ => 1,
+            },
+        };
+        for node in sampled {
+            let parent = self.draft.tree().parent(node).unwrap_or(0);
+            let row = self.index[parent];
+            if row < 0 || row as usize >= num_rows {
+                return fail(Error::MissingRow { node, parent, row });
+            }
+            let Source::Probabilities(raw) = drafter.source else { continue };
+            let token = self.draft.token(node);
+            let column = drafter.column(token).filter(|&c| (c as usize) < raw.num_cols());
+            let q = column.map_or(0.0, |column| raw.value(row as usize, column as usize));
+            if !(q > 0.0 && q.is_finite()) {
+                return fail(Error::ZeroDraftProbability { node, token, found: q.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `(token, column)` by ascending token.
+fn vocabulary(map: Vec<i64>, columns: usize) -> Result<Vec<(u32, u32)>, Error> {
+    if map.len() != columns {
+        return Err(Error::ShapeMismatch {
+            what: "vocab",
+            found: format!("({},)", map.len()),
+            wanted: format!("({columns},), one token for each column of the drafter's rows"),
+        });
+    }
+    let mut pairs = Vec::with_capacity(map.len());
+    for (column, token) in (0_u32..).zip(map) {
+        let token = u32::try_from(token).map_err(|_| Error::ShapeMismatch {
+            what: "vocab",
+            found: format!("token {token} at column {column}"),
+            wanted: "token ids".into(),
+        })?;
+        pairs.push((token, column));
+    }
+    pairs.sort_unstable();
+    if let Some(pair) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(Error::ShapeMismatch {
+            what: "vocab",
+            found: format!("token {} at columns {} and {}", pair[0].0, pair[0].1, pair[1].1),
+            wanted: "distinct tokens".into(),
+        });
+    }
+    Ok(pairs)
+}
+
+#[pymethods]
+impl Draft {
+    #[new]
+    #[pyo3(signature = (tree, tokens, law="deterministic", probs=None, rows=None, logits=None,
+        params=None, vocab=None, sampled=None))]
+    #[allow(clippy::too_many_arguments)] // The public signature.
+    fn new(
+        tree: &Bound<'_, TokenTree>,
+        tokens: &Bound<'_, PyAny>,
+        law: &str,
+        probs: Option<&Bound<'_, PyAny>>,
+        rows: Option<&Bound<'_, PyAny>>,
+        logits: Option<&Bound<'_, PyAny>>,
+        params: Option<&Bound<'_, PyAny>>,
+        vocab: Option<&Bound<'_, PyAny>>,
+        sampled: Option<Vec<bool>>,
+    ) -> PyResult<Self> {
+        let law = Law::parse(law).map_err(|error| to_py(&error))?;
+        let tokens = integers(tokens, "tokens")?;
+        let draft = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)
+            .map_err(|error| to_py(&error))?;
+        let given = match (probs, logits) {
+            (None, None) => Given::None,
+            (Some(probs), None) => Given::Probabilities(Tensor::borrow(probs, "probs")?),
+            (None, Some(logits)) => {
+                let params = match params {
+                    Some(params) => core_params(params)?,
+                    None => Params::default(),
+                };
+                Given::Logits(Tensor::borrow(logits, "logits")?, params)
+            }
+            (Some(_), Some(_)) => {
+                let reason = "takes probs or logits, not both";
+                return Err(to_py(&Error::LawData { law: law.name(), reason }));
+            }
+        };
+        let shape = match &given {
+            Given::None => (0, 0),
+            Given::Probabilities(tensor) => {
+                let raw = tensor.rows(FLOATS, true)?;
+                (raw.num_rows(), raw.num_cols())
+            }
+            Given::Logits(tensor, _) => {
+                let raw = tensor.rows("float32, float16 or bfloat16", false)?;
+                (raw.num_rows(), raw.num_cols())
+            }
+        };
+        let count = draft.num_nodes();
+        let index = match rows {
+            None => (0..count).map(|i| if i < shape.0 { i as i64 } else { -1 }).collect(),
+            Some(rows) => integers(rows, "rows")?,
+        };
+        if index.len() != count {
+            return Err(to_py(&Error::ShapeMismatch {
+                what: "rows",
+                found: format!("({},)", index.len()),
+                wanted: format!("({count},), one for each node"),
+            }));
+        }
+        let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
+        let vocab = vocab
+            .map(|map| vocabulary(map, shape.1))
+            .transpose()
+            .map_err(|error| to_py(&error))?;
+        let made = Self { draft, given, index, vocab };
+        made.check_rows()?;
+        Ok(made)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (tokens, probs=None, root=-1))]
+    fn chain(
+        py: Python<'_>,
+        tokens: &Bound<'_, PyAny>,
+        probs: Option<&Bound<'_, PyAny>>,
+        root: i64,
+    ) -> PyResult<Self> {
+        let mut all = vec![root];
+        all.extend(integers(tokens, "tokens")?);
+        let tree = tree::TokenTree::chain(all.len() - 1).map_err(|error| to_py(&error))?;
+        let tree = Bound::new(py, TokenTree(tree))?;
+        let law = if probs.is_some() { "chain" } else { "deterministic" };
+        let tokens = PyArray1::from_vec(py, all);
+        Self::new(&tree, tokens.as_any(), law, probs, None, None, None, None, None)
+    }
+
+    #[getter]
+    fn tree(&self) -> TokenTree {
+        TokenTree(self.draft.tree().clone())
+    }
+
+    #[getter]
+    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_slice(py, self.draft.tokens())
+    }
+
+    #[getter]
+    fn law(&self) -> &'static str {
+        self.draft.law().name()
+    }
+
+    #[getter]
+    fn num_nodes(&self) -> usize {
+        self.draft.num_nodes()
+    }
+
+    #[getter]
+    fn sampled(&self) -> Vec<bool> {
+        (0..self.draft.num_nodes()).map(|node| self.draft.is_sampled(node)).collect()
+    }
+
+    fn validate(&self) -> PyResult<()> {
+        if let Source::Probabilities(raw) = self.drafter()?.source {
+            for row in 0..raw.num_rows() {
+                let sum = (0..raw.num_cols()).map(|token| raw.value(row, token)).sum();
+                check_distribution(&raw, row, sum).map_err(|error| to_py(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __repr__(&self) -> String {
+        let tokens = &self.draft.tokens()[1..];
+        format!("Draft({} tokens, law={:?})", tokens.len(), self.draft.law().name())
+    }
+}
+
+/// A rule's result.
+#[pyclass(frozen, module = "mtp_verify")]
+#[derive(Clone)]
+pub(super) struct Verdict {
+    pub(super) verdict: verify::Verdict,
+}
+
+#[pymethods]
+impl Verdict {
+    #[getter]
+    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_iter(py, self.verdict.tokens.iter().map(|&token| i64::from(token)))
+    }
+
+    #[getter]
+    fn path<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_iter(py, self.verdict.path.iter().map(|&node| i64::from(node)))
+    }
+
+    #[getter]
+    fn num_accepted(&self) -> usize {
+        self.verdict.path.len()
+    }
+
+    #[getter]
+    fn logprobs<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_slice(py, &self.verdict.logprobs)
+    }
+
+    #[getter]
+    fn rule(&self) -> &'static str {
+        self.verdict.rule
+    }
+
+    #[getter]
+    #[allow(clippy::unused_self)] // Every rule of this version is lossless.
+    fn lossless(&self) -> bool {
+        true
+    }
+
+    fn cut(&self, n: i64) -> PyResult<Self> {
+        let length = self.verdict.tokens.len();
+        let Some(n) = usize::try_from(n).ok().filter(|&n| n >= 1 && n <= length) else {
+            return Err(to_py(&Error::ParamOutOfRange {
+                name: "n",
+                value: n.to_string(),
+                wanted: "1 <= n <= number of emitted tokens",
+            }));
+        };
+        let mut verdict = self.verdict.clone();
+        verdict.tokens.truncate(n);
+        verdict.logprobs.truncate(n);
+        verdict.path.truncate(n - 1);
+        Ok(Self { verdict })
+    }
+
+    fn __repr__(&self) -> String {
+        let verify::Verdict { tokens, path, rule, .. } = &self.verdict;
+        format!("Verdict(tokens={tokens:?}, path={path:?}, rule={rule:?})")
+    }
+}
+
+/// What a commit does to a cache.
+#[pyclass(frozen, module = "mtp_verify")]
+pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
+
+#[pymethods]
+impl CommitPlan {
+    #[getter]
+    fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        let flat: Vec<i64> = self.0.moves.iter().flat_map(|&(from, to)| [from, to]).collect();
+        PyArray1::from_vec(py, flat).reshape([self.0.moves.len(), 2])
+    }
+
+    #[getter]
+    fn freed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i32>> {
+        PyArray1::from_slice(py, &self.0.freed)
+    }
+
+    #[getter]
+    fn length(&self) -> i64 {
+        self.0.length
+    }
+
+    #[getter]
+    fn state_select(&self) -> i64 {
+        self.0.state_select
+    }
+
+    fn __repr__(&self) -> String {
+        format!("CommitPlan(moves={:?}, length={})", self.0.moves, self.0.length)
+    }
+}

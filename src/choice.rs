@@ -1,0 +1,211 @@
+//! The only source of chance: a rule asks to accept or to draw, at an address.
+//!
+//! In production the answer is a Philox number of that address; in the proof the same calls are
+//! branches that `exact` walks. Noise addresses are `(seed, root position, node, purpose)`; only
+//! the coupled mode is keyed by the position of the token to be emitted. Keying the other purposes
+//! by a token's own position would bias the lifted rules, which consult drafted tokens that are not
+//! emitted and are drafted again in the next step.
+
+use crate::error::Result;
+use crate::num::Weight;
+use crate::rng;
+
+/// What a number is used for; two purposes never share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// The drafter's own draws.
+    Draft = 0,
+    /// Whether a node is accepted.
+    Accept = 1,
+    /// The token drawn at the node where the walk stops, or by `target_only`.
+    Sample = 2,
+    /// The exponential race of the coupled mode.
+    Gumbel = 3,
+}
+
+/// An address within one step: a node and a purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// The node that the choice is about (for the race: the depth of the emitted token).
+    pub node: u32,
+    /// What the number is used for.
+    pub purpose: Purpose,
+}
+
+impl Site {
+    /// The address of a purpose at a node.
+    pub fn new(node: usize, purpose: Purpose) -> Self {
+        Self { node: node as u32, purpose }
+    }
+}
+
+/// An unnormalised distribution over tokens, read lazily.
+pub trait Cells<W: Weight> {
+    /// The sum of all weights.
+    fn total(&self) -> W;
+    /// The token whose cumulative cell holds `point`; never one of weight 0. A point beyond the
+    /// last cell (rounding) gives the last token of positive weight.
+    ///
+    /// # Errors
+    /// If a row that has to be read whole is not a distribution.
+    fn locate(&mut self, point: &W) -> Result<u32>;
+    /// Every token of positive weight with its weight, ascending.
+    ///
+    /// # Errors
+    /// As [`Cells::locate`].
+    fn list(&mut self) -> Result<Vec<(u32, W)>>;
+    /// The winner of the exponential race at a position: `argmin E(token) / weight(token)`.
+    ///
+    /// # Errors
+    /// As [`Cells::locate`].
+    fn race(&mut self, noise: &RaceNoise) -> Result<u32>;
+}
+
+/// Answers a rule's questions about chance.
+pub trait Choices<W: Weight> {
+    /// True with probability `min(1, num / den)`; certain cases consume no randomness.
+    fn accept(&mut self, site: Site, num: &W, den: &W) -> bool;
+    /// A token with probability proportional to its weight.
+    ///
+    /// # Errors
+    /// Whatever reading the row raises.
+    fn draw(&mut self, site: Site, cells: &mut dyn Cells<W>) -> Result<u32>;
+    /// A token by the race that belongs to the position `depth` tokens after the first one emitted.
+    ///
+    /// # Errors
+    /// Whatever reading the row raises.
+    fn race(&mut self, depth: usize, cells: &mut dyn Cells<W>) -> Result<u32>;
+}
+
+/// `min(1, num / den)` where it is 0 or 1: the answer needs no number.
+pub(crate) fn certain<W: Weight>(num: &W, den: &W) -> Option<bool> {
+    if !num.is_positive() {
+        Some(false)
+    } else if num >= den {
+        Some(true)
+    } else {
+        None
+    }
+}
+
+/// The noise of one position's race: an exponential variate for each token.
+#[derive(Debug, Clone, Copy)]
+pub struct RaceNoise {
+    key: [u32; 2],
+    position: u32,
+}
+
+impl RaceNoise {
+    /// The noise of `position` under `seed`.
+    pub fn new(seed: u64, position: u32) -> Self {
+        Self { key: rng::key(seed), position }
+    }
+
+    /// The four words that serve tokens `2 * pair` and `2 * pair + 1`.
+    #[inline(always)]
+    pub fn words(&self, pair: u32) -> [u32; 4] {
+        rng::philox(self.key, [self.position, pair, Purpose::Gumbel as u32, 0])
+    }
+
+    /// `v` in `[0, 1)`; the token's exponential variate is `-ln(1 - v)`.
+    #[inline(always)]
+    pub fn uniform(&self, token: u32) -> f64 {
+        let words = self.words(token >> 1);
+        let half = 2 * (token & 1) as usize;
+        rng::uniform(words[half], words[half + 1])
+    }
+}
+
+/// Production: Philox under a seed, at the root position of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Philox {
+    seed: u64,
+    position: u32,
+}
+
+impl Philox {
+    /// The noise of the step whose root has absolute index `position`.
+    pub fn new(seed: u64, position: u32) -> Self {
+        Self { seed, position }
+    }
+
+    /// The number at an address.
+    pub fn uniform(&self, site: Site) -> f64 {
+        let words = rng::philox(
+            rng::key(self.seed),
+            [self.position, site.node, site.purpose as u32, 0],
+        );
+        rng::uniform(words[0], words[1])
+    }
+}
+
+impl Choices<f64> for Philox {
+    fn accept(&mut self, site: Site, num: &f64, den: &f64) -> bool {
+        // Strictly below: a token of probability 0 is never accepted, not even at u = 0.
+        certain(num, den).unwrap_or_else(|| self.uniform(site) * den < *num)
+    }
+
+    fn draw(&mut self, site: Site, cells: &mut dyn Cells<f64>) -> Result<u32> {
+        cells.locate(&(self.uniform(site) * cells.total()))
+    }
+
+    fn race(&mut self, depth: usize, cells: &mut dyn Cells<f64>) -> Result<u32> {
+        // The first token emitted has index root position + 1.
+        cells.race(&RaceNoise::new(self.seed, self.position + 1 + depth as u32))
+    }
+}
+
+/// Refuses every draw: shows in tests that a path is free of chance.
+#[derive(Debug, Clone, Copy)]
+pub struct NoChoices;
+
+impl<W: Weight> Choices<W> for NoChoices {
+    fn accept(&mut self, site: Site, num: &W, den: &W) -> bool {
+        let Some(answer) = certain(num, den) else {
+            unreachable!("a number was asked for at {site:?}");
+        };
+        answer
+    }
+
+    fn draw(&mut self, _site: Site, cells: &mut dyn Cells<W>) -> Result<u32> {
+        let list = cells.list()?;
+        let [(token, _)] = list[..] else {
+            unreachable!("a draw was asked for among {} tokens", list.len());
+        };
+        Ok(token)
+    }
+
+    fn race(&mut self, depth: usize, cells: &mut dyn Cells<W>) -> Result<u32> {
+        self.draw(Site::new(depth, Purpose::Gumbel), cells)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certain_answers_need_no_number() {
+        assert_eq!(certain(&0.0, &0.5), Some(false));
+        assert_eq!(certain(&0.5, &0.5), Some(true));
+        assert_eq!(certain(&0.5, &0.0), Some(true));
+        assert_eq!(certain(&0.2, &0.5), None);
+        assert!(NoChoices.accept(Site::new(1, Purpose::Accept), &1.0, &1.0));
+    }
+
+    #[test]
+    fn purposes_nodes_and_positions_have_their_own_numbers() {
+        let mut seen = Vec::new();
+        for position in 0..4 {
+            for node in 0..4 {
+                for purpose in [Purpose::Draft, Purpose::Accept, Purpose::Sample, Purpose::Gumbel] {
+                    seen.push(Philox::new(1, position).uniform(Site::new(node, purpose)).to_bits());
+                }
+            }
+        }
+        seen.sort_unstable();
+        let all = seen.len();
+        seen.dedup();
+        assert_eq!(seen.len(), all);
+    }
+}

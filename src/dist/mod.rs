@@ -1,0 +1,271 @@
+//! Shaping: from raw logits to the row that is sampled from.
+//!
+//! A shaped row is never written down. Temperature, top-k, top-p and min-p each keep the tokens above
+//! a cut, so a row is described by five numbers, and every later question (the probability of a
+//! token, a sum, a draw) is one streaming pass that compares with the cut. [`weights`] is the same
+//! definition over any number type, for the proof.
+//!
+//! Logits are divided by the temperature in `f32`, as transformers and vLLM do, so that values that
+//! become equal there are equal here; probabilities and sums are `f64`.
+
+mod select;
+pub mod weights;
+
+use crate::error::{Error, Result};
+use crate::rows::{Buffer, RawRows};
+use crate::simd::{self, BLOCK, Kernels};
+
+pub use select::Scratch;
+
+/// Whose order and conventions shaping follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// temperature, top-k, top-p, min-p.
+    Transformers,
+    /// temperature (below 1e-5: greedy), min-p, top-k, top-p.
+    Vllm,
+}
+
+/// Sampling parameters, checked at construction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Params {
+    temperature: f64,
+    top_k: usize,
+    top_p: f64,
+    min_p: f64,
+    preset: Preset,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, preset: Preset::Transformers }
+    }
+}
+
+impl Params {
+    /// Checks the ranges; `top_k` of -1 and 0 mean off.
+    ///
+    /// # Errors
+    /// [`Error::ParamOutOfRange`] names the parameter.
+    pub fn new(temperature: f64, top_k: i64, top_p: f64, min_p: f64, preset: Preset) -> Result<Self> {
+        let check = |legal: bool, name, value: String, wanted| {
+            if legal { Ok(()) } else { Err(Error::ParamOutOfRange { name, value, wanted }) }
+        };
+        check(
+            temperature >= 0.0 && temperature.is_finite(),
+            "temperature",
+            temperature.to_string(),
+            "a finite number >= 0 (0: greedy)",
+        )?;
+        check(top_k >= -1, "top_k", top_k.to_string(), "an integer >= -1 (-1 and 0: off)")?;
+        check(
+            top_p > 0.0 && top_p <= 1.0,
+            "top_p",
+            top_p.to_string(),
+            "a number in (0, 1] (1: off)",
+        )?;
+        check(
+            (0.0..=1.0).contains(&min_p),
+            "min_p",
+            min_p.to_string(),
+            "a number in [0, 1] (0: off)",
+        )?;
+        Ok(Self { temperature, top_k: top_k.max(0) as usize, top_p, min_p, preset })
+    }
+
+    /// Whether rows are one-hot: temperature 0, or below vLLM's threshold under its preset.
+    pub fn is_greedy(&self) -> bool {
+        let floor = match self.preset {
+            Preset::Transformers => 0.0,
+            Preset::Vllm => 1e-5,
+        };
+        self.temperature <= 0.0 || self.temperature < floor
+    }
+
+    /// The temperature.
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+}
+
+/// A row after shaping: token `x` with scaled logit `y` has probability
+/// `exp(y - max) / total` if it is kept, which is `y > cut`, or `y == cut` and `x < tie_end`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shaped {
+    max: f32,
+    total: f64,
+    cut: f32,
+    tie_end: u32,
+    greedy: bool,
+}
+
+impl Shaped {
+    /// The one token left, if the row is one-hot by greedy decoding.
+    pub fn only(&self) -> Option<u32> {
+        self.greedy.then(|| self.tie_end - 1)
+    }
+}
+
+/// Rows of logits under sampling parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct ShapedRows<'a> {
+    raw: RawRows<'a>,
+    params: Params,
+    kernels: &'static Kernels,
+    side: &'static str,
+}
+
+impl<'a> ShapedRows<'a> {
+    /// Logits to be shaped; `side` ("target" or "drafter") is named in errors.
+    pub fn new(raw: RawRows<'a>, params: Params, side: &'static str) -> Self {
+        Self { raw, params, kernels: Kernels::best(), side }
+    }
+
+    /// The number of tokens in a row.
+    pub fn num_cols(&self) -> usize {
+        self.raw.num_cols()
+    }
+
+    /// A block of scaled logits: divided by the temperature unless that is 1.
+    fn scaled<'s>(&'s self, row: usize, start: usize, buffers: &'s mut [Buffer; 2]) -> &'s [f32] {
+        let [raw, out] = buffers;
+        let values = self.raw.block(self.kernels, row, start, raw);
+        if self.divisor().to_bits() == 1.0_f32.to_bits() {
+            return values;
+        }
+        let out = &mut out[..values.len()];
+        (self.kernels.divide)(values, self.divisor(), out);
+        out
+    }
+
+    fn divisor(&self) -> f32 {
+        // Greedy rows are compared raw: any division could only create ties.
+        if self.params.is_greedy() { 1.0 } else { self.params.temperature as f32 }
+    }
+
+    fn scaled_value(&self, row: usize, token: u32) -> f32 {
+        self.raw.value(row, token as usize) as f32 / self.divisor()
+    }
+
+    /// Reads a row once or twice and returns its five numbers.
+    ///
+    /// # Errors
+    /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
+    pub fn shape(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
+        let max = self.scan(row, scratch)?;
+        let mut shaped =
+            Shaped { max, total: 1.0, cut: f32::NEG_INFINITY, tie_end: u32::MAX, greedy: false };
+        if self.params.is_greedy() {
+            shaped.cut = max;
+            shaped.tie_end = self.first_maximum(row, max, scratch) + 1;
+            shaped.greedy = true;
+            return Ok(shaped);
+        }
+        if !max.is_finite() {
+            return Err(Error::RowEmpty {
+                side: self.side,
+                row,
+                reason: "the largest logit overflows when divided by the temperature",
+            });
+        }
+        self.truncate(row, &mut shaped, scratch);
+        Ok(shaped)
+    }
+
+    /// The largest scaled logit of a row without NaN or `+inf`.
+    fn scan(&self, row: usize, scratch: &mut Scratch) -> Result<f32> {
+        let mut max = f32::NEG_INFINITY;
+        for start in self.raw.blocks() {
+            let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
+            let scan = (self.kernels.scan)(values);
+            if !scan.clean {
+                let bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+                let token = start + values.iter().position(bad).unwrap_or(0);
+                return Err(Error::RowNotFinite {
+                    side: self.side,
+                    row,
+                    token,
+                    found: self.raw.value(row, token).to_string(),
+                    wanted: "logits are finite or -inf",
+                });
+            }
+            max = if scan.max > max { scan.max } else { max };
+        }
+        if max == f32::NEG_INFINITY {
+            return Err(Error::RowEmpty { side: self.side, row, reason: "every logit is -inf" });
+        }
+        // Division by a positive number keeps the order, so the largest stays the largest.
+        Ok(max / self.divisor())
+    }
+
+    fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> u32 {
+        let below = max.next_down();
+        for start in self.raw.blocks() {
+            let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
+            let at = (self.kernels.first_above)(values, below, 0);
+            if at < values.len() {
+                return (start + at) as u32;
+            }
+        }
+        unreachable!("the maximum of row {row} stands in it")
+    }
+
+    /// `exp(y - max)` of a kept token, 0 for others; divide by the total for the probability.
+    fn kept(&self, row: usize, shaped: &Shaped, token: u32) -> f64 {
+        let y = self.scaled_value(row, token);
+        let kept = y > shaped.cut || (y >= shaped.cut && token < shaped.tie_end);
+        if kept { f64::from(simd::exp(y - shaped.max)) } else { 0.0 }
+    }
+
+    /// The probability of a token.
+    pub fn probability(&self, row: usize, shaped: &Shaped, token: u32) -> f64 {
+        self.kept(row, shaped, token) / shaped.total
+    }
+
+    /// The log-probability of a kept token, `-inf` for others; exact where `exp` would underflow.
+    pub fn log_probability(&self, row: usize, shaped: &Shaped, token: u32) -> f64 {
+        let y = self.scaled_value(row, token);
+        if y > shaped.cut || (y >= shaped.cut && token < shaped.tie_end) {
+            f64::from(y) - f64::from(shaped.max) - shaped.total.ln()
+        } else {
+            f64::NEG_INFINITY
+        }
+    }
+
+    /// `out = scale * exp(y - max)` for the kept tokens of a block, 0 for the others.
+    fn weigh(
+        &self,
+        row: usize,
+        shaped: &Shaped,
+        start: usize,
+        scale: f64,
+        buffers: &mut [Buffer; 2],
+        out: &mut [f64; BLOCK],
+    ) -> usize {
+        let values = self.scaled(row, start, buffers);
+        let out = &mut out[..values.len()];
+        (self.kernels.weigh)(values, shaped.max, shaped.cut, scale, out);
+        let tie_end = (shaped.tie_end as usize).saturating_sub(start);
+        if tie_end < out.len() {
+            for (weight, &y) in out[tie_end..].iter_mut().zip(&values[tie_end..]) {
+                if y <= shaped.cut {
+                    *weight = 0.0;
+                }
+            }
+        }
+        out.len()
+    }
+
+    /// The probabilities of a block times `factor`; returns how many were written.
+    pub fn probabilities(
+        &self,
+        row: usize,
+        shaped: &Shaped,
+        start: usize,
+        factor: f64,
+        buffers: &mut [Buffer; 2],
+        out: &mut [f64; BLOCK],
+    ) -> usize {
+        self.weigh(row, shaped, start, factor / shaped.total, buffers, out)
+    }
+}

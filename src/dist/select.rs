@@ -1,0 +1,217 @@
+//! Finds the cuts of top-k, top-p and min-p by selection; no row is ever sorted whole.
+
+use std::cmp::Ordering;
+
+use crate::dist::{Preset, Shaped, ShapedRows};
+use crate::rows::Buffer;
+use crate::simd::{self, BLOCK};
+
+/// Steps per nat and number of the buckets in which top-p gathers mass below the maximum: they span
+/// 32 nats, and what lies lower shares the last one.
+const RESOLUTION: f32 = 64.0;
+const BUCKETS: usize = 2048;
+
+/// Up to this `k`, top-k keeps a small list of candidates; above, it selects in a copy of the row.
+const SMALL_K: usize = 4096;
+
+/// Working memory of one verification: block buffers, and lists of at most a row.
+#[derive(Debug)]
+pub struct Scratch {
+    pub(crate) buffers: [Buffer; 2],
+    pub(crate) weights: [f64; BLOCK],
+    pub(crate) taken: [f64; BLOCK],
+    values: Vec<f32>,
+    ranked: Vec<(f32, u32)>,
+    mass: Vec<f64>,
+    steps: Vec<u32>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            buffers: [[0.0; BLOCK]; 2],
+            weights: [0.0; BLOCK],
+            taken: [0.0; BLOCK],
+            values: Vec::new(),
+            ranked: Vec::new(),
+            mass: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+}
+
+impl ShapedRows<'_> {
+    /// Sets the cut and the total of a row whose maximum is known.
+    pub(super) fn truncate(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+        let params = &self.params;
+        // min-p keeps exp(y - max) >= min_p: a cut that depends on the maximum alone.
+        let min_p_cut = if params.min_p > 0.0 {
+            round_up(f64::from(shaped.max) + params.min_p.ln())
+        } else {
+            f32::NEG_INFINITY
+        };
+        if params.preset == Preset::Vllm {
+            raise(shaped, min_p_cut);
+        }
+        let small_k = params.top_k > 0 && params.top_k < self.num_cols();
+        if small_k {
+            let cut = self.kth_largest(row, params.top_k, scratch);
+            raise(shaped, cut);
+        }
+        if params.top_p < 1.0 {
+            if small_k && params.top_k <= SMALL_K {
+                self.nucleus_of_few(row, shaped, scratch);
+            } else {
+                self.nucleus(row, shaped, scratch);
+            }
+        }
+        if params.preset == Preset::Transformers {
+            raise(shaped, min_p_cut);
+        }
+        shaped.total = self.total(row, shaped, scratch);
+    }
+
+    fn total(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
+        let mut total = 0.0;
+        for start in self.raw.blocks() {
+            total += if shaped.tie_end == u32::MAX {
+                let values = self.scaled(row, start, &mut scratch.buffers);
+                (self.kernels.sum_exp)(values, shaped.max, shaped.cut)
+            } else {
+                let Scratch { buffers, weights, .. } = scratch;
+                let len = self.weigh(row, shaped, start, 1.0, buffers, weights);
+                (self.kernels.sum)(&weights[..len])
+            };
+        }
+        total
+    }
+
+    /// The `k`-th largest scaled logit of a row, counting equal ones each; `0 < k < V`.
+    fn kth_largest(&self, row: usize, k: usize, scratch: &mut Scratch) -> f32 {
+        let descending = |a: &f32, b: &f32| b.total_cmp(a);
+        let Scratch { buffers, values: best, .. } = scratch;
+        best.clear();
+        if k > SMALL_K {
+            for start in self.raw.blocks() {
+                best.extend_from_slice(self.scaled(row, start, buffers));
+            }
+            return *best.select_nth_unstable_by(k - 1, descending).1;
+        }
+        // Values above `bound` are candidates; when there are enough, `bound` rises to the k-th.
+        let capacity = 2 * k + BLOCK;
+        let mut bound = f32::NEG_INFINITY;
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, buffers);
+            let mut at = (self.kernels.first_above)(values, bound, 0);
+            while at < values.len() {
+                best.push(values[at]);
+                if best.len() == capacity {
+                    bound = *best.select_nth_unstable_by(k - 1, descending).1;
+                    best.truncate(k);
+                }
+                at = (self.kernels.first_above)(values, bound, at + 1);
+            }
+        }
+        if best.len() < k {
+            return f32::NEG_INFINITY; // Fewer than k logits are above -inf: all of them stay.
+        }
+        *best.select_nth_unstable_by(k - 1, descending).1
+    }
+
+    /// top-p among the few tokens that top-k left: they are ranked.
+    fn nucleus_of_few(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+        let Scratch { buffers, ranked, .. } = scratch;
+        ranked.clear();
+        let below = shaped.cut.next_down();
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, buffers);
+            let mut at = (self.kernels.first_above)(values, below, 0);
+            while at < values.len() {
+                ranked.push((values[at], (start + at) as u32));
+                at = (self.kernels.first_above)(values, below, at + 1);
+            }
+        }
+        rank(ranked);
+        let total: f64 = ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
+        cut_after(ranked, 0.0, self.params.top_p * total, shaped);
+    }
+
+    /// top-p over a whole row: mass by distance below the maximum, then one bucket is ranked.
+    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+        let Scratch { buffers, weights, ranked, mass, steps, .. } = scratch;
+        mass.clear();
+        mass.resize(BUCKETS, 0.0);
+        steps.resize(BLOCK, 0);
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, buffers);
+            let len = values.len();
+            (self.kernels.weigh)(values, shaped.max, shaped.cut, 1.0, &mut weights[..len]);
+            let steps = &mut steps[..len];
+            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            for (&step, &weight) in steps.iter().zip(&weights[..len]) {
+                mass[step as usize] += weight;
+            }
+        }
+        let goal = self.params.top_p * mass.iter().sum::<f64>();
+        let mut before = 0.0;
+        let mut crossing = 0;
+        while crossing + 1 < BUCKETS && before + mass[crossing] < goal {
+            before += mass[crossing];
+            crossing += 1;
+        }
+        ranked.clear();
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, buffers);
+            let steps = &mut steps[..values.len()];
+            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            for (at, &step) in steps.iter().enumerate() {
+                if step as usize == crossing && values[at] >= shaped.cut {
+                    ranked.push((values[at], (start + at) as u32));
+                }
+            }
+        }
+        rank(ranked);
+        cut_after(ranked, before, goal, shaped);
+    }
+}
+
+fn weight(y: f32, shaped: &Shaped) -> f64 {
+    f64::from(simd::exp(y - shaped.max))
+}
+
+/// Largest first, equal ones by ascending token.
+fn rank(list: &mut [(f32, u32)]) {
+    list.sort_unstable_by(|a, b| {
+        // partial_cmp: 0 and -0 are the same logit, and rows with NaN have been refused.
+        b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
+    });
+}
+
+/// Keeps a ranked token while the mass before it is below `goal`, and sets the cut behind the last.
+fn cut_after(ranked: &[(f32, u32)], mut before: f64, goal: f64, shaped: &mut Shaped) {
+    let mut kept = 0;
+    while kept < ranked.len() && (before < goal || kept == 0) {
+        before += weight(ranked[kept].0, shaped);
+        kept += 1;
+    }
+    let Some(&(cut, token)) = kept.checked_sub(1).and_then(|last| ranked.get(last)) else {
+        return;
+    };
+    shaped.cut = cut;
+    // Ranked, so the next one is not above the cut: it ties if it is not below.
+    let tied = ranked.get(kept).is_some_and(|next| next.0 >= cut);
+    shaped.tie_end = if tied { token + 1 } else { u32::MAX };
+}
+
+fn raise(shaped: &mut Shaped, cut: f32) {
+    if cut > shaped.cut {
+        shaped.cut = cut;
+        shaped.tie_end = u32::MAX;
+    }
+}
+
+/// The smallest `f32` that is not below `x`.
+fn round_up(x: f64) -> f32 {
+    let near = x as f32;
+    if f64::from(near) < x { near.next_up() } else { near }
+}

@@ -1,0 +1,266 @@
+//! Every way in which input can be wrong, each with the place, what was found and what was wanted.
+//!
+//! A variant keeps its facts as fields; the message is put together only when it is printed. The
+//! bindings map each variant to a Python exception in one exhaustive match.
+
+use thiserror::Error;
+
+/// The result of everything here that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can be wrong. Messages say where, what was found, what was wanted and what to do.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum Error {
+    /// `parents` does not describe a tree in topological order.
+    #[error(
+        "node {node}: parent {parent} is not an earlier node; order the nodes so that \
+         parents[0] = -1 and 0 <= parents[i] < i"
+    )]
+    BadParent {
+        /// The node whose parent is wrong.
+        node: usize,
+        /// The parent found.
+        parent: i64,
+    },
+    /// A size disagrees with another one.
+    #[error("{what}: found {found}, wanted {wanted}")]
+    ShapeMismatch {
+        /// Which array.
+        what: &'static str,
+        /// The shape found.
+        found: String,
+        /// The shape wanted.
+        wanted: String,
+    },
+    /// An array has an element type that is not read.
+    #[error("{what}: dtype {found} is not supported; use {wanted}")]
+    BadDtype {
+        /// Which array.
+        what: &'static str,
+        /// The dtype found.
+        found: String,
+        /// The dtypes that are read.
+        wanted: &'static str,
+    },
+    /// A tensor lives where the core cannot read it, or in a form that it cannot borrow.
+    #[error("{what}: {found}; {todo}")]
+    BadTensor {
+        /// Which array.
+        what: &'static str,
+        /// What is wrong with it.
+        found: String,
+        /// What to do.
+        todo: &'static str,
+    },
+    /// A token id is outside the vocabulary of the rows.
+    #[error("node {node}: token {token} is outside the vocabulary of {vocab} tokens")]
+    TokenOutOfVocabulary {
+        /// The node that carries the token.
+        node: usize,
+        /// The token found.
+        token: i64,
+        /// The number of tokens in a row.
+        vocab: usize,
+    },
+    /// Two children of one node carry the same token under a law that draws without replacement.
+    #[error(
+        "node {node}: token {token} repeats its sibling node {sibling}; law \"{law}\" has distinct \
+         siblings (only \"iid\" may repeat)"
+    )]
+    DuplicateSibling {
+        /// The later sibling.
+        node: usize,
+        /// The earlier sibling.
+        sibling: usize,
+        /// The token of both.
+        token: u32,
+        /// The declared law.
+        law: &'static str,
+    },
+    /// A draft's tree has a form that its law cannot have.
+    #[error("node {node}: law \"{law}\" {reason}")]
+    LawShape {
+        /// The node where it shows.
+        node: usize,
+        /// The declared law.
+        law: &'static str,
+        /// Why the law forbids it.
+        reason: &'static str,
+    },
+    /// A law that needs the drafter's rows came without them, or the other way round.
+    #[error("law \"{law}\" {reason}")]
+    LawData {
+        /// The declared law.
+        law: &'static str,
+        /// What is missing or too much.
+        reason: &'static str,
+    },
+    /// A node's parent has no drafter row although the node was sampled from it.
+    #[error("node {node}: its parent, node {parent}, has no drafter row (rows[{parent}] = {row})")]
+    MissingRow {
+        /// The sampled node.
+        node: usize,
+        /// Its parent.
+        parent: usize,
+        /// The row index found.
+        row: i64,
+    },
+    /// A drafted token has no probability under the law it is said to be drawn from.
+    #[error(
+        "node {node}: the drafter's row gives token {token} the probability {found}; a sampled \
+         token has q > 0, so this row is not the one it was drawn from"
+    )]
+    ZeroDraftProbability {
+        /// The sampled node.
+        node: usize,
+        /// Its token.
+        token: u32,
+        /// The value found.
+        found: String,
+    },
+    /// An unknown law.
+    #[error("law \"{found}\" is unknown; use one of: {known}")]
+    UnknownLaw {
+        /// What was asked.
+        found: String,
+        /// The known laws.
+        known: String,
+    },
+    /// A parameter outside its range.
+    #[error("{name}: found {value}, wanted {wanted}")]
+    ParamOutOfRange {
+        /// The parameter.
+        name: &'static str,
+        /// The value found.
+        value: String,
+        /// The legal range.
+        wanted: &'static str,
+    },
+    /// An unknown rule.
+    #[error("rule \"{found}\" is unknown; use \"auto\" or one of: {known}")]
+    UnknownRule {
+        /// What was asked.
+        found: String,
+        /// The known rules.
+        known: String,
+    },
+    /// A rule that is not lossless for the draft's law.
+    #[error("rule \"{rule}\" cannot verify law \"{law}\"; use rule=\"auto\" or one of: {legal}")]
+    IllegalPair {
+        /// The rule asked for.
+        rule: String,
+        /// The draft's law.
+        law: &'static str,
+        /// The rules that are lossless for it.
+        legal: String,
+    },
+    /// `rule="greedy"` with a temperature above 0.
+    #[error("rule \"greedy\" needs temperature 0, found {temperature}; set temperature=0")]
+    GreedyTemperature {
+        /// The temperature found.
+        temperature: f64,
+    },
+    /// A row holds a value that no distribution has.
+    #[error("{side} row {row}: {found} at token {token}; {wanted}")]
+    RowNotFinite {
+        /// "target" or "drafter".
+        side: &'static str,
+        /// The row.
+        row: usize,
+        /// The token where it was found.
+        token: usize,
+        /// The value found.
+        found: String,
+        /// What a row may hold.
+        wanted: &'static str,
+    },
+    /// A row leaves nothing to draw from.
+    #[error("{side} row {row}: no token is left to draw from ({reason})")]
+    RowEmpty {
+        /// "target" or "drafter".
+        side: &'static str,
+        /// The row.
+        row: usize,
+        /// Why nothing is left.
+        reason: &'static str,
+    },
+    /// A row of probabilities does not sum to 1.
+    #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-3")]
+    RowNotNormalised {
+        /// The row.
+        row: usize,
+        /// The sum found.
+        sum: f64,
+    },
+    /// Nodes that are not a path of the tree from the root down.
+    #[error("path[{index}] = {node}: {reason}")]
+    NotAPath {
+        /// The place in the path.
+        index: usize,
+        /// The node found there.
+        node: i64,
+        /// Why it cannot stand there.
+        reason: &'static str,
+    },
+    /// A number too large for the index type of what it counts.
+    #[error("{what}: {found} overflows; wanted at most {limit}")]
+    Overflow {
+        /// What is counted.
+        what: &'static str,
+        /// The number found.
+        found: u64,
+        /// The largest legal one.
+        limit: u64,
+    },
+}
+
+impl Error {
+    /// The stable short name of this kind of error.
+    pub fn slug(&self) -> &'static str {
+        match self {
+            Self::BadParent { .. } => "bad_parent",
+            Self::ShapeMismatch { .. } => "shape_mismatch",
+            Self::BadDtype { .. } => "bad_dtype",
+            Self::BadTensor { .. } => "bad_tensor",
+            Self::TokenOutOfVocabulary { .. } => "token_out_of_vocabulary",
+            Self::DuplicateSibling { .. } => "duplicate_sibling",
+            Self::LawShape { .. } => "law_shape",
+            Self::LawData { .. } => "law_data",
+            Self::MissingRow { .. } => "missing_row",
+            Self::ZeroDraftProbability { .. } => "zero_draft_probability",
+            Self::UnknownLaw { .. } => "unknown_law",
+            Self::ParamOutOfRange { .. } => "param_out_of_range",
+            Self::UnknownRule { .. } => "unknown_rule",
+            Self::IllegalPair { .. } => "illegal_pair",
+            Self::GreedyTemperature { .. } => "greedy_temperature",
+            Self::RowNotFinite { .. } => "row_not_finite",
+            Self::RowEmpty { .. } => "row_empty",
+            Self::RowNotNormalised { .. } => "row_not_normalised",
+            Self::NotAPath { .. } => "not_a_path",
+            Self::Overflow { .. } => "overflow",
+        }
+    }
+
+    /// The node that the error is about, if it is about one.
+    pub fn node(&self) -> Option<usize> {
+        match *self {
+            Self::BadParent { node, .. }
+            | Self::TokenOutOfVocabulary { node, .. }
+            | Self::DuplicateSibling { node, .. }
+            | Self::LawShape { node, .. }
+            | Self::MissingRow { node, .. }
+            | Self::ZeroDraftProbability { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The row that the error is about, if it is about one.
+    pub fn row(&self) -> Option<usize> {
+        match *self {
+            Self::RowNotFinite { row, .. }
+            | Self::RowEmpty { row, .. }
+            | Self::RowNotNormalised { row, .. } => Some(row),
+            _ => None,
+        }
+    }
+}

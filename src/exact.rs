@@ -1,0 +1,242 @@
+//! The enumerator: walks every branch of a run and adds up the exact law of its results.
+//!
+//! An address is one uniform number, so for each address the enumerator keeps the interval in which
+//! its number must lie after the answers given so far. Asking twice at one address is therefore
+//! enumerated as the same number (and shows as a bias), where a naive enumerator would see two.
+
+use std::collections::BTreeMap;
+
+use crate::choice::{Cells, Choices, Purpose, Site, certain};
+use crate::error::Result;
+use crate::num::Weight;
+
+/// A source of choices that takes one scripted branch at each open question.
+#[derive(Debug)]
+pub struct Enumerator<W> {
+    /// `(branch taken, number of branches)` of each open question, in order of asking.
+    script: Vec<(usize, usize)>,
+    asked: usize,
+    weight: W,
+    intervals: BTreeMap<(u64, Site), (W, W)>,
+    position: u64,
+}
+
+impl<W: Weight> Enumerator<W> {
+    fn new() -> Self {
+        Self {
+            script: Vec::new(),
+            asked: 0,
+            weight: W::one(),
+            intervals: BTreeMap::new(),
+            position: 0,
+        }
+    }
+
+    /// Sets the root position of the step that follows.
+    pub fn set_position(&mut self, position: u64) {
+        self.position = position;
+    }
+
+    /// Takes one branch of those with positive weight; the weights need not sum to anything.
+    fn branch(&mut self, weights: &[W]) -> usize {
+        let live: Vec<usize> = (0..weights.len()).filter(|&i| weights[i].is_positive()).collect();
+        let taken = if let Some(&(taken, _)) = self.script.get(self.asked) {
+            taken
+        } else {
+            self.script.push((0, live.len()));
+            0
+        };
+        self.asked += 1;
+        self.weight = self.weight.mul(&weights[live[taken]]);
+        live[taken]
+    }
+
+    /// Cuts the interval of an address at `edges` (ascending, from 0 to 1) and takes one piece.
+    fn cut(&mut self, site: Site, edges: &[W]) -> usize {
+        // The race of a position belongs to the emitted token, whatever step asks for it.
+        let key = match site.purpose {
+            Purpose::Gumbel => (self.position + 1 + u64::from(site.node), Site::new(0, site.purpose)),
+            _ => (self.position, site),
+        };
+        let (low, high) =
+            self.intervals.get(&key).cloned().unwrap_or_else(|| (W::zero(), W::one()));
+        let width = high.sub(&low);
+        let pieces: Vec<(W, W)> = edges
+            .windows(2)
+            .map(|e| {
+                let from = if e[0] > low { e[0].clone() } else { low.clone() };
+                (from, e[1].min(&high))
+            })
+            .collect();
+        let weights: Vec<W> =
+            pieces.iter().map(|(from, to)| to.sub(from).positive_part().div(&width)).collect();
+        let taken = self.branch(&weights);
+        self.intervals.insert(key, pieces[taken].clone());
+        taken
+    }
+
+    /// Moves the script to the next untaken branch; false when all have been taken.
+    fn advance(&mut self) -> bool {
+        self.asked = 0;
+        self.weight = W::one();
+        self.intervals.clear();
+        self.position = 0;
+        while let Some((taken, count)) = self.script.pop() {
+            if taken + 1 < count {
+                self.script.push((taken + 1, count));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl<W: Weight> Choices<W> for Enumerator<W> {
+    fn accept(&mut self, site: Site, num: &W, den: &W) -> bool {
+        if let Some(answer) = certain(num, den) {
+            return answer;
+        }
+        let threshold = num.div(den);
+        self.cut(site, &[W::zero(), threshold, W::one()]) == 0
+    }
+
+    fn draw(&mut self, site: Site, cells: &mut dyn Cells<W>) -> Result<u32> {
+        let list = cells.list()?;
+        let total = list.iter().fold(W::zero(), |sum, (_, weight)| sum.add(weight));
+        let mut edges = vec![W::zero()];
+        let mut sum = W::zero();
+        for (_, weight) in &list {
+            sum = sum.add(weight);
+            edges.push(sum.div(&total));
+        }
+        Ok(list[self.cut(site, &edges)].0)
+    }
+
+    fn race(&mut self, depth: usize, cells: &mut dyn Cells<W>) -> Result<u32> {
+        // For a draft that did not look at the race's noise, its winner has the row's own law.
+        self.draw(Site::new(depth, Purpose::Gumbel), cells)
+    }
+}
+
+/// The exact law of a result: each value with its probability, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputLaw<W, K: Ord>(BTreeMap<K, W>);
+
+impl<W: Weight, K: Ord + Clone> OutputLaw<W, K> {
+    /// The law without any outcome.
+    pub fn empty() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Adds weight to an outcome.
+    pub fn add(&mut self, key: K, weight: &W) {
+        let slot = self.0.entry(key).or_insert_with(W::zero);
+        *slot = slot.add(weight);
+    }
+
+    /// The outcomes in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &W)> {
+        self.0.iter()
+    }
+
+    /// The probability of an outcome.
+    pub fn get(&self, key: &K) -> W {
+        self.0.get(key).cloned().unwrap_or_else(W::zero)
+    }
+
+    /// The sum of all weights; 1 for a complete law.
+    pub fn total(&self) -> W {
+        self.0.values().fold(W::zero(), |sum, weight| sum.add(weight))
+    }
+
+    /// The total-variation distance: half the sum of absolute differences.
+    pub fn distance(&self, other: &Self) -> W {
+        let mut sum = W::zero();
+        for (key, weight) in &self.0 {
+            sum = sum.add(&weight.sub(&other.get(key)).positive_part());
+            sum = sum.add(&other.get(key).sub(weight).positive_part());
+        }
+        for (key, weight) in &other.0 {
+            if !self.0.contains_key(key) {
+                sum = sum.add(weight);
+            }
+        }
+        sum.div(&W::ratio(2, 1))
+    }
+
+    /// The same law with its weights in another number type.
+    pub fn map<X: Weight>(&self, convert: impl Fn(&W) -> X) -> OutputLaw<X, K> {
+        OutputLaw(self.0.iter().map(|(key, weight)| (key.clone(), convert(weight))).collect())
+    }
+
+    /// The largest absolute difference of one outcome's probabilities.
+    pub fn largest_difference(&self, other: &Self) -> f64 {
+        let keys = self.0.keys().chain(other.0.keys());
+        keys.map(|k| self.get(k).sub(&other.get(k)).to_f64().abs()).fold(0.0, f64::max)
+    }
+}
+
+/// Runs `program` once for each combination of branches and returns every result with its weight.
+///
+/// # Errors
+/// The first error that a run returns.
+pub fn enumerate<W: Weight, T>(
+    mut program: impl FnMut(&mut Enumerator<W>) -> Result<T>,
+) -> Result<Vec<(T, W)>> {
+    let mut results = Vec::new();
+    let mut choices = Enumerator::new();
+    loop {
+        let result = program(&mut choices)?;
+        results.push((result, choices.weight.clone()));
+        if !choices.advance() {
+            return Ok(results);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_rational::BigRational;
+
+    type R = BigRational;
+
+    fn r(num: i64, den: i64) -> R {
+        <R as Weight>::ratio(num, den)
+    }
+
+    #[test]
+    fn all_branches_sum_to_one() {
+        let runs = enumerate(|choices: &mut Enumerator<R>| {
+            let first = choices.accept(Site::new(1, Purpose::Accept), &r(1, 3), &r(1, 1));
+            let second = first && choices.accept(Site::new(2, Purpose::Accept), &r(1, 4), &r(1, 2));
+            Ok((first, second))
+        })
+        .unwrap();
+        let mut law = OutputLaw::empty();
+        for (key, weight) in runs {
+            law.add(key, &weight);
+        }
+        assert_eq!(law.total(), r(1, 1));
+        assert_eq!(law.get(&(false, false)), r(2, 3));
+        assert_eq!(law.get(&(true, true)), r(1, 6));
+    }
+
+    #[test]
+    fn one_address_is_one_number() {
+        // Asked twice with the same threshold, the answers agree; with different ones they nest.
+        let site = Site::new(1, Purpose::Accept);
+        let runs = enumerate(|choices: &mut Enumerator<R>| {
+            Ok((
+                choices.accept(site, &r(1, 3), &r(1, 1)),
+                choices.accept(site, &r(1, 2), &r(1, 1)),
+            ))
+        })
+        .unwrap();
+        let found: Vec<_> = runs.iter().map(|(key, w)| (*key, w.clone())).collect();
+        assert_eq!(
+            found,
+            [((true, true), r(1, 3)), ((false, true), r(1, 6)), ((false, false), r(1, 2))]
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! KV-cache bookkeeping: which entries a commit keeps, and where they go. It knows no probabilities.
+
+use crate::error::{Error, Result};
+use crate::tree::TokenTree;
+
+/// What a commit does to a cache; a plan, not an effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitPlan {
+    /// `(from, to)` slots in the order in which they may be copied in place.
+    pub moves: Vec<(i64, i64)>,
+    /// Blocks that no sequence needs any more; empty for contiguous caches.
+    pub freed: Vec<i32>,
+    /// Entries of the sequence after the commit.
+    pub length: i64,
+    /// The node whose recurrent state and hidden state are kept: the path's last, or the root.
+    pub state_select: i64,
+}
+
+/// The plan for a contiguous cache in which entries `start, start + 1, ...` hold nodes `0, 1, ...`.
+///
+/// The root's entry and those of `path` stay, so the length becomes `start + 1 + path.len()`. A
+/// path's `j`-th node (from 1) has number at least `j`, hence copying in path order never writes
+/// over an entry that is still to be read.
+///
+/// # Errors
+/// [`Error::NotAPath`] if `path` does not lead from the root downwards; [`Error::ParamOutOfRange`] if
+/// `start` is negative; [`Error::Overflow`] if the slots do not fit an `i64`.
+pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitPlan> {
+    tree.check_path(path)?;
+    if start < 0 {
+        return Err(Error::ParamOutOfRange {
+            name: "start",
+            value: start.to_string(),
+            wanted: "start >= 0",
+        });
+    }
+    if start.checked_add(tree.num_nodes() as i64).is_none() {
+        return Err(Error::Overflow {
+            what: "start",
+            found: start as u64,
+            limit: (i64::MAX - tree.num_nodes() as i64) as u64,
+        });
+    }
+    let moves = path
+        .iter()
+        .enumerate()
+        .filter(|&(index, &node)| node != index as i64 + 1)
+        .map(|(index, &node)| (start + node, start + index as i64 + 1))
+        .collect();
+    Ok(CommitPlan {
+        moves,
+        freed: Vec::new(),
+        length: start + 1 + path.len() as i64,
+        state_select: path.last().copied().unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_path_moves_nothing() {
+        let tree = TokenTree::chain(4).unwrap();
+        let plan = commit_plan(&tree, &[1, 2], 10).unwrap();
+        assert_eq!(plan, CommitPlan { moves: vec![], freed: vec![], length: 13, state_select: 2 });
+        assert_eq!(commit_plan(&tree, &[], 10).unwrap().length, 11);
+    }
+
+    #[test]
+    fn scattered_nodes_move_to_the_front() {
+        let tree = TokenTree::new(&[-1, 0, 0, 1, 2, 2]).unwrap();
+        let plan = commit_plan(&tree, &[2, 5], 100).unwrap();
+        assert_eq!(plan.moves, [(102, 101), (105, 102)]);
+        assert_eq!((plan.length, plan.state_select), (103, 5));
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        let tree = TokenTree::chain(2).unwrap();
+        assert!(commit_plan(&tree, &[2], 0).is_err());
+        assert!(commit_plan(&tree, &[1], -1).is_err());
+        assert!(commit_plan(&tree, &[1], i64::MAX - 1).is_err());
+    }
+}

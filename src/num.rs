@@ -1,0 +1,98 @@
+//! The numbers a rule computes with: `f64` in production, exact rationals in the proof.
+
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::{One, Signed, ToPrimitive, Zero};
+
+/// A field with an order; all that a rule may use.
+///
+/// Rules take weights by value or reference and never look behind this trait, so the text that is
+/// proven over rationals is the text that ships over `f64`.
+pub trait Weight: Clone + PartialOrd + std::fmt::Debug {
+    /// The neutral element of addition.
+    fn zero() -> Self;
+    /// The neutral element of multiplication.
+    fn one() -> Self;
+    /// `num / den`, exact where the type is; `den > 0`.
+    fn ratio(num: i64, den: i64) -> Self;
+    /// Sum.
+    fn add(&self, other: &Self) -> Self;
+    /// Difference.
+    fn sub(&self, other: &Self) -> Self;
+    /// Product.
+    fn mul(&self, other: &Self) -> Self;
+    /// Quotient; the caller has made sure that `other` is not zero.
+    fn div(&self, other: &Self) -> Self;
+    /// The nearest `f64`.
+    fn to_f64(&self) -> f64;
+
+    /// Whether the weight is above zero.
+    fn is_positive(&self) -> bool {
+        *self > Self::zero()
+    }
+    /// The smaller of the two.
+    fn min(&self, other: &Self) -> Self {
+        if other < self { other.clone() } else { self.clone() }
+    }
+    /// `max(self, 0)`.
+    fn positive_part(&self) -> Self {
+        if self.is_positive() { self.clone() } else { Self::zero() }
+    }
+}
+
+impl Weight for f64 {
+    fn zero() -> Self {
+        0.0
+    }
+    fn one() -> Self {
+        1.0
+    }
+    fn ratio(num: i64, den: i64) -> Self {
+        num as f64 / den as f64
+    }
+    fn add(&self, other: &Self) -> Self {
+        self + other
+    }
+    fn sub(&self, other: &Self) -> Self {
+        self - other
+    }
+    fn mul(&self, other: &Self) -> Self {
+        self * other
+    }
+    fn div(&self, other: &Self) -> Self {
+        self / other
+    }
+    fn to_f64(&self) -> f64 {
+        *self
+    }
+}
+
+impl Weight for BigRational {
+    fn zero() -> Self {
+        Zero::zero()
+    }
+    fn one() -> Self {
+        One::one()
+    }
+    fn ratio(num: i64, den: i64) -> Self {
+        Self::new(BigInt::from(num), BigInt::from(den))
+    }
+    fn add(&self, other: &Self) -> Self {
+        self + other
+    }
+    fn sub(&self, other: &Self) -> Self {
+        self - other
+    }
+    fn mul(&self, other: &Self) -> Self {
+        self * other
+    }
+    fn div(&self, other: &Self) -> Self {
+        self / other
+    }
+    fn to_f64(&self) -> f64 {
+        ToPrimitive::to_f64(self).unwrap_or(f64::NAN)
+    }
+    fn is_positive(&self) -> bool {
+        Signed::is_positive(self)
+    }
+}

@@ -1,0 +1,162 @@
+//! Borrowed rows of a model's output: element types widened on read, rows a stride apart.
+
+use crate::error::{Error, Result};
+use crate::simd::{BLOCK, Kernels};
+
+/// The elements of a matrix, as the producer laid them out.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// IEEE single.
+    F32(&'a [f32]),
+    /// IEEE half, as bits.
+    F16(&'a [u16]),
+    /// bfloat16, as bits.
+    Bf16(&'a [u16]),
+    /// IEEE double; probabilities only.
+    F64(&'a [f64]),
+}
+
+impl Values<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) | Self::Bf16(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+}
+
+/// A matrix of rows with unit stride inside a row; never copied.
+#[derive(Debug, Clone, Copy)]
+pub struct RawRows<'a> {
+    values: Values<'a>,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+/// Where a block of a row is widened to when it is not `f32` already.
+pub type Buffer = [f32; BLOCK];
+
+impl<'a> RawRows<'a> {
+    /// `rows` rows of `cols` values, `stride` values apart.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if the values do not hold that matrix.
+    pub fn new(values: Values<'a>, rows: usize, cols: usize, stride: usize) -> Result<Self> {
+        let needed = rows
+            .checked_sub(1)
+            .map_or(Some(0), |above| above.checked_mul(stride)?.checked_add(cols));
+        if rows > 1 && stride < cols || needed.is_none_or(|needed| needed > values.len()) {
+            return Err(Error::ShapeMismatch {
+                what: "rows",
+                found: format!("{} values", values.len()),
+                wanted: format!("({rows}, {cols}) with a row stride of {stride}"),
+            });
+        }
+        Ok(Self { values, rows, cols, stride })
+    }
+
+    /// Rows of `f32` without gaps.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if the length is not a multiple of `cols`.
+    pub fn from_f32(values: &'a [f32], cols: usize) -> Result<Self> {
+        Self::new(Values::F32(values), values.len() / cols.max(1), cols, cols)
+    }
+
+    /// The number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of tokens in a row.
+    pub fn num_cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The starts of a row's blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.cols).step_by(BLOCK)
+    }
+
+    /// The block of a row from `start` on, widened to `f32` (through `buffer` where needed).
+    pub fn block<'s>(
+        &'s self,
+        kernels: &Kernels,
+        row: usize,
+        start: usize,
+        buffer: &'s mut Buffer,
+    ) -> &'s [f32] {
+        let from = row * self.stride + start;
+        let len = BLOCK.min(self.cols - start);
+        let buffer = &mut buffer[..len];
+        match self.values {
+            Values::F32(values) => return &values[from..from + len],
+            Values::F16(values) => (kernels.widen_f16)(&values[from..from + len], buffer),
+            Values::Bf16(values) => (kernels.widen_bf16)(&values[from..from + len], buffer),
+            Values::F64(values) => {
+                for (out, &x) in buffer.iter_mut().zip(&values[from..from + len]) {
+                    *out = x as f32;
+                }
+            }
+        }
+        buffer
+    }
+
+    /// A block of probabilities in `f64`.
+    pub fn block_f64(&self, kernels: &Kernels, row: usize, start: usize, out: &mut [f64]) {
+        if let Values::F64(values) = self.values {
+            let from = row * self.stride + start;
+            out.copy_from_slice(&values[from..from + out.len()]);
+            return;
+        }
+        let mut buffer = [0.0; BLOCK];
+        (kernels.widen_f32)(self.block(kernels, row, start, &mut buffer), out);
+    }
+
+    /// One value, widened.
+    pub fn value(&self, row: usize, col: usize) -> f64 {
+        let at = row * self.stride + col;
+        match self.values {
+            Values::F32(values) => f64::from(values[at]),
+            Values::F16(values) => half::f16::from_bits(values[at]).to_f64(),
+            Values::Bf16(values) => half::bf16::from_bits(values[at]).to_f64(),
+            Values::F64(values) => values[at],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strided_rows_of_every_type_read_alike() {
+        let wide: Vec<f32> = (0..24).map(|i| i as f32 / 4.0).collect();
+        let half: Vec<u16> = wide.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
+        let brain: Vec<u16> = wide.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+        let double: Vec<f64> = wide.iter().map(|&x| f64::from(x)).collect();
+        for values in
+            [Values::F32(&wide), Values::F16(&half), Values::Bf16(&brain), Values::F64(&double)]
+        {
+            let rows = RawRows::new(values, 3, 5, 8).unwrap();
+            let mut buffer = [0.0; BLOCK];
+            assert_eq!(rows.block(Kernels::best(), 2, 0, &mut buffer), &wide[16..21]);
+            let mut out = [0.0; 5];
+            rows.block_f64(Kernels::best(), 1, 0, &mut out);
+            assert_eq!(out, double[8..13]);
+            assert_eq!(rows.value(2, 4).to_bits(), double[20].to_bits());
+        }
+    }
+
+    #[test]
+    fn matrices_that_do_not_fit_are_refused() {
+        let values = [0.0_f32; 10];
+        assert!(RawRows::new(Values::F32(&values), 2, 5, 5).is_ok());
+        assert!(RawRows::new(Values::F32(&values), 2, 5, 6).is_err());
+        assert!(RawRows::new(Values::F32(&values), 2, 5, 4).is_err());
+        assert!(RawRows::new(Values::F32(&values), usize::MAX, 5, 5).is_err());
+        assert!(RawRows::new(Values::F32(&values), 0, 5, 5).is_ok());
+    }
+}

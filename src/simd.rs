@@ -1,0 +1,416 @@
+//! Block kernels, one source compiled for several instruction sets and chosen at run time.
+//!
+//! A kernel is written once over arrays of [`LANES`] values with a fixed striping, and the compiler
+//! vectorises it under each set's features. Floating-point operations are never reordered, so every
+//! level gives the same bits: the plain-Rust level is the scalar twin of the others.
+//!
+//! Blocks hold at most [`BLOCK`] values: 4 KiB of `f32`, so a block and its weights stay in L1.
+
+#![allow(unsafe_code)]
+
+/// Values that a kernel treats as one stripe.
+pub const LANES: usize = 16;
+
+/// Values of a row that are processed together, and the step of the two-level draw.
+pub const BLOCK: usize = 1024;
+
+/// Below this exponent [`exp`] gives 0: the result would be a subnormal `f32`.
+const EXP_FLOOR: f32 = -87.0;
+
+/// What a first look at a block tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scan {
+    /// The largest value; `-inf` for an empty block.
+    pub max: f32,
+    /// Whether no value is NaN or `+inf`.
+    pub clean: bool,
+}
+
+/// `exp(y)` for `y <= 0`, relative error below `2e-7` (tested), 0 below `-87`, NaN for NaN.
+///
+/// Cody-Waite reduction by `ln 2` in two parts, then `1 + r + r^2 P(r)` with a degree-4 Chebyshev
+/// fit whose own error is `1.1e-8`; what remains is the rounding of `f32`.
+#[inline(always)]
+pub fn exp(y: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN_2_HIGH: f32 = 0.693_145_75;
+    const LN_2_LOW: f32 = 1.428_606_8e-6;
+    // Adding it rounds to the nearest integer and leaves that integer in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let shifted = y.mul_add(LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    let r = (-n).mul_add(LN_2_LOW, (-n).mul_add(LN_2_HIGH, y));
+    let mut p = 0.001_392_621_3_f32;
+    p = p.mul_add(r, 0.008_363_203);
+    p = p.mul_add(r, 0.041_666_556);
+    p = p.mul_add(r, 0.166_665_76);
+    p = p.mul_add(r, 0.5);
+    let value = (p * r).mul_add(r, r) + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;
+    if y < EXP_FLOOR { 0.0 } else { value * f32::from_bits(exponent) }
+}
+
+#[inline(always)]
+fn scan(values: &[f32]) -> Scan {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut dirty = [false; LANES];
+    let mut step = |lane: usize, x: f32| {
+        if x > max[lane] {
+            max[lane] = x;
+        }
+        // False for NaN and for +inf; written so that a NaN counts as dirty.
+        dirty[lane] |= !matches!(x.partial_cmp(&f32::INFINITY), Some(std::cmp::Ordering::Less));
+    };
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    for stripe in stripes {
+        for lane in 0..LANES {
+            step(lane, stripe[lane]);
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        step(lane, x);
+    }
+    let mut result = Scan { max: f32::NEG_INFINITY, clean: true };
+    for lane in 0..LANES {
+        result.max = if max[lane] > result.max { max[lane] } else { result.max };
+        result.clean &= !dirty[lane];
+    }
+    result
+}
+
+/// Adds the lanes in a fixed order.
+#[inline(always)]
+fn fold(lanes: [f64; LANES]) -> f64 {
+    lanes.iter().sum()
+}
+
+#[inline(always)]
+fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    for stripe in stripes {
+        let mut terms = [0.0_f32; LANES];
+        for lane in 0..LANES {
+            let y = stripe[lane];
+            let e = exp(y - max);
+            terms[lane] = if y < cut { 0.0 } else { e };
+        }
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(terms[lane]);
+        }
+    }
+    for (lane, &y) in rest.iter().enumerate() {
+        let e = exp(y - max);
+        lanes[lane] += f64::from(if y < cut { 0.0 } else { e });
+    }
+    fold(lanes)
+}
+
+#[inline(always)]
+fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) {
+    for (out, &y) in out.iter_mut().zip(values) {
+        let e = exp(y - max);
+        *out = f64::from(if y < cut { 0.0 } else { e }) * scale;
+    }
+}
+
+#[inline(always)]
+fn subtract(out: &mut [f64], taken: &[f64], factor: f64) {
+    for (out, &q) in out.iter_mut().zip(taken) {
+        let left = *out - factor * q;
+        *out = if left > 0.0 { left } else { 0.0 };
+    }
+}
+
+#[inline(always)]
+fn sum(values: &[f64]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    for stripe in stripes {
+        for lane in 0..LANES {
+            lanes[lane] += stripe[lane];
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        lanes[lane] += x;
+    }
+    fold(lanes)
+}
+
+#[inline(always)]
+fn divide(values: &[f32], divisor: f32, out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = x / divisor;
+    }
+}
+
+#[inline(always)]
+fn widen_bf16(values: &[u16], out: &mut [f32]) {
+    for (out, &bits) in out.iter_mut().zip(values) {
+        *out = f32::from_bits(u32::from(bits) << 16);
+    }
+}
+
+#[inline(always)]
+fn widen_f16(values: &[u16], out: &mut [f32]) {
+    // Shifting moves exponent and mantissa into place; the multiplication rebiases the exponent and
+    // is exact for subnormals too. An all-ones exponent (inf, NaN) is set by hand.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    for (out, &half) in out.iter_mut().zip(values) {
+        let bits = u32::from(half);
+        let sign = (bits & 0x8000) << 16;
+        let rest = (bits & 0x7fff) << 13;
+        let finite = f32::from_bits(rest) * REBIAS;
+        let special = f32::from_bits(rest | 0x7f80_0000);
+        let magnitude = if rest >= 0x0f80_0000 { special } else { finite };
+        *out = f32::from_bits(magnitude.to_bits() | sign);
+    }
+}
+
+#[inline(always)]
+fn widen_f32(values: &[f32], out: &mut [f64]) {
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = f64::from(x);
+    }
+}
+
+/// The first index at or after `from` whose value is above `bound`, or the length.
+#[inline(always)]
+fn first_above(values: &[f32], bound: f32, from: usize) -> usize {
+    let mut at = from;
+    while at + LANES <= values.len() {
+        let mut any = false;
+        for lane in 0..LANES {
+            any |= values[at + lane] > bound;
+        }
+        if any {
+            break;
+        }
+        at += LANES;
+    }
+    while at < values.len() && values[at] <= bound {
+        at += 1;
+    }
+    at
+}
+
+/// The distance below the maximum, in steps of `1 / resolution`, capped at `buckets - 1`.
+#[inline(always)]
+fn buckets(values: &[f32], max: f32, resolution: f32, buckets: u32, out: &mut [u32]) {
+    let cap = (buckets - 1) as f32;
+    for (out, &y) in out.iter_mut().zip(values) {
+        let step = (max - y) * resolution;
+        let step = if step < cap { step } else { cap };
+        // SAFETY: `step` is in [0, cap]: max >= y for every value, and NaN fails the comparison.
+        *out = unsafe { step.to_int_unchecked::<u32>() };
+    }
+}
+
+/// `v` in `[0, 1)` for the tokens `2 * pair ..`, one Philox call for two tokens.
+#[inline(always)]
+fn race_noise(noise: &crate::choice::RaceNoise, pair: u32, out: &mut [f64]) {
+    for (at, two) in (pair..).zip(out.chunks_mut(2)) {
+        let [w0, w1, w2, w3] = noise.words(at);
+        two[0] = crate::rng::uniform(w0, w1);
+        if let Some(second) = two.get_mut(1) {
+            *second = crate::rng::uniform(w2, w3);
+        }
+    }
+}
+
+macro_rules! kernels {
+    ($( $(#[$doc:meta])* fn $name:ident ( $($arg:ident : $type:ty),* ) $(-> $result:ty)? ;)*) => {
+        /// The kernels of one instruction set.
+        #[derive(Debug)]
+        pub struct Kernels {
+            /// The name of the instruction set.
+            pub name: &'static str,
+            $( $(#[$doc])* pub $name: fn($($type),*) $(-> $result)?, )*
+        }
+
+        /// Plain Rust: every machine has it, and the other levels give the same bits.
+        pub static SCALAR: Kernels = Kernels { name: "scalar", $( $name, )* };
+
+        kernels!(@level AVX2 "avx2" "avx2,fma" $( fn $name($($arg: $type),*) $(-> $result)?; )*);
+        kernels!(@level AVX512 "avx512" "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+            $( fn $name($($arg: $type),*) $(-> $result)?; )*);
+    };
+    (@level $level:ident $label:literal $features:literal
+        $(fn $name:ident ( $($arg:ident : $type:ty),* ) $(-> $result:ty)? ;)*) => {
+        #[cfg(target_arch = "x86_64")]
+        static $level: Kernels = Kernels {
+            name: $label,
+            $( $name: {
+                fn dispatch($($arg: $type),*) $(-> $result)? {
+                    #[target_feature(enable = $features)]
+                    fn compiled($($arg: $type),*) $(-> $result)? {
+                        $name($($arg),*)
+                    }
+                    // SAFETY: `Kernels::available` hands this level out only where the processor
+                    // has its features, and the table is private otherwise.
+                    unsafe { compiled($($arg),*) }
+                }
+                dispatch
+            }, )*
+        };
+    };
+}
+
+kernels! {
+    /// Maximum and cleanliness of a block.
+    fn scan(values: &[f32]) -> Scan;
+    /// `sum exp(y - max)` over the values that are not below `cut`.
+    fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64;
+    /// `out = scale * exp(y - max)`, 0 for values below `cut`.
+    fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) ;
+    /// `out = max(out - factor * taken, 0)`.
+    fn subtract(out: &mut [f64], taken: &[f64], factor: f64);
+    /// The sum of a block.
+    fn sum(values: &[f64]) -> f64;
+    /// `out = values / divisor`, rounded as `f32`.
+    fn divide(values: &[f32], divisor: f32, out: &mut [f32]);
+    /// bfloat16 bits to `f32`.
+    fn widen_bf16(values: &[u16], out: &mut [f32]);
+    /// IEEE half bits to `f32`.
+    fn widen_f16(values: &[u16], out: &mut [f32]);
+    /// `f32` to `f64`.
+    fn widen_f32(values: &[f32], out: &mut [f64]);
+    /// The first index at or after `from` whose value is above `bound`, or the length.
+    fn first_above(values: &[f32], bound: f32, from: usize) -> usize;
+    /// `min((max - y) * resolution, count - 1)`, rounded down.
+    fn buckets(values: &[f32], max: f32, resolution: f32, count: u32, out: &mut [u32]);
+    /// The race's uniforms for the tokens from `2 * pair` on.
+    fn race_noise(noise: &crate::choice::RaceNoise, pair: u32, out: &mut [f64]);
+}
+
+impl Kernels {
+    /// Every level that this processor has, the plain one first.
+    pub fn available() -> Vec<&'static Self> {
+        #[allow(unused_mut)]
+        let mut levels = vec![&SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(&AVX2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    levels.push(&AVX512);
+                }
+            }
+        }
+        levels
+    }
+
+    /// The fastest level of this processor, detected once.
+    pub fn best() -> &'static Self {
+        static BEST: std::sync::OnceLock<&'static Kernels> = std::sync::OnceLock::new();
+        BEST.get_or_init(|| Self::available().last().copied().unwrap_or(&SCALAR))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn exp_keeps_its_stated_error() {
+        let mut worst = 0.0_f64;
+        for i in 0..=2_000_000 {
+            let y = -87.0 * (f64::from(i) / 2e6) as f32;
+            let wanted = f64::from(y).exp();
+            worst = worst.max((f64::from(exp(y)) / wanted - 1.0).abs());
+        }
+        assert!(worst < 2e-7, "relative error {worst}");
+        assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
+        assert_eq!(exp(-87.1).to_bits(), 0);
+        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn halves_widen_exactly() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        for level in Kernels::available() {
+            let mut out = vec![0.0; all.len()];
+            (level.widen_f16)(&all, &mut out);
+            for (&bits, &found) in all.iter().zip(&out) {
+                let wanted = half::f16::from_bits(bits).to_f32();
+                assert!(found.to_bits() == wanted.to_bits() || (found.is_nan() && wanted.is_nan()));
+            }
+            (level.widen_bf16)(&all, &mut out);
+            for (&bits, &found) in all.iter().zip(&out) {
+                assert_eq!(found.to_bits(), u32::from(bits) << 16);
+            }
+        }
+    }
+
+    #[test]
+    fn scan_sees_what_no_row_may_hold() {
+        for level in Kernels::available() {
+            for (bad, at) in [(f32::NAN, 3), (f32::INFINITY, 16), (f32::NAN, 20)] {
+                let mut values = vec![-1.0; 21];
+                assert!((level.scan)(&values).clean);
+                values[at] = bad;
+                assert!(!(level.scan)(&values).clean, "{} {bad} {at}", level.name);
+            }
+            let lowest = [f32::NEG_INFINITY; 5];
+            let wanted = Scan { max: f32::NEG_INFINITY, clean: true };
+            assert_eq!((level.scan)(&lowest), wanted);
+        }
+    }
+
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![9 => -120.0_f32..20.0, 1 => Just(f32::NEG_INFINITY)];
+        proptest::collection::vec(value, 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_gives_the_bits_of_the_scalar_twin(
+            values in values(), cut in -60.0_f32..5.0, scale in 0.1_f64..3.0, seed: u64
+        ) {
+            let max = (SCALAR.scan)(&values).max;
+            prop_assume!(max.is_finite());
+            let run = |level: &Kernels| {
+                let mut weights = vec![0.0; values.len()];
+                (level.weigh)(&values, max, cut, scale, &mut weights);
+                let mut left = weights.clone();
+                (level.subtract)(&mut left, &weights, 0.7);
+                let mut divided = vec![0.0; values.len()];
+                (level.divide)(&values, 0.7, &mut divided);
+                let mut steps = vec![0; values.len()];
+                (level.buckets)(&values, max, 16.0, 64, &mut steps);
+                let mut noise = vec![0.0; values.len()];
+                let race = crate::choice::RaceNoise::new(seed, 9);
+                (level.race_noise)(&race, 3, &mut noise);
+                let mut wide = vec![0.0; values.len()];
+                (level.widen_f32)(&values, &mut wide);
+                (
+                    (level.scan)(&values),
+                    (level.sum_exp)(&values, max, cut).to_bits(),
+                    (level.sum)(&left).to_bits(),
+                    left.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
+                    divided.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
+                    noise.iter().chain(&wide).map(|x| x.to_bits()).collect::<Vec<_>>(),
+                    steps,
+                    (level.first_above)(&values, cut, 0),
+                )
+            };
+            let wanted = run(&SCALAR);
+            for level in Kernels::available() {
+                prop_assert_eq!(&run(level), &wanted, "{}", level.name);
+            }
+        }
+
+        #[test]
+        fn first_above_is_the_first(values in values(), bound in -60.0_f32..5.0, from in 0_usize..8) {
+            let wanted = (from..values.len()).find(|&i| values[i] > bound).unwrap_or(values.len());
+            prop_assume!(from <= values.len());
+            prop_assert_eq!((SCALAR.first_above)(&values, bound, from), wanted);
+        }
+    }
+}

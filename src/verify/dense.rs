@@ -1,0 +1,113 @@
+//! The proof's view: whole rows of any number type, held in memory.
+
+use crate::choice::{Cells, RaceNoise};
+use crate::error::{Error, Result};
+use crate::num::Weight;
+use crate::verify::view::{Mix, View};
+
+/// The rows of every node of one drafted tree.
+#[derive(Debug, Clone)]
+pub struct DenseView<W> {
+    /// The target's row after each node.
+    pub target: Vec<Vec<W>>,
+    /// The drafter's row after each node; empty where none is needed.
+    pub drafter: Vec<Vec<W>>,
+}
+
+impl<W: Weight> View<W> for DenseView<W> {
+    type Mixture<'s>
+        = DenseCells<W>
+    where
+        Self: 's,
+        W: 's;
+
+    fn target(&mut self, node: usize, token: u32) -> Result<W> {
+        Ok(self.target[node][token as usize].clone())
+    }
+
+    fn drafter(&mut self, node: usize, token: u32) -> Result<W> {
+        Ok(self.drafter[node][token as usize].clone())
+    }
+
+    fn mixture<'s>(
+        &'s mut self,
+        node: usize,
+        mix: &'s Mix<W>,
+        set: &'s [u32],
+    ) -> Result<DenseCells<W>> {
+        let mut weights: Vec<W> = self.target[node].iter().map(|p| mix.a.mul(p)).collect();
+        if mix.b.is_positive() {
+            for (token, weight) in weights.iter_mut().enumerate() {
+                if !set.contains(&(token as u32)) {
+                    let taken = mix.b.mul(&self.drafter[node][token]);
+                    *weight = weight.sub(&taken).positive_part();
+                }
+            }
+        }
+        for &token in &mix.removed {
+            weights[token as usize] = W::zero();
+        }
+        Ok(DenseCells::new(weights))
+    }
+}
+
+/// Weights held in memory.
+#[derive(Debug, Clone)]
+pub struct DenseCells<W> {
+    weights: Vec<W>,
+    total: W,
+}
+
+impl<W: Weight> DenseCells<W> {
+    /// Cells of the given weights.
+    pub fn new(weights: Vec<W>) -> Self {
+        let total = weights.iter().fold(W::zero(), |sum, weight| sum.add(weight));
+        Self { weights, total }
+    }
+}
+
+/// The error of a draw from cells without any positive weight.
+pub(crate) fn nothing_left() -> Error {
+    Error::RowEmpty { side: "target", row: 0, reason: "every weight is 0" }
+}
+
+impl<W: Weight> Cells<W> for DenseCells<W> {
+    fn total(&self) -> W {
+        self.total.clone()
+    }
+
+    fn locate(&mut self, point: &W) -> Result<u32> {
+        let mut sum = W::zero();
+        let mut last = None;
+        for (token, weight) in self.weights.iter().enumerate() {
+            if weight.is_positive() {
+                sum = sum.add(weight);
+                last = Some(token as u32);
+                if *point < sum {
+                    break;
+                }
+            }
+        }
+        last.ok_or_else(nothing_left)
+    }
+
+    fn list(&mut self) -> Result<Vec<(u32, W)>> {
+        let list: Vec<(u32, W)> = (0_u32..)
+            .zip(&self.weights)
+            .filter(|(_, weight)| weight.is_positive())
+            .map(|(token, weight)| (token, weight.clone()))
+            .collect();
+        if list.is_empty() { Err(nothing_left()) } else { Ok(list) }
+    }
+
+    fn race(&mut self, noise: &RaceNoise) -> Result<u32> {
+        let mut best = None;
+        for (token, weight) in self.list()? {
+            let time = -(-noise.uniform(token)).ln_1p() / weight.to_f64();
+            if best.is_none_or(|(earliest, _)| time < earliest) {
+                best = Some((time, token));
+            }
+        }
+        best.map(|(_, token)| token).ok_or_else(nothing_left)
+    }
+}

@@ -1,0 +1,397 @@
+//! Production's view: rows are shaped and summed only when a rule asks for them.
+
+use crate::choice::{Cells, RaceNoise};
+use crate::dist::{Scratch, Shaped, ShapedRows};
+use crate::error::{Error, Result};
+use crate::rows::RawRows;
+use crate::simd::{BLOCK, Kernels};
+use crate::verify::dense::nothing_left;
+use crate::verify::law::Draft;
+use crate::verify::view::{Mix, View};
+
+/// Where the drafter's rows come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// The draft has none.
+    None,
+    /// Probabilities, used as given.
+    Probabilities(RawRows<'a>),
+    /// Logits, shaped like the target's.
+    Logits(ShapedRows<'a>),
+}
+
+/// The drafter's rows of a draft.
+#[derive(Debug, Clone, Copy)]
+pub struct DrafterRows<'a> {
+    /// The rows.
+    pub source: Source<'a>,
+    /// Which row belongs to each node; -1 for none.
+    pub index: &'a [i64],
+    /// `(token, column)` by ascending token when the rows are over a sub-vocabulary.
+    pub vocab: Option<&'a [(u32, u32)]>,
+}
+
+impl DrafterRows<'_> {
+    /// No rows at all.
+    pub const NONE: DrafterRows<'static> =
+        DrafterRows { source: Source::None, index: &[], vocab: None };
+
+    fn row(&self, draft: &Draft, node: usize) -> Result<usize> {
+        let row = self.index.get(node).copied().unwrap_or(-1);
+        usize::try_from(row).map_err(|_| Error::MissingRow {
+            node: draft.tree().children(node).first().map_or(0, |&child| child as usize),
+            parent: node,
+            row,
+        })
+    }
+
+    /// The column of a token; `None` outside the sub-vocabulary.
+    pub(crate) fn column(&self, token: u32) -> Option<u32> {
+        match self.vocab {
+            None => Some(token),
+            Some(pairs) => {
+                pairs.binary_search_by_key(&token, |pair| pair.0).ok().map(|at| pairs[at].1)
+            }
+        }
+    }
+}
+
+/// The sums of the blocks of one mixture, so that a draw finds its block without another pass.
+#[derive(Debug, Default)]
+struct BlockSums {
+    /// The mixture that the sums belong to: node, factors, number of removed tokens.
+    key: Option<(usize, u64, u64, usize)>,
+    sums: Vec<f64>,
+    total: f64,
+}
+
+/// The rows of one draft, read on demand.
+#[derive(Debug)]
+pub struct LazyView<'a> {
+    draft: &'a Draft,
+    target: ShapedRows<'a>,
+    drafter: DrafterRows<'a>,
+    shaped_target: Vec<Option<Shaped>>,
+    shaped_drafter: Vec<Option<Shaped>>,
+    scratch: Scratch,
+    sums: BlockSums,
+    /// A drafter's row spread over the whole vocabulary, for sub-vocabularies only.
+    spread: Vec<f64>,
+    spread_row: Option<usize>,
+}
+
+impl<'a> LazyView<'a> {
+    /// The view of a draft's rows; nothing is read yet.
+    pub fn new(draft: &'a Draft, target: ShapedRows<'a>, drafter: DrafterRows<'a>) -> Self {
+        let drafter_rows = match drafter.source {
+            Source::Logits(_) => draft.num_nodes(),
+            Source::None | Source::Probabilities(_) => 0,
+        };
+        Self {
+            draft,
+            target,
+            drafter,
+            shaped_target: vec![None; draft.num_nodes()],
+            shaped_drafter: vec![None; drafter_rows],
+            scratch: Scratch::default(),
+            sums: BlockSums::default(),
+            spread: Vec::new(),
+            spread_row: None,
+        }
+    }
+
+    fn shaped_target(&mut self, node: usize) -> Result<Shaped> {
+        if let Some(shaped) = self.shaped_target[node] {
+            return Ok(shaped);
+        }
+        let shaped = self.target.shape(node, &mut self.scratch)?;
+        self.shaped_target[node] = Some(shaped);
+        Ok(shaped)
+    }
+
+    /// The shape of the drafter's row after `node`, when the drafter's rows are logits.
+    fn shaped_drafter(&mut self, rows: &ShapedRows<'a>, node: usize, row: usize) -> Result<Shaped> {
+        if let Some(shaped) = self.shaped_drafter[node] {
+            return Ok(shaped);
+        }
+        let shaped = rows.shape(row, &mut self.scratch)?;
+        self.shaped_drafter[node] = Some(shaped);
+        Ok(shaped)
+    }
+
+    /// The natural logarithm of `p(token)` after `node`.
+    ///
+    /// # Errors
+    /// If the row is not a distribution.
+    pub fn log_probability(&mut self, node: usize, token: u32) -> Result<f64> {
+        let shaped = self.shaped_target(node)?;
+        Ok(self.target.log_probability(node, &shaped, token))
+    }
+
+    /// Spreads a sub-vocabulary row over all tokens, in ascending columns of the given blocks.
+    fn spread(&mut self, row: usize, shaped: Option<Shaped>) {
+        let Some(pairs) = self.drafter.vocab else { return };
+        if self.spread_row == Some(row) {
+            return;
+        }
+        self.spread.clear();
+        self.spread.resize(self.target.num_cols(), 0.0);
+        for &(token, column) in pairs {
+            self.spread[token as usize] = match (self.drafter.source, shaped) {
+                (Source::Logits(rows), Some(shaped)) => rows.probability(row, &shaped, column),
+                (Source::Probabilities(raw), _) => raw.value(row, column as usize),
+                _ => 0.0,
+            };
+        }
+        self.spread_row = Some(row);
+    }
+
+    /// Makes sure that the sums belong to `mix` at `node`.
+    fn sum_blocks(&mut self, parts: &Parts<'_>) -> Result<()> {
+        let key =
+            (parts.node, parts.mix.a.to_bits(), parts.mix.b.to_bits(), parts.mix.removed.len());
+        if self.sums.key == Some(key) {
+            return Ok(());
+        }
+        self.sums.key = None;
+        self.sums.sums.clear();
+        self.sums.total = 0.0;
+        let mut checked = 0.0;
+        for start in (0..self.target.num_cols()).step_by(BLOCK) {
+            let (len, drafted) = self.fill(parts, start);
+            let sum = (Kernels::best().sum)(&self.scratch.weights[..len]);
+            self.sums.sums.push(sum);
+            self.sums.total += sum;
+            checked += drafted;
+        }
+        if parts.drafter.is_some() {
+            self.check_drafter(parts, checked)?;
+        }
+        self.sums.key = Some(key);
+        Ok(())
+    }
+
+    /// A row of probabilities has just been read whole: it must be a distribution.
+    fn check_drafter(&self, parts: &Parts<'_>, sum: f64) -> Result<()> {
+        let (Some((row, _)), Source::Probabilities(raw)) = (parts.drafter, self.drafter.source)
+        else {
+            return Ok(());
+        };
+        check_distribution(&raw, row, sum)
+    }
+
+    /// Writes a block of the mixture's weights; returns its length and the drafter's sum in it.
+    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> (usize, f64) {
+        let Scratch { buffers, weights, taken, .. } = &mut self.scratch;
+        let kernels = Kernels::best();
+        let len = self.target.probabilities(
+            parts.node,
+            &parts.target,
+            start,
+            parts.mix.a,
+            buffers,
+            weights,
+        );
+        let mut drafted = 0.0;
+        if let Some((row, shaped)) = parts.drafter {
+            match (self.drafter.source, self.drafter.vocab, shaped) {
+                (_, Some(_), _) => taken[..len].copy_from_slice(&self.spread[start..start + len]),
+                (Source::Logits(rows), None, Some(shaped)) => {
+                    rows.probabilities(row, &shaped, start, 1.0, buffers, taken);
+                }
+                (Source::Probabilities(raw), None, _) => {
+                    raw.block_f64(kernels, row, start, &mut taken[..len]);
+                }
+                _ => taken[..len].fill(0.0),
+            }
+            drafted = (kernels.sum)(&taken[..len]);
+            for token in inside(parts.set, start, len) {
+                taken[token] = 0.0;
+            }
+            (kernels.subtract)(&mut weights[..len], &taken[..len], parts.mix.b);
+        }
+        for token in inside(&parts.mix.removed, start, len) {
+            weights[token] = 0.0;
+        }
+        (len, drafted)
+    }
+}
+
+/// The places in a block of the tokens that lie in it.
+fn inside(tokens: &[u32], start: usize, len: usize) -> impl Iterator<Item = usize> + '_ {
+    tokens.iter().filter_map(move |&t| (t as usize).checked_sub(start)).filter(move |&t| t < len)
+}
+
+/// Checks that a row of probabilities whose sum is known is a distribution.
+///
+/// # Errors
+/// [`Error::RowNotFinite`] names a NaN, infinite or negative value, [`Error::RowNotNormalised`] the
+/// sum.
+pub fn check_distribution(raw: &RawRows<'_>, row: usize, sum: f64) -> Result<()> {
+    let legal = |p: f64| p >= 0.0 && p.is_finite();
+    if let Some(token) = (0..raw.num_cols()).find(|&token| !legal(raw.value(row, token))) {
+        return Err(Error::RowNotFinite {
+            side: "drafter",
+            row,
+            token,
+            found: raw.value(row, token).to_string(),
+            wanted: "probabilities are finite and not negative",
+        });
+    }
+    if (sum - 1.0).abs() > 1e-3 {
+        return Err(Error::RowNotNormalised { row, sum });
+    }
+    Ok(())
+}
+
+/// A mixture with its rows resolved.
+struct Parts<'s> {
+    node: usize,
+    target: Shaped,
+    drafter: Option<(usize, Option<Shaped>)>,
+    mix: &'s Mix<f64>,
+    set: &'s [u32],
+}
+
+/// A mixture of a node's rows; its blocks have been summed.
+pub struct LazyCells<'s, 'a> {
+    view: &'s mut LazyView<'a>,
+    parts: Parts<'s>,
+}
+
+impl<'a> View<f64> for LazyView<'a> {
+    type Mixture<'s>
+        = LazyCells<'s, 'a>
+    where
+        Self: 's;
+
+    fn target(&mut self, node: usize, token: u32) -> Result<f64> {
+        let shaped = self.shaped_target(node)?;
+        Ok(self.target.probability(node, &shaped, token))
+    }
+
+    fn drafter(&mut self, node: usize, token: u32) -> Result<f64> {
+        let row = self.drafter.row(self.draft, node)?;
+        let Some(column) = self.drafter.column(token) else { return Ok(0.0) };
+        match self.drafter.source {
+            Source::None => Ok(0.0),
+            Source::Probabilities(raw) => Ok(raw.value(row, column as usize)),
+            Source::Logits(rows) => {
+                let shaped = self.shaped_drafter(&rows, node, row)?;
+                Ok(rows.probability(row, &shaped, column))
+            }
+        }
+    }
+
+    fn mixture<'s>(
+        &'s mut self,
+        node: usize,
+        mix: &'s Mix<f64>,
+        set: &'s [u32],
+    ) -> Result<LazyCells<'s, 'a>> {
+        let target = self.shaped_target(node)?;
+        let mut drafter = None;
+        if mix.b > 0.0 {
+            let row = self.drafter.row(self.draft, node)?;
+            let shaped = match self.drafter.source {
+                Source::Logits(rows) => Some(self.shaped_drafter(&rows, node, row)?),
+                Source::None | Source::Probabilities(_) => None,
+            };
+            self.spread(row, shaped);
+            drafter = Some((row, shaped));
+        }
+        let parts = Parts { node, target, drafter, mix, set };
+        // A one-hot row that nothing is taken from needs no sum.
+        if !parts.is_one_hot() {
+            self.sum_blocks(&parts)?;
+        }
+        Ok(LazyCells { view: self, parts })
+    }
+}
+
+impl Parts<'_> {
+    fn is_one_hot(&self) -> bool {
+        self.target.only().is_some() && self.drafter.is_none() && self.mix.removed.is_empty()
+    }
+}
+
+impl LazyCells<'_, '_> {
+    /// Calls `each` with every block's start and weights.
+    fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
+        for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
+            let (len, _) = self.view.fill(&self.parts, start);
+            each(start, &self.view.scratch.weights[..len]);
+        }
+    }
+}
+
+impl Cells<f64> for LazyCells<'_, '_> {
+    fn total(&self) -> f64 {
+        if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.sums.total }
+    }
+
+    fn locate(&mut self, point: &f64) -> Result<u32> {
+        if let Some(token) = self.parts.target.only().filter(|_| self.parts.is_one_hot()) {
+            return Ok(token);
+        }
+        // The last block of positive sum holds the point if rounding put it beyond the others.
+        let mut before = 0.0;
+        let mut block = None;
+        for (index, &sum) in self.view.sums.sums.iter().enumerate() {
+            if sum > 0.0 {
+                block = Some((index, before));
+                before += sum;
+                if *point < before {
+                    break;
+                }
+            }
+        }
+        let (index, mut before) = block.ok_or_else(nothing_left)?;
+        let start = index * BLOCK;
+        let (len, _) = self.view.fill(&self.parts, start);
+        let mut last = None;
+        for (token, &weight) in self.view.scratch.weights[..len].iter().enumerate() {
+            if weight > 0.0 {
+                before += weight;
+                last = Some((start + token) as u32);
+                if *point < before {
+                    break;
+                }
+            }
+        }
+        last.ok_or_else(nothing_left)
+    }
+
+    fn list(&mut self) -> Result<Vec<(u32, f64)>> {
+        let mut list = Vec::new();
+        self.scan(|start, weights| {
+            let positive = weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+            list.extend(positive.map(|(token, &weight)| ((start + token) as u32, weight)));
+        });
+        if list.is_empty() { Err(nothing_left()) } else { Ok(list) }
+    }
+
+    fn race(&mut self, noise: &RaceNoise) -> Result<u32> {
+        if let Some(token) = self.parts.target.only().filter(|_| self.parts.is_one_hot()) {
+            return Ok(token);
+        }
+        let mut earliest = f64::INFINITY;
+        let mut winner = None;
+        let mut numbers = [0.0; BLOCK];
+        self.scan(|start, weights| {
+            let numbers = &mut numbers[..weights.len()];
+            (Kernels::best().race_noise)(noise, start as u32 / 2, numbers);
+            for (token, (&v, &weight)) in numbers.iter().zip(weights).enumerate() {
+                // -ln(1 - v) >= v, so most tokens lose without a logarithm.
+                if v < earliest * weight || (winner.is_none() && weight > 0.0) {
+                    let time = -(-v).ln_1p() / weight;
+                    if time < earliest {
+                        earliest = time;
+                        winner = Some((start + token) as u32);
+                    }
+                }
+            }
+        });
+        winner.ok_or_else(nothing_left)
+    }
+}

@@ -1,0 +1,102 @@
+//! Carry the probability that a path was delivered down the tree, and decide from the leaves up.
+//!
+//! # What it does
+//! Block verification on a chain, traversal verification on sampled trees, lifted Hu where a
+//! deterministic set follows the sampled children. Never below `topdown` in expected tokens, and
+//! optimal among all lossless rules on a chain.
+//!
+//! # Legal laws
+//! `chain`, `iid`, `swor`, `top_plus_one`, `mixed`.
+//!
+//! # Decision
+//! ```text
+//! visit(v, w):                                       # w(root) = 1
+//!     r = p_v
+//!     for each child c of v in node order, while w > 0:
+//!         w_c = min(1, w r(x_c) / q_c(x_c));  if w_c > 0 and visit(c, w_c) stops: stop
+//!         m = sum (w r - q_c)+;  r = (w r - q_c)+ / m;  w = m / (m + 1 - w)
+//!     with probability w: emit the path of v and a draw from r, stop
+//! ```
+//! On a chain this reads: `w_i = min(1, w_{i-1} p / q)`, `h_i = m_i / (m_i + 1 - w_i)`; the longest
+//! prefix with `u_i < h_i` is kept.
+//!
+//! # Why lossless
+//! `visit(v, w)` stops below or at `v` with probability exactly `w`, and what it emits after `v` has
+//! the target's law. Induction: child `c`, drawn from `q_c`, delivers mass
+//! `q_c min(1, w r / q_c) = min(q_c, w r)`; `(w r - q_c)+` with sum `m` is left to deliver, and nothing
+//! has been delivered yet with probability `m + 1 - w`. The root has `w = 1`, so it always stops.
+//!
+//! # Cost
+//! `p` and `q` along the first path down, then one sum over the rows for each rejected child.
+//!
+//! # Proof status
+//! Enumerated exactly on the golden models by `certify`.
+//!
+//! # Source
+//! Block verification, Sun et al. (arXiv 2403.10444); traversal verification (2505.12398); the
+//! sibling scheme of Hu et al. (2502.18779).
+
+use crate::choice::{Choices, Purpose, Site};
+use crate::error::Result;
+use crate::num::Weight;
+use crate::verify::law::Draft;
+use crate::verify::view::{Outcome, Residual, View};
+
+struct Frame<W> {
+    node: usize,
+    w: W,
+    residual: Residual<W>,
+    tested: usize,
+}
+
+pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
+    draft: &Draft,
+    view: &mut V,
+    choices: &mut C,
+) -> Result<Outcome> {
+    let mut stack =
+        vec![Frame { node: 0, w: W::one(), residual: Residual::start(draft, view, 0)?, tested: 0 }];
+    loop {
+        let Some(frame) = stack.last_mut() else {
+            unreachable!("the root always stops");
+        };
+        let children = draft.tree().children(frame.node);
+        if frame.tested < children.len() && frame.w.is_positive() {
+            let child = children[frame.tested] as usize;
+            frame.tested += 1;
+            let (num, den) = frame.residual.ratio(draft, view, child, &frame.w)?;
+            let w = if num >= den { W::one() } else { num.div(&den) };
+            if w.is_positive() {
+                let residual = Residual::start(draft, view, child)?;
+                stack.push(Frame { node: child, w, residual, tested: 0 });
+            } else {
+                reject(draft, view, frame, child)?;
+            }
+            continue;
+        }
+        // The root stops by construction; rounding must not turn that into a test.
+        let site = Site::new(frame.node, Purpose::Accept);
+        if frame.node == 0 || choices.accept(site, &frame.w, &W::one()) {
+            let (token, fallbacks) = frame.residual.draw(view, choices)?;
+            return Ok(Outcome::stop_at(draft, frame.node, token, fallbacks));
+        }
+        let rejected = frame.node;
+        stack.pop();
+        if let Some(parent) = stack.last_mut() {
+            reject(draft, view, parent, rejected)?;
+        }
+    }
+}
+
+/// Takes a child's rejection into the residual and the delivery probability of its parent.
+fn reject<W: Weight, V: View<W>>(
+    draft: &Draft,
+    view: &mut V,
+    parent: &mut Frame<W>,
+    child: usize,
+) -> Result<()> {
+    let mass = parent.residual.reject(draft, view, child, &parent.w)?;
+    let open = mass.add(&W::one().sub(&parent.w));
+    parent.w = if mass.is_positive() { mass.div(&open) } else { W::zero() };
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! Rules: which drafted tokens are kept, and which token follows.
+//!
+//! A rule is a scalar program over two traits, [`view::View`] (rows) and [`crate::choice::Choices`]
+//! (chance), generic over the number type. Production runs it over lazily read logits and Philox
+//! noise; the proof runs the same function over exact rationals and every branch.
+
+mod coupled;
+pub mod dense;
+pub mod law;
+pub mod lazy;
+mod lifted;
+mod target_only;
+mod topdown;
+pub mod view;
+
+use crate::choice::{Choices, Philox, Purpose, Site};
+use crate::dist::{Params, ShapedRows};
+use crate::error::{Error, Result};
+use crate::num::Weight;
+use crate::rows::RawRows;
+use crate::tree::TokenTree;
+
+use law::{Draft, Law};
+use lazy::{DrafterRows, LazyView};
+use view::{Mix, Outcome, View};
+
+/// A decision core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Core {
+    /// One-hot rows: sample-and-compare without chance.
+    Greedy,
+    /// Sample from the target and compare.
+    TargetOnly,
+    /// The exponential race of a seed and a position.
+    Coupled,
+    /// Children tested one after the other, walking down.
+    TopDown,
+    /// Delivery probabilities carried down, decided from the leaves up.
+    Lifted,
+}
+
+/// A name under which a core is asked for, with the laws that it is lossless for.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// The name.
+    pub name: &'static str,
+    /// The core that runs.
+    pub core: Core,
+    /// The laws that it verifies without loss.
+    pub laws: &'static [Law],
+    /// Which trees.
+    pub shapes: &'static str,
+    /// Where it comes from.
+    pub source: &'static str,
+}
+
+const SAMPLED: &[Law] = &[
+    Law::Deterministic,
+    Law::Chain,
+    Law::Iid,
+    Law::Swor,
+    Law::TopPlusOne,
+    Law::Mixed,
+];
+
+/// Every rule by name: the cores first, then the literature's names for a core on a law.
+///
+/// Each rule that uses the drafter's rows also takes a deterministic draft, where it runs
+/// `target_only`: without rows there is nothing else to test, and no rule accepts more.
+pub const RULES: [Rule; 12] = [
+    Rule {
+        name: "greedy",
+        core: Core::Greedy,
+        laws: &Law::ALL,
+        shapes: "any tree, temperature 0",
+        source: "argmax of each row, ties to the lowest id",
+    },
+    Rule {
+        name: "target_only",
+        core: Core::TargetOnly,
+        laws: &Law::ALL,
+        shapes: "any tree",
+        source: "sample and compare, arXiv 2305.09781",
+    },
+    Rule {
+        name: "coupled",
+        core: Core::Coupled,
+        laws: &Law::ALL,
+        shapes: "any tree",
+        source: "Gumbel coupling, arXiv 2408.07978",
+    },
+    Rule {
+        name: "topdown",
+        core: Core::TopDown,
+        laws: SAMPLED,
+        shapes: "any tree of the law",
+        source: "arXiv 2211.17192, 2305.09781, 2402.14160, 2502.18779",
+    },
+    Rule {
+        name: "lifted",
+        core: Core::Lifted,
+        laws: SAMPLED,
+        shapes: "any tree of the law",
+        source: "arXiv 2403.10444, 2505.12398, 2502.18779",
+    },
+    Rule {
+        name: "token",
+        core: Core::TopDown,
+        laws: &[Law::Deterministic, Law::Chain],
+        shapes: "chains",
+        source: "token-level rejection, arXiv 2211.17192, 2302.01318",
+    },
+    Rule {
+        name: "block",
+        core: Core::Lifted,
+        laws: &[Law::Deterministic, Law::Chain],
+        shapes: "chains",
+        source: "block verification, arXiv 2403.10444",
+    },
+    Rule {
+        name: "specinfer",
+        core: Core::TopDown,
+        laws: &[Law::Deterministic, Law::Iid],
+        shapes: "any tree",
+        source: "SpecInfer, arXiv 2305.09781",
+    },
+    Rule {
+        name: "rrsw",
+        core: Core::TopDown,
+        laws: &[Law::Deterministic, Law::Swor],
+        shapes: "any tree",
+        source: "recursive rejection without replacement, arXiv 2402.14160",
+    },
+    Rule {
+        name: "traversal",
+        core: Core::Lifted,
+        laws: &[Law::Deterministic, Law::Swor, Law::Iid],
+        shapes: "any tree",
+        source: "traversal verification, arXiv 2505.12398",
+    },
+    Rule {
+        name: "hu",
+        core: Core::TopDown,
+        laws: &[Law::Deterministic, Law::TopPlusOne, Law::Mixed],
+        shapes: "any tree",
+        source: "arXiv 2502.18779",
+    },
+    Rule {
+        name: "lifted_hu",
+        core: Core::Lifted,
+        laws: &[Law::Deterministic, Law::TopPlusOne, Law::Mixed],
+        shapes: "any tree",
+        source: "arXiv 2502.18779 inside the recursion of 2505.12398",
+    },
+];
+
+/// The rule that `auto` means for a law: the one with the most expected tokens.
+///
+/// `lifted` is never below `topdown`, and for deterministic drafts `target_only` is optimal.
+pub fn best_rule(law: Law) -> &'static Rule {
+    let name = match law {
+        Law::Deterministic | Law::Unknown => "target_only",
+        Law::Coupled => "coupled",
+        Law::Chain => "block",
+        Law::Iid | Law::Swor => "traversal",
+        Law::TopPlusOne | Law::Mixed => "lifted_hu",
+    };
+    find(name).unwrap_or(&RULES[1])
+}
+
+fn find(name: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|rule| rule.name == name)
+}
+
+/// The core and the reported name for a rule asked by name.
+///
+/// # Errors
+/// [`Error::UnknownRule`], or [`Error::IllegalPair`] with the rules that are legal for the law.
+pub fn resolve(name: &str, law: Law) -> Result<(Core, &'static str)> {
+    let rule = if name == "auto" {
+        best_rule(law)
+    } else {
+        find(name).ok_or_else(|| Error::UnknownRule {
+            found: name.to_owned(),
+            known: RULES.map(|rule| rule.name).join(", "),
+        })?
+    };
+    if !rule.laws.contains(&law) {
+        let legal: Vec<&str> =
+            RULES.iter().filter(|r| r.laws.contains(&law)).map(|r| r.name).collect();
+        return Err(Error::IllegalPair {
+            rule: rule.name.to_owned(),
+            law: law.name(),
+            legal: legal.join(", "),
+        });
+    }
+    if law == Law::Deterministic && matches!(rule.core, Core::TopDown | Core::Lifted) {
+        return Ok((Core::TargetOnly, "target_only"));
+    }
+    Ok((rule.core, literature_name(rule, law)))
+}
+
+/// The literature's name for a core on a law, where there is one.
+fn literature_name(rule: &'static Rule, law: Law) -> &'static str {
+    match (rule.core, law) {
+        (Core::TopDown, Law::Chain) => "token",
+        (Core::TopDown, Law::Iid) => "specinfer",
+        (Core::TopDown, Law::Swor) => "rrsw",
+        (Core::TopDown, Law::TopPlusOne | Law::Mixed) => "hu",
+        (Core::Lifted, Law::Chain) => "block",
+        (Core::Lifted, Law::Iid | Law::Swor) => "traversal",
+        (Core::Lifted, Law::TopPlusOne | Law::Mixed) => "lifted_hu",
+        _ => rule.name,
+    }
+}
+
+/// Runs a core: the one place where a rule is called, in production and in the proof.
+///
+/// # Errors
+/// If a row that the rule reads is not a distribution.
+pub fn decide<W: Weight, V: View<W>, C: Choices<W>>(
+    core: Core,
+    draft: &Draft,
+    view: &mut V,
+    choices: &mut C,
+) -> Result<Outcome> {
+    match core {
+        Core::Greedy | Core::TargetOnly => target_only::decide(draft, view, choices),
+        Core::Coupled => coupled::decide(draft, view, choices),
+        Core::TopDown => topdown::decide(draft, view, choices),
+        Core::Lifted => lifted::decide(draft, view, choices),
+    }
+}
+
+/// A rule's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Emitted tokens: the accepted ones and the bonus.
+    pub tokens: Vec<u32>,
+    /// Accepted nodes from below the root down.
+    pub path: Vec<u32>,
+    /// The shaped log-probability of each emitted token under the target.
+    pub logprobs: Vec<f32>,
+    /// The rule that ran.
+    pub rule: &'static str,
+}
+
+/// The noise address of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Noise {
+    /// The sequence's seed.
+    pub seed: u64,
+    /// The absolute index of the root token.
+    pub position: u64,
+}
+
+impl Noise {
+    /// The source of choices of the step, whose draft is `depth` levels deep.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] if a position does not fit the 32-bit word of the address.
+    pub fn philox(self, depth: usize) -> Result<Philox> {
+        let limit = u64::from(u32::MAX) - 1 - depth as u64;
+        if self.position > limit {
+            return Err(Error::Overflow { what: "position", found: self.position, limit });
+        }
+        Ok(Philox::new(self.seed, self.position as u32))
+    }
+}
+
+/// Verifies a draft against the target's logits, one row for each node.
+///
+/// The logits are borrowed and read lazily: only rows that the decision reaches are touched.
+///
+/// # Errors
+/// Shapes and tokens that do not fit, rules that are illegal for the draft's law, and rows that are
+/// not distributions, each named; nothing is changed by a refused call.
+pub fn verify(
+    draft: &Draft,
+    drafter: DrafterRows<'_>,
+    logits: RawRows<'_>,
+    params: Params,
+    rule: &str,
+    noise: Noise,
+) -> Result<Verdict> {
+    let (mut core, mut name) = resolve(rule, draft.law())?;
+    if params.is_greedy() {
+        (core, name) = (Core::Greedy, "greedy");
+    } else if core == Core::Greedy {
+        return Err(Error::GreedyTemperature { temperature: params.temperature() });
+    }
+    if logits.num_rows() != draft.num_nodes() {
+        return Err(Error::ShapeMismatch {
+            what: "logits",
+            found: format!("{} rows", logits.num_rows()),
+            wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
+        });
+    }
+    draft.check_vocabulary(logits.num_cols())?;
+    let tree = draft.tree();
+    let deepest = (0..tree.num_nodes()).map(|node| tree.depth(node)).max().unwrap_or(0);
+    let mut choices = noise.philox(deepest)?;
+    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, "target"), drafter);
+    let outcome = decide(core, draft, &mut view, &mut choices)?;
+    let mut logprobs = Vec::with_capacity(outcome.tokens.len());
+    let mut node = 0;
+    for (index, &token) in outcome.tokens.iter().enumerate() {
+        logprobs.push(view.log_probability(node, token)? as f32);
+        if let Some(&next) = outcome.path.get(index) {
+            node = next as usize;
+        }
+    }
+    Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule: name })
+}
+
+/// Draws the token of `node` from a drafter's row of logits, with the drafter's own noise.
+///
+/// # Errors
+/// If the row is not a distribution, or the position does not fit.
+pub fn draw(logits: RawRows<'_>, params: Params, noise: Noise, node: u32) -> Result<u32> {
+    let mut choices = noise.philox(0)?;
+    let root = Draft::new(TokenTree::chain(0)?, vec![-1], Law::Deterministic, None)?;
+    let rows = ShapedRows::new(logits, params, "drafter");
+    let mut view = LazyView::new(&root, rows, DrafterRows::NONE);
+    let mix = Mix::target();
+    let mut cells = view.mixture(0, &mix, &[])?;
+    choices.draw(Site::new(node as usize, Purpose::Draft), &mut cells)
+}
