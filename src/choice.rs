@@ -101,18 +101,21 @@ impl RaceNoise {
         Self { key: rng::key(seed), position }
     }
 
-    /// The four words that serve tokens `2 * pair` and `2 * pair + 1`.
+    /// The four words of each of `N` pairs of tokens from `pair` on, word by word; the first two
+    /// words serve token `2 * pair`, the others token `2 * pair + 1`.
     #[inline(always)]
-    pub fn words(&self, pair: u32) -> [u32; 4] {
-        rng::philox(self.key, [self.position, pair, Purpose::Gumbel as u32, 0])
+    pub fn words_of<const N: usize>(&self, pair: u32) -> [[u32; N]; 4] {
+        let pairs = std::array::from_fn(|lane| pair.wrapping_add(lane as u32));
+        let purpose = [Purpose::Gumbel as u32; N];
+        rng::philox_lanes(self.key, [[self.position; N], pairs, purpose, [0; N]])
     }
 
     /// `v` in `[0, 1)`; the token's exponential variate is `-ln(1 - v)`.
     #[inline(always)]
     pub fn uniform(&self, token: u32) -> f64 {
-        let words = self.words(token >> 1);
+        let words = self.words_of::<1>(token >> 1);
         let half = 2 * (token & 1) as usize;
-        rng::uniform(words[half], words[half + 1])
+        rng::uniform(words[half][0], words[half + 1][0])
     }
 }
 
@@ -131,10 +134,8 @@ impl Philox {
 
     /// The number at an address.
     pub fn uniform(&self, site: Site) -> f64 {
-        let words = rng::philox(
-            rng::key(self.seed),
-            [self.position, site.node, site.purpose as u32, 0],
-        );
+        let words =
+            rng::philox(rng::key(self.seed), [self.position, site.node, site.purpose as u32, 0]);
         rng::uniform(words[0], words[1])
     }
 }

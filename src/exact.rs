@@ -55,7 +55,9 @@ impl<W: Weight> Enumerator<W> {
     fn cut(&mut self, site: Site, edges: &[W]) -> usize {
         // The race of a position belongs to the emitted token, whatever step asks for it.
         let key = match site.purpose {
-            Purpose::Gumbel => (self.position + 1 + u64::from(site.node), Site::new(0, site.purpose)),
+            Purpose::Gumbel => {
+                (self.position + 1 + u64::from(site.node), Site::new(0, site.purpose))
+            }
             _ => (self.position, site),
         };
         let (low, high) =
@@ -227,10 +229,7 @@ mod tests {
         // Asked twice with the same threshold, the answers agree; with different ones they nest.
         let site = Site::new(1, Purpose::Accept);
         let runs = enumerate(|choices: &mut Enumerator<R>| {
-            Ok((
-                choices.accept(site, &r(1, 3), &r(1, 1)),
-                choices.accept(site, &r(1, 2), &r(1, 1)),
-            ))
+            Ok((choices.accept(site, &r(1, 3), &r(1, 1)), choices.accept(site, &r(1, 2), &r(1, 1))))
         })
         .unwrap();
         let found: Vec<_> = runs.iter().map(|(key, w)| (*key, w.clone())).collect();

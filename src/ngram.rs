@@ -56,10 +56,7 @@ pub struct Proposal {
 impl Proposal {
     fn rooted(tokens: &[u32]) -> Self {
         let root = tokens.last().map_or(-1, |&token| i64::from(token));
-        Self {
-            parents: vec![-1],
-            tokens: vec![root],
-        }
+        Self { parents: vec![-1], tokens: vec![root] }
     }
 
     fn push(&mut self, parent: usize, token: u32) -> usize {
@@ -75,25 +72,12 @@ impl Proposal {
 }
 
 fn check(ok: bool, name: &'static str, value: &impl ToString, wanted: &'static str) -> Result<()> {
-    if ok {
-        Ok(())
-    } else {
-        Err(Error::ParamOutOfRange {
-            name,
-            value: value.to_string(),
-            wanted,
-        })
-    }
+    if ok { Ok(()) } else { Err(Error::ParamOutOfRange { name, value: value.to_string(), wanted }) }
 }
 
 fn check_max_history(max_history: usize) -> Result<()> {
     // Positions and state numbers are u32, and an automaton has up to two states a token.
-    check(
-        (2..=1 << 30).contains(&max_history),
-        "max_history",
-        &max_history,
-        "2 to 2**30",
-    )
+    check((2..=1 << 30).contains(&max_history), "max_history", &max_history, "2 to 2**30")
 }
 
 #[cfg(test)]
@@ -101,10 +85,7 @@ mod tests {
     use super::*;
 
     fn nodes(max_nodes: usize) -> Limits<'static> {
-        Limits {
-            max_nodes,
-            ..Limits::default()
-        }
+        Limits { max_nodes, ..Limits::default() }
     }
 
     fn ngram(max_ngram: usize, tokens: &[u32]) -> NGram {
@@ -131,10 +112,7 @@ mod tests {
 
     #[test]
     fn short_periods_are_continued() {
-        assert_eq!(
-            ngram(3, &[7, 5, 6, 5, 6]).propose(5, &[]).tokens,
-            [6, 5, 6, 5, 6, 5]
-        );
+        assert_eq!(ngram(3, &[7, 5, 6, 5, 6]).propose(5, &[]).tokens, [6, 5, 6, 5, 6, 5]);
         assert_eq!(ngram(3, &[4, 4]).propose(3, &[]).tokens, [4, 4, 4, 4]);
     }
 
@@ -142,19 +120,10 @@ mod tests {
     fn nothing_to_copy_gives_the_root_alone() {
         for tokens in [&[][..], &[3], &[1, 2, 3]] {
             let root = tokens.last().map_or(-1, |&token| i64::from(token));
-            let alone = Proposal {
-                parents: vec![-1],
-                tokens: vec![root],
-            };
+            let alone = Proposal { parents: vec![-1], tokens: vec![root] };
             assert_eq!(ngram(2, tokens).propose(4, &[]), alone);
-            assert_eq!(
-                suffix(SuffixConfig::default(), tokens).propose(nodes(4)),
-                alone
-            );
-            assert_eq!(
-                suffix(SuffixConfig::default(), tokens).propose_chain(nodes(0)),
-                alone
-            );
+            assert_eq!(suffix(SuffixConfig::default(), tokens).propose(nodes(4)), alone);
+            assert_eq!(suffix(SuffixConfig::default(), tokens).propose_chain(nodes(0)), alone);
         }
     }
 
@@ -166,40 +135,22 @@ mod tests {
         //   2   3
         let text = [1, 2, 8, 1, 3, 1, 2, 9, 1];
         let shallow = suffix(SuffixConfig::default(), &text).propose(nodes(8));
-        assert_eq!(
-            (shallow.parents, shallow.tokens),
-            (vec![-1, 0, 0], vec![1, 2, 3])
-        );
+        assert_eq!((shallow.parents, shallow.tokens), (vec![-1, 0, 0], vec![1, 2, 3]));
         // Depth 2 allowed: 9 and 8 below 2 tie at 1/3 with node 3; the earlier parent goes first,
         // of the two siblings the more recent.
-        let config = SuffixConfig {
-            depth_factor: 2.0,
-            ..SuffixConfig::default()
-        };
+        let config = SuffixConfig { depth_factor: 2.0, ..SuffixConfig::default() };
         let deep = suffix(config, &text).propose(nodes(4));
-        assert_eq!(
-            (deep.parents, deep.tokens),
-            (vec![-1, 0, 0, 1, 1], vec![1, 2, 3, 9, 8])
-        );
+        assert_eq!((deep.parents, deep.tokens), (vec![-1, 0, 0, 1, 1], vec![1, 2, 3, 9, 8]));
         let chain = suffix(config, &text).propose_chain(nodes(4));
-        assert_eq!(
-            (chain.parents, chain.tokens),
-            (vec![-1, 0, 1], vec![1, 2, 9])
-        );
+        assert_eq!((chain.parents, chain.tokens), (vec![-1, 0, 1], vec![1, 2, 9]));
     }
 
     #[test]
     fn low_scores_and_short_matches_are_not_proposed() {
         let text = [1, 2, 8, 1, 3, 1, 2, 9, 1];
-        let choosy = SuffixConfig {
-            min_score: 0.5,
-            ..SuffixConfig::default()
-        };
+        let choosy = SuffixConfig { min_score: 0.5, ..SuffixConfig::default() };
         assert_eq!(suffix(choosy, &text).propose(nodes(8)).tokens, [1, 2]);
-        let strict = SuffixConfig {
-            min_match: 2,
-            ..SuffixConfig::default()
-        };
+        let strict = SuffixConfig { min_match: 2, ..SuffixConfig::default() };
         assert_eq!(suffix(strict, &text).propose(nodes(8)).num_drafted(), 0);
     }
 
@@ -220,41 +171,18 @@ mod tests {
         let whole = index.propose(nodes(8));
         assert_eq!(whole.parents, [-1, 0, 0, 1, 2, 3, 4]);
         assert_eq!(whole.tokens, [3, 5, 4, 1, 1, 2, 2]);
-        let stopped = index.propose(Limits {
-            stop: &[5],
-            ..nodes(8)
-        });
-        assert_eq!(
-            (stopped.parents, stopped.tokens),
-            (vec![-1, 0, 0, 2, 3], vec![3, 5, 4, 1, 2])
-        );
-        let shallow = index.propose(Limits {
-            max_depth: 1,
-            ..nodes(8)
-        });
+        let stopped = index.propose(Limits { stop: &[5], ..nodes(8) });
+        assert_eq!((stopped.parents, stopped.tokens), (vec![-1, 0, 0, 2, 3], vec![3, 5, 4, 1, 2]));
+        let shallow = index.propose(Limits { max_depth: 1, ..nodes(8) });
         assert_eq!(shallow.tokens, [3, 5, 4]);
-        assert_eq!(
-            index
-                .propose(Limits {
-                    max_depth: 0,
-                    ..nodes(8)
-                })
-                .num_drafted(),
-            0
-        );
+        assert_eq!(index.propose(Limits { max_depth: 0, ..nodes(8) }).num_drafted(), 0);
     }
 
     #[test]
     fn memory_stays_bounded_for_the_worst_texts() {
         // One repeated token (longest link path) and a b^n (most states).
-        for text in [
-            vec![5; 5000],
-            std::iter::once(1).chain(vec![2; 4999]).collect(),
-        ] {
-            let config = SuffixConfig {
-                max_history: 64,
-                ..SuffixConfig::default()
-            };
+        for text in [vec![5; 5000], std::iter::once(1).chain(vec![2; 4999]).collect()] {
+            let config = SuffixConfig { max_history: 64, ..SuffixConfig::default() };
             let index = suffix(config, &text);
             assert!(index.tokens().len() <= 64);
             assert!(index.automaton().num_states() <= 2 * 64 + 1);
@@ -276,47 +204,11 @@ mod tests {
         assert_eq!(name(NGram::new(2, 1, 3).unwrap_err()), "max_history");
         let bad = |config| name(Suffix::new(config).unwrap_err());
         let fine = SuffixConfig::default();
-        assert_eq!(
-            bad(SuffixConfig {
-                max_context: 0,
-                ..fine
-            }),
-            "max_context"
-        );
-        assert_eq!(
-            bad(SuffixConfig {
-                min_match: 0,
-                ..fine
-            }),
-            "min_match"
-        );
-        assert_eq!(
-            bad(SuffixConfig {
-                depth_factor: f64::NAN,
-                ..fine
-            }),
-            "depth_factor"
-        );
-        assert_eq!(
-            bad(SuffixConfig {
-                min_score: 1.5,
-                ..fine
-            }),
-            "min_score"
-        );
-        assert_eq!(
-            bad(SuffixConfig {
-                max_children: 0,
-                ..fine
-            }),
-            "max_children"
-        );
-        assert_eq!(
-            bad(SuffixConfig {
-                max_history: 1,
-                ..fine
-            }),
-            "max_history"
-        );
+        assert_eq!(bad(SuffixConfig { max_context: 0, ..fine }), "max_context");
+        assert_eq!(bad(SuffixConfig { min_match: 0, ..fine }), "min_match");
+        assert_eq!(bad(SuffixConfig { depth_factor: f64::NAN, ..fine }), "depth_factor");
+        assert_eq!(bad(SuffixConfig { min_score: 1.5, ..fine }), "min_score");
+        assert_eq!(bad(SuffixConfig { max_children: 0, ..fine }), "max_children");
+        assert_eq!(bad(SuffixConfig { max_history: 1, ..fine }), "max_history");
     }
 }

@@ -104,15 +104,21 @@ impl<'a> RawRows<'a> {
         buffer
     }
 
-    /// A block of probabilities in `f64`.
-    pub fn block_f64(&self, kernels: &Kernels, row: usize, start: usize, out: &mut [f64]) {
+    /// A block of probabilities in `f64` (through `buffer` where needed).
+    pub fn block_f64(
+        &self,
+        kernels: &Kernels,
+        row: usize,
+        start: usize,
+        out: &mut [f64],
+        buffer: &mut Buffer,
+    ) {
         if let Values::F64(values) = self.values {
             let from = row * self.stride + start;
             out.copy_from_slice(&values[from..from + out.len()]);
             return;
         }
-        let mut buffer = [0.0; BLOCK];
-        (kernels.widen_f32)(self.block(kernels, row, start, &mut buffer), out);
+        (kernels.widen_f32)(self.block(kernels, row, start, buffer), out);
     }
 
     /// One value, widened.
@@ -144,7 +150,7 @@ mod tests {
             let mut buffer = [0.0; BLOCK];
             assert_eq!(rows.block(Kernels::best(), 2, 0, &mut buffer), &wide[16..21]);
             let mut out = [0.0; 5];
-            rows.block_f64(Kernels::best(), 1, 0, &mut out);
+            rows.block_f64(Kernels::best(), 1, 0, &mut out, &mut buffer);
             assert_eq!(out, double[8..13]);
             assert_eq!(rows.value(2, 4).to_bits(), double[20].to_bits());
         }

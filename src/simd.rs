@@ -14,19 +14,11 @@ pub const LANES: usize = 16;
 /// Values of a row that are processed together, and the step of the two-level draw.
 pub const BLOCK: usize = 1024;
 
-/// Below this exponent [`exp`] gives 0: the result would be a subnormal `f32`.
-const EXP_FLOOR: f32 = -87.0;
+/// Tokens whose logit is this far below the row's maximum have probability 0 (`exp` would give a
+/// subnormal `f32`): rows are cut there.
+pub const EXP_FLOOR: f32 = -87.0;
 
-/// What a first look at a block tells.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scan {
-    /// The largest value; `-inf` for an empty block.
-    pub max: f32,
-    /// Whether no value is NaN or `+inf`.
-    pub clean: bool,
-}
-
-/// `exp(y)` for `y <= 0`, relative error below `2e-7` (tested), 0 below `-87`, NaN for NaN.
+/// `exp(y)` for `EXP_FLOOR <= y <= 0`, relative error below `2e-7` (tested); NaN for NaN.
 ///
 /// Cody-Waite reduction by `ln 2` in two parts, then `1 + r + r^2 P(r)` with a degree-4 Chebyshev
 /// fit whose own error is `1.1e-8`; what remains is the rounding of `f32`.
@@ -47,35 +39,35 @@ pub fn exp(y: f32) -> f32 {
     p = p.mul_add(r, 0.5);
     let value = (p * r).mul_add(r, r) + 1.0;
     let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;
-    if y < EXP_FLOOR { 0.0 } else { value * f32::from_bits(exponent) }
+    value * f32::from_bits(exponent)
 }
 
+/// `exp(y - max)` for values that are not below `cut`, 0 below; `cut >= max + EXP_FLOOR`.
 #[inline(always)]
-fn scan(values: &[f32]) -> Scan {
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut dirty = [false; LANES];
-    let mut step = |lane: usize, x: f32| {
-        if x > max[lane] {
-            max[lane] = x;
-        }
-        // False for NaN and for +inf; written so that a NaN counts as dirty.
-        dirty[lane] |= !matches!(x.partial_cmp(&f32::INFINITY), Some(std::cmp::Ordering::Less));
-    };
-    let (stripes, rest) = values.as_chunks::<LANES>();
+fn kept(y: f32, max: f32, cut: f32) -> f32 {
+    let e = exp(y - max);
+    if y < cut { 0.0 } else { e }
+}
+
+/// The largest value, ignoring NaN; `-inf` for an empty block.
+#[inline(always)]
+fn max(values: &[f32]) -> f32 {
+    // Four stripes at once, so that no comparison waits for the one before it.
+    let mut lanes = [f32::NEG_INFINITY; 4 * LANES];
+    let (stripes, rest) = values.as_chunks::<{ 4 * LANES }>();
     for stripe in stripes {
-        for lane in 0..LANES {
-            step(lane, stripe[lane]);
+        for lane in 0..4 * LANES {
+            lanes[lane] = if stripe[lane] > lanes[lane] { stripe[lane] } else { lanes[lane] };
         }
     }
-    for (lane, &x) in rest.iter().enumerate() {
-        step(lane, x);
-    }
-    let mut result = Scan { max: f32::NEG_INFINITY, clean: true };
-    for lane in 0..LANES {
-        result.max = if max[lane] > result.max { max[lane] } else { result.max };
-        result.clean &= !dirty[lane];
-    }
-    result
+    let all = lanes.iter().chain(rest);
+    all.fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
+}
+
+/// Whether any value is NaN.
+#[inline(always)]
+fn has_nan(values: &[f32]) -> bool {
+    values.iter().fold(false, |found, x| found | x.is_nan())
 }
 
 /// Adds the lanes in a fixed order.
@@ -89,19 +81,13 @@ fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (stripes, rest) = values.as_chunks::<LANES>();
     for stripe in stripes {
-        let mut terms = [0.0_f32; LANES];
-        for lane in 0..LANES {
-            let y = stripe[lane];
-            let e = exp(y - max);
-            terms[lane] = if y < cut { 0.0 } else { e };
-        }
+        let terms = stripe.map(|y| kept(y, max, cut));
         for lane in 0..LANES {
             lanes[lane] += f64::from(terms[lane]);
         }
     }
     for (lane, &y) in rest.iter().enumerate() {
-        let e = exp(y - max);
-        lanes[lane] += f64::from(if y < cut { 0.0 } else { e });
+        lanes[lane] += f64::from(kept(y, max, cut));
     }
     fold(lanes)
 }
@@ -109,17 +95,31 @@ fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
 #[inline(always)]
 fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) {
     for (out, &y) in out.iter_mut().zip(values) {
-        let e = exp(y - max);
-        *out = f64::from(if y < cut { 0.0 } else { e }) * scale;
+        *out = f64::from(kept(y, max, cut)) * scale;
     }
 }
 
 #[inline(always)]
-fn subtract(out: &mut [f64], taken: &[f64], factor: f64) {
-    for (out, &q) in out.iter_mut().zip(taken) {
-        let left = *out - factor * q;
-        *out = if left > 0.0 { left } else { 0.0 };
+fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let (stripes, rest) = out.as_chunks_mut::<LANES>();
+    let (taken, taken_rest) = taken.as_chunks::<LANES>();
+    for (stripe, taken) in stripes.iter_mut().zip(taken) {
+        let left: [f64; LANES] = std::array::from_fn(|lane| {
+            let left = stripe[lane] - factor * taken[lane];
+            if left > 0.0 { left } else { 0.0 }
+        });
+        *stripe = left;
+        for lane in 0..LANES {
+            lanes[lane] += left[lane];
+        }
     }
+    for (lane, (out, &taken)) in rest.iter_mut().zip(taken_rest).enumerate() {
+        let left = *out - factor * taken;
+        *out = if left > 0.0 { left } else { 0.0 };
+        lanes[lane] += *out;
+    }
+    fold(lanes)
 }
 
 #[inline(always)]
@@ -135,6 +135,12 @@ fn sum(values: &[f64]) -> f64 {
         lanes[lane] += x;
     }
     fold(lanes)
+}
+
+/// Whether any value is below zero.
+#[inline(always)]
+fn has_negative(values: &[f64]) -> bool {
+    values.iter().fold(false, |found, &x| found | (x < 0.0))
 }
 
 #[inline(always)]
@@ -178,17 +184,14 @@ fn widen_f32(values: &[f32], out: &mut [f64]) {
 #[inline(always)]
 fn first_above(values: &[f32], bound: f32, from: usize) -> usize {
     let mut at = from;
-    while at + LANES <= values.len() {
-        let mut any = false;
-        for lane in 0..LANES {
-            any |= values[at + lane] > bound;
-        }
-        if any {
+    for stripe in values[from.min(values.len())..].as_chunks::<{ 4 * LANES }>().0 {
+        if stripe.iter().fold(false, |any, &x| any | (x > bound)) {
             break;
         }
-        at += LANES;
+        at += 4 * LANES;
     }
-    while at < values.len() && values[at] <= bound {
+    // Written with a negation so that NaN, which is above nothing, is passed over.
+    while at < values.len() && !(values[at] > bound) {
         at += 1;
     }
     at
@@ -206,15 +209,29 @@ fn buckets(values: &[f32], max: f32, resolution: f32, buckets: u32, out: &mut [u
     }
 }
 
-/// `v` in `[0, 1)` for the tokens `2 * pair ..`, one Philox call for two tokens.
+/// `v` in `[0, 1)` for `2 * LANES` tokens from `2 * pair` on, one Philox call for two tokens.
+#[inline(always)]
+fn race_stripe(noise: &crate::choice::RaceNoise, pair: u32) -> [f64; 2 * LANES] {
+    let [w0, w1, w2, w3] = noise.words_of::<LANES>(pair);
+    let mut both = [0.0; 2 * LANES];
+    for lane in 0..LANES {
+        both[2 * lane] = crate::rng::uniform(w0[lane], w1[lane]);
+        both[2 * lane + 1] = crate::rng::uniform(w2[lane], w3[lane]);
+    }
+    both
+}
+
 #[inline(always)]
 fn race_noise(noise: &crate::choice::RaceNoise, pair: u32, out: &mut [f64]) {
-    for (at, two) in (pair..).zip(out.chunks_mut(2)) {
-        let [w0, w1, w2, w3] = noise.words(at);
-        two[0] = crate::rng::uniform(w0, w1);
-        if let Some(second) = two.get_mut(1) {
-            *second = crate::rng::uniform(w2, w3);
-        }
+    let mut at = pair;
+    let (stripes, rest) = out.as_chunks_mut::<{ 2 * LANES }>();
+    for stripe in stripes {
+        *stripe = race_stripe(noise, at);
+        at = at.wrapping_add(LANES as u32);
+    }
+    if !rest.is_empty() {
+        let last = race_stripe(noise, at);
+        rest.copy_from_slice(&last[..rest.len()]);
     }
 }
 
@@ -257,14 +274,18 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// Maximum and cleanliness of a block.
-    fn scan(values: &[f32]) -> Scan;
+    /// The largest value of a block, ignoring NaN.
+    fn max(values: &[f32]) -> f32;
+    /// Whether any value of a block is NaN.
+    fn has_nan(values: &[f32]) -> bool;
     /// `sum exp(y - max)` over the values that are not below `cut`.
     fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64;
     /// `out = scale * exp(y - max)`, 0 for values below `cut`.
     fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) ;
-    /// `out = max(out - factor * taken, 0)`.
-    fn subtract(out: &mut [f64], taken: &[f64], factor: f64);
+    /// `out = max(out - factor * taken, 0)`; returns the sum.
+    fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> f64;
+    /// Whether any value of a block is below zero.
+    fn has_negative(values: &[f64]) -> bool;
     /// The sum of a block.
     fn sum(values: &[f64]) -> f64;
     /// `out = values / divisor`, rounded as `f32`.
@@ -326,9 +347,9 @@ mod tests {
         }
         assert!(worst < 2e-7, "relative error {worst}");
         assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
-        assert_eq!(exp(-87.1).to_bits(), 0);
-        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
         assert!(exp(f32::NAN).is_nan());
+        assert_eq!(kept(f32::NEG_INFINITY, 0.0, EXP_FLOOR).to_bits(), 0);
+        assert!(kept(f32::NAN, 0.0, EXP_FLOOR).is_nan());
     }
 
     #[test]
@@ -349,17 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn scan_sees_what_no_row_may_hold() {
+    fn faults_are_seen_at_every_place() {
         for level in Kernels::available() {
-            for (bad, at) in [(f32::NAN, 3), (f32::INFINITY, 16), (f32::NAN, 20)] {
-                let mut values = vec![-1.0; 21];
-                assert!((level.scan)(&values).clean);
-                values[at] = bad;
-                assert!(!(level.scan)(&values).clean, "{} {bad} {at}", level.name);
+            for at in 0..100 {
+                let mut values = vec![-1.0; 100];
+                assert!(!(level.has_nan)(&values));
+                values[at] = f32::NAN;
+                assert!((level.has_nan)(&values), "{} {at}", level.name);
+                assert!((level.max)(&values) <= -1.0);
+                let mut weights = vec![0.0; 100];
+                assert!(!(level.has_negative)(&weights));
+                weights[at] = -1e-30;
+                assert!((level.has_negative)(&weights), "{} {at}", level.name);
             }
-            let lowest = [f32::NEG_INFINITY; 5];
-            let wanted = Scan { max: f32::NEG_INFINITY, clean: true };
-            assert_eq!((level.scan)(&lowest), wanted);
         }
     }
 
@@ -373,13 +396,14 @@ mod tests {
         fn every_level_gives_the_bits_of_the_scalar_twin(
             values in values(), cut in -60.0_f32..5.0, scale in 0.1_f64..3.0, seed: u64
         ) {
-            let max = (SCALAR.scan)(&values).max;
+            let max = (SCALAR.max)(&values);
             prop_assume!(max.is_finite());
+            let cut = if cut < max + EXP_FLOOR { max + EXP_FLOOR } else { cut };
             let run = |level: &Kernels| {
                 let mut weights = vec![0.0; values.len()];
                 (level.weigh)(&values, max, cut, scale, &mut weights);
                 let mut left = weights.clone();
-                (level.subtract)(&mut left, &weights, 0.7);
+                let rest = (level.subtract)(&mut left, &weights, 0.7);
                 let mut divided = vec![0.0; values.len()];
                 (level.divide)(&values, 0.7, &mut divided);
                 let mut steps = vec![0; values.len()];
@@ -390,7 +414,8 @@ mod tests {
                 let mut wide = vec![0.0; values.len()];
                 (level.widen_f32)(&values, &mut wide);
                 (
-                    (level.scan)(&values),
+                    (level.max)(&values).to_bits(),
+                    rest.to_bits(),
                     (level.sum_exp)(&values, max, cut).to_bits(),
                     (level.sum)(&left).to_bits(),
                     left.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),

@@ -38,8 +38,11 @@ impl TokenTree {
             });
         }
         for (node, &parent) in parents.iter().enumerate() {
-            let legal =
-                if node == 0 { parent == -1 } else { usize::try_from(parent).is_ok_and(|p| p < node) };
+            let legal = if node == 0 {
+                parent == -1
+            } else {
+                usize::try_from(parent).is_ok_and(|p| p < node)
+            };
             if !legal {
                 return Err(Error::BadParent { node, parent });
             }
@@ -128,7 +131,9 @@ impl TokenTree {
 
     /// The first child of each node, -1 where there is none.
     pub fn next_token(&self) -> Vec<i64> {
-        (0..self.num_nodes()).map(|i| self.children(i).first().map_or(-1, |&c| i64::from(c))).collect()
+        (0..self.num_nodes())
+            .map(|i| self.children(i).first().map_or(-1, |&c| i64::from(c)))
+            .collect()
     }
 
     /// The next sibling of each node, -1 where there is none.
@@ -222,7 +227,9 @@ mod tests {
         let t = tree();
         assert!(t.check_path(&[]).is_ok());
         assert!(t.check_path(&[2, 5]).is_ok());
-        for (path, index) in [(vec![3], 0), (vec![1, 4], 1), (vec![9], 0), (vec![-1], 0), (vec![0], 0)] {
+        for (path, index) in
+            [(vec![3], 0), (vec![1, 4], 1), (vec![9], 0), (vec![-1], 0), (vec![0], 0)]
+        {
             assert!(
                 matches!(t.check_path(&path), Err(Error::NotAPath { index: i, .. }) if i == index)
             );

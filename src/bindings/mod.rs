@@ -11,7 +11,7 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::dist::{Scratch, ShapedRows};
+use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
 use crate::simd::Kernels;
 use crate::verify::law::Law;
@@ -26,10 +26,7 @@ use types::{CommitPlan, CoreParams, Draft, TokenTree, Verdict, core_params};
 ///
 /// A panic never crosses: pyo3's own exception for it is no `Exception` and would slip past users'
 /// handlers.
-fn enter<T: Send>(
-    py: Python<'_>,
-    work: impl FnOnce() -> Result<T, Error> + Send,
-) -> PyResult<T> {
+fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send) -> PyResult<T> {
     match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
         Ok(result) => result.map_err(|error| to_py(&error)),
         Err(panic) => {
@@ -95,7 +92,7 @@ fn shaped_row<'py>(
     let tensor = Tensor::borrow(logits, "logits")?;
     let raw = tensor.rows(LOGITS, false)?;
     let row = enter(py, || {
-        let rows = ShapedRows::new(raw, params, "target");
+        let rows = ShapedRows::new(raw, params, Side::Target);
         let shaped = rows.shape(0, &mut Scratch::default())?;
         let tokens = 0..raw.num_cols() as u32;
         Ok(tokens.map(|token| rows.probability(0, &shaped, token)).collect::<Vec<f64>>())
@@ -125,13 +122,16 @@ fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
         .map(|rule| {
             let row = PyDict::new(py);
             row.set_item("name", rule.name)?;
-            row.set_item("core", match rule.core {
-                Core::Greedy => "greedy",
-                Core::TargetOnly => "target_only",
-                Core::Coupled => "coupled",
-                Core::TopDown => "topdown",
-                Core::Lifted => "lifted",
-            })?;
+            row.set_item(
+                "core",
+                match rule.core {
+                    Core::Greedy => "greedy",
+                    Core::TargetOnly => "target_only",
+                    Core::Coupled => "coupled",
+                    Core::TopDown => "topdown",
+                    Core::Lifted => "lifted",
+                },
+            )?;
             row.set_item("laws", rule.laws.iter().map(|law| law.name()).collect::<Vec<_>>())?;
             row.set_item("shapes", rule.shapes)?;
             row.set_item("lossless", true)?;

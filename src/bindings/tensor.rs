@@ -127,7 +127,10 @@ impl Tensor {
             other => other,
         };
         let capsule = exported.map_err(|error| {
-            refuse(error.value(object.py()).to_string(), "pass a plain tensor (detached, on the host)")
+            refuse(
+                error.value(object.py()).to_string(),
+                "pass a plain tensor (detached, on the host)",
+            )
         })?;
         Self::consume(&capsule, what)
     }

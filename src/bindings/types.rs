@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 
 use crate::bindings::errors::to_py;
 use crate::bindings::tensor::{Tensor, integers};
-use crate::dist::{Params, Preset, ShapedRows};
+use crate::dist::{Params, Preset, ShapedRows, Side};
 use crate::error::Error;
 use crate::kv;
 use crate::tree;
@@ -151,7 +151,7 @@ impl Draft {
             Given::Logits(tensor, params) => Source::Logits(ShapedRows::new(
                 tensor.rows("float32, float16 or bfloat16", false)?,
                 *params,
-                "drafter",
+                Side::Drafter,
             )),
         };
         Ok(DrafterRows { source, index: &self.index, vocab: self.vocab.as_deref() })
@@ -214,7 +214,9 @@ impl Draft {
             if row < 0 || row as usize >= num_rows {
                 return fail(Error::MissingRow { node, parent, row });
             }
-            let Source::Probabilities(raw) = drafter.source else { continue };
+            let Source::Probabilities(raw) = drafter.source else {
+                continue;
+            };
             let token = self.draft.token(node);
             let column = drafter.column(token).filter(|&c| (c as usize) < raw.num_cols());
             let q = column.map_or(0.0, |column| raw.value(row as usize, column as usize));
@@ -315,10 +317,8 @@ impl Draft {
             }));
         }
         let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
-        let vocab = vocab
-            .map(|map| vocabulary(map, shape.1))
-            .transpose()
-            .map_err(|error| to_py(&error))?;
+        let vocab =
+            vocab.map(|map| vocabulary(map, shape.1)).transpose().map_err(|error| to_py(&error))?;
         let made = Self { draft, given, index, vocab };
         made.check_rows()?;
         Ok(made)
@@ -369,8 +369,7 @@ impl Draft {
     fn validate(&self) -> PyResult<()> {
         if let Source::Probabilities(raw) = self.drafter()?.source {
             for row in 0..raw.num_rows() {
-                let sum = (0..raw.num_cols()).map(|token| raw.value(row, token)).sum();
-                check_distribution(&raw, row, sum).map_err(|error| to_py(&error))?;
+                check_distribution(&raw, row).map_err(|error| to_py(&error))?;
             }
         }
         Ok(())

@@ -326,7 +326,11 @@ fn equal_rows_accept_every_sampled_token_without_a_number() {
     for core in [Core::TopDown, Core::Lifted] {
         // A point mass at the leaf, so that the bonus needs no number either.
         let mut view = DenseView {
-            target: vec![rows.target(&[]).to_vec(), rows.target(&[1]).to_vec(), vec![r(0, 1), r(1, 1)]],
+            target: vec![
+                rows.target(&[]).to_vec(),
+                rows.target(&[1]).to_vec(),
+                vec![r(0, 1), r(1, 1)],
+            ],
             drafter: vec![rows.target(&[]).to_vec(), rows.target(&[1]).to_vec(), vec![]],
         };
         let outcome = verify::decide(core, &draft, &mut view, &mut NoChoices).unwrap();

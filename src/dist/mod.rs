@@ -8,6 +8,7 @@
 //! Logits are divided by the temperature in `f32`, as transformers and vLLM do, so that values that
 //! become equal there are equal here; probabilities and sums are `f64`.
 
+mod scratch;
 mod select;
 pub mod weights;
 
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::rows::{Buffer, RawRows};
 use crate::simd::{self, BLOCK, Kernels};
 
-pub use select::Scratch;
+pub use scratch::Scratch;
 
 /// Whose order and conventions shaping follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,13 @@ impl Params {
     ///
     /// # Errors
     /// [`Error::ParamOutOfRange`] names the parameter.
-    pub fn new(temperature: f64, top_k: i64, top_p: f64, min_p: f64, preset: Preset) -> Result<Self> {
+    pub fn new(
+        temperature: f64,
+        top_k: i64,
+        top_p: f64,
+        min_p: f64,
+        preset: Preset,
+    ) -> Result<Self> {
         let check = |legal: bool, name, value: String, wanted| {
             if legal { Ok(()) } else { Err(Error::ParamOutOfRange { name, value, wanted }) }
         };
@@ -82,6 +89,11 @@ impl Params {
         self.temperature <= 0.0 || self.temperature < floor
     }
 
+    /// Whether any step after the temperature is on.
+    fn truncates(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
     /// The temperature.
     pub fn temperature(&self) -> f64 {
         self.temperature
@@ -106,18 +118,36 @@ impl Shaped {
     }
 }
 
+/// Whose rows they are; named in errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The model whose law is kept.
+    Target,
+    /// Whatever proposed the tokens.
+    Drafter,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::Drafter => "drafter",
+        }
+    }
+}
+
 /// Rows of logits under sampling parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct ShapedRows<'a> {
     raw: RawRows<'a>,
     params: Params,
     kernels: &'static Kernels,
-    side: &'static str,
+    side: Side,
 }
 
 impl<'a> ShapedRows<'a> {
-    /// Logits to be shaped; `side` ("target" or "drafter") is named in errors.
-    pub fn new(raw: RawRows<'a>, params: Params, side: &'static str) -> Self {
+    /// Logits to be shaped.
+    pub fn new(raw: RawRows<'a>, params: Params, side: Side) -> Self {
         Self { raw, params, kernels: Kernels::best(), side }
     }
 
@@ -147,67 +177,122 @@ impl<'a> ShapedRows<'a> {
         self.raw.value(row, token as usize) as f32 / self.divisor()
     }
 
-    /// Reads a row once or twice and returns its five numbers.
+    /// Reads a row (once if nothing truncates it) and returns its five numbers.
+    ///
+    /// Leaves the sums of its blocks in `scratch`, so that a draw from the row that was shaped last
+    /// finds its block without another pass.
     ///
     /// # Errors
     /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
     pub fn shape(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
-        let max = self.scan(row, scratch)?;
-        let mut shaped =
-            Shaped { max, total: 1.0, cut: f32::NEG_INFINITY, tie_end: u32::MAX, greedy: false };
+        scratch.sums.forget();
         if self.params.is_greedy() {
-            shaped.cut = max;
-            shaped.tie_end = self.first_maximum(row, max, scratch) + 1;
-            shaped.greedy = true;
-            return Ok(shaped);
+            let max = self.max(row, scratch)?;
+            let token = self.first_maximum(row, max, scratch)?;
+            return Ok(Shaped { max, total: 1.0, cut: max, tie_end: token + 1, greedy: true });
         }
-        if !max.is_finite() {
-            return Err(Error::RowEmpty {
-                side: self.side,
-                row,
-                reason: "the largest logit overflows when divided by the temperature",
-            });
+        let shaped = if self.params.truncates() {
+            let max = self.max(row, scratch)?;
+            self.truncate(row, max, scratch)
+        } else {
+            self.sum_whole(row, scratch)?
+        };
+        if shaped.total.is_nan() {
+            // A NaN is below no cut, so it has reached the sum.
+            return Err(self.not_finite(row));
         }
-        self.truncate(row, &mut shaped, scratch);
+        scratch.sums.remember(self.side, row);
         Ok(shaped)
     }
 
-    /// The largest scaled logit of a row without NaN or `+inf`.
-    fn scan(&self, row: usize, scratch: &mut Scratch) -> Result<f32> {
+    /// The maximum and the sum of exponentials of a row in one pass: each block is summed relative
+    /// to the largest value so far, and the sums are brought to the final maximum at the end.
+    fn sum_whole(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
+        let Scratch { buffers, sums, values: maxima, .. } = scratch;
+        maxima.clear();
+        let mut max = f32::NEG_INFINITY;
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, buffers);
+            let largest = (self.kernels.max)(values);
+            max = if largest > max { largest } else { max };
+            maxima.push(max);
+            // Before the first value above -inf there is nothing to sum, unless it is NaN.
+            sums.push(if max == f32::NEG_INFINITY && !(self.kernels.has_nan)(values) {
+                0.0
+            } else {
+                (self.kernels.sum_exp)(values, max, max + simd::EXP_FLOOR)
+            });
+        }
+        self.check_max(row, max)?;
+        for (sum, &seen) in sums.iter_mut().zip(&*maxima) {
+            if seen < max {
+                *sum *= (f64::from(seen) - f64::from(max)).exp();
+            }
+        }
+        let cut = max + simd::EXP_FLOOR;
+        Ok(Shaped { max, total: sums.total(), cut, tie_end: u32::MAX, greedy: false })
+    }
+
+    /// The largest scaled logit of a row.
+    fn max(&self, row: usize, scratch: &mut Scratch) -> Result<f32> {
         let mut max = f32::NEG_INFINITY;
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            let scan = (self.kernels.scan)(values);
-            if !scan.clean {
-                let bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
-                let token = start + values.iter().position(bad).unwrap_or(0);
-                return Err(Error::RowNotFinite {
-                    side: self.side,
-                    row,
-                    token,
-                    found: self.raw.value(row, token).to_string(),
-                    wanted: "logits are finite or -inf",
-                });
-            }
-            max = if scan.max > max { scan.max } else { max };
-        }
-        if max == f32::NEG_INFINITY {
-            return Err(Error::RowEmpty { side: self.side, row, reason: "every logit is -inf" });
+            let largest = (self.kernels.max)(values);
+            max = if largest > max { largest } else { max };
         }
         // Division by a positive number keeps the order, so the largest stays the largest.
-        Ok(max / self.divisor())
+        let max = max / self.divisor();
+        self.check_max(row, max)?;
+        Ok(max)
     }
 
-    fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> u32 {
+    /// A row whose largest scaled logit is not finite is no distribution.
+    fn check_max(&self, row: usize, max: f32) -> Result<()> {
+        if max.is_finite() {
+            return Ok(());
+        }
+        let bad = |x: f64| x.is_nan() || x == f64::INFINITY;
+        if (0..self.num_cols()).any(|token| bad(self.raw.value(row, token))) {
+            return Err(self.not_finite(row));
+        }
+        let reason = if max == f32::INFINITY {
+            "the largest logit overflows when divided by the temperature"
+        } else {
+            "every logit is -inf"
+        };
+        Err(Error::RowEmpty { side: self.side.name(), row, reason })
+    }
+
+    /// The error of a row that is known to hold NaN or `+inf`: finds the first one.
+    fn not_finite(&self, row: usize) -> Error {
+        let bad = |x: f64| x.is_nan() || x == f64::INFINITY;
+        let token = (0..self.num_cols()).find(|&token| bad(self.raw.value(row, token)));
+        let token = token.unwrap_or(0);
+        Error::RowNotFinite {
+            side: self.side.name(),
+            row,
+            token,
+            found: self.raw.value(row, token).to_string(),
+            wanted: "logits are finite or -inf",
+        }
+    }
+
+    /// The lowest token among the maxima, with a check of the whole row for NaN.
+    fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> Result<u32> {
         let below = max.next_down();
+        let mut first = None;
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            let at = (self.kernels.first_above)(values, below, 0);
-            if at < values.len() {
-                return (start + at) as u32;
+            if (self.kernels.has_nan)(values) {
+                return Err(self.not_finite(row));
+            }
+            if first.is_none() {
+                let at = (self.kernels.first_above)(values, below, 0);
+                first = (at < values.len()).then(|| (start + at) as u32);
             }
         }
-        unreachable!("the maximum of row {row} stands in it")
+        first.ok_or_else(|| self.not_finite(row))
     }
 
     /// `exp(y - max)` of a kept token, 0 for others; divide by the total for the probability.
@@ -254,6 +339,23 @@ impl<'a> ShapedRows<'a> {
             }
         }
         out.len()
+    }
+
+    /// The block sums of a row's probabilities times `factor`, if the row was the last one shaped.
+    pub fn sums_of_last(
+        &self,
+        row: usize,
+        shaped: &Shaped,
+        factor: f64,
+        scratch: &Scratch,
+        out: &mut Vec<f64>,
+    ) -> bool {
+        let Some(sums) = scratch.sums.of(self.side, row) else {
+            return false;
+        };
+        let scale = factor / shaped.total;
+        out.extend(sums.iter().map(|sum| sum * scale));
+        true
     }
 
     /// The probabilities of a block times `factor`; returns how many were written.

@@ -2,8 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::dist::{Preset, Shaped, ShapedRows};
-use crate::rows::Buffer;
+use crate::dist::{Preset, Scratch, Shaped, ShapedRows};
 use crate::simd::{self, BLOCK};
 
 /// Steps per nat and number of the buckets in which top-p gathers mass below the maximum: they span
@@ -14,36 +13,13 @@ const BUCKETS: usize = 2048;
 /// Up to this `k`, top-k keeps a small list of candidates; above, it selects in a copy of the row.
 const SMALL_K: usize = 4096;
 
-/// Working memory of one verification: block buffers, and lists of at most a row.
-#[derive(Debug)]
-pub struct Scratch {
-    pub(crate) buffers: [Buffer; 2],
-    pub(crate) weights: [f64; BLOCK],
-    pub(crate) taken: [f64; BLOCK],
-    values: Vec<f32>,
-    ranked: Vec<(f32, u32)>,
-    mass: Vec<f64>,
-    steps: Vec<u32>,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            buffers: [[0.0; BLOCK]; 2],
-            weights: [0.0; BLOCK],
-            taken: [0.0; BLOCK],
-            values: Vec::new(),
-            ranked: Vec::new(),
-            mass: Vec::new(),
-            steps: Vec::new(),
-        }
-    }
-}
-
 impl ShapedRows<'_> {
-    /// Sets the cut and the total of a row whose maximum is known.
-    pub(super) fn truncate(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+    /// The shape of a row whose maximum is known.
+    pub(super) fn truncate(&self, row: usize, max: f32, scratch: &mut Scratch) -> Shaped {
         let params = &self.params;
+        let cut = max + simd::EXP_FLOOR;
+        let mut whole = Shaped { max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
+        let shaped = &mut whole;
         // min-p keeps exp(y - max) >= min_p: a cut that depends on the maximum alone.
         let min_p_cut = if params.min_p > 0.0 {
             round_up(f64::from(shaped.max) + params.min_p.ln())
@@ -69,21 +45,21 @@ impl ShapedRows<'_> {
             raise(shaped, min_p_cut);
         }
         shaped.total = self.total(row, shaped, scratch);
+        whole
     }
 
     fn total(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
-        let mut total = 0.0;
+        let Scratch { buffers, weights, sums, .. } = scratch;
         for start in self.raw.blocks() {
-            total += if shaped.tie_end == u32::MAX {
-                let values = self.scaled(row, start, &mut scratch.buffers);
+            sums.push(if shaped.tie_end == u32::MAX {
+                let values = self.scaled(row, start, buffers);
                 (self.kernels.sum_exp)(values, shaped.max, shaped.cut)
             } else {
-                let Scratch { buffers, weights, .. } = scratch;
                 let len = self.weigh(row, shaped, start, 1.0, buffers, weights);
                 (self.kernels.sum)(&weights[..len])
-            };
+            });
         }
-        total
+        sums.total()
     }
 
     /// The `k`-th largest scaled logit of a row, counting equal ones each; `0 < k < V`.
@@ -113,7 +89,7 @@ impl ShapedRows<'_> {
             }
         }
         if best.len() < k {
-            return f32::NEG_INFINITY; // Fewer than k logits are above -inf: all of them stay.
+            return f32::NEG_INFINITY; // Fewer than k logits are above -inf: no cut.
         }
         *best.select_nth_unstable_by(k - 1, descending).1
     }

@@ -107,7 +107,7 @@ fn drop_where<W: Weight>(row: &mut [W], drop: impl Fn(&W) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dist::{Params, Scratch, ShapedRows};
+    use crate::dist::{Params, Scratch, ShapedRows, Side};
     use crate::rows::RawRows;
     use num_rational::BigRational;
     use proptest::prelude::*;
@@ -120,9 +120,7 @@ mod tests {
         let mut params = WeightParams::neutral();
         change(&mut params);
         let row = shape(&d0(), &params);
-        row.iter()
-            .map(|w| (w.numer().try_into().unwrap(), w.denom().try_into().unwrap()))
-            .collect()
+        row.iter().map(|w| (w.numer().try_into().unwrap(), w.denom().try_into().unwrap())).collect()
     }
 
     #[test]
@@ -154,8 +152,7 @@ mod tests {
 
     fn cases() -> impl Strategy<Value = Case> {
         // Multiples of 1/4 make ties common; lengths cross a block boundary.
-        let logit =
-            prop_oneof![9 => (-40_i32..8).prop_map(|x| x as f32 / 4.0), 1 => Just(f32::NEG_INFINITY)];
+        let logit = prop_oneof![9 => (-40_i32..8).prop_map(|x| x as f32 / 4.0), 1 => Just(f32::NEG_INFINITY)];
         let sizes = prop_oneof![1_usize..40, 1020_usize..1100];
         (
             sizes.prop_flat_map(move |n| proptest::collection::vec(logit.clone(), n)),
@@ -184,7 +181,7 @@ mod tests {
             let params =
                 Params::new(temperature, case.top_k, case.top_p, case.min_p, case.preset).unwrap();
             let raw = RawRows::from_f32(&case.logits, case.logits.len()).unwrap();
-            let rows = ShapedRows::new(raw, params, "target");
+            let rows = ShapedRows::new(raw, params, Side::Target);
             let shaped = rows.shape(0, &mut Scratch::default()).unwrap();
             let max = case.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             // The same exponentials, so that equal logits are equal weights and sums agree.
@@ -192,7 +189,10 @@ mod tests {
             let weights: Vec<f64> = case
                 .logits
                 .iter()
-                .map(|&x| f64::from(crate::simd::exp((x - max) * scale)))
+                .map(|&x| {
+                    let y = (x - max) * scale;
+                    if y < crate::simd::EXP_FLOOR { 0.0 } else { f64::from(crate::simd::exp(y)) }
+                })
                 .collect();
             let wanted = shape(&weights, &WeightParams {
                 inverse_temperature: 1,

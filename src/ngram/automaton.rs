@@ -60,27 +60,14 @@ impl SuffixAutomaton {
     /// # Errors
     /// `ParamOutOfRange` unless `1 <= max_context <= 4096`.
     pub fn new(max_context: usize) -> Result<Self> {
-        check(
-            (1..=4096).contains(&max_context),
-            "max_context",
-            &max_context,
-            "1 to 4096",
-        )?;
-        let root = State {
-            len: 0,
-            link: NONE,
-            count: 0,
-            newest: NONE,
-        };
+        check((1..=4096).contains(&max_context), "max_context", &max_context, "1 to 4096")?;
+        let root = State { len: 0, link: NONE, count: 0, newest: NONE };
         Ok(Self {
             max_context: max_context as u32,
             states: vec![root],
             next: BTreeMap::new(),
             last: ROOT,
-            cursor: Context {
-                state: ROOT,
-                len: 0,
-            },
+            cursor: Context { state: ROOT, len: 0 },
         })
     }
 
@@ -88,10 +75,7 @@ impl SuffixAutomaton {
         self.states.truncate(1);
         self.next.clear();
         self.last = ROOT;
-        self.cursor = Context {
-            state: ROOT,
-            len: 0,
-        };
+        self.cursor = Context { state: ROOT, len: 0 };
     }
 
     /// Appends tokens; amortised O(1) steps each, plus at most `max_context` for the counts.
@@ -108,12 +92,7 @@ impl SuffixAutomaton {
 
     pub(super) fn push(&mut self, token: u32) {
         let position = self.states[self.last as usize].len;
-        let whole = self.add(State {
-            len: position + 1,
-            link: ROOT,
-            count: 0,
-            newest: NONE,
-        });
+        let whole = self.add(State { len: position + 1, link: ROOT, count: 0, newest: NONE });
         let mut suffix = self.last;
         let mut known = None;
         while suffix != NONE && known.is_none() {
@@ -138,10 +117,7 @@ impl SuffixAutomaton {
     /// Moves the strings of `target` that have at most `len` tokens to a state of their own:
     /// they now occur at the newest position too, the longer ones do not.
     fn split(&mut self, from: u32, token: u32, target: u32, len: u32) -> u32 {
-        let short = self.add(State {
-            len,
-            ..self.states[target as usize]
-        });
+        let short = self.add(State { len, ..self.states[target as usize] });
         let edges: Vec<_> = self.edges(target).collect();
         for (edge, state) in edges {
             self.next.insert((short, edge), state);
@@ -161,10 +137,7 @@ impl SuffixAutomaton {
     fn count_suffixes(&mut self, token: u32, position: u32) {
         let edge = self.next.get(&(self.cursor.state, token)).copied();
         let Some(state) = edge else { return };
-        self.cursor = self.cut(Context {
-            state,
-            len: self.cursor.len + 1,
-        });
+        self.cursor = self.cut(Context { state, len: self.cursor.len + 1 });
         let mut suffix = self.cursor.state;
         while suffix != ROOT {
             let state = &mut self.states[suffix as usize];
@@ -181,11 +154,7 @@ impl SuffixAutomaton {
             return context;
         }
         let shorter = self.shorter(context);
-        let state = if shorter.len >= max {
-            shorter.state
-        } else {
-            context.state
-        };
+        let state = if shorter.len >= max { shorter.state } else { context.state };
         Context { state, len: max }
     }
 
@@ -195,39 +164,23 @@ impl SuffixAutomaton {
         if link == NONE {
             return context;
         }
-        Context {
-            state: link,
-            len: self.states[link as usize].len as usize,
-        }
+        Context { state: link, len: self.states[link as usize].len as usize }
     }
 
     fn edges(&self, state: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.next
-            .range((state, 0)..=(state, u32::MAX))
-            .map(|(&(_, token), &to)| (token, to))
+        self.next.range((state, 0)..=(state, u32::MAX)).map(|(&(_, token), &to)| (token, to))
     }
 
     /// Length of the longest suffix of the text that also occurs earlier (the two may overlap).
     pub fn match_len(&self) -> usize {
         let link = self.states[self.last as usize].link;
-        if link == NONE {
-            0
-        } else {
-            self.states[link as usize].len as usize
-        }
+        if link == NONE { 0 } else { self.states[link as usize].len as usize }
     }
 
     /// That suffix, cut to its last `max_context` tokens.
     pub fn longest_match(&self) -> Context {
-        let context = self.shorter(Context {
-            state: self.last,
-            len: self.num_tokens(),
-        });
-        if context.len > self.cursor.len {
-            self.cursor
-        } else {
-            context
-        }
+        let context = self.shorter(Context { state: self.last, len: self.num_tokens() });
+        if context.len > self.cursor.len { self.cursor } else { context }
     }
 
     /// What followed a context, most frequent first; ties: most recent first, then lower id.
@@ -235,21 +188,11 @@ impl SuffixAutomaton {
         let mut found: Vec<_> = self
             .edges(context.state)
             .map(|(token, to)| {
-                let state = self
-                    .cut(Context {
-                        state: to,
-                        len: context.len + 1,
-                    })
-                    .state;
+                let state = self.cut(Context { state: to, len: context.len + 1 }).state;
                 // The edge's own string (context + token) may be one token too long to be counted;
                 // its count is that of the cut string.
                 let State { count, newest, .. } = self.states[state as usize];
-                Continuation {
-                    token,
-                    count,
-                    newest,
-                    state,
-                }
+                Continuation { token, count, newest, state }
             })
             .collect();
         found.sort_unstable_by(|a, b| {

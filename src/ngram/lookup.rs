@@ -33,25 +33,10 @@ impl NGram {
     /// `ParamOutOfRange` unless `1 <= min_ngram <= max_ngram <= 64` and
     /// `2 * max_ngram <= max_history <= 2**30`.
     pub fn new(max_ngram: usize, min_ngram: usize, max_history: usize) -> Result<Self> {
-        check(
-            (1..=64).contains(&max_ngram),
-            "max_ngram",
-            &max_ngram,
-            "1 to 64",
-        )?;
-        check(
-            (1..=max_ngram).contains(&min_ngram),
-            "min_ngram",
-            &min_ngram,
-            "1 to max_ngram",
-        )?;
+        check((1..=64).contains(&max_ngram), "max_ngram", &max_ngram, "1 to 64")?;
+        check((1..=max_ngram).contains(&min_ngram), "min_ngram", &min_ngram, "1 to max_ngram")?;
         check_max_history(max_history)?;
-        check(
-            max_history >= 2 * max_ngram,
-            "max_history",
-            &max_history,
-            "at least 2 * max_ngram",
-        )?;
+        check(max_history >= 2 * max_ngram, "max_history", &max_history, "at least 2 * max_ngram")?;
         let mut index = Self {
             max_ngram,
             min_ngram,

@@ -52,11 +52,7 @@ pub struct Limits<'a> {
 
 impl Default for Limits<'_> {
     fn default() -> Self {
-        Self {
-            max_nodes: MAX_DRAFTED,
-            max_depth: MAX_DRAFTED,
-            stop: &[],
-        }
+        Self { max_nodes: MAX_DRAFTED, max_depth: MAX_DRAFTED, stop: &[] }
     }
 }
 
@@ -80,14 +76,8 @@ impl Suffix {
     /// # Errors
     /// `ParamOutOfRange` names the field of `config` that makes no sense.
     pub fn new(config: SuffixConfig) -> Result<Self> {
-        let SuffixConfig {
-            min_match,
-            depth_factor,
-            min_score,
-            max_children,
-            max_history,
-            ..
-        } = config;
+        let SuffixConfig { min_match, depth_factor, min_score, max_children, max_history, .. } =
+            config;
         let automaton = SuffixAutomaton::new(config.max_context)?;
         check(
             (1..=config.max_context).contains(&min_match),
@@ -101,24 +91,10 @@ impl Suffix {
             &depth_factor,
             "a finite number > 0",
         )?;
-        check(
-            (0.0..=1.0).contains(&min_score),
-            "min_score",
-            &min_score,
-            "0 to 1",
-        )?;
-        check(
-            max_children >= 1,
-            "max_children",
-            &max_children,
-            "at least 1",
-        )?;
+        check((0.0..=1.0).contains(&min_score), "min_score", &min_score, "0 to 1")?;
+        check(max_children >= 1, "max_children", &max_children, "at least 1")?;
         check_max_history(max_history)?;
-        Ok(Self {
-            config,
-            tokens: Vec::new(),
-            automaton,
-        })
+        Ok(Self { config, tokens: Vec::new(), automaton })
     }
 
     /// Appends emitted tokens; see [`SuffixAutomaton::extend`] for the cost.
@@ -147,11 +123,7 @@ impl Suffix {
 
     fn grow(&self, limits: Limits<'_>, max_children: usize) -> Proposal {
         let mut proposal = Proposal::rooted(&self.tokens);
-        let max_nodes = if limits.max_depth == 0 {
-            0
-        } else {
-            limits.max_nodes.min(MAX_DRAFTED)
-        };
+        let max_nodes = if limits.max_depth == 0 { 0 } else { limits.max_nodes.min(MAX_DRAFTED) };
         // Saturates for a huge factor, which then means no limit.
         let earned = (self.config.depth_factor * self.automaton.match_len() as f64) as usize;
         let max_depth = earned.max(1).min(limits.max_depth);

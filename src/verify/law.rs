@@ -150,7 +150,8 @@ impl Draft {
     fn check_law(&self) -> Result<()> {
         let law = self.law.name();
         if self.law == Law::Chain {
-            if let Some(node) = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1)) {
+            if let Some(node) = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1))
+            {
                 return Err(Error::LawShape {
                     node,
                     law,
@@ -159,7 +160,11 @@ impl Draft {
             }
         }
         if self.sampled[0] {
-            return Err(Error::LawShape { node: 0, law, reason: "has an emitted root, never sampled" });
+            return Err(Error::LawShape {
+                node: 0,
+                law,
+                reason: "has an emitted root, never sampled",
+            });
         }
         let mut seen: Vec<(u32, u32)> = Vec::new();
         for parent in 0..self.num_nodes() {

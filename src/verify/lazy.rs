@@ -130,7 +130,9 @@ impl<'a> LazyView<'a> {
 
     /// Spreads a sub-vocabulary row over all tokens, in ascending columns of the given blocks.
     fn spread(&mut self, row: usize, shaped: Option<Shaped>) {
-        let Some(pairs) = self.drafter.vocab else { return };
+        let Some(pairs) = self.drafter.vocab else {
+            return;
+        };
         if self.spread_row == Some(row) {
             return;
         }
@@ -156,32 +158,41 @@ impl<'a> LazyView<'a> {
         self.sums.key = None;
         self.sums.sums.clear();
         self.sums.total = 0.0;
-        let mut checked = 0.0;
+        let pure = parts.drafter.is_none() && parts.mix.removed.is_empty();
+        let sums = &mut self.sums.sums;
+        if pure
+            && self.target.sums_of_last(parts.node, &parts.target, parts.mix.a, &self.scratch, sums)
+        {
+            self.sums.total = sums.iter().sum();
+            self.sums.key = Some(key);
+            return Ok(());
+        }
+        let mut drafted = Some(0.0);
         for start in (0..self.target.num_cols()).step_by(BLOCK) {
-            let (len, drafted) = self.fill(parts, start);
-            let sum = (Kernels::best().sum)(&self.scratch.weights[..len]);
-            self.sums.sums.push(sum);
-            self.sums.total += sum;
-            checked += drafted;
+            let block = self.fill(parts, start, true);
+            self.sums.sums.push(block.sum);
+            self.sums.total += block.sum;
+            drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
         }
-        if parts.drafter.is_some() {
-            self.check_drafter(parts, checked)?;
-        }
+        self.check_drafter(parts, drafted)?;
         self.sums.key = Some(key);
         Ok(())
     }
 
     /// A row of probabilities has just been read whole: it must be a distribution.
-    fn check_drafter(&self, parts: &Parts<'_>, sum: f64) -> Result<()> {
-        let (Some((row, _)), Source::Probabilities(raw)) = (parts.drafter, self.drafter.source)
-        else {
-            return Ok(());
-        };
-        check_distribution(&raw, row, sum)
+    fn check_drafter(&self, parts: &Parts<'_>, sum: Option<f64>) -> Result<()> {
+        match (parts.drafter, self.drafter.source, sum) {
+            (Some((row, _)), Source::Probabilities(raw), sum)
+                if sum.is_none_or(|sum| !((sum - 1.0).abs() <= SUM_TOLERANCE)) =>
+            {
+                check_distribution(&raw, row)
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Writes a block of the mixture's weights; returns its length and the drafter's sum in it.
-    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> (usize, f64) {
+    /// Writes a block of the mixture's weights; with `check`, also looks at the drafter's values.
+    fn fill(&mut self, parts: &Parts<'_>, start: usize, check: bool) -> Block {
         let Scratch { buffers, weights, taken, .. } = &mut self.scratch;
         let kernels = Kernels::best();
         let len = self.target.probabilities(
@@ -192,7 +203,9 @@ impl<'a> LazyView<'a> {
             buffers,
             weights,
         );
-        let mut drafted = 0.0;
+        let weights = &mut weights[..len];
+        let mut block = Block { len, sum: 0.0, drafted: Some(0.0) };
+        let mut touched = parts.drafter.is_none();
         if let Some((row, shaped)) = parts.drafter {
             match (self.drafter.source, self.drafter.vocab, shaped) {
                 (_, Some(_), _) => taken[..len].copy_from_slice(&self.spread[start..start + len]),
@@ -200,45 +213,69 @@ impl<'a> LazyView<'a> {
                     rows.probabilities(row, &shaped, start, 1.0, buffers, taken);
                 }
                 (Source::Probabilities(raw), None, _) => {
-                    raw.block_f64(kernels, row, start, &mut taken[..len]);
+                    raw.block_f64(kernels, row, start, &mut taken[..len], &mut buffers[0]);
                 }
                 _ => taken[..len].fill(0.0),
             }
-            drafted = (kernels.sum)(&taken[..len]);
+            let taken = &mut taken[..len];
+            if check {
+                let legal = !(kernels.has_negative)(taken);
+                block.drafted = legal.then(|| (kernels.sum)(taken));
+            }
             for token in inside(parts.set, start, len) {
                 taken[token] = 0.0;
             }
-            (kernels.subtract)(&mut weights[..len], &taken[..len], parts.mix.b);
+            block.sum = (kernels.subtract)(weights, taken, parts.mix.b);
         }
         for token in inside(&parts.mix.removed, start, len) {
             weights[token] = 0.0;
+            touched = true;
         }
-        (len, drafted)
+        if touched {
+            block.sum = (kernels.sum)(weights);
+        }
+        block
     }
 }
+
+/// What filling a block tells.
+struct Block {
+    len: usize,
+    /// The sum of the mixture's weights.
+    sum: f64,
+    /// The sum of the drafter's probabilities; `None` if one of them is negative.
+    drafted: Option<f64>,
+}
+
+/// How far a row of probabilities may be from summing to 1.
+const SUM_TOLERANCE: f64 = 1e-3;
 
 /// The places in a block of the tokens that lie in it.
 fn inside(tokens: &[u32], start: usize, len: usize) -> impl Iterator<Item = usize> + '_ {
     tokens.iter().filter_map(move |&t| (t as usize).checked_sub(start)).filter(move |&t| t < len)
 }
 
-/// Checks that a row of probabilities whose sum is known is a distribution.
+/// Reads a row of probabilities value by value and checks that it is a distribution.
 ///
 /// # Errors
 /// [`Error::RowNotFinite`] names a NaN, infinite or negative value, [`Error::RowNotNormalised`] the
 /// sum.
-pub fn check_distribution(raw: &RawRows<'_>, row: usize, sum: f64) -> Result<()> {
-    let legal = |p: f64| p >= 0.0 && p.is_finite();
-    if let Some(token) = (0..raw.num_cols()).find(|&token| !legal(raw.value(row, token))) {
-        return Err(Error::RowNotFinite {
-            side: "drafter",
-            row,
-            token,
-            found: raw.value(row, token).to_string(),
-            wanted: "probabilities are finite and not negative",
-        });
+pub fn check_distribution(raw: &RawRows<'_>, row: usize) -> Result<()> {
+    let mut sum = 0.0;
+    for token in 0..raw.num_cols() {
+        let p = raw.value(row, token);
+        if !(p >= 0.0 && p.is_finite()) {
+            return Err(Error::RowNotFinite {
+                side: "drafter",
+                row,
+                token,
+                found: p.to_string(),
+                wanted: "probabilities are finite and not negative",
+            });
+        }
+        sum += p;
     }
-    if (sum - 1.0).abs() > 1e-3 {
+    if (sum - 1.0).abs() > SUM_TOLERANCE {
         return Err(Error::RowNotNormalised { row, sum });
     }
     Ok(())
@@ -272,7 +309,9 @@ impl<'a> View<f64> for LazyView<'a> {
 
     fn drafter(&mut self, node: usize, token: u32) -> Result<f64> {
         let row = self.drafter.row(self.draft, node)?;
-        let Some(column) = self.drafter.column(token) else { return Ok(0.0) };
+        let Some(column) = self.drafter.column(token) else {
+            return Ok(0.0);
+        };
         match self.drafter.source {
             Source::None => Ok(0.0),
             Source::Probabilities(raw) => Ok(raw.value(row, column as usize)),
@@ -319,8 +358,8 @@ impl LazyCells<'_, '_> {
     /// Calls `each` with every block's start and weights.
     fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
         for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
-            let (len, _) = self.view.fill(&self.parts, start);
-            each(start, &self.view.scratch.weights[..len]);
+            let block = self.view.fill(&self.parts, start, false);
+            each(start, &self.view.scratch.weights[..block.len]);
         }
     }
 }
@@ -348,9 +387,9 @@ impl Cells<f64> for LazyCells<'_, '_> {
         }
         let (index, mut before) = block.ok_or_else(nothing_left)?;
         let start = index * BLOCK;
-        let (len, _) = self.view.fill(&self.parts, start);
+        let block = self.view.fill(&self.parts, start, false);
         let mut last = None;
-        for (token, &weight) in self.view.scratch.weights[..len].iter().enumerate() {
+        for (token, &weight) in self.view.scratch.weights[..block.len].iter().enumerate() {
             if weight > 0.0 {
                 before += weight;
                 last = Some((start + token) as u32);

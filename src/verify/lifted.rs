@@ -70,33 +70,49 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
                 let residual = Residual::start(draft, view, child)?;
                 stack.push(Frame { node: child, w, residual, tested: 0 });
             } else {
-                reject(draft, view, frame, child)?;
+                reject(draft, view, &mut stack, choices)?;
             }
             continue;
         }
-        // The root stops by construction; rounding must not turn that into a test.
-        let site = Site::new(frame.node, Purpose::Accept);
-        if frame.node == 0 || choices.accept(site, &frame.w, &W::one()) {
+        if accepts(frame, choices) {
             let (token, fallbacks) = frame.residual.draw(view, choices)?;
             return Ok(Outcome::stop_at(draft, frame.node, token, fallbacks));
         }
-        let rejected = frame.node;
         stack.pop();
-        if let Some(parent) = stack.last_mut() {
-            reject(draft, view, parent, rejected)?;
-        }
+        reject(draft, view, &mut stack, choices)?;
     }
 }
 
-/// Takes a child's rejection into the residual and the delivery probability of its parent.
-fn reject<W: Weight, V: View<W>>(
+/// Whether the walk stops at a node, given the probability with which it must.
+fn accepts<W: Weight, C: Choices<W>>(frame: &Frame<W>, choices: &mut C) -> bool {
+    // The root stops by construction; rounding must not turn that into a test.
+    frame.node == 0 || choices.accept(Site::new(frame.node, Purpose::Accept), &frame.w, &W::one())
+}
+
+/// Takes the rejection of the child tested last into the residual and the delivery probability of
+/// the node on top of the stack.
+///
+/// The delivery probability only falls (`m <= w`, so `m / (m + 1 - w) <= w`). After the last child a
+/// node whose number is not below `w` is therefore rejected whatever `m` is, and its rows need not
+/// be summed; the same number decides again below if it is.
+fn reject<W: Weight, V: View<W>, C: Choices<W>>(
     draft: &Draft,
     view: &mut V,
-    parent: &mut Frame<W>,
-    child: usize,
+    stack: &mut Vec<Frame<W>>,
+    choices: &mut C,
 ) -> Result<()> {
-    let mass = parent.residual.reject(draft, view, child, &parent.w)?;
-    let open = mass.add(&W::one().sub(&parent.w));
-    parent.w = if mass.is_positive() { mass.div(&open) } else { W::zero() };
+    while let Some(frame) = stack.last_mut() {
+        let children = draft.tree().children(frame.node);
+        let is_last = frame.tested == children.len();
+        if is_last && !accepts(frame, choices) {
+            stack.pop();
+            continue;
+        }
+        let child = children[frame.tested - 1] as usize;
+        let mass = frame.residual.reject(draft, view, child, &frame.w)?;
+        let open = mass.add(&W::one().sub(&frame.w));
+        frame.w = if mass.is_positive() { mass.div(&open) } else { W::zero() };
+        return Ok(());
+    }
     Ok(())
 }

@@ -14,7 +14,7 @@ mod topdown;
 pub mod view;
 
 use crate::choice::{Choices, Philox, Purpose, Site};
-use crate::dist::{Params, ShapedRows};
+use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::num::Weight;
 use crate::rows::RawRows;
@@ -54,14 +54,8 @@ pub struct Rule {
     pub source: &'static str,
 }
 
-const SAMPLED: &[Law] = &[
-    Law::Deterministic,
-    Law::Chain,
-    Law::Iid,
-    Law::Swor,
-    Law::TopPlusOne,
-    Law::Mixed,
-];
+const SAMPLED: &[Law] =
+    &[Law::Deterministic, Law::Chain, Law::Iid, Law::Swor, Law::TopPlusOne, Law::Mixed];
 
 /// Every rule by name: the cores first, then the literature's names for a core on a law.
 ///
@@ -300,7 +294,7 @@ pub fn verify(
     let tree = draft.tree();
     let deepest = (0..tree.num_nodes()).map(|node| tree.depth(node)).max().unwrap_or(0);
     let mut choices = noise.philox(deepest)?;
-    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, "target"), drafter);
+    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, Side::Target), drafter);
     let outcome = decide(core, draft, &mut view, &mut choices)?;
     let mut logprobs = Vec::with_capacity(outcome.tokens.len());
     let mut node = 0;
@@ -320,7 +314,7 @@ pub fn verify(
 pub fn draw(logits: RawRows<'_>, params: Params, noise: Noise, node: u32) -> Result<u32> {
     let mut choices = noise.philox(0)?;
     let root = Draft::new(TokenTree::chain(0)?, vec![-1], Law::Deterministic, None)?;
-    let rows = ShapedRows::new(logits, params, "drafter");
+    let rows = ShapedRows::new(logits, params, Side::Drafter);
     let mut view = LazyView::new(&root, rows, DrafterRows::NONE);
     let mix = Mix::target();
     let mut cells = view.mixture(0, &mix, &[])?;
