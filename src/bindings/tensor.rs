@@ -227,7 +227,7 @@ impl Tensor {
             }
         };
         let inner = self.strides.last().copied().unwrap_or(1);
-        if (inner != 1 && cols > 1) || (rows > 1 && stride < cols as i64) {
+        if rows > 0 && ((inner != 1 && cols > 1) || (rows > 1 && stride < cols as i64)) {
             return Err(to_py(&Error::BadTensor {
                 what: self.what,
                 found: format!("strides {:?}", self.strides),

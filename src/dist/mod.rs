@@ -14,7 +14,7 @@ pub mod weights;
 
 use crate::error::{Error, Result};
 use crate::rows::{Buffer, RawRows};
-use crate::simd::{self, BLOCK, Kernels};
+use crate::simd::{self, BLOCK, Kernels, Scan};
 
 pub use scratch::Scratch;
 
@@ -188,7 +188,7 @@ impl<'a> ShapedRows<'a> {
         scratch.sums.forget();
         if self.params.is_greedy() {
             let max = self.max(row, scratch)?;
-            let token = self.first_maximum(row, max, scratch)?;
+            let token = self.first_maximum(row, max, scratch);
             return Ok(Shaped { max, total: 1.0, cut: max, tie_end: token + 1, greedy: true });
         }
         let shaped = if self.params.truncates() {
@@ -197,10 +197,6 @@ impl<'a> ShapedRows<'a> {
         } else {
             self.sum_whole(row, scratch)?
         };
-        if shaped.total.is_nan() {
-            // A NaN is below no cut, so it has reached the sum.
-            return Err(self.not_finite(row));
-        }
         scratch.sums.remember(self.side, row);
         Ok(shaped)
     }
@@ -213,11 +209,12 @@ impl<'a> ShapedRows<'a> {
         let mut max = f32::NEG_INFINITY;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
-            let largest = (self.kernels.max)(values);
-            max = if largest > max { largest } else { max };
+            max = self.larger(row, max, (self.kernels.scan)(values))?;
             maxima.push(max);
-            // Before the first value above -inf there is nothing to sum, unless it is NaN.
-            sums.push(if max == f32::NEG_INFINITY && !(self.kernels.has_nan)(values) {
+            // The next block comes from memory while this one, in L1, keeps the processor busy.
+            self.raw.prefetch(row, start + BLOCK);
+            // Before the first value above -inf there is nothing to sum.
+            sums.push(if max == f32::NEG_INFINITY {
                 0.0
             } else {
                 (self.kernels.sum_exp)(values, max, max + simd::EXP_FLOOR)
@@ -238,8 +235,7 @@ impl<'a> ShapedRows<'a> {
         let mut max = f32::NEG_INFINITY;
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            let largest = (self.kernels.max)(values);
-            max = if largest > max { largest } else { max };
+            max = self.larger(row, max, (self.kernels.scan)(values))?;
         }
         // Division by a positive number keeps the order, so the largest stays the largest.
         let max = max / self.divisor();
@@ -247,13 +243,21 @@ impl<'a> ShapedRows<'a> {
         Ok(max)
     }
 
+    /// The larger of a maximum so far and a block's, if the block is free of NaN.
+    fn larger(&self, row: usize, max: f32, scan: Scan) -> Result<f32> {
+        if scan.has_nan {
+            return Err(self.not_finite(row));
+        }
+        Ok(if scan.max > max { scan.max } else { max })
+    }
+
     /// A row whose largest scaled logit is not finite is no distribution.
     fn check_max(&self, row: usize, max: f32) -> Result<()> {
         if max.is_finite() {
             return Ok(());
         }
-        let bad = |x: f64| x.is_nan() || x == f64::INFINITY;
-        if (0..self.num_cols()).any(|token| bad(self.raw.value(row, token))) {
+        let has_infinity = (0..self.num_cols()).any(|t| self.raw.value(row, t) == f64::INFINITY);
+        if has_infinity {
             return Err(self.not_finite(row));
         }
         let reason = if max == f32::INFINITY {
@@ -278,21 +282,17 @@ impl<'a> ShapedRows<'a> {
         }
     }
 
-    /// The lowest token among the maxima, with a check of the whole row for NaN.
-    fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> Result<u32> {
+    /// The lowest token among the maxima.
+    fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> u32 {
         let below = max.next_down();
-        let mut first = None;
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            if (self.kernels.has_nan)(values) {
-                return Err(self.not_finite(row));
-            }
-            if first.is_none() {
-                let at = (self.kernels.first_above)(values, below, 0);
-                first = (at < values.len()).then(|| (start + at) as u32);
+            let at = (self.kernels.first_above)(values, below, 0);
+            if at < values.len() {
+                return (start + at) as u32;
             }
         }
-        first.ok_or_else(|| self.not_finite(row))
+        unreachable!("the maximum of row {row} stands in it")
     }
 
     /// `exp(y - max)` of a kept token, 0 for others; divide by the total for the probability.
