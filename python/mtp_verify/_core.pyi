@@ -6,6 +6,25 @@ from numpy.typing import NDArray
 
 from mtp_verify.params import SamplingParams
 
+__all__ = [
+    "CommitPlan",
+    "CoreParams",
+    "Draft",
+    "NGramIndex",
+    "SuffixIndex",
+    "TokenTree",
+    "Verdict",
+    "best_rule",
+    "build_info",
+    "certify",
+    "commit_plan",
+    "derive_seed",
+    "draw",
+    "rules",
+    "shaped_row",
+    "verify",
+]
+
 @final
 class CoreParams:
     def __new__(
@@ -102,3 +121,29 @@ def rules() -> list[dict[str, Any]]: ...
 def best_rule(law: str) -> str: ...
 def certify() -> list[dict[str, Any]]: ...
 def build_info() -> dict[str, Any]: ...
+
+@final
+class NGramIndex:
+    def __new__(cls, max_ngram: int, min_ngram: int, max_history: int) -> NGramIndex: ...
+    def extend(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> None: ...
+    def propose(self, num: int, stop: Sequence[int]) -> tuple[list[int], list[int]]: ...
+    def __len__(self) -> int: ...
+
+@final
+class SuffixIndex:
+    def __new__(
+        cls,
+        min_match: int,
+        max_context: int,
+        depth_factor: float,
+        min_score: float,
+        max_children: int,
+        max_history: int,
+    ) -> SuffixIndex: ...
+    def extend(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> None: ...
+    def propose(
+        self, max_nodes: int, max_depth: int, stop: Sequence[int]
+    ) -> tuple[list[int], list[int]]: ...
+    @property
+    def match_len(self) -> int: ...
+    def __len__(self) -> int: ...

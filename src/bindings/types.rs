@@ -325,7 +325,7 @@ impl Draft {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (tokens, probs=None, root=-1))]
+    #[pyo3(signature = (tokens, probs=None, root=-1), text_signature = "(tokens, probs=None, root=-1)")]
     fn chain(
         py: Python<'_>,
         tokens: &Bound<'_, PyAny>,

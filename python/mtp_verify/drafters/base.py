@@ -1,0 +1,76 @@
+"""What a drafter is: the request it drafts for and the four calls that the decoder makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify import Draft, Verdict
+
+__all__ = ["Drafter", "Request"]
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence while it is being decoded.
+
+    Attributes:
+        id: a number unique among the requests of a decoder.
+        tokens: prompt and emitted tokens so far, padding excluded; the decoder appends in place.
+        prompt_len: how many of `tokens` are prompt.
+        params: how the target's rows are shaped.
+        seed: key of all noise of this sequence, 0 <= seed < 2**64.
+        eos_ids: tokens that end the sequence; drafting below one is useless.
+    """
+
+    id: int
+    tokens: list[int]
+    prompt_len: int
+    params: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    eos_ids: frozenset[int] = frozenset()
+
+    @property
+    def position(self) -> int:
+        """Index of the root, the last token so far, among the sequence's own tokens."""
+        return len(self.tokens) - 1
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """A source of drafts.
+
+    The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
+    has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
+    `release`. A drafter may also set `makes_trees = True` when a draft of its can have siblings: a
+    model that cannot attend along a tree is then refused before generation starts.
+    """
+
+    def start(self, request: Request) -> None:
+        """Take a new request; `request.tokens` is the prompt."""
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+        """Return one draft per request, each with its true law.
+
+        Args:
+            requests: the sequences of this step; `tokens[-1]` is the root.
+            budgets: the most draft nodes, and so the greatest depth, that is of use; 0 asks for the
+                empty draft.
+        """
+
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
+        """Learn what became of the last drafts, in the order of `propose`.
+
+        Args:
+            verdicts: cut to what was really emitted.
+            hidden: the target's hidden states at the committed nodes, or None if none were asked
+                for.
+        """
+
+    def release(self, request: Request) -> None:
+        """Forget a request; unknown ones are ignored."""

@@ -1,0 +1,174 @@
+"""An independent language model as drafter: the original scheme of speculative decoding.
+
+References: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mtp_verify as mv
+from mtp_verify import _core
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.params import SamplingParams
+from mtp_verify.target import as_target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.drafters.base import Request
+    from mtp_verify.target import Target, TargetCache
+
+__all__ = ["Model"]
+
+
+@dataclass
+class _State:
+    """What the drafter keeps of a request: its cache, and where its last draft hangs."""
+
+    cache: TargetCache
+    root: int = 0  # position of the root that the last draft hangs below
+
+
+class Model:
+    """Drafts a chain with a second, smaller model that shares the target's vocabulary.
+
+    With `params=None` or temperature 0 the chain is greedy, a function of the past (law
+    Deterministic). Otherwise each token is sampled from the model's row shaped by `params` (law
+    Chain); these rows go into the draft, so the verifier sees exactly what was drawn from. The
+    shaping need not be the target's. The noise is the request's own, under a purpose that no
+    verification rule uses.
+
+    Args:
+        model: a transformers causal language model in evaluation mode, or a `Target`.
+        num_tokens: length of the chain; a step runs the model that many times.
+        params: how the drafter's rows are shaped.
+        min_confidence: stop before drawing from a row whose largest probability (at the drafter's
+            temperature, before truncation) is below this; 0 never stops. A stop that looks at the
+            row but not at the token drawn from it keeps the chain's law; dropping a token that was
+            already drawn would not.
+
+    Raises:
+        UnsupportedModelError: the model cannot draft; says why.
+        ParamsError: num_tokens below 1, or min_confidence outside [0, 1].
+
+    Example:
+        >>> drafter = Model(small, num_tokens=4, params=mv.SamplingParams())  # doctest: +SKIP
+        >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
+
+    References:
+        arXiv 2211.17192, algorithm 1; which stops are safe: docs of the draft laws.
+    """
+
+    makes_trees = False
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_tokens: int = 4,
+        params: SamplingParams | None = None,
+        min_confidence: float = 0.0,
+    ) -> None:
+        if num_tokens < 1:
+            msg = f"num_tokens is {num_tokens}; a chain needs at least 1"
+            raise ParamsError(msg, slug="bad_num_tokens")
+        if not 0.0 <= min_confidence <= 1.0:
+            msg = f"min_confidence is {min_confidence}; wanted a probability"
+            raise ParamsError(msg, slug="bad_min_confidence")
+        self.target: Target = as_target(model)
+        self.num_tokens = num_tokens
+        self.params = SamplingParams(temperature=0.0) if params is None else params
+        self.min_confidence = min_confidence
+        self._states: dict[int, _State] = {}
+        self._last: list[Request] = []
+        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Refuse a target whose rows have another width.
+
+        Raises:
+            UnsupportedModelError: the vocabularies differ in size.
+        """
+        mine = self.target.vocab_size
+        if mine is not None and vocab_size is not None and mine != vocab_size:
+            msg = (
+                f"the drafter's vocabulary has {mine} tokens and the target's {vocab_size}; "
+                "drafting across vocabularies needs a translation, which is not supported yet: use "
+                "a drafter that was trained with the target's tokenizer"
+            )
+            raise UnsupportedModelError(msg, slug="vocab_mismatch")
+
+    def start(self, request: Request) -> None:
+        """Begin a request with an empty cache."""
+        self._states[request.id] = _State(self.target.new_cache())
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+        """Draft one chain per request, of at most `num_tokens` and its budget."""
+        self._last = list(requests)
+        with torch.inference_mode():
+            return [
+                self._chain(request, min(self.num_tokens, budget))
+                for request, budget in zip(requests, budgets, strict=True)
+            ]
+
+    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+        """Keep the cache entries of accepted tokens.
+
+        The last token of a chain was drawn but never run through the model, so after full
+        acceptance the cache is one entry short; the next draft starts by running what is missing.
+        """
+        del hidden
+        for request, verdict in zip(self._last, verdicts, strict=True):
+            state = self._states[request.id]
+            kept = state.root + 1 + verdict.num_accepted
+            state.cache.crop(min(kept, state.cache.length))
+
+    def release(self, request: Request) -> None:
+        """Forget a request."""
+        self._states.pop(request.id, None)
+
+    def _chain(self, request: Request, length: int) -> mv.Draft:
+        if length < 1:
+            return self._empty
+        state = self._states.get(request.id)
+        if state is None:
+            msg = f"request {request.id} was never started; call start(request) first"
+            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        target, cache, params = self.target, state.cache, self.params
+        state.root = position = request.position
+        limit = target.max_length
+        if limit is not None:
+            # Node i runs at position + i - 1 at the latest, which must lie inside the context.
+            length = min(length, limit - position)
+        # A step that failed after drafting leaves entries of tokens that were never accepted.
+        cache.crop(min(cache.length, position))
+        pending = request.tokens[cache.length :]
+        tokens: list[int] = []
+        rows: list[torch.Tensor] = []
+        while len(tokens) < length:
+            ids = torch.tensor([pending], device=target.device)
+            row = target.forward(ids, None, None, cache, num_logits=1)[0].cpu()
+            if self.min_confidence and self._confidence(row) < self.min_confidence:
+                break
+            token = _core.draw(row, params, request.seed, position, len(tokens) + 1)
+            tokens.append(token)
+            rows.append(row)
+            if token in request.eos_ids:
+                break
+            pending = [token]
+        if not tokens:
+            return self._empty
+        tree = mv.TokenTree(range(-1, len(tokens)))
+        nodes = [request.tokens[-1], *tokens]
+        if params.is_greedy:
+            return mv.Draft(tree, nodes)
+        return mv.Draft(tree, nodes, law="chain", logits=torch.cat(rows), params=params)
+
+    def _confidence(self, row: torch.Tensor) -> float:
+        """Largest probability of the row at the drafter's temperature (1 where that is 0)."""
+        scaled = row[0].float() / (self.params.temperature or 1.0)
+        return float(torch.exp(scaled.max() - torch.logsumexp(scaled, 0)))

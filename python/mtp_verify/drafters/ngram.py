@@ -1,0 +1,209 @@
+"""Drafts copied from the sequence's own history: no model, no probabilities.
+
+Text that repeats itself (code edits, quotes, tables) can be guessed by looking up where its last
+tokens occurred before. Both drafters keep one incremental index per request in the Rust core;
+appending a token costs amortised O(1), memory is bounded.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from mtp_verify import Draft, TokenTree
+from mtp_verify._core import NGramIndex, SuffixIndex
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify import Verdict
+    from mtp_verify.drafters.base import Request
+
+__all__ = ["NGram", "Suffix"]
+
+
+class _Index(Protocol):
+    def extend(self, tokens: Sequence[int]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+
+AnyIndex = TypeVar("AnyIndex", bound=_Index)
+
+
+class _HistoryDrafter(Generic[AnyIndex]):
+    """What the two have in common: an index per request, fed with what was emitted."""
+
+    def __init__(self, num_tokens: int) -> None:
+        if num_tokens < 1:
+            msg = f"num_tokens: found {num_tokens}, wanted an int >= 1"
+            raise ParamsError(msg, slug="param_out_of_range")
+        self.num_tokens = num_tokens
+        # Per request: the index and how many of the request's tokens it has seen.
+        self._indices: dict[int, tuple[AnyIndex, int]] = {}
+
+    @abstractmethod
+    def _new_index(self) -> AnyIndex: ...
+
+    @abstractmethod
+    def _look_up(
+        self, index: AnyIndex, budget: int, stop: Sequence[int]
+    ) -> tuple[list[int], list[int]]: ...
+
+    def start(self, request: Request) -> None:
+        """Index the prompt of a new request."""
+        self._indices[request.id] = (self._new_index(), 0)
+        self._index(request)
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+        """Return one draft per request, law "deterministic".
+
+        Args:
+            requests: The sequences of this step; one that was not started is started now.
+            budgets: The most draft nodes for each. A request whose history has no match gets the
+                empty draft.
+
+        Returns:
+            Drafts of at most `min(budget, ...)` nodes below the root; none lies below a token that
+            ends the sequence.
+        """
+        drafts = []
+        for request, budget in zip(requests, budgets, strict=True):
+            stop = sorted(request.eos_ids)
+            parents, tokens = self._look_up(self._index(request), max(budget, 0), stop)
+            drafts.append(Draft(TokenTree(parents), tokens, law="deterministic"))
+        return drafts
+
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
+        """Do nothing: what was emitted is read from the request when it is drafted for again."""
+
+    def release(self, request: Request) -> None:
+        """Forget a request's index; unknown requests are ignored."""
+        self._indices.pop(request.id, None)
+
+    def _index(self, request: Request) -> AnyIndex:
+        """The request's index, brought up to date with its tokens."""
+        index, seen = self._indices.get(request.id) or (self._new_index(), 0)
+        index.extend(request.tokens[seen:])
+        self._indices[request.id] = (index, len(request.tokens))
+        return index
+
+
+class NGram(_HistoryDrafter[NGramIndex]):
+    """Prompt lookup: copy what followed the most recent occurrence of the last few tokens.
+
+    The longest suffix of `max_ngram` down to `min_ngram` tokens that occurred before decides; its
+    most recent earlier occurrence is copied. Where the copy runs into the end of the history it
+    goes on with what it has just copied, so that short periods are continued.
+
+    Args:
+        max_ngram: Longest suffix to look up, 1 to 64.
+        min_ngram: Shortest one, 1 to `max_ngram`. Larger values draft less often and better.
+        num_tokens: Length of the drafted chain, >= 1.
+        max_history: Tokens an index holds before it forgets the older half.
+
+    Raises:
+        ParamsError: A parameter is out of range.
+
+    Example:
+        >>> from mtp_verify.drafters import NGram, Request
+        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 5, 6], prompt_len=6)
+        >>> drafter = NGram(num_tokens=3)
+        >>> drafter.start(request)
+        >>> drafter.propose([request], [8])[0].tokens.tolist()
+        [6, 7, 8, 5]
+
+    References:
+        Prompt lookup decoding, as in transformers' `PromptLookupCandidateGenerator`.
+    """
+
+    makes_trees = False
+
+    def __init__(
+        self,
+        max_ngram: int = 3,
+        min_ngram: int = 1,
+        num_tokens: int = 8,
+        *,
+        max_history: int = 1 << 16,
+    ) -> None:
+        super().__init__(num_tokens)
+        self._settings = (max_ngram, min_ngram, max_history)
+        self._new_index()  # Refuses bad parameters now, not at the first request.
+
+    def _new_index(self) -> NGramIndex:
+        return NGramIndex(*self._settings)
+
+    def _look_up(
+        self, index: NGramIndex, budget: int, stop: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        return index.propose(min(self.num_tokens, budget), stop)
+
+
+class Suffix(_HistoryDrafter[SuffixIndex]):
+    """Suffix drafting: weigh every continuation of the longest suffix that occurred before.
+
+    A continuation's score is the product, along its path, of how often each token followed its
+    context among all that did; the draft grows best first. Its depth is at most `depth_factor`
+    times the length of the match: long matches are evidence of long copies.
+
+    Args:
+        num_tokens: Greatest depth, >= 1.
+        max_nodes: Most nodes of a draft; default `num_tokens`. If given, drafts are trees unless
+            `max_children` is 1. On a CPU narrow drafts pay most: a forward's time grows with width.
+        max_children: Most children of a node; default 1 (chains), 4 if `max_nodes` is given.
+        min_match: Shortest match that drafts, 1 to `max_context`.
+        depth_factor: Depth per matched token, > 0.
+        min_score: Nodes of a lower score are not drafted, 0 to 1.
+        max_context: Contexts are cut to this many tokens; bounds the cost of an append.
+        max_history: Tokens an index holds before it forgets the older half.
+
+    Raises:
+        ParamsError: A parameter is out of range.
+
+    Example:
+        >>> from mtp_verify.drafters import Request, Suffix
+        >>> request = Request(id=0, tokens=[1, 2, 8, 1, 3, 1, 2, 9, 1], prompt_len=9)
+        >>> drafter = Suffix(max_nodes=8)
+        >>> drafter.start(request)
+        >>> draft = drafter.propose([request], [8])[0]
+        >>> draft.tree.parents.tolist(), draft.tokens.tolist()
+        ([-1, 0, 0], [1, 2, 3])
+
+    References:
+        SuffixDecoding, arXiv 2411.04975.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int = 16,
+        max_nodes: int | None = None,
+        *,
+        max_children: int | None = None,
+        min_match: int = 1,
+        depth_factor: float = 1.0,
+        min_score: float = 0.1,
+        max_context: int = 32,
+        max_history: int = 1 << 16,
+    ) -> None:
+        super().__init__(num_tokens)
+        if max_nodes is not None and max_nodes < 1:
+            msg = f"max_nodes: found {max_nodes}, wanted an int >= 1"
+            raise ParamsError(msg, slug="param_out_of_range")
+        if max_children is None:
+            max_children = 1 if max_nodes is None else 4
+        self.max_nodes = num_tokens if max_nodes is None else max_nodes
+        self.makes_trees = max_children > 1
+        self._settings = (
+            min_match, max_context, depth_factor, min_score, max_children, max_history
+        )  # fmt: skip
+        self._new_index()  # Refuses bad parameters now, not at the first request.
+
+    def _new_index(self) -> SuffixIndex:
+        return SuffixIndex(*self._settings)
+
+    def _look_up(
+        self, index: SuffixIndex, budget: int, stop: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        return index.propose(min(self.max_nodes, budget), self.num_tokens, stop)

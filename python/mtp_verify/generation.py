@@ -1,0 +1,131 @@
+"""What a generation gives back: its tokens, and figures of how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["Generation", "Stats"]
+
+
+@dataclass
+class Stats:
+    """Counts and times of one generation, or of several merged.
+
+    Attributes:
+        steps: rounds of propose, forward, verify, commit.
+        forwards: target forwards; one more than `steps` where a prompt needed one of its own.
+        drafted: draft nodes proposed, roots excluded.
+        accepted: draft tokens kept.
+        emitted: tokens output.
+        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted so
+            far.
+        accepted_at: entry d counts those whose node at depth d + 1 was accepted.
+        lengths: entry n counts the steps that emitted n tokens.
+        seconds: time in `draft`, `target`, `verify`, `commit`.
+        total_seconds: wall time of the whole generation, prompt included.
+    """
+
+    steps: int = 0
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    attempted: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
+    )
+    total_seconds: float = 0.0
+
+    @property
+    def tau(self) -> float:
+        """Mean emitted tokens per step; 0 before the first."""
+        return self.emitted / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens over the whole time, prompt included."""
+        return self.emitted / self.total_seconds if self.total_seconds else 0.0
+
+    def share(self, part: str) -> float:
+        """Return the part of the total time spent in `part`: a key of `seconds`, or `other`."""
+        if not self.total_seconds:
+            return 0.0
+        known = sum(self.seconds.values())
+        spent = self.total_seconds - known if part == "other" else self.seconds[part]
+        return spent / self.total_seconds
+
+    def record(self, depth: int, num_nodes: int, num_accepted: int, num_emitted: int) -> None:
+        """Count one step.
+
+        Args:
+            depth: of the draft's deepest node.
+            num_nodes: draft nodes, the root excluded.
+            num_accepted: draft tokens kept, after any cut.
+            num_emitted: tokens output, after any cut.
+        """
+        self.steps += 1
+        self.drafted += num_nodes
+        self.accepted += num_accepted
+        self.emitted += num_emitted
+        _pad(self.attempted, depth)
+        _pad(self.accepted_at, depth)
+        for level in range(min(num_accepted + 1, depth)):
+            self.attempted[level] += 1
+        for level in range(num_accepted):
+            self.accepted_at[level] += 1
+        _pad(self.lengths, num_emitted + 1)
+        self.lengths[num_emitted] += 1
+
+    def merge(self, other: Stats) -> None:
+        """Add another generation's figures to these."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, list):
+                _pad(mine, len(theirs))
+                for index, value in enumerate(theirs):
+                    mine[index] += value
+            elif isinstance(mine, dict):
+                for key, value in theirs.items():
+                    mine[key] = mine.get(key, 0.0) + value
+            else:
+                setattr(self, item.name, mine + theirs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, derived ones included, ready for JSON."""
+        figures: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        figures["seconds"] = {**self.seconds, "other": self.share("other") * self.total_seconds}
+        return {**figures, "tau": self.tau, "tokens_per_second": self.tokens_per_second}
+
+
+def _pad(counts: list[int], length: int) -> None:
+    counts.extend([0] * (length - len(counts)))
+
+
+@dataclass
+class Generation:
+    """The result of `Decoder.generate`; lists have one entry per sequence.
+
+    Attributes:
+        sequences: (B, L) int64, prompts as given (padding included) and emitted tokens.
+        tokens: the emitted tokens.
+        finish_reasons: `stop` (an EOS token), `length`, or `criteria` (a stopping criterion).
+        logprobs: (n,) float32, log-probability of each emitted token under the target's shaped row.
+        stats: figures of the run.
+        past_key_values: the target's cache; it holds all tokens of `sequences` but the last.
+        logits: (n, V) float32 raw rows that the emitted tokens come from, or None if not asked for.
+    """
+
+    sequences: torch.Tensor
+    tokens: list[list[int]]
+    finish_reasons: list[str]
+    logprobs: list[np.ndarray]
+    stats: Stats
+    past_key_values: Any
+    logits: list[torch.Tensor] | None = None

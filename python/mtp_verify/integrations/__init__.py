@@ -1,0 +1,1 @@
+"""Adapters to engines and packaged models; each stands alone."""

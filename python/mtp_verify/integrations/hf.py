@@ -1,0 +1,244 @@
+"""transformers: speculative decoding inside `model.generate`.
+
+`model.generate(..., custom_generate=mv.hf.speculative(drafter))` honours the user's own
+`GenerationConfig` and returns what `generate` returns. Settings that are not supported yet are
+refused by name; none is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from mtp_verify.decode import Decoder
+from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mtp_verify.drafters.base import Drafter
+    from mtp_verify.generation import Stats
+
+__all__ = ["params_from_processors", "speculative"]
+
+# The order in which transformers applies its warpers, and in which the preset of that name does.
+_WARPERS: dict[type, tuple[str, str]] = {
+    TemperatureLogitsWarper: ("temperature", "temperature"),
+    TopKLogitsWarper: ("top_k", "top_k"),
+    TopPLogitsWarper: ("top_p", "top_p"),
+    MinPLogitsWarper: ("min_p", "min_p"),
+}
+# What `generate` always sends along, or sends as None.
+_KNOWN_KWARGS = frozenset(
+    {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+)
+
+
+def speculative(
+    drafter: Drafter | None,
+    rule: str = "auto",
+    seed: int | None = None,
+    streamer: Any | None = None,
+    stats: Stats | None = None,
+) -> Callable[..., Any]:
+    """Return a callable for `model.generate(custom_generate=...)`.
+
+    The model's rows are shaped as its own processors would: temperature, top-k, top-p and min-p
+    (`do_sample=True` alone brings top-k 50). Every other processor is refused by name.
+
+    Args:
+        drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.
+        rule: as `Decoder`.
+        seed: of all noise; None takes one draw from torch's global generator, so that
+            `torch.manual_seed` works as with plain `generate`.
+        streamer: `generate` does not hand its own `streamer` to custom code: give it here, and not
+            there.
+        stats: is filled with the figures of each run.
+
+    Returns:
+        A callable that returns the sequences (1, L), or a `GenerateDecoderOnlyOutput` where
+        `return_dict_in_generate` is set.
+
+    Raises:
+        ParamsError: (by the callable) a setting that is not supported; nothing has been generated.
+        UnsupportedModelError: (by the callable) a model or cache that cannot work.
+
+    Example:
+        >>> model.generate(  # doctest: +SKIP
+        ...     **inputs, max_new_tokens=64, custom_generate=mv.hf.speculative(mv.drafters.NGram())
+        ... )
+    """
+
+    def decode(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Sequence[Any],
+        stopping_criteria: Iterable[Any],
+        generation_config: Any,
+        synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
+        **model_kwargs: Any,
+    ) -> Any:
+        _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
+        params = params_from_processors(logits_processor, do_sample=generation_config.do_sample)
+        max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
+        mask = model_kwargs.get("attention_mask")
+        _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
+        as_dict = bool(generation_config.return_dict_in_generate)
+        wants_scores = as_dict and bool(generation_config.output_scores)
+        wants_logits = as_dict and bool(generation_config.output_logits)
+        generation = Decoder(model, drafter, params, rule).generate(
+            input_ids,
+            mask,
+            max_new_tokens=max_length - input_ids.shape[1],
+            seed=seed,
+            streamer=streamer,
+            eos_token_id=eos_ids,
+            stopping_criteria=criteria,
+            past_key_values=model_kwargs.get("past_key_values"),
+            output_logits=wants_scores or wants_logits,
+        )
+        if stats is not None:
+            stats.merge(generation.stats)
+        sequences = generation.sequences.to(input_ids.device)
+        if not as_dict:
+            return sequences
+        scores = logits = None
+        if generation.logits is not None:
+            rows = generation.logits[0].to(input_ids.device)
+            if wants_scores:
+                shaped = rows.clone()
+                for processor in logits_processor:
+                    shaped = processor(sequences, shaped)
+                scores = tuple(shaped[:, None].unbind(0))
+            if wants_logits:
+                logits = tuple(rows[:, None].unbind(0))
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences,
+            scores=scores,
+            logits=logits,
+            past_key_values=generation.past_key_values,
+        )
+
+    return decode
+
+
+def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> SamplingParams:
+    """Read sampling parameters from a prepared `LogitsProcessorList`.
+
+    Args:
+        processors: as transformers prepares it: temperature, top-k, top-p, min-p, each at most once
+            and in this order.
+        do_sample: False is greedy decoding, which these four do not change.
+
+    Raises:
+        ParamsError: another processor, another order, or settings with no counterpart; names it.
+    """
+    values: dict[str, Any] = {}
+    order = list(_WARPERS)
+    last = -1
+    for processor in processors:
+        kind, name = type(processor), type(processor).__name__
+        if kind not in _WARPERS:
+            msg = (
+                f"logits processor {name} is not supported yet; temperature, top-k, top-p and "
+                "min-p are: remove it, or call generate without custom_generate"
+            )
+            raise ParamsError(msg, slug="unsupported_processor")
+        if order.index(kind) <= last:
+            msg = (
+                f"logits processor {name} comes out of order or twice; supported is the library's "
+                "own order: temperature, top-k, top-p, min-p"
+            )
+            raise ParamsError(msg, slug="unsupported_processor")
+        last = order.index(kind)
+        if getattr(processor, "filter_value", -float("inf")) != -float("inf") or (
+            kind in (TopPLogitsWarper, MinPLogitsWarper) and processor.min_tokens_to_keep != 1
+        ):
+            msg = (
+                f"logits processor {name}: filter_value and min_tokens_to_keep must be the defaults"
+            )
+            raise ParamsError(msg, slug="unsupported_processor")
+        field, attribute = _WARPERS[kind]
+        values[field] = getattr(processor, attribute)
+    return SamplingParams(**values) if do_sample else SamplingParams(temperature=0.0)
+
+
+def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpus: bool) -> None:
+    """Refuse settings that would otherwise be passed over in silence."""
+    refused = {
+        "num_beams": (config.num_beams or 1) > 1,
+        "penalty_alpha": bool(getattr(config, "penalty_alpha", None)),
+        "dola_layers": getattr(config, "dola_layers", None) is not None,
+        "constraints": getattr(config, "constraints", None) is not None,
+        "force_words_ids": getattr(config, "force_words_ids", None) is not None,
+        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens is not None,
+        "assistant_early_exit": config.assistant_early_exit is not None,
+        "use_mtp": bool(getattr(config, "use_mtp", None)),
+        "is_assistant": bool(getattr(config, "is_assistant", None)),
+        "output_attentions": bool(config.output_attentions),
+        "output_hidden_states": bool(config.output_hidden_states),
+        "synced_gpus": synced_gpus,
+    }
+    names = [name for name, is_set in refused.items() if is_set]
+    names += [
+        name
+        for name, value in model_kwargs.items()
+        if name not in _KNOWN_KWARGS and value is not None
+    ]
+    if names:
+        msg = f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
+        raise ParamsError(msg, slug="unsupported_setting")
+    if config.cache_implementation not in (None, "dynamic"):
+        msg = (
+            f'cache_implementation="{config.cache_implementation}" cannot be rolled back after a '
+            "rejected draft; leave it unset (the dynamic cache)"
+        )
+        raise UnsupportedModelError(msg, slug="unsupported_cache")
+
+
+def _split_criteria(
+    criteria: Iterable[Any], config: Any
+) -> tuple[int, tuple[int, ...], list[Callable[..., Any]]]:
+    """Turn length and EOS criteria into numbers; the rest is called after each token."""
+    max_length = config.max_length
+    eos_ids: list[int] = []
+    others: list[Callable[..., Any]] = []
+    for criterion in criteria:
+        if type(criterion) is MaxLengthCriteria:
+            max_length = min(max_length or criterion.max_length, criterion.max_length)
+        elif type(criterion) is EosTokenCriteria:
+            eos_ids += torch.as_tensor(criterion.eos_token_id).reshape(-1).tolist()
+        else:
+            others.append(criterion)
+    if max_length is None:
+        msg = "generate has no limit of length; pass max_new_tokens"
+        raise ParamsError(msg, slug="bad_max_new_tokens")
+    return max_length, tuple(eos_ids), others
+
+
+def _check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:
+    """Refuse positions other than those that the mask implies."""
+    if positions is None:
+        return
+    length = input_ids.shape[1]
+    visible = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
+    expected = (visible.cumsum(-1) - 1)[:, -positions.shape[-1] :]
+    shown = visible[:, -positions.shape[-1] :] != 0
+    if (
+        positions.dim() != 2
+        or positions.shape[1] > length
+        or positions.shape[0] != input_ids.shape[0]
+        or bool((positions.to(input_ids.device) != expected)[shown].any())
+    ):
+        msg = "position_ids of one's own are not supported; leave them to generate"
+        raise ParamsError(msg, slug="unsupported_setting")

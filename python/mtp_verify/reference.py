@@ -1,0 +1,328 @@
+"""The whole verifier, slow and plain: the first file to read, and the oracle of the tests.
+
+A target model gives a row of logits after every node of a drafted tree; `shape` turns a row into
+the distribution that is sampled from; a rule walks the tree and decides which drafted tokens stand
+and which one token follows them; `Noise` is the only source of chance. Every row is a dense float64
+array here, and every step of the mathematics is written out; the Rust core computes the same
+verdicts from lazily read rows.
+
+In the formulas p is the target's row and q the drafter's, both after shaping (arXiv 2211.17192).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.params import SamplingParams
+
+__all__ = ["Noise", "Tree", "Verdict", "philox", "shape", "verify"]
+
+Row = npt.NDArray[np.float64]
+
+# What a number is used for. Two purposes never share one.
+DRAFT, ACCEPT, SAMPLE, GUMBEL = range(4)
+
+
+# --- Chance: a function of an address -------------------------------------------------------------
+
+
+def philox(key: Sequence[int], counter: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Philox4x32-10 (Salmon et al., SC 2011).
+
+    Args:
+        key: Two 32-bit words.
+        counter: (..., 4) uint32.
+
+    Returns:
+        (..., 4) uint32.
+    """
+    low_word = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = np.moveaxis(counter.astype(np.uint64), -1, 0)
+    for round_number in range(10):
+        k0 = np.uint64((key[0] + round_number * 0x9E3779B9) & 0xFFFFFFFF)
+        k1 = np.uint64((key[1] + round_number * 0xBB67AE85) & 0xFFFFFFFF)
+        product0, product1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (
+            (product1 >> np.uint64(32)) ^ c1 ^ k0,
+            product1 & low_word,
+            (product0 >> np.uint64(32)) ^ c3 ^ k1,
+            product0 & low_word,
+        )
+    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+
+
+@dataclass
+class Noise:
+    """Uniform numbers by address (seed, root position, node, purpose).
+
+    `margin` remembers how close the closest decision was, relative to what it compared: when it is
+    tiny, float rounding may decide differently elsewhere.
+    """
+
+    seed: int
+    position: int
+    margin: float = field(default=np.inf)
+
+    def uniforms(self, position: int, nodes: npt.NDArray[Any], purpose: int) -> npt.NDArray[Any]:
+        """Two multiples of 2**-53 in [0, 1) per address: (len(nodes), 2) float64."""
+        counter = np.zeros((len(nodes), 4), np.uint32)
+        counter[:, 0], counter[:, 1], counter[:, 2] = position, nodes, purpose
+        words = philox((self.seed & 0xFFFFFFFF, self.seed >> 32), counter).astype(np.uint64)
+        bits = (words[:, 0::2] << np.uint64(32) | words[:, 1::2]) >> np.uint64(11)
+        return bits.astype(np.float64) * 2.0**-53
+
+    def uniform(self, node: int, purpose: int) -> float:
+        """The number at one address of this step."""
+        return float(self.uniforms(self.position, np.array([node]), purpose)[0, 0])
+
+    def accept(self, node: int, probability: float) -> bool:
+        """True with the given probability; strictly below, so that 0 is never accepted."""
+        if probability <= 0 or probability >= 1:
+            return probability >= 1
+        uniform = self.uniform(node, ACCEPT)
+        self.margin = min(self.margin, abs(uniform - probability))
+        return uniform < probability
+
+    def draw(self, node: int, row: Row, purpose: int = SAMPLE) -> int:
+        """A token of a row, by inverting its cumulative sum; never one of probability 0."""
+        (positive,) = np.nonzero(row > 0)
+        cells = np.cumsum(row[positive])
+        point = self.uniform(node, purpose) * cells[-1]
+        index = min(int(np.searchsorted(cells, point, side="right")), len(cells) - 1)
+        gaps = np.abs(cells[max(index - 1, 0) : index + 1] - point) / cells[-1]
+        # The far end of the last cell is no threshold, nor is the near end of the first.
+        gaps = gaps[: len(gaps) - (index == len(cells) - 1)]
+        self.margin = min(self.margin, float(gaps.min(initial=np.inf)))
+        return int(positive[index])
+
+    def race(self, depth: int, row: Row) -> int:
+        """Run the race argmin of E(x)/p(x), E(x) = -log(1 - u), of the emitted token's position."""
+        pairs = np.arange((len(row) + 1) // 2)
+        uniforms = self.uniforms(self.position + 1 + depth, pairs, GUMBEL).reshape(-1)[: len(row)]
+        (positive,) = np.nonzero(row > 0)
+        times = -np.log1p(-uniforms[positive]) / row[positive]
+        best = int(np.argmin(times))
+        others = np.delete(times, best)
+        gap = (others.min(initial=np.inf) - times[best]) / max(times[best], 1e-300)
+        self.margin = min(self.margin, float(gap))
+        return int(positive[best])
+
+
+# --- Shaping: from logits to the row that is sampled from -----------------------------------------
+
+
+def _softmax(logits: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Row:
+    weights = np.where(kept, np.exp(logits.astype(np.float64) - logits.max()), 0.0)
+    return np.asarray(weights / weights.sum())
+
+
+def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
+    """The shaped row of one row of logits.
+
+    Temperature comes first; then top-k, top-p, min-p ("transformers") or min-p, top-k, top-p
+    ("vllm"). Top-k keeps all ties at its threshold. Top-p keeps the smallest prefix, in descending
+    order, whose mass reaches `top_p`, the crossing token included; of equal logits at the cut the
+    lower ids. Min-p drops what is below `min_p` times the largest probability. At temperature 0 all
+    mass is on the lowest id among the maxima.
+
+    Args:
+        logits: (V,) float32 (widen float16 and bfloat16 first: that is exact).
+        params: Temperature, top_k, top_p, min_p and preset are read.
+
+    Returns:
+        (V,) float64, sums to 1.
+    """
+    logits = np.asarray(logits, np.float32)
+    if params.temperature == 0 or (params.preset == "vllm" and params.temperature < 1e-5):
+        return np.asarray(np.arange(len(logits)) == np.argmax(logits), np.float64)
+    # Both libraries divide in float32, so logits that differ may become ties here.
+    logits = logits / np.float32(params.temperature)
+    kept = logits > -np.inf
+
+    def top_k() -> None:
+        if 0 < params.top_k < len(logits):
+            kept[logits < np.sort(np.where(kept, logits, -np.inf))[-params.top_k]] = False
+
+    def top_p() -> None:
+        if params.top_p < 1:
+            row = _softmax(logits, kept)
+            order = np.lexsort((np.arange(len(row)), -row))
+            mass_before = np.concatenate([[0.0], np.cumsum(row[order])[:-1]])
+            kept[order[mass_before >= params.top_p]] = False
+
+    def min_p() -> None:
+        if params.min_p > 0:
+            row = _softmax(logits, kept)
+            kept[row < params.min_p * row.max()] = False
+
+    steps = (top_k, top_p, min_p) if params.preset == "transformers" else (min_p, top_k, top_p)
+    for step in steps:
+        step()
+    return _softmax(logits, kept)
+
+
+# --- Rules ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A drafted tree, its rows after shaping, and how its tokens were drawn.
+
+    Attributes:
+        parents: (N+1,) parent of each node, -1 for the root, node 0.
+        tokens: (N+1,) token of each node.
+        target: (N+1, V) row p after each node.
+        drafter: (N+1, V) row q after each node; rows nothing was drawn from are not read.
+        sampled: (N+1,) which nodes were drawn from q; the others form the deterministic set S.
+        law: The declared law: "deterministic", "chain", "iid", "swor", ...
+    """
+
+    parents: Sequence[int]
+    tokens: Sequence[int]
+    target: Row
+    drafter: Row
+    sampled: Sequence[bool]
+    law: str
+
+    def children(self, node: int) -> list[int]:
+        """Children in test order."""
+        return [child for child, parent in enumerate(self.parents) if parent == node and child > 0]
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from below the root down to `node`."""
+        return [*self.path(self.parents[node]), node] if node > 0 else []
+
+    def child_with(self, node: int, token: int) -> int | None:
+        """The first child that carries a token."""
+        return next((c for c in self.children(node) if self.tokens[c] == token), None)
+
+    def child_law(self, child: int) -> Row:
+        """q_c: the law of one child given its earlier siblings, (V,).
+
+        One-hot for a deterministic child. Otherwise the parent's q outside S and, when drawing
+        without replacement, outside the earlier siblings, renormalised.
+        """
+        if not self.sampled[child]:
+            return np.asarray(np.arange(self.target.shape[1]) == self.tokens[child], np.float64)
+        siblings = self.children(self.parents[child])
+        row = self.drafter[self.parents[child]].copy()
+        excluded = [c for c in siblings if not self.sampled[c] or (c < child and self.law != "iid")]
+        row[[self.tokens[c] for c in excluded]] = 0.0
+        # Rows are used as given: what is excluded is subtracted from 1, not from the row's own sum.
+        gone = {self.tokens[c] for c in excluded}
+        rest = 1.0 - sum(float(self.drafter[self.parents[child], token]) for token in gone)
+        return np.asarray(row / rest)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The accepted path, its tokens and the bonus, and how close the closest decision was."""
+
+    tokens: list[int]
+    path: list[int]
+    logprobs: list[float]
+    margin: float
+
+
+def _rest(row: Row, law: Row, weight: float = 1.0) -> Row:
+    """(w r - q_c)+: what a child's rejection leaves, not normalised."""
+    return np.asarray(np.maximum(weight * row - law, 0.0))
+
+
+def _normalised(rest: Row, row: Row) -> Row:
+    # Exactly, a rejection leaves mass; where rounding took it (p = q), the row stands.
+    return rest / rest.sum() if rest.sum() > 0 else row
+
+
+def _target_only(tree: Tree, noise: Noise, *, coupled: bool = False) -> tuple[int, int]:
+    """Draw from the target; while the token drawn is a child, walk to it."""
+    node, depth = 0, 0
+    while True:
+        row = tree.target[node]
+        token = noise.race(depth, row) if coupled else noise.draw(node, row)
+        child = tree.child_with(node, token)
+        if child is None:
+            return node, token
+        node, depth = child, depth + 1
+
+
+def _topdown(tree: Tree, noise: Noise) -> tuple[int, int]:
+    """Token-level rejection: test the sampled children in order, then draw from what is left."""
+    node = 0
+    while True:
+        row = tree.target[node]
+        for child in filter(lambda c: tree.sampled[c], tree.children(node)):
+            law, token = tree.child_law(child), tree.tokens[child]
+            if noise.accept(child, row[token] / law[token]):
+                break
+            row = _normalised(_rest(row, law), row)
+        else:
+            token = noise.draw(node, row)
+            following = tree.child_with(node, token)
+            if following is None or tree.sampled[following]:
+                return node, token
+            child = following
+        node = child
+
+
+def _lifted(tree: Tree, noise: Noise, node: int = 0, w: float = 1.0) -> tuple[int, int] | None:
+    """Block verification and its tree form: visit(node, w) gives a verdict with probability w.
+
+    The verdict's continuation has the law of row, then p. A child takes min(q_c, w r) of the mass;
+    (w r - q_c)+ is left, with sum m, so that the node itself is delivered with m / (m + 1 - w).
+    """
+    row = tree.target[node]
+    for child in tree.children(node):
+        if w == 0:
+            break
+        law, token = tree.child_law(child), tree.tokens[child]
+        w_child = min(1.0, w * row[token] / law[token])
+        verdict = _lifted(tree, noise, child, w_child) if w_child > 0 else None
+        if verdict is not None:
+            return verdict
+        rest = _rest(row, law, w)
+        mass = float(rest.sum())
+        row = _normalised(rest, row)
+        w = mass / (mass + 1.0 - w) if mass > 0 else 0.0
+    if node == 0 or noise.accept(node, w):
+        return node, noise.draw(node, row)
+    return None
+
+
+def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
+    """The verdict of a rule on a tree.
+
+    Args:
+        tree: The draft with shaped rows. For temperature 0 the rows are one-hot, and every rule
+            gives greedy decoding.
+        rule: "target_only", "coupled", "topdown" (on a chain: token-level rejection) or "lifted"
+            (on a chain: block verification).
+        seed: 0 <= seed < 2**64.
+        position: Index of the root token in its sequence.
+
+    Returns:
+        Tokens, path, log-probabilities under the target, and the margin of the closest decision.
+    """
+    noise = Noise(seed, position)
+    if rule in ("target_only", "coupled") or tree.law == "deterministic":
+        node, token = _target_only(tree, noise, coupled=rule == "coupled")
+    elif rule == "topdown":
+        node, token = _topdown(tree, noise)
+    else:
+        stopped = _lifted(tree, noise)
+        if stopped is None:
+            msg = "the root always stops"
+            raise RuntimeError(msg)
+        node, token = stopped
+    path = tree.path(node)
+    tokens = [*(tree.tokens[n] for n in path), token]
+    rows = [tree.target[n] for n in [0, *path]]
+    logprobs = [float(np.log(row[t])) for row, t in zip(rows, tokens, strict=True)]
+    return Verdict(tokens, path, logprobs, noise.margin)

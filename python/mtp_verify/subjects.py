@@ -1,0 +1,112 @@
+"""The models that commands run: SmolLM2, a local checkpoint, or a tiny random one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Subject", "subject_for"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its text side.
+
+    Args:
+        name: For reports.
+        load: From the name of a dtype to a model in evaluation mode.
+        encode: From a user's message to the prompt's ids, chat template included.
+        encode_raw: From a text to its ids.
+        decode: From ids to text, special tokens left out.
+    """
+
+    name: str
+    load: Callable[[str], Any]
+    encode: Callable[[str], list[int]]
+    encode_raw: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
+
+def subject_for(*, folder: str | None = None, tiny: bool = False) -> Subject:
+    """Return the checkpoint in `folder`, else a tiny random model, else SmolLM2.
+
+    Raises:
+        ImportError: A library or the packaged model is missing; says what to install.
+        OSError: `folder` holds no checkpoint that transformers can read.
+    """
+    if folder is not None:
+        return _checkpoint(Path(folder))
+    return _tiny() if tiny else _smollm2()
+
+
+def _smollm2() -> Subject:
+    from mtp_verify.integrations import smollm2
+
+    _, tokenizer = smollm2.load("bfloat16")
+    return _with_tokenizer("SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer)
+
+
+def _checkpoint(folder: Path) -> Subject:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def load(dtype: str) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True
+        )
+        return model.eval()
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return _with_tokenizer(folder.name, load, tokenizer)
+
+
+def _with_tokenizer(name: str, load: Callable[[str], Any], tokenizer: Any) -> Subject:
+    def encode(text: str) -> list[int]:
+        if not tokenizer.chat_template:
+            return encode_raw(text)
+        message = [{"role": "user", "content": text}]
+        shaped = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(shaped, add_special_tokens=False)["input_ids"])
+
+    def encode_raw(text: str) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return Subject(name, load, encode, encode_raw, decode)
+
+
+def _tiny() -> Subject:
+    """A random Llama over bytes: two layers, the same weights every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+    def load(dtype: str) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+
+    def encode(text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(ids: Sequence[int]) -> str:
+        return bytes(ids).decode("latin-1")
+
+    return Subject("tiny random model", load, encode, encode, decode)

@@ -1,0 +1,247 @@
+"""The target: the model whose law is kept, behind the few calls that the decoder makes.
+
+`Target` and `TargetCache` are protocols: `TransformersTarget` wraps a transformers model,
+tests use a table of known laws.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify import CommitPlan
+    from mtp_verify.cache import ModelCache
+
+__all__ = ["Target", "TargetCache", "TransformersTarget", "as_target"]
+
+# These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
+# attention corrupts memory on the CPU when it is given one (transformers 5.23).
+_TREE_ATTENTION = ("eager", "sdpa")
+
+
+@runtime_checkable
+class TargetCache(Protocol):
+    """What a target remembers of a sequence."""
+
+    @property
+    def length(self) -> int:
+        """Number of entries."""
+
+    def commit(self, plan: CommitPlan) -> None:
+        """Apply the plan's moves and keep its first `plan.length` entries."""
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` entries."""
+
+    def finish(self, num_padding: int = 0) -> Any:
+        """Return what the user gets as `past_key_values`."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A model that gives next-token logits.
+
+    Attributes:
+        vocab_size: size of a row, or None if only a forward tells.
+        max_length: most tokens that a sequence may have, or None.
+        eos_ids: tokens that end a sequence unless the user says otherwise.
+        tree_obstacle: why it cannot attend along a tree, or None if it can.
+    """
+
+    vocab_size: int | None
+    max_length: int | None
+    eos_ids: tuple[int, ...]
+    tree_obstacle: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tokens live."""
+
+    def new_cache(self, past: Any | None = None) -> TargetCache:
+        """Return an empty cache, or wrap the user's own."""
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: Any,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, Any | None]:
+        """Append `tokens` to the cache and return the rows after the last `num_logits` of them.
+
+        Args:
+            tokens: (1, n) int64.
+            positions: (1, n) int64, or None for the next n positions.
+            tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
+                and all that the cache held before; None for a causal chain.
+            cache: from `new_cache`; its length grows by n.
+            hidden_layers: layers whose hidden states are wanted.
+            num_logits: at least 1.
+
+        Returns:
+            Logits (num_logits, V) in the model's dtype on the model's device, and the hidden
+            states or None.
+        """
+
+
+class TransformersTarget:
+    """A transformers causal language model as `Target`.
+
+    Args:
+        model: in evaluation mode, with a dynamic cache of full or sliding-window attention layers.
+
+    Raises:
+        UnsupportedModelError: the model cannot decode speculatively; says why, before any forward.
+    """
+
+    def __init__(self, model: Any) -> None:
+        _refuse_unsuitable(model)
+        self.model = model
+        config = model.config.get_text_config(decoder=True)
+        self._config = config
+        self.vocab_size: int | None = getattr(config, "vocab_size", None)
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.eos_ids = _token_ids(getattr(model.generation_config, "eos_token_id", None))
+        self._dtype = next(model.parameters()).dtype
+        names = inspect.signature(model.forward).parameters
+        self._takes_logits_to_keep = "logits_to_keep" in names
+        self.tree_obstacle = self._find_tree_obstacle(takes_positions="position_ids" in names)
+        # A layer that cannot be rolled back is refused here, not in mid-generation.
+        self.new_cache()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input belongs."""
+        device: torch.device = self.model.device
+        return device
+
+    def new_cache(self, past: Any | None = None) -> ModelCache:
+        """Return an empty cache, or wrap the user's own (changed in place)."""
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.cache import ModelCache
+
+        return ModelCache(DynamicCache(config=self.model.config) if past is None else past)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: ModelCache,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, Any | None]:
+        """See `Target.forward`."""
+        options: dict[str, Any] = {}
+        if positions is not None:
+            options["position_ids"] = positions
+        if tree_mask is not None:
+            options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
+        if self._takes_logits_to_keep:
+            options["logits_to_keep"] = num_logits
+        if hidden_layers:
+            options["output_hidden_states"] = True
+        output = self.model(
+            input_ids=tokens, past_key_values=cache.kv, use_cache=True, return_dict=True, **options
+        )
+        logits: torch.Tensor = output.logits[0, -num_logits:]
+        if not hidden_layers:
+            return logits, None
+        return logits, tuple(output.hidden_states[layer][0] for layer in hidden_layers)
+
+    def _attention_mask(
+        self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        from mtp_verify.cache import tree_mask
+
+        past = cache.length
+        has_full, window = cache.windows
+        ancestors = ancestors.to(self.device)
+        full = tree_mask(ancestors, past, self._dtype)
+        if window is None:
+            return full
+        depths = torch.arange(ancestors.shape[0]) if positions is None else positions[0] - past
+        sliding = tree_mask(
+            ancestors, past, self._dtype, window=window, depths=depths.to(self.device)
+        )
+        return {"full_attention": full, "sliding_attention": sliding} if has_full else sliding
+
+    def _find_tree_obstacle(self, *, takes_positions: bool) -> str | None:
+        attention = self._config._attn_implementation
+        if attention not in _TREE_ATTENTION:
+            return (
+                f'attention "{attention}" takes no mask of a tree; load the model with '
+                'attn_implementation="sdpa" or "eager", or use a drafter of chains'
+            )
+        if not takes_positions:
+            return "its forward takes no position_ids, so nodes cannot be placed by their depth"
+        layer_types = getattr(self._config, "layer_types", None) or ()
+        unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+        if unknown:
+            return f"layers of type {', '.join(unknown)} take no mask of a tree"
+        return None
+
+
+def as_target(model: Any) -> Target:
+    """Return `model` as a `Target`: itself if it is one, else a transformers model wrapped.
+
+    Raises:
+        UnsupportedModelError: it is neither, or a transformers model that cannot work.
+    """
+    if isinstance(model, Target):
+        return model
+    if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
+        return TransformersTarget(model)
+    msg = (
+        f"{type(model).__name__} is neither a transformers causal language model nor a Target; "
+        "wrap it in an object with the methods of mtp_verify.target.Target"
+    )
+    raise UnsupportedModelError(msg, slug="not_a_target")
+
+
+def _refuse_unsuitable(model: Any) -> None:
+    name = type(model).__name__
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
+        raise UnsupportedModelError(msg, slug="encoder_decoder")
+    if getattr(model, "_is_stateful", False):
+        msg = (
+            f"{name} keeps a recurrent state that cannot be rolled back after a rejected draft; "
+            "models of full and sliding-window attention are supported"
+        )
+        raise UnsupportedModelError(msg, slug="stateful_model")
+    if not hasattr(model, "generation_config") or not model.can_generate():
+        msg = f"{name} has no language-model head; load it with AutoModelForCausalLM"
+        raise UnsupportedModelError(msg, slug="no_lm_head")
+    attention = config.get_text_config(decoder=True)._attn_implementation
+    if attention == "flex_attention" and model.device.type == "cpu":
+        msg = (
+            f"{name} uses flex_attention, which corrupts memory on the CPU; load it with "
+            'attn_implementation="sdpa"'
+        )
+        raise UnsupportedModelError(msg, slug="unsupported_attention")
+    if model.training:
+        msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
+        raise UnsupportedModelError(msg, slug="training_mode")
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """One id, several, a tensor of them or None, as a tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)

@@ -1,0 +1,100 @@
+"""What commands write while they work: a progress line, and text as it is generated."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Progress", "TokenPrinter", "has_colour"]
+
+_ACCEPTED = "\x1b[32m"  # green
+_PLAIN = "\x1b[0m"
+_CLEAR_LINE = "\r\x1b[K"
+_UNFINISHED = "\ufffd"  # what decoders give for a character whose bytes are not all there
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that shows colour, and the user did not turn it off."""
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM", "") != "dumb"
+
+
+class Progress:
+    """One line on stderr that is written over, if stderr is a terminal; silent otherwise.
+
+    Args:
+        total: Number of steps to come.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._is_shown = sys.stderr.isatty()
+
+    def step(self, text: str) -> None:
+        """Say that the next step, `text`, begins."""
+        self._done += 1
+        if self._is_shown:
+            sys.stderr.write(f"{_CLEAR_LINE}[{self._done}/{self._total}] {text}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away, so that other output can be written."""
+        if self._is_shown:
+            sys.stderr.write(_CLEAR_LINE)
+            sys.stderr.flush()
+
+
+class TokenPrinter:
+    """A streamer, as `generate` takes it, that prints each step's tokens.
+
+    Tokens that came from an accepted draft are green where colour is shown: the step's last token
+    is the verifier's own. Half-finished characters wait for the rest of their bytes.
+
+    Args:
+        decode: Turns all token ids so far into text.
+        stream: Where the text goes; `None` is stdout, looked up at each call.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stream: TextIO | None = None
+    ) -> None:
+        self._decode = decode
+        self._stream = stream
+        self._ids: list[int] = []
+        self._num_shown = 0
+
+    def put(self, value: Any) -> None:
+        """Print the tokens of one step: a list, array or tensor of ids, in order."""
+        ids = value.tolist() if hasattr(value, "tolist") else list(value)
+        if ids and isinstance(ids[0], list):  # (1, n), as transformers passes a prompt
+            return
+        self._print(ids[:-1], _ACCEPTED)
+        self._print(ids[-1:], "")
+
+    def end(self) -> None:
+        """Print what still waits, and end the line if there is one."""
+        if not self._ids:
+            return
+        out = self._out()
+        out.write(self._decode(self._ids)[self._num_shown :] + "\n")
+        out.flush()
+
+    def _out(self) -> TextIO:
+        return sys.stdout if self._stream is None else self._stream
+
+    def _print(self, ids: Sequence[int], colour: str) -> None:
+        if not ids:
+            return
+        self._ids += ids
+        text = self._decode(self._ids)
+        if text.endswith(_UNFINISHED):
+            return
+        out = self._out()
+        new = text[self._num_shown :]
+        out.write(f"{colour}{new}{_PLAIN}" if colour and has_colour(out) else new)
+        out.flush()
+        self._num_shown = len(text)

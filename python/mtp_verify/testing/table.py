@@ -1,0 +1,112 @@
+"""A target that is a function from token paths to rows, so that its law is known exactly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from mtp_verify import CommitPlan
+
+__all__ = ["TableCache", "TableTarget"]
+
+
+class TableCache:
+    """The tokens of a sequence, node by node: what a KV cache would hold entries for."""
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens = list(tokens)
+
+    @property
+    def length(self) -> int:
+        """Number of entries."""
+        return len(self.tokens)
+
+    def commit(self, plan: CommitPlan) -> None:
+        """Apply the moves one after the other, in place, and cut."""
+        for source, target in plan.moves.tolist():
+            self.tokens[target] = self.tokens[source]
+        self.crop(plan.length)
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` entries."""
+        del self.tokens[length:]
+
+    def finish(self, num_padding: int = 0) -> list[int]:
+        """Return the tokens, behind `num_padding` entries of -1."""
+        return [-1] * num_padding + self.tokens
+
+
+class TableTarget:
+    """A `Target` made of a function.
+
+    It sees a tree through the mask and the positions alone, as a transformer does, so that wrong
+    masks, positions and commits change its rows.
+
+    Args:
+        rows: given the tokens up to and including a node, the logits (V,) after it.
+        vocab_size: V.
+        max_length: most tokens of a sequence, or None.
+        eos_ids: tokens that end a sequence.
+        dtype: of the logits.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[tuple[int, ...]], np.ndarray | Sequence[float]],
+        vocab_size: int,
+        *,
+        max_length: int | None = None,
+        eos_ids: tuple[int, ...] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.rows = rows
+        self.vocab_size: int | None = vocab_size
+        self.max_length = max_length
+        self.device = torch.device("cpu")
+        self.eos_ids = eos_ids
+        self.tree_obstacle: str | None = None
+        self.dtype = dtype
+        self.num_forwards = 0
+
+    def new_cache(self, past: Any | None = None) -> TableCache:
+        """Return an empty cache, or one that holds the tokens `past`."""
+        return TableCache(() if past is None else past)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: TableCache,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, Any | None]:
+        """See `Target.forward`; a node's path is what its mask shows, in the order of positions."""
+        del hidden_layers
+        self.num_forwards += 1
+        past = tuple(cache.tokens)
+        fresh = tokens[0].tolist()
+        places = (
+            list(range(len(fresh))) if positions is None else (positions[0] - len(past)).tolist()
+        )
+        rows = []
+        for node in range(len(fresh) - num_logits, len(fresh)):
+            seen = [
+                (places[other], fresh[other])
+                for other in range(len(fresh))
+                if (other <= node if tree_mask is None else bool(tree_mask[node, other]))
+            ]
+            if sorted(place for place, _ in seen) != list(range(len(seen))):
+                msg = f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
+                raise ValueError(msg)
+            path = past + tuple(token for _, token in sorted(seen))
+            rows.append(torch.as_tensor(self.rows(path), dtype=self.dtype))
+        cache.tokens.extend(fresh)
+        return torch.stack(rows), None

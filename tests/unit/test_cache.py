@@ -1,0 +1,209 @@
+"""Masks of trees, growing layers, and commits that leave what a fresh forward would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+import mtp_verify as mv
+from mtp_verify.cache import GrowingLayer, ModelCache, tree_mask
+from mtp_verify.errors import CacheError, UnsupportedModelError
+from mtp_verify.target import TransformersTarget
+from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
+
+#      0
+#    / | \
+#   1  2  3
+#   |  |\
+#   4  5 6
+#   |    |
+#   7    8
+PARENTS = [-1, 0, 0, 0, 1, 2, 2, 4, 6]
+PATHS = [[], [1], [2], [1, 4], [2, 5], [2, 6, 8], [1, 4, 7], [3]]
+
+
+def fresh_cache(model, tokens):
+    """What one forward over the accepted text alone leaves."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def assert_same_entries(found, expected, atol=1e-5):
+    assert len(found.layers) == len(expected.layers)
+    for mine, theirs in zip(found.layers, expected.layers, strict=True):
+        assert mine.get_seq_length() == theirs.get_seq_length()
+        torch.testing.assert_close(mine.keys, theirs.keys, atol=atol, rtol=0)
+        torch.testing.assert_close(mine.values, theirs.values, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("past", [1, 4, WINDOW - 1, WINDOW, 15])
+def test_committed_cache_equals_that_of_a_fresh_forward(kind, past, rng):
+    model = tiny_model(kind)
+    target = TransformersTarget(model)
+    tree = mv.TokenTree(PARENTS)
+    tokens = prompt(past, seed=past)[0].tolist()
+    cache = target.new_cache()
+    with torch.inference_mode():
+        if past > 1:
+            target.forward(torch.tensor([tokens[:-1]]), None, None, cache, num_logits=1)
+            cache.crop(past - 1)
+        for path in PATHS:
+            position = len(tokens) - 1
+            nodes = [tokens[-1], *rng.integers(0, VOCAB, len(PARENTS) - 1).tolist()]
+            depths = torch.from_numpy(np.asarray(tree.depths))
+            mask = torch.from_numpy(np.asarray(tree.mask()))
+            rows, _ = target.forward(
+                torch.tensor([nodes]), position + depths[None], mask, cache, num_logits=len(nodes)
+            )
+            for node in range(len(nodes)):
+                text = tokens + [nodes[n] for n in tree.path(node)]
+                alone = model(torch.tensor([text])).logits[0, -1]
+                torch.testing.assert_close(rows[node], alone, atol=1e-4, rtol=1e-4)
+            cache.commit(mv.commit_plan(tree, np.asarray(path, np.int64), position))
+            tokens += [nodes[n] for n in path]
+            assert cache.length == len(tokens)
+            assert_same_entries(cache.kv, fresh_cache(model, tokens))
+            tokens.append(int(rng.integers(VOCAB)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chain_without_mask_equals_fresh_forward(kind):
+    model = tiny_model(kind)
+    target = TransformersTarget(model)
+    cache = target.new_cache()
+    text = prompt(24)[0].tolist()
+    with torch.inference_mode():
+        target.forward(torch.tensor([text[:10]]), None, None, cache, num_logits=1)
+        cache.crop(10)
+        rows, _ = target.forward(torch.tensor([text[10:]]), None, None, cache, num_logits=14)
+        torch.testing.assert_close(
+            rows, model(torch.tensor([text])).logits[0, 10:], atol=1e-4, rtol=1e-4
+        )
+    cache.crop(13)
+    assert_same_entries(cache.kv, fresh_cache(model, text[:13]))
+
+
+def test_tree_mask_shows_past_and_ancestors():
+    #  0 - 1 - 2
+    #   \- 3
+    ancestors = torch.from_numpy(np.asarray(mv.TokenTree([-1, 0, 1, 0]).mask()))
+    mask = tree_mask(ancestors, 2, torch.bfloat16)
+    assert mask.shape == (1, 1, 4, 6)
+    assert mask.dtype == torch.bfloat16
+    assert (mask == 0)[0, 0].int().tolist() == [
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 1],
+    ]
+    assert mask.min() == torch.finfo(torch.bfloat16).min
+
+
+def test_sliding_mask_hides_by_position_not_index():
+    #  0 - 1 - 3      node 2 is a sibling of 1: index distance 1, position distance 0
+    #   \- 2
+    tree = mv.TokenTree([-1, 0, 0, 1])
+    ancestors = torch.from_numpy(np.asarray(tree.mask()))
+    depths = torch.from_numpy(np.asarray(tree.depths))
+    mask = tree_mask(ancestors, 5, torch.float32, window=3, depths=depths)
+    # Kept of the past are positions 3 and 4; nodes lie at 5, 6, 6, 7.
+    assert (mask == 0)[0, 0].int().tolist() == [
+        [1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 1, 0],
+        [0, 0, 1, 1, 0, 1],
+    ]
+
+
+def test_sliding_mask_needs_depths():
+    with pytest.raises(CacheError, match="depths"):
+        tree_mask(torch.ones((1, 1), dtype=torch.bool), 5, torch.float32, window=3)
+
+
+def test_growing_layer_equals_concatenation(rng):
+    grown, plain = GrowingLayer(), DynamicLayer()
+    for step in range(200):
+        count = int(rng.integers(1, 9))
+        keys, values = torch.randn(2, 3, count, 4), torch.randn(2, 3, count, 5)
+        for mine, theirs in zip(
+            grown.update(keys, values), plain.update(keys, values), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+        if step % 3 == 0:
+            surplus = int(rng.integers(0, min(5, plain.get_seq_length())))
+            grown.crop(-surplus)
+            plain.crop(-surplus)
+        if step % 50 == 25:
+            for layer in (grown, plain):
+                layer.reorder_cache(torch.tensor([1, 0]))
+        assert grown.get_seq_length() == plain.get_seq_length()
+        assert torch.equal(grown.keys, plain.keys)
+
+
+def test_growing_layer_does_not_write_into_a_foreign_tensor():
+    layer = GrowingLayer()
+    layer.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    foreign = torch.ones(1, 1, 3, 2)
+    layer.keys, layer.values = foreign, foreign.clone()
+    keys, _ = layer.update(torch.full((1, 1, 1, 2), 5.0), torch.full((1, 1, 1, 2), 5.0))
+    assert torch.equal(keys[:, :, :3], torch.ones(1, 1, 3, 2))
+    assert torch.equal(foreign, torch.ones(1, 1, 3, 2))
+
+
+def test_finish_returns_plain_layers_that_can_be_continued():
+    model = tiny_model("llama")
+    target = TransformersTarget(model)
+    cache = target.new_cache()
+    with torch.inference_mode():
+        target.forward(prompt(6), None, None, cache, num_logits=1)
+    kv = cache.finish()
+    assert {type(layer) for layer in kv.layers} == {DynamicLayer}
+    with torch.no_grad():
+        model(prompt(2), past_key_values=kv, use_cache=True)
+    assert kv.get_seq_length() == 8
+
+
+def test_users_cache_is_changed_in_place():
+    model = tiny_model("llama")
+    kv = fresh_cache(model, prompt(5)[0].tolist())
+    cache = TransformersTarget(model).new_cache(kv)
+    cache.crop(3)
+    assert cache.finish() is kv
+    assert kv.get_seq_length() == 3
+
+
+def test_crop_beyond_the_end_is_refused():
+    model = tiny_model("llama")
+    cache = TransformersTarget(model).new_cache(fresh_cache(model, [1, 2, 3]))
+    with pytest.raises(CacheError, match="3 entries and cannot be cut to 4"):
+        cache.crop(4)
+    assert cache.length == 3
+
+
+def test_static_cache_is_refused_by_name():
+    static = StaticCache(config=tiny_model("llama").config, max_cache_len=16)
+    with pytest.raises(UnsupportedModelError, match="StaticCache cannot be rolled back"):
+        ModelCache(static)
+
+
+def test_offloaded_cache_is_refused():
+    cache = DynamicCache(config=tiny_model("llama").config)
+    cache.offloading = True
+    with pytest.raises(UnsupportedModelError, match="offloading=False"):
+        ModelCache(cache)
+
+
+def test_unknown_layer_is_refused_by_name():
+    class StrangeLayer(DynamicLayer):
+        pass
+
+    cache = DynamicCache(config=tiny_model("llama").config)
+    cache.layers[1] = StrangeLayer()
+    with pytest.raises(UnsupportedModelError, match="layer 1 is a StrangeLayer"):
+        ModelCache(cache)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import mtp_verify as mv
+from mtp_verify import doctor
+
+
+def test_doctor_reports_versions_build_processor_extras_and_engines():
+    report = doctor.run(measure=False)
+    data = json.loads(report.to_json())
+    assert report.ok
+    assert data["version"] == mv.__version__
+    assert data["core_check"] == "ok"
+    assert data["cpu"]["usable_cores"] >= 1
+    assert data["extras"]["torch"].keys() == {"torch"}
+    assert data["engines"].keys() == {"transformers", "vllm", "sglang"}
+    assert report.summary in report.to_text()
+
+
+def test_a_wrong_verdict_makes_the_report_fail(monkeypatch):
+    monkeypatch.setattr(doctor, "_check_core", lambda: "tokens [0], expected [2, 4]")
+    report = doctor.run(measure=False)
+    assert not report.ok
+    assert "expected [2, 4]" in report.to_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        (None, "not installed"),
+        ("5.15.1", "too old"),
+        ("5.16.0", "fits"),
+        ("5.23.0", "fits"),
+        ("6.0.0", "untested"),
+    ],
+)
+def test_hook_of_transformers_follows_its_version(monkeypatch, version, wanted):
+    monkeypatch.setattr(doctor, "_version", lambda name: version)
+    assert wanted in doctor._hook("transformers")
+
+
+def test_text_says_how_to_get_torch_when_it_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "_torch", lambda *, measure: None)
+    assert 'pip install "mtp-verify[torch]"' in doctor.run(measure=False).to_text()
+
+
+@pytest.mark.slow
+def test_thread_policy_is_measured():
+    pytest.importorskip("transformers", reason="the measurement needs a model")
+    policy = doctor.run(measure=True).data["torch"]["policy"]
+    assert policy["best"] in policy["milliseconds"]

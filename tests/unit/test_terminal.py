@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from mtp_verify.terminal import Progress, TokenPrinter, has_colour
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def decode(ids):
+    return bytes(ids).decode(errors="replace")
+
+
+def put(printer, text: str) -> None:
+    printer.put(list(text.encode()))
+
+
+def test_printer_prints_each_step_and_ends_the_line():
+    out = io.StringIO()
+    printer = TokenPrinter(decode, out)
+    put(printer, "ab")
+    put(printer, "c")
+    assert out.getvalue() == "abc"
+    printer.end()
+    assert out.getvalue() == "abc\n"
+
+
+def test_printer_takes_arrays_and_skips_a_prompt_of_two_dimensions():
+    out = io.StringIO()
+    printer = TokenPrinter(decode, out)
+    printer.put(np.array([[120, 121]]))
+    printer.put(np.array([97, 98]))
+    printer.end()
+    assert out.getvalue() == "ab\n"
+
+
+def test_half_a_character_waits_for_its_other_half():
+    out = io.StringIO()
+    printer = TokenPrinter(decode, out)
+    first, second = "é".encode()
+    printer.put([97, first])
+    assert out.getvalue() == "a"
+    printer.put([second])
+    assert out.getvalue() == "aé"
+
+
+def test_text_that_stays_unfinished_is_printed_at_the_end():
+    out = io.StringIO()
+    printer = TokenPrinter(decode, out)
+    printer.put(["é".encode()[0]])
+    printer.end()
+    assert out.getvalue() == "\ufffd\n"
+
+
+def test_ending_without_tokens_prints_nothing():
+    out = io.StringIO()
+    TokenPrinter(decode, out).end()
+    assert out.getvalue() == ""
+
+
+def test_accepted_tokens_are_green_in_a_terminal(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    put(TokenPrinter(decode, out), "abc")
+    assert out.getvalue() == "\x1b[32mab\x1b[0mc"
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_colour_can_be_turned_off(monkeypatch, name, value):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert has_colour(Terminal())
+    monkeypatch.setenv(name, value)
+    assert not has_colour(Terminal())
+
+
+def test_progress_is_silent_unless_stderr_is_a_terminal(monkeypatch):
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        monkeypatch.setattr("sys.stderr", stream)
+        progress = Progress(2)
+        progress.step("loading")
+        progress.clear()
+    assert plain.getvalue() == ""
+    assert "[1/2] loading" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
