@@ -68,6 +68,7 @@ impl ShapedRows<'_> {
         let Scratch { buffers, values: best, .. } = scratch;
         best.clear();
         if k > SMALL_K {
+            best.reserve_exact(self.num_cols());
             for start in self.raw.blocks() {
                 best.extend_from_slice(self.scaled(row, start, buffers));
             }
@@ -136,6 +137,8 @@ impl ShapedRows<'_> {
             crossing += 1;
         }
         ranked.clear();
+        // A flat row may share one bucket; growing step by step would hold it twice.
+        ranked.reserve_exact(self.num_cols());
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let steps = &mut steps[..values.len()];
