@@ -10,6 +10,8 @@
 //! Blocks hold at most [`BLOCK`] values: 4 KiB of `f32`, so a block and its weights stay in L1.
 
 #![allow(unsafe_code)]
+// A short circuit would be a branch for every value.
+#![allow(clippy::needless_bitwise_bool)]
 
 /// Values that a kernel treats as one stripe.
 pub const LANES: usize = 16;
@@ -50,7 +52,7 @@ pub fn exp(y: f32) -> f32 {
     p = p.mul_add(r, 0.009_618_082);
     p = p.mul_add(r, 0.055_503_57);
     p = p.mul_add(r, 0.240_226_5);
-    p = p.mul_add(r, 0.693_147_2);
+    p = p.mul_add(r, std::f32::consts::LN_2);
     p = p.mul_add(r, 1.0);
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
@@ -210,11 +212,9 @@ fn first_above(values: &[f32], bound: f32, from: usize) -> usize {
         }
         at += 4 * LANES;
     }
-    // Written with a negation so that NaN, which is above nothing, is passed over.
-    while at < values.len() && !(values[at] > bound) {
-        at += 1;
-    }
-    at
+    // NaN is above nothing and is passed over.
+    let found = values.iter().skip(at).position(|&x| x > bound);
+    found.map_or(values.len(), |further| at + further)
 }
 
 /// The distance below the maximum, in steps of `1 / resolution`, capped at `buckets - 1`.

@@ -183,7 +183,7 @@ impl<'a> LazyView<'a> {
     fn check_drafter(&self, parts: &Parts<'_>, sum: Option<f64>) -> Result<()> {
         match (parts.drafter, self.drafter.source, sum) {
             (Some((row, _)), Source::Probabilities(raw), sum)
-                if sum.is_none_or(|sum| !((sum - 1.0).abs() <= SUM_TOLERANCE)) =>
+                if !sum.is_some_and(|sum| (sum - 1.0).abs() <= SUM_TOLERANCE) =>
             {
                 check_distribution(&raw, row)
             }
