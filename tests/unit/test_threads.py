@@ -59,9 +59,9 @@ def test_use_best_sets_the_count(clock):
 
 
 def test_default_counts_double_up_to_the_cores():
-    assert threads._default_counts(1) == [1, 1]
+    assert threads._default_counts(1) == [1]
     assert threads._default_counts(6) == [1, 2, 4, 6]
-    assert threads._default_counts(8) == [1, 2, 4, 8, 8]
+    assert threads._default_counts(8) == [1, 2, 4, 8]
     assert threads.num_cores() >= 1
 
 
