@@ -38,7 +38,7 @@ fn grown<G: Grower<R>, C: Choices<R>>(rows: &Rows<R>, grower: G, choices: &mut C
     Ok(growth::finish(rows, grower, choices)?.0)
 }
 
-/// SplitMix64's mixing of everything that a policy may know.
+/// `SplitMix64`'s mixing of everything that a policy may know.
 fn hash(seed: u64, growth: &Growth, step: usize) -> u64 {
     let mut state = seed;
     let mut mix = |word: u64| {
@@ -107,7 +107,7 @@ impl Grower<R> for Random {
         let open: Vec<usize> =
             all.into_iter().filter(|&node| self.growth.depth(node) < MOST_DEPTH).collect();
         self.growth.want(None);
-        if self.draws == 0 || number % 7 == 0 {
+        if self.draws == 0 || number.is_multiple_of(7) {
             // The sets of the nodes that were drawn below come last among their children.
             for (node, set) in std::mem::take(&mut self.sets).into_iter().enumerate() {
                 for token in set.unwrap_or_default() {

@@ -329,7 +329,7 @@ fn unions_hold_every_hit_and_keep_the_budget() {
     )
     .unwrap();
     for (counts, max_nodes, wanted) in
-        [(vec![1, 1], 100, 8), (vec![1, 1], 5, 5), (vec![9], 4, 4), (vec![], 9, 3), (vec![2], 2, 3)]
+        [(vec![1, 1], 100, 7), (vec![1, 1], 5, 5), (vec![9], 4, 4), (vec![], 9, 3), (vec![2], 2, 3)]
     {
         let mut union = Union::new(root(), hits.clone(), counts, max_nodes).unwrap();
         grow_logits(&mut union, NOISE, None, params(0), |path| logits(path, 30));
