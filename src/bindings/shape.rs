@@ -221,7 +221,7 @@ impl Grower {
         max_nodes: i64,
     ) -> PyResult<Self> {
         Self::start(start, |growth, _| {
-            let hits = &hits.get().draft;
+            let hits = &hits.get().core;
             hits.check_deterministic()?;
             let counts = sizes("counts", &counts)?;
             Union::new(growth, hits.clone(), counts, size("max_nodes", max_nodes)?).map(Kind::Union)
@@ -413,7 +413,7 @@ fn top_tokens(py: Python<'_>, logits: &Bound<'_, PyAny>, k: i64) -> PyResult<Vec
 #[pyfunction]
 #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
 fn merge(drafts: Vec<Bound<'_, Draft>>, max_nodes: i64) -> PyResult<(Vec<i64>, Vec<i64>)> {
-    let all: Vec<&law::Draft> = drafts.iter().map(|draft| &draft.get().draft).collect();
+    let all: Vec<&law::Draft> = drafts.iter().map(|draft| &draft.get().core).collect();
     let make = || shape::merge(&all, size("max_nodes", max_nodes)?);
     let merged = make().map_err(|error| to_py(&error))?;
     Ok((merged.parents().to_vec(), merged.tokens().to_vec()))

@@ -43,3 +43,53 @@ pub fn allocate(scores: &[Vec<f64>], budget: usize, minimum: usize) -> Result<Ve
     }
     Ok(counts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_common_budget_is_spent_best(
+            mut scores in proptest::collection::vec(
+                proptest::collection::vec(0.0_f64..1.0, 0..4), 1..4),
+            budget in 0_usize..8,
+        ) {
+            for list in &mut scores {
+                list.sort_by(|a, b| b.total_cmp(a));
+            }
+            let counts = allocate(&scores, budget, 0).unwrap();
+            let value = |counts: &[usize]| -> f64 {
+                scores.iter().zip(counts).map(|(list, &n)| list[..n].iter().sum::<f64>()).sum()
+            };
+            let mut best = 0.0_f64;
+            let mut trial = vec![0; scores.len()];
+            'search: loop {
+                if trial.iter().sum::<usize>() <= budget {
+                    best = best.max(value(&trial));
+                }
+                for (at, list) in trial.iter_mut().zip(&scores) {
+                    if *at < list.len() {
+                        *at += 1;
+                        continue 'search;
+                    }
+                    *at = 0;
+                }
+                break;
+            }
+            prop_assert!(counts.iter().sum::<usize>() <= budget);
+            prop_assert!((value(&counts) - best).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn every_request_gets_its_minimum() {
+        let scores = [vec![0.9, 0.8, 0.7], vec![0.1, 0.1], vec![]];
+        assert_eq!(allocate(&scores, 4, 1).unwrap(), [3, 1, 0]);
+        assert_eq!(allocate(&scores, 9, 0).unwrap(), [3, 2, 0]);
+        assert!(allocate(&scores, 1, 1).is_err());
+        assert!(allocate(&[vec![0.1, 0.2]], 1, 0).is_err());
+        assert!(allocate(&[vec![f64::NAN]], 1, 0).is_err());
+    }
+}

@@ -153,3 +153,86 @@ impl<W: Weight> Optimal<W> {
         Ok(best.1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_rational::BigRational;
+
+    type R = BigRational;
+
+    fn r(num: i64, den: i64) -> R {
+        <R as Weight>::ratio(num, den)
+    }
+
+    /// Mean accepted nodes of a shape: the sum over nodes of the product of `a` by rank.
+    fn accepted(tree: &TokenTree, a: &[R]) -> R {
+        let mut reach = vec![r(1, 1); tree.num_nodes()];
+        for node in 0..tree.num_nodes() {
+            for (rank, &child) in tree.children(node).iter().enumerate() {
+                let rate = a.get(rank).cloned().unwrap_or_else(|| r(0, 1));
+                reach[child as usize] = reach[node].clone() * rate;
+            }
+        }
+        reach[1..].iter().fold(r(0, 1), |sum, x| sum + x.clone())
+    }
+
+    #[test]
+    fn the_dynamic_programme_gives_the_stated_optima() {
+        let a = [r(3, 5), r(1, 5), r(1, 10)];
+        let table = Optimal::new(&a, 6, 3).unwrap();
+        let deep = [r(3, 5), r(24, 25), r(147, 125), r(172, 125), r(187, 125), r(202, 125)];
+        let flat = [r(3, 5), r(24, 25), r(29, 25), r(32, 25), r(7, 5), r(3, 2)];
+        for nodes in 1..=6 {
+            for (depth, wanted) in [(3, &deep[nodes - 1]), (2, &flat[nodes - 1])] {
+                assert_eq!(table.accepted(nodes, depth), wanted);
+                let shape = table.shape(nodes, depth).unwrap();
+                assert!(shape.num_nodes() <= nodes + 1);
+                assert!((0..shape.num_nodes()).all(|node| shape.depth(node) <= depth));
+                assert_eq!(accepted(&shape, &a), *wanted);
+                assert_eq!(best_by_search(nodes, depth, &a), *wanted);
+            }
+        }
+    }
+
+    /// The optimum over every tree of at most `nodes` nodes and `depth` levels.
+    fn best_by_search(nodes: usize, depth: usize, a: &[R]) -> R {
+        let mut best = r(0, 1);
+        let mut parents = vec![-1_i64];
+        search(nodes, depth, a, &mut parents, &mut best);
+        best
+    }
+
+    fn search(nodes: usize, depth: usize, a: &[R], parents: &mut Vec<i64>, best: &mut R) {
+        let tree = TokenTree::new(parents).unwrap();
+        let value = accepted(&tree, a);
+        if value > *best {
+            *best = value;
+        }
+        if parents.len() > nodes {
+            return;
+        }
+        for parent in 0..parents.len() {
+            if tree.depth(parent) < depth {
+                parents.push(parent as i64);
+                search(nodes, depth, a, parents, best);
+                parents.pop();
+            }
+        }
+    }
+
+    #[test]
+    fn the_fastest_shape_balances_gain_and_time() {
+        let table = Optimal::new(&[0.8, 0.1], 16, 8).unwrap();
+        let verify: Vec<f64> = (0..=16).map(|n| 1.0 + 0.02 * f64::from(n)).collect();
+        let draft = |level: f64| (0..=8).map(|d| level * f64::from(d)).collect::<Vec<f64>>();
+        assert_eq!(table.fastest(&draft(2.0), &verify).unwrap(), (0, 0));
+        let (nodes, depth) = table.fastest(&draft(0.05), &verify).unwrap();
+        assert!(nodes >= depth && depth > 1);
+        assert!(table.fastest(&[], &verify).is_err());
+        assert!(table.fastest(&[0.0], &[0.0]).is_err());
+        assert!(Optimal::new(&[0.8, 0.3], 4, 2).is_err());
+        assert!(Optimal::new(&[-0.1], 4, 2).is_err());
+        assert!(Optimal::new(&[0.5], 1 << 20, 1 << 20).is_err());
+    }
+}

@@ -1,22 +1,13 @@
 //! Growers against exhaustive search, the rules' own draws, and the specification's figures.
 
-use num_rational::BigRational;
-use proptest::prelude::*;
-
 use super::*;
-use crate::choice::{Cells, NoChoices, Philox};
+use crate::choice::{Cells, Philox};
 use crate::dist::{Params, Preset};
 use crate::rows::RawRows;
 use crate::tree::TokenTree;
 use crate::verify::dense::DenseCells;
 use crate::verify::law::Draft;
 use crate::verify::{self, Noise};
-
-type R = BigRational;
-
-fn r(num: i64, den: i64) -> R {
-    <R as Weight>::ratio(num, den)
-}
 
 fn root() -> Growth {
     Growth::new(7, Vec::new())
@@ -116,8 +107,8 @@ fn fixed_shapes_have_the_children_that_their_laws_say() {
         let growth = Grower::<f64>::growth(&grower);
         let draft = growth.draft(law).unwrap();
         assert_eq!(draft.tree(), &template);
-        for node in 0..4 {
-            let mut left = softmax(held[node].as_ref().unwrap());
+        for (node, row) in held.iter().enumerate().take(4) {
+            let mut left = softmax(row.as_ref().unwrap());
             let children = draft.tree().children(node);
             let flags: Vec<bool> = children.iter().map(|&c| draft.is_sampled(c as usize)).collect();
             let sampled = match law {
@@ -358,77 +349,6 @@ fn deterministic_trees_merge_by_parent_and_token() {
     assert!(merge(&[&a, &drawn], 9).is_err());
 }
 
-/// Mean accepted nodes of a shape: the sum over nodes of the product of `a` by rank.
-fn accepted(tree: &TokenTree, a: &[R]) -> R {
-    let mut reach = vec![r(1, 1); tree.num_nodes()];
-    for node in 0..tree.num_nodes() {
-        for (rank, &child) in tree.children(node).iter().enumerate() {
-            let rate = a.get(rank).cloned().unwrap_or_else(|| r(0, 1));
-            reach[child as usize] = reach[node].clone() * rate;
-        }
-    }
-    reach[1..].iter().fold(r(0, 1), |sum, x| sum + x.clone())
-}
-
-#[test]
-fn the_dynamic_programme_gives_the_stated_optima() {
-    let a = [r(3, 5), r(1, 5), r(1, 10)];
-    let table = Optimal::new(&a, 6, 3).unwrap();
-    let deep = [r(3, 5), r(24, 25), r(147, 125), r(172, 125), r(187, 125), r(202, 125)];
-    let flat = [r(3, 5), r(24, 25), r(29, 25), r(32, 25), r(7, 5), r(3, 2)];
-    for nodes in 1..=6 {
-        for (depth, wanted) in [(3, &deep[nodes - 1]), (2, &flat[nodes - 1])] {
-            assert_eq!(table.accepted(nodes, depth), wanted);
-            let shape = table.shape(nodes, depth).unwrap();
-            assert!(shape.num_nodes() <= nodes + 1);
-            assert!((0..shape.num_nodes()).all(|node| shape.depth(node) <= depth));
-            assert_eq!(accepted(&shape, &a), *wanted);
-            assert_eq!(best_by_search(nodes, depth, &a), *wanted);
-        }
-    }
-}
-
-/// The optimum over every tree of at most `nodes` nodes and `depth` levels.
-fn best_by_search(nodes: usize, depth: usize, a: &[R]) -> R {
-    let mut best = r(0, 1);
-    let mut parents = vec![-1_i64];
-    search(nodes, depth, a, &mut parents, &mut best);
-    best
-}
-
-fn search(nodes: usize, depth: usize, a: &[R], parents: &mut Vec<i64>, best: &mut R) {
-    let tree = TokenTree::new(parents).unwrap();
-    let value = accepted(&tree, a);
-    if value > *best {
-        *best = value;
-    }
-    if parents.len() > nodes {
-        return;
-    }
-    for parent in 0..parents.len() {
-        if tree.depth(parent) < depth {
-            parents.push(parent as i64);
-            search(nodes, depth, a, parents, best);
-            parents.pop();
-        }
-    }
-}
-
-#[test]
-fn the_fastest_shape_balances_gain_and_time() {
-    let table = Optimal::new(&[0.8, 0.1], 16, 8).unwrap();
-    let verify: Vec<f64> = (0..=16).map(|n| 1.0 + 0.02 * f64::from(n)).collect();
-    let draft = |level: f64| (0..=8).map(|d| level * f64::from(d)).collect::<Vec<f64>>();
-    assert_eq!(table.fastest(&draft(2.0), &verify).unwrap(), (0, 0));
-    let (nodes, depth) = table.fastest(&draft(0.05), &verify).unwrap();
-    assert!(nodes >= depth && depth > 1);
-    assert!(table.fastest(&[], &verify).is_err());
-    assert!(table.fastest(&[0.0], &[0.0]).is_err());
-    assert!(Optimal::new(&[0.8, 0.3], 4, 2).is_err());
-    assert!(Optimal::new(&[-0.1], 4, 2).is_err());
-    assert!(Optimal::new(&[0.5], 1 << 20, 1 << 20).is_err());
-}
-
 #[test]
 fn shapes_by_name() {
     let parents = |tree: TokenTree| -> Vec<i64> {
@@ -443,113 +363,6 @@ fn shapes_by_name() {
     let bush = by_depth(&[2]).unwrap();
     assert!(Fixed::new(root(), bush.clone(), Law::Chain, 0).is_err());
     assert!(Fixed::new(root(), bush, Law::Unknown, 0).is_err());
-}
-
-proptest! {
-    #[test]
-    fn the_common_budget_is_spent_best(
-        mut scores in proptest::collection::vec(
-            proptest::collection::vec(0.0_f64..1.0, 0..4), 1..4),
-        budget in 0_usize..8,
-    ) {
-        for list in &mut scores {
-            list.sort_by(|a, b| b.total_cmp(a));
-        }
-        let counts = allocate(&scores, budget, 0).unwrap();
-        let value = |counts: &[usize]| -> f64 {
-            scores.iter().zip(counts).map(|(list, &n)| list[..n].iter().sum::<f64>()).sum()
-        };
-        let mut best = 0.0_f64;
-        let mut trial = vec![0; scores.len()];
-        'search: loop {
-            if trial.iter().sum::<usize>() <= budget {
-                best = best.max(value(&trial));
-            }
-            for (at, list) in trial.iter_mut().zip(&scores) {
-                if *at < list.len() {
-                    *at += 1;
-                    continue 'search;
-                }
-                *at = 0;
-            }
-            break;
-        }
-        prop_assert!(counts.iter().sum::<usize>() <= budget);
-        prop_assert!((value(&counts) - best).abs() < 1e-12);
-    }
-}
-
-#[test]
-fn every_request_gets_its_minimum() {
-    let scores = [vec![0.9, 0.8, 0.7], vec![0.1, 0.1], vec![]];
-    assert_eq!(allocate(&scores, 4, 1).unwrap(), [3, 1, 0]);
-    assert_eq!(allocate(&scores, 9, 0).unwrap(), [3, 2, 0]);
-    assert!(allocate(&scores, 1, 1).is_err());
-    assert!(allocate(&[vec![0.1, 0.2]], 1, 0).is_err());
-    assert!(allocate(&[vec![f64::NAN]], 1, 0).is_err());
-}
-
-/// The probability that the `n` best of the drafter's race hold the target's winner, n = 1 and 2
-/// (verification.md 5.1).
-fn match_probability(p: &[R], q: &[R]) -> [R; 2] {
-    let larger = |a: R, b: R| if a > b { a } else { b };
-    let zero = || r(0, 1);
-    let (mut one, mut two) = (zero(), zero());
-    for j in 0..p.len() {
-        let ratio = |i: usize| (p[i].clone() / p[j].clone(), q[i].clone() / q[j].clone());
-        let sum = (0..p.len()).fold(zero(), |sum, i| sum + larger(ratio(i).0, ratio(i).1));
-        one += r(1, 1) / sum;
-        for i in (0..p.len()).filter(|&i| i != j) {
-            let s = (0..p.len())
-                .filter(|&k| k != i && k != j)
-                .fold(zero(), |sum, k| sum + larger(ratio(k).0, ratio(k).1));
-            let part = |ratio: R| r(1, 1) / (r(1, 1) + ratio + s.clone());
-            two += larger(part(ratio(i).0) - part(ratio(i).1), zero());
-        }
-    }
-    [one.clone(), one + two]
-}
-
-#[test]
-fn coupled_children_match_as_often_as_the_formula_says() {
-    let row = |list: &[(i64, i64)]| list.iter().map(|&(n, d)| r(n, d)).collect::<Vec<R>>();
-    let cases = [
-        (row(&[(1, 3), (2, 3)]), row(&[(2, 3), (1, 3)]), [r(2, 3), r(1, 1)]),
-        (row(&[(1, 2), (1, 3), (1, 6)]), row(&[(1, 3); 3]), [r(11, 14), r(163, 168)]),
-        (
-            row(&[(1, 2), (1, 4), (1, 8), (1, 8)]),
-            row(&[(3, 8), (3, 8), (1, 8), (1, 8)]),
-            [r(61, 72), r(1589, 1612)],
-        ),
-        (
-            row(&[(1, 10), (2, 10), (3, 10), (4, 10)]),
-            row(&[(4, 10), (3, 10), (2, 10), (1, 10)]),
-            [r(19, 35), r(163, 210)],
-        ),
-    ];
-    const ROUNDS: u64 = 40_000;
-    for (p, q, wanted) in cases {
-        assert_eq!(match_probability(&p, &q), wanted);
-        let float = |row: &[R]| row.iter().map(Weight::to_f64).collect::<Vec<f64>>();
-        let (p, q) = (float(&p), float(&q));
-        let mut hits = [0_u64; 2];
-        for position in 0..ROUNDS {
-            let noise = Noise { seed: 3, position };
-            let winner =
-                DenseCells::new(p.clone()).race(&RaceNoise::new(3, position as u32 + 1)).unwrap();
-            let mut grower = Coupled::new(root(), by_depth(&[2]).unwrap(), noise).unwrap();
-            DenseRows::<f64>::grow(&mut grower, &mut NoChoices, |_| q.clone()).unwrap();
-            let children = &Grower::<f64>::growth(&grower).tokens()[1..];
-            for n in 0..2 {
-                hits[n] += u64::from(children[..=n].contains(&i64::from(winner)));
-            }
-        }
-        for (hits, wanted) in hits.into_iter().zip(wanted) {
-            // Hoeffding: beyond 0.02 with probability below 2 exp(-2 * 40000 * 0.02^2) = 3e-14.
-            let found = hits as f64 / ROUNDS as f64;
-            assert!((found - wanted.to_f64()).abs() < 0.02, "{found}, wanted {wanted}");
-        }
-    }
 }
 
 #[test]
