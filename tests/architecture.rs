@@ -20,7 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rows", &["error", "simd"]),
     ("dist", &["error", "num", "rows", "simd"]),
     ("verify", &["choice", "dist", "error", "num", "rows", "simd", "tree"]),
-    ("certify", &["choice", "dist", "error", "exact", "num", "tree", "verify"]),
+    ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
+    ("certify", &["choice", "dist", "error", "exact", "num", "shape", "tree", "verify"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

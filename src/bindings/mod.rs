@@ -2,6 +2,7 @@
 
 mod errors;
 mod ngram;
+mod shape;
 mod tensor;
 mod types;
 
@@ -38,6 +39,15 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
             Err(errors::internal(text))
         }
     }
+}
+
+/// A size from Python, where every int is possible.
+fn size(name: &'static str, value: i64) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
+        name,
+        value: value.to_string(),
+        wanted: "an integer >= 0",
+    })
 }
 
 const LOGITS: &str = "float32, float16 or bfloat16";
@@ -208,5 +218,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
-    ngram::register(module)
+    ngram::register(module)?;
+    shape::register(module)
 }

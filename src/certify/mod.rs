@@ -226,4 +226,6 @@ fn line(rule: &'static str, core: Core, law: Law) -> Result<Line> {
 }
 
 #[cfg(test)]
+mod append_only;
+#[cfg(test)]
 mod tests;
