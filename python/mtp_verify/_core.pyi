@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from mtp_verify.params import SamplingParams
 
 __all__ = [
+    "MAX_NODES",
     "CommitPlan",
     "CoreParams",
     "Draft",
@@ -31,6 +32,8 @@ __all__ = [
     "top_tokens",
     "verify",
 ]
+
+MAX_NODES: int
 
 @final
 class CoreParams:
