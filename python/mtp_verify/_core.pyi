@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "allocate",
     "best_rule",
+    "_panic",
     "build_info",
     "certify",
     "commit_plan",
