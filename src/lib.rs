@@ -18,6 +18,7 @@ pub mod choice;
 pub mod dist;
 pub mod error;
 pub mod exact;
+pub mod fraction;
 pub mod kv;
 pub mod ngram;
 pub mod num;
