@@ -1,7 +1,7 @@
 //! Borrowed rows of a model's output: element types widened on read, rows a stride apart.
 
 use crate::error::{Error, Result};
-use crate::simd::{self, BLOCK, Kernels};
+use crate::simd::{BLOCK, Kernels};
 
 /// The elements of a matrix, as the producer laid them out.
 #[derive(Debug, Clone, Copy)]
@@ -102,17 +102,6 @@ impl<'a> RawRows<'a> {
             }
         }
         buffer
-    }
-
-    /// Asks for the block from `start` on, which will be read soon.
-    pub fn prefetch(&self, row: usize, start: usize) {
-        let from = row * self.stride + start.min(self.cols);
-        let ahead = from..from + BLOCK.min(self.cols.saturating_sub(start));
-        match self.values {
-            Values::F32(values) => simd::prefetch(&values[ahead]),
-            Values::F16(values) | Values::Bf16(values) => simd::prefetch(&values[ahead]),
-            Values::F64(values) => simd::prefetch(&values[ahead]),
-        }
     }
 
     /// A block of probabilities in `f64` (through `buffer` where needed).

@@ -30,7 +30,10 @@ pub struct Scan {
 /// subnormal `f32`): rows are cut there.
 pub const EXP_FLOOR: f32 = -87.0;
 
-/// `exp(y)` for `EXP_FLOOR <= y <= 0`. Relative error below `2e-7 + 2e-8 |y|` (tested):
+/// Above this exponent [`exp`] would overflow.
+pub const EXP_CEILING: f32 = 88.0;
+
+/// `exp(y)` for `EXP_FLOOR <= y <= EXP_CEILING`. Relative error below `2e-7 + 2e-8 |y|` (tested):
 /// less than what rounding `y = logit - max` to `f32` costs.
 ///
 /// `exp(y) = 2^n 2^r` with `n` the nearest integer to `y log2(e)`, and a degree-6 Chebyshev fit of
@@ -52,21 +55,13 @@ pub fn exp(y: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-/// `exp(y - max)` for values that are not below `cut`, 0 below; `cut >= max + EXP_FLOOR`.
+/// `exp(y - origin)` for values that are not below `cut`, 0 below; `cut >= origin + EXP_FLOOR`.
+/// What lies beyond the ceiling, NaN included, gives the ceiling's huge value.
 #[inline(always)]
-fn kept(y: f32, max: f32, cut: f32) -> f32 {
-    let e = exp(y - max);
+fn kept(y: f32, origin: f32, cut: f32) -> f32 {
+    let distance = y - origin;
+    let e = exp(if distance < EXP_CEILING { distance } else { EXP_CEILING });
     if y < cut { 0.0 } else { e }
-}
-
-/// Asks for memory that will be read soon, while the processor is busy with something else.
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..values.len()).step_by(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const values[line]).cast()) };
-    }
 }
 
 #[inline(always)]
@@ -100,11 +95,11 @@ fn fold(mut lanes: [f64; LANES]) -> f64 {
 }
 
 #[inline(always)]
-fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
+fn sum_exp(values: &[f32], origin: f32, cut: f32) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (stripes, rest) = values.as_chunks::<LANES>();
     for stripe in stripes {
-        let terms = stripe.map(|y| kept(y, max, cut));
+        let terms = stripe.map(|y| kept(y, origin, cut));
         // Two terms are added before they are widened: one more rounding of the size of the
         // exponential's own, whatever the row's length, for half the conversions.
         for lane in 0..LANES / 2 {
@@ -112,15 +107,15 @@ fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
         }
     }
     for (lane, &y) in rest.iter().enumerate() {
-        lanes[lane] += f64::from(kept(y, max, cut));
+        lanes[lane] += f64::from(kept(y, origin, cut));
     }
     fold(lanes)
 }
 
 #[inline(always)]
-fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) {
+fn weigh(values: &[f32], origin: f32, cut: f32, scale: f64, out: &mut [f64]) {
     for (out, &y) in out.iter_mut().zip(values) {
-        *out = f64::from(kept(y, max, cut)) * scale;
+        *out = f64::from(kept(y, origin, cut)) * scale;
     }
 }
 
@@ -301,10 +296,10 @@ macro_rules! kernels {
 kernels! {
     /// The largest value of a block, and whether it holds NaN.
     fn scan(values: &[f32]) -> Scan;
-    /// `sum exp(y - max)` over the values that are not below `cut`.
-    fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64;
-    /// `out = scale * exp(y - max)`, 0 for values below `cut`.
-    fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) ;
+    /// `sum exp(y - origin)` over the values that are not below `cut`.
+    fn sum_exp(values: &[f32], origin: f32, cut: f32) -> f64;
+    /// `out = scale * exp(y - origin)`, 0 for values below `cut`.
+    fn weigh(values: &[f32], origin: f32, cut: f32, scale: f64, out: &mut [f64]) ;
     /// `out = max(out - factor * taken, 0)`; returns the sum.
     fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> f64;
     /// Whether any value of a block is below zero.
@@ -363,12 +358,15 @@ mod tests {
     #[test]
     fn exp_keeps_its_stated_error() {
         for i in 0..=2_000_000 {
-            let y = -87.0 * (f64::from(i) / 2e6) as f32;
+            let y = EXP_FLOOR + (EXP_CEILING - EXP_FLOOR) * (f64::from(i) / 2e6) as f32;
             let error = (f64::from(exp(y)) / f64::from(y).exp() - 1.0).abs();
             assert!(error < 2e-7 + 2e-8 * f64::from(y).abs(), "exp({y}): relative error {error}");
         }
         assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
         assert_eq!(kept(f32::NEG_INFINITY, 0.0, EXP_FLOOR).to_bits(), 0);
+        for beyond in [f32::NAN, f32::INFINITY, 1e30] {
+            assert!(kept(beyond, 0.0, EXP_FLOOR) > 1e38);
+        }
     }
 
     #[test]

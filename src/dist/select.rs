@@ -18,11 +18,11 @@ impl ShapedRows<'_> {
     pub(super) fn truncate(&self, row: usize, max: f32, scratch: &mut Scratch) -> Shaped {
         let params = &self.params;
         let cut = max + simd::EXP_FLOOR;
-        let mut whole = Shaped { max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
+        let mut whole = Shaped { origin: max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
         let shaped = &mut whole;
         // min-p keeps exp(y - max) >= min_p: a cut that depends on the maximum alone.
         let min_p_cut = if params.min_p > 0.0 {
-            round_up(f64::from(shaped.max) + params.min_p.ln())
+            round_up(f64::from(shaped.origin) + params.min_p.ln())
         } else {
             f32::NEG_INFINITY
         };
@@ -53,7 +53,7 @@ impl ShapedRows<'_> {
         for start in self.raw.blocks() {
             sums.push(if shaped.tie_end == u32::MAX {
                 let values = self.scaled(row, start, buffers);
-                (self.kernels.sum_exp)(values, shaped.max, shaped.cut)
+                (self.kernels.sum_exp)(values, shaped.origin, shaped.cut)
             } else {
                 let len = self.weigh(row, shaped, start, 1.0, buffers, weights);
                 (self.kernels.sum)(&weights[..len])
@@ -68,6 +68,7 @@ impl ShapedRows<'_> {
         let Scratch { buffers, values: best, .. } = scratch;
         best.clear();
         if k > SMALL_K {
+            best.reserve_exact(self.num_cols());
             for start in self.raw.blocks() {
                 best.extend_from_slice(self.scaled(row, start, buffers));
             }
@@ -121,9 +122,9 @@ impl ShapedRows<'_> {
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let len = values.len();
-            (self.kernels.weigh)(values, shaped.max, shaped.cut, 1.0, &mut weights[..len]);
+            (self.kernels.weigh)(values, shaped.origin, shaped.cut, 1.0, &mut weights[..len]);
             let steps = &mut steps[..len];
-            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
             for (&step, &weight) in steps.iter().zip(&weights[..len]) {
                 mass[step as usize] += weight;
             }
@@ -136,10 +137,12 @@ impl ShapedRows<'_> {
             crossing += 1;
         }
         ranked.clear();
+        // A flat row may share one bucket; growing step by step would hold it twice.
+        ranked.reserve_exact(self.num_cols());
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let steps = &mut steps[..values.len()];
-            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
             for (at, &step) in steps.iter().enumerate() {
                 if step as usize == crossing && values[at] >= shaped.cut {
                     ranked.push((values[at], (start + at) as u32));
@@ -152,7 +155,7 @@ impl ShapedRows<'_> {
 }
 
 fn weight(y: f32, shaped: &Shaped) -> f64 {
-    f64::from(simd::exp(y - shaped.max))
+    f64::from(simd::exp(y - shaped.origin))
 }
 
 /// Largest first, equal ones by ascending token.
