@@ -8,7 +8,7 @@ use std::fmt;
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
-use num_traits::{Signed, ToPrimitive};
+use num_traits::ToPrimitive;
 
 use crate::num::Weight;
 
@@ -20,7 +20,10 @@ pub struct Fraction(Form);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Form {
     /// In lowest terms, `den > 0` and `num > i64::MIN`.
-    Small { num: i64, den: i64 },
+    Small {
+        num: i64,
+        den: i64,
+    },
     Big(Box<BigRational>),
 }
 
@@ -54,7 +57,8 @@ impl Fraction {
 
     /// `self + sign * other`.
     fn sum(&self, other: &Self, sign: i64) -> Self {
-        let (&Form::Small { num: a, den: b }, &Form::Small { num: c, den: d }) = (&self.0, &other.0)
+        let (&Form::Small { num: a, den: b }, &Form::Small { num: c, den: d }) =
+            (&self.0, &other.0)
         else {
             return self.widely(other, |x, y| if sign > 0 { x + y } else { x - y });
         };
@@ -62,9 +66,15 @@ impl Fraction {
         let shared = gcd(b.unsigned_abs(), d.unsigned_abs()) as i64;
         let (b, rest) = (b / shared, d / shared);
         let num = i128::from(a) * i128::from(rest) + i128::from(sign * c) * i128::from(b);
-        let cancels = gcd((num % i128::from(shared)).unsigned_abs() as u64, shared as u64);
-        let cancels = i128::from(cancels);
-        Self::reduced(num / cancels, i128::from(b) * (i128::from(d) / cancels))
+        // Division of 128 bits is slow, and is rarely needed.
+        let residue = i64::try_from(num)
+            .map_or_else(|_| (num % i128::from(shared)) as i64, |num| num % shared);
+        let cancels = gcd(residue.unsigned_abs(), shared.unsigned_abs()) as i64;
+        let num = match i64::try_from(num) {
+            Ok(num) => i128::from(num / cancels),
+            Err(_) => num / i128::from(cancels),
+        };
+        Self::reduced(num, i128::from(b) * i128::from(d / cancels))
     }
 
     /// `(a / b) * (c / d)` for two fractions in lowest terms with positive denominators.
@@ -172,7 +182,7 @@ impl Weight for Fraction {
     fn is_positive(&self) -> bool {
         match &self.0 {
             Form::Small { num, .. } => *num > 0,
-            Form::Big(value) => value.is_positive(),
+            Form::Big(value) => Weight::is_positive(&**value),
         }
     }
 }

@@ -11,7 +11,7 @@
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go.
 //!
 //! Modules import downwards only: `bindings` > `certify` > `verify`, `ngram` > `dist` > `rows` > `simd`;
-//! `exact` > `choice` > `rng`, `num` > `error`; `tree` and `kv` know no probabilities.
+//! `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no probabilities.
 
 pub mod certify;
 pub mod choice;
@@ -20,6 +20,7 @@ pub mod error;
 pub mod exact;
 pub mod fraction;
 pub mod kv;
+mod mutants;
 pub mod ngram;
 pub mod num;
 pub mod rng;

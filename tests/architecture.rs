@@ -7,18 +7,26 @@ use std::path::{Path, PathBuf};
 /// no memory, and nothing but `bindings` knows Python.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("mutants", &[]),
     ("num", &[]),
-    ("rng", &[]),
+    ("fraction", &["num"]),
+    ("rng", &["mutants"]),
     ("tree", &["error"]),
-    ("kv", &["error", "tree"]),
+    ("kv", &["error", "mutants", "tree"]),
     ("ngram", &["error", "tree"]),
-    ("choice", &["error", "num", "rng"]),
-    ("exact", &["choice", "error", "num"]),
+    ("choice", &["error", "mutants", "num", "rng"]),
+    ("exact", &["choice", "error", "num", "rng"]),
     ("simd", &["choice", "rng"]),
     ("rows", &["error", "simd"]),
-    ("dist", &["error", "num", "rows", "simd"]),
-    ("verify", &["choice", "dist", "error", "num", "rows", "simd", "tree"]),
-    ("certify", &["choice", "dist", "error", "exact", "num", "tree", "verify"]),
+    ("dist", &["error", "mutants", "num", "rows", "simd"]),
+    ("verify", &["choice", "dist", "error", "mutants", "num", "rows", "simd", "tree"]),
+    (
+        "certify",
+        &[
+            "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num", "rng", "rows",
+            "tree", "verify",
+        ],
+    ),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -3,6 +3,7 @@
 use crate::certify::golden::Rows;
 use crate::choice::{Choices, Purpose, Site};
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::tree::TokenTree;
 use crate::verify::dense::{DenseCells, DenseView};
@@ -35,15 +36,28 @@ pub(super) fn num_drafts(vocab: usize, case: &Case) -> usize {
     drafts
 }
 
-struct Growing<W> {
-    parents: Vec<i64>,
-    tokens: Vec<i64>,
-    sampled: Vec<bool>,
+/// A grown tree whose law has not been declared yet; every field has one entry for each node.
+pub(super) struct Grown<W> {
+    pub(super) parents: Vec<i64>,
+    pub(super) tokens: Vec<i64>,
+    pub(super) sampled: Vec<bool>,
     paths: Vec<Vec<u32>>,
-    rows: Vec<(Vec<W>, Vec<W>)>,
+    /// The target's and the drafter's rows.
+    pub(super) rows: Vec<(Vec<W>, Vec<W>)>,
 }
 
-impl<W: Weight> Growing<W> {
+impl<W: Weight> Grown<W> {
+    /// The draft under a law, with the view of its rows.
+    ///
+    /// # Errors
+    /// If the tree contradicts the law.
+    pub(super) fn declare(self, law: Law) -> Result<(Draft, DenseView<W>)> {
+        let flags = matches!(law, Law::TopPlusOne | Law::Mixed).then_some(self.sampled);
+        let draft = Draft::new(TokenTree::new(&self.parents)?, self.tokens, law, flags)?;
+        let (target, drafter) = self.rows.into_iter().unzip();
+        Ok((draft, DenseView { target, drafter }))
+    }
+
     fn push(&mut self, rows: &Rows<W>, parent: usize, token: u32, sampled: bool) {
         let mut path = self.paths[parent].clone();
         path.push(token);
@@ -64,7 +78,16 @@ pub fn draft<W: Weight, C: Choices<W>>(
     case: &Case,
     choices: &mut C,
 ) -> Result<(Draft, DenseView<W>)> {
-    let mut growing = Growing {
+    grow(rows, case, choices)?.declare(mutate!("law/iid_claimed_swor", case.law, Law::Swor))
+}
+
+/// The tree of [`draft`].
+pub(super) fn grow<W: Weight, C: Choices<W>>(
+    rows: &Rows<W>,
+    case: &Case,
+    choices: &mut C,
+) -> Result<Grown<W>> {
+    let mut growing = Grown {
         parents: vec![-1],
         tokens: vec![-1],
         sampled: vec![false],
@@ -79,11 +102,7 @@ pub fn draft<W: Weight, C: Choices<W>>(
         }
         level = next..growing.parents.len();
     }
-    let flags = matches!(case.law, Law::TopPlusOne | Law::Mixed).then_some(growing.sampled);
-    let tree = TokenTree::new(&growing.parents)?;
-    let draft = Draft::new(tree, growing.tokens, case.law, flags)?;
-    let (target, drafter) = growing.rows.into_iter().unzip();
-    Ok((draft, DenseView { target, drafter }))
+    Ok(growing)
 }
 
 fn grow_children<W: Weight, C: Choices<W>>(
@@ -92,7 +111,7 @@ fn grow_children<W: Weight, C: Choices<W>>(
     depth: usize,
     parent: usize,
     children: usize,
-    growing: &mut Growing<W>,
+    growing: &mut Grown<W>,
     choices: &mut C,
 ) -> Result<()> {
     let row = rows.drafter(&growing.paths[parent]).to_vec();

@@ -13,6 +13,7 @@ mod select;
 pub mod weights;
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::rows::{Buffer, RawRows};
 use crate::simd::{self, BLOCK, Kernels, Scan};
 
@@ -305,6 +306,11 @@ impl<'a> ShapedRows<'a> {
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
             let at = (self.kernels.first_above)(values, below, 0);
+            let at = mutate!(
+                "greedy/tie_to_higher_id",
+                at,
+                values.iter().rposition(|&y| y > below).unwrap_or(at)
+            );
             if at < values.len() {
                 return (start + at) as u32;
             }
