@@ -42,14 +42,14 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
             limit: (i64::MAX - tree.num_nodes() as i64) as u64,
         });
     }
-    let moves: Vec<(i64, i64)> = path
+    let scattered: Vec<(i64, i64)> = path
         .iter()
         .enumerate()
         .filter(|&(index, &node)| node != index as i64 + 1)
         .map(|(index, &node)| (start + node, start + index as i64 + 1))
         .collect();
     Ok(CommitPlan {
-        moves: mutate!("commit/moves_reversed", moves, moves.into_iter().rev().collect()),
+        moves: mutate!("commit/moves_reversed", scattered, scattered.into_iter().rev().collect()),
         freed: Vec::new(),
         length: start + mutate!("commit/bonus_counted", 1, 2) + path.len() as i64,
         state_select: mutate!("commit/state_of_first_node", path.last(), path.first())

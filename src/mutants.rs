@@ -12,9 +12,7 @@ use std::cell::Cell;
 /// `right`, unless a mutant of these names is switched on.
 #[cfg(not(feature = "mutants"))]
 macro_rules! mutate {
-    ($($name:literal)|+, $right:expr, $wrong:expr) => {
-        $right
-    };
+    ($($name:literal)|+, $right:expr, $wrong:expr) => {{ $right }};
 }
 
 #[cfg(feature = "mutants")]
@@ -31,10 +29,11 @@ thread_local! {
     static ON: Cell<&'static str> = const { Cell::new("") };
 }
 
-/// Whether a mutant is switched on for this thread.
+/// Whether a mutant is switched on for this thread; `"any"` stands for each of them.
 #[cfg(feature = "mutants")]
 pub(crate) fn is_on(name: &str) -> bool {
-    ON.get() == name
+    let on = ON.get();
+    on == name || (name == "any" && !on.is_empty())
 }
 
 /// Runs `work` with a mutant switched on for this thread, and off again after it.

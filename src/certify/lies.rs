@@ -253,6 +253,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn independent_siblings_without_repeats_are_drawn_without_replacement() {
+        // What is left after dropping repeats is a Swor draft that stopped early: append-only.
+        let merged = Lie { declared: Law::Swor, ..LIES[1] };
+        assert_eq!(merged.name, "law/iid_duplicates_merged");
+        assert_eq!(merged.distance().unwrap(), Fraction::zero());
+    }
+
+    #[test]
     fn every_lie_is_biased_by_the_stated_amount() {
         for lie in &LIES {
             let (num, den) = lie.bias;

@@ -110,23 +110,18 @@ struct Found {
 
 impl Job {
     fn run(&self) -> Result<Found> {
-        let neutral = WeightParams::neutral();
-        let (exact, float) = match &self.shaping {
-            Some((_, params)) => {
-                let rows = self.model.rows(params);
-                (run(&rows, &self.case, self.core)?, run(&rows.to_f64(), &self.case, self.core)?)
-            }
-            None => {
-                let rows = self.model.rows(&neutral);
-                let length = ROUNDS_LENGTH;
-                (
-                    run_rounds(&rows, &self.case, self.core, length)?,
-                    run_rounds(&rows.to_f64(), &self.case, self.core, length)?,
-                )
-            }
+        let (exact, float) = if let Some((_, params)) = &self.shaping {
+            let rows = self.model.rows(params);
+            (run(&rows, &self.case, self.core)?, run(&rows.to_f64(), &self.case, self.core)?)
+        } else {
+            let rows = self.model.rows(&WeightParams::neutral());
+            (
+                run_rounds(&rows, &self.case, self.core, ROUNDS_LENGTH)?,
+                run_rounds(&rows.to_f64(), &self.case, self.core, ROUNDS_LENGTH)?,
+            )
         };
         Ok(Found {
-            f64_difference: float.law.largest_difference(&exact.law.map(&Weight::to_f64)),
+            f64_difference: float.law.largest_difference(&exact.law.map(Weight::to_f64)),
             distance: exact.distance,
             expected: exact.expected,
             branches: exact.branches,

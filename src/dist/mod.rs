@@ -305,11 +305,11 @@ impl<'a> ShapedRows<'a> {
         let below = max.next_down();
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            let at = (self.kernels.first_above)(values, below, 0);
+            let first = (self.kernels.first_above)(values, below, 0);
             let at = mutate!(
                 "greedy/tie_to_higher_id",
-                at,
-                values.iter().rposition(|&y| y > below).unwrap_or(at)
+                first,
+                values.iter().rposition(|&y| y > below).unwrap_or(first)
             );
             if at < values.len() {
                 return (start + at) as u32;

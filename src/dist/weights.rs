@@ -82,7 +82,9 @@ fn top_k<W: Weight>(row: &mut [W], k: usize) {
     let order = ranked(row);
     let threshold = row[order[k - 1]].clone();
     drop_where(row, |weight| *weight < threshold);
-    mutate!("shape/top_k_breaks_ties", (), order[k..].iter().for_each(|&t| row[t] = W::zero()));
+    for &token in mutate!("shape/top_k_breaks_ties", &order[..0], &order[k..]) {
+        row[token] = W::zero();
+    }
 }
 
 fn top_p<W: Weight>(row: &mut [W], p: &W) {
@@ -95,8 +97,7 @@ fn top_p<W: Weight>(row: &mut [W], p: &W) {
         let weight = row[token].clone();
         let crossed =
             mutate!("shape/top_p_drops_crossing_token", before >= goal, before.add(&weight) > goal);
-        let crossed = mutate!("shape/top_p_exact_sum_stays", crossed, before > goal);
-        if crossed {
+        if mutate!("shape/top_p_exact_sum_stays", crossed, before > goal) {
             row[token] = W::zero();
         }
         before = before.add(&weight);

@@ -19,7 +19,7 @@ pub struct DenseView<W> {
 impl<W: Weight> DenseView<W> {
     /// The drafter's rows where nothing was rejected.
     fn wrong_rows(&self, mix: &Mix<W>) -> &[Vec<W>] {
-        if mix.removed.is_empty() { &self.drafter } else { &self.target }
+        if mix.b.is_positive() { &self.target } else { &self.drafter }
     }
 }
 

@@ -190,8 +190,8 @@ impl Draft {
                     reason: "samples at most one child of a node (use \"mixed\" for more)",
                 });
             }
-            let repeats = matches!(self.law, Law::Iid | Law::Unknown);
-            if mutate!("law/iid_claimed_swor", repeats, true) {
+            let may_repeat = matches!(self.law, Law::Iid | Law::Unknown);
+            if mutate!("law/iid_claimed_swor", may_repeat, true) {
                 continue;
             }
             seen.clear();

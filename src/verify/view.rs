@@ -145,7 +145,7 @@ impl<W: Weight> Residual<W> {
         let (weight, total) = self.weight(view, token, sampled)?;
         let weight = mutate!("td/child_row", weight, view.target(child, token)?);
         let (weight, total) = mutate!(
-            "td/row_not_updated" | "lift/row_not_updated",
+            "td/row_not_updated",
             (weight, total),
             (view.target(self.node, token)?, W::one())
         );
@@ -199,8 +199,9 @@ impl<W: Weight> Residual<W> {
         ) {
             self.mix.b = self.mix.b.add(&W::one().div(&self.remaining));
         }
-        let gone = draft.law() != Law::Iid;
-        if mutate!("td/residual_is_p" | "td/sample_p_after_reject", gone, false) {
+        // A rejected sampled child has weight 0 already, up to rounding (which would hide mutants).
+        let guarded = mutate!("any", draft.law() != Law::Iid, false);
+        if !sampled || mutate!("td/residual_zero_token_only", guarded, true) {
             self.mix.removed.push(token);
         }
         let without = matches!(draft.law(), Law::Swor | Law::Mixed);
@@ -212,7 +213,16 @@ impl<W: Weight> Residual<W> {
             Some(mass) if mass > W::ratio(1, 1_000_000_000) => mass,
             _ => view.mixture(self.node, &self.mix, &self.set)?.total(),
         };
-        Ok(self.total.clone())
+        let left = self.total.clone();
+        mutate!("lift/row_not_updated", (), self.forget());
+        Ok(left)
+    }
+
+    /// Goes back to the row before any test.
+    #[cfg(feature = "mutants")]
+    fn forget(&mut self) {
+        self.mix = Mix::target();
+        self.total = W::one();
     }
 
     /// Draws from the residual; the second value counts a fall back to the target's row.

@@ -107,50 +107,46 @@ pub(super) fn seeds_far_apart() -> Result<Fraction> {
 
 // ---- shaping -------------------------------------------------------------------------------------
 
-fn shaped(
-    row: &Row,
-    wanted: &Row,
-    change: impl FnOnce(&mut WeightParams<Fraction>),
-) -> Result<Fraction> {
+fn shaped(row: &Row, wanted: &Row, change: impl FnOnce(&mut WeightParams<Fraction>)) -> Fraction {
     let mut params = WeightParams::neutral();
     change(&mut params);
     let found = law_of((0..).zip(shape(&fractions(row), &params)).collect());
-    Ok(found.distance(&law_of_row(wanted)))
+    found.distance(&law_of_row(wanted))
 }
 
 const TWO_OF_D0: &Row = &[(2, 3), (1, 3), (0, 1), (0, 1)];
 
-pub(super) fn target_at_half_temperature() -> Result<Fraction> {
+pub(super) fn target_at_half_temperature() -> Fraction {
     let params = WeightParams { inverse_temperature: 2, ..WeightParams::neutral() };
     let rows: Rows<Fraction> = Rows::new(&[B0], &[B0], &params);
     let found = law_of((0..).zip(rows.target(&[]).to_vec()).collect());
-    Ok(found.distance(&law_of_row(&[(9, 14), (4, 14), (1, 14)])))
+    found.distance(&law_of_row(&[(9, 14), (4, 14), (1, 14)]))
 }
 
-pub(super) fn top_p() -> Result<Fraction> {
+pub(super) fn top_p() -> Fraction {
     shaped(D0, TWO_OF_D0, |params| params.top_p = Fraction::ratio(7, 10))
 }
 
-pub(super) fn temperature_then_top_p() -> Result<Fraction> {
+pub(super) fn temperature_then_top_p() -> Fraction {
     shaped(D0, &[(1, 1)], |params| {
         params.inverse_temperature = 2;
         params.top_p = Fraction::ratio(7, 10);
     })
 }
 
-pub(super) fn top_k_with_a_tie() -> Result<Fraction> {
+pub(super) fn top_k_with_a_tie() -> Fraction {
     shaped(D0, D0, |params| params.top_k = 3)
 }
 
-pub(super) fn top_p_at_a_sum() -> Result<Fraction> {
+pub(super) fn top_p_at_a_sum() -> Fraction {
     shaped(D0, &[(1, 1)], |params| params.top_p = Fraction::ratio(1, 2))
 }
 
-pub(super) fn min_p() -> Result<Fraction> {
+pub(super) fn min_p() -> Fraction {
     shaped(D0, TWO_OF_D0, |params| params.min_p = Fraction::ratio(3, 10))
 }
 
-pub(super) fn top_p_then_min_p() -> Result<Fraction> {
+pub(super) fn top_p_then_min_p() -> Fraction {
     shaped(D0, TWO_OF_D0, |params| {
         params.min_p = Fraction::ratio(3, 10);
         params.top_p = Fraction::ratio(3, 5);

@@ -1,18 +1,34 @@
 //! The list: name, change, killing case, bias.
 
-use super::Check::{self, Other, Rounds, Step};
-use super::Mutant;
+use super::Check::{self, Other, Rounds, Shaping, Step};
 use super::checks;
+use super::{Listed, Mutant};
 use crate::verify::Core::{Coupled, Lifted, TargetOnly, TopDown};
 use crate::verify::law::Law::{Chain, Deterministic, Iid, Mixed, Swor, TopPlusOne};
 
+/// A mutant of `verification.md` 12, with the bias that is stated there.
 const fn mutant(
     name: &'static str,
     change: &'static str,
     check: Check,
     bias: (i64, i64),
 ) -> Mutant {
-    Mutant { name, change, check, bias }
+    Mutant { name, change, check, bias, listed: Listed::AsFound }
+}
+
+/// One of that list whose figure there is for other code than ours, and why.
+const fn differing(
+    (name, change): (&'static str, &'static str),
+    check: Check,
+    bias: (i64, i64),
+    (stated, why): (&'static str, &'static str),
+) -> Mutant {
+    Mutant { name, change, check, bias, listed: Listed::Otherwise(stated, why) }
+}
+
+/// One that the list does not have.
+const fn own(name: &'static str, change: &'static str, check: Check, bias: (i64, i64)) -> Mutant {
+    Mutant { name, change, check, bias, listed: Listed::No }
 }
 
 /// `topdown` on B's chain of two, where most of its mutants show.
@@ -66,60 +82,70 @@ pub static MUTANTS: &[Mutant] = &[
     mutant("lift/h_is_w", "no update of w after a rejection", B_BLOCK, (1, 12)),
     mutant("lift/residual_without_w", "(p - q)+ instead of (w p - q)+", B_BLOCK, (1, 24)),
     mutant("lift/leaf_token_ratio", "leaf accepted by its own min(1, p/q)", B_BLOCK, (1, 9)),
-    mutant(
-        "lift/h_no_one_minus_w",
-        "w <- min(1, m/w)",
+    differing(
+        ("lift/h_no_one_minus_w", "w <- min(1, m/w)"),
         Step("E", Chain, &[1, 1], Lifted),
-        (2669, 31250),
+        (3657, 80_000),
+        ("2669/31250", "there the root is tested, too"),
     ),
-    mutant("lift/h_is_m", "w <- m", Step("E", Chain, &[1, 1], Lifted), (9669, 125_000)),
+    differing(
+        ("lift/h_is_m", "w <- m"),
+        Step("E", Chain, &[1, 1], Lifted),
+        (2241, 40_000),
+        ("9669/125000", "there the root is tested, too"),
+    ),
     mutant("lift/row_not_updated", "later siblings tested against the old row", E_TREE, (172, 875)),
     mutant("lift/q_not_renormalised", "sibling q not renormalised", E_TREE, (17, 392)),
     mutant("lift/forget_w", "w_c = min(1, r/q)", E_TREE, (17, 100)),
-    mutant(
+    own(
         "lift/hopeless_child_not_taken_out",
         "a child with w_c = 0 leaves the residual as it is",
         E_TREE,
-        (1, 1),
+        (29, 560),
     ),
-    mutant(
+    own(
         "lift/shortcut_before_last",
         "the early rejection before the last child, too",
         Step("E", Mixed, &[1, 2], Lifted),
-        (1, 1),
+        (27, 1_000),
     ),
-    mutant(
+    own(
         "lift/set_child_takes_nothing",
         "a rejected deterministic child leaves w as it is",
-        Step("E", TopPlusOne, &[2, 1], Lifted),
-        (1, 1),
+        Step("E", TopPlusOne, &[1, 2], Lifted),
+        (107, 4_650),
     ),
-    mutant(
+    own(
         "to/shared_u_depths",
         "one u for all depths",
         Step("B", Deterministic, &[1, 1], TargetOnly),
-        (1, 1),
+        (11, 48),
     ),
-    mutant(
+    own(
         "coupled/keyed_by_root_position",
         "one race for all depths",
         Step("B", Deterministic, &[1, 1], Coupled),
-        (1, 1),
+        (11, 48),
     ),
-    mutant(
+    own(
         "mixed/set_not_left_out",
         "q of the set subtracted, too",
         Step("E", TopPlusOne, &[2], TopDown),
-        (1, 1),
+        (1, 10),
     ),
-    mutant("law/iid_claimed_swor", "Iid declared Swor", Step("E", Iid, &[2], TopDown), (3, 112)),
+    differing(
+        ("law/iid_claimed_swor", "Iid declared Swor"),
+        Step("E", Iid, &[2], TopDown),
+        (3, 80),
+        ("3/112", "there a repeated token keeps the whole q"),
+    ),
     mutant(
         "law/top1_rest_not_renormalised",
         "q outside S not divided by Z",
         Step("E", TopPlusOne, &[2], TopDown),
         (1, 5),
     ),
-    mutant(
+    own(
         "fallback/rejected_token_returns",
         "an empty residual falls back to the whole of p",
         Other("p=(1/2,1/2), residual emptied", checks::empty_residual),
@@ -128,38 +154,43 @@ pub static MUTANTS: &[Mutant] = &[
     mutant(
         "shape/draft_only",
         "target not shaped",
-        Other("row B0, temperature 1/2", checks::target_at_half_temperature),
+        Shaping("row B0, temperature 1/2", checks::target_at_half_temperature),
         (1, 7),
     ),
     mutant(
         "shape/top_p_drops_crossing_token",
         "crossing token dropped",
-        Other("row D0, top_p=7/10", checks::top_p),
+        Shaping("row D0, top_p=7/10", checks::top_p),
         (1, 3),
     ),
-    mutant(
+    own(
         "shape/top_p_exact_sum_stays",
         "one token more where the mass before it is top_p",
-        Other("row D0, top_p=1/2", checks::top_p_at_a_sum),
+        Shaping("row D0, top_p=1/2", checks::top_p_at_a_sum),
         (1, 3),
     ),
     mutant(
         "shape/temperature_after_top_p",
         "wrong order",
-        Other("row D0, temperature 1/2, top_p=7/10", checks::temperature_then_top_p),
+        Shaping("row D0, temperature 1/2, top_p=7/10", checks::temperature_then_top_p),
         (1, 5),
     ),
     mutant(
         "shape/top_k_breaks_ties",
         "exactly k kept",
-        Other("row D0, top_k=3", checks::top_k_with_a_tie),
+        Shaping("row D0, top_k=3", checks::top_k_with_a_tie),
         (1, 8),
     ),
-    mutant("shape/min_p_absolute", "p < min_p", Other("row D0, min_p=3/10", checks::min_p), (1, 3)),
+    mutant(
+        "shape/min_p_absolute",
+        "p < min_p",
+        Shaping("row D0, min_p=3/10", checks::min_p),
+        (1, 3),
+    ),
     mutant(
         "shape/min_p_before_top_p",
         "vLLM's order under the preset of transformers",
-        Other("row D0, min_p=3/10, top_p=3/5", checks::top_p_then_min_p),
+        Shaping("row D0, min_p=3/10, top_p=3/5", checks::top_p_then_min_p),
         (1, 3),
     ),
     mutant(
@@ -204,13 +235,13 @@ pub static MUTANTS: &[Mutant] = &[
         Rounds("A", Chain, &[1, 1], Lifted, 3),
         (7, 108),
     ),
-    mutant(
+    own(
         "seed/high_word_dropped",
         "the seed's upper half is ignored",
         Other("B0 under two seeds 2^32 apart", checks::seeds_far_apart),
         (11, 18),
     ),
-    mutant(
+    own(
         "seed/row_cut_to_one_word",
         "the row's upper half is ignored",
         Other("B0 in two rows 2^32 apart", checks::rows_far_apart),
@@ -228,52 +259,52 @@ pub static MUTANTS: &[Mutant] = &[
         Other("row (1/2,1/2) at temperature 0", checks::greedy_tie),
         (1, 1),
     ),
-    mutant(
+    own(
         "commit/moves_reversed",
         "entries copied from the path's end",
         Other("path 2, 4, 6 of seven nodes", checks::commit),
         (1, 1),
     ),
-    mutant(
+    own(
         "commit/bonus_counted",
         "the bonus token is counted as cached",
         Other("path 2, 4, 6 of seven nodes", checks::commit),
         (1, 1),
     ),
-    mutant(
+    own(
         "commit/state_of_first_node",
         "recurrent state of the path's first node",
         Other("path 2, 4, 6 of seven nodes", checks::commit),
         (1, 1),
     ),
-    mutant(
+    own(
         "lazy/sums_of_another_mixture",
         "block sums of the row's last mixture",
         Other("E mixed[3, 1] Lifted over logits", checks::lazy_tree),
-        (1, 1),
+        (41, 400),
     ),
-    mutant(
+    own(
         "lazy/set_not_left_out",
         "q of the set subtracted, too",
         Other("E mixed[3, 1] Lifted over logits", checks::lazy_tree),
-        (1, 1),
+        (42857, 1_000_000),
     ),
-    mutant(
+    own(
         "lazy/factor_forgotten",
         "q subtracted without its factor",
         Other("E mixed[3, 1] Lifted over logits", checks::lazy_tree),
-        (1, 1),
+        (67857, 1_000_000),
     ),
-    mutant(
+    own(
         "lazy/removed_token_stays",
         "rejected tokens keep their weight",
         Other("E mixed[3, 1] Lifted over logits", checks::lazy_tree),
-        (1, 1),
+        (917, 5_000),
     ),
-    mutant(
+    own(
         "lazy/column_is_token",
         "the drafter's sub-vocabulary is not mapped",
         Other("E chain[1] TopDown over logits, columns reversed", checks::lazy_columns),
-        (1, 1),
+        (2, 5),
     ),
 ];
