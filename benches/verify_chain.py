@@ -1,8 +1,8 @@
 """Times `mv.verify` on a chain against transformers' own speculative sampling, side by side.
 
-Eight drafted tokens over the vocabulary of a large model, one thread, logits to tokens. Every row of
-the table is one setting; the rivals take turns inside it, on the same numbers. "floor" reads each
-logit of all nine rows once (torch's sum), which no verifier that needs those rows can beat.
+Eight drafted tokens over the vocabulary of a large model, one thread, logits to tokens. Every row
+of the table is one setting; the rivals take turns inside it, on the same numbers. "floor" reads
+each logit of all nine rows once (torch's sum), which no verifier that needs those rows can beat.
 
     python benches/verify_chain.py --json build/bench/verify_chain.json
 """
@@ -58,14 +58,17 @@ class Setting:
         self.ids = torch.cat([torch.zeros(4, dtype=torch.long), self.tokens])[None]
 
     def ours(self, params: mv.SamplingParams, rule: str, seed: int) -> mv.Verdict:
+        """Draft and verify, as a decoder's step would."""
         draft = mv.Draft.chain(self.tokens, self.probs)
         return mv.verify(draft, self.raw, params, rule=rule, seed=seed, position=POSITION)
 
     def theirs(self, warpers: LogitsProcessorList) -> torch.Tensor:
+        """Transformers' processors on every row, then its rule."""
         logits = self.logits
         if warpers:
             rows = [
-                warpers(self.ids[:, : 4 + row], logits[:, row].clone()) for row in range(DRAFTED + 1)
+                warpers(self.ids[:, : 4 + row], logits[:, row].clone())
+                for row in range(DRAFTED + 1)
             ]
             logits = torch.stack(rows, dim=1)
         return _speculative_sampling(self.ids, self.draft_logits, DRAFTED, logits)[0]

@@ -1,5 +1,7 @@
 //! Modules import downwards only: the `use crate::` lines against the allowed directions.
 
+#![allow(clippy::unwrap_used)] // A failure here is a failed test.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -58,7 +58,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - modules and classes
+def __getattr__(name: str) -> Any:
     """Loads the parts that need torch on first use."""
     if name not in _LAZY:
         message = f"module {__name__!r} has no attribute {name!r}"

@@ -11,12 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from mtp_verify.errors import CacheError, UnsupportedModelError
 
@@ -24,6 +20,9 @@ if TYPE_CHECKING:
     from mtp_verify import CommitPlan
 
 __all__ = ["GrowingLayer", "ModelCache", "tree_mask"]
+
+# Stands for layers that read another layer's entries; early versions of transformers 5 have none.
+_DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
 
 
 class GrowingLayer(DynamicLayer):
@@ -133,7 +132,7 @@ class ModelCache:
         if getattr(cache, "offloading", False):
             msg = "an offloaded DynamicCache is not supported; create it with offloading=False"
             raise UnsupportedModelError(msg, slug="unsupported_cache")
-        known = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, DummyLayer)
+        known = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, *_DUMMY)
         for index, layer in enumerate(cache.layers):
             if type(layer) not in known:
                 msg = (
@@ -155,7 +154,7 @@ class ModelCache:
         for layer in self._sliding:
             layer.activate_past_recording()
         self._holder = next(
-            (layer for layer in cache.layers if not isinstance(layer, DummyLayer)), None
+            (layer for layer in cache.layers if not isinstance(layer, _DUMMY)), None
         )
 
     @property
@@ -183,7 +182,7 @@ class ModelCache:
             total = self.length
             moves = torch.as_tensor(plan.moves)
             for layer in self.kv.layers:
-                if isinstance(layer, DummyLayer) or not layer.is_initialized:
+                if isinstance(layer, _DUMMY) or not layer.is_initialized:
                     continue
                 # A sliding layer has dropped its oldest entries: its slots count from there.
                 slots = (moves - (total - layer.keys.shape[-2])).to(layer.keys.device)
@@ -226,7 +225,7 @@ class ModelCache:
         for layer in cache.layers:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.record_past = False
-            if num_padding and not isinstance(layer, DummyLayer) and layer.is_initialized:
+            if num_padding and not isinstance(layer, _DUMMY) and layer.is_initialized:
                 _pad_left(layer, num_padding)
         return cache
 

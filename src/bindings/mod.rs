@@ -60,7 +60,7 @@ fn verify_draft(
     let drafter = draft.drafter()?;
     let verdict = enter(py, || {
         draft.check_columns(raw.num_cols())?;
-        verify::verify(&draft.draft, drafter, raw, params, rule, Noise { seed, position })
+        verify::verify(&draft.core, drafter, raw, params, rule, Noise { seed, position })
     })?;
     Ok(Verdict { verdict })
 }
@@ -169,6 +169,14 @@ fn certify_rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
         .collect()
 }
 
+/// Panics, to show in a test that the gate holds.
+#[pyfunction]
+#[pyo3(name = "_panic")]
+#[allow(clippy::panic)]
+fn panic_at_the_gate(py: Python<'_>) -> PyResult<()> {
+    enter(py, || panic!("on request"))
+}
+
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
@@ -199,5 +207,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(best_rule, module)?)?;
     module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
     ngram::register(module)
 }

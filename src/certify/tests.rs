@@ -19,9 +19,11 @@ fn model(name: &str) -> Rows<R> {
     model.rows(&WeightParams::neutral())
 }
 
+type Expected = (&'static str, &'static [usize], Law, f64, f64, f64);
+
 /// Expected emitted tokens: model, shape, law, then target-only, topdown and lifted to four
 /// decimals; -1 where the specification leaves a blank (verification.md 11).
-const TABLE: &[(&str, &[usize], Law, f64, f64, f64)] = &[
+const TABLE: &[Expected] = &[
     ("A", &[1, 1], Law::Chain, 1.6420, 2.1111, 2.2222),
     ("A", &[1, 1], Law::Deterministic, 1.4444, 1.4444, 1.4444),
     ("A", &[2, 1], Law::Iid, 1.9630, 2.2963, 2.4074),

@@ -181,8 +181,8 @@ impl<'a> ShapedRows<'a> {
 
     /// Reads a row (once if nothing truncates it) and returns its five numbers.
     ///
-    /// Leaves the sums of its blocks in `scratch`, so that a draw from the row that was shaped last
-    /// finds its block without another pass.
+    /// Where the sums of its blocks came up, they stay in `scratch`: a draw from the row that was
+    /// shaped last then finds its block without another pass.
     ///
     /// # Errors
     /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
@@ -205,7 +205,9 @@ impl<'a> ShapedRows<'a> {
         } else {
             self.sum_whole(row, scratch)?
         };
-        scratch.sums.remember(self.side, row);
+        if !scratch.sums.is_empty() {
+            scratch.sums.remember(self.side, row);
+        }
         Ok(shaped)
     }
 

@@ -150,15 +150,10 @@ impl Draft {
 
     fn check_law(&self) -> Result<()> {
         let law = self.law.name();
-        if self.law == Law::Chain {
-            if let Some(node) = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1))
-            {
-                return Err(Error::LawShape {
-                    node,
-                    law,
-                    reason: "is one path: the parent of node i is node i - 1",
-                });
-            }
+        let forks = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1));
+        if let (Law::Chain, Some(node)) = (self.law, forks) {
+            let reason = "is one path: the parent of node i is node i - 1";
+            return Err(Error::LawShape { node, law, reason });
         }
         if self.sampled[0] {
             return Err(Error::LawShape {

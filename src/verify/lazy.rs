@@ -171,7 +171,7 @@ impl<'a> LazyView<'a> {
         }
         let mut drafted = Some(0.0);
         for start in (0..self.target.num_cols()).step_by(BLOCK) {
-            let block = self.fill(parts, start, true);
+            let block = self.fill(parts, start);
             self.sums.sums.push(block.sum);
             self.sums.total += block.sum;
             drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
@@ -185,7 +185,7 @@ impl<'a> LazyView<'a> {
     fn check_drafter(&self, parts: &Parts<'_>, sum: Option<f64>) -> Result<()> {
         match (parts.drafter, self.drafter.source, sum) {
             (Some((row, _)), Source::Probabilities(raw), sum)
-                if sum.is_none_or(|sum| !((sum - 1.0).abs() <= SUM_TOLERANCE)) =>
+                if !sum.is_some_and(|sum| (sum - 1.0).abs() <= SUM_TOLERANCE) =>
             {
                 check_distribution(&raw, row)
             }
@@ -193,8 +193,8 @@ impl<'a> LazyView<'a> {
         }
     }
 
-    /// Writes a block of the mixture's weights; with `check`, also looks at the drafter's values.
-    fn fill(&mut self, parts: &Parts<'_>, start: usize, check: bool) -> Block {
+    /// Writes a block of the mixture's weights.
+    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> Block {
         let Scratch { buffers, weights, taken, .. } = &mut self.scratch;
         let kernels = Kernels::best();
         let len = self.target.probabilities(
@@ -220,15 +220,15 @@ impl<'a> LazyView<'a> {
                 _ => taken[..len].fill(0.0),
             }
             let taken = &mut taken[..len];
-            if check {
-                let legal = !(kernels.has_negative)(taken);
-                block.drafted = legal.then(|| (kernels.sum)(taken));
-            }
+            let mut forced = 0.0;
             for token in inside(mutate!("lazy/set_not_left_out", parts.set, &[]), start, len) {
+                forced += taken[token];
                 taken[token] = 0.0;
             }
             let b = mutate!("lazy/factor_forgotten", parts.mix.b, 1.0);
-            block.sum = (kernels.subtract)(weights, taken, b);
+            let seen = (kernels.subtract)(weights, taken, b);
+            block.sum = seen.left;
+            block.drafted = (!seen.has_negative).then_some(seen.taken + forced);
         }
         let removed = mutate!("lazy/removed_token_stays", &parts.mix.removed[..], &[]);
         for token in inside(removed, start, len) {
@@ -362,7 +362,7 @@ impl LazyCells<'_, '_> {
     /// Calls `each` with every block's start and weights.
     fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
         for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
-            let block = self.view.fill(&self.parts, start, false);
+            let block = self.view.fill(&self.parts, start);
             each(start, &self.view.scratch.weights[..block.len]);
         }
     }
@@ -391,7 +391,7 @@ impl Cells<f64> for LazyCells<'_, '_> {
         }
         let (index, mut before) = block.ok_or_else(nothing_left)?;
         let start = index * BLOCK;
-        let block = self.view.fill(&self.parts, start, false);
+        let block = self.view.fill(&self.parts, start);
         let mut last = None;
         for (token, &weight) in self.view.scratch.weights[..block.len].iter().enumerate() {
             if weight > 0.0 {
