@@ -21,7 +21,7 @@ use crate::verify::{self, Core};
 
 pub use golden::{MODELS, Model, Rows};
 pub use growth::{Case, draft};
-pub use lies::{LIES, Lie};
+pub use lies::{LIES, Lie, try_lies};
 pub use table::{F64_TOLERANCE, Line, certify, shapes};
 
 /// What one case gave.
