@@ -1,4 +1,4 @@
-"""`docs/proof.md` is what its script makes of the committed certificate, and that one is current."""
+"""`docs/proof.md` is what its script makes of the committed certificate, which is current."""
 
 from __future__ import annotations
 
