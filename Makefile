@@ -15,6 +15,8 @@ PY := $(abspath $(BIN)/python)
 
 DEPS := $(VENV)/.deps.stamp
 EXT := $(VENV)/.extension.stamp
+CERTIFY := build/certify/.stamp
+CERTIFY_SITE := build/certify/site
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
 
 export HF_HUB_OFFLINE := 1
@@ -75,8 +77,8 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	    $(PY) "$$file" --json "build/bench/$$name.json" $(ARGS); \
 	done
 
-certify: $(EXT) ## Prove the shipped rules by exact enumeration
-	@$(PY) -m mtp_verify certify --self $(ARGS)
+certify: $(CERTIFY) ## Prove the shipped rules by exact enumeration, and find every mutant
+	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
 
 docs: $(EXT) ## Run every example of the README and the docs pages
 	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)
@@ -110,6 +112,13 @@ $(EXT): FORCE
 endif
 $(EXT): $(DEPS) $(RUST_SOURCES) pyproject.toml
 	$(BIN)/maturin develop --release $(QUIET)
+	@touch $@
+
+# The same sources with the mutants compiled in, installed beside the environment and not into it.
+$(CERTIFY): $(DEPS) $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py) pyproject.toml
+	rm -rf build/certify
+	$(BIN)/maturin build --profile certify --features python,mutants $(QUIET) --out build/certify >&2
+	$(PY) -m pip install --quiet --no-deps --target $(CERTIFY_SITE) build/certify/*.whl >&2
 	@touch $@
 
 FORCE:

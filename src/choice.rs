@@ -7,6 +7,7 @@
 //! emitted and are drafted again in the next step.
 
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::rng;
 
@@ -79,12 +80,52 @@ pub trait Choices<W: Weight> {
 
 /// `min(1, num / den)` where it is 0 or 1: the answer needs no number.
 pub(crate) fn certain<W: Weight>(num: &W, den: &W) -> Option<bool> {
-    if !num.is_positive() {
+    if mutate!("td/le_at_zero", !num.is_positive(), false) {
         Some(false)
     } else if num >= den {
         Some(true)
     } else {
         None
+    }
+}
+
+/// Whether the number `u` in `[0, 1)` accepts with probability `min(1, num / den)`.
+///
+/// Strictly below: a token of probability 0 is never accepted, not even at `u = 0`.
+pub(crate) fn accepts<W: Weight>(u: &W, num: &W, den: &W) -> bool {
+    let point = u.mul(den);
+    mutate!("td/le_at_zero", point < *num, point <= *num)
+}
+
+/// The counter of an address: a step's root position, a node, a purpose.
+pub(crate) fn counter(position: u32, site: Site) -> [u32; 4] {
+    let node = site.node;
+    let purpose =
+        mutate!("rng/draft_and_accept_share_u", site.purpose as u32, site.purpose.after_draft());
+    mutate!(
+        "rng/accept_keyed_by_token_position" | "rng/draft_keyed_by_token_position",
+        [position, node, purpose, 0],
+        site.by_token(position)
+    )
+}
+
+#[cfg(feature = "mutants")]
+impl Purpose {
+    /// Draft's noise is Accept's.
+    fn after_draft(self) -> u32 {
+        (self as u32).max(Self::Accept as u32)
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Site {
+    /// The counter in which one purpose is keyed by the position of a chain's token.
+    fn by_token(self, position: u32) -> [u32; 4] {
+        let drafts = crate::mutants::is_on("rng/draft_keyed_by_token_position");
+        let keyed = if drafts { Purpose::Draft } else { Purpose::Accept };
+        let (position, node) =
+            if self.purpose == keyed { (position + self.node, 0) } else { (position, self.node) };
+        [position, node, self.purpose as u32, 0]
     }
 }
 
@@ -134,16 +175,14 @@ impl Philox {
 
     /// The number at an address.
     pub fn uniform(&self, site: Site) -> f64 {
-        let words =
-            rng::philox(rng::key(self.seed), [self.position, site.node, site.purpose as u32, 0]);
+        let words = rng::philox(rng::key(self.seed), counter(self.position, site));
         rng::uniform(words[0], words[1])
     }
 }
 
 impl Choices<f64> for Philox {
     fn accept(&mut self, site: Site, num: &f64, den: &f64) -> bool {
-        // Strictly below: a token of probability 0 is never accepted, not even at u = 0.
-        certain(num, den).unwrap_or_else(|| self.uniform(site) * den < *num)
+        certain(num, den).unwrap_or_else(|| accepts(&self.uniform(site), num, den))
     }
 
     fn draw(&mut self, site: Site, cells: &mut dyn Cells<f64>) -> Result<u32> {

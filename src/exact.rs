@@ -3,47 +3,41 @@
 //! An address is one uniform number, so for each address the enumerator keeps the interval in which
 //! its number must lie after the answers given so far. Asking twice at one address is therefore
 //! enumerated as the same number (and shows as a bias), where a naive enumerator would see two.
+//!
+//! The [`Grid`] draws each number from a few values and runs production's own comparison, so that a
+//! `<=` in place of `<`, or a draw past the last cell, is a visible bias and not one of 2^-53.
 
 use std::collections::BTreeMap;
 
-use crate::choice::{Cells, Choices, Purpose, Site, certain};
+use crate::choice::{self, Cells, Choices, Purpose, Site, certain};
 use crate::error::Result;
 use crate::num::Weight;
+use crate::rng;
 
-/// A source of choices that takes one scripted branch at each open question.
+/// The key and the counter of a number: all that production's number depends on.
+type Address = ([u32; 2], [u32; 4]);
+
+/// The branches of a run: which one is taken at each open question, and its probability.
 #[derive(Debug)]
-pub struct Enumerator<W> {
+struct Script<W> {
     /// `(branch taken, number of branches)` of each open question, in order of asking.
-    script: Vec<(usize, usize)>,
+    taken: Vec<(usize, usize)>,
     asked: usize,
     weight: W,
-    intervals: BTreeMap<(u64, Site), (W, W)>,
-    position: u64,
 }
 
-impl<W: Weight> Enumerator<W> {
+impl<W: Weight> Script<W> {
     fn new() -> Self {
-        Self {
-            script: Vec::new(),
-            asked: 0,
-            weight: W::one(),
-            intervals: BTreeMap::new(),
-            position: 0,
-        }
-    }
-
-    /// Sets the root position of the step that follows.
-    pub fn set_position(&mut self, position: u64) {
-        self.position = position;
+        Self { taken: Vec::new(), asked: 0, weight: W::one() }
     }
 
     /// Takes one branch of those with positive weight; the weights need not sum to anything.
     fn branch(&mut self, weights: &[W]) -> usize {
         let live: Vec<usize> = (0..weights.len()).filter(|&i| weights[i].is_positive()).collect();
-        let taken = if let Some(&(taken, _)) = self.script.get(self.asked) {
+        let taken = if let Some(&(taken, _)) = self.taken.get(self.asked) {
             taken
         } else {
-            self.script.push((0, live.len()));
+            self.taken.push((0, live.len()));
             0
         };
         self.asked += 1;
@@ -51,17 +45,66 @@ impl<W: Weight> Enumerator<W> {
         live[taken]
     }
 
+    /// Moves to the next untaken branch; false when all have been taken.
+    fn advance(&mut self) -> bool {
+        self.asked = 0;
+        self.weight = W::one();
+        while let Some((taken, count)) = self.taken.pop() {
+            if taken + 1 < count {
+                self.taken.push((taken + 1, count));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Where a step stands: whose noise it draws, and at which root position.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stand {
+    seed: u64,
+    position: u32,
+}
+
+impl Stand {
+    fn address(self, site: Site) -> Address {
+        let counter = match site.purpose {
+            // The race of a position belongs to the emitted token, whatever step asks for it.
+            Purpose::Gumbel => [self.position + 1 + site.node, 0, site.purpose as u32, 0],
+            _ => choice::counter(self.position, site),
+        };
+        (rng::key(self.seed), counter)
+    }
+}
+
+/// A source of choices that takes one scripted branch at each open question.
+#[derive(Debug)]
+pub struct Enumerator<W> {
+    script: Script<W>,
+    intervals: BTreeMap<Address, (W, W)>,
+    stand: Stand,
+}
+
+impl<W: Weight> Enumerator<W> {
+    fn new() -> Self {
+        Self { script: Script::new(), intervals: BTreeMap::new(), stand: Stand::default() }
+    }
+
+    /// Sets the root position of the step that follows.
+    pub fn set_position(&mut self, position: u64) {
+        self.stand.position = position as u32;
+    }
+
+    /// Sets the seed of the sequence whose step follows.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.stand.seed = seed;
+    }
+
     /// Cuts the interval of an address at `edges` (ascending, from 0 to 1) and takes one piece.
     fn cut(&mut self, site: Site, edges: &[W]) -> usize {
-        // The race of a position belongs to the emitted token, whatever step asks for it.
-        let key = match site.purpose {
-            Purpose::Gumbel => {
-                (self.position + 1 + u64::from(site.node), Site::new(0, site.purpose))
-            }
-            _ => (self.position, site),
-        };
+        let address = self.stand.address(site);
         let (low, high) =
-            self.intervals.get(&key).cloned().unwrap_or_else(|| (W::zero(), W::one()));
+            self.intervals.get(&address).cloned().unwrap_or_else(|| (W::zero(), W::one()));
         let width = high.sub(&low);
         let pieces: Vec<(W, W)> = edges
             .windows(2)
@@ -72,24 +115,15 @@ impl<W: Weight> Enumerator<W> {
             .collect();
         let weights: Vec<W> =
             pieces.iter().map(|(from, to)| to.sub(from).positive_part().div(&width)).collect();
-        let taken = self.branch(&weights);
-        self.intervals.insert(key, pieces[taken].clone());
+        let taken = self.script.branch(&weights);
+        self.intervals.insert(address, pieces[taken].clone());
         taken
     }
 
-    /// Moves the script to the next untaken branch; false when all have been taken.
     fn advance(&mut self) -> bool {
-        self.asked = 0;
-        self.weight = W::one();
         self.intervals.clear();
-        self.position = 0;
-        while let Some((taken, count)) = self.script.pop() {
-            if taken + 1 < count {
-                self.script.push((taken + 1, count));
-                return true;
-            }
-        }
-        false
+        self.stand = Stand::default();
+        self.script.advance()
     }
 }
 
@@ -116,6 +150,42 @@ impl<W: Weight> Choices<W> for Enumerator<W> {
 
     fn race(&mut self, depth: usize, cells: &mut dyn Cells<W>) -> Result<u32> {
         // For a draft that did not look at the race's noise, its winner has the row's own law.
+        self.draw(Site::new(depth, Purpose::Gumbel), cells)
+    }
+}
+
+/// A source of choices whose numbers are multiples of `2^-bits`, compared as in production.
+#[derive(Debug)]
+pub struct Grid<W> {
+    script: Script<W>,
+    numbers: BTreeMap<Address, usize>,
+    bits: u32,
+}
+
+impl<W: Weight> Grid<W> {
+    fn number(&mut self, site: Site) -> W {
+        let values = 1_usize << self.bits;
+        let address = Stand::default().address(site);
+        let script = &mut self.script;
+        let each = W::ratio(1, values as i64);
+        let number =
+            *self.numbers.entry(address).or_insert_with(|| script.branch(&vec![each; values]));
+        W::ratio(number as i64, values as i64)
+    }
+}
+
+impl<W: Weight> Choices<W> for Grid<W> {
+    fn accept(&mut self, site: Site, num: &W, den: &W) -> bool {
+        certain(num, den).unwrap_or_else(|| choice::accepts(&self.number(site), num, den))
+    }
+
+    fn draw(&mut self, site: Site, cells: &mut dyn Cells<W>) -> Result<u32> {
+        let point = self.number(site).mul(&cells.total());
+        cells.locate(&point)
+    }
+
+    fn race(&mut self, depth: usize, cells: &mut dyn Cells<W>) -> Result<u32> {
+        // A race's numbers are not uniform: its winner is drawn instead, as in the enumerator.
         self.draw(Site::new(depth, Purpose::Gumbel), cells)
     }
 }
@@ -189,8 +259,28 @@ pub fn enumerate<W: Weight, T>(
     let mut choices = Enumerator::new();
     loop {
         let result = program(&mut choices)?;
-        results.push((result, choices.weight.clone()));
+        results.push((result, choices.script.weight.clone()));
         if !choices.advance() {
+            return Ok(results);
+        }
+    }
+}
+
+/// [`enumerate`] with numbers of `bits` bits.
+///
+/// # Errors
+/// The first error that a run returns.
+pub fn enumerate_on_grid<W: Weight, T>(
+    bits: u32,
+    mut program: impl FnMut(&mut Grid<W>) -> Result<T>,
+) -> Result<Vec<(T, W)>> {
+    let mut results = Vec::new();
+    let mut choices = Grid { script: Script::new(), numbers: BTreeMap::new(), bits };
+    loop {
+        let result = program(&mut choices)?;
+        results.push((result, choices.script.weight.clone()));
+        choices.numbers.clear();
+        if !choices.script.advance() {
             return Ok(results);
         }
     }

@@ -1,6 +1,7 @@
 //! KV-cache bookkeeping: which entries a commit keeps, and where they go. It knows no probabilities.
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::tree::TokenTree;
 
 /// What a commit does to a cache; a plan, not an effect.
@@ -41,17 +42,19 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
             limit: (i64::MAX - tree.num_nodes() as i64) as u64,
         });
     }
-    let moves = path
+    let scattered: Vec<(i64, i64)> = path
         .iter()
         .enumerate()
         .filter(|&(index, &node)| node != index as i64 + 1)
         .map(|(index, &node)| (start + node, start + index as i64 + 1))
         .collect();
     Ok(CommitPlan {
-        moves,
+        moves: mutate!("commit/moves_reversed", scattered, scattered.into_iter().rev().collect()),
         freed: Vec::new(),
-        length: start + 1 + path.len() as i64,
-        state_select: path.last().copied().unwrap_or(0),
+        length: start + mutate!("commit/bonus_counted", 1, 2) + path.len() as i64,
+        state_select: mutate!("commit/state_of_first_node", path.last(), path.first())
+            .copied()
+            .unwrap_or(0),
     })
 }
 

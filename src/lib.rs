@@ -10,16 +10,18 @@
 //! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position.
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `shape` >
-//! `verify`, `ngram` > `dist` > `rows` > `simd`;
-//! `exact` > `choice` > `rng`, `num` > `error`; `tree` and `kv` know no probabilities.
+//! Modules import downwards only: `bindings` > `certify` > `shape` > `verify`, `ngram` > `dist` >
+//! `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no
+//! probabilities.
 
 pub mod certify;
 pub mod choice;
 pub mod dist;
 pub mod error;
 pub mod exact;
+pub mod fraction;
 pub mod kv;
+mod mutants;
 pub mod ngram;
 pub mod num;
 pub mod rng;

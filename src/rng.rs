@@ -3,6 +3,8 @@
 //! Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The same
 //! address gives the same number on every thread, machine and device, whatever else was drawn.
 
+use crate::mutants::mutate;
+
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
@@ -38,7 +40,7 @@ pub fn philox_lanes<const N: usize>(key: [u32; 2], counters: [[u32; N]; 4]) -> [
 /// The key of a seed: its low word first.
 #[inline(always)]
 pub fn key(seed: u64) -> [u32; 2] {
-    [seed as u32, (seed >> 32) as u32]
+    [seed as u32, mutate!("seed/high_word_dropped", (seed >> 32) as u32, 0)]
 }
 
 /// A multiple of `2^-53` in `[0, 1)` from two words, the first one the more significant.
@@ -54,11 +56,12 @@ pub fn uniform(high: u32, low: u32) -> f64 {
 /// Distinct rows get distinct keys: the row is the counter of a Philox call under the seed, and a
 /// row's noise is drawn under the result, so rows share no addresses but by a collision of 64 bits.
 pub fn derive_seed(seed: u64, row: u64) -> u64 {
-    if row == 0 {
+    if mutate!("rng/batch_rows_share_noise", row == 0, true) {
         return seed;
     }
     // The last word keeps these counters apart from those of any noise (whose purpose is small).
-    let words = philox(key(seed), [row as u32, (row >> 32) as u32, 0, u32::MAX]);
+    let high = mutate!("seed/row_cut_to_one_word", (row >> 32) as u32, 0);
+    let words = philox(key(seed), [row as u32, high, 0, u32::MAX]);
     u64::from(words[1]) << 32 | u64::from(words[0])
 }
 

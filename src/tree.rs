@@ -98,6 +98,15 @@ impl TokenTree {
         &self.children[self.starts[node] as usize..self.starts[node + 1] as usize]
     }
 
+    /// The children of all nodes at a node's depth, in a tree that is numbered level by level.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn level_below(&self, node: usize) -> &[u32] {
+        let depth = self.depths[node];
+        let first = self.depths.partition_point(|&d| d < depth);
+        let behind = self.depths.partition_point(|&d| d <= depth);
+        &self.children[self.starts[first] as usize..self.starts[behind] as usize]
+    }
+
     /// Whether each node has at most one child.
     pub fn is_chain(&self) -> bool {
         self.parents.iter().enumerate().skip(1).all(|(node, &parent)| parent as usize + 1 == node)

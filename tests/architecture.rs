@@ -9,19 +9,27 @@ use std::path::{Path, PathBuf};
 /// no memory, and nothing but `bindings` knows Python.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("mutants", &[]),
     ("num", &[]),
-    ("rng", &[]),
+    ("fraction", &["num"]),
+    ("rng", &["mutants"]),
     ("tree", &["error"]),
-    ("kv", &["error", "tree"]),
+    ("kv", &["error", "mutants", "tree"]),
     ("ngram", &["error", "tree"]),
-    ("choice", &["error", "num", "rng"]),
-    ("exact", &["choice", "error", "num"]),
+    ("choice", &["error", "mutants", "num", "rng"]),
+    ("exact", &["choice", "error", "num", "rng"]),
     ("simd", &["choice", "rng"]),
     ("rows", &["error", "simd"]),
-    ("dist", &["error", "num", "rows", "simd"]),
-    ("verify", &["choice", "dist", "error", "num", "rows", "simd", "tree"]),
+    ("dist", &["error", "mutants", "num", "rows", "simd"]),
+    ("verify", &["choice", "dist", "error", "mutants", "num", "rows", "simd", "tree"]),
     ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
-    ("certify", &["choice", "dist", "error", "exact", "num", "shape", "tree", "verify"]),
+    (
+        "certify",
+        &[
+            "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num", "rng", "rows",
+            "shape", "tree", "verify",
+        ],
+    ),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -11,17 +11,16 @@ import contextlib
 import json
 import os
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
-from mtp_verify import _core
-from mtp_verify.report import Report, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from mtp_verify.report import Report
 
 __all__ = ["build_parser", "main"]
 
@@ -184,60 +183,15 @@ def doctor(args: argparse.Namespace) -> Report:
 
 
 def certify(args: argparse.Namespace) -> Report:
-    """Prove the rules of this package by exact enumeration."""
+    """Prove the rules of this package by exact enumeration; see `mtp_verify.proof`."""
+    from mtp_verify import proof
+
     if not args.subject_self:
         msg = "say what to certify: --self (other engines are not supported yet)"
         raise UsageError(msg)
     if sys.stderr.isatty():
-        sys.stderr.write("enumerating every choice of every rule (about a minute) ...\n")
-    start = time.perf_counter()
-    return _certificate(_core.certify(), time.perf_counter() - start)
-
-
-# Keys of the core's table that a person reads; the rest is in the JSON.
-_CERTIFICATE_COLUMNS = {
-    "rule": "rule",
-    "law": "law",
-    "cases": "cases",
-    "branches": "branches",
-    "distance": "distance",
-    "f64_difference": "in float64",
-}
-
-
-def _certificate(rows: list[dict[str, Any]], seconds: float) -> Report:
-    """Turn the core's table, one row a legal pair of rule and law, into a report."""
-    failed = [row for row in rows if not row["holds"]]
-    table = Table(
-        title="",
-        columns=tuple(_CERTIFICATE_COLUMNS.values()),
-        rows=tuple(tuple(_cell(row[key]) for key in _CERTIFICATE_COLUMNS) for row in rows),
-        left=2,
-        notes=(
-            "",
-            "cases: models x tree shapes x shapings. branches: paths through every random choice.",
-            "distance: between the joint law of the emitted tokens and the target's, a rational.",
-            "in float64: the largest difference of the same code over float64 rows.",
-        ),
-    )
-    summary = (
-        f"FAILED: {len(failed)} of {len(rows)} pairs of rule and law are not lossless"
-        if failed
-        else f"all {len(rows)} pairs of rule and law are lossless: every distance is exactly 0"
-    )
-    return Report(
-        "certify",
-        ok=not failed,
-        data={"rows": rows, "seconds": seconds, "mutants": "not compiled in"},
-        sections=[table],
-        summary=f"{summary} ({seconds:.0f} s; mutants are not compiled in)",
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1e}" if value else "0"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        sys.stderr.write("enumerating every choice of every rule (about half a minute) ...\n")
+    return proof.run()
 
 
 def _positive(text: str) -> int:

@@ -431,9 +431,7 @@ impl Verdict {
             }));
         };
         let mut verdict = self.verdict.clone();
-        verdict.tokens.truncate(n);
-        verdict.logprobs.truncate(n);
-        verdict.path.truncate(n - 1);
+        verdict.cut(n);
         Ok(Self { verdict })
     }
 

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::shape::{self, Chain, DenseRows, DraftRows, Fixed, Grower, Growth, Limits, Stochastic};
 use crate::shape::{Stop, Union};
 use crate::tree::TokenTree;
-use crate::verify::law::Draft;
+use crate::verify::law::{Draft, Law};
 
 const CORES: [Core; 2] = [Core::TopDown, Core::Lifted];
 
@@ -35,7 +35,7 @@ fn root() -> Growth {
 
 /// What a grower makes of a model's rows.
 fn grown<G: Grower<R>, C: Choices<R>>(rows: &Rows<R>, grower: G, choices: &mut C) -> Result<Draft> {
-    Ok(growth::finish(rows, grower, choices)?.0)
+    growth::finish(rows, grower, choices)
 }
 
 /// `SplitMix64`'s mixing of everything that a policy may know.
@@ -241,7 +241,7 @@ fn pruned(rows: &Rows<R>, shape: &[usize], keep: usize, core: Core) -> R {
         let mut scores = chances(rows, &draft);
         for node in 1..draft.num_nodes() {
             let parent = draft.tree().parent(node).unwrap_or(0);
-            scores[node] = scores[node].clone() * scores[parent].clone();
+            scores[node] = scores[node].mul(&scores[parent]);
         }
         let mut order: Vec<usize> = (1..draft.num_nodes()).collect();
         order.sort_by(|&a, &b| scores[b].cmp(&scores[a]));
@@ -265,7 +265,7 @@ fn cut(name: &str, core: Core, drop: impl Fn(&R, &R) -> bool) -> R {
         let q = chances(&rows, &draft);
         let mut path = vec![r(1, 1)];
         for node in 1..draft.num_nodes() {
-            path.push(path[node - 1].clone() * q[node].clone());
+            path.push(path[node - 1].mul(&q[node]));
         }
         without(&draft, |node| drop(&q[node], &path[node]))
     })

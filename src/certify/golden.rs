@@ -1,10 +1,12 @@
 //! Small models whose laws are known exactly.
 
-use num_rational::BigRational;
-
 use crate::dist::weights::{WeightParams, shape};
 use crate::exact::OutputLaw;
+use crate::mutants::mutate;
 use crate::num::Weight;
+
+/// Rows of numerators and denominators.
+pub(super) type Fractions = &'static [&'static [(i64, i64)]];
 
 /// Rows of a target and of a drafter as fractions; the row after a path of tokens is number
 /// `(length + sum of the tokens) mod (number of rows)`.
@@ -12,8 +14,8 @@ use crate::num::Weight;
 pub struct Model {
     /// The model's letter.
     pub name: &'static str,
-    target: &'static [&'static [(i64, i64)]],
-    drafter: &'static [&'static [(i64, i64)]],
+    target: Fractions,
+    drafter: Fractions,
 }
 
 /// The golden models: two tokens; three; rows with zeros; four; a bad draft.
@@ -56,17 +58,8 @@ impl Model {
     }
 
     /// The model's rows after shaping both sides.
-    pub fn rows(&self, params: &WeightParams<BigRational>) -> Rows<BigRational> {
-        let shaped = |rows: &[&[(i64, i64)]]| {
-            rows.iter()
-                .map(|row| {
-                    let row: Vec<BigRational> =
-                        row.iter().map(|&(num, den)| Weight::ratio(num, den)).collect();
-                    shape(&row, params)
-                })
-                .collect()
-        };
-        Rows { target: shaped(self.target), drafter: shaped(self.drafter), offset: 0 }
+    pub fn rows<W: Weight>(&self, params: &WeightParams<W>) -> Rows<W> {
+        Rows::new(self.target, self.drafter, params)
     }
 }
 
@@ -80,6 +73,24 @@ pub struct Rows<W> {
 }
 
 impl<W: Weight> Rows<W> {
+    /// Rows of fractions after shaping both sides.
+    pub(super) fn new(target: Fractions, drafter: Fractions, params: &WeightParams<W>) -> Self {
+        let shaped = |rows: Fractions, params: &WeightParams<W>| {
+            rows.iter()
+                .map(|row| {
+                    let row: Vec<W> = row.iter().map(|&(num, den)| W::ratio(num, den)).collect();
+                    shape(&row, params)
+                })
+                .collect()
+        };
+        let target = mutate!(
+            "shape/draft_only",
+            shaped(target, params),
+            shaped(target, &WeightParams::neutral())
+        );
+        Rows { target, drafter: shaped(drafter, params), offset: 0 }
+    }
+
     fn index(&self, path: &[u32], rows: usize) -> usize {
         (self.offset + path.len() + path.iter().map(|&t| t as usize).sum::<usize>()) % rows
     }

@@ -2,11 +2,13 @@
 
 use super::*;
 use crate::choice::NoChoices;
+use crate::dist::weights::WeightParams;
+use crate::fraction::Fraction;
 use crate::tree::TokenTree;
 use crate::verify::dense::DenseView;
-use crate::verify::law::Draft;
+use crate::verify::law::{Draft, Law};
 
-pub(super) type R = BigRational;
+pub(super) type R = Fraction;
 
 pub(super) fn r(num: i64, den: i64) -> R {
     <R as Weight>::ratio(num, den)

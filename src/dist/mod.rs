@@ -14,6 +14,7 @@ mod select;
 pub mod weights;
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::rows::{Buffer, RawRows};
 use crate::simd::{self, BLOCK, Kernels, Scan};
 
@@ -307,7 +308,12 @@ impl<'a> ShapedRows<'a> {
         let below = max.next_down();
         for start in self.raw.blocks() {
             let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
-            let at = (self.kernels.first_above)(values, below, 0);
+            let first = (self.kernels.first_above)(values, below, 0);
+            let at = mutate!(
+                "greedy/tie_to_higher_id",
+                first,
+                values.iter().rposition(|&y| y > below).unwrap_or(first)
+            );
             if at < values.len() {
                 return (start + at) as u32;
             }

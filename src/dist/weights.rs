@@ -4,6 +4,7 @@
 //! checked by eye against the libraries' own code; the proof shapes its rational rows with it.
 
 use crate::dist::Preset;
+use crate::mutants::mutate;
 use crate::num::Weight;
 
 /// Sampling parameters over weights.
@@ -36,11 +37,10 @@ impl<W: Weight> WeightParams<W> {
 
 /// The shaped, normalised row of `weights`, which must have a positive one.
 pub fn shape<W: Weight>(weights: &[W], params: &WeightParams<W>) -> Vec<W> {
-    let mut row: Vec<W> = weights
-        .iter()
-        .map(|weight| (1..params.inverse_temperature).fold(weight.clone(), |x, _| x.mul(weight)))
-        .collect();
-    match params.preset {
+    let first = mutate!("shape/temperature_after_top_p", params.inverse_temperature, 1);
+    let mut row = temper(weights, first);
+    let preset = mutate!("shape/min_p_before_top_p", params.preset, Preset::Vllm);
+    match preset {
         Preset::Transformers => {
             top_k(&mut row, params.top_k);
             top_p(&mut row, &params.top_p);
@@ -52,8 +52,16 @@ pub fn shape<W: Weight>(weights: &[W], params: &WeightParams<W>) -> Vec<W> {
             top_p(&mut row, &params.top_p);
         }
     }
+    let row =
+        mutate!("shape/temperature_after_top_p", row, temper(&row, params.inverse_temperature));
     let total = sum(&row);
     row.iter().map(|weight| weight.div(&total)).collect()
+}
+
+/// The weights at a temperature: to the power of its inverse.
+fn temper<W: Weight>(weights: &[W], inverse_temperature: u32) -> Vec<W> {
+    let power = |weight: &W| (1..inverse_temperature).fold(weight.clone(), |x, _| x.mul(weight));
+    weights.iter().map(power).collect()
 }
 
 fn sum<W: Weight>(row: &[W]) -> W {
@@ -71,8 +79,12 @@ fn top_k<W: Weight>(row: &mut [W], k: usize) {
     if k == 0 || k >= row.len() {
         return;
     }
-    let threshold = row[ranked(row)[k - 1]].clone();
+    let order = ranked(row);
+    let threshold = row[order[k - 1]].clone();
     drop_where(row, |weight| *weight < threshold);
+    for &token in mutate!("shape/top_k_breaks_ties", &order[..0], &order[k..]) {
+        row[token] = W::zero();
+    }
 }
 
 fn top_p<W: Weight>(row: &mut [W], p: &W) {
@@ -83,7 +95,9 @@ fn top_p<W: Weight>(row: &mut [W], p: &W) {
     let mut before = W::zero();
     for token in ranked(row) {
         let weight = row[token].clone();
-        if before >= goal {
+        let crossed =
+            mutate!("shape/top_p_drops_crossing_token", before >= goal, before.add(&weight) > goal);
+        if mutate!("shape/top_p_exact_sum_stays", crossed, before > goal) {
             row[token] = W::zero();
         }
         before = before.add(&weight);
@@ -92,7 +106,7 @@ fn top_p<W: Weight>(row: &mut [W], p: &W) {
 
 fn min_p<W: Weight>(row: &mut [W], p: &W) {
     let largest = row.iter().fold(W::zero(), |max, x| if *x > max { x.clone() } else { max });
-    let threshold = largest.mul(p);
+    let threshold = mutate!("shape/min_p_absolute", largest, sum(row)).mul(p);
     drop_where(row, |weight| *weight < threshold);
 }
 

@@ -30,6 +30,7 @@
 
 use crate::choice::Choices;
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
 use crate::verify::target_only::walk;
@@ -43,6 +44,7 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     walk(draft, view, |view, node| {
         let mix = Mix::target();
         let mut cells = view.mixture(node, &mix, &[])?;
-        choices.race(draft.tree().depth(node), &mut cells)
+        let depth = mutate!("coupled/keyed_by_root_position", draft.tree().depth(node), 0);
+        choices.race(depth, &mut cells)
     })
 }

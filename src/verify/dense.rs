@@ -2,6 +2,7 @@
 
 use crate::choice::{Cells, RaceNoise};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::view::{Mix, View};
 
@@ -12,6 +13,14 @@ pub struct DenseView<W> {
     pub target: Vec<Vec<W>>,
     /// The drafter's row after each node; empty where none is needed.
     pub drafter: Vec<Vec<W>>,
+}
+
+#[cfg(feature = "mutants")]
+impl<W: Weight> DenseView<W> {
+    /// The drafter's rows where nothing was rejected.
+    fn wrong_rows(&self, mix: &Mix<W>) -> &[Vec<W>] {
+        if mix.b.is_positive() { &self.target } else { &self.drafter }
+    }
 }
 
 impl<W: Weight> View<W> for DenseView<W> {
@@ -35,12 +44,20 @@ impl<W: Weight> View<W> for DenseView<W> {
         mix: &'s Mix<W>,
         set: &'s [u32],
     ) -> Result<DenseCells<W>> {
-        let mut weights: Vec<W> = self.target[node].iter().map(|p| mix.a.mul(p)).collect();
+        let rows = mutate!("td/bonus_draft_row", &self.target[..], self.wrong_rows(mix));
+        let mut weights: Vec<W> = rows[node].iter().map(|p| mix.a.mul(p)).collect();
         if mix.b.is_positive() {
             for (token, weight) in weights.iter_mut().enumerate() {
-                if !set.contains(&(token as u32)) {
+                if mutate!("mixed/set_not_left_out", !set.contains(&(token as u32)), true) {
                     let taken = mix.b.mul(&self.drafter[node][token]);
-                    *weight = weight.sub(&taken).positive_part();
+                    let left =
+                        mutate!("td/residual_flipped", weight.sub(&taken), taken.sub(weight));
+                    let left = left.positive_part();
+                    *weight = mutate!(
+                        "td/residual_abs",
+                        left,
+                        left.add(&taken.sub(weight).positive_part())
+                    );
                 }
             }
         }
@@ -64,6 +81,19 @@ impl<W: Weight> DenseCells<W> {
         let total = weights.iter().fold(W::zero(), |sum, weight| sum.add(weight));
         Self { weights, total }
     }
+
+    /// Cells that rounding has left short of their total.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn rounded(weights: Vec<W>, total: W) -> Self {
+        Self { weights, total }
+    }
+
+    /// The last token of all, for a point beyond the last cell.
+    #[cfg(feature = "mutants")]
+    fn overrun(&self, point: &W) -> Option<u32> {
+        let sum = self.weights.iter().fold(W::zero(), |sum, weight| sum.add(weight));
+        (*point >= sum).then(|| self.weights.len() as u32 - 1)
+    }
 }
 
 /// The error of a draw from cells without any positive weight.
@@ -83,11 +113,12 @@ impl<W: Weight> Cells<W> for DenseCells<W> {
             if weight.is_positive() {
                 sum = sum.add(weight);
                 last = Some(token as u32);
-                if *point < sum {
+                if mutate!("rng/cdf_uses_le", *point < sum, *point <= sum) {
                     break;
                 }
             }
         }
+        let last = mutate!("rng/cdf_runs_past_last_positive", last, self.overrun(point).or(last));
         last.ok_or_else(nothing_left)
     }
 

@@ -1,6 +1,7 @@
 //! The draft and the law it was made by. Law is part of the type: a rule is a theorem about it.
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::tree::TokenTree;
 
 /// How the tokens of a draft were chosen.
@@ -184,7 +185,8 @@ impl Draft {
                     reason: "samples at most one child of a node (use \"mixed\" for more)",
                 });
             }
-            if matches!(self.law, Law::Iid | Law::Unknown) {
+            let may_repeat = matches!(self.law, Law::Iid | Law::Unknown);
+            if mutate!("law/iid_claimed_swor", may_repeat, true) {
                 continue;
             }
             seen.clear();
@@ -246,7 +248,9 @@ impl Draft {
 
     /// The first child of `node` that carries `token`.
     pub fn child_with(&self, node: usize, token: u32) -> Option<usize> {
-        let mut children = self.tree.children(node).iter().map(|&child| child as usize);
+        let children =
+            mutate!("td/match_any_parent", self.tree.children(node), self.tree.level_below(node));
+        let mut children = children.iter().map(|&child| child as usize);
         children.find(|&child| self.token(child) == token)
     }
 
@@ -254,6 +258,19 @@ impl Draft {
     pub fn forced(&self, node: usize) -> impl Iterator<Item = u32> + '_ {
         let children = self.tree.children(node).iter().map(|&child| child as usize);
         children.filter(|&child| !self.sampled[child]).map(|child| self.token(child))
+    }
+
+    /// A leaf's parent; any other node itself.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn parent_of_leaf(&self, node: usize) -> usize {
+        let is_leaf = self.tree.children(node).is_empty();
+        self.tree.parent(node).filter(|_| is_leaf).unwrap_or(node)
+    }
+
+    /// 1 at a leaf, `above` elsewhere.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn one_at_leaf<W: crate::num::Weight>(&self, node: usize, above: W) -> W {
+        if self.tree.children(node).is_empty() { W::one() } else { above }
     }
 
     /// Checks every token against the vocabulary of the target's rows.

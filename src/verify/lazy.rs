@@ -3,6 +3,7 @@
 use crate::choice::{Cells, RaceNoise};
 use crate::dist::{Scratch, Shaped, ShapedRows};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::rows::RawRows;
 use crate::simd::{BLOCK, Kernels};
 use crate::verify::dense::nothing_left;
@@ -47,7 +48,7 @@ impl DrafterRows<'_> {
 
     /// The column of a token; `None` outside the sub-vocabulary.
     pub(crate) fn column(&self, token: u32) -> Option<u32> {
-        match self.vocab {
+        match mutate!("lazy/column_is_token", self.vocab, None) {
             None => Some(token),
             Some(pairs) => {
                 pairs.binary_search_by_key(&token, |pair| pair.0).ok().map(|at| pairs[at].1)
@@ -161,6 +162,7 @@ impl<'a> LazyView<'a> {
     fn sum_blocks(&mut self, parts: &Parts<'_>) -> Result<()> {
         let key =
             (parts.node, parts.mix.a.to_bits(), parts.mix.b.to_bits(), parts.mix.removed.len());
+        let key = mutate!("lazy/sums_of_another_mixture", key, (parts.node, 0, 0, 0));
         if self.sums.key == Some(key) {
             return Ok(());
         }
@@ -228,15 +230,17 @@ impl<'a> LazyView<'a> {
             }
             let taken = &mut taken[..len];
             let mut forced = 0.0;
-            for token in inside(parts.set, start, len) {
+            for token in inside(mutate!("lazy/set_not_left_out", parts.set, &[]), start, len) {
                 forced += taken[token];
                 taken[token] = 0.0;
             }
-            let seen = (kernels.subtract)(weights, taken, parts.mix.b);
+            let b = mutate!("lazy/factor_forgotten", parts.mix.b, 1.0);
+            let seen = (kernels.subtract)(weights, taken, b);
             block.sum = seen.left;
             block.drafted = (!seen.has_negative).then_some(seen.taken + forced);
         }
-        for token in inside(&parts.mix.removed, start, len) {
+        let removed = mutate!("lazy/removed_token_stays", &parts.mix.removed[..], &[]);
+        for token in inside(removed, start, len) {
             weights[token] = 0.0;
             touched = true;
         }

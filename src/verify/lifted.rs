@@ -38,6 +38,7 @@
 
 use crate::choice::{Choices, Purpose, Site};
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
 use crate::verify::view::{Outcome, Residual, View};
@@ -64,12 +65,15 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
         if frame.tested < children.len() && frame.w.is_positive() {
             let child = children[frame.tested] as usize;
             frame.tested += 1;
-            let (num, den) = frame.residual.ratio(draft, view, child, &frame.w)?;
-            let w = if num >= den { W::one() } else { num.div(&den) };
+            let above = mutate!("lift/forget_w", frame.w.clone(), W::one());
+            let above = mutate!("lift/leaf_token_ratio", above, draft.one_at_leaf(child, above));
+            let (num, den) = frame.residual.ratio(draft, view, child, &above)?;
+            let capped = mutate!("lift/no_min1", num >= den, false);
+            let w = if capped { W::one() } else { num.div(&den) };
             if w.is_positive() {
                 let residual = Residual::start(draft, view, child)?;
                 stack.push(Frame { node: child, w, residual, tested: 0 });
-            } else {
+            } else if mutate!("lift/hopeless_child_not_taken_out", true, false) {
                 reject(draft, view, &mut stack, choices)?;
             }
             continue;
@@ -103,15 +107,19 @@ fn reject<W: Weight, V: View<W>, C: Choices<W>>(
 ) -> Result<()> {
     while let Some(frame) = stack.last_mut() {
         let children = draft.tree().children(frame.node);
-        let is_last = frame.tested == children.len();
+        let is_last = mutate!("lift/shortcut_before_last", frame.tested == children.len(), true);
         if is_last && !accepts(frame, choices) {
             stack.pop();
             continue;
         }
         let child = children[frame.tested - 1] as usize;
-        let mass = frame.residual.reject(draft, view, child, &frame.w)?;
+        let above = mutate!("lift/residual_without_w", frame.w.clone(), W::one());
+        let mass = frame.residual.reject(draft, view, child, &above)?;
         let open = mass.add(&W::one().sub(&frame.w));
-        frame.w = if mass.is_positive() { mass.div(&open) } else { W::zero() };
+        let open = mutate!("lift/h_no_one_minus_w", open, frame.w.clone());
+        let open = mutate!("lift/h_is_m", open, W::one());
+        let left = if mass.is_positive() { mass.div(&open) } else { W::zero() };
+        frame.w = mutate!("lift/h_is_w", left, frame.w.clone());
         return Ok(());
     }
     Ok(())

@@ -16,6 +16,7 @@ pub mod view;
 use crate::choice::{Choices, Philox, Purpose, Site};
 use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::rows::RawRows;
 use crate::tree::TokenTree;
@@ -237,6 +238,15 @@ pub struct Verdict {
     pub logprobs: Vec<f32>,
     /// The rule that ran.
     pub rule: &'static str,
+}
+
+impl Verdict {
+    /// Keeps the first `n >= 1` tokens; the last of them is never cached, so the path loses one more.
+    pub fn cut(&mut self, n: usize) {
+        self.tokens.truncate(mutate!("stop/emits_after_eos", n, self.tokens.len()));
+        self.logprobs.truncate(n);
+        self.path.truncate(n - 1);
+    }
 }
 
 /// The noise address of a step.

@@ -29,6 +29,7 @@
 
 use crate::choice::{Choices, Purpose, Site};
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
 use crate::verify::view::{Mix, Outcome, View};
@@ -41,7 +42,8 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     walk(draft, view, |view, node| {
         let mix = Mix::target();
         let mut cells = view.mixture(node, &mix, &[])?;
-        choices.draw(Site::new(node, Purpose::Sample), &mut cells)
+        let number = mutate!("to/shared_u_depths", node, 0);
+        choices.draw(Site::new(number, Purpose::Sample), &mut cells)
     })
 }
 

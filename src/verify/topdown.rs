@@ -34,6 +34,7 @@
 
 use crate::choice::{Choices, Purpose, Site};
 use crate::error::Result;
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
 use crate::verify::view::{Outcome, Residual, View};
@@ -46,7 +47,8 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     let mut node = 0;
     let mut fallbacks = 0;
     loop {
-        let mut residual = Residual::start(draft, view, node)?;
+        let row = mutate!("td/bonus_parent_row", node, draft.parent_of_leaf(node));
+        let mut residual = Residual::start(draft, view, row)?;
         let mut accepted = None;
         for &child in draft.tree().children(node) {
             let child = child as usize;
@@ -54,7 +56,9 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
                 break;
             }
             let (num, den) = residual.ratio(draft, view, child, &W::one())?;
-            if choices.accept(Site::new(child, Purpose::Accept), &num, &den) {
+            let number = mutate!("td/shared_u_depths", child, 1);
+            let number = mutate!("td/shared_u_siblings", number, node);
+            if choices.accept(Site::new(number, Purpose::Accept), &num, &den) {
                 accepted = Some(child);
                 break;
             }

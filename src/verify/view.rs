@@ -13,6 +13,7 @@
 
 use crate::choice::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::{Draft, Law};
 
@@ -109,7 +110,7 @@ impl<W: Weight> Residual<W> {
         let mut remaining = W::one();
         let samples = draft.tree().children(node).iter().any(|&c| draft.is_sampled(c as usize));
         if samples {
-            for &token in &set {
+            for &token in mutate!("law/top1_rest_not_renormalised", &set[..], &[]) {
                 remaining = remaining.sub(&view.drafter(node, token)?);
             }
         }
@@ -142,6 +143,13 @@ impl<W: Weight> Residual<W> {
         let token = draft.token(child);
         let sampled = draft.is_sampled(child);
         let (weight, total) = self.weight(view, token, sampled)?;
+        let weight = mutate!("td/child_row", weight, view.target(child, token)?);
+        let (weight, total) = mutate!(
+            "td/row_not_updated",
+            (weight, total),
+            (view.target(self.node, token)?, W::one())
+        );
+        let total = mutate!("td/residual_not_renormalised", total, W::one());
         let num = w.mul(&weight);
         if !sampled {
             return Ok((num, total));
@@ -154,7 +162,10 @@ impl<W: Weight> Residual<W> {
                 found: q.to_f64().to_string(),
             });
         }
-        Ok((num.mul(&self.remaining), total.mul(&q)))
+        let (num, den) = (num.mul(&self.remaining), total.mul(&q));
+        let (num, den) = mutate!("td/inverted_ratio", (num, den), (den, num));
+        let den = mutate!("td/forget_q", den, den.div(&q));
+        Ok((num, mutate!("td/halved_threshold", den, den.add(&den))))
     }
 
     /// Takes note that `child` was rejected, with the node itself delivered with probability `w`;
@@ -176,17 +187,25 @@ impl<W: Weight> Residual<W> {
             None
         } else {
             let (weight, total) = self.weight(view, token, false)?;
-            Some(w.mul(&W::one().sub(&weight.div(&total))))
+            let lost = mutate!("lift/set_child_takes_nothing", weight.div(&total), W::zero());
+            Some(w.mul(&W::one().sub(&lost)))
         };
         self.mix.a = self.mix.a.mul(&scale);
         self.mix.b = self.mix.b.mul(&scale);
-        if sampled {
+        if mutate!(
+            "td/residual_is_p" | "td/sample_p_after_reject" | "td/residual_zero_token_only",
+            sampled,
+            false
+        ) {
             self.mix.b = self.mix.b.add(&W::one().div(&self.remaining));
         }
-        if draft.law() != Law::Iid {
+        // A rejected sampled child has weight 0 already, up to rounding (which would hide mutants).
+        let guarded = mutate!("any", draft.law() != Law::Iid, false);
+        if !sampled || mutate!("td/residual_zero_token_only", guarded, true) {
             self.mix.removed.push(token);
         }
-        if sampled && matches!(draft.law(), Law::Swor | Law::Mixed) {
+        let without = matches!(draft.law(), Law::Swor | Law::Mixed);
+        if sampled && mutate!("td/q_not_renormalised" | "lift/q_not_renormalised", without, false) {
             self.remaining = self.remaining.sub(&view.drafter(self.node, token)?);
         }
         // A deterministic child leaves w (1 - r(t)); where that cancels, the rows are summed again.
@@ -194,7 +213,16 @@ impl<W: Weight> Residual<W> {
             Some(mass) if mass > W::ratio(1, 1_000_000_000) => mass,
             _ => view.mixture(self.node, &self.mix, &self.set)?.total(),
         };
-        Ok(self.total.clone())
+        let left = self.total.clone();
+        mutate!("lift/row_not_updated", (), self.forget());
+        Ok(left)
+    }
+
+    /// Goes back to the row before any test.
+    #[cfg(feature = "mutants")]
+    fn forget(&mut self) {
+        self.mix = Mix::target();
+        self.total = W::one();
     }
 
     /// Draws from the residual; the second value counts a fall back to the target's row.
@@ -207,6 +235,8 @@ impl<W: Weight> Residual<W> {
         choices: &mut C,
     ) -> Result<(u32, usize)> {
         let site = Site::new(self.node, Purpose::Sample);
+        let site =
+            mutate!("td/u_reused_for_sample", site, Site::new(self.node + 1, Purpose::Accept));
         let mut cells = view.mixture(self.node, &self.mix, &self.set)?;
         if cells.total().is_positive() {
             return Ok((choices.draw(site, &mut cells)?, 0));
@@ -214,7 +244,8 @@ impl<W: Weight> Residual<W> {
         drop(cells);
         // Exactly, a rejection leaves mass. If rounding took it, p = q up to rounding, and the
         // target's row without the tokens already rejected is the closest law there is.
-        let rest = Mix { removed: self.mix.removed.clone(), ..Mix::target() };
+        let removed = mutate!("fallback/rejected_token_returns", self.mix.removed.clone(), vec![]);
+        let rest = Mix { removed, ..Mix::target() };
         let mut cells = view.mixture(self.node, &rest, &[])?;
         if cells.total().is_positive() {
             return Ok((choices.draw(site, &mut cells)?, 1));

@@ -140,36 +140,6 @@ def test_a_missing_extra_says_what_to_install(capsys, monkeypatch, command):
     assert 'pip install "mtp-verify[demo]"' in err
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_certify_proves_every_pair_of_rule_and_law(capsys):
-    code, out, _ = run(capsys, "certify", "--self", "--json")
-    assert code == 0
-    document = json.loads(out)
-    assert document["rows"]
-    assert {row["distance"] for row in document["rows"]} == {"0"}
-    assert max(row["f64_difference"] for row in document["rows"]) <= 1e-14
-
-
-@pytest.mark.parametrize(("distance", "code"), [("0", 0), ("1/9", 1)])
-def test_certify_exits_with_1_when_a_pair_fails(capsys, monkeypatch, distance, code):
-    row = {
-        "rule": "token",
-        "law": "chain",
-        "cases": 1,
-        "branches": 12_345,
-        "distance": distance,
-        "f64_difference": 1e-16,
-        "holds": distance == "0",
-    }
-    monkeypatch.setattr(cli._core, "certify", lambda: [row])
-    found, out, _ = run(capsys, "certify", "--self")
-    assert found == code
-    assert distance in out
-    assert "12,345" in out
-    assert ("FAILED" in out) == bool(code)
-
-
 def test_a_prompt_can_come_from_stdin(capsys, monkeypatch):
     pytest.importorskip("transformers", reason="generate needs transformers")
     monkeypatch.setattr("sys.stdin", io.StringIO("a prompt"))

@@ -1,0 +1,299 @@
+//! Drafts whose declared law is not the one they were made by: each is biased, and by how much.
+//!
+//! This is the evidence for refusing pairs of rule and law, for checking a draft against its law, and
+//! for the growers' rule that a drawn token is never removed, reordered or exchanged. The machinery is
+//! the proof's: the same rules, the same enumerator.
+
+use crate::certify::golden::{MODELS, Rows};
+use crate::certify::growth::{Case, Grown, grow};
+use crate::certify::summarise;
+use crate::dist::weights::WeightParams;
+use crate::error::Result;
+use crate::exact::enumerate;
+use crate::fraction::Fraction;
+use crate::num::Weight;
+use crate::verify::law::Law;
+use crate::verify::{self, Core};
+
+/// What happens to a tree after its tokens were drawn, before a law is declared.
+type Change = fn(&mut Grown<Fraction>);
+
+/// A draft that is not what it says, under a rule that believes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lie {
+    /// Its name in the list of mutants.
+    pub name: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// The model of [`MODELS`].
+    pub model: &'static str,
+    /// How the tree is really grown.
+    pub grown: Case,
+    change: Change,
+    /// The law that the draft declares.
+    pub declared: Law,
+    /// The rule that believes it.
+    pub core: Core,
+    /// The bias.
+    pub bias: (i64, i64),
+}
+
+const fn lie(
+    (name, what): (&'static str, &'static str),
+    (model, law, shape): (&'static str, Law, &'static [usize]),
+    change: Change,
+    (declared, core): (Law, Core),
+    bias: (i64, i64),
+) -> Lie {
+    Lie { name, what, model, grown: Case { law, shape }, change, declared, core, bias }
+}
+
+/// Every lie.
+pub static LIES: [Lie; 14] = [
+    lie(
+        ("law/swor_claimed_iid", "drawn without replacement, declared independent"),
+        ("E", Law::Swor, &[2]),
+        nothing,
+        (Law::Iid, Core::TopDown),
+        (17, 392),
+    ),
+    lie(
+        ("law/iid_duplicates_merged", "independent siblings with their duplicates merged"),
+        ("E", Law::Iid, &[2]),
+        merge_duplicates,
+        (Law::Iid, Core::TopDown),
+        (3, 112),
+    ),
+    lie(
+        ("law/top1_claimed_swor", "one drawn child before the top ones, declared drawn"),
+        ("E", Law::TopPlusOne, &[2]),
+        nothing,
+        (Law::Swor, Core::TopDown),
+        (1, 6),
+    ),
+    lie(
+        ("law/greedy_claimed_chain", "the drafter's argmax, declared drawn"),
+        ("B", Law::Deterministic, &[1]),
+        nothing,
+        (Law::Chain, Core::TopDown),
+        (1, 2),
+    ),
+    lie(
+        ("law/top2_claimed_swor", "the two most likely tokens, declared drawn"),
+        ("E", Law::Deterministic, &[2]),
+        nothing,
+        (Law::Swor, Core::TopDown),
+        (1, 2),
+    ),
+    lie(
+        ("law/pruned_after_sampling", "the two most likely nodes of a drawn tree"),
+        ("A", Law::Swor, &[2, 1]),
+        keep_two_likeliest,
+        (Law::Swor, Core::TopDown),
+        (1, 9),
+    ),
+    lie(
+        ("law/pruned_after_sampling (lifted)", "the two most likely nodes of a drawn tree"),
+        ("A", Law::Swor, &[2, 1]),
+        keep_two_likeliest,
+        (Law::Swor, Core::Lifted),
+        (4, 27),
+    ),
+    lie(
+        ("law/pruned_after_sampling (four tokens)", "the two most likely nodes of a drawn tree"),
+        ("D", Law::Swor, &[2, 1]),
+        keep_two_likeliest,
+        (Law::Swor, Core::TopDown),
+        (31, 224),
+    ),
+    lie(
+        (
+            "law/pruned_after_sampling (four tokens, lifted)",
+            "the two most likely nodes of a drawn tree",
+        ),
+        ("D", Law::Swor, &[2, 1]),
+        keep_two_likeliest,
+        (Law::Swor, Core::Lifted),
+        (23, 160),
+    ),
+    lie(
+        ("law/discard_low_prob_token", "a chain without the drawn tokens below 2/5"),
+        ("A", Law::Chain, &[1, 1]),
+        |grown| cut_before(grown, &Fraction::ratio(2, 5), false),
+        (Law::Chain, Core::TopDown),
+        (1, 9),
+    ),
+    lie(
+        ("law/discard_low_prob_token (four tokens)", "a chain without the drawn tokens below 2/5"),
+        ("E", Law::Chain, &[1, 1]),
+        |grown| cut_before(grown, &Fraction::ratio(2, 5), false),
+        (Law::Chain, Core::TopDown),
+        (1, 8),
+    ),
+    lie(
+        ("law/cut_in_hindsight", "a chain cut where its path's probability fell below 1/5"),
+        ("D", Law::Chain, &[1, 1]),
+        |grown| cut_before(grown, &Fraction::ratio(1, 5), true),
+        (Law::Chain, Core::TopDown),
+        (3, 16),
+    ),
+    lie(
+        ("td/sort_siblings", "drawn siblings put into the order of the target's row"),
+        ("E", Law::Swor, &[2]),
+        sort_by_target,
+        (Law::Swor, Core::TopDown),
+        (17, 120),
+    ),
+    lie(
+        ("shape/q_reported_before_temperature", "drawn at temperature 1/2, reported without it"),
+        ("tempered", Law::Chain, &[1]),
+        report_untempered,
+        (Law::Chain, Core::TopDown),
+        (1, 7),
+    ),
+];
+
+/// Every lie with the total variation that it causes.
+///
+/// # Errors
+/// Whatever a rule raises.
+pub fn try_lies() -> Result<Vec<(Lie, Fraction)>> {
+    LIES.iter().map(|lie| Ok((*lie, lie.distance()?))).collect()
+}
+
+impl Lie {
+    /// The model, how the tree is grown, and the rule that believes the declared law.
+    pub fn describe(&self) -> String {
+        let Case { law, shape } = self.grown;
+        let declared = self.declared.name();
+        format!("{} {}{shape:?} as {declared}, {:?}", self.model, law.name(), self.core)
+    }
+
+    /// The bias in the words of the specification.
+    pub fn stated(&self) -> String {
+        if self.name == "td/sort_siblings" {
+            return "113/1400 (there each sibling keeps its law from the order of drawing)".into();
+        }
+        let (num, den) = self.bias;
+        Fraction::ratio(num, den).to_string()
+    }
+
+    /// Whether a found bias is the one that is written down.
+    pub fn is_biased_as_written(&self, distance: &Fraction) -> bool {
+        let (num, den) = self.bias;
+        *distance == Fraction::ratio(num, den)
+    }
+
+    /// The total variation between what the rule emits, continued, and the target's law.
+    ///
+    /// # Errors
+    /// Whatever the rule raises.
+    pub fn distance(&self) -> Result<Fraction> {
+        let rows = self.rows();
+        let outcomes = enumerate(|choices| {
+            let mut grown = grow(&rows, &self.grown, choices)?;
+            (self.change)(&mut grown);
+            let (draft, mut view) = grown.declare(self.declared)?;
+            verify::decide(self.core, &draft, &mut view, choices)
+        })?;
+        Ok(summarise(&rows, self.grown.shape.len() + 1, &outcomes).distance)
+    }
+
+    fn rows(&self) -> Rows<Fraction> {
+        let plain = WeightParams::neutral();
+        match MODELS.iter().find(|model| model.name == self.model) {
+            Some(model) => model.rows(&plain),
+            None => Rows::new(&[B0], &[B0_SQUARED], &plain),
+        }
+    }
+}
+
+const B0: &[(i64, i64)] = &[(1, 2), (1, 3), (1, 6)];
+const B0_SQUARED: &[(i64, i64)] = &[(9, 14), (4, 14), (1, 14)];
+
+fn nothing(_: &mut Grown<Fraction>) {}
+
+/// Keeps the nodes of a list, with their new numbers.
+fn keep(grown: &mut Grown<Fraction>, nodes: &[usize]) {
+    let number = |parent: i64| nodes.iter().position(|&node| node as i64 == parent);
+    let parents = nodes.iter().map(|&node| number(grown.parents[node]).map_or(-1, |at| at as i64));
+    grown.parents = parents.collect();
+    grown.tokens = nodes.iter().map(|&node| grown.tokens[node]).collect();
+    grown.sampled = nodes.iter().map(|&node| grown.sampled[node]).collect();
+    grown.rows = nodes.iter().map(|&node| grown.rows[node].clone()).collect();
+}
+
+fn merge_duplicates(grown: &mut Grown<Fraction>) {
+    let seen = |node: usize| (1..node).any(|other| grown.tokens[other] == grown.tokens[node]);
+    let nodes: Vec<usize> = (0..grown.tokens.len()).filter(|&node| !seen(node)).collect();
+    keep(grown, &nodes);
+}
+
+/// The drafter's probability of each node's path.
+fn path_probabilities(grown: &Grown<Fraction>) -> Vec<Fraction> {
+    let mut paths = vec![Fraction::one()];
+    for node in 1..grown.tokens.len() {
+        let parent = grown.parents[node] as usize;
+        let q = &grown.rows[parent].1[grown.tokens[node] as usize];
+        paths.push(paths[parent].mul(q));
+    }
+    paths
+}
+
+fn keep_two_likeliest(grown: &mut Grown<Fraction>) {
+    let paths = path_probabilities(grown);
+    let mut nodes: Vec<usize> = (1..paths.len()).collect();
+    nodes.sort_by(|&a, &b| paths[b].cmp(&paths[a]));
+    nodes.truncate(2);
+    nodes.push(0);
+    nodes.sort_unstable();
+    keep(grown, &nodes);
+}
+
+/// Cuts a chain before the first token (or path) whose drafter's probability is below a bound.
+fn cut_before(grown: &mut Grown<Fraction>, bound: &Fraction, by_path: bool) {
+    let paths = path_probabilities(grown);
+    let low = |node: usize| {
+        let q = if by_path { paths[node].clone() } else { paths[node].div(&paths[node - 1]) };
+        q < *bound
+    };
+    let end = (1..paths.len()).find(|&node| low(node)).unwrap_or(paths.len());
+    keep(grown, &(0..end).collect::<Vec<_>>());
+}
+
+fn sort_by_target(grown: &mut Grown<Fraction>) {
+    let mut nodes: Vec<usize> = (1..grown.tokens.len()).collect();
+    nodes.sort_by(|&a, &b| {
+        let p = |node: usize| &grown.rows[0].0[grown.tokens[node] as usize];
+        p(b).cmp(p(a))
+    });
+    nodes.insert(0, 0);
+    keep(grown, &nodes);
+}
+
+fn report_untempered(grown: &mut Grown<Fraction>) {
+    for (target, drafter) in &mut grown.rows {
+        drafter.clone_from(target);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn independent_siblings_without_repeats_are_drawn_without_replacement() {
+        // What is left after dropping repeats is a Swor draft that stopped early: append-only.
+        let merged = Lie { declared: Law::Swor, ..LIES[1] };
+        assert_eq!(merged.name, "law/iid_duplicates_merged");
+        assert_eq!(merged.distance().unwrap(), Fraction::zero());
+    }
+
+    #[test]
+    fn every_lie_is_biased_by_the_stated_amount() {
+        for lie in &LIES {
+            let found = lie.distance().unwrap();
+            assert!(lie.is_biased_as_written(&found), "{}: {found}", lie.name);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Checks beyond a rule on a golden model: noise, draws, shaping, emission, commits, lazy rows.
+
+use crate::certify::golden::{MODELS, Rows};
+use crate::certify::growth::{self, Case};
+use crate::certify::summarise;
+use crate::choice::{Choices, Purpose, Site};
+use crate::dist::weights::{WeightParams, shape};
+use crate::dist::{Params, Preset, ShapedRows, Side};
+use crate::error::Result;
+use crate::exact::{OutputLaw, enumerate, enumerate_on_grid};
+use crate::fraction::Fraction;
+use crate::kv;
+use crate::num::Weight;
+use crate::rng;
+use crate::rows::RawRows;
+use crate::tree::TokenTree;
+use crate::verify::dense::{DenseCells, DenseView};
+use crate::verify::law::{Draft, Law};
+use crate::verify::lazy::{DrafterRows, LazyView, Source};
+use crate::verify::view::Outcome;
+use crate::verify::{self, Core, Noise, Verdict};
+
+type Row = [(i64, i64)];
+
+const B0: &Row = &[(1, 2), (1, 3), (1, 6)];
+const D0: &Row = &[(1, 2), (1, 4), (1, 8), (1, 8)];
+
+fn fractions(row: &Row) -> Vec<Fraction> {
+    row.iter().map(|&(num, den)| Fraction::ratio(num, den)).collect()
+}
+
+fn certain(is_right: bool) -> Fraction {
+    if is_right { Fraction::zero() } else { Fraction::one() }
+}
+
+fn law_of<K: Ord + Clone>(outcomes: Vec<(K, Fraction)>) -> OutputLaw<Fraction, K> {
+    let mut law = OutputLaw::empty();
+    for (key, weight) in outcomes {
+        law.add(key, &weight);
+    }
+    law
+}
+
+fn law_of_row(row: &Row) -> OutputLaw<Fraction, u32> {
+    law_of((0..).zip(fractions(row)).collect())
+}
+
+// ---- numbers and draws ---------------------------------------------------------------------------
+
+/// A drafted token of target probability 0, with numbers of two bits.
+pub(super) fn acceptance_at_zero() -> Result<Fraction> {
+    let rows: Rows<Fraction> =
+        Rows::new(&[&[(0, 1), (1, 1)]], &[&[(1, 2), (1, 2)]], &WeightParams::neutral());
+    let case = Case { law: Law::Chain, shape: &[1] };
+    let outcomes = enumerate_on_grid(2, |choices| {
+        let (draft, mut view) = growth::draft(&rows, &case, choices)?;
+        verify::decide(Core::TopDown, &draft, &mut view, choices)
+    })?;
+    Ok(summarise(&rows, 2, &outcomes).distance)
+}
+
+fn draw_on_grid(bits: u32, cells: &DenseCells<Fraction>, wanted: &Row) -> Result<Fraction> {
+    let site = Site::new(0, Purpose::Sample);
+    let outcomes = enumerate_on_grid(bits, |choices| choices.draw(site, &mut cells.clone()))?;
+    Ok(law_of(outcomes).distance(&law_of_row(wanted)))
+}
+
+pub(super) fn draw_at_an_edge() -> Result<Fraction> {
+    let row = &[(0, 1), (1, 2), (1, 2)];
+    draw_on_grid(2, &DenseCells::new(fractions(row)), row)
+}
+
+/// The cells of (1/3, 2/3, 0) cut down to multiples of 1/8 end at 7/8: the last positive one goes on.
+pub(super) fn draw_beyond_the_cells() -> Result<Fraction> {
+    let cells = DenseCells::rounded(fractions(&[(1, 4), (5, 8), (0, 1)]), Fraction::one());
+    draw_on_grid(4, &cells, &[(1, 4), (3, 4), (0, 1)])
+}
+
+/// Two sequences that sample from B0 at the same position.
+fn two_sequences(seeds: [u64; 2]) -> Result<Fraction> {
+    let site = Site::new(0, Purpose::Sample);
+    let outcomes = enumerate(|choices| {
+        let mut pair = [0; 2];
+        for (token, seed) in pair.iter_mut().zip(seeds) {
+            choices.set_seed(seed);
+            *token = choices.draw(site, &mut DenseCells::new(fractions(B0)))?;
+        }
+        Ok(pair)
+    })?;
+    let row = fractions(B0);
+    let pairs = (0..3).flat_map(|a| (0..3).map(move |b| [a, b]));
+    let wanted = pairs.map(|pair| (pair, row[pair[0] as usize].mul(&row[pair[1] as usize])));
+    Ok(law_of(outcomes).distance(&law_of(wanted.collect())))
+}
+
+pub(super) fn rows_of_a_batch() -> Result<Fraction> {
+    two_sequences([rng::derive_seed(7, 0), rng::derive_seed(7, 1)])
+}
+
+pub(super) fn rows_far_apart() -> Result<Fraction> {
+    two_sequences([rng::derive_seed(7, 1), rng::derive_seed(7, 1 + (1 << 32))])
+}
+
+pub(super) fn seeds_far_apart() -> Result<Fraction> {
+    two_sequences([7, 7 + (1 << 32)])
+}
+
+// ---- shaping -------------------------------------------------------------------------------------
+
+fn shaped(row: &Row, wanted: &Row, change: impl FnOnce(&mut WeightParams<Fraction>)) -> Fraction {
+    let mut params = WeightParams::neutral();
+    change(&mut params);
+    let found = law_of((0..).zip(shape(&fractions(row), &params)).collect());
+    found.distance(&law_of_row(wanted))
+}
+
+const TWO_OF_D0: &Row = &[(2, 3), (1, 3), (0, 1), (0, 1)];
+
+pub(super) fn target_at_half_temperature() -> Fraction {
+    let params = WeightParams { inverse_temperature: 2, ..WeightParams::neutral() };
+    let rows: Rows<Fraction> = Rows::new(&[B0], &[B0], &params);
+    let found = law_of((0..).zip(rows.target(&[]).to_vec()).collect());
+    found.distance(&law_of_row(&[(9, 14), (4, 14), (1, 14)]))
+}
+
+pub(super) fn top_p() -> Fraction {
+    shaped(D0, TWO_OF_D0, |params| params.top_p = Fraction::ratio(7, 10))
+}
+
+pub(super) fn temperature_then_top_p() -> Fraction {
+    shaped(D0, &[(1, 1)], |params| {
+        params.inverse_temperature = 2;
+        params.top_p = Fraction::ratio(7, 10);
+    })
+}
+
+pub(super) fn top_k_with_a_tie() -> Fraction {
+    shaped(D0, D0, |params| params.top_k = 3)
+}
+
+pub(super) fn top_p_at_a_sum() -> Fraction {
+    shaped(D0, &[(1, 1)], |params| params.top_p = Fraction::ratio(1, 2))
+}
+
+pub(super) fn min_p() -> Fraction {
+    shaped(D0, TWO_OF_D0, |params| params.min_p = Fraction::ratio(3, 10))
+}
+
+pub(super) fn top_p_then_min_p() -> Fraction {
+    shaped(D0, TWO_OF_D0, |params| {
+        params.min_p = Fraction::ratio(3, 10);
+        params.top_p = Fraction::ratio(3, 5);
+    })
+}
+
+/// Greedy decoding of two equal logits, by the entry point of production.
+pub(super) fn greedy_tie() -> Result<Fraction> {
+    let draft = Draft::new(TokenTree::chain(0)?, vec![-1], Law::Deterministic, None)?;
+    let params = Params::new(0.0, 0, 1.0, 0.0, Preset::Transformers)?;
+    let logits = RawRows::from_f32(&[0.0, 0.0], 2)?;
+    let noise = Noise { seed: 1, position: 0 };
+    let verdict = verify::verify(&draft, DrafterRows::NONE, logits, params, "greedy", noise)?;
+    Ok(certain(verdict.tokens == [0]))
+}
+
+// ---- emission and commits ------------------------------------------------------------------------
+
+/// A chain on B with stop token 0, cut behind it, against the target's law cut in the same way.
+pub(super) fn stop_token() -> Result<Fraction> {
+    let rows = MODELS[1].rows::<Fraction>(&WeightParams::neutral());
+    let case = Case { law: Law::Chain, shape: &[1, 1] };
+    let outcomes = enumerate(|choices| {
+        let (draft, mut view) = growth::draft(&rows, &case, choices)?;
+        let Outcome { tokens, path, .. } =
+            verify::decide(Core::TopDown, &draft, &mut view, choices)?;
+        let mut verdict = Verdict { tokens, path, logprobs: Vec::new(), rule: "token" };
+        if let Some(end) = verdict.tokens.iter().position(|&token| token == 0) {
+            verdict.cut(end + 1);
+        }
+        Ok(verdict.tokens)
+    })?;
+    let mut found = OutputLaw::empty();
+    for (tokens, weight) in &outcomes {
+        if tokens.contains(&0) {
+            found.add(tokens.clone(), weight);
+            continue;
+        }
+        let mut longer = OutputLaw::empty();
+        rows.continue_to(3, tokens, weight, &mut longer);
+        for (tokens, weight) in longer.iter() {
+            found.add(cut(tokens), weight);
+        }
+    }
+    let mut whole = OutputLaw::empty();
+    rows.continue_to(3, &[], &Fraction::one(), &mut whole);
+    let mut wanted = OutputLaw::empty();
+    for (tokens, weight) in whole.iter() {
+        wanted.add(cut(tokens), weight);
+    }
+    Ok(found.distance(&wanted))
+}
+
+/// Tokens up to the first stop token 0.
+fn cut(tokens: &[u32]) -> Vec<u32> {
+    let end = tokens.iter().position(|&token| token == 0).map_or(tokens.len(), |at| at + 1);
+    tokens[..end].to_vec()
+}
+
+/// The commit of a scattered path on a cache that holds each node's number.
+pub(super) fn commit() -> Result<Fraction> {
+    let tree = TokenTree::new(&[-1, 0, 0, 1, 2, 2, 4])?;
+    let path = [2, 4, 6];
+    let plan = kv::commit_plan(&tree, &path, 10)?;
+    let mut cache: Vec<i64> = (0..17).map(|slot| slot - 10).collect();
+    for &(from, to) in &plan.moves {
+        cache[to as usize] = cache[from as usize];
+    }
+    cache.truncate(plan.length as usize);
+    let kept = cache[10..] == [0, 2, 4, 6];
+    Ok(certain(kept && plan.state_select == 6))
+}
+
+// ---- degenerate and lazy rows --------------------------------------------------------------------
+
+/// A residual that is empty: the drafter's row, above the target's everywhere, stands for rounding.
+pub(super) fn empty_residual() -> Result<Fraction> {
+    let draft = Draft::new(TokenTree::chain(1)?, vec![-1, 0], Law::Chain, None)?;
+    let half = fractions(&[(1, 2), (1, 2)]);
+    let outcomes = enumerate(|choices| {
+        let one = fractions(&[(1, 1), (1, 1)]);
+        let mut view = DenseView { target: vec![half.clone(); 2], drafter: vec![one; 2] };
+        verify::decide(Core::TopDown, &draft, &mut view, choices).map(|outcome| outcome.tokens[0])
+    })?;
+    Ok(law_of(outcomes).distance(&law_of_row(&[(1, 2), (1, 2)])))
+}
+
+/// A rule over production's lazily read logits, to six digits; `vocab` gives the drafter's columns
+/// another order.
+fn over_logits(
+    model: usize,
+    case: Case,
+    core: Core,
+    vocab: Option<&[(u32, u32)]>,
+) -> Result<Fraction> {
+    let rows = MODELS[model].rows::<f64>(&WeightParams::neutral());
+    let outcomes = enumerate(|choices| {
+        let (draft, dense) = growth::draft(&rows, &case, choices)?;
+        let cols = rows.target(&[]).len();
+        let logits: Vec<f32> = dense.target.concat().iter().map(|p| p.ln() as f32).collect();
+        let mut drafted: Vec<f32> = dense.drafter.concat().iter().map(|q| q.ln() as f32).collect();
+        if let Some(pairs) = vocab {
+            for (row, wanted) in drafted.chunks_mut(cols).zip(&dense.drafter) {
+                for &(token, column) in pairs {
+                    row[column as usize] = wanted[token as usize].ln() as f32;
+                }
+            }
+        }
+        let index: Vec<i64> = (0..draft.num_nodes() as i64).collect();
+        let shaped = |values, side| {
+            RawRows::from_f32(values, cols).map(|raw| ShapedRows::new(raw, Params::default(), side))
+        };
+        let source = Source::Logits(shaped(&drafted, Side::Drafter)?);
+        let drafter = DrafterRows { source, index: &index, vocab };
+        let mut view = LazyView::new(&draft, shaped(&logits, Side::Target)?, drafter);
+        verify::decide(core, &draft, &mut view, choices)
+    })?;
+    let distance = summarise(&rows, case.shape.len() + 1, &outcomes).distance;
+    Ok(Fraction::ratio((distance * 1e6).round() as i64, 1_000_000))
+}
+
+pub(super) fn lazy_tree() -> Result<Fraction> {
+    over_logits(4, Case { law: Law::Mixed, shape: &[3, 1] }, Core::Lifted, None)
+}
+
+pub(super) fn lazy_columns() -> Result<Fraction> {
+    let reversed = [(0, 3), (1, 2), (2, 1), (3, 0)];
+    over_logits(4, Case { law: Law::Chain, shape: &[1] }, Core::TopDown, Some(&reversed))
+}

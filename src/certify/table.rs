@@ -1,0 +1,203 @@
+//! The certificate: every legal pair of rule and law over the golden models, a line for each.
+
+use crate::certify::golden::{MODELS, Model};
+use crate::certify::growth::{self, Case};
+use crate::certify::{parallel, run, run_rounds};
+use crate::dist::Preset;
+use crate::dist::weights::WeightParams;
+use crate::error::Result;
+use crate::fraction::Fraction;
+use crate::num::Weight;
+use crate::verify::law::Law;
+use crate::verify::{self, Core};
+
+/// The largest difference allowed between `f64` and the rationals.
+pub const F64_TOLERANCE: f64 = 1e-14;
+
+/// One line of the certificate: a rule on a law, over all models, shapes and shapings.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// The rule's name in the literature.
+    pub rule: &'static str,
+    /// The law of the drafts.
+    pub law: &'static str,
+    /// Cases of one step that were enumerated.
+    pub cases: usize,
+    /// Cases of three tokens over as many steps as they take.
+    pub rounds: usize,
+    /// Branches walked over all cases.
+    pub branches: usize,
+    /// The largest total variation, as an exact fraction ("0" when the rule is lossless).
+    pub distance: String,
+    /// The largest difference of one probability between `f64` and the rationals.
+    pub f64_difference: f64,
+    /// Mean emitted tokens by case, as exact fractions: the case and the value.
+    pub expected: Vec<(String, String)>,
+}
+
+impl Line {
+    /// Whether the line is a proof: exactly lossless, and `f64` within its tolerance.
+    pub fn holds(&self) -> bool {
+        self.distance == "0" && self.f64_difference <= F64_TOLERANCE
+    }
+}
+
+/// The shapings that the proof applies to target and drafter.
+fn shapings() -> Vec<(&'static str, WeightParams<Fraction>)> {
+    let neutral = WeightParams::<Fraction>::neutral;
+    let ratio = Fraction::ratio;
+    vec![
+        ("plain", neutral()),
+        ("temperature=1/2", WeightParams { inverse_temperature: 2, ..neutral() }),
+        ("top_k=2", WeightParams { top_k: 2, ..neutral() }),
+        (
+            "temperature=1/2 top_p=7/10 min_p=1/5",
+            WeightParams {
+                inverse_temperature: 2,
+                top_p: ratio(7, 10),
+                min_p: ratio(1, 5),
+                ..neutral()
+            },
+        ),
+        (
+            "vllm min_p=3/10 top_k=3 top_p=3/5",
+            WeightParams {
+                top_k: 3,
+                top_p: ratio(3, 5),
+                min_p: ratio(3, 10),
+                preset: Preset::Vllm,
+                ..neutral()
+            },
+        ),
+    ]
+}
+
+/// The shapes that a law is enumerated on.
+pub fn shapes(law: Law) -> &'static [&'static [usize]] {
+    match law {
+        Law::Chain | Law::Coupled => &[&[], &[1], &[1, 1], &[1, 1, 1]],
+        Law::Deterministic | Law::Unknown => &[&[1, 1], &[2, 1], &[2, 2], &[3, 1]],
+        Law::Iid | Law::Swor | Law::TopPlusOne | Law::Mixed => &[&[2], &[2, 1], &[2, 2], &[3, 1]],
+    }
+}
+
+/// Cases with more drafts than this are left to the wider suites.
+const MOST_DRAFTS: usize = 5_000;
+
+/// How many tokens are followed over several steps, whose noise must not meet.
+const ROUNDS_LENGTH: usize = 3;
+
+/// Cases whose one step has up to this many drafts times paths are followed over several steps.
+const MOST_IN_ROUNDS: usize = 100;
+
+/// The work of one case: a line's rule and law on a model and a shape under a shaping.
+struct Job {
+    line: usize,
+    core: Core,
+    model: &'static Model,
+    case: Case,
+    /// The shaping, or `None` for several steps of the plain rows.
+    shaping: Option<(&'static str, WeightParams<Fraction>)>,
+}
+
+/// What a job found.
+struct Found {
+    distance: Fraction,
+    expected: Fraction,
+    branches: usize,
+    f64_difference: f64,
+}
+
+impl Job {
+    fn run(&self) -> Result<Found> {
+        let (exact, float) = if let Some((_, params)) = &self.shaping {
+            let rows = self.model.rows(params);
+            (run(&rows, &self.case, self.core)?, run(&rows.to_f64(), &self.case, self.core)?)
+        } else {
+            let rows = self.model.rows(&WeightParams::neutral());
+            (
+                run_rounds(&rows, &self.case, self.core, ROUNDS_LENGTH)?,
+                run_rounds(&rows.to_f64(), &self.case, self.core, ROUNDS_LENGTH)?,
+            )
+        };
+        Ok(Found {
+            f64_difference: float.law.largest_difference(&exact.law.map(Weight::to_f64)),
+            distance: exact.distance,
+            expected: exact.expected,
+            branches: exact.branches,
+        })
+    }
+}
+
+/// Proves every legal pair of rule and law on the golden models.
+///
+/// # Errors
+/// An error raised by a rule on a legal case.
+pub fn certify() -> Result<Vec<Line>> {
+    let mut lines: Vec<Line> = Vec::new();
+    let mut jobs = Vec::new();
+    for law in [Law::Deterministic, Law::Chain, Law::Iid, Law::Swor, Law::TopPlusOne, Law::Mixed] {
+        for rule in ["target_only", "coupled", "topdown", "lifted"] {
+            let (core, rule) = verify::resolve(rule, law)?;
+            let law_name = law.name();
+            if !lines.iter().any(|line| line.rule == rule && line.law == law_name) {
+                jobs.extend(jobs_of(lines.len(), core, law));
+                lines.push(Line {
+                    rule,
+                    law: law_name,
+                    cases: 0,
+                    rounds: 0,
+                    branches: 0,
+                    distance: "0".to_owned(),
+                    f64_difference: 0.0,
+                    expected: Vec::new(),
+                });
+            }
+        }
+    }
+    let mut worst = vec![Fraction::zero(); lines.len()];
+    for (job, found) in jobs.iter().zip(parallel::map(&jobs, Job::run)) {
+        let found = found?;
+        let line = &mut lines[job.line];
+        line.branches += found.branches;
+        line.f64_difference = line.f64_difference.max(found.f64_difference);
+        match &job.shaping {
+            Some((shaping, _)) => {
+                line.cases += 1;
+                if *shaping == "plain" {
+                    let at = format!("{} {:?}", job.model.name, job.case.shape);
+                    line.expected.push((at, found.expected.to_string()));
+                }
+            }
+            None => line.rounds += 1,
+        }
+        if found.distance > worst[job.line] {
+            line.distance = found.distance.to_string();
+            worst[job.line] = found.distance;
+        }
+    }
+    Ok(lines)
+}
+
+fn jobs_of(line: usize, core: Core, law: Law) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for model in &MODELS {
+        for &shape in shapes(law) {
+            let case = Case { law, shape };
+            let drafts = growth::num_drafts(model.vocab(), &case);
+            if drafts > MOST_DRAFTS {
+                continue;
+            }
+            for (shaping, params) in shapings() {
+                // Shaped rows are enumerated on the smaller shapes: the rule sees only rows.
+                if shaping == "plain" || shape.iter().product::<usize>() <= 2 {
+                    jobs.push(Job { line, core, model, case, shaping: Some((shaping, params)) });
+                }
+            }
+            if drafts * model.vocab().pow(shape.len() as u32) <= MOST_IN_ROUNDS {
+                jobs.push(Job { line, core, model, case, shaping: None });
+            }
+        }
+    }
+    jobs
+}
