@@ -11,6 +11,7 @@ __all__ = [
     "CoreParams",
     "Draft",
     "Grower",
+    "MAX_DRAFTED",
     "NGramIndex",
     "SuffixIndex",
     "TokenTree",
@@ -199,6 +200,8 @@ class Grower:
     def law(self) -> str: ...
     @property
     def scores(self) -> list[float]: ...
+
+MAX_DRAFTED: int
 
 def stem_shape(length: int, counts: Sequence[int]) -> TokenTree: ...
 def path_shape(count: int, length: int) -> TokenTree: ...
