@@ -7,17 +7,18 @@ from numpy.typing import NDArray
 from mtp_verify.params import SamplingParams
 
 __all__ = [
+    "MAX_NODES",
     "CommitPlan",
     "CoreParams",
     "Draft",
     "Grower",
-    "MAX_DRAFTED",
     "NGramIndex",
     "SuffixIndex",
     "TokenTree",
     "Verdict",
     "allocate",
     "best_rule",
+    "_panic",
     "build_info",
     "certify",
     "commit_plan",
@@ -32,6 +33,8 @@ __all__ = [
     "top_tokens",
     "verify",
 ]
+
+MAX_NODES: int
 
 @final
 class CoreParams:
@@ -200,8 +203,6 @@ class Grower:
     def law(self) -> str: ...
     @property
     def scores(self) -> list[float]: ...
-
-MAX_DRAFTED: int
 
 def stem_shape(length: int, counts: Sequence[int]) -> TokenTree: ...
 def path_shape(count: int, length: int) -> TokenTree: ...

@@ -48,7 +48,7 @@ __all__ = [
 
 _NEUTRAL = SamplingParams()
 _SEEDS = 1 << 64
-_UNLIMITED = _core.MAX_DRAFTED  # Nodes below the root that a tree can hold.
+_UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
 class Grower:

@@ -422,7 +422,6 @@ fn merge(drafts: Vec<Bound<'_, Draft>>, max_nodes: i64) -> PyResult<(Vec<i64>, V
 /// Adds the class and the functions to the module.
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Grower>()?;
-    m.add("MAX_DRAFTED", tree::MAX_NODES - 1)?;
     m.add_function(wrap_pyfunction!(stem_shape, m)?)?;
     m.add_function(wrap_pyfunction!(path_shape, m)?)?;
     m.add_function(wrap_pyfunction!(optimal_shape, m)?)?;
