@@ -52,7 +52,7 @@ impl<W: Weight> Enumerator<W> {
     }
 
     /// Cuts the interval of an address at `edges` (ascending, from 0 to 1) and takes one piece.
-    fn cut(&mut self, site: Site, edges: &[W]) -> usize {
+    pub(crate) fn cut(&mut self, site: Site, edges: &[W]) -> usize {
         // The race of a position belongs to the emitted token, whatever step asks for it.
         let key = match site.purpose {
             Purpose::Gumbel => {

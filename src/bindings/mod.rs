@@ -130,6 +130,8 @@ fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
                     Core::Coupled => "coupled",
                     Core::TopDown => "topdown",
                     Core::Lifted => "lifted",
+                    Core::KSeq => "kseq",
+                    Core::Gbv => "gbv",
                 },
             )?;
             row.set_item("laws", rule.laws.iter().map(|law| law.name()).collect::<Vec<_>>())?;

@@ -16,7 +16,7 @@ use crate::exact::{OutputLaw, enumerate};
 use crate::num::Weight;
 use crate::verify::law::Law;
 use crate::verify::view::Outcome;
-use crate::verify::{self, Core};
+use crate::verify::{self, Core, RULES};
 
 pub use golden::{MODELS, Model, Rows};
 pub use growth::{Case, draft};
@@ -160,6 +160,11 @@ pub fn shapes(law: Law) -> &'static [&'static [usize]] {
     }
 }
 
+/// Whether a rule that is legal for the law also takes trees of this shape.
+fn takes(core: Core, shape: &[usize]) -> bool {
+    core != Core::Gbv || shape.iter().skip(1).all(|&children| children == 1)
+}
+
 /// Cases with more drafts than this are left to the wider suites.
 const MOST_DRAFTS: usize = 5_000;
 
@@ -171,8 +176,12 @@ pub fn certify() -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for law in [Law::Deterministic, Law::Chain, Law::Iid, Law::Swor, Law::TopPlusOne, Law::Mixed] {
         let mut done = Vec::new();
-        for rule in ["target_only", "coupled", "topdown", "lifted"] {
-            let (core, name) = verify::resolve(rule, law)?;
+        for rule in &RULES {
+            // Greedy is the same walk as target_only, over rows without chance.
+            if rule.core == Core::Greedy || !rule.laws.contains(&law) {
+                continue;
+            }
+            let (core, name) = verify::resolve(rule.name, law)?;
             if !done.contains(&name) {
                 done.push(name);
                 lines.push(line(name, core, law)?);
@@ -196,7 +205,7 @@ fn line(rule: &'static str, core: Core, law: Law) -> Result<Line> {
     for model in &MODELS {
         for &shape in shapes(law) {
             let case = Case { law, shape };
-            if growth::num_drafts(model.vocab(), &case) > MOST_DRAFTS {
+            if !takes(core, shape) || growth::num_drafts(model.vocab(), &case) > MOST_DRAFTS {
                 continue;
             }
             for (shaping, params) in shapings() {
@@ -225,5 +234,7 @@ fn line(rule: &'static str, core: Core, law: Law) -> Result<Line> {
     Ok(line)
 }
 
+#[cfg(test)]
+mod multi_path_tests;
 #[cfg(test)]
 mod tests;

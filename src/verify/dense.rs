@@ -29,6 +29,10 @@ impl<W: Weight> View<W> for DenseView<W> {
         Ok(self.drafter[node][token as usize].clone())
     }
 
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<W>> {
+        Ok(self.drafter[node].clone())
+    }
+
     fn mixture<'s>(
         &'s mut self,
         node: usize,
@@ -40,7 +44,8 @@ impl<W: Weight> View<W> for DenseView<W> {
             for (token, weight) in weights.iter_mut().enumerate() {
                 if !set.contains(&(token as u32)) {
                     let taken = mix.b.mul(&self.drafter[node][token]);
-                    *weight = weight.sub(&taken).positive_part();
+                    let floor = mix.floor.mul(&self.target[node][token]);
+                    *weight = weight.sub(&taken).max(&floor);
                 }
             }
         }
@@ -74,6 +79,10 @@ pub(crate) fn nothing_left() -> Error {
 impl<W: Weight> Cells<W> for DenseCells<W> {
     fn total(&self) -> W {
         self.total.clone()
+    }
+
+    fn weight(&mut self, token: u32) -> Result<W> {
+        Ok(self.weights[token as usize].clone())
     }
 
     fn locate(&mut self, point: &W) -> Result<u32> {

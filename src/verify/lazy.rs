@@ -60,7 +60,7 @@ impl DrafterRows<'_> {
 #[derive(Debug, Default)]
 struct BlockSums {
     /// The mixture that the sums belong to: node, factors, number of removed tokens.
-    key: Option<(usize, u64, u64, usize)>,
+    key: Option<(usize, [u64; 3], usize)>,
     sums: Vec<f64>,
     total: f64,
 }
@@ -150,8 +150,8 @@ impl<'a> LazyView<'a> {
 
     /// Makes sure that the sums belong to `mix` at `node`.
     fn sum_blocks(&mut self, parts: &Parts<'_>) -> Result<()> {
-        let key =
-            (parts.node, parts.mix.a.to_bits(), parts.mix.b.to_bits(), parts.mix.removed.len());
+        let Mix { a, b, floor, removed } = parts.mix;
+        let key = (parts.node, [a.to_bits(), b.to_bits(), floor.to_bits()], removed.len());
         if self.sums.key == Some(key) {
             return Ok(());
         }
@@ -225,7 +225,7 @@ impl<'a> LazyView<'a> {
             for token in inside(parts.set, start, len) {
                 taken[token] = 0.0;
             }
-            block.sum = (kernels.subtract)(weights, taken, parts.mix.b);
+            block.sum = subtract(kernels, weights, taken, parts.mix);
         }
         for token in inside(&parts.mix.removed, start, len) {
             weights[token] = 0.0;
@@ -236,6 +236,18 @@ impl<'a> LazyView<'a> {
         }
         block
     }
+}
+
+/// `weights` (a p) become `max(a p - b q, floor p)`; returns their sum.
+fn subtract(kernels: &Kernels, weights: &mut [f64], taken: &[f64], mix: &Mix<f64>) -> f64 {
+    if mix.floor <= 0.0 {
+        return (kernels.subtract)(weights, taken, mix.b);
+    }
+    let kept = mix.floor / mix.a;
+    for (weight, &q) in weights.iter_mut().zip(taken) {
+        *weight = f64::max(*weight - mix.b * q, kept * *weight);
+    }
+    (kernels.sum)(weights)
 }
 
 /// What filling a block tells.
@@ -322,6 +334,15 @@ impl<'a> View<f64> for LazyView<'a> {
         }
     }
 
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<f64>> {
+        let row = self.drafter.row(self.draft, node)?;
+        if let Source::Probabilities(raw) = self.drafter.source {
+            check_distribution(&raw, row)?;
+        }
+        let tokens = 0..self.target.num_cols() as u32;
+        tokens.map(|token| View::drafter(self, node, token)).collect()
+    }
+
     fn mixture<'s>(
         &'s mut self,
         node: usize,
@@ -367,6 +388,18 @@ impl LazyCells<'_, '_> {
 impl Cells<f64> for LazyCells<'_, '_> {
     fn total(&self) -> f64 {
         if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.sums.total }
+    }
+
+    fn weight(&mut self, token: u32) -> Result<f64> {
+        let Parts { node, mix, set, .. } = self.parts;
+        if mix.removed.contains(&token) {
+            return Ok(0.0);
+        }
+        let p = self.view.target(node, token)?;
+        if self.parts.drafter.is_none() || set.contains(&token) {
+            return Ok(mix.a * p);
+        }
+        Ok(f64::max(mix.a * p - mix.b * self.view.drafter(node, token)?, mix.floor * p))
     }
 
     fn locate(&mut self, point: &f64) -> Result<u32> {
