@@ -14,12 +14,14 @@ __all__ = [
     "SuffixIndex",
     "TokenTree",
     "Verdict",
+    "alpha_star",
     "best_rule",
     "build_info",
     "certify",
     "commit_plan",
     "derive_seed",
     "draw",
+    "expected_accepted",
     "rules",
     "shaped_row",
     "verify",
@@ -113,6 +115,8 @@ class CommitPlan:
 def verify(
     draft: Draft, logits: Any, params: CoreParams, rule: str, seed: int, position: int
 ) -> Verdict: ...
+def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
+def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...
 def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan: ...

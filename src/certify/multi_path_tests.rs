@@ -56,7 +56,7 @@ fn kseq_at_the_number_of_siblings_gives_the_table_and_the_root_gives_more() {
         let expected = found.expected.to_f64();
         assert_eq!(found.distance, r(0, 1), "{name} {shape:?}");
         assert!((expected - wanted).abs() < 5.1e-5, "{name} {shape:?}: {expected}");
-        if growth::num_drafts(rows.target(&[]).len(), &case) > 300 {
+        if growth::num_drafts(rows.target(&[]).len(), &case) > 81 {
             continue;
         }
         let shipped = run(&rows, &case, Core::KSeq).unwrap();
@@ -148,26 +148,33 @@ fn several_steps_of_the_multi_path_rules_have_the_target_s_law() {
 #[test]
 fn the_mean_of_one_draft_averages_to_the_mean_of_all() {
     for law in [Law::Deterministic, Law::Chain, Law::Iid, Law::Swor, Law::TopPlusOne, Law::Mixed] {
-        let cores = RULES.iter().filter(|rule| rule.laws.contains(&law));
+        let legal = RULES.iter().filter(|rule| rule.laws.contains(&law));
         let mut cores: Vec<Core> =
-            cores.map(|rule| verify::resolve(rule.name, law).unwrap().0).collect();
+            legal.map(|rule| verify::resolve(rule.name, law).unwrap().0).collect();
         cores.dedup();
         let shapes: &[&'static [usize]] =
             if law == Law::Chain { &[&[1, 1], &[1, 1, 1]] } else { &[&[2], &[2, 1]] };
-        for (core, &shape, name) in cores
-            .iter()
-            .flat_map(|core| shapes.iter().map(move |shape| (core, shape)))
-            .flat_map(|(core, shape)| ["A", "B", "C"].map(|name| (*core, shape, name)))
-        {
-            let (rows, case) = (model(name), Case { law, shape });
-            let drafts = enumerate(|choices| {
-                let (draft, mut view) = draft(&rows, &case, choices)?;
-                verify::expected(core, &draft, &mut view)
-            })
-            .unwrap();
-            let mean = drafts.iter().fold(r(1, 1), |sum, (mean, weight)| sum + mean * weight);
-            let whole = run(&rows, &case, core).unwrap().expected;
-            assert_eq!(mean, whole, "{core:?} {law:?} {name} {shape:?}");
+        for core in cores {
+            for &shape in shapes {
+                let case = Case { law, shape };
+                for name in ["A", "B", "C"] {
+                    let rows = model(name);
+                    let num_drafts = growth::num_drafts(rows.target(&[]).len(), &case);
+                    if num_drafts <= most_drafts(core, false) {
+                        check_means(&rows, &case, core);
+                    }
+                }
+            }
         }
     }
+}
+
+fn check_means(rows: &Rows<R>, case: &Case, core: Core) {
+    let drafts = enumerate(|choices| {
+        let (draft, mut view) = draft(rows, case, choices)?;
+        verify::expected(core, &draft, &mut view)
+    })
+    .unwrap();
+    let mean = drafts.iter().fold(r(1, 1), |sum, (mean, weight)| sum + mean * weight);
+    assert_eq!(mean, run(rows, case, core).unwrap().expected, "{core:?} {case:?} {rows:?}");
 }
