@@ -4,12 +4,13 @@
 //! vectorises it under each set's features. Floating-point operations are never reordered, so every
 //! level gives the same bits: the plain-Rust level is the scalar twin of the others.
 //!
-//! Exponentials are `f32` with a stated error; sums of them are `f64` over pairs, so that their error
-//! does not grow with the row.
+//! Exponentials are `f32` with a stated error; sums of them are `f64`.
 //!
 //! Blocks hold at most [`BLOCK`] values: 4 KiB of `f32`, so a block and its weights stay in L1.
 
 #![allow(unsafe_code)]
+// A short circuit would be a branch for every value.
+#![allow(clippy::needless_bitwise_bool)]
 
 /// Values that a kernel treats as one stripe.
 pub const LANES: usize = 16;
@@ -26,11 +27,25 @@ pub struct Scan {
     pub has_nan: bool,
 }
 
+/// What [`Kernels::subtract`] saw on its way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Taken {
+    /// The sum of what is left.
+    pub left: f64,
+    /// The sum of the values taken.
+    pub taken: f64,
+    /// Whether any of these is below zero.
+    pub has_negative: bool,
+}
+
 /// Tokens whose logit is this far below the row's maximum have probability 0 (`exp` would give a
 /// subnormal `f32`): rows are cut there.
 pub const EXP_FLOOR: f32 = -87.0;
 
-/// `exp(y)` for `EXP_FLOOR <= y <= 0`. Relative error below `2e-7 + 2e-8 |y|` (tested):
+/// Above this exponent [`exp`] would overflow.
+pub const EXP_CEILING: f32 = 88.0;
+
+/// `exp(y)` for `EXP_FLOOR <= y <= EXP_CEILING`. Relative error below `2e-7 + 2e-8 |y|` (tested):
 /// less than what rounding `y = logit - max` to `f32` costs.
 ///
 /// `exp(y) = 2^n 2^r` with `n` the nearest integer to `y log2(e)`, and a degree-6 Chebyshev fit of
@@ -47,26 +62,18 @@ pub fn exp(y: f32) -> f32 {
     p = p.mul_add(r, 0.009_618_082);
     p = p.mul_add(r, 0.055_503_57);
     p = p.mul_add(r, 0.240_226_5);
-    p = p.mul_add(r, 0.693_147_2);
+    p = p.mul_add(r, std::f32::consts::LN_2);
     p = p.mul_add(r, 1.0);
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-/// `exp(y - max)` for values that are not below `cut`, 0 below; `cut >= max + EXP_FLOOR`.
+/// `exp(y - origin)` for values that are not below `cut`, 0 below; `cut >= origin + EXP_FLOOR`.
+/// What lies beyond the ceiling, NaN included, gives the ceiling's huge value.
 #[inline(always)]
-fn kept(y: f32, max: f32, cut: f32) -> f32 {
-    let e = exp(y - max);
+fn kept(y: f32, origin: f32, cut: f32) -> f32 {
+    let distance = y - origin;
+    let e = exp(if distance < EXP_CEILING { distance } else { EXP_CEILING });
     if y < cut { 0.0 } else { e }
-}
-
-/// Asks for memory that will be read soon, while the processor is busy with something else.
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..values.len()).step_by(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const values[line]).cast()) };
-    }
 }
 
 #[inline(always)]
@@ -100,51 +107,57 @@ fn fold(mut lanes: [f64; LANES]) -> f64 {
 }
 
 #[inline(always)]
-fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64 {
+fn sum_exp(values: &[f32], origin: f32, cut: f32) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (stripes, rest) = values.as_chunks::<LANES>();
     for stripe in stripes {
-        let terms = stripe.map(|y| kept(y, max, cut));
-        // Two terms are added before they are widened: one more rounding of the size of the
-        // exponential's own, whatever the row's length, for half the conversions.
-        for lane in 0..LANES / 2 {
-            lanes[lane] += f64::from(terms[lane] + terms[lane + LANES / 2]);
+        let terms = stripe.map(|y| kept(y, origin, cut));
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(terms[lane]);
         }
     }
     for (lane, &y) in rest.iter().enumerate() {
-        lanes[lane] += f64::from(kept(y, max, cut));
+        lanes[lane] += f64::from(kept(y, origin, cut));
     }
     fold(lanes)
 }
 
 #[inline(always)]
-fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) {
+fn weigh(values: &[f32], origin: f32, cut: f32, scale: f64, out: &mut [f64]) {
     for (out, &y) in out.iter_mut().zip(values) {
-        *out = f64::from(kept(y, max, cut)) * scale;
+        *out = f64::from(kept(y, origin, cut)) * scale;
     }
 }
 
 #[inline(always)]
-fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> f64 {
-    let mut lanes = [0.0_f64; LANES];
+fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> Taken {
+    let mut lanes = [[0.0_f64; LANES]; 2];
+    let mut negative = [false; LANES];
     let (stripes, rest) = out.as_chunks_mut::<LANES>();
     let (taken, taken_rest) = taken.as_chunks::<LANES>();
     for (stripe, taken) in stripes.iter_mut().zip(taken) {
-        let left: [f64; LANES] = std::array::from_fn(|lane| {
+        *stripe = std::array::from_fn(|lane| {
             let left = stripe[lane] - factor * taken[lane];
             if left > 0.0 { left } else { 0.0 }
         });
-        *stripe = left;
         for lane in 0..LANES {
-            lanes[lane] += left[lane];
+            lanes[0][lane] += stripe[lane];
+            lanes[1][lane] += taken[lane];
+            negative[lane] |= taken[lane] < 0.0;
         }
     }
     for (lane, (out, &taken)) in rest.iter_mut().zip(taken_rest).enumerate() {
         let left = *out - factor * taken;
         *out = if left > 0.0 { left } else { 0.0 };
-        lanes[lane] += *out;
+        lanes[0][lane] += *out;
+        lanes[1][lane] += taken;
+        negative[lane] |= taken < 0.0;
     }
-    fold(lanes)
+    Taken {
+        left: fold(lanes[0]),
+        taken: fold(lanes[1]),
+        has_negative: negative.iter().fold(false, |any, &x| any | x),
+    }
 }
 
 #[inline(always)]
@@ -160,12 +173,6 @@ fn sum(values: &[f64]) -> f64 {
         lanes[lane] += x;
     }
     fold(lanes)
-}
-
-/// Whether any value is below zero.
-#[inline(always)]
-fn has_negative(values: &[f64]) -> bool {
-    values.iter().fold(false, |found, &x| found | (x < 0.0))
 }
 
 #[inline(always)]
@@ -215,11 +222,9 @@ fn first_above(values: &[f32], bound: f32, from: usize) -> usize {
         }
         at += 4 * LANES;
     }
-    // Written with a negation so that NaN, which is above nothing, is passed over.
-    while at < values.len() && !(values[at] > bound) {
-        at += 1;
-    }
-    at
+    // NaN is above nothing and is passed over.
+    let found = values.iter().skip(at).position(|&x| x > bound);
+    found.map_or(values.len(), |further| at + further)
 }
 
 /// The distance below the maximum, in steps of `1 / resolution`, capped at `buckets - 1`.
@@ -301,14 +306,12 @@ macro_rules! kernels {
 kernels! {
     /// The largest value of a block, and whether it holds NaN.
     fn scan(values: &[f32]) -> Scan;
-    /// `sum exp(y - max)` over the values that are not below `cut`.
-    fn sum_exp(values: &[f32], max: f32, cut: f32) -> f64;
-    /// `out = scale * exp(y - max)`, 0 for values below `cut`.
-    fn weigh(values: &[f32], max: f32, cut: f32, scale: f64, out: &mut [f64]) ;
-    /// `out = max(out - factor * taken, 0)`; returns the sum.
-    fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> f64;
-    /// Whether any value of a block is below zero.
-    fn has_negative(values: &[f64]) -> bool;
+    /// `sum exp(y - origin)` over the values that are not below `cut`.
+    fn sum_exp(values: &[f32], origin: f32, cut: f32) -> f64;
+    /// `out = scale * exp(y - origin)`, 0 for values below `cut`.
+    fn weigh(values: &[f32], origin: f32, cut: f32, scale: f64, out: &mut [f64]) ;
+    /// `out = max(out - factor * taken, 0)`.
+    fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> Taken;
     /// The sum of a block.
     fn sum(values: &[f64]) -> f64;
     /// `out = values / divisor`, rounded as `f32`.
@@ -363,12 +366,15 @@ mod tests {
     #[test]
     fn exp_keeps_its_stated_error() {
         for i in 0..=2_000_000 {
-            let y = -87.0 * (f64::from(i) / 2e6) as f32;
+            let y = EXP_FLOOR + (EXP_CEILING - EXP_FLOOR) * (f64::from(i) / 2e6) as f32;
             let error = (f64::from(exp(y)) / f64::from(y).exp() - 1.0).abs();
             assert!(error < 2e-7 + 2e-8 * f64::from(y).abs(), "exp({y}): relative error {error}");
         }
         assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
         assert_eq!(kept(f32::NEG_INFINITY, 0.0, EXP_FLOOR).to_bits(), 0);
+        for beyond in [f32::NAN, f32::INFINITY, 1e30] {
+            assert!(kept(beyond, 0.0, EXP_FLOOR) > 1e38);
+        }
     }
 
     #[test]
@@ -398,9 +404,10 @@ mod tests {
                 let found = (level.scan)(&values);
                 assert_eq!(found, Scan { max: -1.0, has_nan: true }, "{} {at}", level.name);
                 let mut weights = vec![0.0; 100];
-                assert!(!(level.has_negative)(&weights));
+                let mut left = vec![1.0; 100];
+                assert!(!(level.subtract)(&mut left, &weights, 1.0).has_negative);
                 weights[at] = -1e-30;
-                assert!((level.has_negative)(&weights), "{} {at}", level.name);
+                assert!((level.subtract)(&mut left, &weights, 1.0).has_negative);
             }
         }
     }
@@ -434,7 +441,7 @@ mod tests {
                 (level.widen_f32)(&values, &mut wide);
                 (
                     (level.scan)(&values),
-                    rest.to_bits(),
+                    (rest.left.to_bits(), rest.taken.to_bits(), rest.has_negative),
                     (level.sum_exp)(&values, max, cut).to_bits(),
                     (level.sum)(&left).to_bits(),
                     left.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 
 /// The largest number of nodes of a tree, the root included. A node number is a 32-bit word of the
-/// noise address; drafts have tens of nodes, and the bound keeps ancestor masks allocatable.
-pub const MAX_NODES: usize = 1 << 16;
+/// noise address; drafts have tens of nodes, and an ancestor mask of this many takes 256 MiB.
+pub const MAX_NODES: usize = 1 << 14;
 
 /// A rooted tree whose nodes are numbered so that parents come first; node 0 is the root.
 #[derive(Debug, Clone, PartialEq, Eq)]

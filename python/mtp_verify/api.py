@@ -25,7 +25,7 @@ _SEEDS = 1 << 64
 
 def verify(
     draft: Draft,
-    logits: Any,  # noqa: ANN401 - NumPy or any DLPack producer
+    logits: Any,
     params: SamplingParams | None = None,
     *,
     rule: str = "auto",
@@ -33,7 +33,7 @@ def verify(
     position: int,
     history: Sequence[int] | None = None,
     prompt_len: int = 0,
-    bitmask: Any = None,  # noqa: ANN401 - NumPy or any DLPack producer
+    bitmask: Any = None,
     processors: Sequence[Callable[..., Any]] = (),
     top_logprobs: int = 0,
     lossy: object | None = None,
@@ -106,7 +106,7 @@ def verify(
 
 def expected_accepted(
     draft: Draft,
-    logits: Any,  # noqa: ANN401 - NumPy or any DLPack producer
+    logits: Any,
     params: SamplingParams | None = None,
     rule: str = "auto",
 ) -> float:
@@ -142,7 +142,7 @@ def expected_accepted(
     return _core.expected_accepted(draft, _on_host(logits), chosen._core, rule)
 
 
-def alpha_star(p: Any, q: Any, n: int, law: str) -> float:  # noqa: ANN401 - float arrays
+def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     """The largest acceptance probability of any lossless rule at one node.
 
     The bound is min over sets H of tokens of ``p(H) + 1 - Pr[all drafts lie in H]``. Subtract a
@@ -183,7 +183,7 @@ def _check_supported(params: SamplingParams) -> None:
         _refuse(params.unsupported[0])
 
 
-def _on_host(tensor: Any) -> Any:  # noqa: ANN401 - whatever came in
+def _on_host(tensor: Any) -> Any:
     """The tensor itself, or its copy on the host where it lives on a device."""
     if getattr(tensor, "requires_grad", False):
         tensor = tensor.detach()
@@ -209,7 +209,7 @@ def _check_history(history: Sequence[int], prompt_len: int, position: int) -> No
         raise ParamsError(message, slug="param_out_of_range")
 
 
-def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:  # noqa: ANN401 - int array
+def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:
     """Which entries of a contiguous KV cache a verdict keeps, and where they go.
 
     Args:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
-_DRAFT_TOKENS = 8
+# Long drafts pay on text that copies; matches of one token only cost time on text that does not.
+_DRAFTERS: dict[str, dict[str, int]] = {
+    "suffix": {"num_tokens": 16, "min_match": 2},
+    "ngram": {"num_tokens": 8, "min_ngram": 2},
+}
 _GREEDY = mv.SamplingParams(temperature=0.0)
 _SAMPLED = mv.SamplingParams(temperature=0.8, top_p=0.95)
 _WAYS = ("transformers", "plain", "speculative")
@@ -310,7 +314,7 @@ def _report(
     data = {
         "model": subject.name,
         "drafter": drafter,
-        "draft_tokens": _DRAFT_TOKENS,
+        "drafter_settings": _DRAFTERS[drafter],
         "seed": seed,
         "threads": policy.best,
         "thread_milliseconds": policy.milliseconds,
@@ -337,7 +341,7 @@ def _identity(same: Identity) -> str:
 
 def _drafter(name: str) -> Any:
     kind = mv.drafters.Suffix if name == "suffix" else mv.drafters.NGram
-    return kind(num_tokens=_DRAFT_TOKENS)
+    return kind(**_DRAFTERS[name])
 
 
 def _tensor(ids: Sequence[int]) -> torch.Tensor:

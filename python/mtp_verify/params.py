@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from mtp_verify._core import CoreParams
@@ -63,16 +64,14 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Checks the ranges; the core's form is made once and kept."""
-        for name, kinds, wanted in (
-            ("temperature", (int, float), "a number"),
-            ("top_p", (int, float), "a number"),
-            ("min_p", (int, float), "a number"),
-            ("top_k", (int,), "an integer"),
+        for name, kind, wanted in (
+            ("temperature", Real, "a number"),
+            ("top_p", Real, "a number"),
+            ("min_p", Real, "a number"),
+            ("top_k", Integral, "an integer"),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not (
-                isinstance(value, kinds) or hasattr(value, "__index__")
-            ):
+            if isinstance(value, bool) or not isinstance(value, kind):
                 message = f"{name}: found {value!r}, wanted {wanted}"
                 raise ParamsError(message, slug="param_out_of_range")
         _ = self._core

@@ -80,7 +80,7 @@ def measure(
         UnsupportedModelError: the model cannot decode.
     """
     cores = num_cores()
-    tried = sorted(set(_default_counts(cores) if counts is None else counts))
+    tried = _default_counts(cores) if counts is None else sorted(set(counts))
     if not tried or tried[0] < 1 or not widths or min(widths) < 1 or rounds < 1:
         msg = "counts, widths and rounds must be at least 1, and none of them empty"
         raise ParamsError(msg, slug="bad_measurement")
@@ -124,7 +124,7 @@ def _default_counts(cores: int) -> list[int]:
     counts = [1]
     while counts[-1] * 2 <= cores:
         counts.append(counts[-1] * 2)
-    return [*counts, cores]
+    return sorted({*counts, cores})
 
 
 def _step(target: Target, cache: Any, width: int, keep: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 mod errors;
 mod ngram;
+mod shape;
 mod tensor;
 mod types;
 
@@ -42,6 +43,15 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
     }
 }
 
+/// A size from Python, where every int is possible.
+fn size(name: &'static str, value: i64) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
+        name,
+        value: value.to_string(),
+        wanted: "an integer >= 0",
+    })
+}
+
 const LOGITS: &str = "float32, float16 or bfloat16";
 
 #[pyfunction]
@@ -62,7 +72,7 @@ fn verify_draft(
     let drafter = draft.drafter()?;
     let verdict = enter(py, || {
         draft.check_columns(raw.num_cols())?;
-        verify::verify(&draft.draft, drafter, raw, params, rule, Noise { seed, position })
+        verify::verify(&draft.core, drafter, raw, params, rule, Noise { seed, position })
     })?;
     Ok(Verdict { verdict })
 }
@@ -82,7 +92,7 @@ fn expected_accepted(
     let drafter = draft.drafter()?;
     enter(py, || {
         draft.check_columns(raw.num_cols())?;
-        verify::expected_accepted(&draft.draft, drafter, raw, params, rule)
+        verify::expected_accepted(&draft.core, drafter, raw, params, rule)
     })
 }
 
@@ -220,6 +230,14 @@ fn certify_rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
         .collect()
 }
 
+/// Panics, to show in a test that the gate holds.
+#[pyfunction]
+#[pyo3(name = "_panic")]
+#[allow(clippy::panic)]
+fn panic_at_the_gate(py: Python<'_>) -> PyResult<()> {
+    enter(py, || panic!("on request"))
+}
+
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
@@ -252,5 +270,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(best_rule, module)?)?;
     module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
-    ngram::register(module)
+    module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
+    ngram::register(module)?;
+    shape::register(module)
 }

@@ -134,7 +134,7 @@ enum Given {
 /// A tree of drafted tokens, the law they were made by, and the drafter's rows.
 #[pyclass(frozen, module = "mtp_verify")]
 pub(super) struct Draft {
-    pub(super) draft: law::Draft,
+    pub(super) core: law::Draft,
     given: Given,
     index: Vec<i64>,
     vocab: Option<Vec<(u32, u32)>>,
@@ -184,7 +184,7 @@ impl Draft {
     }
 
     fn check_rows(&self) -> PyResult<()> {
-        let law = self.draft.law();
+        let law = self.core.law();
         let fail = |error: Error| Err(to_py(&error));
         let has_rows = !matches!(self.given, Given::None);
         if has_rows && !law.is_sampled() {
@@ -192,8 +192,8 @@ impl Draft {
                           which the tokens were sampled";
             return fail(Error::LawData { law: law.name(), reason });
         }
-        let count = self.draft.num_nodes();
-        let sampled: Vec<usize> = (1..count).filter(|&node| self.draft.is_sampled(node)).collect();
+        let count = self.core.num_nodes();
+        let sampled: Vec<usize> = (1..count).filter(|&node| self.core.is_sampled(node)).collect();
         if !has_rows && !sampled.is_empty() {
             let reason = "needs the rows that its tokens were sampled from: pass probs, or logits \
                           and params";
@@ -209,7 +209,7 @@ impl Draft {
             },
         };
         for node in sampled {
-            let parent = self.draft.tree().parent(node).unwrap_or(0);
+            let parent = self.core.tree().parent(node).unwrap_or(0);
             let row = self.index[parent];
             if row < 0 || row as usize >= num_rows {
                 return fail(Error::MissingRow { node, parent, row });
@@ -217,7 +217,7 @@ impl Draft {
             let Source::Probabilities(raw) = drafter.source else {
                 continue;
             };
-            let token = self.draft.token(node);
+            let token = self.core.token(node);
             let column = drafter.column(token).filter(|&c| (c as usize) < raw.num_cols());
             let q = column.map_or(0.0, |column| raw.value(row as usize, column as usize));
             if !(q > 0.0 && q.is_finite()) {
@@ -276,7 +276,7 @@ impl Draft {
     ) -> PyResult<Self> {
         let law = Law::parse(law).map_err(|error| to_py(&error))?;
         let tokens = integers(tokens, "tokens")?;
-        let draft = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)
+        let core = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)
             .map_err(|error| to_py(&error))?;
         let given = match (probs, logits) {
             (None, None) => Given::None,
@@ -304,7 +304,7 @@ impl Draft {
                 (raw.num_rows(), raw.num_cols())
             }
         };
-        let count = draft.num_nodes();
+        let count = core.num_nodes();
         let index = match rows {
             None => (0..count).map(|i| if i < shape.0 { i as i64 } else { -1 }).collect(),
             Some(rows) => integers(rows, "rows")?,
@@ -319,7 +319,7 @@ impl Draft {
         let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
         let vocab =
             vocab.map(|map| vocabulary(map, shape.1)).transpose().map_err(|error| to_py(&error))?;
-        let made = Self { draft, given, index, vocab };
+        let made = Self { core, given, index, vocab };
         made.check_rows()?;
         Ok(made)
     }
@@ -343,27 +343,27 @@ impl Draft {
 
     #[getter]
     fn tree(&self) -> TokenTree {
-        TokenTree(self.draft.tree().clone())
+        TokenTree(self.core.tree().clone())
     }
 
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, self.draft.tokens())
+        PyArray1::from_slice(py, self.core.tokens())
     }
 
     #[getter]
     fn law(&self) -> &'static str {
-        self.draft.law().name()
+        self.core.law().name()
     }
 
     #[getter]
     fn num_nodes(&self) -> usize {
-        self.draft.num_nodes()
+        self.core.num_nodes()
     }
 
     #[getter]
     fn sampled(&self) -> Vec<bool> {
-        (0..self.draft.num_nodes()).map(|node| self.draft.is_sampled(node)).collect()
+        (0..self.core.num_nodes()).map(|node| self.core.is_sampled(node)).collect()
     }
 
     fn validate(&self) -> PyResult<()> {
@@ -376,8 +376,8 @@ impl Draft {
     }
 
     fn __repr__(&self) -> String {
-        let tokens = &self.draft.tokens()[1..];
-        format!("Draft({} tokens, law={:?})", tokens.len(), self.draft.law().name())
+        let tokens = &self.core.tokens()[1..];
+        format!("Draft({} tokens, law={:?})", tokens.len(), self.core.law().name())
     }
 }
 

@@ -232,7 +232,7 @@ fn line(rule: &'static str, core: Core, law: Law) -> Result<Line> {
                 if exact.distance > worst {
                     worst = exact.distance.clone();
                 }
-                let difference = float.law.largest_difference(&exact.law.map(&Weight::to_f64));
+                let difference = float.law.largest_difference(&exact.law.map(Weight::to_f64));
                 line.f64_difference = line.f64_difference.max(difference);
                 if shaping == "plain" {
                     let at = format!("{} {shape:?}", model.name);
@@ -245,6 +245,8 @@ fn line(rule: &'static str, core: Core, law: Law) -> Result<Line> {
     Ok(line)
 }
 
+#[cfg(test)]
+mod append_only;
 #[cfg(test)]
 mod multi_path_tests;
 #[cfg(test)]

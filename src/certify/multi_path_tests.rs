@@ -90,7 +90,7 @@ fn multi_path_blocks_give_the_stated_lengths() {
         let exact = run(&model(name), &case, Core::Gbv).unwrap();
         assert_eq!((exact.distance, exact.expected), (r(0, 1), wanted), "{name}");
         let float = run(&model(name).to_f64(), &case, Core::Gbv).unwrap();
-        let difference = float.law.largest_difference(&exact.law.map(&Weight::to_f64));
+        let difference = float.law.largest_difference(&exact.law.map(Weight::to_f64));
         assert!(difference <= F64_TOLERANCE, "{name}: {difference}");
     }
     let wider: [(&str, &'static [usize]); 3] = [("A", &[3, 1]), ("B", &[3, 1]), ("A", &[3, 1, 1])];

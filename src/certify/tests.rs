@@ -17,9 +17,11 @@ pub(super) fn model(name: &str) -> Rows<R> {
     model.rows(&WeightParams::neutral())
 }
 
+type Expected = (&'static str, &'static [usize], Law, f64, f64, f64);
+
 /// Expected emitted tokens: model, shape, law, then target-only, topdown and lifted to four
 /// decimals; -1 where the specification leaves a blank (verification.md 11).
-const TABLE: &[(&str, &[usize], Law, f64, f64, f64)] = &[
+const TABLE: &[Expected] = &[
     ("A", &[1, 1], Law::Chain, 1.6420, 2.1111, 2.2222),
     ("A", &[1, 1], Law::Deterministic, 1.4444, 1.4444, 1.4444),
     ("A", &[2, 1], Law::Iid, 1.9630, 2.2963, 2.4074),
@@ -160,14 +162,8 @@ fn three_tokens_over_several_steps_have_the_target_s_law() {
 
 /// The law of what one rule emits for one given draft.
 pub(super) fn law_of(rows: &Rows<R>, draft: &Draft, core: Core) -> Vec<(Vec<u32>, R)> {
-    let paths: Vec<Vec<u32>> = (0..draft.num_nodes())
-        .map(|node| draft.tree().path(node).iter().map(|&n| draft.token(n as usize)).collect())
-        .collect();
     let outcomes = enumerate(|choices| {
-        let mut view = DenseView {
-            target: paths.iter().map(|path| rows.target(path).to_vec()).collect(),
-            drafter: paths.iter().map(|path| rows.drafter(path).to_vec()).collect(),
-        };
+        let mut view = growth::view(rows, draft);
         verify::decide(core, draft, &mut view, choices)
     })
     .unwrap();

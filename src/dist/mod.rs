@@ -8,6 +8,7 @@
 //! Logits are divided by the temperature in `f32`, as transformers and vLLM do, so that values that
 //! become equal there are equal here; probabilities and sums are `f64`.
 
+mod best;
 mod scratch;
 mod select;
 pub mod weights;
@@ -101,10 +102,11 @@ impl Params {
 }
 
 /// A row after shaping: token `x` with scaled logit `y` has probability
-/// `exp(y - max) / total` if it is kept, which is `y > cut`, or `y == cut` and `x < tie_end`.
+/// `exp(y - origin) / total` if it is kept, which is `y > cut`, or `y == cut` and `x < tie_end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shaped {
-    max: f32,
+    /// The maximum, or a number not far from it.
+    origin: f32,
     total: f64,
     cut: f32,
     tie_end: u32,
@@ -179,8 +181,8 @@ impl<'a> ShapedRows<'a> {
 
     /// Reads a row (once if nothing truncates it) and returns its five numbers.
     ///
-    /// Leaves the sums of its blocks in `scratch`, so that a draw from the row that was shaped last
-    /// finds its block without another pass.
+    /// Where the sums of its blocks came up, they stay in `scratch`: a draw from the row that was
+    /// shaped last then finds its block without another pass.
     ///
     /// # Errors
     /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
@@ -189,7 +191,13 @@ impl<'a> ShapedRows<'a> {
         if self.params.is_greedy() {
             let max = self.max(row, scratch)?;
             let token = self.first_maximum(row, max, scratch);
-            return Ok(Shaped { max, total: 1.0, cut: max, tie_end: token + 1, greedy: true });
+            return Ok(Shaped {
+                origin: max,
+                total: 1.0,
+                cut: max,
+                tie_end: token + 1,
+                greedy: true,
+            });
         }
         let shaped = if self.params.truncates() {
             let max = self.max(row, scratch)?;
@@ -197,37 +205,49 @@ impl<'a> ShapedRows<'a> {
         } else {
             self.sum_whole(row, scratch)?
         };
-        scratch.sums.remember(self.side, row);
+        if !scratch.sums.is_empty() {
+            scratch.sums.remember(self.side, row);
+        }
         Ok(shaped)
     }
 
-    /// The maximum and the sum of exponentials of a row in one pass: each block is summed relative
-    /// to the largest value so far, and the sums are brought to the final maximum at the end.
+    /// The sum of exponentials of a row in one pass over its memory.
+    ///
+    /// The origin is the largest value of the first block, and moves up only where a block's sum
+    /// shows a much larger one (or NaN, or `+inf`): that block is then read again, from L1. Sums
+    /// relative to earlier origins are brought to the last one at the end.
     fn sum_whole(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
-        let Scratch { buffers, sums, values: maxima, .. } = scratch;
-        maxima.clear();
-        let mut max = f32::NEG_INFINITY;
+        // A block of 1024 values within four nats of the origin stays below; a single value that is
+        // eleven above it does not. So the origin is never far below the maximum.
+        const LIMIT: f64 = 65_536.0;
+        let Scratch { buffers, sums, values: origins, .. } = scratch;
+        origins.clear();
+        let mut origin = f32::NEG_INFINITY;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
-            max = self.larger(row, max, (self.kernels.scan)(values))?;
-            maxima.push(max);
-            // The next block comes from memory while this one, in L1, keeps the processor busy.
-            self.raw.prefetch(row, start + BLOCK);
-            // Before the first value above -inf there is nothing to sum.
-            sums.push(if max == f32::NEG_INFINITY {
-                0.0
-            } else {
-                (self.kernels.sum_exp)(values, max, max + simd::EXP_FLOOR)
-            });
+            let mut sum = f64::INFINITY;
+            if origin > f32::NEG_INFINITY {
+                sum = (self.kernels.sum_exp)(values, origin, origin + simd::EXP_FLOOR);
+            }
+            if sum >= LIMIT {
+                origin = self.larger(row, origin, (self.kernels.scan)(values))?;
+                sum = match origin {
+                    f32::INFINITY => break,
+                    f32::NEG_INFINITY => 0.0,
+                    _ => (self.kernels.sum_exp)(values, origin, origin + simd::EXP_FLOOR),
+                };
+            }
+            sums.push(sum);
+            origins.push(origin);
         }
-        self.check_max(row, max)?;
-        for (sum, &seen) in sums.iter_mut().zip(&*maxima) {
-            if seen < max {
-                *sum *= (f64::from(seen) - f64::from(max)).exp();
+        self.check_max(row, origin)?;
+        for (sum, &seen) in sums.iter_mut().zip(&*origins) {
+            if seen < origin {
+                *sum *= (f64::from(seen) - f64::from(origin)).exp();
             }
         }
-        let cut = max + simd::EXP_FLOOR;
-        Ok(Shaped { max, total: sums.total(), cut, tie_end: u32::MAX, greedy: false })
+        let cut = origin + simd::EXP_FLOOR;
+        Ok(Shaped { origin, total: sums.total(), cut, tie_end: u32::MAX, greedy: false })
     }
 
     /// The largest scaled logit of a row.
@@ -295,11 +315,11 @@ impl<'a> ShapedRows<'a> {
         unreachable!("the maximum of row {row} stands in it")
     }
 
-    /// `exp(y - max)` of a kept token, 0 for others; divide by the total for the probability.
+    /// `exp(y - origin)` of a kept token, 0 for others; divide by the total for the probability.
     fn kept(&self, row: usize, shaped: &Shaped, token: u32) -> f64 {
         let y = self.scaled_value(row, token);
         let kept = y > shaped.cut || (y >= shaped.cut && token < shaped.tie_end);
-        if kept { f64::from(simd::exp(y - shaped.max)) } else { 0.0 }
+        if kept { f64::from(simd::exp(y - shaped.origin)) } else { 0.0 }
     }
 
     /// The probability of a token.
@@ -311,13 +331,13 @@ impl<'a> ShapedRows<'a> {
     pub fn log_probability(&self, row: usize, shaped: &Shaped, token: u32) -> f64 {
         let y = self.scaled_value(row, token);
         if y > shaped.cut || (y >= shaped.cut && token < shaped.tie_end) {
-            f64::from(y) - f64::from(shaped.max) - shaped.total.ln()
+            f64::from(y) - f64::from(shaped.origin) - shaped.total.ln()
         } else {
             f64::NEG_INFINITY
         }
     }
 
-    /// `out = scale * exp(y - max)` for the kept tokens of a block, 0 for the others.
+    /// `out = scale * exp(y - origin)` for the kept tokens of a block, 0 for the others.
     fn weigh(
         &self,
         row: usize,
@@ -329,7 +349,7 @@ impl<'a> ShapedRows<'a> {
     ) -> usize {
         let values = self.scaled(row, start, buffers);
         let out = &mut out[..values.len()];
-        (self.kernels.weigh)(values, shaped.max, shaped.cut, scale, out);
+        (self.kernels.weigh)(values, shaped.origin, shaped.cut, scale, out);
         let tie_end = (shaped.tie_end as usize).saturating_sub(start);
         if tie_end < out.len() {
             for (weight, &y) in out[tie_end..].iter_mut().zip(&values[tie_end..]) {

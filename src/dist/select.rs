@@ -10,6 +10,13 @@ use crate::simd::{self, BLOCK};
 const RESOLUTION: f32 = 64.0;
 const BUCKETS: usize = 2048;
 
+/// Tokens within so many nats of the maximum are tried first for top-p; the rows of language models
+/// have few of them, and these hold most of the mass.
+const NEAR: f32 = 8.0;
+
+/// More tokens than this are not ranked.
+const MANY: usize = 8192;
+
 /// Up to this `k`, top-k keeps a small list of candidates; above, it selects in a copy of the row.
 const SMALL_K: usize = 4096;
 
@@ -18,11 +25,11 @@ impl ShapedRows<'_> {
     pub(super) fn truncate(&self, row: usize, max: f32, scratch: &mut Scratch) -> Shaped {
         let params = &self.params;
         let cut = max + simd::EXP_FLOOR;
-        let mut whole = Shaped { max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
+        let mut whole = Shaped { origin: max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
         let shaped = &mut whole;
         // min-p keeps exp(y - max) >= min_p: a cut that depends on the maximum alone.
         let min_p_cut = if params.min_p > 0.0 {
-            round_up(f64::from(shaped.max) + params.min_p.ln())
+            round_up(f64::from(shaped.origin) + params.min_p.ln())
         } else {
             f32::NEG_INFINITY
         };
@@ -34,26 +41,25 @@ impl ShapedRows<'_> {
             let cut = self.kth_largest(row, params.top_k, scratch);
             raise(shaped, cut);
         }
+        let mut kept = None;
         if params.top_p < 1.0 {
-            if small_k && params.top_k <= SMALL_K {
-                self.nucleus_of_few(row, shaped, scratch);
-            } else {
-                self.nucleus(row, shaped, scratch);
-            }
+            kept = self.nucleus(row, shaped, scratch);
         }
-        if params.preset == Preset::Transformers {
+        if params.preset == Preset::Transformers && min_p_cut > shaped.cut {
             raise(shaped, min_p_cut);
+            kept = None;
         }
-        shaped.total = self.total(row, shaped, scratch);
+        shaped.total = kept.unwrap_or_else(|| self.total(row, shaped, scratch));
         whole
     }
 
+    /// The sum over the kept tokens; leaves the sums of the blocks in `scratch`.
     fn total(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
         let Scratch { buffers, weights, sums, .. } = scratch;
         for start in self.raw.blocks() {
             sums.push(if shaped.tie_end == u32::MAX {
                 let values = self.scaled(row, start, buffers);
-                (self.kernels.sum_exp)(values, shaped.max, shaped.cut)
+                (self.kernels.sum_exp)(values, shaped.origin, shaped.cut)
             } else {
                 let len = self.weigh(row, shaped, start, 1.0, buffers, weights);
                 (self.kernels.sum)(&weights[..len])
@@ -68,6 +74,7 @@ impl ShapedRows<'_> {
         let Scratch { buffers, values: best, .. } = scratch;
         best.clear();
         if k > SMALL_K {
+            best.reserve_exact(self.num_cols());
             for start in self.raw.blocks() {
                 best.extend_from_slice(self.scaled(row, start, buffers));
             }
@@ -94,26 +101,47 @@ impl ShapedRows<'_> {
         *best.select_nth_unstable_by(k - 1, descending).1
     }
 
-    /// top-p among the few tokens that top-k left: they are ranked.
-    fn nucleus_of_few(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+    /// top-p, among the tokens near the maximum if these few hold enough mass; then their sum is
+    /// returned, and nothing else of the row need be read again.
+    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) -> Option<f64> {
+        let p = self.params.top_p;
+        let floor = shaped.cut.max(shaped.origin - NEAR);
+        let is_ranked = self.rank_above(row, floor, scratch);
+        let near: f64 = scratch.ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
+        if is_ranked && floor <= shaped.cut {
+            return Some(cut_after(&scratch.ranked, 0.0, p * near, shaped));
+        }
+        let goal = p * self.total(row, shaped, scratch);
+        scratch.sums.forget();
+        if is_ranked && near >= goal {
+            return Some(cut_after(&scratch.ranked, 0.0, goal, shaped));
+        }
+        self.nucleus_of_many(row, goal, shaped, scratch);
+        None
+    }
+
+    /// Ranks the tokens that are not below `floor`; false if there are too many of them.
+    fn rank_above(&self, row: usize, floor: f32, scratch: &mut Scratch) -> bool {
         let Scratch { buffers, ranked, .. } = scratch;
         ranked.clear();
-        let below = shaped.cut.next_down();
+        let below = floor.next_down();
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let mut at = (self.kernels.first_above)(values, below, 0);
             while at < values.len() {
+                if ranked.len() == MANY {
+                    return false;
+                }
                 ranked.push((values[at], (start + at) as u32));
                 at = (self.kernels.first_above)(values, below, at + 1);
             }
         }
         rank(ranked);
-        let total: f64 = ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
-        cut_after(ranked, 0.0, self.params.top_p * total, shaped);
+        true
     }
 
     /// top-p over a whole row: mass by distance below the maximum, then one bucket is ranked.
-    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) {
+    fn nucleus_of_many(&self, row: usize, goal: f64, shaped: &mut Shaped, scratch: &mut Scratch) {
         let Scratch { buffers, weights, ranked, mass, steps, .. } = scratch;
         mass.clear();
         mass.resize(BUCKETS, 0.0);
@@ -121,14 +149,13 @@ impl ShapedRows<'_> {
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let len = values.len();
-            (self.kernels.weigh)(values, shaped.max, shaped.cut, 1.0, &mut weights[..len]);
+            (self.kernels.weigh)(values, shaped.origin, shaped.cut, 1.0, &mut weights[..len]);
             let steps = &mut steps[..len];
-            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
             for (&step, &weight) in steps.iter().zip(&weights[..len]) {
                 mass[step as usize] += weight;
             }
         }
-        let goal = self.params.top_p * mass.iter().sum::<f64>();
         let mut before = 0.0;
         let mut crossing = 0;
         while crossing + 1 < BUCKETS && before + mass[crossing] < goal {
@@ -136,10 +163,12 @@ impl ShapedRows<'_> {
             crossing += 1;
         }
         ranked.clear();
+        // A flat row may share one bucket; growing step by step would hold it twice.
+        ranked.reserve_exact(self.num_cols());
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
             let steps = &mut steps[..values.len()];
-            (self.kernels.buckets)(values, shaped.max, RESOLUTION, BUCKETS as u32, steps);
+            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
             for (at, &step) in steps.iter().enumerate() {
                 if step as usize == crossing && values[at] >= shaped.cut {
                     ranked.push((values[at], (start + at) as u32));
@@ -152,7 +181,7 @@ impl ShapedRows<'_> {
 }
 
 fn weight(y: f32, shaped: &Shaped) -> f64 {
-    f64::from(simd::exp(y - shaped.max))
+    f64::from(simd::exp(y - shaped.origin))
 }
 
 /// Largest first, equal ones by ascending token.
@@ -163,20 +192,21 @@ fn rank(list: &mut [(f32, u32)]) {
     });
 }
 
-/// Keeps a ranked token while the mass before it is below `goal`, and sets the cut behind the last.
-fn cut_after(ranked: &[(f32, u32)], mut before: f64, goal: f64, shaped: &mut Shaped) {
+/// Keeps a ranked token while the mass before it is below `goal`, and sets the cut behind the last;
+/// returns the mass up to there.
+fn cut_after(ranked: &[(f32, u32)], mut before: f64, goal: f64, shaped: &mut Shaped) -> f64 {
     let mut kept = 0;
     while kept < ranked.len() && (before < goal || kept == 0) {
         before += weight(ranked[kept].0, shaped);
         kept += 1;
     }
-    let Some(&(cut, token)) = kept.checked_sub(1).and_then(|last| ranked.get(last)) else {
-        return;
-    };
-    shaped.cut = cut;
-    // Ranked, so the next one is not above the cut: it ties if it is not below.
-    let tied = ranked.get(kept).is_some_and(|next| next.0 >= cut);
-    shaped.tie_end = if tied { token + 1 } else { u32::MAX };
+    if let Some(&(cut, token)) = kept.checked_sub(1).and_then(|last| ranked.get(last)) {
+        shaped.cut = cut;
+        // Ranked, so the next one is not above the cut: it ties if it is not below.
+        let tied = ranked.get(kept).is_some_and(|next| next.0 >= cut);
+        shaped.tie_end = if tied { token + 1 } else { u32::MAX };
+    }
+    before
 }
 
 fn raise(shaped: &mut Shaped, cut: f32) {

@@ -149,15 +149,10 @@ impl Draft {
 
     fn check_law(&self) -> Result<()> {
         let law = self.law.name();
-        if self.law == Law::Chain {
-            if let Some(node) = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1))
-            {
-                return Err(Error::LawShape {
-                    node,
-                    law,
-                    reason: "is one path: the parent of node i is node i - 1",
-                });
-            }
+        let forks = (1..self.num_nodes()).find(|&n| self.tree.parent(n) != Some(n - 1));
+        if let (Law::Chain, Some(node)) = (self.law, forks) {
+            let reason = "is one path: the parent of node i is node i - 1";
+            return Err(Error::LawShape { node, law, reason });
         }
         if self.sampled[0] {
             return Err(Error::LawShape {
@@ -205,6 +200,18 @@ impl Draft {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a draft whose tokens are not a function of the past.
+    ///
+    /// # Errors
+    /// [`Error::LawData`] names the law found.
+    pub fn check_deterministic(&self) -> Result<()> {
+        if self.law == Law::Deterministic {
+            return Ok(());
+        }
+        let reason = "cannot be merged with other sources: only deterministic trees can";
+        Err(Error::LawData { law: self.law.name(), reason })
     }
 
     /// The draft's tree.

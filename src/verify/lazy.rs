@@ -109,6 +109,15 @@ impl<'a> LazyView<'a> {
         Ok(shaped)
     }
 
+    /// What reads the target's row after `node` beyond what a rule asks for.
+    pub(crate) fn target_row(
+        &mut self,
+        node: usize,
+    ) -> Result<(ShapedRows<'a>, Shaped, &mut Scratch)> {
+        let shaped = self.shaped_target(node)?;
+        Ok((self.target, shaped, &mut self.scratch))
+    }
+
     /// The shape of the drafter's row after `node`, when the drafter's rows are logits.
     fn shaped_drafter(&mut self, rows: &ShapedRows<'a>, node: usize, row: usize) -> Result<Shaped> {
         if let Some(shaped) = self.shaped_drafter[node] {
@@ -169,7 +178,7 @@ impl<'a> LazyView<'a> {
         }
         let mut drafted = Some(0.0);
         for start in (0..self.target.num_cols()).step_by(BLOCK) {
-            let block = self.fill(parts, start, true);
+            let block = self.fill(parts, start);
             self.sums.sums.push(block.sum);
             self.sums.total += block.sum;
             drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
@@ -183,7 +192,7 @@ impl<'a> LazyView<'a> {
     fn check_drafter(&self, parts: &Parts<'_>, sum: Option<f64>) -> Result<()> {
         match (parts.drafter, self.drafter.source, sum) {
             (Some((row, _)), Source::Probabilities(raw), sum)
-                if sum.is_none_or(|sum| !((sum - 1.0).abs() <= SUM_TOLERANCE)) =>
+                if !sum.is_some_and(|sum| (sum - 1.0).abs() <= SUM_TOLERANCE) =>
             {
                 check_distribution(&raw, row)
             }
@@ -191,8 +200,8 @@ impl<'a> LazyView<'a> {
         }
     }
 
-    /// Writes a block of the mixture's weights; with `check`, also looks at the drafter's values.
-    fn fill(&mut self, parts: &Parts<'_>, start: usize, check: bool) -> Block {
+    /// Writes a block of the mixture's weights.
+    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> Block {
         let Scratch { buffers, weights, taken, .. } = &mut self.scratch;
         let kernels = Kernels::best();
         let len = self.target.probabilities(
@@ -217,15 +226,22 @@ impl<'a> LazyView<'a> {
                 }
                 _ => taken[..len].fill(0.0),
             }
-            let taken = &mut taken[..len];
-            if check {
-                let legal = !(kernels.has_negative)(taken);
-                block.drafted = legal.then(|| (kernels.sum)(taken));
-            }
+            let mut forced = 0.0;
             for token in inside(parts.set, start, len) {
+                forced += taken[token];
                 taken[token] = 0.0;
             }
-            block.sum = subtract(kernels, weights, taken, parts.mix);
+            let seen = (kernels.subtract)(weights, &taken[..len], parts.mix.b);
+            block.sum = seen.left;
+            block.drafted = (!seen.has_negative).then_some(seen.taken + forced);
+            let floor = parts.mix.floor;
+            if floor > 0.0 {
+                self.target.probabilities(parts.node, &parts.target, start, floor, buffers, taken);
+                for (weight, &least) in weights.iter_mut().zip(&*taken) {
+                    *weight = weight.max(least);
+                }
+                touched = true;
+            }
         }
         for token in inside(&parts.mix.removed, start, len) {
             weights[token] = 0.0;
@@ -236,18 +252,6 @@ impl<'a> LazyView<'a> {
         }
         block
     }
-}
-
-/// `weights` (a p) become `max(a p - b q, floor p)`; returns their sum.
-fn subtract(kernels: &Kernels, weights: &mut [f64], taken: &[f64], mix: &Mix<f64>) -> f64 {
-    if mix.floor <= 0.0 {
-        return (kernels.subtract)(weights, taken, mix.b);
-    }
-    let kept = mix.floor / mix.a;
-    for (weight, &q) in weights.iter_mut().zip(taken) {
-        *weight = f64::max(*weight - mix.b * q, kept * *weight);
-    }
-    (kernels.sum)(weights)
 }
 
 /// What filling a block tells.
@@ -379,7 +383,7 @@ impl LazyCells<'_, '_> {
     /// Calls `each` with every block's start and weights.
     fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
         for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
-            let block = self.view.fill(&self.parts, start, false);
+            let block = self.view.fill(&self.parts, start);
             each(start, &self.view.scratch.weights[..block.len]);
         }
     }
@@ -420,7 +424,7 @@ impl Cells<f64> for LazyCells<'_, '_> {
         }
         let (index, mut before) = block.ok_or_else(nothing_left)?;
         let start = index * BLOCK;
-        let block = self.view.fill(&self.parts, start, false);
+        let block = self.view.fill(&self.parts, start);
         let mut last = None;
         for (token, &weight) in self.view.scratch.weights[..block.len].iter().enumerate() {
             if weight > 0.0 {

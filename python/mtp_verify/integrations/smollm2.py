@@ -148,16 +148,20 @@ def load(dtype: str | torch.dtype = "bfloat16", *, progress: bool = True) -> tup
 def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
     """De-quantise `gguf` and write a plain checkpoint into `folder`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     source = str(gguf.parent)
+    # Early versions of transformers 5 always de-quantise, and have no setting for it.
+    settings = getattr(transformers, "GgufConfig", None)
+    options = {} if settings is None else {"quantization_config": settings(dequantize=True)}
     with contextlib.nullcontext() if progress else _quiet_bars():
         packed = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=gguf.name,
             dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
+            **options,
         )
     if not isinstance(packed, LlamaForCausalLM):
         msg = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"
@@ -179,11 +183,12 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
 
 def _publish(scratch: Path, folder: Path) -> None:
     """Rename a finished folder into place; keep the other one if somebody was faster."""
-    # mkdtemp makes the folder private; its files carry ordinary permissions already.
+    # Temporary folders, and the weights file, are written private: give them ordinary permissions.
     umask = os.umask(0)
     os.umask(umask)
     scratch.chmod(0o777 & ~umask)
     for path in scratch.iterdir():
+        path.chmod(0o666 & ~umask)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if folder.exists() and not _is_complete(folder):

@@ -156,6 +156,11 @@ def test_prompt_is_run_once_and_each_token_once():
     Decoder(target, Model(own, num_tokens=3), GREEDY).generate([0, 1, 2, 3, 4], max_new_tokens=9)
     # After full acceptance the last drafted token is run together with the verifier's own.
     assert calls == [5, 1, 1, 2, 1, 1]
+    # After a rejection the accepted tokens' entries are kept: only the verifier's own token is run.
+    calls.clear()
+    other = TableTarget(lambda path: eye[5 if path[-1] == 3 else (path[-1] + 1) % 8], 8)
+    Decoder(other, Model(own, num_tokens=3), GREEDY).generate([0, 1], max_new_tokens=7)
+    assert calls == [2, 1, 1, 1, 1, 1]
 
 
 def test_confidence_stop_comes_before_the_draw():
