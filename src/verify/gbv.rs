@@ -4,6 +4,7 @@
 //! Ranks the tokens after each prefix by how much the target prefers them to the drafter, selects the
 //! first of `K` sampled paths in the lexicographic order of ranks, and runs block verification on it
 //! against the law that the selected path has.
+//! Accepts more than `traversal` on few long paths, and less on many short ones: one path is tried.
 //!
 //! # Legal laws
 //! `iid` if the tree is `K` paths of one length from the root (equal prefixes stay separate nodes);

@@ -23,7 +23,6 @@ from tests.property.test_reference import GOLDEN, P, draft, row
 optimize = pytest.importorskip("scipy.optimize", reason="the oracle needs SciPy")
 sparse = pytest.importorskip("scipy.sparse", reason="the oracle needs SciPy")
 
-SLOW = pytest.mark.slow
 # model, shape, law: the optimum to four decimals.
 OPTIMUM = {
     ("A", (1, 1), "chain"): 2.2222,
@@ -60,8 +59,6 @@ OPTIMUM = {
     ("E", (2, 2), "top1"): 2.4300,
     ("E", (1, 1, 1), "chain"): 1173 / 500,
     ("B", (1, 1, 1), "chain"): 209 / 72,
-}
-LONG = {
     ("D", (2, 2), "iid"): 3.0000,
     ("D", (2, 2), "swor"): 3.0000,
     ("D", (2, 2), "top1"): 3.0000,
@@ -109,11 +106,9 @@ def optimum(model, shape, law):
     return -solved.fun
 
 
-@pytest.mark.parametrize(
-    ("model", "shape", "law"), [*OPTIMUM, *(pytest.param(*case, marks=SLOW) for case in LONG)]
-)
+@pytest.mark.parametrize(("model", "shape", "law"), OPTIMUM)
 def test_optimum_is_the_tables(model, shape, law):
-    wanted = (OPTIMUM | LONG)[model, shape, law]
+    wanted = OPTIMUM[model, shape, law]
     assert optimum(model, shape, law) == pytest.approx(wanted, abs=6e-5)
 
 
