@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from mtp_verify.params import SamplingParams
 
 __all__ = [
+    "MAX_NODES",
     "CommitPlan",
     "CoreParams",
     "Draft",
@@ -18,6 +19,7 @@ __all__ = [
     "allocate",
     "alpha_star",
     "best_rule",
+    "_panic",
     "build_info",
     "certify",
     "commit_plan",
@@ -33,6 +35,8 @@ __all__ = [
     "top_tokens",
     "verify",
 ]
+
+MAX_NODES: int
 
 @final
 class CoreParams:

@@ -48,7 +48,7 @@ __all__ = [
 
 _NEUTRAL = SamplingParams()
 _SEEDS = 1 << 64
-_UNLIMITED = (1 << 16) - 1  # A tree holds no more nodes, the root aside.
+_UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
 class Grower:

@@ -16,6 +16,7 @@ use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
 use crate::rows::RawRows;
 use crate::simd::Kernels;
+use crate::tree::MAX_NODES;
 use crate::verify::law::Law;
 use crate::verify::lazy::check_distribution;
 use crate::verify::{self, Core, Noise, RULES, optimum};
@@ -254,6 +255,7 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// The compiled core.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_NODES", MAX_NODES)?;
     module.add_class::<CoreParams>()?;
     module.add_class::<TokenTree>()?;
     module.add_class::<Draft>()?;
