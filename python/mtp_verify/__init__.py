@@ -42,23 +42,28 @@ __all__ = [
     "__version__",
     "best_rule",
     "build_info",
+    "certify",
     "commit_plan",
     "derive_seed",
     "drafters",
     "hf",
     "rules",
+    "testing",
     "verify",
 ]
 
-# Parts that need torch or transformers: public name -> module, and attribute if it is not a module.
+# Parts that load on first use, most of which need torch: public name -> module, and attribute if it
+# is not a module.
 _LAZY = {
+    "certify": ("mtp_verify.certification", "certify"),
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "testing": ("mtp_verify.testing", None),
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - modules and classes
+def __getattr__(name: str) -> Any:
     """Loads the parts that need torch on first use."""
     if name not in _LAZY:
         message = f"module {__name__!r} has no attribute {name!r}"
