@@ -16,7 +16,7 @@ _SEEDS = 1 << 64
 
 def verify(
     draft: Draft,
-    logits: Any,
+    logits: Any,  # noqa: ANN401 - NumPy or any DLPack producer
     params: SamplingParams | None = None,
     *,
     rule: str = "auto",
@@ -24,7 +24,7 @@ def verify(
     position: int,
     history: Sequence[int] | None = None,
     prompt_len: int = 0,
-    bitmask: Any = None,
+    bitmask: Any = None,  # noqa: ANN401 - NumPy or any DLPack producer
     processors: Sequence[Callable[..., Any]] = (),
     top_logprobs: int = 0,
     lossy: object | None = None,
@@ -96,7 +96,7 @@ def verify(
     return _core.verify(draft, _on_host(logits), chosen._core, rule, seed, position)
 
 
-def _on_host(tensor: Any) -> Any:
+def _on_host(tensor: Any) -> Any:  # noqa: ANN401 - whatever came in
     """The tensor itself, or its copy on the host where it lives on a device."""
     if getattr(tensor, "requires_grad", False):
         tensor = tensor.detach()
@@ -122,7 +122,7 @@ def _check_history(history: Sequence[int], prompt_len: int, position: int) -> No
         raise ParamsError(message, slug="param_out_of_range")
 
 
-def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:
+def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:  # noqa: ANN401 - int array
     """Which entries of a contiguous KV cache a verdict keeps, and where they go.
 
     Args:

@@ -317,14 +317,14 @@ def _controls(
 
 
 def _tilted(probs: np.ndarray[Any, Any], tv: float) -> np.ndarray[Any, Any]:
-    """A law at a distance of `tv`, mass moved in proportion: the hardest bias to find."""
+    """A law at a distance of `tv`, mass moved in proportion where there is enough: the hardest."""
     order = np.argsort(-probs, kind="stable")
     up = np.zeros(len(probs), bool)
     up[order[::2]] = True
     gain, loss = probs[up].sum(), probs[~up].sum()
-    if loss == 0:  # one outcome only: any other one is wrong
-        moved = np.zeros(len(probs))
-        moved[order[1]] = min(1.0, tv)
-        return probs * (1 - min(1.0, tv)) + moved
-    tv = min(tv, loss)
-    return np.asarray(np.where(up, probs * (1 + tv / gain), probs * (1 - tv / loss)))
+    if tv <= loss:
+        return np.asarray(np.where(up, probs * (1 + tv / gain), probs * (1 - tv / loss)))
+    share = min(tv, 1.0)
+    mixed = probs * (1 - share)
+    mixed[order[-1]] += share
+    return np.asarray(mixed)

@@ -103,7 +103,7 @@ def _table(certificates: Sequence[Certificate]) -> Table:
             "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
             "mean over prompts.",
             "controls: plain sampling passed the same tests, and a sampler that is wrong by "
-            f"{2 * first.min_tv} failed them.",
+            f"{min(1.0, 2 * first.min_tv)} failed them.",
         ),
     )
 
