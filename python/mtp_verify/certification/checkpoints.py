@@ -72,11 +72,19 @@ def make_checkpoints(folder: Path, seed: int = 0) -> Checkpoints:
     Raises:
         ImportError: torch or transformers is missing.
     """
+    from transformers.utils import logging
+
     models = tiny_llama(seed), tiny_llama(seed, _DRAFTER_NOISE)
     folders = folder / "target", folder / "drafter"
-    for model, where in zip(models, folders, strict=True):
-        model.save_pretrained(where)
-        _tokenizer(model.config.vocab_size).save_pretrained(where)
+    has_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        for model, where in zip(models, folders, strict=True):
+            model.save_pretrained(where)
+            _tokenizer(model.config.vocab_size).save_pretrained(where)
+    finally:
+        if has_bars:
+            logging.enable_progress_bar()
     return Checkpoints(*folders, *models)
 
 
