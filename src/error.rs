@@ -254,6 +254,15 @@ impl Error {
         }
     }
 
+    /// The same error about another row: for rows that were read one by one.
+    #[must_use]
+    pub fn at_row(mut self, number: usize) -> Self {
+        if let Self::RowNotFinite { row, .. } | Self::RowEmpty { row, .. } = &mut self {
+            *row = number;
+        }
+        self
+    }
+
     /// The row that the error is about, if it is about one.
     pub fn row(&self) -> Option<usize> {
         match *self {

@@ -10,7 +10,8 @@
 //! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position.
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `verify`, `ngram` > `dist` > `rows` > `simd`;
+//! Modules import downwards only: `bindings` > `certify` > `shape` >
+//! `verify`, `ngram` > `dist` > `rows` > `simd`;
 //! `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no probabilities.
 
 pub mod certify;
@@ -25,6 +26,7 @@ pub mod ngram;
 pub mod num;
 pub mod rng;
 pub mod rows;
+pub mod shape;
 pub mod simd;
 pub mod tree;
 pub mod verify;

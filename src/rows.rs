@@ -65,6 +65,29 @@ impl<'a> RawRows<'a> {
         Self::new(Values::F32(values), values.len() / cols.max(1), cols, cols)
     }
 
+    /// One row as a matrix of its own.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if there is no such row.
+    pub fn row(&self, row: usize) -> Result<Self> {
+        if row >= self.rows {
+            return Err(Error::ShapeMismatch {
+                what: "rows",
+                found: format!("{} rows", self.rows),
+                wanted: format!("at least {}", row + 1),
+            });
+        }
+        let from = row * self.stride;
+        let range = from..from + self.cols;
+        let values = match self.values {
+            Values::F32(values) => Values::F32(&values[range]),
+            Values::F16(values) => Values::F16(&values[range]),
+            Values::Bf16(values) => Values::Bf16(&values[range]),
+            Values::F64(values) => Values::F64(&values[range]),
+        };
+        Self::new(values, 1, self.cols, self.cols)
+    }
+
     /// The number of rows.
     pub fn num_rows(&self) -> usize {
         self.rows

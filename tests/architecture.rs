@@ -22,11 +22,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rows", &["error", "simd"]),
     ("dist", &["error", "mutants", "num", "rows", "simd"]),
     ("verify", &["choice", "dist", "error", "mutants", "num", "rows", "simd", "tree"]),
+    ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
     (
         "certify",
         &[
             "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num", "rng", "rows",
-            "tree", "verify",
+            "shape", "tree", "verify",
         ],
     ),
 ];

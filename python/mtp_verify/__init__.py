@@ -45,21 +45,24 @@ __all__ = [
     "commit_plan",
     "derive_seed",
     "drafters",
+    "growers",
     "hf",
     "rules",
     "verify",
 ]
 
-# Parts that need torch or transformers: public name -> module, and attribute if it is not a module.
+# Parts loaded on first use, most of which need torch or transformers: public name -> module, and
+# attribute if it is not a module.
 _LAZY = {
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
+    "growers": ("mtp_verify.growers", None),
     "hf": ("mtp_verify.integrations.hf", None),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the parts that need torch on first use."""
+    """Loads the lazy parts on first use."""
     if name not in _LAZY:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,18 @@ from numpy.typing import NDArray
 from mtp_verify.params import SamplingParams
 
 __all__ = [
+    "MAX_NODES",
     "CommitPlan",
     "CoreParams",
     "Draft",
+    "Grower",
     "NGramIndex",
     "SuffixIndex",
     "TokenTree",
     "Verdict",
+    "allocate",
     "best_rule",
+    "_panic",
     "build_info",
     "certify",
     "lies",
@@ -22,10 +26,17 @@ __all__ = [
     "commit_plan",
     "derive_seed",
     "draw",
+    "merge",
+    "optimal_shape",
+    "path_shape",
     "rules",
     "shaped_row",
+    "stem_shape",
+    "top_tokens",
     "verify",
 ]
+
+MAX_NODES: int
 
 @final
 class CoreParams:
@@ -152,3 +163,59 @@ class SuffixIndex:
     @property
     def match_len(self) -> int: ...
     def __len__(self) -> int: ...
+
+_Start: TypeAlias = tuple[int, list[int], SamplingParams, int, int, Any | None]
+
+@final
+class Grower:
+    @staticmethod
+    def chain(
+        start: _Start, length: int, sampled: bool, min_top: float, min_path: float
+    ) -> Grower: ...
+    @staticmethod
+    def fixed(start: _Start, template: TokenTree, law: str, samples: int) -> Grower: ...
+    @staticmethod
+    def best_first(
+        start: _Start,
+        max_nodes: int,
+        max_depth: int,
+        max_children: int,
+        width: int,
+        min_score: float,
+        times: Sequence[float],
+    ) -> Grower: ...
+    @staticmethod
+    def stochastic(
+        start: _Start, max_nodes: int, max_depth: int, min_value: float, lookahead: int
+    ) -> Grower: ...
+    @staticmethod
+    def union(start: _Start, hits: Draft, counts: Sequence[int], max_nodes: int) -> Grower: ...
+    @staticmethod
+    def coupled(start: _Start, template: TokenTree) -> Grower: ...
+    def frontier(self) -> list[int]: ...
+    def extend(self, logits: Any) -> bool: ...
+    def best(self, most: int) -> tuple[list[int], list[int], list[int]]: ...
+    @property
+    def parents(self) -> NDArray[np.int64]: ...
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def sampled(self) -> list[bool]: ...
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+    @property
+    def law(self) -> str: ...
+    @property
+    def scores(self) -> list[float]: ...
+
+def stem_shape(length: int, counts: Sequence[int]) -> TokenTree: ...
+def path_shape(count: int, length: int) -> TokenTree: ...
+def optimal_shape(
+    acceptance: Sequence[float],
+    max_nodes: int,
+    max_depth: int,
+    times: tuple[Sequence[float], Sequence[float]] | None,
+) -> tuple[TokenTree, float]: ...
+def allocate(scores: Sequence[Sequence[float]], budget: int, minimum: int) -> list[int]: ...
+def merge(drafts: Sequence[Draft], max_nodes: int) -> tuple[list[int], list[int]]: ...
+def top_tokens(logits: Any, k: int) -> list[list[int]]: ...

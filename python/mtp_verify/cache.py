@@ -19,7 +19,7 @@ from mtp_verify.errors import CacheError, UnsupportedModelError
 if TYPE_CHECKING:
     from mtp_verify import CommitPlan
 
-__all__ = ["GrowingLayer", "ModelCache", "tree_mask"]
+__all__ = ["GrowingLayer", "ModelCache", "WindowLayer", "tree_mask"]
 
 # Stands for layers that read another layer's entries; early versions of transformers 5 have none.
 _DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
@@ -109,10 +109,43 @@ class GrowingLayer(DynamicLayer):
         self._buffers = (fresh[0], fresh[1])
 
 
+class WindowLayer(DynamicSlidingWindowLayer):
+    """A sliding-window layer that shows each forward its window and no more.
+
+    While the past is recorded for a rollback, early versions of transformers 5 show all of it,
+    which is more than the mask covers where two forwards come before a crop.
+    """
+
+    @classmethod
+    def from_layer(cls, layer: DynamicSlidingWindowLayer) -> WindowLayer:
+        """Take over a plain layer's entries and start to record its past."""
+        window = cls(layer.sliding_window)
+        window.__dict__.update(layer.__dict__)
+        window.activate_past_recording()
+        return window
+
+    def to_layer(self) -> DynamicSlidingWindowLayer:
+        """Return a plain layer with the same entries, none of them behind the window."""
+        if self.is_initialized:
+            self.crop(0)
+        plain = DynamicSlidingWindowLayer(self.sliding_window)
+        plain.__dict__.update(self.__dict__)
+        plain.record_past = False
+        return plain
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append entries (B, heads, n, width) and return those that the mask covers."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        num_visible = self.sliding_window - 1 + key_states.shape[-2]
+        return keys[:, :, -num_visible:], values[:, :, -num_visible:]
+
+
 class ModelCache:
     """A transformers dynamic cache as the decoder uses it: a length, commits, and a way out.
 
-    While it is in use, the full-attention layers are `GrowingLayer`s; `finish` puts plain ones
+    While it is in use, its layers are `GrowingLayer`s and `WindowLayer`s; `finish` puts plain ones
     back.
 
     Args:
@@ -132,7 +165,7 @@ class ModelCache:
         if getattr(cache, "offloading", False):
             msg = "an offloaded DynamicCache is not supported; create it with offloading=False"
             raise UnsupportedModelError(msg, slug="unsupported_cache")
-        known = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, *_DUMMY)
+        known = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, WindowLayer, *_DUMMY)
         for index, layer in enumerate(cache.layers):
             if type(layer) not in known:
                 msg = (
@@ -142,17 +175,10 @@ class ModelCache:
                 )
                 raise UnsupportedModelError(msg, slug="unsupported_cache")
         self.kv = cache
-        cache.layers = [
-            GrowingLayer.from_layer(layer) if type(layer) is DynamicLayer else layer
-            for layer in cache.layers
-        ]
+        cache.layers = [_taken_over(layer) for layer in cache.layers]
         if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
             cache.layer_class_to_replicate = GrowingLayer
-        self._sliding = [
-            layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)
-        ]
-        for layer in self._sliding:
-            layer.activate_past_recording()
+        self._sliding = [layer for layer in cache.layers if isinstance(layer, WindowLayer)]
         self._holder = next(
             (layer for layer in cache.layers if not isinstance(layer, _DUMMY)), None
         )
@@ -201,13 +227,11 @@ class ModelCache:
         if surplus < 0 or length < 0:
             msg = f"the cache holds {self.length} entries and cannot be cut to {length}"
             raise CacheError(msg, slug="bad_length")
-        if surplus:
-            self.kv.crop(-surplus)
-        else:
-            # Sliding layers keep everything until they are told that it is committed.
-            for layer in self._sliding:
-                if layer.is_initialized:
-                    layer.crop(0)
+        # A forward that failed half-way leaves layers of different lengths: each is cut by its own.
+        # Sliding layers keep their past until they are told, by 0 as well, that all is committed.
+        for layer in self.kv.layers if surplus else self._sliding:
+            if not isinstance(layer, _DUMMY) and layer.is_initialized:
+                layer.crop(min(length - layer.get_seq_length(), 0))
 
     def finish(self, num_padding: int = 0) -> DynamicCache:
         """Return the cache with plain layers, as the library's own generation leaves it.
@@ -218,16 +242,23 @@ class ModelCache:
         """
         cache = self.kv
         cache.layers = [
-            layer.to_layer() if isinstance(layer, GrowingLayer) else layer for layer in cache.layers
+            layer.to_layer() if isinstance(layer, (GrowingLayer, WindowLayer)) else layer
+            for layer in cache.layers
         ]
         if getattr(cache, "layer_class_to_replicate", None) is GrowingLayer:
             cache.layer_class_to_replicate = DynamicLayer
         for layer in cache.layers:
-            if isinstance(layer, DynamicSlidingWindowLayer):
-                layer.record_past = False
             if num_padding and not isinstance(layer, _DUMMY) and layer.is_initialized:
                 _pad_left(layer, num_padding)
         return cache
+
+
+def _taken_over(layer: Any) -> Any:
+    if type(layer) is DynamicLayer:
+        return GrowingLayer.from_layer(layer)
+    if type(layer) is DynamicSlidingWindowLayer:
+        return WindowLayer.from_layer(layer)
+    return layer
 
 
 def _pad_left(layer: DynamicLayer, num_padding: int) -> None:

@@ -213,6 +213,10 @@ class Decoder:
                 seconds["verify"] += verified - forwarded
                 seconds["commit"] += perf_counter() - verified
                 yield emitted
+        except Exception:
+            # A user's cache is left with tokens of the sequence alone, not with a draft's.
+            cache.crop(min(cache.length, request.position))
+            raise
         finally:
             if drafter is not None:
                 drafter.release(request)

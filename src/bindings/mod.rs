@@ -2,6 +2,7 @@
 
 mod errors;
 mod ngram;
+mod shape;
 mod tensor;
 mod types;
 
@@ -14,6 +15,7 @@ use pyo3::types::PyDict;
 use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
 use crate::simd::Kernels;
+use crate::tree::MAX_NODES;
 use crate::verify::law::Law;
 use crate::verify::{self, Core, Noise, RULES};
 use crate::{certify, kv, rng};
@@ -38,6 +40,15 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
             Err(errors::internal(text))
         }
     }
+}
+
+/// A size from Python, where every int is possible.
+fn size(name: &'static str, value: i64) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
+        name,
+        value: value.to_string(),
+        wanted: "an integer >= 0",
+    })
 }
 
 const LOGITS: &str = "float32, float16 or bfloat16";
@@ -237,6 +248,7 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// The compiled core.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_NODES", MAX_NODES)?;
     module.add_class::<CoreParams>()?;
     module.add_class::<TokenTree>()?;
     module.add_class::<Draft>()?;
@@ -254,5 +266,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(mutants, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
-    ngram::register(module)
+    ngram::register(module)?;
+    shape::register(module)
 }

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use crate::error::{Error, Result};
 use crate::ngram::{Limits, NGram, Proposal, Suffix, SuffixConfig};
 
-use super::enter;
+use super::{enter, size};
 
 /// Parents and tokens of a drafted tree, the root (the last token, or -1) included.
 type Tree = (Vec<i64>, Vec<i64>);
@@ -25,15 +25,6 @@ fn checked(tokens: &[i64]) -> Result<Vec<u32>> {
         })
     };
     tokens.iter().enumerate().map(check).collect()
-}
-
-/// A size from Python, where every int is possible.
-fn size(name: &'static str, value: i64) -> Result<usize> {
-    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
-        name,
-        value: value.to_string(),
-        wanted: "an integer >= 0",
-    })
 }
 
 /// Prompt lookup over one sequence; see `mtp_verify.drafters.NGram`.

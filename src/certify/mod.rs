@@ -97,4 +97,6 @@ fn summarise<W: Weight>(rows: &Rows<W>, length: usize, outcomes: &[(Outcome, W)]
 }
 
 #[cfg(test)]
+mod append_only;
+#[cfg(test)]
 mod tests;

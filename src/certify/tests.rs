@@ -8,13 +8,13 @@ use crate::tree::TokenTree;
 use crate::verify::dense::DenseView;
 use crate::verify::law::{Draft, Law};
 
-type R = Fraction;
+pub(super) type R = Fraction;
 
-fn r(num: i64, den: i64) -> R {
+pub(super) fn r(num: i64, den: i64) -> R {
     <R as Weight>::ratio(num, den)
 }
 
-fn model(name: &str) -> Rows<R> {
+pub(super) fn model(name: &str) -> Rows<R> {
     let model = MODELS.iter().find(|model| model.name == name).unwrap();
     model.rows(&WeightParams::neutral())
 }
@@ -164,14 +164,8 @@ fn three_tokens_over_several_steps_have_the_target_s_law() {
 
 /// The law of what one rule emits for one given draft.
 fn law_of(rows: &Rows<R>, draft: &Draft, core: Core) -> Vec<(Vec<u32>, R)> {
-    let paths: Vec<Vec<u32>> = (0..draft.num_nodes())
-        .map(|node| draft.tree().path(node).iter().map(|&n| draft.token(n as usize)).collect())
-        .collect();
     let outcomes = enumerate(|choices| {
-        let mut view = DenseView {
-            target: paths.iter().map(|path| rows.target(path).to_vec()).collect(),
-            drafter: paths.iter().map(|path| rows.drafter(path).to_vec()).collect(),
-        };
+        let mut view = growth::view(rows, draft);
         verify::decide(core, draft, &mut view, choices)
     })
     .unwrap();

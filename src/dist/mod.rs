@@ -8,6 +8,7 @@
 //! Logits are divided by the temperature in `f32`, as transformers and vLLM do, so that values that
 //! become equal there are equal here; probabilities and sums are `f64`.
 
+mod best;
 mod scratch;
 mod select;
 pub mod weights;

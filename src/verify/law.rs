@@ -204,6 +204,18 @@ impl Draft {
         Ok(())
     }
 
+    /// Refuses a draft whose tokens are not a function of the past.
+    ///
+    /// # Errors
+    /// [`Error::LawData`] names the law found.
+    pub fn check_deterministic(&self) -> Result<()> {
+        if self.law == Law::Deterministic {
+            return Ok(());
+        }
+        let reason = "cannot be merged with other sources: only deterministic trees can";
+        Err(Error::LawData { law: self.law.name(), reason })
+    }
+
     /// The draft's tree.
     pub fn tree(&self) -> &TokenTree {
         &self.tree

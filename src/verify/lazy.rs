@@ -110,6 +110,15 @@ impl<'a> LazyView<'a> {
         Ok(shaped)
     }
 
+    /// What reads the target's row after `node` beyond what a rule asks for.
+    pub(crate) fn target_row(
+        &mut self,
+        node: usize,
+    ) -> Result<(ShapedRows<'a>, Shaped, &mut Scratch)> {
+        let shaped = self.shaped_target(node)?;
+        Ok((self.target, shaped, &mut self.scratch))
+    }
+
     /// The shape of the drafter's row after `node`, when the drafter's rows are logits.
     fn shaped_drafter(&mut self, rows: &ShapedRows<'a>, node: usize, row: usize) -> Result<Shaped> {
         if let Some(shaped) = self.shaped_drafter[node] {

@@ -146,6 +146,23 @@ def test_growing_layer_equals_concatenation(rng):
         assert torch.equal(grown.keys, plain.keys)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gemma2"])
+def test_several_forwards_can_be_rolled_back_at_once(kind):
+    # What a drafter does: run token by token, then learn how many were kept.
+    model = tiny_model(kind)
+    target = TransformersTarget(model)
+    cache = target.new_cache()
+    text = prompt(20)[0].tolist()
+    with torch.inference_mode():
+        target.forward(torch.tensor([text[:12]]), None, None, cache, num_logits=1)
+        for place in range(12, 20):
+            row, _ = target.forward(torch.tensor([[text[place]]]), None, None, cache, num_logits=1)
+            alone = model(torch.tensor([text[: place + 1]])).logits[0, -1:]
+            torch.testing.assert_close(row, alone, atol=1e-4, rtol=1e-4)
+        cache.crop(13)
+    assert_same_entries(cache.finish(), fresh_cache(model, text[:13]))
+
+
 def test_growing_layer_does_not_write_into_a_foreign_tensor():
     layer = GrowingLayer()
     layer.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))

@@ -277,6 +277,22 @@ def test_drafters_life_ends_with_release_even_after_an_error():
     assert {type(layer).__name__ for layer in cache.layers} == {"DynamicLayer"}
 
 
+def test_users_cache_keeps_no_draft_after_an_error():
+    class Poisoned(TableTarget):
+        def forward(self, *args, **options):
+            rows, hidden = super().forward(*args, **options)
+            return (rows * float("nan") if self.num_forwards == 2 else rows), hidden
+
+    eye = np.eye(8) * 50
+    target = Poisoned(lambda path: eye[(path[-1] + 1) % 8], 8)
+    kept = []
+    target.new_cache = lambda past: kept.append(TableTarget.new_cache(target, past)) or kept[0]
+    decoder = Decoder(target, ScriptDrafter([*range(8)] * 2, num_tokens=2), GREEDY)
+    with pytest.raises(mv.NumericsError):
+        decoder.generate([0, 1], max_new_tokens=9)
+    assert kept[0].tokens == [0, 1, 2, 3]
+
+
 def test_seed_none_takes_one_draw_from_torchs_generator():
     decoder = Decoder(counting_target(), None, mv.SamplingParams(temperature=50.0))
     torch.manual_seed(4)

@@ -1,7 +1,8 @@
 """Drafters: sources of cheap guesses for the target to check.
 
-`NGram` and `Suffix` copy from the sequence's own history and need numpy alone; `Model` runs an
-independent transformers model and imports torch when it is first used.
+`NGram` and `Suffix` copy from the sequence's own history, `Recycling` reuses the target's rows of
+past steps; they need numpy alone. `Model` runs an independent transformers model and imports torch
+when it is first used.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.drafters.base import Drafter, Request
 from mtp_verify.drafters.ngram import NGram, Suffix
+from mtp_verify.drafters.recycling import Recycling
 
 if TYPE_CHECKING:
     from mtp_verify.drafters.independent import Model
 
-__all__ = ["Drafter", "Model", "NGram", "Request", "Suffix"]
+__all__ = ["Drafter", "Model", "NGram", "Recycling", "Request", "Suffix"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,179 @@
+"""Token recycling: the target's own runners-up of past steps, reused as a draft.
+
+Every forward of the target computes a row for each node of the tree, and all but one token of it is
+thrown away. This drafter keeps the best few per token: a table says what would have followed, and a
+fixed tree is filled from it. No model, no training; a few tokens of memory for each token seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify import Draft, TokenTree, _core
+from mtp_verify.errors import ParamsError
+from mtp_verify.growers import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify import Verdict
+    from mtp_verify.drafters.base import Request
+
+__all__ = ["Recycling"]
+
+# Assumed rates of acceptance by rank, for the default shape only: measured ones (`Shape.optimal`)
+# give a better tree.
+_RATES = (0.45, 0.12, 0.06, 0.04, 0.03, 0.02, 0.015, 0.01)
+_DEPTH = 6
+
+
+class _Table:
+    """What may follow each token, the most likely first."""
+
+    def __init__(self) -> None:
+        self.successors: dict[int, list[int]] = {}
+        # Tokens whose successors come from a row: better evidence than one occurrence in the text.
+        self.from_rows: set[int] = set()
+        self.seen = 0
+
+    def read(self, tokens: Sequence[int], most: int) -> None:
+        """Take note of neighbours in the text from the tokens on that were not read before."""
+        for index in range(max(self.seen, 1), len(tokens)):
+            before, after = tokens[index - 1], tokens[index]
+            if before not in self.from_rows:
+                known = self.successors.get(before, [])
+                rest = [token for token in known if token != after]
+                self.successors[before] = [after, *rest][:most]
+        self.seen = len(tokens)
+
+
+class Recycling:
+    """Fill a fixed tree with tokens that were likely to follow in past steps.
+
+    The draft's law is "deterministic". The table of a request starts from the neighbours in its
+    prompt; rows refresh it as a decoder hands them to `observe`.
+
+    Args:
+        shape: form of the draft; siblings are ranks of the table. None: the best shape of at most
+            `max_nodes` nodes under assumed rates of acceptance by rank.
+        max_nodes: most drafted nodes. On a CPU narrow drafts pay most: a forward's time grows with
+            width.
+        num_successors: tokens kept for each token, 1 or more.
+        shared: one table for all requests, past ones too: more is known at once, but what is
+            drafted (not its law, nor the law of what is emitted) then depends on other requests.
+
+    Raises:
+        ParamsError: a parameter is out of range.
+
+    Example:
+        >>> from mtp_verify.drafters import Recycling, Request
+        >>> request = Request(id=0, tokens=[5, 6, 7, 5, 8, 5], prompt_len=6)
+        >>> drafter = Recycling(max_nodes=3)
+        >>> drafter.start(request)
+        >>> drafter.propose([request], [8])[0].tokens.tolist()
+        [5, 8, 5, 8]
+
+    References:
+        Token recycling, arXiv 2408.08696 (about 80 nodes and 8 successors).
+    """
+
+    def __init__(
+        self,
+        shape: Shape | None = None,
+        *,
+        max_nodes: int = 80,
+        num_successors: int = 8,
+        shared: bool = False,
+    ) -> None:
+        for name, value in (("max_nodes", max_nodes), ("num_successors", num_successors)):
+            if value < 1:
+                msg = f"{name}: found {value}, wanted an int >= 1"
+                raise ParamsError(msg, slug="param_out_of_range")
+        if shape is None:
+            rates = _RATES[:num_successors]
+            shape = Shape.optimal(rates, max_nodes=max_nodes, max_depth=_DEPTH)
+        self.shape = shape.cut(max_nodes)
+        self.num_successors = num_successors
+        self.makes_trees = not self.shape.tree.is_chain
+        self._shared = _Table() if shared else None
+        self._tables: dict[int, _Table] = {}
+
+    def start(self, request: Request) -> None:
+        """Read the prompt of a new request."""
+        self._tables.pop(request.id, None)
+        self._table(request)
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+        """Return one draft per request, law "deterministic".
+
+        Args:
+            requests: The sequences of this step; one that was not started is started now.
+            budgets: The most draft nodes for each. Below an unknown token nothing is drafted.
+
+        Returns:
+            Drafts of at most `min(budget, max_nodes)` nodes below the root; none lies below a token
+            that ends the sequence.
+        """
+        return [
+            self._fill(request, self._table(request), budget)
+            for request, budget in zip(requests, budgets, strict=True)
+        ]
+
+    def observe(
+        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
+    ) -> None:
+        """Refresh the tables from the target's rows of one step.
+
+        Args:
+            requests: The sequences of the step.
+            drafts: What was run for each.
+            logits: (N+1, V) raw logits for each, row i after node i; float32, float16 or bfloat16,
+                on the host; borrowed, not modified. The root's token must be known.
+
+        Raises:
+            NumericsError: A row is not a distribution.
+        """
+        for request, draft, rows in zip(requests, drafts, logits, strict=True):
+            table = self._table(request)
+            # Where a token stands at several nodes, the last one in the tree's order counts.
+            best = _core.top_tokens(rows, self.num_successors)
+            for token, successors in zip(draft.tokens.tolist(), best, strict=True):
+                if token >= 0:
+                    table.successors[token] = successors
+                    table.from_rows.add(token)
+
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
+        """Do nothing: what was emitted is read from the request when it is drafted for again."""
+
+    def release(self, request: Request) -> None:
+        """Forget a request; unknown ones are ignored. A shared table stays."""
+        self._tables.pop(request.id, None)
+
+    def _table(self, request: Request) -> _Table:
+        """The request's table, brought up to date with its tokens."""
+        table = self._tables.setdefault(request.id, _Table())
+        if self._shared is not None and table.successors is not self._shared.successors:
+            table.successors, table.from_rows = self._shared.successors, self._shared.from_rows
+        table.read(request.tokens, self.num_successors)
+        return table
+
+    def _fill(self, request: Request, table: _Table, budget: int) -> Draft:
+        parents, tokens = [-1], [request.tokens[-1]]
+        # Which node of the draft each node of the shape became, and how many children it has.
+        number: list[int | None] = [0]
+        ranks = [0] * self.shape.tree.num_nodes
+        for parent in self.shape.tree.parents.tolist()[1:]:
+            rank = ranks[parent]
+            ranks[parent] += 1
+            above = number[parent]
+            node = None
+            if above is not None and len(tokens) <= budget:
+                token = tokens[above]
+                known = table.successors.get(token, ())
+                ended = above > 0 and token in request.eos_ids
+                if rank < len(known) and not ended:
+                    node = len(tokens)
+                    parents.append(above)
+                    tokens.append(known[rank])
+            number.append(node)
+        return Draft(TokenTree(parents), tokens)

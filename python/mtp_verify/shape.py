@@ -1,0 +1,132 @@
+"""The form of a draft's tree, known by name, computed from measurements, or read from a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtp_verify import _core
+from mtp_verify._core import TokenTree
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Shape"]
+
+_FORMAT = "mtp-verify shape"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tree's form without tokens; siblings stand in the order in which they are tested.
+
+    Attributes:
+        tree: the form.
+        accepted: mean accepted tokens that it was made for, or None.
+        acceptance: the rates by rank that it was made for.
+
+    Example:
+        >>> Shape.by_depth(2, 1).tree.parents.tolist()
+        [-1, 0, 0, 1, 2]
+        >>> Shape.stem(2, 2).tree.parents.tolist()
+        [-1, 0, 1, 2, 2]
+        >>> best = Shape.optimal([0.6, 0.2, 0.1], max_nodes=4, max_depth=3)
+        >>> best.tree.parents.tolist(), round(best.accepted, 3)
+        ([-1, 0, 0, 1, 3], 1.376)
+    """
+
+    tree: TokenTree
+    accepted: float | None = None
+    acceptance: tuple[float, ...] = ()
+
+    @classmethod
+    def by_depth(cls, *counts: int) -> Shape:
+        """Every node at depth d has `counts[d]` children."""
+        return cls(_core.stem_shape(0, list(counts)))
+
+    @classmethod
+    def stem(cls, length: int, *counts: int) -> Shape:
+        """A chain of `length` nodes, and below its end the levels of `counts`."""
+        return cls(_core.stem_shape(length, list(counts)))
+
+    @classmethod
+    def paths(cls, count: int, length: int) -> Shape:
+        """`count` paths of `length` nodes that share the root alone; independent under "iid"."""
+        return cls(_core.path_shape(count, length))
+
+    @classmethod
+    def optimal(
+        cls,
+        acceptance: Sequence[float],
+        *,
+        max_nodes: int,
+        max_depth: int,
+        draft_times: Sequence[float] | None = None,
+        verify_times: Sequence[float] | None = None,
+    ) -> Shape:
+        """The shape with the most accepted tokens, by dynamic programming.
+
+        Args:
+            acceptance: measured Pr[the child tested k-th is the one accepted], k = 1, 2, ..; their
+                sum is at most 1. No node gets more children.
+            max_nodes: most drafted nodes.
+            max_depth: most levels.
+            draft_times: seconds of drafting d levels, from d = 0 on.
+            verify_times: seconds of verifying n drafted nodes, from n = 0 on. With both, the size
+                and depth are those of the most emitted tokens per second.
+
+        Raises:
+            ParamsError: rates that are no probabilities, times that are not above 0, or one of the
+                two lists of times without the other.
+
+        References:
+            Sequoia, arXiv 2402.12374.
+        """
+        if (draft_times is None) != (verify_times is None):
+            msg = "draft_times, verify_times: found one of them; pass both, or neither"
+            raise ParamsError(msg, slug="param_out_of_range")
+        times = None
+        if draft_times is not None and verify_times is not None:
+            times = (list(draft_times), list(verify_times))
+        rates = [float(rate) for rate in acceptance]
+        tree, accepted = _core.optimal_shape(rates, max_nodes, max_depth, times)
+        return cls(tree, accepted, tuple(rates))
+
+    def cut(self, max_nodes: int) -> Shape:
+        """The first `max_nodes` drafted nodes of the shape."""
+        parents = self.tree.parents
+        return self if len(parents) <= max_nodes + 1 else Shape(TokenTree(parents[: max_nodes + 1]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the shape as JSON."""
+        document = {
+            "format": _FORMAT,
+            "version": 1,
+            "parents": self.tree.parents.tolist(),
+            "accepted": self.accepted,
+            "acceptance": list(self.acceptance),
+        }
+        Path(path).write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Shape:
+        """Read a shape that `save` wrote.
+
+        Raises:
+            ParamsError: the file is not such a JSON document.
+            DraftError: its parents are not a tree.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            msg = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
+            raise ParamsError(msg, slug="bad_shape_file") from error
+        known = isinstance(document, dict) and document.get("format") == _FORMAT
+        if not known or document.get("version") != 1 or "parents" not in document:
+            msg = f'{path}: wanted a JSON object of format "{_FORMAT}", version 1'
+            raise ParamsError(msg, slug="bad_shape_file")
+        rates = tuple(float(rate) for rate in document.get("acceptance", ()))
+        return cls(TokenTree(document["parents"]), document.get("accepted"), rates)

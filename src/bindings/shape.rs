@@ -1,0 +1,431 @@
+//! `Grower`: one class for every way to grow, dressed by `mtp_verify.growers`.
+
+use numpy::PyArray1;
+use pyo3::prelude::*;
+
+use crate::bindings::errors::to_py;
+use crate::bindings::tensor::{Tensor, integers};
+use crate::bindings::types::{Draft, TokenTree, core_params};
+use crate::bindings::{LOGITS, enter, size};
+use crate::choice::Philox;
+use crate::dist::{Params, Scratch, ShapedRows, Side};
+use crate::error::{Error, Result};
+use crate::shape::{
+    self, Chain, Coupled, Fixed, Heap, HeapLimits, Limits, LogitRows, Optimal, Stochastic, Stop,
+    Union, Vocabulary,
+};
+use crate::shape::{Grower as _, Growth};
+use crate::tree;
+use crate::verify::Noise;
+use crate::verify::law::{self, Law};
+
+#[derive(Clone)]
+enum Kind {
+    Chain(Chain<f64>),
+    Fixed(Fixed),
+    Heap(Heap),
+    Stochastic(Stochastic<f64>),
+    Union(Union),
+    Coupled(Coupled),
+}
+
+/// The same expression for each kind of grower.
+macro_rules! each {
+    ($kind:expr, $grower:ident => $then:expr) => {
+        match $kind {
+            Kind::Chain($grower) => $then,
+            Kind::Fixed($grower) => $then,
+            Kind::Heap($grower) => $then,
+            Kind::Stochastic($grower) => $then,
+            Kind::Union($grower) => $then,
+            Kind::Coupled($grower) => $then,
+        }
+    };
+}
+
+impl Kind {
+    fn growth(&self) -> &Growth {
+        each!(self, grower => shape::Grower::<f64>::growth(grower))
+    }
+
+    fn law(&self) -> Law {
+        each!(self, grower => shape::Grower::<f64>::law(grower))
+    }
+
+    fn extend(&mut self, rows: &mut LogitRows<'_>, choices: &mut Philox) -> Result<()> {
+        each!(self, grower => grower.extend(rows, choices))
+    }
+}
+
+/// Rows as they were passed, and the nodes that they belong to.
+struct Held {
+    logits: Tensor,
+    nodes: Vec<u32>,
+}
+
+/// The root's token, tokens that end the sequence, the drafter's parameters, seed, position, and the
+/// tokens of a sub-vocabulary's columns.
+type Start<'py> = (i64, Vec<i64>, Bound<'py, PyAny>, u64, u64, Option<Bound<'py, PyAny>>);
+
+/// A draft in the making; see `mtp_verify.growers`.
+#[pyclass(module = "mtp_verify._core")]
+pub(super) struct Grower {
+    kind: Kind,
+    params: Params,
+    noise: Noise,
+    vocab: Option<Vocabulary>,
+    /// A draft of the root alone, which the views of single rows refer to.
+    root: law::Draft,
+    /// The rows that may be read again.
+    held: Vec<Held>,
+    /// Which row belongs to each node, in the order in which rows were passed.
+    rows: Vec<i64>,
+    passed: usize,
+    columns: Option<usize>,
+}
+
+/// Token ids of the core.
+fn ids(tokens: &[i64], name: &'static str) -> Result<Vec<u32>> {
+    let id = |&token: &i64| {
+        u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
+            name,
+            value: token.to_string(),
+            wanted: "token ids from 0 to 2**32 - 1",
+        })
+    };
+    tokens.iter().map(id).collect()
+}
+
+fn sizes(name: &'static str, values: &[i64]) -> Result<Vec<usize>> {
+    values.iter().map(|&value| size(name, value)).collect()
+}
+
+impl Grower {
+    /// A grower that `make` builds on the root and the noise of a step.
+    fn start(start: Start<'_>, make: impl FnOnce(Growth, Noise) -> Result<Kind>) -> PyResult<Self> {
+        let (root, ends, params, seed, position, vocab) = start;
+        let params = core_params(&params)?;
+        let noise = Noise { seed, position };
+        let vocab = vocab.as_ref().map(|tokens| integers(tokens, "vocab")).transpose()?;
+        let build = || {
+            let vocab = vocab.map(|tokens| Vocabulary::new(ids(&tokens, "vocab")?)).transpose()?;
+            let alone = tree::TokenTree::chain(0)?;
+            let alone = law::Draft::new(alone, vec![root], Law::Deterministic, None)?;
+            noise.philox(0)?;
+            Ok(Self {
+                kind: make(Growth::new(root, ids(&ends, "eos_ids")?), noise)?,
+                params,
+                noise,
+                vocab,
+                root: alone,
+                held: Vec::new(),
+                rows: Vec::new(),
+                passed: 0,
+                columns: None,
+            })
+        };
+        build().map_err(|error: Error| to_py(&error))
+    }
+
+    fn heap(&self) -> Option<&Heap> {
+        match &self.kind {
+            Kind::Heap(heap) => Some(heap),
+            _ => None,
+        }
+    }
+}
+
+#[pymethods]
+impl Grower {
+    /// A chain.
+    #[staticmethod]
+    fn chain(
+        start: Start<'_>,
+        length: i64,
+        sampled: bool,
+        min_top: f64,
+        min_path: f64,
+    ) -> PyResult<Self> {
+        Self::start(start, |growth, _| {
+            let stop = Stop { min_top, min_path };
+            Chain::new(growth, size("num_tokens", length)?, sampled, stop).map(Kind::Chain)
+        })
+    }
+
+    /// A fixed shape under a law.
+    #[staticmethod]
+    fn fixed(
+        start: Start<'_>,
+        template: &Bound<'_, TokenTree>,
+        law: &str,
+        samples: i64,
+    ) -> PyResult<Self> {
+        Self::start(start, |growth, _| {
+            let (law, samples) = (Law::parse(law)?, size("samples", samples)?);
+            Fixed::new(growth, template.get().0.clone(), law, samples).map(Kind::Fixed)
+        })
+    }
+
+    /// The best nodes by path probability.
+    #[staticmethod]
+    #[allow(clippy::too_many_arguments)] // Named one by one in growers.py.
+    fn best_first(
+        start: Start<'_>,
+        max_nodes: i64,
+        max_depth: i64,
+        max_children: i64,
+        width: i64,
+        min_score: f64,
+        times: Vec<f64>,
+    ) -> PyResult<Self> {
+        Self::start(start, |growth, _| {
+            let limits = HeapLimits {
+                max_nodes: size("max_nodes", max_nodes)?,
+                max_depth: size("max_depth", max_depth)?,
+                max_children: size("max_children", max_children)?,
+                width: size("width", width)?,
+                min_score,
+                times,
+            };
+            Heap::new(growth, limits).map(Kind::Heap)
+        })
+    }
+
+    /// Draw by draw, where a draw is worth most.
+    #[staticmethod]
+    fn stochastic(
+        start: Start<'_>,
+        max_nodes: i64,
+        max_depth: i64,
+        min_value: f64,
+        lookahead: i64,
+    ) -> PyResult<Self> {
+        Self::start(start, |growth, _| {
+            let limits = Limits {
+                max_nodes: size("max_nodes", max_nodes)?,
+                max_depth: size("max_depth", max_depth)?,
+                min_value,
+                lookahead: size("lookahead", lookahead)?,
+            };
+            Stochastic::new(growth, limits).map(Kind::Stochastic)
+        })
+    }
+
+    /// The nodes of a deterministic draft with drawn ones beside them.
+    #[staticmethod]
+    #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
+    fn union(
+        start: Start<'_>,
+        hits: &Bound<'_, Draft>,
+        counts: Vec<i64>,
+        max_nodes: i64,
+    ) -> PyResult<Self> {
+        Self::start(start, |growth, _| {
+            let hits = &hits.get().core;
+            hits.check_deterministic()?;
+            let counts = sizes("counts", &counts)?;
+            Union::new(growth, hits.clone(), counts, size("max_nodes", max_nodes)?).map(Kind::Union)
+        })
+    }
+
+    /// A fixed shape ranked by the verifier's own race.
+    #[staticmethod]
+    fn coupled(start: Start<'_>, template: &Bound<'_, TokenTree>) -> PyResult<Self> {
+        Self::start(start, |growth, noise| {
+            Coupled::new(growth, template.get().0.clone(), noise).map(Kind::Coupled)
+        })
+    }
+
+    /// The nodes whose rows are needed next.
+    fn frontier(&self) -> Vec<u32> {
+        self.kind.growth().frontier().to_vec()
+    }
+
+    /// Goes on with one row for each frontier node; returns whether the rows belong to the draft.
+    fn extend(&mut self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let nodes = self.frontier();
+        let logits = Tensor::borrow(logits, "logits")?;
+        let raw = logits.rows(LOGITS, false)?;
+        let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(self.columns);
+        if raw.num_rows() != nodes.len() || wanted.is_some_and(|count| count != raw.num_cols()) {
+            let columns = wanted.map_or("V".to_owned(), |count| count.to_string());
+            return Err(to_py(&Error::ShapeMismatch {
+                what: "logits",
+                found: format!("({}, {})", raw.num_rows(), raw.num_cols()),
+                wanted: format!("({}, {columns}), one row for each frontier node", nodes.len()),
+            }));
+        }
+        let columns = raw.num_cols();
+        let mut held = Vec::with_capacity(self.held.len());
+        for earlier in &self.held {
+            held.push((earlier.logits.rows(LOGITS, false)?, &earlier.nodes[..]));
+        }
+        held.push((raw, &nodes));
+        // Grown on a copy, so that a refused row leaves the grower as it was.
+        let mut kind = self.kind.clone();
+        let (root, params, vocab, noise) =
+            (&self.root, self.params, self.vocab.as_ref(), self.noise);
+        let kind = enter(py, || {
+            let mut rows = LogitRows::new(root, params, vocab);
+            for (matrix, nodes) in held {
+                for (row, &node) in nodes.iter().enumerate() {
+                    rows.set(node as usize, matrix, row)?;
+                }
+            }
+            kind.extend(&mut rows, &mut noise.philox(0)?)?;
+            Ok(kind)
+        })?;
+        self.kind = kind;
+        self.columns = Some(columns);
+        let keeps = self.kind.law().is_sampled();
+        if keeps {
+            self.rows.resize(self.kind.growth().num_nodes(), -1);
+            for (row, &node) in nodes.iter().enumerate() {
+                self.rows[node as usize] = (self.passed + row) as i64;
+            }
+            self.passed += nodes.len();
+        }
+        // Only this grower comes back to a row that it has drawn from.
+        if matches!(self.kind, Kind::Stochastic(_)) {
+            self.held.push(Held { logits, nodes });
+        }
+        Ok(keeps)
+    }
+
+    /// Parents of the nodes grown so far; those of a heap's candidates.
+    #[getter]
+    fn parents<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_slice(py, self.kind.growth().parents())
+    }
+
+    /// Their tokens.
+    #[getter]
+    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_slice(py, self.kind.growth().tokens())
+    }
+
+    /// Which of them were drawn.
+    #[getter]
+    fn sampled(&self) -> Vec<bool> {
+        self.kind.growth().sampled().to_vec()
+    }
+
+    /// Which row of those passed belongs to each node, -1 for none.
+    #[getter]
+    fn rows<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let mut rows = self.rows.clone();
+        rows.resize(self.kind.growth().num_nodes(), -1);
+        PyArray1::from_vec(py, rows)
+    }
+
+    /// The law of the draft.
+    #[getter]
+    fn law(&self) -> &'static str {
+        self.kind.law().name()
+    }
+
+    /// The scores of a heap's nodes, largest first; empty for other growers.
+    #[getter]
+    fn scores(&self) -> Vec<f64> {
+        self.heap().map_or_else(Vec::new, Heap::kept_scores)
+    }
+
+    /// The tree of the best nodes of a heap: parents, tokens, and which candidate each node was.
+    fn best(&self, most: i64) -> PyResult<(Vec<i64>, Vec<i64>, Vec<u32>)> {
+        let most = size("max_nodes", most).map_err(|error| to_py(&error))?;
+        let Some(heap) = self.heap() else {
+            let growth = self.kind.growth();
+            let all = (0..growth.num_nodes() as u32).collect();
+            return Ok((growth.parents().to_vec(), growth.tokens().to_vec(), all));
+        };
+        let (tree, origin) = heap.best(most);
+        Ok((tree.parents().to_vec(), tree.tokens().to_vec(), origin))
+    }
+}
+
+/// A chain of `length` nodes and the levels of `counts` below it.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
+fn stem_shape(length: i64, counts: Vec<i64>) -> PyResult<TokenTree> {
+    let make = || shape::stem(size("length", length)?, &sizes("counts", &counts)?);
+    make().map(TokenTree).map_err(|error| to_py(&error))
+}
+
+/// Paths that share the root alone.
+#[pyfunction]
+fn path_shape(count: i64, length: i64) -> PyResult<TokenTree> {
+    let make = || shape::paths(size("count", count)?, size("length", length)?);
+    make().map(TokenTree).map_err(|error| to_py(&error))
+}
+
+/// The best shape for rates of acceptance by rank, and its mean number of accepted tokens; with
+/// times, of the fastest size.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
+fn optimal_shape(
+    py: Python<'_>,
+    acceptance: Vec<f64>,
+    max_nodes: i64,
+    max_depth: i64,
+    times: Option<(Vec<f64>, Vec<f64>)>,
+) -> PyResult<(TokenTree, f64)> {
+    enter(py, || {
+        let (mut nodes, mut depth) = (size("max_nodes", max_nodes)?, size("max_depth", max_depth)?);
+        let table = Optimal::new(&acceptance, nodes, depth)?;
+        if let Some((draft, verify)) = &times {
+            (nodes, depth) = table.fastest(draft, verify)?;
+        }
+        Ok((TokenTree(table.shape(nodes, depth)?), *table.accepted(nodes, depth)))
+    })
+}
+
+/// How many nodes of a common budget each request gets.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
+fn allocate(
+    py: Python<'_>,
+    scores: Vec<Vec<f64>>,
+    budget: i64,
+    minimum: i64,
+) -> PyResult<Vec<usize>> {
+    enter(py, || shape::allocate(&scores, size("budget", budget)?, size("minimum", minimum)?))
+}
+
+/// The `k` largest logits of each row as tokens, largest first; fewer where fewer are above -inf.
+#[pyfunction]
+fn top_tokens(py: Python<'_>, logits: &Bound<'_, PyAny>, k: i64) -> PyResult<Vec<Vec<u32>>> {
+    let logits = Tensor::borrow(logits, "logits")?;
+    let raw = logits.rows(LOGITS, false)?;
+    enter(py, || {
+        let k = size("k", k)?;
+        let rows = ShapedRows::new(raw, Params::default(), Side::Target);
+        let mut scratch = Scratch::default();
+        let best = |row| {
+            let shaped = rows.shape(row, &mut scratch)?;
+            let best = rows.best(row, &shaped, k, |token| token, &mut scratch);
+            Ok(best.into_iter().map(|(token, _)| token).collect())
+        };
+        (0..raw.num_rows()).map(best).collect()
+    })
+}
+
+/// Deterministic drafts as one: parents and tokens.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
+fn merge(drafts: Vec<Bound<'_, Draft>>, max_nodes: i64) -> PyResult<(Vec<i64>, Vec<i64>)> {
+    let all: Vec<&law::Draft> = drafts.iter().map(|draft| &draft.get().core).collect();
+    let make = || shape::merge(&all, size("max_nodes", max_nodes)?);
+    let merged = make().map_err(|error| to_py(&error))?;
+    Ok((merged.parents().to_vec(), merged.tokens().to_vec()))
+}
+
+/// Adds the class and the functions to the module.
+pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Grower>()?;
+    m.add_function(wrap_pyfunction!(stem_shape, m)?)?;
+    m.add_function(wrap_pyfunction!(path_shape, m)?)?;
+    m.add_function(wrap_pyfunction!(optimal_shape, m)?)?;
+    m.add_function(wrap_pyfunction!(allocate, m)?)?;
+    m.add_function(wrap_pyfunction!(top_tokens, m)?)?;
+    m.add_function(wrap_pyfunction!(merge, m)?)
+}
