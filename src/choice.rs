@@ -44,6 +44,11 @@ impl Site {
 pub trait Cells<W: Weight> {
     /// The sum of all weights.
     fn total(&self) -> W;
+    /// The weight of one token.
+    ///
+    /// # Errors
+    /// If a row that has to be read is not a distribution.
+    fn weight(&mut self, token: u32) -> Result<W>;
     /// The token whose cumulative cell holds `point`; never one of weight 0. A point beyond the
     /// last cell (rounding) gives the last token of positive weight.
     ///

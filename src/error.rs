@@ -154,6 +154,18 @@ pub enum Error {
         /// The rules that are lossless for it.
         legal: String,
     },
+    /// A rule that is lossless for the law, but not on trees of this form.
+    #[error("rule \"{rule}\" needs {wanted}; node {node} {found}; use rule=\"auto\"")]
+    RuleShape {
+        /// The rule asked for.
+        rule: &'static str,
+        /// The form that the rule verifies.
+        wanted: &'static str,
+        /// The node where the tree departs from it.
+        node: usize,
+        /// How it departs.
+        found: &'static str,
+    },
     /// `rule="greedy"` with a temperature above 0.
     #[error("rule \"greedy\" needs temperature 0, found {temperature}; set temperature=0")]
     GreedyTemperature {
@@ -232,6 +244,7 @@ impl Error {
             Self::ParamOutOfRange { .. } => "param_out_of_range",
             Self::UnknownRule { .. } => "unknown_rule",
             Self::IllegalPair { .. } => "illegal_pair",
+            Self::RuleShape { .. } => "rule_shape",
             Self::GreedyTemperature { .. } => "greedy_temperature",
             Self::RowNotFinite { .. } => "row_not_finite",
             Self::RowEmpty { .. } => "row_empty",
@@ -249,6 +262,7 @@ impl Error {
             | Self::DuplicateSibling { node, .. }
             | Self::LawShape { node, .. }
             | Self::MissingRow { node, .. }
+            | Self::RuleShape { node, .. }
             | Self::ZeroDraftProbability { node, .. } => Some(node),
             _ => None,
         }

@@ -101,7 +101,7 @@ impl<W: Weight> Enumerator<W> {
     }
 
     /// Cuts the interval of an address at `edges` (ascending, from 0 to 1) and takes one piece.
-    fn cut(&mut self, site: Site, edges: &[W]) -> usize {
+    pub(crate) fn cut(&mut self, site: Site, edges: &[W]) -> usize {
         let address = self.stand.address(site);
         let (low, high) =
             self.intervals.get(&address).cloned().unwrap_or_else(|| (W::zero(), W::one()));

@@ -34,6 +34,10 @@ pub trait Weight: Clone + PartialOrd + std::fmt::Debug {
     fn min(&self, other: &Self) -> Self {
         if other < self { other.clone() } else { self.clone() }
     }
+    /// The larger of the two.
+    fn max(&self, other: &Self) -> Self {
+        if other > self { other.clone() } else { self.clone() }
+    }
     /// `max(self, 0)`.
     fn positive_part(&self) -> Self {
         if self.is_positive() { self.clone() } else { Self::zero() }

@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import Any
 
 from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
-from mtp_verify.api import best_rule, build_info, commit_plan, derive_seed, rules, verify
+from mtp_verify.api import (
+    alpha_star,
+    best_rule,
+    build_info,
+    commit_plan,
+    derive_seed,
+    expected_accepted,
+    rules,
+    verify,
+)
 from mtp_verify.errors import (
     CacheError,
     DraftError,
@@ -40,11 +49,13 @@ __all__ = [
     "UnsupportedModelError",
     "Verdict",
     "__version__",
+    "alpha_star",
     "best_rule",
     "build_info",
     "commit_plan",
     "derive_seed",
     "drafters",
+    "expected_accepted",
     "growers",
     "hf",
     "rules",

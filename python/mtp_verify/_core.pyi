@@ -17,6 +17,7 @@ __all__ = [
     "TokenTree",
     "Verdict",
     "allocate",
+    "alpha_star",
     "best_rule",
     "_panic",
     "build_info",
@@ -26,6 +27,7 @@ __all__ = [
     "commit_plan",
     "derive_seed",
     "draw",
+    "expected_accepted",
     "merge",
     "optimal_shape",
     "path_shape",
@@ -126,6 +128,8 @@ class CommitPlan:
 def verify(
     draft: Draft, logits: Any, params: CoreParams, rule: str, seed: int, position: int
 ) -> Verdict: ...
+def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
+def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...
 def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan: ...

@@ -8,7 +8,16 @@ from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
 
-__all__ = ["best_rule", "build_info", "commit_plan", "derive_seed", "rules", "verify"]
+__all__ = [
+    "alpha_star",
+    "best_rule",
+    "build_info",
+    "commit_plan",
+    "derive_seed",
+    "expected_accepted",
+    "rules",
+    "verify",
+]
 
 _DEFAULT = SamplingParams()
 _SEEDS = 1 << 64
@@ -74,8 +83,7 @@ def verify(
         arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
     """
     chosen = _DEFAULT if params is None else params
-    if chosen.unsupported:
-        _refuse(chosen.unsupported[0])
+    _check_supported(chosen)
     # One test for the common case: nothing of the later features was asked for.
     if bitmask is not None or processors or top_logprobs or lossy is not None:
         _refuse(
@@ -94,6 +102,85 @@ def verify(
         message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
     return _core.verify(draft, _on_host(logits), chosen._core, rule, seed, position)
+
+
+def expected_accepted(
+    draft: Draft,
+    logits: Any,
+    params: SamplingParams | None = None,
+    rule: str = "auto",
+) -> float:
+    """The exact mean number of accepted tokens of one draft, over the verifier's noise.
+
+    The decision code of `verify` runs once for each way in which its answers can go, weighted by
+    their probabilities; nothing is sampled. Runs grow with the places where the rule can stop.
+
+    Args:
+        draft: The drafted tree with its law; its tokens are held fixed.
+        logits: (N+1, V) float32, float16 or bfloat16, as for ``verify``; borrowed, not modified.
+        params: How rows are shaped; None means ``SamplingParams()``.
+        rule: "auto" or a name from ``rules()``. "coupled" means over all seeds.
+
+    Returns:
+        E[num_accepted | the draft's tokens], in [0, depth of the tree]. The step emits one more.
+
+    Raises:
+        DraftError: Logits or drafter rows do not fit the draft, or the draft shares the noise of
+            rule "coupled".
+        RuleError: The rule is unknown or not lossless for the draft.
+        NumericsError: A row that was read is no distribution.
+        ParamsError: A parameter is not supported yet.
+
+    Example:
+        >>> import numpy as np
+        >>> draft = Draft.chain([2, 0])
+        >>> expected_accepted(draft, np.zeros((3, 4), np.float32))  # 1/4 + 1/16
+        0.3125
+    """
+    chosen = _DEFAULT if params is None else params
+    _check_supported(chosen)
+    return _core.expected_accepted(draft, _on_host(logits), chosen._core, rule)
+
+
+def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
+    """The largest acceptance probability of any lossless rule at one node.
+
+    The bound is min over sets H of tokens of ``p(H) + 1 - Pr[all drafts lie in H]``. Subtract a
+    rule's acceptance to see how much better the best possible rule could be.
+
+    Args:
+        p: (V,) float, the target's shaped row; borrowed, not modified.
+        q: (V,) float, the drafter's shaped row; borrowed, not modified.
+        n: Number of children, >= 1 (1 for "chain"). Where q has fewer tokens with q > 0 than a law
+            without replacement wants, there are fewer children.
+        law: "iid", "swor", "top_plus_one", "chain" or "deterministic" (the n most likely under q).
+
+    Returns:
+        A probability.
+
+    Raises:
+        DraftError: Rows of different length, or a law that q and n do not describe.
+        NumericsError: A row is no distribution.
+        ParamsError: ``n`` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> p = np.array([0.1, 0.2, 0.3, 0.4])
+        >>> round(alpha_star(p, p[::-1].copy(), 2, "iid"), 12)
+        0.79
+
+    References:
+        arXiv 2310.15141 (the transport problem), 2502.18779 (its dual and top-plus-one).
+    """
+    if n < 1:
+        message = f"n: found {n}, wanted n >= 1"
+        raise ParamsError(message, slug="param_out_of_range")
+    return _core.alpha_star(_on_host(p), _on_host(q), n, law)
+
+
+def _check_supported(params: SamplingParams) -> None:
+    if params.unsupported:
+        _refuse(params.unsupported[0])
 
 
 def _on_host(tensor: Any) -> Any:

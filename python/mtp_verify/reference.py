@@ -296,14 +296,81 @@ def _lifted(tree: Tree, noise: Noise, node: int = 0, w: float = 1.0) -> tuple[in
     return None
 
 
+def _kseq(tree: Tree, noise: Noise) -> tuple[int, int]:
+    """Each child is accepted alike, with p / (rho q); what k children deliver is missing after."""
+    node = 0
+    while True:
+        row, children = tree.target[node], tree.children(node)
+        if not children:
+            return node, noise.draw(node, row)
+        law, k = tree.drafter[node], len(children)
+
+        def gamma(rho: float, row: Row = row, law: Row = law, k: int = k) -> float:
+            missed = 1.0 - float(np.minimum(law, row / rho).sum())
+            return sum(missed**j for j in range(k))
+
+        low, rho = 1.0, float(k)
+        for _ in range(40 if k > 1 else 0):
+            middle = (low + rho) / 2
+            low, rho = (low, middle) if gamma(middle) <= middle else (middle, rho)
+        for child in children:
+            token = tree.tokens[child]
+            if noise.accept(child, row[token] / (rho * law[token])):
+                node = child
+                break
+        else:
+            rest = np.maximum(row - gamma(rho) * np.minimum(law, row / rho), 0.0)
+            return node, noise.draw(node, _normalised(rest, row))
+
+
+def _gbv(tree: Tree, noise: Noise) -> tuple[int, int]:
+    """Block verification of the path whose ranks by p / q come first, under that path's own law.
+
+    In rank order the paths fill [0, 1] from the top, each as wide as its probability; the selected
+    one is the largest of K uniform points.
+    """
+    leaves = [node for node in range(1, len(tree.parents)) if not tree.children(node)]
+    # By their heads, as the root's children are ordered.
+    left = sorted((tree.path(leaf) for leaf in leaves), key=lambda path: path[0])
+    if len(left) <= 1:
+        return _lifted(tree, noise) or (0, 0)
+    num_paths, node, high, low = len(left), 0, 1.0, 0.0
+    target, selected = [], []
+    for depth in range(len(left[0])):
+        p, q = tree.target[node], tree.drafter[node]
+        ratio = np.divide(p, q, out=np.full(len(q), -1.0), where=q > 0)
+        order = np.lexsort((np.arange(len(q)), -ratio))
+        edges = high - np.concatenate([[0.0], np.cumsum((high - low) * q[order])])
+        powers = edges**num_paths
+        law = np.zeros_like(q)
+        law[order] = (powers[:-1] - powers[1:]) / (high**num_paths - low**num_paths)
+        target.append(p)
+        selected.append(law)
+        rank = int(np.isin(order, [tree.tokens[path[depth]] for path in left]).argmax())
+        high, low = edges[rank], edges[rank + 1]
+        left = [path for path in left if tree.tokens[path[depth]] == order[rank]]
+        node = left[0][depth]
+    nodes = [0, *left[0]]
+    chain = Tree(
+        parents=[-1, *range(len(nodes) - 1)],
+        tokens=[tree.tokens[n] for n in nodes],
+        target=np.stack([*target, tree.target[node]]),
+        drafter=np.stack([*selected, np.zeros_like(selected[0])]),
+        sampled=[n > 0 for n in nodes],
+        law="chain",
+    )
+    depth, token = _lifted(chain, noise) or (0, 0)
+    return nodes[depth], token
+
+
 def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
     """The verdict of a rule on a tree.
 
     Args:
         tree: The draft with shaped rows. For temperature 0 the rows are one-hot, and every rule
             gives greedy decoding.
-        rule: "target_only", "coupled", "topdown" (on a chain: token-level rejection) or "lifted"
-            (on a chain: block verification).
+        rule: "target_only", "coupled", "topdown" (on a chain: token-level rejection), "lifted"
+            (on a chain: block verification), "kseq", or "gbv" (paths of one length).
         seed: 0 <= seed < 2**64.
         position: Index of the root token in its sequence.
 
@@ -313,8 +380,9 @@ def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
     noise = Noise(seed, position)
     if rule in ("target_only", "coupled") or tree.law == "deterministic":
         node, token = _target_only(tree, noise, coupled=rule == "coupled")
-    elif rule == "topdown":
-        node, token = _topdown(tree, noise)
+    elif rule in ("topdown", "kseq", "gbv"):
+        walk = {"topdown": _topdown, "kseq": _kseq, "gbv": _gbv}[rule]
+        node, token = walk(tree, noise)
     else:
         stopped = _lifted(tree, noise)
         if stopped is None:

@@ -21,9 +21,10 @@ fn family(error: &Error) -> &'static str {
         | Error::ZeroDraftProbability { .. }
         | Error::UnknownLaw { .. } => "DraftError",
         Error::ParamOutOfRange { .. } | Error::Overflow { .. } => "ParamsError",
-        Error::UnknownRule { .. } | Error::IllegalPair { .. } | Error::GreedyTemperature { .. } => {
-            "RuleError"
-        }
+        Error::UnknownRule { .. }
+        | Error::IllegalPair { .. }
+        | Error::RuleShape { .. }
+        | Error::GreedyTemperature { .. } => "RuleError",
         Error::RowNotFinite { .. } | Error::RowEmpty { .. } | Error::RowNotNormalised { .. } => {
             "NumericsError"
         }

@@ -14,10 +14,12 @@ use pyo3::types::PyDict;
 
 use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
+use crate::rows::RawRows;
 use crate::simd::Kernels;
 use crate::tree::MAX_NODES;
 use crate::verify::law::Law;
-use crate::verify::{self, Core, Noise, RULES};
+use crate::verify::lazy::check_distribution;
+use crate::verify::{self, Core, Noise, RULES, optimum};
 use crate::{certify, kv, rng};
 
 use errors::to_py;
@@ -74,6 +76,53 @@ fn verify_draft(
         verify::verify(&draft.core, drafter, raw, params, rule, Noise { seed, position })
     })?;
     Ok(Verdict { verdict })
+}
+
+#[pyfunction]
+fn expected_accepted(
+    py: Python<'_>,
+    draft: &Bound<'_, Draft>,
+    logits: &Bound<'_, PyAny>,
+    params: &Bound<'_, CoreParams>,
+    rule: &str,
+) -> PyResult<f64> {
+    let draft = draft.get();
+    let params = params.get().0;
+    let logits = Tensor::borrow(logits, "logits")?;
+    let raw = logits.rows(LOGITS, false)?;
+    let drafter = draft.drafter()?;
+    enter(py, || {
+        draft.check_columns(raw.num_cols())?;
+        verify::expected_accepted(&draft.core, drafter, raw, params, rule)
+    })
+}
+
+#[pyfunction]
+fn alpha_star(
+    py: Python<'_>,
+    p: &Bound<'_, PyAny>,
+    q: &Bound<'_, PyAny>,
+    n: usize,
+    law: &str,
+) -> PyResult<f64> {
+    let (p, q) = (Tensor::borrow(p, "p")?, Tensor::borrow(q, "q")?);
+    let (p, q) = (p.rows(types::FLOATS, true)?, q.rows(types::FLOATS, true)?);
+    enter(py, || alpha_star_of(&p, &q, n, Law::parse(law)?))
+}
+
+fn alpha_star_of(p: &RawRows<'_>, q: &RawRows<'_>, n: usize, law: Law) -> Result<f64, Error> {
+    let row = |name, raw: &RawRows<'_>| {
+        if raw.num_rows() != 1 {
+            return Err(Error::ShapeMismatch {
+                what: name,
+                found: format!("{} rows", raw.num_rows()),
+                wanted: "one row, (V,)".into(),
+            });
+        }
+        check_distribution(raw, 0)?;
+        Ok((0..raw.num_cols()).map(|token| raw.value(0, token)).collect::<Vec<f64>>())
+    };
+    optimum::alpha_star(&row("p", p)?, &row("q", q)?, n, law)
 }
 
 /// One token from a shaped row, with the drafter's noise of a node.
@@ -141,6 +190,8 @@ fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
                     Core::Coupled => "coupled",
                     Core::TopDown => "topdown",
                     Core::Lifted => "lifted",
+                    Core::KSeq => "kseq",
+                    Core::Gbv => "gbv",
                 },
             )?;
             row.set_item("laws", rule.laws.iter().map(|law| law.name()).collect::<Vec<_>>())?;
@@ -255,6 +306,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Verdict>()?;
     module.add_class::<CommitPlan>()?;
     module.add_function(wrap_pyfunction!(verify_draft, module)?)?;
+    module.add_function(wrap_pyfunction!(expected_accepted, module)?)?;
+    module.add_function(wrap_pyfunction!(alpha_star, module)?)?;
     module.add_function(wrap_pyfunction!(draw, module)?)?;
     module.add_function(wrap_pyfunction!(shaped_row, module)?)?;
     module.add_function(wrap_pyfunction!(commit_plan, module)?)?;

@@ -140,7 +140,7 @@ pub(super) struct Draft {
     vocab: Option<Vec<(u32, u32)>>,
 }
 
-const FLOATS: &str = "float32, float16, bfloat16 or float64";
+pub(super) const FLOATS: &str = "float32, float16, bfloat16 or float64";
 
 impl Draft {
     /// The drafter's rows, borrowed.

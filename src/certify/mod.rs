@@ -99,4 +99,6 @@ fn summarise<W: Weight>(rows: &Rows<W>, length: usize, outcomes: &[(Outcome, W)]
 #[cfg(test)]
 mod append_only;
 #[cfg(test)]
+mod multi_path_tests;
+#[cfg(test)]
 mod tests;

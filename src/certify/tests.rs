@@ -163,7 +163,7 @@ fn three_tokens_over_several_steps_have_the_target_s_law() {
 }
 
 /// The law of what one rule emits for one given draft.
-fn law_of(rows: &Rows<R>, draft: &Draft, core: Core) -> Vec<(Vec<u32>, R)> {
+pub(super) fn law_of(rows: &Rows<R>, draft: &Draft, core: Core) -> Vec<(Vec<u32>, R)> {
     let outcomes = enumerate(|choices| {
         let mut view = growth::view(rows, draft);
         verify::decide(core, draft, &mut view, choices)
@@ -176,13 +176,18 @@ fn law_of(rows: &Rows<R>, draft: &Draft, core: Core) -> Vec<(Vec<u32>, R)> {
     law.iter().map(|(tokens, weight)| (tokens.clone(), weight.clone())).collect()
 }
 
-fn drafted(parents: &[i64], tokens: &[i64], law: Law, sampled: Option<Vec<bool>>) -> Draft {
+pub(super) fn drafted(
+    parents: &[i64],
+    tokens: &[i64],
+    law: Law,
+    sampled: Option<Vec<bool>>,
+) -> Draft {
     let mut all = vec![-1];
     all.extend_from_slice(tokens);
     Draft::new(TokenTree::new(parents).unwrap(), all, law, sampled).unwrap()
 }
 
-fn check(found: &[(Vec<u32>, R)], wanted: &[(&[u32], i64, i64)]) {
+pub(super) fn check(found: &[(Vec<u32>, R)], wanted: &[(&[u32], i64, i64)]) {
     let wanted: Vec<(Vec<u32>, R)> =
         wanted.iter().map(|&(tokens, num, den)| (tokens.to_vec(), r(num, den))).collect();
     assert_eq!(found, wanted);

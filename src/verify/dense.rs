@@ -38,6 +38,10 @@ impl<W: Weight> View<W> for DenseView<W> {
         Ok(self.drafter[node][token as usize].clone())
     }
 
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<W>> {
+        Ok(self.drafter[node].clone())
+    }
+
     fn mixture<'s>(
         &'s mut self,
         node: usize,
@@ -50,14 +54,11 @@ impl<W: Weight> View<W> for DenseView<W> {
             for (token, weight) in weights.iter_mut().enumerate() {
                 if mutate!("mixed/set_not_left_out", !set.contains(&(token as u32)), true) {
                     let taken = mix.b.mul(&self.drafter[node][token]);
+                    let floor = mix.floor.mul(&self.target[node][token]);
                     let left =
                         mutate!("td/residual_flipped", weight.sub(&taken), taken.sub(weight));
-                    let left = left.positive_part();
-                    *weight = mutate!(
-                        "td/residual_abs",
-                        left,
-                        left.add(&taken.sub(weight).positive_part())
-                    );
+                    let left = mutate!("td/residual_abs", left, left.max(&taken.sub(weight)));
+                    *weight = left.max(&floor);
                 }
             }
         }
@@ -104,6 +105,10 @@ pub(crate) fn nothing_left() -> Error {
 impl<W: Weight> Cells<W> for DenseCells<W> {
     fn total(&self) -> W {
         self.total.clone()
+    }
+
+    fn weight(&mut self, token: u32) -> Result<W> {
+        Ok(self.weights[token as usize].clone())
     }
 
     fn locate(&mut self, point: &W) -> Result<u32> {

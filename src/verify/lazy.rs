@@ -61,7 +61,7 @@ impl DrafterRows<'_> {
 #[derive(Debug, Default)]
 struct BlockSums {
     /// The mixture that the sums belong to: node, factors, number of removed tokens.
-    key: Option<(usize, u64, u64, usize)>,
+    key: Option<(usize, [u64; 3], usize)>,
     sums: Vec<f64>,
     total: f64,
 }
@@ -160,9 +160,9 @@ impl<'a> LazyView<'a> {
 
     /// Makes sure that the sums belong to `mix` at `node`.
     fn sum_blocks(&mut self, parts: &Parts<'_>) -> Result<()> {
-        let key =
-            (parts.node, parts.mix.a.to_bits(), parts.mix.b.to_bits(), parts.mix.removed.len());
-        let key = mutate!("lazy/sums_of_another_mixture", key, (parts.node, 0, 0, 0));
+        let Mix { a, b, floor, removed } = parts.mix;
+        let key = (parts.node, [a.to_bits(), b.to_bits(), floor.to_bits()], removed.len());
+        let key = mutate!("lazy/sums_of_another_mixture", key, (parts.node, [0; 3], 0));
         if self.sums.key == Some(key) {
             return Ok(());
         }
@@ -228,16 +228,23 @@ impl<'a> LazyView<'a> {
                 }
                 _ => taken[..len].fill(0.0),
             }
-            let taken = &mut taken[..len];
             let mut forced = 0.0;
             for token in inside(mutate!("lazy/set_not_left_out", parts.set, &[]), start, len) {
                 forced += taken[token];
                 taken[token] = 0.0;
             }
             let b = mutate!("lazy/factor_forgotten", parts.mix.b, 1.0);
-            let seen = (kernels.subtract)(weights, taken, b);
+            let seen = (kernels.subtract)(weights, &taken[..len], b);
             block.sum = seen.left;
             block.drafted = (!seen.has_negative).then_some(seen.taken + forced);
+            let floor = parts.mix.floor;
+            if floor > 0.0 {
+                self.target.probabilities(parts.node, &parts.target, start, floor, buffers, taken);
+                for (weight, &least) in weights.iter_mut().zip(&*taken) {
+                    *weight = weight.max(least);
+                }
+                touched = true;
+            }
         }
         let removed = mutate!("lazy/removed_token_stays", &parts.mix.removed[..], &[]);
         for token in inside(removed, start, len) {
@@ -335,6 +342,15 @@ impl<'a> View<f64> for LazyView<'a> {
         }
     }
 
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<f64>> {
+        let row = self.drafter.row(self.draft, node)?;
+        if let Source::Probabilities(raw) = self.drafter.source {
+            check_distribution(&raw, row)?;
+        }
+        let tokens = 0..self.target.num_cols() as u32;
+        tokens.map(|token| View::drafter(self, node, token)).collect()
+    }
+
     fn mixture<'s>(
         &'s mut self,
         node: usize,
@@ -380,6 +396,18 @@ impl LazyCells<'_, '_> {
 impl Cells<f64> for LazyCells<'_, '_> {
     fn total(&self) -> f64 {
         if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.sums.total }
+    }
+
+    fn weight(&mut self, token: u32) -> Result<f64> {
+        let Parts { node, mix, set, .. } = self.parts;
+        if mix.removed.contains(&token) {
+            return Ok(0.0);
+        }
+        let p = self.view.target(node, token)?;
+        if self.parts.drafter.is_none() || set.contains(&token) {
+            return Ok(mix.a * p);
+        }
+        Ok(f64::max(mix.a * p - mix.b * self.view.drafter(node, token)?, mix.floor * p))
     }
 
     fn locate(&mut self, point: &f64) -> Result<u32> {

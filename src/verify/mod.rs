@@ -6,9 +6,13 @@
 
 mod coupled;
 pub mod dense;
+mod expect;
+mod gbv;
+pub(crate) mod kseq;
 pub mod law;
 pub mod lazy;
 mod lifted;
+pub mod optimum;
 mod target_only;
 mod topdown;
 pub mod view;
@@ -25,6 +29,8 @@ use law::{Draft, Law};
 use lazy::{DrafterRows, LazyView};
 use view::{Mix, Outcome, View};
 
+pub use expect::expected;
+
 /// A decision core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Core {
@@ -38,6 +44,10 @@ pub enum Core {
     TopDown,
     /// Delivery probabilities carried down, decided from the leaves up.
     Lifted,
+    /// Independent siblings tested against one raised drafter's row.
+    KSeq,
+    /// The best of several independent paths, verified as a chain.
+    Gbv,
 }
 
 /// A name under which a core is asked for, with the laws that it is lossless for.
@@ -60,9 +70,9 @@ const SAMPLED: &[Law] =
 
 /// Every rule by name: the cores first, then the literature's names for a core on a law.
 ///
-/// Each rule that uses the drafter's rows also takes a deterministic draft, where it runs
+/// `topdown`, `lifted` and their names also take a deterministic draft, where they run
 /// `target_only`: without rows there is nothing else to test, and no rule accepts more.
-pub const RULES: [Rule; 12] = [
+pub const RULES: [Rule; 14] = [
     Rule {
         name: "greedy",
         core: Core::Greedy,
@@ -97,6 +107,20 @@ pub const RULES: [Rule; 12] = [
         laws: SAMPLED,
         shapes: "any tree of the law",
         source: "arXiv 2403.10444, 2505.12398, 2502.18779",
+    },
+    Rule {
+        name: "kseq",
+        core: Core::KSeq,
+        laws: &[Law::Iid],
+        shapes: "any tree",
+        source: "K-SEQ of SpecTr, arXiv 2310.15141",
+    },
+    Rule {
+        name: "gbv",
+        core: Core::Gbv,
+        laws: &[Law::Chain, Law::Iid],
+        shapes: "paths of one length from the root",
+        source: "greedy multi-path block verification, arXiv 2602.16961",
     },
     Rule {
         name: "token",
@@ -224,6 +248,8 @@ pub fn decide<W: Weight, V: View<W>, C: Choices<W>>(
         Core::Coupled => coupled::decide(draft, view, choices),
         Core::TopDown => topdown::decide(draft, view, choices),
         Core::Lifted => lifted::decide(draft, view, choices),
+        Core::KSeq => kseq::decide(draft, view, choices),
+        Core::Gbv => gbv::decide(draft, view, choices),
     }
 }
 
@@ -287,20 +313,7 @@ pub fn verify(
     rule: &str,
     noise: Noise,
 ) -> Result<Verdict> {
-    let (mut core, mut name) = resolve(rule, draft.law())?;
-    if params.is_greedy() {
-        (core, name) = (Core::Greedy, "greedy");
-    } else if core == Core::Greedy {
-        return Err(Error::GreedyTemperature { temperature: params.temperature() });
-    }
-    if logits.num_rows() != draft.num_nodes() {
-        return Err(Error::ShapeMismatch {
-            what: "logits",
-            found: format!("{} rows", logits.num_rows()),
-            wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
-        });
-    }
-    draft.check_vocabulary(logits.num_cols())?;
+    let (core, name) = resolve_under(rule, draft, logits, params)?;
     let tree = draft.tree();
     let deepest = (0..tree.num_nodes()).map(|node| tree.depth(node)).max().unwrap_or(0);
     let mut choices = noise.philox(deepest)?;
@@ -315,6 +328,47 @@ pub fn verify(
         }
     }
     Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule: name })
+}
+
+/// The core that runs on a draft under sampling parameters, once the logits are seen to fit.
+fn resolve_under(
+    rule: &str,
+    draft: &Draft,
+    logits: RawRows<'_>,
+    params: Params,
+) -> Result<(Core, &'static str)> {
+    let (mut core, mut name) = resolve(rule, draft.law())?;
+    if params.is_greedy() {
+        (core, name) = (Core::Greedy, "greedy");
+    } else if core == Core::Greedy {
+        return Err(Error::GreedyTemperature { temperature: params.temperature() });
+    }
+    if logits.num_rows() != draft.num_nodes() {
+        return Err(Error::ShapeMismatch {
+            what: "logits",
+            found: format!("{} rows", logits.num_rows()),
+            wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
+        });
+    }
+    draft.check_vocabulary(logits.num_cols())?;
+    Ok((core, name))
+}
+
+/// The exact mean of the number of accepted tokens over the verifier's noise, for a draft as it is.
+///
+/// # Errors
+/// As [`verify`]; and [`Error::LawData`] for the coupled rule on a coupled draft, whose tokens tell
+/// about the noise.
+pub fn expected_accepted(
+    draft: &Draft,
+    drafter: DrafterRows<'_>,
+    logits: RawRows<'_>,
+    params: Params,
+    rule: &str,
+) -> Result<f64> {
+    let (core, _) = resolve_under(rule, draft, logits, params)?;
+    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, Side::Target), drafter);
+    expected(core, draft, &mut view)
 }
 
 /// Draws the token of `node` from a drafter's row of logits, with the drafter's own noise.

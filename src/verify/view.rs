@@ -17,13 +17,15 @@ use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::{Draft, Law};
 
-/// An unnormalised mixture of a node's rows: `(a p - b q [not in set])+ [not in removed]`.
+/// An unnormalised mixture of a node's rows: `max(a p - b q [not in set], floor p) [not in removed]`.
 #[derive(Debug, Clone)]
 pub struct Mix<W> {
     /// Factor of the target's row.
     pub a: W,
     /// Factor of the drafter's row.
     pub b: W,
+    /// Share of the target's row that is kept whatever is taken, at most `a`.
+    pub floor: W,
     /// Tokens whose weight is 0.
     pub removed: Vec<u32>,
 }
@@ -31,7 +33,7 @@ pub struct Mix<W> {
 impl<W: Weight> Mix<W> {
     /// The target's row itself.
     pub fn target() -> Self {
-        Self { a: W::one(), b: W::zero(), removed: Vec::new() }
+        Self { a: W::one(), b: W::zero(), floor: W::zero(), removed: Vec::new() }
     }
 }
 
@@ -55,7 +57,13 @@ pub trait View<W: Weight> {
     /// If the row is not a distribution.
     fn drafter(&mut self, node: usize, token: u32) -> Result<W>;
 
-    /// The weights `(a p - b q [x not in set])+ [x not in removed]` of a node.
+    /// The whole row that the node's sampled children were drawn from, one weight for each token.
+    ///
+    /// # Errors
+    /// If the row is not a distribution.
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<W>>;
+
+    /// The weights `max(a p - b q [x not in set], floor p) [x not in removed]` of a node.
     ///
     /// # Errors
     /// If a row is not a distribution.
@@ -234,25 +242,38 @@ impl<W: Weight> Residual<W> {
         view: &mut V,
         choices: &mut C,
     ) -> Result<(u32, usize)> {
-        let site = Site::new(self.node, Purpose::Sample);
-        let site =
-            mutate!("td/u_reused_for_sample", site, Site::new(self.node + 1, Purpose::Accept));
-        let mut cells = view.mixture(self.node, &self.mix, &self.set)?;
-        if cells.total().is_positive() {
-            return Ok((choices.draw(site, &mut cells)?, 0));
-        }
-        drop(cells);
-        // Exactly, a rejection leaves mass. If rounding took it, p = q up to rounding, and the
-        // target's row without the tokens already rejected is the closest law there is.
-        let removed = mutate!("fallback/rejected_token_returns", self.mix.removed.clone(), vec![]);
-        let rest = Mix { removed, ..Mix::target() };
-        let mut cells = view.mixture(self.node, &rest, &[])?;
-        if cells.total().is_positive() {
-            return Ok((choices.draw(site, &mut cells)?, 1));
-        }
-        drop(cells);
-        let whole = Mix::target();
-        let mut cells = view.mixture(self.node, &whole, &[])?;
-        Ok((choices.draw(site, &mut cells)?, 1))
+        draw_from(view, choices, self.node, &self.mix, &self.set)
     }
+}
+
+/// Draws the token at which a walk stops; the second value counts a fall back to the target's row.
+///
+/// # Errors
+/// If a row is not a distribution.
+pub fn draw_from<W: Weight, V: View<W>, C: Choices<W>>(
+    view: &mut V,
+    choices: &mut C,
+    node: usize,
+    mix: &Mix<W>,
+    set: &[u32],
+) -> Result<(u32, usize)> {
+    let site = Site::new(node, Purpose::Sample);
+    let site = mutate!("td/u_reused_for_sample", site, Site::new(node + 1, Purpose::Accept));
+    let mut cells = view.mixture(node, mix, set)?;
+    if cells.total().is_positive() {
+        return Ok((choices.draw(site, &mut cells)?, 0));
+    }
+    drop(cells);
+    // Exactly, a rejection leaves mass. If rounding took it, p = q up to rounding, and the
+    // target's row without the tokens already rejected is the closest law there is.
+    let removed = mutate!("fallback/rejected_token_returns", mix.removed.clone(), vec![]);
+    let rest = Mix { removed, ..Mix::target() };
+    let mut cells = view.mixture(node, &rest, &[])?;
+    if cells.total().is_positive() {
+        return Ok((choices.draw(site, &mut cells)?, 1));
+    }
+    drop(cells);
+    let whole = Mix::target();
+    let mut cells = view.mixture(node, &whole, &[])?;
+    Ok((choices.draw(site, &mut cells)?, 1))
 }

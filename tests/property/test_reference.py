@@ -14,6 +14,7 @@ import pytest
 
 from mtp_verify import reference
 from mtp_verify.reference import Noise, Tree
+from tests.property.branches import Branches
 
 F = np.float64
 P, Q = 0, 1
@@ -26,6 +27,10 @@ GOLDEN = {
     "C": (
         [[0, 1 / 2, 1 / 2], [3 / 4, 1 / 4, 0], [1, 0, 0]],
         [[1 / 2, 1 / 2, 0], [1 / 4, 0, 3 / 4], [1 / 3, 1 / 3, 1 / 3]],
+    ),
+    "D": (
+        [[1 / 2, 1 / 4, 1 / 8, 1 / 8], [1 / 8, 5 / 8, 1 / 8, 1 / 8], [1 / 4, 1 / 4, 3 / 8, 1 / 8]],
+        [[3 / 8, 3 / 8, 1 / 8, 1 / 8], [1 / 4, 1 / 2, 1 / 8, 1 / 8], [1 / 8, 1 / 8, 1 / 2, 1 / 4]],
     ),
     "E": (
         [[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]],
@@ -56,43 +61,6 @@ EXPECTED = {
     ("E", (1, 1, 1), "chain"): (None, 272 / 125, 1173 / 500),
     ("B", (1, 1, 1), "chain"): (None, 599 / 216, 209 / 72),
 }
-
-
-class Branches:
-    """A source of chance that walks every branch: replay a script, then step it on."""
-
-    def __init__(self):
-        self.script = []
-
-    def __iter__(self):
-        while True:
-            self.step, self.weight = 0, 1.0
-            yield self
-            while self.script and self.script[-1][0] + 1 == len(self.script[-1][1]):
-                self.script.pop()
-            if not self.script:
-                return
-            self.script[-1][0] += 1
-
-    def choose(self, weights):
-        if self.step == len(self.script):
-            options = [(i, w) for i, w in enumerate(weights) if w > 1e-15]
-            self.script.append([0, options])
-        taken, options = self.script[self.step]
-        self.step += 1
-        value, weight = options[taken]
-        self.weight *= weight / sum(w for _, w in options)
-        return value
-
-    def accept(self, _node, probability):
-        probability = min(max(probability, 0.0), 1.0)
-        return bool(self.choose([1 - probability, probability]))
-
-    def draw(self, _node, row):
-        return self.choose(list(row))
-
-    def race(self, depth, row):
-        return self.draw(depth, row)
 
 
 def row(model, side, path):
@@ -169,6 +137,28 @@ def test_output_law_is_the_targets_and_lengths_are_the_table(model, shape, law):
             assert mass[string] == pytest.approx(wanted, abs=1e-12), (name, string)
         if expected is not None:
             assert length == pytest.approx(expected, abs=6e-5), name
+
+
+@pytest.mark.parametrize(
+    ("model", "lengths"),
+    [("A", 212 / 81), ("B", 287 / 108), ("C", 65 / 36), ("D", 11123 / 4096), ("E", 294 / 125)],
+)
+def test_two_paths_give_the_stated_lengths(model, lengths):
+    length = 0.0
+    for branches in Branches():
+        tree = draft(model, (2, 1), "iid", branches)
+        node, _ = reference._gbv(tree, branches)
+        length += branches.weight * (len(tree.path(node)) + 1)
+    assert length == pytest.approx(lengths, abs=1e-12)
+
+
+def test_kseq_finds_the_root_of_e():
+    length = 0.0
+    for branches in Branches():
+        tree = draft("E", (2,), "iid", branches)
+        node, _ = reference._kseq(tree, branches)
+        length += branches.weight * (len(tree.path(node)) + 1)
+    assert length == pytest.approx(7 / 4, abs=1e-9)
 
 
 def test_philox_gives_the_published_answers():

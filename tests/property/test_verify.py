@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import mtp_verify as mv
 from mtp_verify import reference
 from mtp_verify.reference import DRAFT, Noise, Tree
+from tests.property.branches import Branches
 from tests.property.tally import Tally
 
 torch = pytest.importorskip("torch")
@@ -27,13 +28,16 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RULES = {
     "deterministic": ["target_only", "coupled", "topdown", "lifted", "token", "block"],
     "chain": ["target_only", "coupled", "topdown", "lifted", "token", "block"],
-    "iid": ["target_only", "coupled", "topdown", "lifted"],
+    "iid": ["target_only", "coupled", "topdown", "lifted", "kseq"],
+    # An iid draft of several paths of one length.
+    "paths": ["topdown", "lifted", "kseq", "gbv"],
     "swor": ["target_only", "coupled", "topdown", "lifted"],
     "top_plus_one": ["target_only", "coupled", "topdown", "lifted"],
     "mixed": ["target_only", "coupled", "topdown", "lifted"],
     "unknown": ["target_only", "coupled"],
 }
 CORE = {"token": "topdown", "block": "lifted"}
+WALKS = {name: getattr(reference, f"_{name}") for name in ("topdown", "lifted", "kseq", "gbv")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +68,9 @@ def shaped(logits, params):
 def skeleton(rng, law, most):
     """Parents of a random tree; a path where the law wants one."""
     count = int(rng.integers(0, most + 1))
+    if law == "paths":
+        paths, depth = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        return [-1, *(max(node - paths, 0) for node in range(1, paths * depth + 1))]
     if law == "chain":
         return [-1, *range(count)]
     return [-1, *(int(rng.integers(max(0, i - 3), i)) for i in range(1, count + 1))]
@@ -134,6 +141,11 @@ class Case:
         if rng.random() < 0.5:
             rows = np.round(rows * 2) / np.float32(2)
         noisy = rows + rng.normal(0, rng.choice([0.2, 1.0, 3.0]), rows.shape).astype(np.float32)
+        if law == "paths":
+            # Equal prefixes have equal rows: here all prefixes of one length.
+            law, num_paths = "iid", parents.count(0)
+            depths = [0, *(1 + node // num_paths for node in range(len(parents) - 1))]
+            rows, noisy = rows[depths], noisy[depths]
         logits, draft_logits = torch.from_numpy(rows).to(dtype), torch.from_numpy(noisy).to(dtype)
         q = shaped(draft_logits, draft_params)
         if source == "probs32":
@@ -183,6 +195,30 @@ class Case:
         assert found.lossless
         np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-5)
         TALLY["accepted"] += len(wanted.path)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    law=st.sampled_from(sorted(RULES)),
+    vocab=st.integers(1, 4),
+    params=shaping(),
+    source=st.sampled_from(["probs64", "logits"]),
+)
+def test_expected_accepted_is_the_mean_over_every_branch(seed, law, vocab, params, source):
+    case = Case(seed, law, vocab, torch.float32, params, params, source, most=4)
+    if near_a_cut(case.logits, params) or near_a_cut(case.draft_logits, params):
+        return
+    for rule in RULES[law]:
+        found = mv.expected_accepted(case.draft, case.logits, params, rule)
+        core = CORE.get(rule, rule)
+        core = "target_only" if core == "coupled" or law == "deterministic" else core
+        walk = WALKS.get(core, reference._target_only)
+        wanted = 0.0
+        for branches in Branches():
+            node, _ = walk(case.tree, branches)
+            wanted += branches.weight * len(case.tree.path(node))
+        assert found == pytest.approx(wanted, abs=2e-6), rule
 
 
 @settings(max_examples=5 * EXAMPLES)
