@@ -107,17 +107,16 @@ def _largest(rows: list[dict[str, Any]]) -> str:
 def _expected(law: str, rows: list[dict[str, Any]]) -> str:
     mine = [row for row in rows if row["law"] == law]
     tables = [dict(row["expected"]) for row in mine]
-    lines = [
-        [case, *(f"{table[case]} = {_decimal(table[case])}" for table in tables)]
-        for case in tables[0]
-    ]
+    lines = [[case, *(_length(table.get(case)) for table in tables)] for case in tables[0]]
     heading = ["model, shape", *(f"`{row['rule']}`" for row in mine)]
     return f"### `{law}`\n\n{_table(heading, lines)}"
 
 
-def _decimal(fraction: str) -> str:
+def _length(fraction: str | None) -> str:
+    if fraction is None:  # a rule that does not take the shape, or a case left out for its size
+        return "-"
     num, _, den = fraction.partition("/")
-    return f"{int(num) / int(den or 1):.4f}"
+    return f"{fraction} = {int(num) / int(den or 1):.4f}"
 
 
 def _trials(trials: list[dict[str, Any]]) -> str:

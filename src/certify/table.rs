@@ -81,6 +81,11 @@ pub fn shapes(law: Law) -> &'static [&'static [usize]] {
     }
 }
 
+/// Whether a rule that is legal for the law also takes trees of this shape.
+fn takes(core: Core, shape: &[usize]) -> bool {
+    core != Core::Gbv || shape.iter().skip(1).all(|&children| children == 1)
+}
+
 /// Cases with more drafts than this are left to the wider suites.
 pub(super) fn most_drafts(core: Core, is_plain: bool) -> usize {
     match core {
@@ -91,16 +96,14 @@ pub(super) fn most_drafts(core: Core, is_plain: bool) -> usize {
     }
 }
 
-/// Whether a rule that is legal for the law also takes trees of this shape.
-fn takes(core: Core, shape: &[usize]) -> bool {
-    core != Core::Gbv || shape.iter().skip(1).all(|&children| children == 1)
-}
-
 /// How many tokens are followed over several steps, whose noise must not meet.
 const ROUNDS_LENGTH: usize = 3;
 
-/// Cases whose one step has up to this many drafts times paths are followed over several steps.
-const MOST_IN_ROUNDS: usize = 100;
+/// Cases whose one step has up to this many drafts times outcomes are followed over several steps.
+fn most_in_rounds(core: Core) -> usize {
+    // As above; and the fractions grow with every step.
+    if core == Core::KSeq { 16 } else { 250 }
+}
 
 /// The work of one case: a line's rule and law on a model and a shape under a shaping.
 struct Job {
@@ -213,9 +216,8 @@ fn jobs_of(line: usize, core: Core, law: Law) -> Vec<Job> {
                     jobs.push(Job { line, core, model, case, shaping: Some((shaping, params)) });
                 }
             }
-            // Steps follow one another: fractions of 40 bits would become fractions of hundreds.
-            let bisects = core == Core::KSeq;
-            if !bisects && drafts * model.vocab().pow(shape.len() as u32) <= MOST_IN_ROUNDS {
+            let outcomes = drafts * model.vocab().pow(shape.len() as u32 + 1);
+            if outcomes <= most_in_rounds(core) {
                 jobs.push(Job { line, core, model, case, shaping: None });
             }
         }

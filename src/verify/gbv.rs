@@ -42,6 +42,7 @@ use std::cmp::Ordering;
 
 use crate::choice::{Cells, Choices};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::tree::TokenTree;
 use crate::verify::dense::DenseView;
@@ -138,7 +139,7 @@ fn select<W: Weight, V: View<W>>(
         };
         (low, width) = (from, share);
         rows.target.push(p);
-        rows.drafter.push(selected);
+        rows.drafter.push(mutate!("gbv/q_not_skewed", selected, q));
         left.retain(|path| draft.token(path[depth] as usize) as usize == token);
         node = left[0][depth] as usize;
     }

@@ -36,6 +36,7 @@
 
 use crate::choice::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
 use crate::verify::view::{Mix, Outcome, View, draw_from};
@@ -61,7 +62,7 @@ pub(crate) fn decide_at<W: Weight, V: View<W>, C: Choices<W>>(
     let mut node = 0;
     loop {
         let children = draft.tree().children(node);
-        let rho = raise(view, node, children.len())?;
+        let rho = mutate!("kseq/rho_1", raise(view, node, children.len())?, W::one());
         let mut accepted = None;
         for &child in children {
             let child = child as usize;
@@ -122,8 +123,9 @@ fn residual<W: Weight, V: View<W>>(view: &mut V, node: usize, k: usize, rho: &W)
     if k == 0 {
         return Ok(Mix::target());
     }
-    let gamma = gamma(view, node, k, rho)?;
+    let gamma = mutate!("kseq/no_gamma", gamma(view, node, k, rho)?, W::one());
     // gamma <= rho at the end of the bisection; only rounding can make the difference negative.
     let floor = W::one().sub(&gamma.div(rho)).positive_part();
-    Ok(Mix { b: gamma, floor, ..Mix::target() })
+    let mix = Mix { b: gamma, floor, ..Mix::target() };
+    Ok(mutate!("kseq/leviathan", mix, Mix { b: W::one(), ..Mix::target() }))
 }

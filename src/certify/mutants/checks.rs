@@ -18,7 +18,7 @@ use crate::verify::dense::{DenseCells, DenseView};
 use crate::verify::law::{Draft, Law};
 use crate::verify::lazy::{DrafterRows, LazyView, Source};
 use crate::verify::view::Outcome;
-use crate::verify::{self, Core, Noise, Verdict};
+use crate::verify::{self, Core, Noise, Verdict, kseq};
 
 type Row = [(i64, i64)];
 
@@ -218,6 +218,17 @@ pub(super) fn commit() -> Result<Fraction> {
     cache.truncate(plan.length as usize);
     let kept = cache[10..] == [0, 2, 4, 6];
     Ok(certain(kept && plan.state_select == 6))
+}
+
+/// K-SEQ on two independent siblings at `rho = 2`, which the bisection would lower.
+pub(super) fn sequence_at_two() -> Result<Fraction> {
+    let rows = MODELS[4].rows::<Fraction>(&WeightParams::neutral());
+    let case = Case { law: Law::Iid, shape: &[2] };
+    let outcomes = enumerate(|choices| {
+        let (draft, mut view) = growth::draft(&rows, &case, choices)?;
+        kseq::decide_at(&draft, &mut view, choices, |_, _, _| Ok(Fraction::ratio(2, 1)))
+    })?;
+    Ok(summarise(&rows, 2, &outcomes).distance)
 }
 
 // ---- degenerate and lazy rows --------------------------------------------------------------------

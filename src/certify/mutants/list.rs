@@ -3,7 +3,7 @@
 use super::Check::{self, Other, Rounds, Shaping, Step};
 use super::checks;
 use super::{Listed, Mutant};
-use crate::verify::Core::{Coupled, Lifted, TargetOnly, TopDown};
+use crate::verify::Core::{Coupled, Gbv, Lifted, TargetOnly, TopDown};
 use crate::verify::law::Law::{Chain, Deterministic, Iid, Mixed, Swor, TopPlusOne};
 
 /// A mutant of `verification.md` 12, with the bias that is stated there.
@@ -36,6 +36,8 @@ const B_CHAIN: Check = Step("B", Chain, &[1, 1], TopDown);
 const B_BLOCK: Check = Step("B", Chain, &[1, 1], Lifted);
 const E_PAIR: Check = Step("E", Swor, &[2], TopDown);
 const E_TREE: Check = Step("E", Swor, &[2, 1], Lifted);
+
+const PAIR_AT_TWO: Check = Other("E iid[2] KSeq, rho=2", checks::sequence_at_two);
 
 /// Every mutant.
 pub static MUTANTS: &[Mutant] = &[
@@ -97,6 +99,15 @@ pub static MUTANTS: &[Mutant] = &[
     mutant("lift/row_not_updated", "later siblings tested against the old row", E_TREE, (172, 875)),
     mutant("lift/q_not_renormalised", "sibling q not renormalised", E_TREE, (17, 392)),
     mutant("lift/forget_w", "w_c = min(1, r/q)", E_TREE, (17, 100)),
+    mutant("kseq/rho_1", "rho = 1", PAIR_AT_TWO, (3, 25)),
+    mutant("kseq/no_gamma", "factor a/beta missing", PAIR_AT_TWO, (3, 50)),
+    mutant("kseq/leviathan", "residual (p - q)+", PAIR_AT_TWO, (3, 50)),
+    mutant(
+        "gbv/q_not_skewed",
+        "the selected path verified with q",
+        Step("A", Iid, &[2, 1], Gbv),
+        (5, 81),
+    ),
     own(
         "lift/hopeless_child_not_taken_out",
         "a child with w_c = 0 leaves the residual as it is",
