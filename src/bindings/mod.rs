@@ -1,7 +1,10 @@
 //! The Python module `mtp_verify._core`: the only place that knows Python.
 
+mod buffer;
 mod errors;
+mod kv;
 mod ngram;
+mod plans;
 mod tensor;
 mod types;
 
@@ -13,10 +16,11 @@ use pyo3::types::PyDict;
 
 use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
+use crate::kv::commit_plan as plan;
 use crate::simd::Kernels;
 use crate::verify::law::Law;
 use crate::verify::{self, Core, Noise, RULES};
-use crate::{certify, kv, rng};
+use crate::{certify, rng};
 
 use errors::to_py;
 use tensor::{Tensor, integers};
@@ -107,7 +111,7 @@ fn commit_plan(
     start: i64,
 ) -> PyResult<CommitPlan> {
     let path = integers(path, "path")?;
-    kv::commit_plan(&tree.get().0, &path, start).map(CommitPlan).map_err(|error| to_py(&error))
+    plan(&tree.get().0, &path, start).map(CommitPlan).map_err(|error| to_py(&error))
 }
 
 #[pyfunction]
@@ -208,5 +212,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
+    kv::register(module)?;
     ngram::register(module)
 }
