@@ -260,8 +260,9 @@ impl Driver {
             && wanted.iter().all(|(seq, n)| {
                 let model = self.sequences.get(seq);
                 *n > 0
-                    && model
-                        .is_some_and(|m| m.slots.is_empty() && m.entries.len() <= usize::MAX - n)
+                    && model.is_some_and(|m| {
+                        m.slots.is_empty() && *n <= i64::MAX as usize - m.entries.len()
+                    })
             });
         let mut needed = 0_usize;
         let mut writers: BTreeMap<i32, usize> = BTreeMap::new();

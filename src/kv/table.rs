@@ -238,10 +238,12 @@ impl BlockTable {
                 let error = Error::ParamOutOfRange { name: "n", value: "0".into(), wanted };
                 return Err(error.in_sequence(seq));
             }
-            let Some(end) = sequence.length.checked_add(n) else {
-                let limit = (usize::MAX - sequence.length) as u64;
-                return Err(Error::Overflow { what: "n", found: n as u64, limit }.in_sequence(seq));
-            };
+            let limit = i64::MAX as usize - sequence.length;
+            if n > limit {
+                let (found, limit) = (n as u64, limit as u64);
+                return Err(Error::Overflow { what: "n", found, limit }.in_sequence(seq));
+            }
+            let end = sequence.length + n;
             needed = needed
                 .saturating_add(end.div_ceil(self.block_size))
                 .saturating_sub(sequence.blocks.len());
