@@ -1,5 +1,6 @@
 """The block table over its Python API: what each call gives back, buffers, batches, threads."""
 
+import doctest
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -330,3 +331,11 @@ def test_threads_take_turns() -> None:
         list(pool.map(work, range(4)))
     table.check_integrity()
     assert table.num_free == 64
+
+
+def test_the_example_of_the_class_runs() -> None:
+    example = doctest.DocTestParser().get_doctest(
+        mv.BlockTable.__doc__, {**vars(mv)}, "BlockTable", None, None
+    )
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
