@@ -60,9 +60,10 @@ class Ours:
     def __init__(self, trace: Trace, *, prefix_cache: bool) -> None:
         self.trace = trace
         self.table = mv.BlockTable(NUM_BLOCKS, BLOCK_SIZE, prefix_cache)
-        self.seqs = list(range(SEQUENCES))
+        self.seqs = np.arange(SEQUENCES)
+        self.counts = np.full(SEQUENCES, DRAFTED + 1)
         self.prompt = iter(trace.prompts.tolist())
-        for seq in self.seqs:
+        for seq in range(SEQUENCES):
             self.add(seq)
         self.rows = np.empty((SEQUENCES, MAX_BLOCKS), np.int32)
         self.slots = np.empty(SEQUENCES * (DRAFTED + 1), np.int64)
@@ -78,9 +79,8 @@ class Ours:
         chosen = self.trace.choice[index]
         drafts = [self.trace.drafts[i] for i in chosen]
         verdicts = [self.trace.verdicts[i] for i in chosen]
-        counts = [DRAFTED + 1] * SEQUENCES
         clock = [time.perf_counter()]
-        copies = self.table.reserve_batch(self.seqs, counts).copies
+        copies = self.table.reserve_batch(self.seqs, self.counts).copies
         clock.append(time.perf_counter())
         self.table.block_table(self.seqs, out=self.rows)
         clock.append(time.perf_counter())

@@ -19,7 +19,7 @@ const SEQS: i64 = 8;
 /// Few tokens, so that sequences begin alike.
 const VOCAB: u64 = 2;
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
+/// `SplitMix64` (Steele, Lea, Flood 2014).
 #[derive(Debug, Clone)]
 struct Bits(u64);
 
@@ -112,7 +112,7 @@ impl Driver {
     /// Whether some other sequence holds the block that `seq` writes next.
     fn holders_of_tail(&self, seq: i64) -> (Option<i32>, usize) {
         let length = self.sequences[&seq].entries.len();
-        if length % self.block_size == 0 {
+        if length.is_multiple_of(self.block_size) {
             return (None, 0);
         }
         let tail = self.blocks(seq)[length / self.block_size];
@@ -190,7 +190,7 @@ impl Driver {
             Error::DuplicateSequence { .. } => assert!(self.sequences.contains_key(&seq)),
             _ => assert!(known && given.len() != length, "{error}"),
         })?;
-        assert!(cached <= length && cached % self.block_size == 0);
+        assert!(cached <= length && cached.is_multiple_of(self.block_size));
         assert!(cached == 0 || self.prefix_cache && known);
         let mut model = Model { written: cached, ..Model::default() };
         let mut above = 0;

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -273,6 +274,11 @@ impl Tensor {
 
 /// Whole numbers from a list, a NumPy array or a tensor.
 pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> {
+    if let Ok(array) = object.cast::<PyArray1<i64>>()
+        && let Ok(view) = array.try_readonly()
+    {
+        return Ok(view.as_array().to_vec());
+    }
     let list = if object.hasattr("tolist")? { &object.call_method0("tolist")? } else { object };
     list.extract().map_err(|_| {
         let found = object.get_type().name().map_or_else(|_| "object".into(), |n| n.to_string());

@@ -6,12 +6,14 @@
 //! 2. The forward writes the entry of node `i` into the reservation's slot `i`.
 //! 3. [`BlockTable::commit_batch`] keeps the paths; carry out its moves before the next write.
 
+mod batch;
 mod integrity;
 mod pool;
 mod prefix;
 mod table;
 
-pub use table::{BlockTable, Commit, Reservation, ReservationBatch};
+pub use batch::{Commit, Reservation, ReservationBatch};
+pub use table::BlockTable;
 
 use crate::error::{Error, Result};
 use crate::tree::TokenTree;

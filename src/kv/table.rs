@@ -7,59 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use super::batch::{Commit, Reservation, ReservationBatch, check_distinct};
 use super::pool::Pool;
 use super::prefix::{NO_PARENT, PrefixCache};
 use super::{CommitPlan, moves, state_select};
 use crate::error::{Error, Result};
-use crate::tree::TokenTree;
-
-/// Slots of one sequence's next nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reservation {
-    /// The slot of each node.
-    pub slots: Vec<i64>,
-    /// `(from, to)` slots to be copied before anything is written.
-    pub copies: Vec<(i64, i64)>,
-}
-
-/// The reservations of a batch, one after the other.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ReservationBatch {
-    /// The slots of all nodes.
-    pub slots: Vec<i64>,
-    /// Sequence `b` of the batch has `slots[offsets[b]..offsets[b + 1]]`.
-    pub offsets: Vec<i64>,
-    /// `(from, to)` slots to be copied before anything is written.
-    pub copies: Vec<(i64, i64)>,
-    /// Sequence `b` of the batch has `copies[copy_offsets[b]..copy_offsets[b + 1]]`.
-    pub copy_offsets: Vec<i64>,
-}
-
-impl ReservationBatch {
-    /// The part of one sequence of the batch.
-    pub fn get(&self, index: usize) -> Option<Reservation> {
-        let part = |offsets: &[i64]| -> Option<std::ops::Range<usize>> {
-            Some(*offsets.get(index)? as usize..*offsets.get(index + 1)? as usize)
-        };
-        Some(Reservation {
-            slots: self.slots[part(&self.offsets)?].to_vec(),
-            copies: self.copies[part(&self.copy_offsets)?].to_vec(),
-        })
-    }
-}
-
-/// What one sequence keeps of its reservation.
-#[derive(Debug, Clone, Copy)]
-pub struct Commit<'a> {
-    /// The sequence.
-    pub seq: i64,
-    /// The tree whose nodes were written.
-    pub tree: &'a TokenTree,
-    /// The path that is kept below the root.
-    pub path: &'a [i64],
-    /// The token of each node, read for the prefix cache only; -1 where it is unknown.
-    pub tokens: Option<&'a [i64]>,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Sequence {
@@ -78,8 +30,15 @@ impl Sequence {
         slot(self.blocks[entry / block_size], entry % block_size, block_size)
     }
 
-    fn open_slots(&self, block_size: usize) -> impl Iterator<Item = i64> {
-        (self.length..self.length + self.reserved).map(move |entry| self.slot(entry, block_size))
+    /// Appends the slots of the open reservation, block by block.
+    fn list_open(&self, block_size: usize, slots: &mut Vec<i64>) {
+        let (mut entry, end) = (self.length, self.length + self.reserved);
+        while entry < end {
+            let inside = (block_size - entry % block_size).min(end - entry);
+            let first = self.slot(entry, block_size);
+            slots.extend(first..first + inside as i64);
+            entry += inside;
+        }
     }
 
     /// Publishes the full blocks that are known and not yet published.
@@ -265,7 +224,7 @@ impl BlockTable {
         for &(seq, n) in wanted {
             if let Some(sequence) = self.sequences.get_mut(&seq) {
                 open(&mut self.pool, sequence, n, self.block_size, &mut batch.copies);
-                batch.slots.extend(sequence.open_slots(self.block_size));
+                sequence.list_open(self.block_size, &mut batch.slots);
             }
             batch.offsets.push(batch.slots.len() as i64);
             batch.copy_offsets.push(batch.copies.len() as i64);
@@ -346,7 +305,7 @@ impl BlockTable {
         let mut offsets = Vec::with_capacity(seqs.len() + 1);
         offsets.push(0);
         for &seq in seqs {
-            slots.extend(self.open_sequence(seq)?.open_slots(self.block_size));
+            self.open_sequence(seq)?.list_open(self.block_size, &mut slots);
             offsets.push(slots.len() as i64);
         }
         Ok((slots, offsets))
@@ -483,16 +442,4 @@ fn open(
     let fresh = (sequence.length + n).div_ceil(block_size) - sequence.blocks.len();
     sequence.blocks.extend((0..fresh).map(|_| pool.take()));
     sequence.reserved = n;
-}
-
-fn check_distinct(seqs: impl Iterator<Item = i64>) -> Result<()> {
-    let mut sorted: Vec<i64> = seqs.collect();
-    sorted.sort_unstable();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        None => Ok(()),
-        Some(pair) => Err(Error::DuplicateSequence {
-            sequence: pair[0],
-            reason: "is named twice in one batch; name each sequence once",
-        }),
-    }
 }
