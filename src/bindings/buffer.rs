@@ -1,6 +1,6 @@
 //! Buffers of the caller's own that results are written into.
 
-use numpy::ndarray::{ArrayViewMut1, Dimension};
+use numpy::ndarray::{ArrayView1, ArrayViewMut1, Axis, Dimension};
 use numpy::{
     Element, Ix1, PyArray, PyArray1, PyArrayMethods, PyReadwriteArray, PyUntypedArray,
     PyUntypedArrayMethods,
@@ -28,9 +28,15 @@ pub(super) fn give<'py>(
         let found = format!("({},)", view.len());
         return Err(to_py(&Error::ShapeMismatch { what: "out", found, wanted }));
     }
-    let padded = values.into_iter().chain(std::iter::repeat(-1));
-    view.into_iter().zip(padded).for_each(|(to, value)| *to = value);
+    fill(view, &values);
     Ok(out)
+}
+
+/// Writes `values`, and -1 from there on.
+pub(super) fn fill<T: Copy + From<i8>>(line: ArrayViewMut1<'_, T>, values: &[T]) {
+    let (mut head, mut rest) = line.split_at(Axis(0), values.len());
+    head.assign(&ArrayView1::from(values));
+    rest.fill(T::from(-1));
 }
 
 /// The caller's own memory: a NumPy array, or whatever NumPy can view through DLPack.

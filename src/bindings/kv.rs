@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use crate::error::{Error, Result};
 use crate::kv::{self, Commit};
 
-use super::buffer::{give, writable};
+use super::buffer::{fill, give, writable};
 use super::enter;
 use super::errors::{internal, to_py};
 use super::plans::{CommitPlanBatch, Reservation, ReservationBatch};
@@ -297,11 +297,8 @@ impl BlockTable {
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let seqs = integers(seqs, "seqs")?;
-        let fill = |mut rows: ArrayViewMut2<'_, i32>, lists: &[&[i32]]| {
-            for (mut row, blocks) in rows.outer_iter_mut().zip(lists) {
-                let blocks = blocks.iter().copied().chain(std::iter::repeat(-1));
-                row.iter_mut().zip(blocks).for_each(|(to, block)| *to = block);
-            }
+        let fill_rows = |mut rows: ArrayViewMut2<'_, i32>, lists: &[&[i32]]| {
+            rows.outer_iter_mut().zip(lists).for_each(|(row, blocks)| fill(row, blocks));
         };
         let widest = |lists: &[&[i32]]| lists.iter().map(|blocks| blocks.len()).max().unwrap_or(0);
         if let Some(out) = out {
@@ -318,7 +315,7 @@ impl BlockTable {
                         wanted: format!("({height}, at least {width})"),
                     });
                 }
-                fill(rows, &lists);
+                fill_rows(rows, &lists);
                 Ok(())
             })?;
             return Ok(out);
@@ -327,7 +324,7 @@ impl BlockTable {
             let table = self.table();
             let lists = table.block_lists(&seqs)?;
             let mut rows = Array2::zeros((lists.len(), widest(&lists)));
-            fill(rows.view_mut(), &lists);
+            fill_rows(rows.view_mut(), &lists);
             Ok(rows)
         })?;
         Ok(PyArray::from_owned_array(py, rows).into_any())

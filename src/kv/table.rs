@@ -206,7 +206,7 @@ impl BlockTable {
             needed = needed
                 .saturating_add(end.div_ceil(self.block_size))
                 .saturating_sub(sequence.blocks.len());
-            if let Some(tail) = self.partial_tail(sequence) {
+            if let Some(tail) = self.shared_tail(sequence) {
                 // All but the last of its holders copy the block; the last one writes in place.
                 let earlier = writers.entry(tail).or_insert(0);
                 *earlier += 1;
@@ -363,10 +363,13 @@ impl BlockTable {
         })
     }
 
-    /// The block that the next entry goes into, if the sequence holds it already.
-    fn partial_tail(&self, sequence: &Sequence) -> Option<i32> {
-        (!sequence.length.is_multiple_of(self.block_size))
-            .then(|| sequence.blocks[sequence.length / self.block_size])
+    /// The block that the next entry goes into, if others hold it as well.
+    fn shared_tail(&self, sequence: &Sequence) -> Option<i32> {
+        if sequence.length.is_multiple_of(self.block_size) {
+            return None;
+        }
+        let tail = sequence.blocks[sequence.length / self.block_size];
+        (self.pool.refs(tail) > 1).then_some(tail)
     }
 
     fn check_commit(&self, commit: &Commit<'_>) -> Result<()> {
