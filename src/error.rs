@@ -224,6 +224,71 @@ pub enum Error {
         /// The largest legal one.
         limit: u64,
     },
+    /// A sequence that is not in the table.
+    #[error("sequence {sequence} is not in the table (never added, or released); add it first")]
+    UnknownSequence {
+        /// The sequence asked for.
+        sequence: i64,
+    },
+    /// A sequence where another one was needed.
+    #[error("sequence {sequence} {reason}")]
+    DuplicateSequence {
+        /// The sequence.
+        sequence: i64,
+        /// Where it is already, and what to do.
+        reason: &'static str,
+    },
+    /// More blocks are needed than are free.
+    #[error(
+        "{missing} more blocks are needed than are free (the pool has {total}); release or roll back \
+         sequences: the error's holders, the largest first"
+    )]
+    OutOfBlocks {
+        /// How many are missing.
+        missing: usize,
+        /// All blocks of the pool.
+        total: usize,
+        /// The sequences that hold blocks, the largest first.
+        holders: Vec<i64>,
+    },
+    /// A sequence without an open reservation.
+    #[error("sequence {sequence} has no open reservation; call reserve before this")]
+    NoReservation {
+        /// The sequence.
+        sequence: i64,
+    },
+    /// A sequence whose reservation is still open.
+    #[error(
+        "sequence {sequence} has an open reservation of {reserved} slots; commit it, or drop it with \
+         rollback to the sequence's length"
+    )]
+    OpenReservation {
+        /// The sequence.
+        sequence: i64,
+        /// The slots reserved.
+        reserved: usize,
+    },
+    /// A tree that is not the one that slots were reserved for.
+    #[error(
+        "sequence {sequence}: the tree has {nodes} nodes with its root, {reserved} slots are reserved; \
+         reserve as many slots as the tree has nodes"
+    )]
+    ReservationMismatch {
+        /// The sequence.
+        sequence: i64,
+        /// The nodes of the tree.
+        nodes: usize,
+        /// The slots reserved.
+        reserved: usize,
+    },
+    /// Any other error, at one sequence of a batch.
+    #[error("sequence {sequence}: {source}")]
+    InSequence {
+        /// The sequence.
+        sequence: i64,
+        /// What is wrong there.
+        source: Box<Error>,
+    },
 }
 
 impl Error {
@@ -251,6 +316,13 @@ impl Error {
             Self::RowNotNormalised { .. } => "row_not_normalised",
             Self::NotAPath { .. } => "not_a_path",
             Self::Overflow { .. } => "overflow",
+            Self::UnknownSequence { .. } => "unknown_sequence",
+            Self::DuplicateSequence { .. } => "duplicate_sequence",
+            Self::OutOfBlocks { .. } => "out_of_blocks",
+            Self::NoReservation { .. } => "no_reservation",
+            Self::OpenReservation { .. } => "open_reservation",
+            Self::ReservationMismatch { .. } => "reservation_mismatch",
+            Self::InSequence { source, .. } => source.slug(),
         }
     }
 
@@ -264,6 +336,7 @@ impl Error {
             | Self::MissingRow { node, .. }
             | Self::RuleShape { node, .. }
             | Self::ZeroDraftProbability { node, .. } => Some(node),
+            Self::InSequence { ref source, .. } => source.node(),
             _ => None,
         }
     }
@@ -283,7 +356,26 @@ impl Error {
             Self::RowNotFinite { row, .. }
             | Self::RowEmpty { row, .. }
             | Self::RowNotNormalised { row, .. } => Some(row),
+            Self::InSequence { ref source, .. } => source.row(),
             _ => None,
         }
+    }
+
+    /// The sequence that the error is about, if it is about one.
+    pub fn sequence(&self) -> Option<i64> {
+        match *self {
+            Self::UnknownSequence { sequence }
+            | Self::DuplicateSequence { sequence, .. }
+            | Self::NoReservation { sequence }
+            | Self::OpenReservation { sequence, .. }
+            | Self::ReservationMismatch { sequence, .. }
+            | Self::InSequence { sequence, .. } => Some(sequence),
+            _ => None,
+        }
+    }
+
+    /// This error, said of one sequence.
+    pub(crate) fn in_sequence(self, sequence: i64) -> Self {
+        Self::InSequence { sequence, source: Box::new(self) }
     }
 }

@@ -8,7 +8,8 @@
 //!    made by.
 //! 2. Borrow the logits as [`rows::RawRows`].
 //! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position.
-//! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go.
+//! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go;
+//!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
 //! Modules import downwards only: `bindings` > `certify` > `shape` >
 //! `verify`, `ngram` > `dist` > `rows` > `simd`;

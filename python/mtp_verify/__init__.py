@@ -6,7 +6,16 @@ Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load tor
 from importlib import import_module
 from typing import Any
 
-from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
+from mtp_verify._core import (
+    BlockTable,
+    CommitPlan,
+    CommitPlanBatch,
+    Draft,
+    Reservation,
+    ReservationBatch,
+    TokenTree,
+    Verdict,
+)
 from mtp_verify.api import (
     alpha_star,
     best_rule,
@@ -33,8 +42,10 @@ from mtp_verify.params import SamplingParams
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "BlockTable",
     "CacheError",
     "CommitPlan",
+    "CommitPlanBatch",
     "Decoder",
     "Draft",
     "DraftError",
@@ -43,6 +54,8 @@ __all__ = [
     "NumericsError",
     "OutOfBlocksError",
     "ParamsError",
+    "Reservation",
+    "ReservationBatch",
     "RuleError",
     "SamplingParams",
     "TokenTree",

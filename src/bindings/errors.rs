@@ -28,7 +28,14 @@ fn family(error: &Error) -> &'static str {
         Error::RowNotFinite { .. } | Error::RowEmpty { .. } | Error::RowNotNormalised { .. } => {
             "NumericsError"
         }
-        Error::NotAPath { .. } => "CacheError",
+        Error::NotAPath { .. }
+        | Error::UnknownSequence { .. }
+        | Error::DuplicateSequence { .. }
+        | Error::NoReservation { .. }
+        | Error::OpenReservation { .. }
+        | Error::ReservationMismatch { .. } => "CacheError",
+        Error::OutOfBlocks { .. } => "OutOfBlocksError",
+        Error::InSequence { source, .. } => family(source),
     }
 }
 
@@ -38,9 +45,15 @@ fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
 
 fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     let fields = PyDict::new(py);
-    fields.set_item("slug", error.slug())?;
-    fields.set_item("node", error.node())?;
-    fields.set_item("row", error.row())?;
+    if let Error::OutOfBlocks { missing, holders, .. } = error {
+        fields.set_item("missing", missing)?;
+        fields.set_item("holders", holders)?;
+    } else {
+        fields.set_item("slug", error.slug())?;
+        fields.set_item("node", error.node())?;
+        fields.set_item("row", error.row())?;
+        fields.set_item("sequence", error.sequence())?;
+    }
     let exception = class(py, family(error))?.call((error.to_string(),), Some(&fields))?;
     Ok(PyErr::from_value(exception))
 }

@@ -1,7 +1,10 @@
 //! The Python module `mtp_verify._core`: the only place that knows Python.
 
+mod buffer;
 mod errors;
+mod kv;
 mod ngram;
+mod plans;
 mod shape;
 mod tensor;
 mod types;
@@ -14,13 +17,14 @@ use pyo3::types::PyDict;
 
 use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
+use crate::kv::commit_plan as plan;
 use crate::rows::RawRows;
 use crate::simd::Kernels;
 use crate::tree::MAX_NODES;
 use crate::verify::law::Law;
 use crate::verify::lazy::check_distribution;
 use crate::verify::{self, Core, Noise, RULES, optimum};
-use crate::{certify, kv, rng};
+use crate::{certify, rng};
 
 use errors::to_py;
 use tensor::{Tensor, integers};
@@ -42,15 +46,6 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
             Err(errors::internal(text))
         }
     }
-}
-
-/// A size from Python, where every int is possible.
-fn size(name: &'static str, value: i64) -> Result<usize, Error> {
-    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
-        name,
-        value: value.to_string(),
-        wanted: "an integer >= 0",
-    })
 }
 
 const LOGITS: &str = "float32, float16 or bfloat16";
@@ -167,7 +162,7 @@ fn commit_plan(
     start: i64,
 ) -> PyResult<CommitPlan> {
     let path = integers(path, "path")?;
-    kv::commit_plan(&tree.get().0, &path, start).map(CommitPlan).map_err(|error| to_py(&error))
+    plan(&tree.get().0, &path, start).map(CommitPlan).map_err(|error| to_py(&error))
 }
 
 #[pyfunction]
@@ -319,6 +314,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(mutants, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
+    kv::register(module)?;
     ngram::register(module)?;
     shape::register(module)
 }

@@ -2,29 +2,16 @@
 
 use pyo3::prelude::*;
 
-use crate::error::{Error, Result};
 use crate::ngram::{Limits, NGram, Proposal, Suffix, SuffixConfig};
 
-use super::{enter, size};
+use super::enter;
+use super::tensor::{size, token_ids};
 
 /// Parents and tokens of a drafted tree, the root (the last token, or -1) included.
 type Tree = (Vec<i64>, Vec<i64>);
 
 fn tree(proposal: Proposal) -> Tree {
     (proposal.parents, proposal.tokens)
-}
-
-/// All tokens as the core's ids, or an error that names the first one outside; the caller appends
-/// only when all are legal.
-fn checked(tokens: &[i64]) -> Result<Vec<u32>> {
-    let check = |(index, &token): (usize, &i64)| {
-        u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
-            name: "tokens",
-            value: format!("{token} at index {index}"),
-            wanted: "token ids from 0 to 2**32 - 1",
-        })
-    };
-    tokens.iter().enumerate().map(check).collect()
 }
 
 /// Prompt lookup over one sequence; see `mtp_verify.drafters.NGram`.
@@ -48,13 +35,13 @@ impl NGramIndex {
     /// Appends emitted tokens: any sequence of ints.
     #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
     fn extend(&mut self, py: Python<'_>, tokens: Vec<i64>) -> PyResult<()> {
-        enter(py, || checked(&tokens).map(|tokens| self.0.extend(&tokens)))
+        enter(py, || token_ids(&tokens).map(|tokens| self.0.extend(&tokens)))
     }
 
     /// A chain of at most `num` tokens below the root, ended by a token of `stop`.
     #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
     fn propose(&self, py: Python<'_>, num: i64, stop: Vec<i64>) -> PyResult<Tree> {
-        enter(py, || Ok(tree(self.0.propose(size("num", num)?, &checked(&stop)?))))
+        enter(py, || Ok(tree(self.0.propose(size("num", num)?, &token_ids(&stop)?))))
     }
 
     /// Tokens held now.
@@ -95,7 +82,7 @@ impl SuffixIndex {
     /// Appends emitted tokens: any sequence of ints.
     #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
     fn extend(&mut self, py: Python<'_>, tokens: Vec<i64>) -> PyResult<()> {
-        enter(py, || checked(&tokens).map(|tokens| self.0.extend(&tokens)))
+        enter(py, || token_ids(&tokens).map(|tokens| self.0.extend(&tokens)))
     }
 
     /// A tree of at most `max_nodes` nodes and `max_depth` levels below the root, with nothing below
@@ -112,7 +99,7 @@ impl SuffixIndex {
             let limits = Limits {
                 max_nodes: size("max_nodes", max_nodes)?,
                 max_depth: size("max_depth", max_depth)?,
-                stop: &checked(&stop)?,
+                stop: &token_ids(&stop)?,
             };
             Ok(tree(self.0.propose(limits)))
         })

@@ -7,7 +7,8 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
-use pyo3::exceptions::PyTypeError;
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -273,6 +274,11 @@ impl Tensor {
 
 /// Whole numbers from a list, a NumPy array or a tensor.
 pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> {
+    if let Ok(array) = object.cast::<PyArray1<i64>>()
+        && let Ok(view) = array.try_readonly()
+    {
+        return Ok(view.as_array().to_vec());
+    }
     let list = if object.hasattr("tolist")? { &object.call_method0("tolist")? } else { object };
     list.extract().map_err(|_| {
         let found = object.get_type().name().map_or_else(|_| "object".into(), |n| n.to_string());
@@ -281,5 +287,38 @@ pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResul
             found: format!("{found} that is not one-dimensional and integer"),
             wanted: "a one-dimensional integer array or list",
         })
+    })
+}
+
+/// A whole number of 64 bits.
+pub(super) fn integer(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<i64> {
+    object.extract().map_err(|error: PyErr| {
+        if !error.is_instance_of::<PyOverflowError>(object.py()) {
+            return error;
+        }
+        let value = object.to_string();
+        to_py(&Error::ParamOutOfRange { name, value, wanted: "an integer of 64 bits" })
+    })
+}
+
+/// All tokens as the core's ids, or an error that names the first one outside; the caller appends
+/// only when all are legal.
+pub(super) fn token_ids(tokens: &[i64]) -> Result<Vec<u32>, Error> {
+    let check = |(index, &token): (usize, &i64)| {
+        u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
+            name: "tokens",
+            value: format!("{token} at index {index}"),
+            wanted: "token ids from 0 to 2**32 - 1",
+        })
+    };
+    tokens.iter().enumerate().map(check).collect()
+}
+
+/// A size from Python, where every int is possible.
+pub(super) fn size(name: &'static str, value: i64) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
+        name,
+        value: value.to_string(),
+        wanted: "an integer >= 0",
     })
 }

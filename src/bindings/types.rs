@@ -388,6 +388,13 @@ pub(super) struct Verdict {
     pub(super) verdict: verify::Verdict,
 }
 
+impl Verdict {
+    /// The path as plans take it.
+    pub(super) fn nodes(&self) -> Vec<i64> {
+        self.verdict.path.iter().map(|&node| i64::from(node)).collect()
+    }
+}
+
 #[pymethods]
 impl Verdict {
     #[getter]
@@ -397,7 +404,7 @@ impl Verdict {
 
     #[getter]
     fn path<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.verdict.path.iter().map(|&node| i64::from(node)))
+        PyArray1::from_vec(py, self.nodes())
     }
 
     #[getter]
@@ -441,6 +448,15 @@ impl Verdict {
     }
 }
 
+/// Slots from -> to as an array (M, 2).
+pub(super) fn pairs<'py>(
+    py: Python<'py>,
+    slots: &[(i64, i64)],
+) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    let flat: Vec<i64> = slots.iter().flat_map(|&(from, to)| [from, to]).collect();
+    PyArray1::from_vec(py, flat).reshape([slots.len(), 2])
+}
+
 /// What a commit does to a cache.
 #[pyclass(frozen, module = "mtp_verify")]
 pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
@@ -449,8 +465,7 @@ pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
 impl CommitPlan {
     #[getter]
     fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let flat: Vec<i64> = self.0.moves.iter().flat_map(|&(from, to)| [from, to]).collect();
-        PyArray1::from_vec(py, flat).reshape([self.0.moves.len(), 2])
+        pairs(py, &self.0.moves)
     }
 
     #[getter]

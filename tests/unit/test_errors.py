@@ -35,6 +35,17 @@ UNIFORM = np.full((2, 4), 0.25, np.float32)
 SKEWED = np.array([[1.0, 0, 0, 0], [0.25] * 4], np.float32)
 HEAVY = np.full((1, 4), 0.5, np.float32)
 
+
+def table(*seqs: int, reserved: int = 0) -> mv.BlockTable:
+    """Sequences of three entries each over a pool of four blocks of two slots."""
+    blocks = mv.BlockTable(num_blocks=4, block_size=2)
+    for seq in seqs:
+        blocks.add_sequence(seq, 3)
+        if reserved:
+            blocks.reserve(seq, reserved)
+    return blocks
+
+
 # slug -> (call, class, attribute that must be set, a part of the message)
 CASES = {
     "bad_parent": (lambda: mv.TokenTree([-1, 0, 5]), mv.DraftError, ("node", 2), "parents[i] < i"),
@@ -136,6 +147,42 @@ CASES = {
         mv.ParamsError,
         None,
         "position: 4294967296 overflows",
+    ),
+    "unknown_sequence": (
+        lambda: table(3).release(4),
+        mv.CacheError,
+        ("sequence", 4),
+        "never added, or released",
+    ),
+    "duplicate_sequence": (
+        lambda: table(3).add_sequence(3, 1),
+        mv.CacheError,
+        ("sequence", 3),
+        "release it first",
+    ),
+    "out_of_blocks": (
+        lambda: table(3, -8).reserve(3, 2),
+        mv.OutOfBlocksError,
+        ("missing", 1),
+        "release or roll back",
+    ),
+    "no_reservation": (
+        lambda: table(3).commit(3, mv.TokenTree([-1]), []),
+        mv.CacheError,
+        ("sequence", 3),
+        "call reserve before this",
+    ),
+    "open_reservation": (
+        lambda: table(3, reserved=2).fork(3, 4),
+        mv.CacheError,
+        ("sequence", 3),
+        "2 slots; commit it, or drop it with rollback",
+    ),
+    "reservation_mismatch": (
+        lambda: table(3, reserved=2).commit(3, mv.TokenTree([-1]), []),
+        mv.CacheError,
+        ("sequence", 3),
+        "tree has 1 nodes with its root, 2 slots are reserved",
     ),
 }
 

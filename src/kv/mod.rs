@@ -1,4 +1,19 @@
 //! KV-cache bookkeeping: which entries a commit keeps, and where they go. It knows no probabilities.
+//!
+//! [`commit_plan`] serves contiguous caches, [`BlockTable`] paged ones. A step over a paged cache:
+//!
+//! 1. [`BlockTable::reserve_batch`] gives each sequence slots for its nodes; carry out its copies.
+//! 2. The forward writes the entry of node `i` into the reservation's slot `i`.
+//! 3. [`BlockTable::commit_batch`] keeps the paths; carry out its moves before the next write.
+
+mod batch;
+mod integrity;
+mod pool;
+mod prefix;
+mod table;
+
+pub use batch::{Commit, Reservation, ReservationBatch};
+pub use table::BlockTable;
 
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
@@ -42,20 +57,27 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
             limit: (i64::MAX - tree.num_nodes() as i64) as u64,
         });
     }
-    let scattered: Vec<(i64, i64)> = path
-        .iter()
-        .enumerate()
-        .filter(|&(index, &node)| node != index as i64 + 1)
-        .map(|(index, &node)| (start + node, start + index as i64 + 1))
-        .collect();
+    let scattered = moves(path, |node| start + node as i64);
     Ok(CommitPlan {
         moves: mutate!("commit/moves_reversed", scattered, scattered.into_iter().rev().collect()),
         freed: Vec::new(),
         length: start + mutate!("commit/bonus_counted", 1, 2) + path.len() as i64,
-        state_select: mutate!("commit/state_of_first_node", path.last(), path.first())
-            .copied()
-            .unwrap_or(0),
+        state_select: mutate!("commit/state_of_first_node", state_select(path), path[0]),
     })
+}
+
+/// From where to where the entries of a checked path go; `slot` says where a node's entry lies.
+fn moves(path: &[i64], slot: impl Fn(usize) -> i64) -> Vec<(i64, i64)> {
+    (1..)
+        .zip(path)
+        .map(|(to, &from)| (from as usize, to))
+        .filter(|(from, to)| from != to)
+        .map(|(from, to)| (slot(from), slot(to)))
+        .collect()
+}
+
+fn state_select(path: &[i64]) -> i64 {
+    path.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

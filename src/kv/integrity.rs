@@ -1,0 +1,63 @@
+//! Everything that a block table maintains step by step, computed anew and compared.
+
+use std::collections::BTreeMap;
+
+use super::prefix::NO_PARENT;
+use super::table::{BlockTable, Sequence};
+
+impl BlockTable {
+    /// Recomputes everything from scratch; takes time in proportion to the pool.
+    ///
+    /// # Errors
+    /// What does not hold. That is a defect of this module: no call, refused or not, leads there.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        let published = match self.pool.prefix() {
+            Some(prefix) => prefix.audit()?,
+            None => BTreeMap::new(),
+        };
+        let contents: BTreeMap<i32, &[u32]> =
+            published.values().map(|(_, entry)| (entry.block, &*entry.tokens)).collect();
+        let mut held: Vec<u32> = Vec::new();
+        for (seq, sequence) in &self.sequences {
+            let wrong = |what: &str| Err(format!("sequence {seq}: {what}"));
+            let Sequence { blocks, length, reserved, tokens, chain } = sequence;
+            let size = self.block_size;
+            if blocks.len() != (length + reserved).div_ceil(size) {
+                return wrong("it holds more or fewer blocks than its entries need");
+            }
+            for &block in blocks {
+                let Some(index) = usize::try_from(block).ok().filter(|&i| i < self.num_blocks())
+                else {
+                    return wrong("it holds a block that the pool does not have");
+                };
+                held.resize(held.len().max(index + 1), 0);
+                held[index] += 1;
+            }
+            if *reserved > 0
+                && blocks[length / size..]
+                    .iter()
+                    .any(|block| self.pool.refs(*block) != 1 || contents.contains_key(block))
+            {
+                return wrong("a block that it may write is shared, or published");
+            }
+            if tokens.len() > *length || chain.len() > tokens.len() / size {
+                return wrong("it knows more tokens than it has entries");
+            }
+            for (block, part) in blocks.iter().zip(tokens.chunks_exact(size)) {
+                if contents.get(block).is_some_and(|content| *content != part) {
+                    return wrong("one of its blocks is published with other tokens");
+                }
+            }
+            let mut above = NO_PARENT;
+            for (serial, part) in chain.iter().zip(tokens.chunks_exact(size)) {
+                if let Some((parent, entry)) = published.get(serial)
+                    && (*parent != above || *entry.tokens != *part)
+                {
+                    return wrong("its chain names the content of other tokens");
+                }
+                above = *serial;
+            }
+        }
+        self.pool.audit(&held)
+    }
+}

@@ -1,0 +1,122 @@
+//! The fixed pool of blocks: how many sequences hold each, and which free one is used next.
+
+use super::prefix::PrefixCache;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Pool {
+    num_blocks: usize,
+    /// Holders of each block ever used. Those beyond are free, and take no memory yet.
+    refs: Vec<u32>,
+    /// Free blocks that the prefix cache does not know; the last one is used first.
+    blank: Vec<i32>,
+    prefix: Option<PrefixCache>,
+}
+
+impl Pool {
+    pub(super) fn new(num_blocks: usize, prefix: Option<PrefixCache>) -> Self {
+        Self { num_blocks, refs: Vec::new(), blank: Vec::new(), prefix }
+    }
+
+    pub(super) fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    pub(super) fn num_free(&self) -> usize {
+        let unused = self.num_blocks - self.refs.len();
+        unused + self.blank.len() + self.prefix.as_ref().map_or(0, PrefixCache::num_idle)
+    }
+
+    pub(super) fn prefix(&self) -> Option<&PrefixCache> {
+        self.prefix.as_ref()
+    }
+
+    /// How many sequences hold a block.
+    pub(super) fn refs(&self, block: i32) -> u32 {
+        self.refs[block as usize]
+    }
+
+    /// A free block for one holder; the caller has counted that there is one. Blocks with a content
+    /// that the cache knows come last, the longest idle first.
+    pub(super) fn take(&mut self) -> i32 {
+        let block = self.blank.pop().unwrap_or_else(|| {
+            if self.refs.len() < self.num_blocks {
+                self.refs.push(0);
+                return self.refs.len() as i32 - 1;
+            }
+            let evicted = self.prefix.as_mut().and_then(PrefixCache::evict);
+            evicted.expect("a caller took more blocks than it had counted")
+        });
+        self.refs[block as usize] = 1;
+        block
+    }
+
+    /// One more holder of a block that is held or idle.
+    pub(super) fn share(&mut self, block: i32) {
+        if self.refs(block) == 0
+            && let Some(prefix) = &mut self.prefix
+        {
+            prefix.wake(block);
+        }
+        self.refs[block as usize] += 1;
+    }
+
+    /// One holder less; true if it was the last.
+    pub(super) fn leave(&mut self, block: i32) -> bool {
+        self.refs[block as usize] -= 1;
+        if self.refs(block) > 0 {
+            return false;
+        }
+        if !self.prefix.as_mut().is_some_and(|prefix| prefix.rest(block)) {
+            self.blank.push(block);
+        }
+        true
+    }
+
+    /// A holder leaves all blocks of its list from `keep` on; those without a holder are given back.
+    pub(super) fn leave_from(&mut self, blocks: &mut Vec<i32>, keep: usize) -> Vec<i32> {
+        // The last one first: the cache then evicts ends before the beginnings they need.
+        let mut freed: Vec<i32> = blocks
+            .drain(keep.min(blocks.len())..)
+            .rev()
+            .filter(|&block| self.leave(block))
+            .collect();
+        freed.reverse();
+        freed
+    }
+
+    /// The only holder is about to write into a block.
+    pub(super) fn forget(&mut self, block: i32) {
+        if let Some(prefix) = &mut self.prefix {
+            prefix.forget(block);
+        }
+    }
+
+    /// See [`PrefixCache::publish`].
+    pub(super) fn publish(&mut self, parent: u64, tokens: &[u32], block: i32) -> Option<u64> {
+        self.prefix.as_mut()?.publish(parent, tokens, block)
+    }
+
+    /// Compares the counts with `held`, the holders of each block counted anew.
+    pub(super) fn audit(&self, held: &[u32]) -> Result<(), String> {
+        if held.iter().zip(&self.refs).any(|(a, b)| a != b)
+            || held.iter().skip(self.refs.len()).any(|&count| count > 0)
+            || self.refs.len() > self.num_blocks
+        {
+            return Err("blocks are held by other numbers of sequences than were counted".into());
+        }
+        let mut free: Vec<i32> = self.blank.clone();
+        free.sort_unstable();
+        if free.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err("a block is free twice".into());
+        }
+        for (block, &refs) in (0..).zip(&self.refs) {
+            let blank = free.binary_search(&block).is_ok();
+            let idle = self.prefix.as_ref().is_some_and(|prefix| prefix.is_idle(block));
+            let published = self.prefix.as_ref().is_some_and(|prefix| prefix.is_published(block));
+            if (refs == 0) != (blank != idle) || (blank && published) {
+                return Err(format!("block {block} is lost, or both free and held"));
+            }
+        }
+        Ok(())
+    }
+}

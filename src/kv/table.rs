@@ -1,0 +1,448 @@
+//! `BlockTable`: sequences as lists of blocks from one fixed pool, for paged caches.
+//!
+//! Entry `i` of a sequence lies in slot `blocks[i / block_size] * block_size + i % block_size`. Blocks
+//! are shared by forks and by the prefix cache; a sequence copies the one block that it shares and is
+//! about to write into. Without an open reservation a sequence holds exactly the blocks that its
+//! entries need. Every call checks first and changes afterwards: a refused one changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::batch::{Commit, Reservation, ReservationBatch, check_distinct};
+use super::pool::Pool;
+use super::prefix::{NO_PARENT, PrefixCache};
+use super::{CommitPlan, moves, state_select};
+use crate::error::{Error, Result};
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Sequence {
+    pub(super) blocks: Vec<i32>,
+    pub(super) length: usize,
+    /// Slots of the open reservation; 0 without one.
+    pub(super) reserved: usize,
+    /// Tokens of the first entries, as far as they are known; empty without a prefix cache.
+    pub(super) tokens: Vec<u32>,
+    /// Serial numbers of the contents of the first blocks, as far as they are published.
+    pub(super) chain: Vec<u64>,
+}
+
+impl Sequence {
+    fn slot(&self, entry: usize, block_size: usize) -> i64 {
+        slot(self.blocks[entry / block_size], entry % block_size, block_size)
+    }
+
+    /// Appends the slots of the open reservation, block by block.
+    fn list_open(&self, block_size: usize, slots: &mut Vec<i64>) {
+        let (mut entry, end) = (self.length, self.length + self.reserved);
+        while entry < end {
+            let inside = (block_size - entry % block_size).min(end - entry);
+            let first = self.slot(entry, block_size);
+            slots.extend(first..first + inside as i64);
+            entry += inside;
+        }
+    }
+
+    /// Publishes the full blocks that are known and not yet published.
+    fn publish(&mut self, pool: &mut Pool, block_size: usize) {
+        let known = self.tokens.chunks_exact(block_size).zip(&self.blocks);
+        for (tokens, &block) in known.skip(self.chain.len()) {
+            let parent = self.chain.last().copied().unwrap_or(NO_PARENT);
+            let Some(serial) = pool.publish(parent, tokens, block) else {
+                break;
+            };
+            self.chain.push(serial);
+        }
+    }
+}
+
+fn slot(block: i32, offset: usize, block_size: usize) -> i64 {
+    i64::from(block) * block_size as i64 + offset as i64
+}
+
+/// Sequences over a fixed pool of blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockTable {
+    pub(super) block_size: usize,
+    pub(super) pool: Pool,
+    pub(super) sequences: BTreeMap<i64, Sequence>,
+}
+
+impl BlockTable {
+    /// A table over `num_blocks` free blocks of `block_size` slots each.
+    ///
+    /// # Errors
+    /// [`Error::ParamOutOfRange`] if a size is 0, [`Error::Overflow`] if block numbers do not fit an
+    /// `i32` or slots an `i64`.
+    pub fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Result<Self> {
+        for (name, value) in [("num_blocks", num_blocks), ("block_size", block_size)] {
+            if value == 0 {
+                return Err(Error::ParamOutOfRange { name, value: "0".into(), wanted: ">= 1" });
+            }
+        }
+        let overflow = |what, found: usize, limit: u64| {
+            Err(Error::Overflow { what, found: found as u64, limit })
+        };
+        if i32::try_from(num_blocks).is_err() {
+            return overflow("num_blocks", num_blocks, i32::MAX as u64);
+        }
+        let limit = i64::MAX as u64 / num_blocks as u64;
+        if block_size as u64 > limit {
+            return overflow("block_size", block_size, limit);
+        }
+        let pool = Pool::new(num_blocks, prefix_cache.then(PrefixCache::new));
+        Ok(Self { block_size, pool, sequences: BTreeMap::new() })
+    }
+
+    /// The slots of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// All blocks of the pool.
+    pub fn num_blocks(&self) -> usize {
+        self.pool.num_blocks()
+    }
+
+    /// Blocks that no sequence holds; those whose content the prefix cache still knows are among them.
+    pub fn num_free(&self) -> usize {
+        self.pool.num_free()
+    }
+
+    /// Adds a sequence of `length` entries; gives how many of them are already computed.
+    ///
+    /// With a prefix cache and `tokens` (one for each entry), the full blocks at the beginning whose
+    /// content is known are shared. The caller writes the other entries before the sequence's next
+    /// commit, which is when they become known to others.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateSequence`], [`Error::OutOfBlocks`], [`Error::ShapeMismatch`] if there are
+    /// more or fewer tokens than entries.
+    pub fn add_sequence(
+        &mut self,
+        seq: i64,
+        length: usize,
+        tokens: Option<&[u32]>,
+    ) -> Result<usize> {
+        self.check_new(seq)?;
+        if let Some(tokens) = tokens.filter(|tokens| tokens.len() != length) {
+            return Err(Error::ShapeMismatch {
+                what: "tokens",
+                found: format!("({},)", tokens.len()),
+                wanted: format!("({length},), one for each entry"),
+            }
+            .in_sequence(seq));
+        }
+        let mut added = Sequence { length, ..Sequence::default() };
+        let mut idle = 0;
+        if let (Some(prefix), Some(tokens)) = (self.pool.prefix(), tokens) {
+            let mut parent = NO_PARENT;
+            for part in tokens.chunks_exact(self.block_size) {
+                let Some((block, serial)) = prefix.find(parent, part) else {
+                    break;
+                };
+                idle += usize::from(self.pool.refs(block) == 0);
+                added.blocks.push(block);
+                added.chain.push(serial);
+                parent = serial;
+            }
+            added.tokens = tokens.to_vec();
+        }
+        let shared = added.blocks.len();
+        let fresh = length.div_ceil(self.block_size) - shared;
+        self.check_free(fresh + idle)?;
+        for &block in &added.blocks {
+            self.pool.share(block);
+        }
+        added.blocks.extend((0..fresh).map(|_| self.pool.take()));
+        self.sequences.insert(seq, added);
+        Ok(shared * self.block_size)
+    }
+
+    /// Adds `child` with all entries of `parent`, sharing its blocks.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::DuplicateSequence`], [`Error::OpenReservation`].
+    pub fn fork(&mut self, parent: i64, child: i64) -> Result<()> {
+        let forked = self.idle_sequence(parent)?.clone();
+        self.check_new(child)?;
+        for &block in &forked.blocks {
+            self.pool.share(block);
+        }
+        self.sequences.insert(child, forked);
+        Ok(())
+    }
+
+    /// Slots for the next `n` nodes of one sequence; see [`Self::reserve_batch`].
+    ///
+    /// # Errors
+    /// Those of [`Self::reserve_batch`].
+    pub fn reserve(&mut self, seq: i64, n: usize) -> Result<Reservation> {
+        let ReservationBatch { slots, copies, .. } = self.reserve_batch(&[(seq, n)])?;
+        Ok(Reservation { slots, copies })
+    }
+
+    /// Slots for the next nodes of several sequences, each given with its number of nodes (root
+    /// included): for all of them or for none.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::DuplicateSequence`], [`Error::OpenReservation`],
+    /// [`Error::OutOfBlocks`]; [`Error::ParamOutOfRange`] for 0 nodes, [`Error::Overflow`].
+    pub fn reserve_batch(&mut self, wanted: &[(i64, usize)]) -> Result<ReservationBatch> {
+        check_distinct(wanted.iter().map(|&(seq, _)| seq))?;
+        let mut needed = 0_usize;
+        let mut writers: BTreeMap<i32, u32> = BTreeMap::new();
+        for &(seq, n) in wanted {
+            let sequence = self.idle_sequence(seq)?;
+            if n == 0 {
+                let wanted = "at least 1 slot, for the root";
+                let error = Error::ParamOutOfRange { name: "n", value: "0".into(), wanted };
+                return Err(error.in_sequence(seq));
+            }
+            let limit = i64::MAX as usize - sequence.length;
+            if n > limit {
+                let (found, limit) = (n as u64, limit as u64);
+                return Err(Error::Overflow { what: "n", found, limit }.in_sequence(seq));
+            }
+            let end = sequence.length + n;
+            needed = needed
+                .saturating_add(end.div_ceil(self.block_size))
+                .saturating_sub(sequence.blocks.len());
+            if let Some(tail) = self.shared_tail(sequence) {
+                // All but the last of its holders copy the block; the last one writes in place.
+                let earlier = writers.entry(tail).or_insert(0);
+                *earlier += 1;
+                needed = needed.saturating_add(usize::from(*earlier < self.pool.refs(tail)));
+            }
+        }
+        self.check_free(needed)?;
+        let mut batch = ReservationBatch {
+            offsets: Vec::with_capacity(wanted.len() + 1),
+            copy_offsets: Vec::with_capacity(wanted.len() + 1),
+            ..ReservationBatch::default()
+        };
+        batch.offsets.push(0);
+        batch.copy_offsets.push(0);
+        for &(seq, n) in wanted {
+            if let Some(sequence) = self.sequences.get_mut(&seq) {
+                open(&mut self.pool, sequence, n, self.block_size, &mut batch.copies);
+                sequence.list_open(self.block_size, &mut batch.slots);
+            }
+            batch.offsets.push(batch.slots.len() as i64);
+            batch.copy_offsets.push(batch.copies.len() as i64);
+        }
+        Ok(batch)
+    }
+
+    /// Keeps one sequence's path; see [`Self::commit_batch`].
+    ///
+    /// # Errors
+    /// Those of [`Self::commit_batch`].
+    pub fn commit(&mut self, commit: Commit<'_>) -> Result<CommitPlan> {
+        self.check_commit(&commit)?;
+        Ok(self.apply_commit(&commit))
+    }
+
+    /// Keeps the root and the path of each tree whose nodes were written: of all or of none.
+    ///
+    /// Carry out the moves of all plans, each in order, before anything else is written: an entry may
+    /// have to come out of a block that is already free.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::DuplicateSequence`], [`Error::NoReservation`],
+    /// [`Error::ReservationMismatch`], [`Error::NotAPath`], [`Error::ShapeMismatch`] (tokens).
+    pub fn commit_batch(&mut self, commits: &[Commit<'_>]) -> Result<Vec<CommitPlan>> {
+        check_distinct(commits.iter().map(|commit| commit.seq))?;
+        for commit in commits {
+            self.check_commit(commit)?;
+        }
+        Ok(commits.iter().map(|commit| self.apply_commit(commit)).collect())
+    }
+
+    /// Drops an open reservation and all entries from `length` on; gives the blocks that are free now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`]; [`Error::ParamOutOfRange`] if the sequence is shorter.
+    pub fn rollback(&mut self, seq: i64, length: usize) -> Result<Vec<i32>> {
+        let Some(sequence) = self.sequences.get_mut(&seq) else {
+            return Err(Error::UnknownSequence { sequence: seq });
+        };
+        if length > sequence.length {
+            let value = format!("{length} of {} entries", sequence.length);
+            let wanted = "a length that the sequence has reached";
+            return Err(Error::ParamOutOfRange { name: "length", value, wanted }.in_sequence(seq));
+        }
+        sequence.length = length;
+        sequence.reserved = 0;
+        sequence.tokens.truncate(length);
+        sequence.chain.truncate(length / self.block_size);
+        let kept = length.div_ceil(self.block_size);
+        Ok(self.pool.leave_from(&mut sequence.blocks, kept))
+    }
+
+    /// Removes a sequence, with or without an open reservation; gives the blocks that are free now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn release(&mut self, seq: i64) -> Result<Vec<i32>> {
+        let removed = self.sequences.remove(&seq);
+        let mut blocks = removed.ok_or(Error::UnknownSequence { sequence: seq })?.blocks;
+        Ok(self.pool.leave_from(&mut blocks, 0))
+    }
+
+    /// The blocks of each sequence; block `i` holds its entries from `i * block_size` on.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn block_lists(&self, seqs: &[i64]) -> Result<Vec<&[i32]>> {
+        seqs.iter().map(|&seq| Ok(&*self.sequence(seq)?.blocks)).collect()
+    }
+
+    /// Slots of the open reservations in node order, and where each sequence's begin.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::NoReservation`].
+    pub fn slot_mapping(&self, seqs: &[i64]) -> Result<(Vec<i64>, Vec<i64>)> {
+        let mut slots = Vec::new();
+        let mut offsets = Vec::with_capacity(seqs.len() + 1);
+        offsets.push(0);
+        for &seq in seqs {
+            self.open_sequence(seq)?.list_open(self.block_size, &mut slots);
+            offsets.push(slots.len() as i64);
+        }
+        Ok((slots, offsets))
+    }
+
+    /// The committed entries of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn lengths(&self, seqs: &[i64]) -> Result<Vec<i64>> {
+        seqs.iter().map(|&seq| Ok(self.sequence(seq)?.length as i64)).collect()
+    }
+
+    fn sequence(&self, seq: i64) -> Result<&Sequence> {
+        self.sequences.get(&seq).ok_or(Error::UnknownSequence { sequence: seq })
+    }
+
+    fn open_sequence(&self, seq: i64) -> Result<&Sequence> {
+        let sequence = self.sequence(seq)?;
+        if sequence.reserved == 0 {
+            return Err(Error::NoReservation { sequence: seq });
+        }
+        Ok(sequence)
+    }
+
+    fn idle_sequence(&self, seq: i64) -> Result<&Sequence> {
+        let sequence = self.sequence(seq)?;
+        match sequence.reserved {
+            0 => Ok(sequence),
+            reserved => Err(Error::OpenReservation { sequence: seq, reserved }),
+        }
+    }
+
+    fn check_new(&self, seq: i64) -> Result<()> {
+        if self.sequences.contains_key(&seq) {
+            let reason = "is in the table already; use another number, or release it first";
+            return Err(Error::DuplicateSequence { sequence: seq, reason });
+        }
+        Ok(())
+    }
+
+    fn check_free(&self, needed: usize) -> Result<()> {
+        let free = self.num_free();
+        if needed <= free {
+            return Ok(());
+        }
+        let mut holders: Vec<(usize, i64)> =
+            self.sequences.iter().map(|(&seq, held)| (held.blocks.len(), seq)).collect();
+        holders.retain(|&(blocks, _)| blocks > 0);
+        holders.sort_unstable_by_key(|&(blocks, seq)| (usize::MAX - blocks, seq));
+        Err(Error::OutOfBlocks {
+            missing: needed - free,
+            total: self.num_blocks(),
+            holders: holders.into_iter().map(|(_, seq)| seq).collect(),
+        })
+    }
+
+    /// The block that the next entry goes into, if others hold it as well.
+    fn shared_tail(&self, sequence: &Sequence) -> Option<i32> {
+        if sequence.length.is_multiple_of(self.block_size) {
+            return None;
+        }
+        let tail = sequence.blocks[sequence.length / self.block_size];
+        (self.pool.refs(tail) > 1).then_some(tail)
+    }
+
+    fn check_commit(&self, commit: &Commit<'_>) -> Result<()> {
+        let Commit { seq, tree, path, tokens } = *commit;
+        let reserved = self.open_sequence(seq)?.reserved;
+        let nodes = tree.num_nodes();
+        if nodes != reserved {
+            return Err(Error::ReservationMismatch { sequence: seq, nodes, reserved });
+        }
+        tree.check_path(path).map_err(|error| error.in_sequence(seq))?;
+        match tokens {
+            Some(tokens) if tokens.len() != nodes => Err(Error::ShapeMismatch {
+                what: "tokens",
+                found: format!("({},)", tokens.len()),
+                wanted: format!("({nodes},), one for each node"),
+            }
+            .in_sequence(seq)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Carries out a checked commit.
+    fn apply_commit(&mut self, commit: &Commit<'_>) -> CommitPlan {
+        let Commit { seq, path, tokens, .. } = *commit;
+        let size = self.block_size;
+        let sequence = self.sequences.entry(seq).or_default();
+        let base = sequence.length;
+        let moves = moves(path, |node| sequence.slot(base + node, size));
+        sequence.length = base + 1 + path.len();
+        sequence.reserved = 0;
+        let kept = sequence.length.div_ceil(size);
+        let freed = self.pool.leave_from(&mut sequence.blocks, kept);
+        if self.pool.prefix().is_some() {
+            if let Some(tokens) = tokens.filter(|_| sequence.tokens.len() == base) {
+                let kept = std::iter::once(0).chain(path.iter().map(|&node| node as usize));
+                let known = kept.map_while(|node| u32::try_from(tokens[node]).ok());
+                sequence.tokens.extend(known);
+            }
+            sequence.publish(&mut self.pool, size);
+        }
+        CommitPlan {
+            moves,
+            freed,
+            length: sequence.length as i64,
+            state_select: state_select(path),
+        }
+    }
+}
+
+/// Carries out a checked reservation of `n` slots.
+fn open(
+    pool: &mut Pool,
+    sequence: &mut Sequence,
+    n: usize,
+    block_size: usize,
+    copies: &mut Vec<(i64, i64)>,
+) {
+    let (index, used) = (sequence.length / block_size, sequence.length % block_size);
+    if used > 0 {
+        let tail = sequence.blocks[index];
+        if pool.refs(tail) > 1 {
+            let own = pool.take();
+            copies.extend(
+                (0..used).map(|at| (slot(tail, at, block_size), slot(own, at, block_size))),
+            );
+            pool.leave(tail);
+            sequence.blocks[index] = own;
+        } else {
+            // Published if a rollback ended inside it.
+            pool.forget(tail);
+        }
+    }
+    let fresh = (sequence.length + n).div_ceil(block_size) - sequence.blocks.len();
+    sequence.blocks.extend((0..fresh).map(|_| pool.take()));
+    sequence.reserved = n;
+}

@@ -1,0 +1,209 @@
+"""A stateful machine over the block table's Python API, against lists and an array of contents."""
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import mtp_verify as mv
+
+SEQS = st.integers(0, 4)
+TOKENS = st.lists(st.integers(0, 1), max_size=9)
+
+
+class Model:
+    """One sequence: the text that each entry stands for, and its open slots."""
+
+    def __init__(self, tokens: tuple[int, ...], written: int) -> None:
+        self.tokens = tokens
+        self.written = written
+        self.slots: list[int] = []
+
+
+class Machine(RuleBasedStateMachine):
+    """An entry's content is the text up to it; the pool holds what was written where."""
+
+    @initialize(
+        num_blocks=st.integers(1, 12), block_size=st.integers(1, 4), prefix_cache=st.booleans()
+    )
+    def start(self, num_blocks: int, block_size: int, prefix_cache: bool) -> None:
+        self.table = mv.BlockTable(num_blocks, block_size, prefix_cache)
+        self.num_blocks = num_blocks
+        self.pool: list[object] = [None] * (num_blocks * block_size)
+        self.models: dict[int, Model] = {}
+
+    def refused(self, call, *kinds: type[Exception]) -> None:
+        """The call must fail, and change nothing that can be seen."""
+        before = self.seen()
+        with pytest.raises(kinds or mv.CacheError):
+            call()
+        assert self.seen() == before
+
+    def seen(self) -> tuple[object, ...]:
+        seqs = sorted(self.models)
+        blocks = self.table.block_table(seqs).tolist()
+        return self.table.num_free, blocks, self.table.lengths(seqs).tolist()
+
+    def attempt(self, call):
+        """The call's result, or None if the pool is too small for it."""
+        before = self.seen()
+        result = error = None
+        try:
+            result = call()
+        except mv.OutOfBlocksError as caught:
+            error = caught
+        if error is not None:
+            assert error.missing > 0
+            assert set(error.holders) <= set(self.models)
+            assert self.seen() == before
+        return result
+
+    @rule(seq=SEQS, tokens=TOKENS)
+    def add(self, seq: int, tokens: list[int]) -> None:
+        def call():
+            return self.table.add_sequence(seq, len(tokens), tokens)
+
+        if seq in self.models:
+            self.refused(call)
+        elif (cached := self.attempt(call)) is not None:
+            self.models[seq] = Model(tuple(tokens), cached)
+
+    @rule(parent=SEQS, child=SEQS)
+    def fork(self, parent: int, child: int) -> None:
+        model = self.models.get(parent)
+        if model is None or model.slots or child in self.models:
+            self.refused(lambda: self.table.fork(parent, child))
+            return
+        self.table.fork(parent, child)
+        self.models[child] = Model(model.tokens, model.written)
+
+    @rule(seq=SEQS, n=st.integers(0, 6))
+    def reserve(self, seq: int, n: int) -> None:
+        if seq not in self.models or self.models[seq].slots or n == 0:
+            self.refused(lambda: self.table.reserve(seq, n), mv.CacheError, mv.ParamsError)
+        elif (reservation := self.attempt(lambda: self.table.reserve(seq, n))) is not None:
+            self.opened([seq], [reservation.slots], reservation.copies)
+
+    @rule(counts=st.lists(st.integers(1, 4), min_size=5, max_size=5))
+    def reserve_batch(self, counts: list[int]) -> None:
+        seqs = [seq for seq, model in self.models.items() if not model.slots]
+        counts = counts[: len(seqs)]
+        batch = self.attempt(lambda: self.table.reserve_batch(seqs, counts))
+        if batch is not None:
+            assert np.diff(batch.offsets).tolist() == counts
+            self.opened(seqs, [part.slots for part in batch], batch.copies)
+
+    def opened(self, seqs: list[int], slots: list[np.ndarray], copies: np.ndarray) -> None:
+        for source, to in copies:
+            self.pool[to] = self.pool[source]
+        for seq, own in zip(seqs, slots, strict=True):
+            self.models[seq].slots = own.tolist()
+            for slot in own:
+                self.pool[slot] = ("a node of", seq)
+
+    def forward(self, seq: int, draft: mv.Draft) -> list[tuple[int, ...]]:
+        """Writes what the last forward computes: the prompt's rest and the nodes."""
+        model = self.models[seq]
+        size = self.table.block_size
+        blocks = self.table.block_table([seq])[0]
+        for entry in range(model.written, len(model.tokens)):
+            self.pool[blocks[entry // size] * size + entry % size] = model.tokens[: entry + 1]
+        texts = []
+        for node, slot in enumerate(model.slots):
+            path = [0, *draft.tree.path(node)] if node else [0]
+            texts.append(model.tokens + tuple(draft.tokens[path].tolist()))
+            self.pool[slot] = texts[-1]
+        return texts
+
+    @rule(seq=SEQS, data=st.data())
+    def commit(self, seq: int, data: st.DataObject) -> None:
+        model = self.models.get(seq)
+        if model is None or not model.slots:
+            self.refused(lambda: self.table.commit(seq, mv.TokenTree([-1]), []))
+            return
+        draft, path = self.draw(len(model.slots), data)
+        wrong = mv.TokenTree([*draft.tree.parents, 0])
+        self.refused(lambda: self.table.commit(seq, wrong, path))
+        self.refused(lambda: self.table.commit(seq, draft.tree, [*path, 0]))
+        texts = self.forward(seq, draft)
+        plan = self.table.commit(seq, draft.tree, path, draft.tokens)
+        self.committed(seq, texts[path[-1] if path else 0], plan)
+
+    def draw(self, nodes: int, data: st.DataObject) -> tuple[mv.Draft, list[int]]:
+        parents = [-1, *(data.draw(st.integers(max(0, i - 2), i - 1)) for i in range(1, nodes))]
+        tokens = data.draw(st.lists(st.integers(0, 9), min_size=nodes, max_size=nodes, unique=True))
+        draft = mv.Draft(mv.TokenTree(parents), tokens)
+        return draft, draft.tree.path(data.draw(st.integers(0, nodes - 1)))
+
+    @rule(data=st.data(), seed=st.integers(0, 2**32))
+    def commit_batch(self, data: st.DataObject, seed: int) -> None:
+        seqs = [seq for seq, model in self.models.items() if model.slots]
+        drafts = [self.draw(len(self.models[seq].slots), data)[0] for seq in seqs]
+        verdicts = [
+            mv.verify(draft, np.zeros((draft.num_nodes, 10), np.float32), seed=seed, position=0)
+            for draft in drafts
+        ]
+        if seqs:
+            twice = [*seqs, seqs[0]], [*drafts, drafts[0]], [*verdicts, verdicts[0]]
+            self.refused(lambda: self.table.commit_batch(*twice))
+        texts = [self.forward(seq, draft) for seq, draft in zip(seqs, drafts, strict=True)]
+        plans = self.table.commit_batch(seqs, drafts, verdicts)
+        for seq, text, verdict, plan in zip(seqs, texts, verdicts, plans, strict=True):
+            self.committed(seq, text[verdict.path[-1] if verdict.num_accepted else 0], plan)
+
+    def committed(self, seq: int, text: tuple[int, ...], plan: mv.CommitPlan) -> None:
+        for source, to in plan.moves:
+            self.pool[to] = self.pool[source]
+        assert plan.length == len(text)
+        self.models[seq] = Model(text, len(text))
+
+    @rule(seq=SEQS, share=st.floats(0, 1))
+    def rollback(self, seq: int, share: float) -> None:
+        if seq not in self.models:
+            self.refused(lambda: self.table.rollback(seq, 0))
+            return
+        model = self.models[seq]
+        most = len(model.tokens)
+        self.refused(lambda: self.table.rollback(seq, most + 1), mv.ParamsError)
+        length = round(share * most)
+        free = self.table.num_free
+        freed = self.table.rollback(seq, length)
+        assert self.table.num_free == free + len(freed)
+        self.models[seq] = Model(model.tokens[:length], min(model.written, length))
+
+    @rule(seq=SEQS)
+    def release(self, seq: int) -> None:
+        if seq not in self.models:
+            self.refused(lambda: self.table.release(seq))
+            return
+        free = self.table.num_free
+        freed = self.table.release(seq)
+        assert self.table.num_free == free + len(freed)
+        del self.models[seq]
+
+    @invariant()
+    def contents_are_right(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        self.table.check_integrity()
+        size = self.table.block_size
+        held = set()
+        for seq, model in self.models.items():
+            blocks = self.table.block_table([seq])[0].tolist()
+            held.update(blocks)
+            for entry in range(model.written):
+                slot = blocks[entry // size] * size + entry % size
+                assert self.pool[slot] == model.tokens[: entry + 1]
+            if model.slots:
+                assert self.table.slot_mapping([seq])[0].tolist() == model.slots
+        assert self.table.num_free == self.num_blocks - len(held)
+
+    def teardown(self) -> None:
+        if hasattr(self, "table"):
+            for seq in self.models:
+                self.table.release(seq)
+            assert self.table.num_free == self.num_blocks
+            self.table.check_integrity()
+
+
+TestBlockTable = Machine.TestCase
