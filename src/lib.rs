@@ -10,9 +10,9 @@
 //! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position.
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `shape` >
-//! `verify`, `ngram` > `dist` > `rows` > `simd`;
-//! `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no probabilities.
+//! Modules import downwards only: `bindings` > `certify` > `shape` > `verify`, `ngram` > `dist` >
+//! `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no
+//! probabilities.
 
 pub mod certify;
 pub mod choice;

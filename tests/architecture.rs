@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("simd", &["choice", "rng"]),
     ("rows", &["error", "simd"]),
     ("dist", &["error", "mutants", "num", "rows", "simd"]),
-    ("verify", &["choice", "dist", "error", "mutants", "num", "rows", "simd", "tree"]),
+    ("verify", &["choice", "dist", "error", "exact", "mutants", "num", "rows", "simd", "tree"]),
     ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
     (
         "certify",

@@ -52,6 +52,7 @@ __all__ = [
     "alpha_star",
     "best_rule",
     "build_info",
+    "certify",
     "commit_plan",
     "derive_seed",
     "drafters",
@@ -59,16 +60,19 @@ __all__ = [
     "growers",
     "hf",
     "rules",
+    "testing",
     "verify",
 ]
 
 # Parts loaded on first use, most of which need torch or transformers: public name -> module, and
 # attribute if it is not a module.
 _LAZY = {
+    "certify": ("mtp_verify.certification", "certify"),
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
     "growers": ("mtp_verify.growers", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "testing": ("mtp_verify.testing", None),
 }
 
 

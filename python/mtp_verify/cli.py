@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
+from mtp_verify.certification import command as engine_command
+from mtp_verify.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,12 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
     certify_parser = add(
         "certify",
         certify,
-        "Prove the shipped rules: run them over exact rationals, every random choice enumerated.",
-        "mtp-verify certify --self",
+        "Prove the shipped rules by exact enumeration, or test any decoder against an exact law.",
+        "mtp-verify certify --self\n  mtp-verify certify --engine transformers --html report.html",
     )
     certify_parser.add_argument(
-        "--self", dest="subject_self", action="store_true", help="this package's own rules"
+        "--self", dest="subject_self", action="store_true", help="prove this package's own rules"
     )
+    engine_command.add_arguments(certify_parser)
     return parser
 
 
@@ -183,12 +186,14 @@ def doctor(args: argparse.Namespace) -> Report:
 
 
 def certify(args: argparse.Namespace) -> Report:
-    """Prove the rules of this package by exact enumeration; see `mtp_verify.proof`."""
+    """Prove the rules of this package by exact enumeration, or certify another engine."""
     from mtp_verify import proof
 
-    if not args.subject_self:
-        msg = "say what to certify: --self (other engines are not supported yet)"
+    if sum((args.subject_self, args.engine is not None, args.accept is not None)) != 1:
+        msg = "say what to certify: one of --self, --engine and --accept"
         raise UsageError(msg)
+    if not args.subject_self:
+        return engine_command.run(args)
     if sys.stderr.isatty():
         sys.stderr.write("enumerating every choice of every rule (about half a minute) ...\n")
     return proof.run()

@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 
 use crate::dist::{Scratch, Shaped, ShapedRows};
-use crate::simd::BLOCK;
+
+/// Candidates beyond twice as many as wanted before the bound rises: few, so that it rises early.
+const SLACK: usize = 64;
 
 impl ShapedRows<'_> {
     /// The `n` most probable kept tokens of a row with their probabilities, the most probable first,
@@ -28,7 +30,7 @@ impl ShapedRows<'_> {
             list.truncate(n);
         };
         // Logits at `bound` or above are candidates; when there are enough, it rises to the n-th.
-        let capacity = n.saturating_mul(2).saturating_add(BLOCK);
+        let capacity = n.saturating_mul(2).saturating_add(SLACK);
         let mut below = shaped.cut.next_down();
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);

@@ -5,7 +5,7 @@ use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::rows::RawRows;
 use crate::shape::DraftRows;
-use crate::simd::BLOCK;
+use crate::simd::{BLOCK, Kernels};
 use crate::verify::law::Draft;
 use crate::verify::lazy::{DrafterRows, LazyView};
 use crate::verify::view::{Mix, View};
@@ -163,16 +163,24 @@ impl DraftRows<f64> for LogitRows<'_> {
                 return Ok(if n > 0 { vec![id(column)] } else { Vec::new() });
             }
             let mut winners: Vec<(f64, u32)> = Vec::new();
+            let mut numbers = [0.0; BLOCK];
             for start in (0..rows.num_cols()).step_by(BLOCK) {
                 let (buffers, weights) = (&mut scratch.buffers, &mut scratch.weights);
                 let len = rows.probabilities(0, &shaped, start, 1.0, buffers, weights);
-                for (column, &weight) in weights[..len].iter().enumerate() {
-                    let token = id((start + column) as u32);
-                    let v = noise.uniform(token);
+                let token = |column: usize| id((start + column) as u32);
+                if vocab.is_none() {
+                    (Kernels::best().race_noise)(noise, start as u32 / 2, &mut numbers[..len]);
+                } else {
+                    // The race is keyed by token, and the columns' tokens are in any order.
+                    for (column, number) in numbers[..len].iter_mut().enumerate() {
+                        *number = noise.uniform(token(column));
+                    }
+                }
+                for (column, (&v, &weight)) in numbers.iter().zip(&weights[..len]).enumerate() {
                     // -ln(1 - v) >= v, so most tokens lose without a logarithm.
                     let last = winners.last().map_or(f64::INFINITY, |last| last.0);
                     if weight > 0.0 && (winners.len() < n || v <= last * weight) {
-                        let entry = (-(-v).ln_1p() / weight, token);
+                        let entry = (-(-v).ln_1p() / weight, token(column));
                         let at = winners.partition_point(|winner| {
                             winner.0.total_cmp(&entry.0).then(winner.1.cmp(&entry.1)).is_lt()
                         });

@@ -57,10 +57,17 @@ def test_the_drafter_as_its_own_target_is_accepted_to_the_end():
         draft = MAKERS[name](**NOISE).grow(rows)
         depth = max(draft.tree.depths)
         assert mv.verify(draft, target(draft), **NOISE).num_accepted == depth
-    # And a coupled draft's first children are what plain decoding with the seed would emit.
-    draft = Coupled(Shape.by_depth(1, 1, 1), **NOISE).grow(rows)
-    verdict = mv.verify(draft, target(draft), rule="coupled", **NOISE)
-    assert verdict.path.tolist() == [1, 2, 3]
+
+
+def test_first_coupled_children_win_the_verifiers_race_of_the_same_rows():
+    wide = np.random.default_rng(1).normal(size=(4, 3001)).astype(np.float32)
+    for params in (mv.SamplingParams(), mv.SamplingParams(top_p=0.6), mv.SamplingParams(top_k=3)):
+        draft = Coupled(Shape.by_depth(2, 1, 1), params=params, **NOISE).grow(
+            lambda paths: wide[[len(path) for path in paths]]
+        )
+        logits = wide[np.asarray(draft.tree.depths)]
+        verdict = mv.verify(draft, logits, params, rule="coupled", **NOISE)
+        assert verdict.path.tolist() == [1, 3, 5]
 
 
 def test_a_chain_draws_what_the_core_draws():

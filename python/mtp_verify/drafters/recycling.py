@@ -71,7 +71,7 @@ class Recycling:
         >>> drafter = Recycling(max_nodes=3)
         >>> drafter.start(request)
         >>> drafter.propose([request], [8])[0].tokens.tolist()
-        [5, 8, 5, 8]
+        [5, 8, 6, 5]
 
     References:
         Token recycling, arXiv 2408.08696 (about 80 nodes and 8 successors).

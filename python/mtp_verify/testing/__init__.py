@@ -1,7 +1,44 @@
-"""Tools for tests of decoders: targets whose law is known exactly."""
+"""Tools for tests of decoders: exact laws, statistical assertions, strategies, broken engines.
+
+`TableTarget` needs torch and `strategies` needs Hypothesis; both load when first used.
+"""
 
 from __future__ import annotations
 
-from mtp_verify.testing.table import TableCache, TableTarget
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TableCache", "TableTarget"]
+from mtp_verify.testing.asserts import (
+    assert_same_law,
+    assert_sampler_has_law,
+    min_discrepancy,
+    min_num_samples,
+)
+from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
+
+if TYPE_CHECKING:
+    from mtp_verify.testing.table import TableCache, TableTarget
+
+__all__ = [
+    "JointLaw",
+    "TableCache",
+    "TableTarget",
+    "assert_same_law",
+    "assert_sampler_has_law",
+    "exact_law",
+    "min_discrepancy",
+    "min_num_samples",
+    "model_rows",
+    "mutants",
+    "strategies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch or Hypothesis on first use."""
+    if name in {"TableCache", "TableTarget"}:
+        return getattr(import_module("mtp_verify.testing.table"), name)
+    if name in {"mutants", "strategies"}:
+        return import_module(f"mtp_verify.testing.{name}")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

@@ -1,0 +1,330 @@
+"""Certify a sampler from outside: many seeded runs against the exact law of a small target."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtp_verify import stats
+from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
+from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+from mtp_verify.testing.laws import JointLaw, exact_law
+
+__all__ = ["Certificate", "Sampler", "certify"]
+
+Sampler = Callable[[Sequence[int], int, int], Any]
+
+_PROMPTS = ((1, 2, 3, 1, 2), (0, 3, 0, 3), (2, 2, 1))
+_NUM_LOOKS = 4
+# Controls check the machinery, not the engine: their own false alarms must not matter.
+_CONTROL_ALPHA = 1e-6
+_CONTROL_FACTOR = 2.0
+_SAVE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a certification found.
+
+    Attributes:
+        name: The engine's.
+        verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased", or
+            "not enough data".
+        min_tv: The total variation that was looked for.
+        alpha: Probability that a right engine is called biased.
+        power: Probability that a bias of `min_tv` is found.
+        num_samples: Strings drawn over all prompts; `num_needed` for a pass.
+        checks: Every test, the combined joint law first.
+        tv: Total variation from the target's law, the mean over the prompts; 95 %.
+        intervals: The same of each prompt alone.
+        controls: Whether right sampling passed and wrong sampling was found, with the same tests.
+        seeds: First and last seed used: call i of a prompt took seed first + i.
+        repeats: Whether a seed gave the same strings twice.
+    """
+
+    name: str
+    verdict: str
+    min_tv: float
+    alpha: float
+    power: float
+    num_samples: int
+    num_needed: int
+    prompts: tuple[tuple[int, ...], ...]
+    checks: tuple[Check, ...]
+    tv: stats.Interval
+    intervals: tuple[stats.Interval, ...]
+    controls: dict[str, bool]
+    seeds: tuple[int, int]
+    repeats: bool
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    tallies: tuple[Tally, ...] = field(default=(), repr=False)
+
+    @property
+    def num_missing(self) -> int:
+        """How many more samples a pass needs."""
+        return max(0, self.num_needed - self.num_samples)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether both controls came out as they must."""
+        return all(self.controls.values())
+
+
+def certify(
+    subject: Sampler,
+    rows: Callable[[tuple[int, ...]], Any] | None = None,
+    *,
+    params: SamplingParams | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    length: int = 3,
+    min_tv: float = 0.05,
+    alpha: float = 1e-4,
+    power: float = 0.99,
+    seed: int = 0,
+    max_samples: int | None = None,
+    max_seconds: float | None = None,
+    resume: str | Path | None = None,
+    name: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> Certificate:
+    """Test whether a sampler has the law of its target.
+
+    The joint law of the first `length` tokens is compared as a whole and token by token, for each
+    prompt and over all; neighbouring samples and consecutive seeds are compared for independence.
+    The samples are looked at four times, so that a clear bias ends early; Holm's correction and
+    the split of `alpha` over the looks keep the probability of a false alarm below `alpha`.
+
+    Args:
+        subject: `f(prompt_ids, n, seed) -> int (n, >= length)`: n independent continuations. It
+            should generate a few tokens more than `length` (engines shorten drafts near the end)
+            and ignore stop tokens.
+        rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
+            transformers model becomes such a function by `mv.testing.model_rows`.
+        params: How the engine was told to shape rows; None takes `subject.params`, if there is
+            such, else plain sampling.
+        prompts: Several, so that rejections and full acceptances occur.
+        length: Tokens compared; should span at least two steps, as reuse of noise shows only there.
+        min_tv: The bias to look for: total variation, root mean square over the prompts.
+        alpha: Probability that a right engine is called biased.
+        power: Probability that a bias of `min_tv` is found.
+        seed: The first seed; later calls take seed + 1, seed + 2, ...
+        max_samples: Most samples over all prompts; None means as many as needed.
+        max_seconds: Most time; None means no limit.
+        resume: A file that keeps the counts: an interrupted run goes on where it was.
+        name: For the report.
+        details: What else the report should say (versions, settings).
+
+    Returns:
+        The certificate; `mv.certification.report` renders it.
+
+    Raises:
+        ParamsError: No target given, a law too large to enumerate, or a sampler that returns
+            something else than such strings.
+    """
+    started = time.monotonic()
+    for what, value in (("alpha", alpha), ("power", power), ("min_tv", min_tv)):
+        if not 0 < value < 1:
+            message = f"{what}: found {value}, wanted 0 < {what} < 1"
+            raise ParamsError(message, slug="param_out_of_range")
+    rows = getattr(subject, "rows", None) if rows is None else rows
+    if rows is None:
+        message = "rows: the target is not known; pass rows=, or a subject with an attribute rows"
+        raise ParamsError(message, slug="no_target")
+    params = getattr(subject, "params", None) if params is None else params
+    params = SamplingParams() if params is None else params
+    chosen = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
+    laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
+    levels = stats.spend(alpha, _NUM_LOOKS)
+    needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
+    run = _Run(subject, chosen, [Tally(law) for law in laws], needed, seed)
+    name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
+    if resume is not None:
+        identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
+        run.load(Path(resume), identity | {"params": str(params), "vocab": laws[0].vocab})
+    # Before sampling: it says early whether the engine can be called at all.
+    repeats = run.check_repeats()
+    deadline = math.inf if max_seconds is None else started + max_seconds
+    most = math.inf if max_samples is None else max_samples
+    is_biased = False
+    for look, level in enumerate(levels):
+        goal = -(-needed // 2 ** (_NUM_LOOKS - 1 - look))
+        run.sample(min(goal, most), deadline)
+        found = checks(run.tallies)
+        is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
+        # A sample that ends early takes the last look's level: looks already spent stay spent.
+        is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
+        if is_biased or is_last:
+            break
+    run.finish()
+    verdict = "pass" if run.num_samples >= needed else "not enough data"
+    return Certificate(
+        name=name,
+        verdict="biased" if is_biased else verdict,
+        min_tv=min_tv,
+        alpha=alpha,
+        power=power,
+        num_samples=run.num_samples,
+        num_needed=needed,
+        prompts=chosen,
+        checks=tuple(found),
+        tv=mean_interval(run.tallies),
+        intervals=tuple(mean_interval([tally]) for tally in run.tallies),
+        controls=_controls(laws, needed, min_tv, seed),
+        seeds=(seed, run.next_seed - 1),
+        repeats=repeats,
+        seconds=time.monotonic() - started,
+        details=dict(details or {}),
+        tallies=tuple(run.tallies),
+    )
+
+
+class _Run:
+    """The calls of one certification, two consecutive seeds at a time, prompt after prompt."""
+
+    def __init__(
+        self,
+        subject: Sampler,
+        prompts: tuple[tuple[int, ...], ...],
+        tallies: list[Tally],
+        needed: int,
+        seed: int,
+    ) -> None:
+        self.subject, self.prompts, self.tallies = subject, prompts, tallies
+        self.needed, self.next_seed = needed, seed
+        # About 16 rounds: enough for progress and looks, few enough for engines that batch.
+        self.count = 2 * max(1, min(2048, needed // (64 * len(prompts))))
+        self.path: Path | None = None
+        self.identity: dict[str, Any] = {}
+        self.saved = time.monotonic()
+        self.is_shown = sys.stderr.isatty()
+
+    @property
+    def num_samples(self) -> int:
+        return sum(tally.num_samples for tally in self.tallies)
+
+    def check_repeats(self) -> bool:
+        """Whether one seed gives the same strings twice."""
+        calls = [np.asarray(self.subject(self.prompts[0], 4, self.next_seed)) for _ in range(2)]
+        for call in calls:
+            self._check(call, 4)
+        return bool(np.array_equal(calls[0], calls[1]))
+
+    def sample(self, goal: float, deadline: float) -> None:
+        """Draw until there are `goal` samples or the time is over; whole rounds only."""
+        began, at_start = time.monotonic(), self.num_samples
+        while self.num_samples < goal and time.monotonic() < deadline:
+            for prompt, tally in zip(self.prompts, self.tallies, strict=True):
+                calls = [self.subject(prompt, self.count, self.next_seed + i) for i in range(2)]
+                for call in calls:
+                    self._check(np.asarray(call), self.count)
+                tally.add(*calls)
+            self.next_seed += 2
+            self._show(began, at_start)
+            if time.monotonic() - self.saved > _SAVE_SECONDS:
+                self.save()
+
+    def _check(self, call: np.ndarray[Any, Any], count: int) -> None:
+        length = self.tallies[0].law.length
+        if call.ndim != 2 or call.shape[0] != count or call.shape[1] < length:
+            message = (
+                f"the engine returned shape {call.shape}, wanted ({count}, {length}) or wider: "
+                "n continuations, without the prompt and without stopping early"
+            )
+            raise ParamsError(message, slug="shape_mismatch")
+
+    def _show(self, began: float, at_start: int) -> None:
+        if not self.is_shown:
+            return
+        done = self.num_samples
+        rate = (done - at_start) / max(1e-9, time.monotonic() - began)
+        left = max(0.0, self.needed - done) / max(1e-9, rate)
+        sys.stderr.write(f"\r\x1b[K{done:,} of {self.needed:,} samples, {left:.0f} s left")
+        sys.stderr.flush()
+
+    def load(self, path: Path, identity: dict[str, Any]) -> None:
+        """Go on from a file, if there is one.
+
+        Raises:
+            ParamsError: It belongs to another certification.
+        """
+        self.path, self.identity = path, json.loads(json.dumps(identity))
+        if not path.exists():
+            return
+        state = json.loads(path.read_text())
+        if state.get("identity") != self.identity:
+            message = (
+                f"{path}: found {state.get('identity')}, wanted {self.identity}; another "
+                "certification was kept there: take another file"
+            )
+            raise ParamsError(message, slug="bad_resume")
+        self.next_seed, self.count = state["next_seed"], state["count"]
+        for tally, kept in zip(self.tallies, state["tallies"], strict=True):
+            tally.restore(kept)
+
+    def save(self) -> None:
+        """Write the counts, so that no moment leaves half a file."""
+        self.saved = time.monotonic()
+        if self.path is None:
+            return
+        state = {
+            "identity": self.identity,
+            "next_seed": self.next_seed,
+            "count": self.count,
+            "tallies": [tally.state() for tally in self.tallies],
+        }
+        draft = self.path.with_suffix(self.path.suffix + ".part")
+        draft.write_text(json.dumps(state))
+        draft.replace(self.path)
+
+    def finish(self) -> None:
+        """Keep the counts and take the progress line away."""
+        self.save()
+        if self.is_shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _controls(
+    laws: Sequence[JointLaw], num_samples: int, min_tv: float, seed: int
+) -> dict[str, bool]:
+    """Run the same tests on right sampling, which must pass, and on wrong, which must be found."""
+    rng = np.random.default_rng(seed)
+    share = 2 * (-(-num_samples // (2 * len(laws))))
+
+    def smallest(wanted: Sequence[np.ndarray[Any, Any]]) -> float:
+        tallies = []
+        for law, probs in zip(laws, wanted, strict=True):
+            tally = Tally(law)
+            halves = rng.choice(len(probs), (2, share // 2 + 1), p=probs)
+            powers = law.vocab ** np.arange(law.length - 1, -1, -1)
+            tally.add(*(half[:, None] // powers % law.vocab for half in halves))
+            tallies.append(tally)
+        return min(check.adjusted for check in checks(tallies))
+
+    right = smallest([law.probs for law in laws]) >= _CONTROL_ALPHA
+    wrong = smallest([_tilted(law.probs, _CONTROL_FACTOR * min_tv) for law in laws])
+    return {"right sampling passes": right, "wrong sampling is found": wrong < _CONTROL_ALPHA}
+
+
+def _tilted(probs: np.ndarray[Any, Any], tv: float) -> np.ndarray[Any, Any]:
+    """A law at a distance of `tv`, mass moved in proportion where there is enough: the hardest."""
+    order = np.argsort(-probs, kind="stable")
+    up = np.zeros(len(probs), bool)
+    up[order[::2]] = True
+    gain, loss = probs[up].sum(), probs[~up].sum()
+    if tv <= loss:
+        return np.asarray(np.where(up, probs * (1 + tv / gain), probs * (1 - tv / loss)))
+    share = min(tv, 1.0)
+    mixed = probs * (1 - share)
+    mixed[order[-1]] += share
+    return np.asarray(mixed)

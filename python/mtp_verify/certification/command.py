@@ -1,0 +1,137 @@
+"""The options of `mtp-verify certify` for engines, and what they run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
+from mtp_verify.certification.whitebox import transformers_accept
+from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from mtp_verify.report import Report
+
+__all__ = ["add_arguments", "run"]
+
+_DEFAULT_MODES = {
+    "transformers": ("plain", "assisted", "lookup"),
+    "mtp-verify": ("token", "block"),
+    "vllm": ("plain", "ngram"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; `--self` and `--json` are the command's own."""
+    known = " | ".join(engines.MODES)
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)"
+    )
+    parser.add_argument(
+        "--accept",
+        metavar="NAME",
+        help="white box: transformers | MODULE:FUNCTION, f(p, q, tokens, uniforms) -> tokens",
+    )
+    parser.add_argument(
+        "--mode",
+        action="append",
+        metavar="MODE",
+        help="of the engine, may be repeated: "
+        + "; ".join(f"{name}: {', '.join(modes)}" for name, modes in engines.MODES.items()),
+    )
+    parser.add_argument("--min-tv", type=float, default=0.1, help="bias to find (default 0.1)")
+    parser.add_argument("--alpha", type=float, default=1e-4, help="false alarms (default 1e-4)")
+    parser.add_argument("--length", type=int, default=3, help="tokens compared (default 3)")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first call (default 0)")
+    parser.add_argument("--max-seconds", type=float, default=None, help="for each mode")
+    parser.add_argument(
+        "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
+    )
+    parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="write a page too")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Certify what the options name.
+
+    Raises:
+        ParamsError: Options that do not go together.
+        ImportError: An engine that is not installed.
+    """
+    if args.accept is not None:
+        if args.html is not None or args.mode:
+            message = "--accept: --html and --mode belong to --engine; leave them out"
+            raise ParamsError(message, slug="bad_options")
+        if args.accept == "transformers":
+            engines.need("torch", "transformers", extra="hf")
+            return accept_report(certify_accept(transformers_accept(), name="transformers"))
+        with _here_first():
+            function = engines.load_function(args.accept)
+        return accept_report(certify_accept(function, name=args.accept))
+    params = SamplingParams(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    found = []
+    for mode in args.mode or _DEFAULT_MODES.get(args.engine, ("",)):
+        with tempfile.TemporaryDirectory() as folder, _here_first():
+            options: dict[str, Any] = {
+                "params": params,
+                "length": args.length,
+                "folder": Path(folder),
+            }
+            if ":" in args.engine:
+                subject = engines.user_engine(args.engine, **options)
+                name = args.engine
+            else:
+                subject = engines.make_engine(args.engine, mode, **options)
+                name = subject.name
+            sys.stderr.write(f"certifying {name} ...\n")
+            resume = None
+            if args.resume is not None:
+                args.resume.mkdir(parents=True, exist_ok=True)
+                resume = args.resume / f"{name.replace(' ', '-').replace(':', '-')}.json"
+            found.append(
+                certify(
+                    subject,
+                    params=getattr(subject, "params", params),
+                    length=args.length,
+                    min_tv=args.min_tv,
+                    alpha=args.alpha,
+                    seed=args.seed,
+                    max_seconds=args.max_seconds,
+                    resume=resume,
+                    name=name,
+                    details={"versions": _versions(), "params": str(params)},
+                )
+            )
+    made = report(found)
+    if args.html is not None:
+        args.html.write_text(made.to_html(), encoding="utf-8")
+    return made
+
+
+@contextlib.contextmanager
+def _here_first() -> Iterator[None]:
+    """Let MODULE lie in the current folder, as with `python -m`."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("mtp-verify", "torch", "transformers", "vllm", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

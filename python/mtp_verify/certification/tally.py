@@ -1,0 +1,183 @@
+"""What is counted while an engine is certified, and the tests of those counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtp_verify import stats
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify.testing.laws import JointLaw
+
+__all__ = ["Check", "Tally", "checks", "mean_interval", "num_checks", "samples_needed"]
+
+# Cells of the first-token law in the independence tests: pairs have that many squared.
+_MAX_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of a certificate.
+
+    Attributes:
+        name: What is compared: "joint", "token 1", ..., "neighbours", "next seed".
+        prompt: Which prompt, or None for all together.
+        fit: Statistic and p-value.
+        adjusted: The p-value after Holm's correction over all checks.
+    """
+
+    name: str
+    prompt: int | None
+    fit: stats.Fit
+    adjusted: float
+
+
+class Tally:
+    """Counts for one prompt: of whole strings, and of pairs of first tokens.
+
+    Samples come as pairs of calls with consecutive seeds. The two calls are the halves from which
+    the total variation is estimated; their rows side by side, and neighbouring rows of one call,
+    show engines that reuse noise: the members of a pair then depend on each other.
+    """
+
+    def __init__(self, law: JointLaw) -> None:
+        self.law = law
+        self.halves = np.zeros((2, len(law.probs)), np.int64)
+        first = law.marginal(0)
+        # The likeliest tokens have a class of their own; the others share the last.
+        ranks = np.argsort(np.argsort(-first, kind="stable"), kind="stable")
+        self.classes = np.minimum(ranks, _MAX_CLASSES - 1)
+        num = int(self.classes.max()) + 1
+        self.class_law = np.bincount(self.classes, first, num)
+        self.neighbours = np.zeros(num * num, np.int64)
+        self.next_seed = np.zeros(num * num, np.int64)
+
+    @property
+    def num_samples(self) -> int:
+        """How many strings have been counted."""
+        return int(self.halves.sum())
+
+    def add(self, one: Any, other: Any) -> None:
+        """Count the results of two calls: int (n, >= k) each.
+
+        Raises:
+            ParamsError: The shapes differ, or are not what a sampler returns.
+        """
+        indices = self.law.indices(one), self.law.indices(other)
+        if len(indices[0]) != len(indices[1]):
+            message = f"the engine returned {len(indices[0])}, then {len(indices[1])} samples"
+            raise ParamsError(message, slug="shape_mismatch")
+        for half, found in zip(self.halves, indices, strict=True):
+            half += np.bincount(found, minlength=len(half))
+        power = self.law.vocab ** (self.law.length - 1)
+        classes = [self.classes[found // power] for found in indices]
+        num = len(self.class_law)
+        for rows in classes:
+            even = len(rows) // 2 * 2
+            pairs = rows[:even:2] * num + rows[1:even:2]
+            self.neighbours += np.bincount(pairs, minlength=num * num)
+        self.next_seed += np.bincount(classes[0] * num + classes[1], minlength=num * num)
+
+    def fits(self) -> list[tuple[str, stats.Fit]]:
+        """The tests of this prompt; the joint law first."""
+        counts, law = self.halves.sum(axis=0), self.law
+        found = [("joint", stats.fit(counts, law.probs))]
+        shape = (law.vocab,) * law.length
+        for depth in range(law.length):
+            others = tuple(i for i in range(law.length) if i != depth)
+            marginal = counts.reshape(shape).sum(axis=others)
+            found.append((f"token {depth + 1}", stats.fit(marginal, law.marginal(depth))))
+        square = (len(self.class_law),) * 2
+        for name, pairs in (("neighbours", self.neighbours), ("next seed", self.next_seed)):
+            found.append((name, stats.independence(pairs.reshape(square), self.class_law)))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The counts, for a file."""
+        return {
+            "halves": self.halves.tolist(),
+            "neighbours": self.neighbours.tolist(),
+            "next_seed": self.next_seed.tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take counts back."""
+        self.halves = np.asarray(state["halves"], np.int64)
+        self.neighbours = np.asarray(state["neighbours"], np.int64)
+        self.next_seed = np.asarray(state["next_seed"], np.int64)
+
+
+def checks(tallies: Sequence[Tally]) -> list[Check]:
+    """Run every test, corrected over all of them: the combined joint law comes first."""
+    found: list[tuple[str, int | None, stats.Fit]] = []
+    for prompt, tally in enumerate(tallies):
+        found += [(name, prompt, fit) for name, fit in tally.fits()]
+    joint = [fit for name, _, fit in found if name == "joint"]
+    total = joint[0]
+    for fit in joint[1:]:
+        total += fit
+    found.insert(0, ("joint", None, total))
+    adjusted = stats.holm([fit.p_value for _, _, fit in found])
+    return [
+        Check(name, prompt, fit, value)
+        for (name, prompt, fit), value in zip(found, adjusted, strict=True)
+    ]
+
+
+def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interval:
+    """The total variation between the engine's joint law and the exact one, mean over prompts.
+
+    That of one token is never above the joint law's, and is measured better: the largest of all
+    lower bounds counts. Prompts have equally many samples, so that they are one law over (prompt,
+    string).
+    """
+    length, vocab = tallies[0].law.length, tallies[0].law.vocab
+    level = alpha / (1 + length)
+
+    def interval(*axes: int) -> stats.Interval:
+        def sums(values: NDArray[Any]) -> NDArray[Any]:
+            return np.asarray(values.reshape((vocab,) * length).sum(axis=axes)).reshape(-1)
+
+        first, second = (
+            np.concatenate([sums(tally.halves[half]) for tally in tallies]) for half in range(2)
+        )
+        law = np.concatenate([sums(tally.law.probs) for tally in tallies]) / len(tallies)
+        return stats.tv_interval_of_halves(first, second, law, alpha=level)
+
+    joint = interval()
+    tokens = [interval(*(i for i in range(length) if i != depth)) for depth in range(length)]
+    best = max([joint, *tokens], key=lambda found: (found.low, found.estimate))
+    return stats.Interval(max(joint.estimate, best.estimate), best.low, joint.high)
+
+
+def num_checks(laws: Sequence[JointLaw]) -> int:
+    """How many tests `checks` runs."""
+    return 1 + sum(law.length + 3 for law in laws)
+
+
+def samples_needed(laws: Sequence[JointLaw], *, min_tv: float, alpha: float, power: float) -> int:
+    """Samples, over all prompts, with which the combined joint test finds a bias of `min_tv`.
+
+    The number of cells depends on the number of samples, as rare strings are pooled: a fixed point
+    is looked for from above.
+    """
+    level = alpha / num_checks(laws)
+    total = 0
+    cells = [int(np.count_nonzero(law.probs)) for law in laws]
+    for _ in range(4):
+        df = sum(count - 1 for count in cells)
+        if df < 1:
+            # One possible string a prompt: a single other one is a finding.
+            return max(total, int(np.ceil(np.log(1 - power) / np.log1p(-min_tv))))
+        total = stats.chi_square_num_samples(df + 1, min_tv, level, power)
+        share = total / len(laws)
+        cells = [int(stats.pool(law.probs * share).max(initial=0)) + 1 for law in laws]
+    return total

@@ -1,0 +1,125 @@
+"""Engines of other people: quick settings here, the defaults in the slow tests."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import mtp_verify as mv
+from mtp_verify import cli
+from mtp_verify.certification import certify, engines
+from mtp_verify.testing import mutants
+
+pytest.importorskip("transformers")
+
+PARAMS = mv.SamplingParams()
+biased = mutants.engine("biased", tv=0.1)
+accepts_at_zero = mutants.accept("le_at_zero")
+
+
+def without_target(prompt, n, seed):
+    return np.zeros((n, 3), int)
+
+
+def right_on_checkpoint(prompt, n, seed, *, target, params, length):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mtp_verify.certification.engines import _transformers
+
+    assert len(AutoTokenizer.from_pretrained(target)) == engines.VOCAB
+    model = AutoModelForCausalLM.from_pretrained(target)
+    return _transformers(model, params, length, {})(prompt, n, seed)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def engine(kind, mode, params=PARAMS):
+        return engines.make_engine(kind, mode, params=params, length=2, folder=tmp_path)
+
+    return engine
+
+
+def test_plain_sampling_of_transformers_passes(make):
+    params = mv.SamplingParams(temperature=0.8, top_k=5, top_p=0.95)
+    found = certify(make("transformers", "plain", params), length=2, min_tv=0.1)
+    assert found.verdict == "pass"
+    assert found.repeats
+
+
+@pytest.mark.timeout(120)
+def test_the_assistant_of_gemma_4_is_found_biased(make):
+    found = certify(make("transformers", "gemma4"), length=2, min_tv=0.4)
+    assert found.verdict == "biased"
+    assert found.is_sound
+
+
+@pytest.mark.slow
+@pytest.mark.stat
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("transformers", mode) for mode in ("assisted", "lookup")),
+        *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"]),
+    ],
+)
+def test_right_engines_pass(make, kind, mode):
+    engine = make(kind, mode, mv.SamplingParams(temperature=0.8))
+    assert certify(engine, length=2, min_tv=0.1).verdict == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(engines.find_spec("vllm") is None, reason="vllm is not installed")
+def test_vllm_passes_without_speculation(make):
+    assert certify(make("vllm", "plain"), length=2, min_tv=0.1).verdict == "pass"
+
+
+def test_command_finds_a_biased_function_and_writes_the_page(capsys, tmp_path):
+    page = tmp_path / "report.html"
+    words = ["--engine", f"{__name__}:biased", "--html", str(page), "--resume", str(tmp_path)]
+    assert cli.main(["certify", *words, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["certificates"][0]["verdict"] == "biased"
+    assert document["certificates"][0]["versions"]["mtp-verify"] == mv.__version__
+    assert "<svg" in page.read_text()
+
+
+@pytest.mark.timeout(120)
+def test_command_gives_a_function_the_checkpoints_it_asks_for(capsys):
+    words = ["--engine", f"{__name__}:right_on_checkpoint", "--length", "2", "--min-tv", "0.3"]
+    assert cli.main(["certify", *words]) == 0
+    assert "pass" in capsys.readouterr().out
+
+
+def test_command_certifies_an_accept_function_from_inside(capsys):
+    assert cli.main(["certify", "--accept", f"{__name__}:accepts_at_zero"]) == 1
+    assert "emits a token of target probability 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "magic"], "wanted one of: transformers, mtp-verify, vllm"),
+        (["--engine", "transformers", "--mode", "magic"], "wanted one of: plain"),
+        (["--engine", "no_such_module:f"], "no_such_module"),
+        (["--engine", f"{__name__}:nothing"], "no callable nothing"),
+        (["--engine", f"{__name__}:without_target"], "parameter target="),
+        (["--accept", "nothing"], "wanted MODULE:FUNCTION"),
+        (["--accept", f"{__name__}:without_target"], "the accept function raised TypeError"),
+        (["--self", "--engine", "transformers"], "one of --self, --engine and --accept"),
+        (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
+        (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_why(capsys, words, message):
+    assert cli.main(["certify", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_engine_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "vllm" else True)
+    assert cli.main(["certify", "--engine", "vllm"]) == 2
+    assert "pip install vllm" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import mtp_verify as mv
+from mtp_verify.testing import exact_law, model_rows
+from tests.models import tiny_model
+
+
+def test_law_is_the_product_of_the_rows():
+    def rows(path):
+        return [0.0, math.log(2.0)] if len(path) % 2 else [0.0, 0.0]
+
+    law = exact_law(rows, [0], 3)
+    assert law.probs.sum() == pytest.approx(1.0)
+    assert law.probs[law.indices(np.array([[1, 0, 1]]))[0]] == pytest.approx(2 / 3 / 2 * 2 / 3)
+    assert law.marginal(1).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_shaping_is_that_of_the_parameters():
+    law = exact_law(lambda path: [3.0, 2.0, 1.0], [0], 2, mv.SamplingParams(top_k=1))
+    assert law.probs[0] == 1.0
+    assert np.count_nonzero(law.probs) == 1
+
+
+def test_strings_and_indices_are_inverse():
+    law = exact_law(lambda path: [0.0, 1.0, 2.0], [0], 3)
+    strings = [law.string(i) for i in range(27)]
+    assert law.indices(np.array(strings)).tolist() == list(range(27))
+
+
+def test_law_of_a_model_is_that_of_its_rows_in_float64():
+    model = tiny_model("llama", vocab_size=4)
+    law = exact_law(model_rows(model), [1, 2], 2)
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)
+        second = model(torch.tensor([[1, 2, 3]])).logits[0, -1].softmax(-1)
+    assert law.probs[3 * 4 + 1] == pytest.approx(float(first[3] * second[1]), rel=1e-4)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_too_large_a_law_is_refused_with_the_limit():
+    with pytest.raises(mv.ParamsError, match=r"1000\*\*3 strings; the limit .* 65536") as error:
+        exact_law(lambda path: np.zeros(1000), [0], 3)
+    assert error.value.slug == "law_too_large"
+
+
+@pytest.mark.parametrize(
+    "samples", [[[0, 1]], [[0.0, 1.0, 0.0]], [0, 1, 0], [[0, 1, 2]], [[0, -1, 0]]]
+)
+def test_samples_that_are_not_strings_of_tokens_are_refused(samples):
+    law = exact_law(lambda path: [0.0, 1.0], [0], 3)
+    with pytest.raises(mv.ParamsError, match="wanted"):
+        law.counts(np.array(samples))
