@@ -11,9 +11,9 @@
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go;
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `shape` >
-//! `verify`, `ngram` > `dist` > `rows` > `simd`;
-//! `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no probabilities.
+//! Modules import downwards only: `bindings` > `certify` > `shape` > `verify`, `ngram` > `dist` >
+//! `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no
+//! probabilities.
 
 pub mod certify;
 pub mod choice;

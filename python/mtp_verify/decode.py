@@ -183,6 +183,7 @@ class Decoder:
         """Decode one row, yielding the tokens of each step."""
         request, cache, stats, seconds = row.request, row.cache, row.stats, row.stats.seconds
         params, seed, rule = request.params, request.seed, row.rule
+        observe = getattr(drafter, "observe", None)
         try:
             if drafter is not None:
                 drafter.start(request)
@@ -198,6 +199,8 @@ class Decoder:
                 drafted = perf_counter()
                 logits, depth = self._forward(row, draft)
                 forwarded = perf_counter()
+                if observe is not None:
+                    observe([request], [draft], [logits])
                 verdict = mv.verify(draft, logits, params, rule=rule, seed=seed, position=position)
                 emitted, verdict = self._emit(row, verdict)
                 verified = perf_counter()

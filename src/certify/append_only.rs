@@ -35,7 +35,7 @@ fn root() -> Growth {
 
 /// What a grower makes of a model's rows.
 fn grown<G: Grower<R>, C: Choices<R>>(rows: &Rows<R>, grower: G, choices: &mut C) -> Result<Draft> {
-    Ok(growth::finish(rows, grower, choices)?.0)
+    growth::finish(rows, grower, choices)
 }
 
 /// `SplitMix64`'s mixing of everything that a policy may know.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::shape::{self, DenseRows, Fixed, Grower, Growth, Set};
+use crate::tree::TokenTree;
 use crate::verify::dense::DenseView;
 use crate::verify::law::{Draft, Law};
 
@@ -36,6 +37,42 @@ pub(super) fn num_drafts(vocab: usize, case: &Case) -> usize {
     drafts
 }
 
+/// A grown tree whose law has not been declared yet; every field has one entry for each node.
+pub(super) struct Grown<W> {
+    pub(super) parents: Vec<i64>,
+    pub(super) tokens: Vec<i64>,
+    pub(super) sampled: Vec<bool>,
+    /// The target's and the drafter's rows.
+    pub(super) rows: Vec<(Vec<W>, Vec<W>)>,
+}
+
+impl<W: Weight> Grown<W> {
+    /// What a grower has grown, with the rows of a model.
+    fn of(rows: &Rows<W>, growth: &Growth) -> Self {
+        let row = |node| {
+            let path = growth.path(node);
+            (rows.target(&path).to_vec(), rows.drafter(&path).to_vec())
+        };
+        Self {
+            parents: growth.parents().to_vec(),
+            tokens: growth.tokens().to_vec(),
+            sampled: growth.sampled().to_vec(),
+            rows: (0..growth.num_nodes()).map(row).collect(),
+        }
+    }
+
+    /// The draft under a law, with the view of its rows.
+    ///
+    /// # Errors
+    /// If the tree contradicts the law.
+    pub(super) fn declare(self, law: Law) -> Result<(Draft, DenseView<W>)> {
+        let flags = matches!(law, Law::TopPlusOne | Law::Mixed).then_some(self.sampled);
+        let draft = Draft::new(TokenTree::new(&self.parents)?, self.tokens, law, flags)?;
+        let (target, drafter) = self.rows.into_iter().unzip();
+        Ok((draft, DenseView { target, drafter }))
+    }
+}
+
 /// Grows a draft, drawing at `(node, Draft)`, with the view of its rows.
 ///
 /// # Errors
@@ -45,6 +82,15 @@ pub fn draft<W: Weight, C: Choices<W>>(
     case: &Case,
     choices: &mut C,
 ) -> Result<(Draft, DenseView<W>)> {
+    grow(rows, case, choices)?.declare(mutate!("law/iid_claimed_swor", case.law, Law::Swor))
+}
+
+/// The tree of [`draft`].
+pub(super) fn grow<W: Weight, C: Choices<W>>(
+    rows: &Rows<W>,
+    case: &Case,
+    choices: &mut C,
+) -> Result<Grown<W>> {
     let vocab = rows.drafter(&[]).len();
     let (samples, set) = match case.law {
         Law::Deterministic | Law::Unknown | Law::Coupled => (0, Set::Best),
@@ -56,24 +102,26 @@ pub fn draft<W: Weight, C: Choices<W>>(
         }
         Law::Chain | Law::Iid | Law::Swor => (usize::MAX, Set::Empty),
     };
-    let template = shape::by_depth(case.shape)?;
     let root = Growth::new(-1, Vec::new());
-    finish(rows, Fixed::with_set(root, template, case.law, samples, set), choices)
+    let template = shape::by_depth(case.shape)?;
+    let mut grower = Fixed::with_set(root, template, case.law, samples, set);
+    DenseRows::grow(&mut grower, choices, |path| rows.drafter(path).to_vec())?;
+    Ok(Grown::of(rows, Grower::<W>::growth(&grower)))
 }
 
-/// Grows a draft to its end, with the view of its rows.
+/// Grows a draft to its end.
+#[cfg(test)]
 pub(super) fn finish<W: Weight, G: Grower<W>, C: Choices<W>>(
     rows: &Rows<W>,
     mut grower: G,
     choices: &mut C,
-) -> Result<(Draft, DenseView<W>)> {
+) -> Result<Draft> {
     DenseRows::grow(&mut grower, choices, |path| rows.drafter(path).to_vec())?;
-    let draft = grower.growth().draft(mutate!("law/iid_claimed_swor", grower.law(), Law::Swor))?;
-    let view = view(rows, &draft);
-    Ok((draft, view))
+    grower.growth().draft(grower.law())
 }
 
 /// Both sides' rows after each node of a draft.
+#[cfg(test)]
 pub(super) fn view<W: Weight>(rows: &Rows<W>, draft: &Draft) -> DenseView<W> {
     let path = |node| -> Vec<u32> {
         draft.tree().path(node).iter().map(|&n| draft.token(n as usize)).collect()

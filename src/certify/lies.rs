@@ -5,50 +5,18 @@
 //! the proof's: the same rules, the same enumerator.
 
 use crate::certify::golden::{MODELS, Rows};
-use crate::certify::growth::{self, Case};
+use crate::certify::growth::{Case, Grown, grow};
 use crate::certify::summarise;
 use crate::dist::weights::WeightParams;
 use crate::error::Result;
 use crate::exact::enumerate;
 use crate::fraction::Fraction;
 use crate::num::Weight;
-use crate::tree::TokenTree;
-use crate::verify::dense::DenseView;
-use crate::verify::law::{Draft, Law};
+use crate::verify::law::Law;
 use crate::verify::{self, Core};
 
 /// What happens to a tree after its tokens were drawn, before a law is declared.
-type Change = fn(&mut Grown);
-
-/// A grown tree whose law can be declared anew; every field has one entry for each node.
-struct Grown {
-    parents: Vec<i64>,
-    tokens: Vec<i64>,
-    sampled: Vec<bool>,
-    /// The target's and the drafter's rows.
-    rows: Vec<(Vec<Fraction>, Vec<Fraction>)>,
-}
-
-impl Grown {
-    fn of(draft: &Draft, view: DenseView<Fraction>) -> Self {
-        let nodes = 0..draft.num_nodes();
-        let parent = |node| draft.tree().parent(node).map_or(-1, |parent| parent as i64);
-        Self {
-            parents: nodes.clone().map(parent).collect(),
-            tokens: draft.tokens().to_vec(),
-            sampled: nodes.map(|node| draft.is_sampled(node)).collect(),
-            rows: view.target.into_iter().zip(view.drafter).collect(),
-        }
-    }
-
-    /// The draft under a law, with the view of its rows.
-    fn declare(self, law: Law) -> Result<(Draft, DenseView<Fraction>)> {
-        let flags = matches!(law, Law::TopPlusOne | Law::Mixed).then_some(self.sampled);
-        let draft = Draft::new(TokenTree::new(&self.parents)?, self.tokens, law, flags)?;
-        let (target, drafter) = self.rows.into_iter().unzip();
-        Ok((draft, DenseView { target, drafter }))
-    }
-}
+type Change = fn(&mut Grown<Fraction>);
 
 /// A draft that is not what it says, under a rule that believes it.
 #[derive(Debug, Clone, Copy)]
@@ -223,8 +191,7 @@ impl Lie {
     pub fn distance(&self) -> Result<Fraction> {
         let rows = self.rows();
         let outcomes = enumerate(|choices| {
-            let (draft, view) = growth::draft(&rows, &self.grown, choices)?;
-            let mut grown = Grown::of(&draft, view);
+            let mut grown = grow(&rows, &self.grown, choices)?;
             (self.change)(&mut grown);
             let (draft, mut view) = grown.declare(self.declared)?;
             verify::decide(self.core, &draft, &mut view, choices)
@@ -244,10 +211,10 @@ impl Lie {
 const B0: &[(i64, i64)] = &[(1, 2), (1, 3), (1, 6)];
 const B0_SQUARED: &[(i64, i64)] = &[(9, 14), (4, 14), (1, 14)];
 
-fn nothing(_: &mut Grown) {}
+fn nothing(_: &mut Grown<Fraction>) {}
 
 /// Keeps the nodes of a list, with their new numbers.
-fn keep(grown: &mut Grown, nodes: &[usize]) {
+fn keep(grown: &mut Grown<Fraction>, nodes: &[usize]) {
     let number = |parent: i64| nodes.iter().position(|&node| node as i64 == parent);
     let parents = nodes.iter().map(|&node| number(grown.parents[node]).map_or(-1, |at| at as i64));
     grown.parents = parents.collect();
@@ -256,14 +223,14 @@ fn keep(grown: &mut Grown, nodes: &[usize]) {
     grown.rows = nodes.iter().map(|&node| grown.rows[node].clone()).collect();
 }
 
-fn merge_duplicates(grown: &mut Grown) {
+fn merge_duplicates(grown: &mut Grown<Fraction>) {
     let seen = |node: usize| (1..node).any(|other| grown.tokens[other] == grown.tokens[node]);
     let nodes: Vec<usize> = (0..grown.tokens.len()).filter(|&node| !seen(node)).collect();
     keep(grown, &nodes);
 }
 
 /// The drafter's probability of each node's path.
-fn path_probabilities(grown: &Grown) -> Vec<Fraction> {
+fn path_probabilities(grown: &Grown<Fraction>) -> Vec<Fraction> {
     let mut paths = vec![Fraction::one()];
     for node in 1..grown.tokens.len() {
         let parent = grown.parents[node] as usize;
@@ -273,7 +240,7 @@ fn path_probabilities(grown: &Grown) -> Vec<Fraction> {
     paths
 }
 
-fn keep_two_likeliest(grown: &mut Grown) {
+fn keep_two_likeliest(grown: &mut Grown<Fraction>) {
     let paths = path_probabilities(grown);
     let mut nodes: Vec<usize> = (1..paths.len()).collect();
     nodes.sort_by(|&a, &b| paths[b].cmp(&paths[a]));
@@ -284,7 +251,7 @@ fn keep_two_likeliest(grown: &mut Grown) {
 }
 
 /// Cuts a chain before the first token (or path) whose drafter's probability is below a bound.
-fn cut_before(grown: &mut Grown, bound: &Fraction, by_path: bool) {
+fn cut_before(grown: &mut Grown<Fraction>, bound: &Fraction, by_path: bool) {
     let paths = path_probabilities(grown);
     let low = |node: usize| {
         let q = if by_path { paths[node].clone() } else { paths[node].div(&paths[node - 1]) };
@@ -294,7 +261,7 @@ fn cut_before(grown: &mut Grown, bound: &Fraction, by_path: bool) {
     keep(grown, &(0..end).collect::<Vec<_>>());
 }
 
-fn sort_by_target(grown: &mut Grown) {
+fn sort_by_target(grown: &mut Grown<Fraction>) {
     let mut nodes: Vec<usize> = (1..grown.tokens.len()).collect();
     nodes.sort_by(|&a, &b| {
         let p = |node: usize| &grown.rows[0].0[grown.tokens[node] as usize];
@@ -304,7 +271,7 @@ fn sort_by_target(grown: &mut Grown) {
     keep(grown, &nodes);
 }
 
-fn report_untempered(grown: &mut Grown) {
+fn report_untempered(grown: &mut Grown<Fraction>) {
     for (target, drafter) in &mut grown.rows {
         drafter.clone_from(target);
     }

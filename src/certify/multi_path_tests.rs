@@ -178,6 +178,6 @@ fn check_means(rows: &Rows<R>, case: &Case, core: Core) {
         verify::expected(core, &draft, &mut view)
     })
     .unwrap();
-    let mean = drafts.iter().fold(r(1, 1), |sum, (mean, weight)| sum.add(&mean.mul(weight)));
+    let mean = drafts.iter().fold(r(1, 1), |sum: R, (mean, weight)| sum.add(&mean.mul(weight)));
     assert_eq!(mean, run(rows, case, core).unwrap().expected, "{core:?} {case:?} {rows:?}");
 }

@@ -57,8 +57,12 @@ impl<W: Weight> View<W> for DenseView<W> {
                     let floor = mix.floor.mul(&self.target[node][token]);
                     let left =
                         mutate!("td/residual_flipped", weight.sub(&taken), taken.sub(weight));
-                    let left = mutate!("td/residual_abs", left, left.max(&taken.sub(weight)));
-                    *weight = left.max(&floor);
+                    let left = left.max(&floor);
+                    *weight = mutate!(
+                        "td/residual_abs",
+                        left,
+                        left.add(&taken.sub(weight).positive_part())
+                    );
                 }
             }
         }

@@ -112,6 +112,16 @@ CASES = {
         None,
         "one of: greedy, target_only, coupled",
     ),
+    "rule_shape": (
+        lambda: check(
+            mv.Draft(mv.TokenTree([-1, 0, 1, 1]), [-1, 1, 2, 3], law="iid", probs=UNIFORM),
+            rows(4),
+            rule="gbv",
+        ),
+        mv.RuleError,
+        ("node", 1),
+        "gbv",
+    ),
     "greedy_temperature": (
         lambda: check(chain([1]), rows(2), rule="greedy"),
         mv.RuleError,
