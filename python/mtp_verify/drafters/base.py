@@ -48,8 +48,9 @@ class Drafter(Protocol):
     The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
     has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
-    logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set `makes_trees = True` when a draft of its can have siblings: a
-    model that cannot attend along a tree is then refused before generation starts.
+    logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
+    `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
+    tree is then refused before generation starts.
     """
 
     def start(self, request: Request) -> None:
