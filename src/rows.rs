@@ -127,6 +127,15 @@ impl<'a> RawRows<'a> {
         buffer
     }
 
+    /// The block of a row from `start` on, if its values are `f32` already.
+    pub fn block_f32(&self, row: usize, start: usize) -> Option<&'a [f32]> {
+        let from = row * self.stride + start;
+        match self.values {
+            Values::F32(values) => Some(&values[from..from + BLOCK.min(self.cols - start)]),
+            Values::F16(_) | Values::Bf16(_) | Values::F64(_) => None,
+        }
+    }
+
     /// A block of probabilities in `f64` (through `buffer` where needed).
     pub fn block_f64(
         &self,

@@ -161,6 +161,36 @@ fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> Taken {
 }
 
 #[inline(always)]
+fn left(values: &[f32], origin: f32, cut: f32, scale: f64, taken: &[f32], factor: f64) -> Taken {
+    let mut lanes = [[0.0_f64; LANES]; 2];
+    let mut negative = [false; LANES];
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    let (taken, taken_rest) = taken.as_chunks::<LANES>();
+    let one = |y: f32, q: f32| {
+        let left = f64::from(kept(y, origin, cut)) * scale - factor * f64::from(q);
+        if left > 0.0 { left } else { 0.0 }
+    };
+    for (stripe, taken) in stripes.iter().zip(taken) {
+        let left: [f64; LANES] = std::array::from_fn(|lane| one(stripe[lane], taken[lane]));
+        for lane in 0..LANES {
+            lanes[0][lane] += left[lane];
+            lanes[1][lane] += f64::from(taken[lane]);
+            negative[lane] |= taken[lane] < 0.0;
+        }
+    }
+    for (lane, (&y, &q)) in rest.iter().zip(taken_rest).enumerate() {
+        lanes[0][lane] += one(y, q);
+        lanes[1][lane] += f64::from(q);
+        negative[lane] |= q < 0.0;
+    }
+    Taken {
+        left: fold(lanes[0]),
+        taken: fold(lanes[1]),
+        has_negative: negative.iter().fold(false, |any, &x| any | x),
+    }
+}
+
+#[inline(always)]
 fn sum(values: &[f64]) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (stripes, rest) = values.as_chunks::<LANES>();
@@ -312,6 +342,9 @@ kernels! {
     fn weigh(values: &[f32], origin: f32, cut: f32, scale: f64, out: &mut [f64]) ;
     /// `out = max(out - factor * taken, 0)`.
     fn subtract(out: &mut [f64], taken: &[f64], factor: f64) -> Taken;
+    /// What [`Kernels::weigh`] and then [`Kernels::subtract`] would leave, summed on the way and
+    /// not written down.
+    fn left(values: &[f32], origin: f32, cut: f32, scale: f64, taken: &[f32], factor: f64) -> Taken;
     /// The sum of a block.
     fn sum(values: &[f64]) -> f64;
     /// `out = values / divisor`, rounded as `f32`.
@@ -430,6 +463,9 @@ mod tests {
                 (level.weigh)(&values, max, cut, scale, &mut weights);
                 let mut left = weights.clone();
                 let rest = (level.subtract)(&mut left, &weights, 0.7);
+                let narrow: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+                let fused = (level.left)(&values, max, cut, scale, &narrow, 0.7);
+                let near = (fused.left - rest.left).abs() <= 1e-6 * (1.0 + rest.taken);
                 let mut divided = vec![0.0; values.len()];
                 (level.divide)(&values, 0.7, &mut divided);
                 let mut steps = vec![0; values.len()];
@@ -442,6 +478,7 @@ mod tests {
                 (
                     (level.scan)(&values),
                     (rest.left.to_bits(), rest.taken.to_bits(), rest.has_negative),
+                    (fused.left.to_bits(), fused.taken.to_bits(), fused.has_negative, near),
                     (level.sum_exp)(&values, max, cut).to_bits(),
                     (level.sum)(&left).to_bits(),
                     left.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),

@@ -16,7 +16,7 @@ pub mod weights;
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::rows::{Buffer, RawRows};
-use crate::simd::{self, BLOCK, Kernels, Scan};
+use crate::simd::{self, BLOCK, Kernels, Scan, Taken};
 
 pub use scratch::Scratch;
 
@@ -382,6 +382,24 @@ impl<'a> ShapedRows<'a> {
         let scale = factor / shaped.total;
         out.extend(sums.iter().map(|sum| sum * scale));
         true
+    }
+
+    /// The sum of `max(a p - b q, 0)` over a block, without its weights; `None` if ties are cut in it.
+    pub fn left(
+        &self,
+        row: usize,
+        shaped: &Shaped,
+        start: usize,
+        (a, b): (f64, f64),
+        taken: &[f32],
+        buffers: &mut [Buffer; 2],
+    ) -> Option<Taken> {
+        let values = self.scaled(row, start, buffers);
+        if (shaped.tie_end as usize) < start + values.len() {
+            return None;
+        }
+        let scale = a / shaped.total;
+        Some((self.kernels.left)(values, shaped.origin, shaped.cut, scale, taken, b))
     }
 
     /// The probabilities of a block times `factor`; returns how many were written.

@@ -43,7 +43,7 @@ impl ShapedRows<'_> {
         }
         let mut kept = None;
         if params.top_p < 1.0 {
-            kept = self.nucleus(row, shaped, scratch);
+            kept = Some(self.nucleus(row, shaped, scratch));
         }
         if params.preset == Preset::Transformers && min_p_cut > shaped.cut {
             raise(shaped, min_p_cut);
@@ -101,23 +101,22 @@ impl ShapedRows<'_> {
         *best.select_nth_unstable_by(k - 1, descending).1
     }
 
-    /// top-p, among the tokens near the maximum if these few hold enough mass; then their sum is
-    /// returned, and nothing else of the row need be read again.
-    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) -> Option<f64> {
+    /// top-p, among the tokens near the maximum if these few hold enough mass; returns the sum over
+    /// the kept tokens.
+    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) -> f64 {
         let p = self.params.top_p;
         let floor = shaped.cut.max(shaped.origin - NEAR);
         let is_ranked = self.rank_above(row, floor, scratch);
         let near: f64 = scratch.ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
         if is_ranked && floor <= shaped.cut {
-            return Some(cut_after(&scratch.ranked, 0.0, p * near, shaped));
+            return cut_after(&scratch.ranked, 0.0, p * near, shaped);
         }
         let goal = p * self.total(row, shaped, scratch);
         scratch.sums.forget();
         if is_ranked && near >= goal {
-            return Some(cut_after(&scratch.ranked, 0.0, goal, shaped));
+            return cut_after(&scratch.ranked, 0.0, goal, shaped);
         }
-        self.nucleus_of_many(row, goal, shaped, scratch);
-        None
+        self.nucleus_of_many(row, goal, shaped, scratch)
     }
 
     /// Ranks the tokens that are not below `floor`; false if there are too many of them.
@@ -141,10 +140,18 @@ impl ShapedRows<'_> {
     }
 
     /// top-p over a whole row: mass by distance below the maximum, then one bucket is ranked.
-    fn nucleus_of_many(&self, row: usize, goal: f64, shaped: &mut Shaped, scratch: &mut Scratch) {
+    fn nucleus_of_many(
+        &self,
+        row: usize,
+        goal: f64,
+        shaped: &mut Shaped,
+        scratch: &mut Scratch,
+    ) -> f64 {
         let Scratch { buffers, weights, ranked, mass, steps, .. } = scratch;
+        // Two tables in turn: neighbours often share a bucket, and an addition has to wait for the
+        // one before it in the same place.
         mass.clear();
-        mass.resize(BUCKETS, 0.0);
+        mass.resize(2 * BUCKETS, 0.0);
         steps.resize(BLOCK, 0);
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
@@ -152,14 +159,15 @@ impl ShapedRows<'_> {
             (self.kernels.weigh)(values, shaped.origin, shaped.cut, 1.0, &mut weights[..len]);
             let steps = &mut steps[..len];
             (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
-            for (&step, &weight) in steps.iter().zip(&weights[..len]) {
-                mass[step as usize] += weight;
+            for (at, (&step, &weight)) in steps.iter().zip(&weights[..len]).enumerate() {
+                mass[2 * step as usize + at % 2] += weight;
             }
         }
+        let mass = |bucket: usize| mass[2 * bucket] + mass[2 * bucket + 1];
         let mut before = 0.0;
         let mut crossing = 0;
-        while crossing + 1 < BUCKETS && before + mass[crossing] < goal {
-            before += mass[crossing];
+        while crossing + 1 < BUCKETS && before + mass(crossing) < goal {
+            before += mass(crossing);
             crossing += 1;
         }
         ranked.clear();
@@ -176,7 +184,7 @@ impl ShapedRows<'_> {
             }
         }
         rank(ranked);
-        cut_after(ranked, before, goal, shaped);
+        cut_after(ranked, before, goal, shaped)
     }
 }
 

@@ -180,7 +180,7 @@ impl<'a> LazyView<'a> {
         }
         let mut drafted = Some(0.0);
         for start in (0..self.target.num_cols()).step_by(BLOCK) {
-            let block = self.fill(parts, start);
+            let block = self.sum_block(parts, start).unwrap_or_else(|| self.fill(parts, start));
             self.sums.sums.push(block.sum);
             self.sums.total += block.sum;
             drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
@@ -200,6 +200,28 @@ impl<'a> LazyView<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sums of a block in the common case: the drafter's rows are `f32` probabilities, and no
+    /// single token of the block is treated apart.
+    fn sum_block(&mut self, parts: &Parts<'_>, start: usize) -> Option<Block> {
+        let (Some((row, _)), Source::Probabilities(raw), None) =
+            (parts.drafter, self.drafter.source, self.drafter.vocab)
+        else {
+            return None;
+        };
+        let taken = raw.block_f32(row, start)?;
+        let mut apart = parts.set.iter().chain(&parts.mix.removed);
+        if parts.mix.floor > 0.0
+            || apart.any(|&t| (start..start + taken.len()).contains(&(t as usize)))
+        {
+            return None;
+        }
+        let factors = (parts.mix.a, parts.mix.b);
+        let buffers = &mut self.scratch.buffers;
+        let seen = self.target.left(parts.node, &parts.target, start, factors, taken, buffers)?;
+        let drafted = (!seen.has_negative).then_some(seen.taken);
+        Some(Block { len: taken.len(), sum: seen.left, drafted })
     }
 
     /// Writes a block of the mixture's weights.
