@@ -17,6 +17,9 @@ const NEAR: f32 = 8.0;
 /// More tokens than this are not ranked.
 const MANY: usize = 8192;
 
+/// Values looked at one by one after a hit.
+const CROWD: usize = 32;
+
 /// Up to this `k`, top-k keeps a small list of candidates; above, it selects in a copy of the row.
 const SMALL_K: usize = 4096;
 
@@ -106,36 +109,45 @@ impl ShapedRows<'_> {
     fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) -> f64 {
         let p = self.params.top_p;
         let floor = shaped.cut.max(shaped.origin - NEAR);
-        let is_ranked = self.rank_above(row, floor, scratch);
+        let is_complete = self.gather_above(row, floor, scratch);
         let near: f64 = scratch.ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
-        if is_ranked && floor <= shaped.cut {
-            return cut_after(&scratch.ranked, 0.0, p * near, shaped);
-        }
-        let goal = p * self.total(row, shaped, scratch);
-        scratch.sums.forget();
-        if is_ranked && near >= goal {
+        let goal = if is_complete && floor <= shaped.cut {
+            p * near // These are all the tokens that are left.
+        } else {
+            let goal = p * self.total(row, shaped, scratch);
+            scratch.sums.forget();
+            goal
+        };
+        if is_complete && near >= goal {
+            rank(&mut scratch.ranked);
             return cut_after(&scratch.ranked, 0.0, goal, shaped);
         }
         self.nucleus_of_many(row, goal, shaped, scratch)
     }
 
-    /// Ranks the tokens that are not below `floor`; false if there are too many of them.
-    fn rank_above(&self, row: usize, floor: f32, scratch: &mut Scratch) -> bool {
+    /// Lists the tokens that are not below `floor`; false if there are too many of them.
+    fn gather_above(&self, row: usize, floor: f32, scratch: &mut Scratch) -> bool {
         let Scratch { buffers, ranked, .. } = scratch;
         ranked.clear();
         let below = floor.next_down();
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
-            let mut at = (self.kernels.first_above)(values, below, 0);
-            while at < values.len() {
-                if ranked.len() == MANY {
+            let mut at = 0;
+            loop {
+                at = (self.kernels.first_above)(values, below, at);
+                // Hits come in crowds: the next few values are looked at one by one.
+                let stop = values.len().min(at + CROWD);
+                if at == stop {
+                    break;
+                }
+                if ranked.len() + CROWD > MANY {
                     return false;
                 }
-                ranked.push((values[at], (start + at) as u32));
-                at = (self.kernels.first_above)(values, below, at + 1);
+                let hits = (at..stop).filter(|&i| values[i] > below);
+                ranked.extend(hits.map(|i| (values[i], (start + i) as u32)));
+                at = stop;
             }
         }
-        rank(ranked);
         true
     }
 
