@@ -160,10 +160,8 @@ impl ShapedRows<'_> {
         scratch: &mut Scratch,
     ) -> f64 {
         let Scratch { buffers, weights, ranked, mass, steps, .. } = scratch;
-        // Two tables in turn: neighbours often share a bucket, and an addition has to wait for the
-        // one before it in the same place.
         mass.clear();
-        mass.resize(2 * BUCKETS, 0.0);
+        mass.resize(BUCKETS, 0.0);
         steps.resize(BLOCK, 0);
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, buffers);
@@ -171,15 +169,14 @@ impl ShapedRows<'_> {
             (self.kernels.weigh)(values, shaped.origin, shaped.cut, 1.0, &mut weights[..len]);
             let steps = &mut steps[..len];
             (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
-            for (at, (&step, &weight)) in steps.iter().zip(&weights[..len]).enumerate() {
-                mass[2 * step as usize + at % 2] += weight;
+            for (&step, &weight) in steps.iter().zip(&weights[..len]) {
+                mass[step as usize] += weight;
             }
         }
-        let mass = |bucket: usize| mass[2 * bucket] + mass[2 * bucket + 1];
         let mut before = 0.0;
         let mut crossing = 0;
-        while crossing + 1 < BUCKETS && before + mass(crossing) < goal {
-            before += mass(crossing);
+        while crossing + 1 < BUCKETS && before + mass[crossing] < goal {
+            before += mass[crossing];
             crossing += 1;
         }
         ranked.clear();
