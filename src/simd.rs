@@ -6,7 +6,7 @@
 //!
 //! Exponentials are `f32` with a stated error; sums of them are `f64`.
 //!
-//! Blocks hold at most [`BLOCK`] values: 4 KiB of `f32`, so a block and its weights stay in L1.
+//! Blocks hold at most [`BLOCK`] values: 8 KiB of `f32`, so a block and its weights stay in L1.
 
 #![allow(unsafe_code)]
 // A short circuit would be a branch for every value.
@@ -16,7 +16,7 @@
 pub const LANES: usize = 16;
 
 /// Values of a row that are processed together, and the step of the two-level draw.
-pub const BLOCK: usize = 1024;
+pub const BLOCK: usize = 2048;
 
 /// What a first look at a block tells.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,4 +1,4 @@
-//! The append-only theorem (verification.md 3.2), enumerated: growth by any policy that never takes a
+//! The append-only theorem, enumerated: growth by any policy that never takes a
 //! token back is verified without loss; the policies that do take one back show the stated bias.
 
 use super::tests::{R, model, r};

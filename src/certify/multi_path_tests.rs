@@ -10,7 +10,7 @@ use crate::verify::law::Law;
 
 #[test]
 fn kseq_on_e_has_the_root_and_the_law_of_the_worked_example() {
-    // verification.md 5.6: rho* = 3/2, beta = 1/2, a = 3/4.
+    // Worked example 5.6 of the specification: rho* = 3/2, beta = 1/2, a = 3/4.
     let draft = drafted(&[-1, 0, 0], &[0, 1], Law::Iid, None);
     check(
         &law_of(&model("E"), &draft, Core::KSeq),
@@ -30,7 +30,7 @@ fn kseq_on_e_has_the_root_and_the_law_of_the_worked_example() {
     assert_eq!((found.distance, found.expected), (r(0, 1), r(7, 4)));
 }
 
-/// Expected emitted tokens with `rho` = number of siblings (verification.md 11).
+/// Expected emitted tokens with `rho` = number of siblings.
 const KSEQ: &[(&str, &[usize], f64)] = &[
     ("A", &[2, 1], 2.2500),
     ("A", &[2, 2], 2.3125),
@@ -80,7 +80,7 @@ fn kseq_on_one_sibling_is_token_rejection() {
 
 #[test]
 fn multi_path_blocks_give_the_stated_lengths() {
-    // verification.md 5.7: two paths of two tokens; A and C reach the optimum of independent paths.
+    // Two paths of two tokens; A and C reach the optimum of independent paths.
     let stated = [
         ("A", r(212, 81)),
         ("B", r(287, 108)),
@@ -105,7 +105,7 @@ fn multi_path_blocks_give_the_stated_lengths() {
 
 #[test]
 fn multi_path_blocks_on_a() {
-    // verification.md 5.7: the selected path, and its tokens' law, by what is emitted.
+    // The selected path, and its tokens' law, by what is emitted.
     let law = |heads: [i64; 2], ends: [i64; 2]| {
         let tokens = [heads[0], heads[1], ends[0], ends[1]];
         law_of(&model("A"), &drafted(&[-1, 0, 0, 1, 2], &tokens, Law::Iid, None), Core::Gbv)

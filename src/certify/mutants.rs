@@ -2,7 +2,7 @@
 //!
 //! Each is one line of a real file behind the feature `mutants` (see [`crate::mutants`]), run through
 //! the same enumerator as the proof. The right code must be exactly lossless on every case here, and
-//! no mutant may be. Biases are those of `verification.md` 12 where the case is the same.
+//! no mutant may be. Biases are those of the specification's list where the case is the same.
 
 mod checks;
 mod list;
@@ -78,7 +78,7 @@ pub struct Mutant {
     listed: Listed,
 }
 
-/// Whether a mutant stands in `verification.md` 12.
+/// Whether a mutant stands in the specification's list.
 #[derive(Debug, Clone, Copy)]
 enum Listed {
     /// With the bias that is found.
@@ -108,7 +108,7 @@ impl Trial {
         !self.right.is_positive() && self.distance.is_positive()
     }
 
-    /// The bias that `verification.md` states; empty for a mutant that it does not list.
+    /// The bias that the specification states; empty for a mutant that it does not list.
     pub fn stated(&self) -> String {
         match self.mutant.listed {
             Listed::AsFound => {

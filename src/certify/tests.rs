@@ -22,7 +22,7 @@ pub(super) fn model(name: &str) -> Rows<R> {
 type Expected = (&'static str, &'static [usize], Law, f64, f64, f64);
 
 /// Expected emitted tokens: model, shape, law, then target-only, topdown and lifted to four
-/// decimals; -1 where the specification leaves a blank (verification.md 11).
+/// decimals; -1 where the specification leaves a blank.
 const TABLE: &[Expected] = &[
     ("A", &[1, 1], Law::Chain, 1.6420, 2.1111, 2.2222),
     ("A", &[1, 1], Law::Deterministic, 1.4444, 1.4444, 1.4444),
@@ -195,7 +195,7 @@ pub(super) fn check(found: &[(Vec<u32>, R)], wanted: &[(&[u32], i64, i64)]) {
 
 #[test]
 fn token_rejection_on_b() {
-    // verification.md 5.2
+    // Worked example 5.2 of the specification
     let draft = drafted(&[-1, 0, 1], &[2, 0], Law::Chain, None);
     check(
         &law_of(&model("B"), &draft, Core::TopDown),
@@ -205,7 +205,7 @@ fn token_rejection_on_b() {
 
 #[test]
 fn block_verification_on_a() {
-    // verification.md 5.3
+    // Worked example 5.3 of the specification
     let law = |tokens: &[i64], core| {
         law_of(&model("A"), &drafted(&[-1, 0, 1], tokens, Law::Chain, None), core)
     };
@@ -224,7 +224,7 @@ fn block_verification_on_a() {
 
 #[test]
 fn hu_on_b() {
-    // verification.md 5.4
+    // Worked example 5.4 of the specification
     let draft = drafted(
         &[-1, 0, 0, 1, 2],
         &[2, 0, 0, 0],
@@ -262,7 +262,7 @@ fn hu_on_b() {
 
 #[test]
 fn traversal_and_recursive_rejection_on_a() {
-    // verification.md 5.5
+    // Worked example 5.5 of the specification
     let draft = drafted(&[-1, 0, 0, 1, 2], &[0, 1, 0, 0], Law::Swor, None);
     check(
         &law_of(&model("A"), &draft, Core::Lifted),
@@ -289,7 +289,7 @@ fn traversal_and_recursive_rejection_on_a() {
 
 #[test]
 fn siblings_on_e() {
-    // verification.md 5.6: first tokens by probability.
+    // Worked example 5.6 of the specification: first tokens by probability.
     let first = |law: &[(Vec<u32>, R)]| {
         let mut sums = OutputLaw::empty();
         for (tokens, weight) in law {
@@ -343,7 +343,7 @@ fn equal_rows_accept_every_sampled_token_without_a_number() {
 
 #[test]
 fn wrong_laws_are_biased_by_the_stated_amount() {
-    // verification.md 12: the evidence for refusing a pair. A Swor draft declared Iid, on E [2].
+    // The evidence for refusing a pair: a Swor draft declared Iid, on E [2].
     let rows = model("E");
     let case = Case { law: Law::Swor, shape: &[2] };
     let outcomes = enumerate(|choices| {

@@ -218,7 +218,7 @@ impl<'a> ShapedRows<'a> {
     /// shows a much larger one (or NaN, or `+inf`): that block is then read again, from L1. Sums
     /// relative to earlier origins are brought to the last one at the end.
     fn sum_whole(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
-        // A block of 1024 values within four nats of the origin stays below; a single value that is
+        // A block of values within three nats of the origin stays below; a single value that is
         // eleven above it does not. So the origin is never far below the maximum.
         const LIMIT: f64 = 65_536.0;
         let Scratch { buffers, sums, values: origins, .. } = scratch;

@@ -2,7 +2,7 @@
 //!
 //! Each request's scores do not increase, so the sum of expected tokens under a common budget is
 //! largest when the largest scores of all are taken. Deterministic trees may be cut to their share;
-//! sampled trees may take such a decision only before a draw (verification.md 6).
+//! sampled trees may take such a decision only before a draw.
 //!
 //! Source: marginal gains as in AdaServe (arXiv 2501.12162), TurboSpec (2406.14066).
 

@@ -4,8 +4,8 @@
 //! `chain` if tokens are drawn, `deterministic` if each is the most probable one.
 //!
 //! # Why lossless
-//! The decision to draw looks at the row that would be drawn from and at the tokens already kept
-//! (verification.md 3.2). A drawn token stays, however improbable it is: dropping it would bias.
+//! The decision to draw looks at the row that would be drawn from and at the tokens already kept.
+//! A drawn token stays, however improbable it is: dropping it would bias.
 //!
 //! # Source
 //! Leviathan et al. (arXiv 2211.17192); the stops are those of transformers' assisted generation,

@@ -92,8 +92,7 @@ mod tests {
 
     const ROUNDS: u64 = 40_000;
 
-    /// The probability that the `n` best of the drafter's race hold the target's winner, n = 1 and 2
-    /// (verification.md 5.1).
+    /// The probability that the `n` best of the drafter's race hold the target's winner, n = 1 and 2.
     fn match_probability(p: &[R], q: &[R]) -> [R; 2] {
         let larger = |a: R, b: R| if a > b { a } else { b };
         let zero = || r(0, 1);

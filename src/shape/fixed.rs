@@ -5,7 +5,7 @@
 //! drawn, then a set), `deterministic` (the most probable tokens).
 //!
 //! # Why lossless
-//! The template is known before any draw, so growth is append-only (verification.md 3.2). A node whose
+//! The template is known before any draw, so growth is append-only. A node whose
 //! row has too few tokens gets fewer children; the template's branches for the others are left out.
 //!
 //! # Source

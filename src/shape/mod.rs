@@ -9,7 +9,7 @@
 //! All sampled growth is append-only: a step may choose its place by anything that is known (tokens
 //! drawn, rows, scores, the clock), draws one token with the noise `(seed, root position, node,
 //! DRAFT)`, and no token is ever taken back. Such drafts are verified without loss by `topdown` and
-//! `lifted` (verification.md 3.2; enumerated in `certify`). Deterministic growers may cut freely.
+//! `lifted` (enumerated in `certify`). Deterministic growers may cut freely.
 //!
 //! Growers are generic over the number type and the source of choices, like the rules: production
 //! grows from logits, the proof from dense rationals.

@@ -13,7 +13,7 @@
 //!
 //! # Why lossless
 //! Which slot is next depends on what has been drawn, never on the draw itself, and no token is taken
-//! back: append-only (verification.md 3.2). Ranking the finished tree and cutting it would not be.
+//! back: append-only. Ranking the finished tree and cutting it would not be.
 //!
 //! # Source
 //! DySpec (arXiv 2410.11744).

@@ -6,7 +6,7 @@
 //!
 //! # Why lossless
 //! The hits are a function of the past, so `S` is known before any draw; the node budget decides
-//! before a draw whether it happens (verification.md 3.1, 3.2). Two sampled sources at one node have
+//! before a draw whether it happens. Two sampled sources at one node have
 //! no law that a rule could use, and are not offered.
 //!
 //! # Source

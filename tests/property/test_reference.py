@@ -1,4 +1,4 @@
-"""The oracle itself: the published noise, and the exact laws of `verification.md`'s golden models.
+"""The oracle itself: the published noise, and the exact laws of the specification's golden models.
 
 Every random choice of the reference's rules is enumerated, drafts included, so its output law is a
 sum over all branches and no sample. That the sum equals the target's law shows the rule lossless;
@@ -37,7 +37,7 @@ GOLDEN = {
         [[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]],
     ),
 }
-# verification.md section 11: model, shape, law: E[emitted] of target_only, topdown, lifted.
+# From the specification's table: model, shape, law: E[emitted] of target_only, topdown, lifted.
 EXPECTED = {
     ("A", (1, 1), "chain"): (1.6420, 2.1111, 2.2222),
     ("A", (1, 1), "det"): (1.4444, 1.4444, 1.4444),

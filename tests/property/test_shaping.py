@@ -22,7 +22,7 @@ from tests.property.tally import Tally
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-NEAR = 1e-5  # design.md section 6
+NEAR = 1e-5  # one of the two differences that are allowed
 # exp(-87) is about the smallest normal float32; the core takes less for 0.
 FLOOR = 87
 TALLY = Tally()

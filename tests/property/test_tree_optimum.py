@@ -5,8 +5,8 @@ Over drafted trees T with probability Pr(T), the best rule for a draft law solve
     maximise  sum over strings v of F(v),   F(v) = sum of a(T, u) over T and nodes u at or below v,
     subject to  a >= 0,   sum over u in T of a(T, u) = Pr(T),   F(vy) <= p_v(y) F(v)
 
-where a(T, u) is the probability that T is drafted and u is where the accepted path ends
-(verification.md 5.8). The last column of the table of section 11 is reproduced.
+where a(T, u) is the probability that T is drafted and u is where the accepted path ends.
+Optima computed beforehand, independently, are reproduced.
 """
 
 from __future__ import annotations

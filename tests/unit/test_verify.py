@@ -190,10 +190,10 @@ def test_coupled_draws_have_the_row_s_law() -> None:
 
 
 def test_probability_zero_is_never_emitted() -> None:
-    logits = np.full((1, 2000), -np.inf, np.float32)
-    logits[0, [0, 1023, 1024, 1999]] = 0
+    logits = np.full((1, 3000), -np.inf, np.float32)
+    logits[0, [0, 2047, 2048, 2999]] = 0  # Around the edge of a block.
     seen = {emitted(mv.Draft.chain([]), logits, seed=seed)[0] for seed in range(500)}
-    assert seen == {0, 1023, 1024, 1999}
+    assert seen == {0, 2047, 2048, 2999}
 
 
 def test_rules_are_listed_with_their_laws() -> None:

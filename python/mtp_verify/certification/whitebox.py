@@ -79,7 +79,7 @@ class AcceptCertificate:
         return all(self.controls.values())
 
 
-# verification.md's golden models: a path's row is entry (length + sum) mod number of rows.
+# The golden models: a path's row is entry (length + sum) mod number of rows.
 _MODELS: dict[str, tuple[list[list[float]], list[list[float]]]] = {
     "two tokens": ([[1 / 3, 2 / 3]], [[2 / 3, 1 / 3]]),
     "three tokens": (

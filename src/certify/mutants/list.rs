@@ -6,7 +6,7 @@ use super::{Listed, Mutant};
 use crate::verify::Core::{Coupled, Gbv, Lifted, TargetOnly, TopDown};
 use crate::verify::law::Law::{Chain, Deterministic, Iid, Mixed, Swor, TopPlusOne};
 
-/// A mutant of `verification.md` 12, with the bias that is stated there.
+/// A mutant of the specification's list, with the bias that is stated there.
 const fn mutant(
     name: &'static str,
     change: &'static str,

@@ -8,7 +8,7 @@ import mtp_verify as mv
 from mtp_verify.certification import accept_report, certify_accept
 from mtp_verify.testing import mutants
 
-# verification.md, section 12: K = 1 on the two-token model, (1/3, 2/3) against (2/3, 1/3).
+# K = 1 on the two-token model, (1/3, 2/3) against (2/3, 1/3).
 RESIDUAL_IS_P = 1 / 9
 
 
