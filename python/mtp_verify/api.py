@@ -6,6 +6,7 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import check_word, on_host
 from mtp_verify.params import SamplingParams
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
 ]
 
 _DEFAULT = SamplingParams()
-_SEEDS = 1 << 64
 
 
 def verify(
@@ -84,24 +84,19 @@ def verify(
     """
     chosen = _DEFAULT if params is None else params
     _check_supported(chosen)
-    # One test for the common case: nothing of the later features was asked for.
-    if bitmask is not None or processors or top_logprobs or lossy is not None:
-        _refuse(
-            "bitmask"
-            if bitmask is not None
-            else "processors"
-            if processors
-            else "top_logprobs"
-            if top_logprobs
-            else "lossy"
-        )
+    if bitmask is not None:
+        _refuse("bitmask")
+    if processors:
+        _refuse("processors")
+    if top_logprobs:
+        _refuse("top_logprobs")
+    if lossy is not None:
+        _refuse("lossy")
     if history is not None:
         _check_history(history, prompt_len, position)
-    if not (0 <= seed < _SEEDS and 0 <= position < _SEEDS):
-        name, value = ("position", position) if 0 <= seed < _SEEDS else ("seed", seed)
-        message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
-        raise ParamsError(message, slug="param_out_of_range")
-    return _core.verify(draft, _on_host(logits), chosen._core, rule, seed, position)
+    check_word("seed", seed)
+    check_word("position", position)
+    return _core.verify(draft, on_host(logits), chosen._core, rule, seed, position)
 
 
 def expected_accepted(
@@ -139,7 +134,7 @@ def expected_accepted(
     """
     chosen = _DEFAULT if params is None else params
     _check_supported(chosen)
-    return _core.expected_accepted(draft, _on_host(logits), chosen._core, rule)
+    return _core.expected_accepted(draft, on_host(logits), chosen._core, rule)
 
 
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
@@ -175,21 +170,12 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     if n < 1:
         message = f"n: found {n}, wanted n >= 1"
         raise ParamsError(message, slug="param_out_of_range")
-    return _core.alpha_star(_on_host(p), _on_host(q), n, law)
+    return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 
 def _check_supported(params: SamplingParams) -> None:
     if params.unsupported:
         _refuse(params.unsupported[0])
-
-
-def _on_host(tensor: Any) -> Any:
-    """The tensor itself, or its copy on the host where it lives on a device."""
-    if getattr(tensor, "requires_grad", False):
-        tensor = tensor.detach()
-    if getattr(tensor, "is_cpu", True):
-        return tensor
-    return tensor.cpu()
 
 
 def _refuse(name: str) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.errors import DraftError
+from mtp_verify.intake import check_word, on_host
 from mtp_verify.params import SamplingParams
 from mtp_verify.shape import Shape
 
@@ -47,7 +48,6 @@ __all__ = [
 ]
 
 _NEUTRAL = SamplingParams()
-_SEEDS = 1 << 64
 _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
@@ -113,7 +113,7 @@ class Grower:
             DraftError: a shape or dtype that does not fit.
             NumericsError: a row is not a distribution. The grower is then as it was.
         """
-        logits = _on_host(logits)
+        logits = on_host(logits)
         if self._core.extend(logits):
             self._rows.append(logits)
 
@@ -159,10 +159,8 @@ def _start(
     position: int,
     vocab: Any | None,
 ) -> tuple[int, list[int], SamplingParams, int, int, Any | None]:
-    for name, value in (("seed", seed), ("position", position)):
-        if not 0 <= value < _SEEDS:
-            msg = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
-            raise ParamsError(msg, slug="param_out_of_range")
+    check_word("seed", seed)
+    check_word("position", position)
     return root, sorted(eos_ids), params or _NEUTRAL, seed, position, vocab
 
 
@@ -477,13 +475,6 @@ def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
         raise DraftError(msg, slug="shape_mismatch")
     parents, tokens = _core.merge(list(drafts), max_nodes)
     return Draft(TokenTree(parents), tokens)
-
-
-def _on_host(logits: Any) -> Any:
-    """The rows themselves, or their copy on the host where they live on a device."""
-    if getattr(logits, "requires_grad", False):
-        logits = logits.detach()
-    return logits if getattr(logits, "is_cpu", True) else logits.cpu()
 
 
 def _stack(chunks: list[Any]) -> Any:
