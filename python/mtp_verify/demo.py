@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
-# Long drafts pay on text that copies; matches of one token only cost time on text that does not.
+# Matches of one token only cost time on text that does not copy: `Suffix` leaves them out by itself.
 _DRAFTERS: dict[str, dict[str, int]] = {
-    "suffix": {"num_tokens": 16, "min_match": 2},
+    "suffix": {"num_tokens": 16},
     "ngram": {"num_tokens": 8, "min_ngram": 2},
 }
 _GREEDY = mv.SamplingParams(temperature=0.0)

@@ -153,7 +153,8 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         max_nodes: Most nodes of a draft; default `num_tokens`. If given, drafts are trees unless
             `max_children` is 1. On a CPU narrow drafts pay most: a forward's time grows with width.
         max_children: Most children of a node; default 1 (chains), 4 if `max_nodes` is given.
-        min_match: Shortest match that drafts, 1 to `max_context`.
+        min_match: Shortest match that drafts, 1 to `max_context`. A single token matches often and
+            seldom well: on free text its drafts cost more than they save.
         depth_factor: Depth per matched token, > 0.
         min_score: Nodes of a lower score are not drafted, 0 to 1.
         max_context: Contexts are cut to this many tokens; bounds the cost of an append.
@@ -165,7 +166,7 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
     Example:
         >>> from mtp_verify.drafters import Request, Suffix
         >>> request = Request(id=0, tokens=[1, 2, 8, 1, 3, 1, 2, 9, 1], prompt_len=9)
-        >>> drafter = Suffix(max_nodes=8)
+        >>> drafter = Suffix(max_nodes=8, min_match=1)
         >>> drafter.start(request)
         >>> draft = drafter.propose([request], [8])[0]
         >>> draft.tree.parents.tolist(), draft.tokens.tolist()
@@ -181,7 +182,7 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         max_nodes: int | None = None,
         *,
         max_children: int | None = None,
-        min_match: int = 1,
+        min_match: int = 2,
         depth_factor: float = 1.0,
         min_score: float = 0.1,
         max_context: int = 32,

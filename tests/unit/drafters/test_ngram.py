@@ -125,8 +125,8 @@ def test_history_beyond_max_history_is_forgotten():
     tokens = [1, 2, *range(100, 130), 1]
     assert drafted(NGram(num_tokens=1), tokens).tokens.tolist() == [1, 2]
     assert drafted(NGram(num_tokens=1, max_history=16), tokens).num_nodes == 1
-    assert drafted(Suffix(), tokens).tokens.tolist() == [1, 2]
-    assert drafted(Suffix(max_history=16), tokens).num_nodes == 1
+    assert drafted(Suffix(min_match=1), tokens).tokens.tolist() == [1, 2]
+    assert drafted(Suffix(min_match=1, max_history=16), tokens).num_nodes == 1
 
 
 @pytest.mark.parametrize(
