@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
-# Matches of one token only cost time on text that does not copy: `Suffix` leaves them out by itself.
+# Matches of one token only cost time on free text; `Suffix` leaves them out by itself.
 _DRAFTERS: dict[str, dict[str, int]] = {
     "suffix": {"num_tokens": 16},
     "ngram": {"num_tokens": 8, "min_ngram": 2},
