@@ -130,6 +130,7 @@ class Model:
     def release(self, request: Request) -> None:
         """Forget a request."""
         self._states.pop(request.id, None)
+        self._last = [kept for kept in self._last if kept is not request]
 
     def _chain(self, request: Request, length: int) -> mv.Draft:
         if length < 1:
