@@ -111,7 +111,7 @@ class Model:
         self._last = list(requests)
         with torch.inference_mode():
             return [
-                self._chain(request, min(self.num_tokens, budget))
+                self._draft(request, budget)
                 for request, budget in zip(requests, budgets, strict=True)
             ]
 
@@ -131,7 +131,8 @@ class Model:
         """Forget a request."""
         self._states.pop(request.id, None)
 
-    def _chain(self, request: Request, length: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> mv.Draft:
+        length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty
         state = self._states.get(request.id)
