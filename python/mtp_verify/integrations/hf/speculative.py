@@ -1,4 +1,4 @@
-"""transformers: speculative decoding inside `model.generate`.
+"""`custom_generate`: our decoding loop inside `model.generate`.
 
 `model.generate(..., custom_generate=mv.hf.speculative(drafter))` honours the user's own
 `GenerationConfig` and returns what `generate` returns. Settings that are not supported yet are
