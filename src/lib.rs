@@ -7,14 +7,16 @@
 //! 1. Describe the draft: a [`tree::TokenTree`], its tokens and the [`verify::law::Law`] they were
 //!    made by.
 //! 2. Borrow the logits as [`rows::RawRows`].
-//! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position.
+//! 3. Call [`verify::verify`] with the sampling parameters, a seed and the root's position;
+//!    [`batch::Batch`] does so for many sequences at once.
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go;
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `shape` > `verify`, `ngram` > `dist` >
-//! `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `tree` and `kv` know no
-//! probabilities.
+//! Modules import downwards only: `bindings` > `certify` > `batch`, `shape` > `verify`, `ngram` >
+//! `dist` > `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool`; `tree`
+//! and `kv` know no probabilities.
 
+pub mod batch;
 pub mod certify;
 pub mod choice;
 pub mod dist;
@@ -25,6 +27,7 @@ pub mod kv;
 mod mutants;
 pub mod ngram;
 pub mod num;
+pub mod pool;
 pub mod rng;
 pub mod rows;
 pub mod shape;

@@ -1,5 +1,7 @@
 //! Borrowed rows of a model's output: element types widened on read, rows a stride apart.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::simd::{BLOCK, Kernels};
 
@@ -70,22 +72,32 @@ impl<'a> RawRows<'a> {
     /// # Errors
     /// [`Error::ShapeMismatch`] if there is no such row.
     pub fn row(&self, row: usize) -> Result<Self> {
-        if row >= self.rows {
+        self.part(row..row.saturating_add(1))
+    }
+
+    /// Some rows as a matrix of their own.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if there are no such rows.
+    pub fn part(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.rows {
             return Err(Error::ShapeMismatch {
                 what: "rows",
                 found: format!("{} rows", self.rows),
-                wanted: format!("at least {}", row + 1),
+                wanted: format!("at least {}", rows.end),
             });
         }
-        let from = row * self.stride;
-        let range = from..from + self.cols;
+        let count = rows.len();
+        let from = if count == 0 { 0 } else { rows.start * self.stride };
+        let range =
+            from..from + count.checked_sub(1).map_or(0, |above| above * self.stride + self.cols);
         let values = match self.values {
             Values::F32(values) => Values::F32(&values[range]),
             Values::F16(values) => Values::F16(&values[range]),
             Values::Bf16(values) => Values::Bf16(&values[range]),
             Values::F64(values) => Values::F64(&values[range]),
         };
-        Self::new(values, 1, self.cols, self.cols)
+        Self::new(values, count, self.cols, self.stride)
     }
 
     /// The number of rows.
@@ -186,6 +198,19 @@ mod tests {
             assert!(out.iter().zip(&double[8..13]).all(|(a, b)| a.to_bits() == b.to_bits()));
             assert_eq!(rows.value(2, 4).to_bits(), double[20].to_bits());
         }
+    }
+
+    #[test]
+    fn parts_are_matrices_of_their_own() {
+        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let rows = RawRows::new(Values::F32(&values), 3, 5, 8).unwrap();
+        let part = rows.part(1..3).unwrap();
+        assert_eq!((part.num_rows(), part.num_cols()), (2, 5));
+        assert_eq!(part.value(1, 4).to_bits(), 20.0_f64.to_bits());
+        assert_eq!(rows.row(2).unwrap().value(0, 0).to_bits(), 16.0_f64.to_bits());
+        assert_eq!(rows.part(3..3).unwrap().num_rows(), 0);
+        assert!(rows.part(2..4).is_err());
+        assert!(rows.row(usize::MAX).is_err());
     }
 
     #[test]

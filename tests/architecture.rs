@@ -23,11 +23,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dist", &["error", "mutants", "num", "rows", "simd"]),
     ("verify", &["choice", "dist", "error", "exact", "mutants", "num", "rows", "simd", "tree"]),
     ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
+    ("pool", &["error"]),
+    ("batch", &["dist", "error", "mutants", "pool", "rows", "tree", "verify"]),
     (
         "certify",
         &[
-            "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num", "rng", "rows",
-            "shape", "tree", "verify",
+            "batch", "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num",
+            "pool", "rng", "rows", "shape", "tree", "verify",
         ],
     ),
 ];

@@ -71,6 +71,7 @@ __all__ = [
     "drafters",
     "expected_accepted",
     "growers",
+    "heads",
     "hf",
     "rules",
     "testing",
@@ -84,6 +85,7 @@ _LAZY = {
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
     "growers": ("mtp_verify.growers", None),
+    "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
     "testing": ("mtp_verify.testing", None),
 }

@@ -3,89 +3,115 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from mtp_verify import derive_seed
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
+    "Prompt",
     "as_criteria",
     "as_ids",
-    "as_prompt",
-    "as_seed",
+    "as_max_new_tokens",
+    "as_prompts",
+    "as_seeds",
     "check_tokens",
-    "count_padding",
+    "per_row",
     "says_stop",
 ]
 
 
-def as_prompt(input_ids: Any) -> torch.Tensor:
-    """Return the prompt as (1, T) int64 on the CPU.
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One sequence as the user gave it.
+
+    Attributes:
+        ids: (T,) int64 on the CPU, padding included.
+        num_padding: how many at the left are padding.
+    """
+
+    ids: torch.Tensor
+    num_padding: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """The sequence's own tokens."""
+        tokens: list[int] = self.ids[self.num_padding :].tolist()
+        return tokens
+
+
+def as_prompts(input_ids: Any, attention_mask: Any | None) -> list[Prompt]:
+    """Return the sequences of a batch.
+
+    Args:
+        input_ids: (B, T) or (T,) integers, or a list of B lists, arrays or tensors of any lengths.
+        attention_mask: of the same shape, or a list of rows as long as those of `input_ids`; None
+            means no padding.
 
     Raises:
-        ParamsError: empty, not integers, or more than one sequence.
+        ParamsError: empty, not integers, or a mask that is not zeros, then ones; names the row.
     """
-    if isinstance(input_ids, (list, tuple)) and input_ids and _is_row(input_ids[0]):
-        lengths = [len(row) for row in input_ids]
-        if len(lengths) > 1:
-            _refuse_batch(len(lengths))
-        input_ids = input_ids[0]
-    prompt = torch.as_tensor(input_ids)
-    if prompt.dim() == 1:
-        prompt = prompt[None]
-    if prompt.dim() != 2 or prompt.numel() == 0 or prompt.is_floating_point():
+    rows = _as_rows(input_ids)
+    if attention_mask is None:
+        return [Prompt(row, 0) for row in rows]
+    masks = _as_rows(attention_mask, "attention_mask")
+    lengths, wanted = [len(mask) for mask in masks], [len(row) for row in rows]
+    if lengths != wanted:
+        msg = f"attention_mask has rows of {lengths} entries; wanted {wanted}, as input_ids"
+        raise ParamsError(msg, slug="bad_attention_mask")
+    return [
+        Prompt(row, _count_padding(mask, index))
+        for index, (row, mask) in enumerate(zip(rows, masks, strict=True))
+    ]
+
+
+def _as_rows(value: Any, name: str = "input_ids") -> list[torch.Tensor]:
+    if isinstance(value, (list, tuple)) and value and all(_is_row(row) for row in value):
+        rows = [torch.as_tensor(row) for row in value]
+    else:
+        table = torch.as_tensor(value)
+        rows = [table] if table.dim() == 1 else list(table) if table.dim() == 2 else []
+    bad = next((row for row in rows if not row.numel() or _is_inexact(row, name)), None)
+    if not rows or bad is not None:
+        found = torch.as_tensor(value) if bad is None else bad
+        index = "" if bad is None else f"[{next(i for i, row in enumerate(rows) if row is bad)}]"
         msg = (
-            f"input_ids has shape {tuple(prompt.shape)} and dtype {prompt.dtype}; "
-            "wanted (1, T) integers with T >= 1"
+            f"{name}{index} has shape {tuple(found.shape)} and dtype {found.dtype}; "
+            "wanted (B, T) or (T,) integers with T >= 1, or a list of such rows"
         )
-        raise ParamsError(msg, slug="bad_input_ids")
-    if prompt.shape[0] > 1:
-        _refuse_batch(prompt.shape[0])
-    return prompt.to(device="cpu", dtype=torch.int64)
+        raise ParamsError(msg, slug=f"bad_{name}")
+    return [row.to(device="cpu", dtype=torch.int64) for row in rows]
+
+
+def _is_inexact(row: torch.Tensor, name: str) -> bool:
+    # A mask of zeros and ones may come in any dtype.
+    return name == "input_ids" and (row.is_floating_point() or row.dtype is torch.bool)
 
 
 def _is_row(value: Any) -> bool:
     return isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(value) == 1
 
 
-def _refuse_batch(count: int) -> NoReturn:
-    msg = (
-        f"input_ids holds {count} sequences; batches need ragged commits of the cache, which are "
-        "not supported yet: call generate once per sequence (seed=mv.derive_seed(seed, row))"
-    )
-    raise ParamsError(msg, slug="batch_not_supported")
-
-
-def count_padding(attention_mask: Any | None, length: int) -> int:
-    """Return how many tokens at the left are padding.
-
-    Raises:
-        ParamsError: the mask is not (1, length), or is anything but zeros, then ones.
-    """
-    if attention_mask is None:
-        return 0
-    mask = torch.as_tensor(attention_mask)
-    mask = mask[None] if mask.dim() == 1 else mask
-    if tuple(mask.shape) != (1, length):
-        msg = f"attention_mask has shape {tuple(mask.shape)}; wanted (1, {length}), as input_ids"
-        raise ParamsError(msg, slug="bad_attention_mask")
-    visible = mask[0].to("cpu") != 0
-    num_padding = length - int(visible.sum())
-    if num_padding == length or bool((~visible[num_padding:]).any()):
+def _count_padding(mask: torch.Tensor, index: int) -> int:
+    visible = mask != 0
+    num_padding = len(mask) - int(visible.sum())
+    if num_padding == len(mask) or bool((~visible[num_padding:]).any()):
         msg = (
-            "attention_mask must be zeros on the left, then ones; right padding and holes are not "
-            'supported: tokenise with padding_side="left"'
+            f"attention_mask[{index}] must be zeros on the left, then ones; right padding and "
+            'holes are not supported: tokenise with padding_side="left"'
         )
-        raise ParamsError(msg, slug="bad_attention_mask", sequence=0)
+        raise ParamsError(msg, slug="bad_attention_mask", sequence=index)
     return num_padding
 
 
-def check_tokens(tokens: list[int], vocab_size: int | None, num_padding: int) -> None:
+def check_tokens(tokens: list[int], vocab_size: int | None, num_padding: int, index: int) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:
@@ -93,35 +119,69 @@ def check_tokens(tokens: list[int], vocab_size: int | None, num_padding: int) ->
     """
     limit = vocab_size if vocab_size is not None else max(tokens) + 1
     if min(tokens) < 0 or max(tokens) >= limit:
-        index = next(i for i, token in enumerate(tokens) if not 0 <= token < limit)
+        place = next(i for i, token in enumerate(tokens) if not 0 <= token < limit)
         msg = (
-            f"input_ids[0, {num_padding + index}] is {tokens[index]}, outside the vocabulary of "
-            f"{vocab_size}; use the model's own tokenizer"
+            f"input_ids[{index}, {num_padding + place}] is {tokens[place]}, outside the vocabulary "
+            f"of {vocab_size}; use the model's own tokenizer"
         )
-        raise ParamsError(msg, slug="token_out_of_vocab", sequence=0)
+        raise ParamsError(msg, slug="token_out_of_vocab", sequence=index)
 
 
-def as_seed(seed: int | Sequence[int] | None) -> int:
-    """Return the seed of the one row; None takes one draw from torch's global generator.
+def as_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return one seed per row; None takes one draw from torch's global generator.
 
     Raises:
-        ParamsError: not an integer of 0 to 2**64 - 1, or several seeds.
+        ParamsError: not an integer of 0 to 2**64 - 1, or not one per row.
     """
     if seed is None:
-        return int(torch.randint(0, 2**63 - 1, ()).item())
-    if isinstance(seed, (list, tuple, np.ndarray)):
-        if len(seed) != 1:
-            msg = f"{len(seed)} seeds were given for 1 sequence"
+        seed = int(torch.randint(0, 2**63 - 1, ()).item())
+    if isinstance(seed, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(seed):
+        if len(seed) != count:
+            msg = f"{len(seed)} seeds were given for {count} sequences"
             raise ParamsError(msg, slug="bad_seed")
-        seed = seed[0]
+        return [_as_seed(value) for value in seed]
+    first = _as_seed(seed)
+    return [derive_seed(first, row) for row in range(count)]
+
+
+def _as_seed(seed: Any) -> int:
     try:
-        value = operator.index(seed)  # type: ignore[arg-type]
+        value = operator.index(seed)
     except TypeError:
         value = -1
     if not 0 <= value < 2**64:
         msg = f"seed is {seed!r}; wanted an integer of 0 to 2**64 - 1"
         raise ParamsError(msg, slug="bad_seed")
     return value
+
+
+def as_max_new_tokens(value: Any) -> int:
+    """Return a count of tokens.
+
+    Raises:
+        ParamsError: not an integer of at least 1.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        msg = "max_new_tokens must be an integer of at least 1"
+        raise ParamsError(msg, slug="bad_max_new_tokens")
+    return count
+
+
+def per_row(value: Any, kind: type, count: int, name: str) -> list[Any]:
+    """Return one value per row: the same for all, or a sequence of `count`.
+
+    Raises:
+        ParamsError: a sequence of another length, or with something else in it.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count or not all(isinstance(item, kind) for item in values):
+        msg = f"{name}: wanted one {kind.__name__}, or a list of {count}"
+        raise ParamsError(msg, slug=f"bad_{name}")
+    return values
 
 
 def as_ids(value: int | Iterable[int]) -> tuple[int, ...]:

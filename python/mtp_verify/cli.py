@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
+from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
 
@@ -97,6 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--self", dest="subject_self", action="store_true", help="prove this package's own rules"
     )
     engine_command.add_arguments(certify_parser)
+    bench_command.add_arguments(
+        add(
+            "bench",
+            bench,
+            "Measure tokens per step and speed of the drafters on prompts.",
+            "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
     return parser
 
 
@@ -197,6 +206,12 @@ def certify(args: argparse.Namespace) -> Report:
     if sys.stderr.isatty():
         sys.stderr.write("enumerating every choice of every rule (about half a minute) ...\n")
     return proof.run()
+
+
+def bench(args: argparse.Namespace) -> Report:
+    """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return bench_command.run(args)
 
 
 def _positive(text: str) -> int:

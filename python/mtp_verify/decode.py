@@ -1,69 +1,51 @@
-"""The decoding loop: propose, forward, verify, commit.
+"""Decoding: whole generations, or requests that join and leave a running batch.
 
-One loop serves plain decoding (empty drafts), chains and trees, greedy and sampled. Whatever the
-drafter proposes, the law of the output is the target's; with `rule="coupled"` the tokens themselves
-do not depend on the drafter.
+One loop (`mtp_verify.decoding`) serves plain decoding (empty drafts), chains and trees, greedy and
+sampled, one request or many. Whatever the drafters propose, the law of each output is the
+target's; with `rule="coupled"` the tokens themselves do not depend on the drafter.
 """
 
 from __future__ import annotations
 
-import itertools
-import operator
-import warnings
-from dataclasses import dataclass, field
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-import mtp_verify as mv
 from mtp_verify.arguments import (
     as_criteria,
     as_ids,
-    as_prompt,
-    as_seed,
-    check_tokens,
-    count_padding,
-    says_stop,
+    as_max_new_tokens,
+    as_prompts,
+    as_seeds,
+    per_row,
 )
-from mtp_verify.drafters.base import Request
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.decoding.rows import Row, admit
+from mtp_verify.decoding.runners import Each, Together
+from mtp_verify.decoding.session import Session
+from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
 from mtp_verify.params import SamplingParams
-from mtp_verify.target import as_target
+from mtp_verify.target import BatchTarget, as_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from mtp_verify.decoding.runners import Runner
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.target import Target, TargetCache
+    from mtp_verify.target import Target
 
 __all__ = ["Decoder", "Generation", "Stats"]
 
-# Decoders in different threads may share a drafter, which tells requests apart by their number.
-_REQUEST_IDS = itertools.count()
-
-
-@dataclass(eq=False)
-class _Row:
-    """Everything that belongs to one sequence while it is decoded."""
-
-    request: Request
-    cache: TargetCache
-    sequence: torch.Tensor  # (1, T + max_new_tokens), the prompt as given first
-    filled: int
-    max_total: int  # of `request.tokens`
-    rule: str
-    criteria: list[Callable[..., Any]]
-    stats: Stats = field(default_factory=Stats)
-    logprobs: list[np.ndarray] = field(default_factory=list)
-    logits: list[torch.Tensor] | None = None
-    finish: str | None = None
+_BATCHINGS = ("auto", "together", "each")
+# Says "as the decoder" where None means something else: no drafter.
+_OWN: Any = object()
 
 
 class Decoder:
     """Generates with a target model, sped up by a drafter without changing the output's law.
+
+    `generate` runs one sequence or a batch to its end. `submit`, `step` and `results` let requests
+    join and leave at any step, each with its own parameters, seed, stops and drafter.
 
     Args:
         model: a transformers causal language model in evaluation mode, or a `Target`.
@@ -73,10 +55,15 @@ class Decoder:
             the tokens a function of model, prompt and seed alone, equal with and without a drafter
             (to rounding: forwards of different widths may round a near-tie differently, in bfloat16
             often, in float32 rarely).
+        batching: how many requests are run. `"each"` runs every one by itself: the same bits as
+            alone, no gain from batching. `"together"` runs them in one forward: the law of each is
+            the target's, and its tokens are those that it gets alone but for near-ties that kernels
+            round differently. `"auto"` takes `"together"` where the model can.
+        max_batch: most requests in one forward; more wait for their turn.
 
     Raises:
-        UnsupportedModelError: the model cannot decode speculatively, or cannot attend along the
-            trees that the drafter makes.
+        UnsupportedModelError: the model cannot decode speculatively, cannot attend along the trees
+            that the drafter makes, or cannot run requests together when asked to.
 
     Example:
         >>> decoder = Decoder(model, mv.drafters.NGram())  # doctest: +SKIP
@@ -89,19 +76,29 @@ class Decoder:
         drafter: Drafter | None = None,
         params: SamplingParams | None = None,
         rule: str = "auto",
+        *,
+        batching: str = "auto",
+        max_batch: int = 32,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
         self.params = SamplingParams() if params is None else params
         self.rule = rule
-        if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
-            msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
-            raise UnsupportedModelError(msg, slug="no_tree_attention")
-        check_vocabulary = getattr(drafter, "check_vocabulary", None)
-        if check_vocabulary is not None:
-            check_vocabulary(self.target.vocab_size)
-        # Plain decoding is verification of a draft that has no nodes but the root.
-        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        self._check_drafter(drafter)
+        if batching not in _BATCHINGS:
+            msg = f"batching is {batching!r}; wanted one of {', '.join(_BATCHINGS)}"
+            raise ParamsError(msg, slug="bad_batching")
+        if max_batch < 1:
+            msg = f"max_batch is {max_batch}; wanted an integer of at least 1"
+            raise ParamsError(msg, slug="bad_max_batch")
+        obstacle = self._find_batch_obstacle()
+        if batching == "together" and obstacle:
+            msg = f"requests cannot share a forward: {obstacle}"
+            raise UnsupportedModelError(msg, slug="no_batches")
+        self._together = batching != "each" and obstacle is None
+        self._max_batch = max_batch
+        self._session: Session | None = None
+        self._finished: dict[int, Generation] = {}
 
     def generate(
         self,
@@ -110,9 +107,11 @@ class Decoder:
         *,
         max_new_tokens: int,
         seed: int | Sequence[int] | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         streamer: Any | None = None,
         speculate: bool = True,
         eos_token_id: int | Iterable[int] | None = None,
+        pad_token_id: int | None = None,
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
         past_key_values: Any | None = None,
         output_logits: bool = False,
@@ -120,23 +119,28 @@ class Decoder:
         """Generate until an EOS token, a stopping criterion, `max_new_tokens` or the context's end.
 
         Args:
-            input_ids: (1, T) or (T,) int64 tensor or array, or a list of token ids, or a list of
-                one such list. Batches are not supported yet.
-            attention_mask: (1, T), zeros on the left mark padding.
+            input_ids: (B, T) or (T,) integer tensor or array, a list of token ids, or a list of B
+                such rows of any lengths.
+            attention_mask: as `input_ids`; zeros on the left mark padding.
             max_new_tokens: at least 1.
             seed: of all noise; None takes one draw from torch's global generator. An int s gives
                 row r `mv.derive_seed(s, r)`; a sequence gives one seed per row.
-            streamer: `put` is called with the prompt, then with each step's tokens; `end` once.
+            params: instead of the decoder's own; one for all rows, or one per row.
+            streamer: `put` is called with the prompt, then with each step's tokens; `end` once. For
+                a single sequence.
             speculate: False decodes plainly, by the same rule and with the same noise.
             eos_token_id: one or several ids; None takes the model's own, `()` none.
-            stopping_criteria: callables of (ids (1, n), None), evaluated after each emitted token
-                in order; the first that says yes ends the sequence there.
-            past_key_values: a dynamic cache that holds the first tokens of the prompt, changed in
-                place.
+            pad_token_id: fills `sequences` up where rows differ in length; None takes the first
+                EOS id, or 0.
+            stopping_criteria: callables of (ids (1, n), None), evaluated per row after each emitted
+                token in order; the first that says yes ends the row there.
+            past_key_values: a cache that holds the first tokens of the prompt, changed in place.
+                For a single sequence.
             output_logits: keep the raw row behind each emitted token.
 
         Returns:
-            The generation; `past_key_values` holds all of its tokens but the last.
+            The generation, one entry per row; `past_key_values` (None for a batch) holds all of its
+            tokens but the last.
 
         Raises:
             ParamsError: arguments that cannot be right (named); nothing has been run.
@@ -144,248 +148,167 @@ class Decoder:
             DraftError: a draft deeper than asked for, or with tokens out of the vocabulary.
             NumericsError: the model's rows hold NaN or +inf.
         """
-        row, prompt, num_padding = self._admit(
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            eos_token_id=eos_token_id,
-            stopping_criteria=stopping_criteria,
-            past_key_values=past_key_values,
-            output_logits=output_logits,
-        )
-        start = perf_counter()
-        past = None
+        prompts = as_prompts(input_ids, attention_mask)
+        count = len(prompts)
+        if count > 1 and (streamer is not None or past_key_values is not None):
+            name = "streamer" if streamer is not None else "past_key_values"
+            msg = f"{name} serves a single sequence, and input_ids holds {count}"
+            raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
+        limit = as_max_new_tokens(max_new_tokens)
+        shaping = per_row(params or self.params, SamplingParams, count, "params")
+        eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
+        seeds = as_seeds(seed, count)
+        rows = [
+            admit(
+                self.target,
+                prompt,
+                index,
+                drafter=self.drafter if speculate else None,
+                rule=self.rule,
+                params=shaping[index],
+                seed=seeds[index],
+                max_new_tokens=limit,
+                eos_ids=eos_ids,
+                criteria=as_criteria(stopping_criteria),
+                output_logits=output_logits,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        session = self._new_session(count)
         try:
+            for row in rows:
+                session.add(row, past_key_values)
             if streamer is not None:
-                streamer.put(prompt)
-            with torch.inference_mode():
-                for emitted in self._steps(row, self.drafter if speculate else None):
+                streamer.put(prompts[0].ids[None])
+            while len(session):
+                for row, emitted in session.step():
+                    if row.error is not None:
+                        raise row.error
                     if streamer is not None:
                         streamer.put(torch.tensor(emitted))
         finally:
-            past = row.cache.finish(num_padding)
+            session.close()
             if streamer is not None:
                 streamer.end()
-        row.stats.total_seconds = perf_counter() - start
-        request = row.request
-        return Generation(
-            sequences=row.sequence[:, : row.filled].clone(),
-            tokens=[request.tokens[request.prompt_len :]],
-            finish_reasons=[row.finish or "length"],
-            logprobs=[np.concatenate(row.logprobs)],
-            stats=row.stats,
-            past_key_values=past,
-            logits=None if row.logits is None else [torch.cat(row.logits)],
-        )
+        if count == 1:
+            return rows[0].result()
+        if pad_token_id is None:
+            pad_token_id = next(iter(eos_ids), 0)
+        return Generation.merge([row.result() for row in rows], prompts, pad_token_id)
 
-    def _steps(self, row: _Row, drafter: Drafter | None) -> Iterator[list[int]]:
-        """Decode one row, yielding the tokens of each step."""
-        request, cache, stats, seconds = row.request, row.cache, row.stats, row.stats.seconds
-        params, seed, rule = request.params, request.seed, row.rule
-        observe = getattr(drafter, "observe", None)
-        try:
-            if drafter is not None:
-                drafter.start(request)
-            while row.finish is None:
-                began = perf_counter()
-                position = request.position
-                draft = self._empty
-                if drafter is not None:
-                    # The verifier's own token supplies the last one, so the draft may be one
-                    # shorter.
-                    budget = row.max_total - position - 2
-                    draft = drafter.propose([request], [budget])[0]
-                drafted = perf_counter()
-                logits, depth = self._forward(row, draft)
-                forwarded = perf_counter()
-                if observe is not None:
-                    observe([request], [draft], [logits])
-                verdict = mv.verify(draft, logits, params, rule=rule, seed=seed, position=position)
-                emitted, verdict = self._emit(row, verdict)
-                verified = perf_counter()
-                cache.commit(mv.commit_plan(draft.tree, verdict.path, position))
-                if drafter is not None:
-                    drafter.commit([verdict], None)
-                if row.logits is not None:
-                    nodes = [0, *verdict.path.tolist()]
-                    row.logits.append(logits[nodes].float())
-                stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(emitted))
-                seconds["draft"] += drafted - began
-                seconds["target"] += forwarded - drafted
-                seconds["verify"] += verified - forwarded
-                seconds["commit"] += perf_counter() - verified
-                yield emitted
-        except Exception:
-            # A user's cache is left with tokens of the sequence alone, not with a draft's.
-            cache.crop(min(cache.length, request.position))
-            raise
-        finally:
-            if drafter is not None:
-                drafter.release(request)
-
-    def _forward(self, row: _Row, draft: mv.Draft) -> tuple[torch.Tensor, int]:
-        """Run the target over the draft and what is not cached; return a row per node, depth."""
-        target, cache, tokens = self.target, row.cache, row.request.tokens
-        start = cache.length
-        pending = tokens[start:]
-        num_nodes = draft.num_nodes
-        positions = mask = None
-        depth = 0
-        if num_nodes > 1:
-            nodes = draft.tokens[1:].tolist()
-            depth = self._check_draft(row, draft, nodes)
-            if depth != num_nodes - 1:
-                if len(pending) > 1:
-                    # The prompt is causal; only the tree itself needs a mask.
-                    self._run(pending[:-1], cache, None, None, 1, row)
-                    pending = pending[-1:]
-                depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(target.device)
-                positions = (row.request.position + depths)[None]
-                mask = torch.from_numpy(np.asarray(draft.tree.mask()))
-            pending = pending + nodes
-        logits = self._run(pending, cache, positions, mask, num_nodes, row)
-        # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
-        return logits.cpu(), depth
-
-    def _run(
-        self,
-        tokens: list[int],
-        cache: TargetCache,
-        positions: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        num_logits: int,
-        row: _Row,
-    ) -> torch.Tensor:
-        target = self.target
-        row.stats.forwards += 1
-        logits, _ = target.forward(
-            torch.tensor([tokens], device=target.device),
-            positions,
-            mask,
-            cache,
-            num_logits=num_logits,
-        )
-        return logits
-
-    def _check_draft(self, row: _Row, draft: mv.Draft, nodes: list[int]) -> int:
-        """Return the draft's depth; refuse what the model could not be run on."""
-        num_nodes = draft.num_nodes
-        depth = int(draft.tree.depths[-1])
-        if depth != num_nodes - 1:
-            depth = int(np.max(draft.tree.depths))
-            if self.target.tree_obstacle:
-                msg = f"the draft is a tree, and {self.target.tree_obstacle}"
-                raise UnsupportedModelError(msg, slug="no_tree_attention")
-        budget = row.max_total - row.request.position - 2
-        if depth > budget:
-            msg = f"the draft has depth {depth}, and {budget} was asked for"
-            raise DraftError(msg, slug="draft_too_deep", sequence=row.request.id)
-        vocab_size = self.target.vocab_size
-        if vocab_size is not None and max(nodes) >= vocab_size:
-            node = 1 + nodes.index(max(nodes))
-            msg = (
-                f"node {node}: token {max(nodes)} is outside the target's vocabulary of "
-                f"{vocab_size}; the drafter must share it"
-            )
-            raise DraftError(msg, slug="token_out_of_vocab", node=node, sequence=row.request.id)
-        return depth
-
-    def _emit(self, row: _Row, verdict: mv.Verdict) -> tuple[list[int], mv.Verdict]:
-        """Append the verdict's tokens up to the first stop, and cut the verdict there."""
-        request = row.request
-        tokens: list[int] = verdict.tokens.tolist()
-        room = row.max_total - len(request.tokens)
-        count = min(len(tokens), room)
-        reason = "length" if count == room else None
-        if request.eos_ids:
-            for index in range(count):
-                if tokens[index] in request.eos_ids:
-                    count, reason = index + 1, "stop"
-                    break
-        row.sequence[0, row.filled : row.filled + count] = torch.tensor(tokens[:count])
-        if row.criteria:
-            for index in range(count):
-                ids = row.sequence[:, : row.filled + index + 1]
-                if any(says_stop(criterion(ids, None)) for criterion in row.criteria):
-                    if index + 1 < count or reason is None:
-                        count, reason = index + 1, "criteria"
-                    break
-        if count < len(tokens):
-            tokens, verdict = tokens[:count], verdict.cut(count)
-        row.filled += count
-        request.tokens.extend(tokens)
-        row.logprobs.append(verdict.logprobs)
-        row.finish = reason
-        return tokens, verdict
-
-    def _admit(
+    def submit(
         self,
         input_ids: Any,
-        attention_mask: Any | None,
         *,
         max_new_tokens: int,
-        seed: int | Sequence[int] | None,
-        eos_token_id: int | Iterable[int] | None,
-        stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None,
-        past_key_values: Any | None,
-        output_logits: bool,
-    ) -> tuple[_Row, torch.Tensor, int]:
-        """Check everything that can be checked before the first forward, and set up the row."""
-        target = self.target
-        prompt = as_prompt(input_ids)
-        num_padding = count_padding(attention_mask, prompt.shape[1])
-        tokens = prompt[0, num_padding:].tolist()
-        check_tokens(tokens, target.vocab_size, num_padding)
-        try:
-            max_new_tokens = operator.index(max_new_tokens)
-        except TypeError:
-            max_new_tokens = 0
-        if max_new_tokens < 1:
-            msg = "max_new_tokens must be an integer of at least 1"
-            raise ParamsError(msg, slug="bad_max_new_tokens")
-        max_total = len(tokens) + max_new_tokens
-        if target.max_length is not None and max_total > target.max_length:
-            if len(tokens) >= target.max_length:
-                msg = (
-                    f"the prompt has {len(tokens)} tokens and the model's context is "
-                    f"{target.max_length}; shorten the prompt"
-                )
-                raise ParamsError(msg, slug="prompt_too_long", sequence=0)
-            warnings.warn(
-                f"the model's context of {target.max_length} tokens leaves room for "
-                f"{target.max_length - len(tokens)} of the {max_new_tokens} new tokens asked for",
-                stacklevel=3,
-            )
-            max_total = target.max_length
-        cache = target.new_cache(past_key_values)
-        if cache.length and (num_padding or cache.length >= len(tokens)):
-            length = cache.length
-            cache.finish()
-            msg = (
-                f"past_key_values holds {length} entries, and the prompt has {len(tokens)} tokens; "
-                "it may hold all of the prompt but its last token, and no padding"
-            )
-            raise ParamsError(msg, slug="bad_past", sequence=0)
-        eos_ids = target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
-        request = Request(
-            id=next(_REQUEST_IDS),
-            tokens=tokens,
-            prompt_len=len(tokens),
-            params=self.params,
-            seed=as_seed(seed),
-            eos_ids=frozenset(eos_ids),
-        )
-        sequence = torch.empty((1, num_padding + max_total), dtype=torch.int64)
-        sequence[0, : prompt.shape[1]] = prompt[0]
-        row = _Row(
-            request=request,
-            cache=cache,
-            sequence=sequence,
-            filled=prompt.shape[1],
-            max_total=max_total,
+        seed: int | None = None,
+        params: SamplingParams | None = None,
+        drafter: Drafter | None = _OWN,
+        eos_token_id: int | Iterable[int] | None = None,
+        stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
+        output_logits: bool = False,
+    ) -> int:
+        """Hand in one request; it joins the batch at the next step that has room.
+
+        Args:
+            input_ids: (T,) or (1, T) integers, without padding.
+            max_new_tokens: as `generate`.
+            seed: as `generate`.
+            params: as `generate`.
+            drafter: instead of the decoder's own; None decodes plainly.
+            eos_token_id: as `generate`.
+            stopping_criteria: as `generate`.
+            output_logits: as `generate`.
+
+        Returns:
+            The request's number, for `step`, `results` and `cancel`.
+
+        Raises:
+            ParamsError: arguments that cannot be right; the batch goes on as if it had not been.
+        """
+        prompts = as_prompts(input_ids, None)
+        if len(prompts) != 1:
+            msg = f"submit takes one sequence, and input_ids holds {len(prompts)}"
+            raise ParamsError(msg, slug="bad_input_ids")
+        if drafter is _OWN:
+            drafter = self.drafter
+        else:
+            self._check_drafter(drafter)
+        row = admit(
+            self.target,
+            prompts[0],
+            0,
+            drafter=drafter,
             rule=self.rule,
+            params=self.params if params is None else params,
+            seed=as_seeds(seed, 1)[0],
+            max_new_tokens=as_max_new_tokens(max_new_tokens),
+            eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),
             criteria=as_criteria(stopping_criteria),
-            logits=[] if output_logits else None,
+            output_logits=output_logits,
         )
-        return row, prompt, num_padding
+        if self._session is None:
+            self._session = self._new_session(self._max_batch)
+        self._session.add(row)
+        return row.request.id
+
+    def step(self) -> dict[int, list[int]]:
+        """Do one step for every submitted request that is in flight.
+
+        Returns:
+            What each emitted. A request that failed by itself (an unusable draft, NaN in its rows)
+            emitted nothing and is found among `results` with its error.
+
+        Raises:
+            Exception: whatever the model or a drafter raised; the requests stand as before the
+                step.
+        """
+        if self._session is None:
+            return {}
+        emitted = {}
+        for row, tokens in self._session.step():
+            emitted[row.request.id] = tokens
+            if row.finish is not None:
+                self._finished[row.request.id] = row.result()
+        return emitted
+
+    def results(self) -> dict[int, Generation]:
+        """Return the requests that have finished since the last call, by number."""
+        finished, self._finished = self._finished, {}
+        return finished
+
+    def cancel(self, request: int) -> Generation:
+        """End a submitted request where it is, and return what it has emitted so far.
+
+        Raises:
+            CacheError: there is no such request in flight or waiting.
+        """
+        row: Row | None = None if self._session is None else self._session.cancel(request)
+        if row is None:
+            msg = f"request {request} is not in flight: it was never submitted, or has ended"
+            raise CacheError(msg, slug="unknown_sequence", sequence=request)
+        return row.result()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Number of submitted requests that are in flight or waiting."""
+        return 0 if self._session is None else len(self._session)
+
+    def _new_session(self, num_requests: int) -> Session:
+        together = self._together and num_requests > 1
+        target: Any = self.target
+        runner: Runner = Together(target) if together else Each(target)
+        return Session(self.target, runner, self._max_batch)
+
+    def _find_batch_obstacle(self) -> str | None:
+        if not isinstance(self.target, BatchTarget):
+            return f"{type(self.target).__name__} has no forward over several sequences"
+        return self.target.batch_obstacle
+
+    def _check_drafter(self, drafter: Drafter | None) -> None:
+        if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
+            msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
+            raise UnsupportedModelError(msg, slug="no_tree_attention")
+        check_vocabulary = getattr(drafter, "check_vocabulary", None)
+        if check_vocabulary is not None:
+            check_vocabulary(self.target.vocab_size)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
-    import torch
+
+    from mtp_verify.arguments import Prompt
 
 __all__ = ["Generation", "Stats"]
 
@@ -18,7 +23,8 @@ class Stats:
 
     Attributes:
         steps: rounds of propose, forward, verify, commit.
-        forwards: target forwards; one more than `steps` where a prompt needed one of its own.
+        forwards: target forwards; one more than `steps` where a prompt needed one of its own. One
+            that requests share counts for each of them.
         drafted: draft nodes proposed, roots excluded.
         accepted: draft tokens kept.
         emitted: tokens output.
@@ -26,8 +32,9 @@ class Stats:
             far.
         accepted_at: entry d counts those whose node at depth d + 1 was accepted.
         lengths: entry n counts the steps that emitted n tokens.
-        seconds: time in `draft`, `target`, `verify`, `commit`.
-        total_seconds: wall time of the whole generation, prompt included.
+        seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
+            evenly, so that the sum over a batch is the time that passed.
+        total_seconds: time of all steps, prompt included.
     """
 
     steps: int = 0
@@ -115,11 +122,14 @@ class Generation:
     Attributes:
         sequences: (B, L) int64, prompts as given (padding included) and emitted tokens.
         tokens: the emitted tokens.
-        finish_reasons: `stop` (an EOS token), `length`, or `criteria` (a stopping criterion).
+        finish_reasons: `stop` (an EOS token), `length`, `criteria` (a stopping criterion),
+            `cancelled`, or `error`.
         logprobs: (n,) float32, log-probability of each emitted token under the target's shaped row.
         stats: figures of the run.
-        past_key_values: the target's cache; it holds all tokens of `sequences` but the last.
+        past_key_values: the target's cache; it holds all tokens of `sequences` but the last. None
+            where several sequences share one.
         logits: (n, V) float32 raw rows that the emitted tokens come from, or None if not asked for.
+        errors: what each failed with; None where it did not.
     """
 
     sequences: torch.Tensor
@@ -129,3 +139,35 @@ class Generation:
     stats: Stats
     past_key_values: Any
     logits: list[torch.Tensor] | None = None
+    errors: list[Exception | None] = field(default_factory=list)
+
+    @classmethod
+    def merge(
+        cls, rows: Sequence[Generation], prompts: Sequence[Prompt], pad_token_id: int
+    ) -> Generation:
+        """Put the rows of a batch together.
+
+        Args:
+            rows: one generation per row.
+            prompts: what each started from; shorter ones are padded on the left.
+            pad_token_id: fills up on both sides.
+        """
+        lead = max(len(prompt.ids) for prompt in prompts)
+        width = lead + max(len(row.tokens[0]) for row in rows)
+        sequences = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+        stats = Stats()
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            start = lead - len(prompt.ids)
+            sequences[index, start : start + row.sequences.shape[1]] = row.sequences[0]
+            stats.merge(row.stats)
+        has_logits = rows[0].logits is not None
+        return cls(
+            sequences=sequences,
+            tokens=[row.tokens[0] for row in rows],
+            finish_reasons=[row.finish_reasons[0] for row in rows],
+            logprobs=[row.logprobs[0] for row in rows],
+            stats=stats,
+            past_key_values=None,
+            logits=[row.logits[0] for row in rows if row.logits] if has_logits else None,
+            errors=[row.errors[0] for row in rows],
+        )

@@ -37,6 +37,7 @@ __all__ = [
     "noncentral_chi_square_sf",
     "pool",
     "spend",
+    "t_quantile",
     "tv_interval",
     "tv_interval_of_halves",
 ]
@@ -113,6 +114,23 @@ def chi_square_quantile(alpha: float, df: float) -> float:
     """The statistic that is exceeded with probability `alpha`."""
     _check_rate("alpha", alpha)
     return _root(lambda x: chi_square_sf(x, df) - alpha, 0.0, df + 10.0)
+
+
+@lru_cache(maxsize=256)
+def t_quantile(df: int, level: float = 0.95) -> float:
+    """What the size of a variable of Student's t law stays below with probability `level`.
+
+    Args:
+        df: degrees of freedom, an integer of at least 1.
+        level: between 0 and 1.
+    """
+    _check_df(df)
+    _check_rate("level", level)
+    # With t = sqrt(df) * tan(a) the density is proportional to cos(a) ** (df - 1).
+    angle = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angle) ** (df - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(df) * math.tan(float(np.interp(level, mass / mass[-1], angle)))
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:

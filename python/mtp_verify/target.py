@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from mtp_verify import CommitPlan
     from mtp_verify.cache import ModelCache
+    from mtp_verify.caches.slots import SlotCache
 
-__all__ = ["Target", "TargetCache", "TransformersTarget", "as_target"]
+__all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
 
 # These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
 # attention corrupts memory on the CPU when it is given one (transformers 5.23).
@@ -94,6 +95,41 @@ class Target(Protocol):
         """
 
 
+@runtime_checkable
+class BatchTarget(Target, Protocol):
+    """A target that can run many sequences in one forward.
+
+    Attributes:
+        batch_obstacle: why it cannot after all, or None.
+    """
+
+    batch_obstacle: str | None
+
+    def new_slots(self) -> SlotCache:
+        """Return an empty cache for many sequences."""
+
+    def forward_slots(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        ancestors: torch.Tensor,
+        cache: SlotCache,
+        hidden_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Write one tree behind each sequence of the cache and return the rows of all nodes.
+
+        Args:
+            tokens: (B, W) int64, B the sequences of the cache.
+            positions: (B, W) int64.
+            ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
+            cache: from `new_slots`; its lengths grow by `commit` only.
+            hidden_layers: layers whose hidden states are wanted.
+
+        Returns:
+            Logits (B, W, V) on the model's device, and (B, W, d) hidden states per layer.
+        """
+
+
 class TransformersTarget:
     """A transformers causal language model as `Target`.
 
@@ -118,6 +154,7 @@ class TransformersTarget:
         self.tree_obstacle = self._find_tree_obstacle(takes_positions="position_ids" in names)
         # A layer that cannot be rolled back is refused here, not in mid-generation.
         self.new_cache()
+        self.batch_obstacle = self.tree_obstacle
 
     @property
     def device(self) -> torch.device:
@@ -160,6 +197,47 @@ class TransformersTarget:
         if not hidden_layers:
             return logits, None
         return logits, tuple(output.hidden_states[layer][0] for layer in hidden_layers)
+
+    def new_slots(self) -> SlotCache:
+        """See `BatchTarget.new_slots`."""
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.caches.slots import SlotCache
+
+        return SlotCache(DynamicCache(config=self.model.config))
+
+    def forward_slots(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        ancestors: torch.Tensor,
+        cache: SlotCache,
+        hidden_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """See `BatchTarget.forward_slots`."""
+        from mtp_verify.caches.slots import slot_mask
+
+        has_full, window = cache.windows
+        starts = cache.lengths
+        masks = {}
+        if has_full:
+            masks["full_attention"] = slot_mask(starts, positions, ancestors, self._dtype)
+        if window is not None:
+            masks["sliding_attention"] = slot_mask(
+                starts, positions, ancestors, self._dtype, window=window
+            )
+        cache.aim(tokens.shape[1], tokens.device)
+        output = self.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            past_key_values=cache.kv,
+            use_cache=True,
+            return_dict=True,
+            output_hidden_states=bool(hidden_layers),
+        )
+        states = output.hidden_states
+        return output.logits, tuple(states[layer] for layer in hidden_layers)
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -27,19 +28,31 @@ class Progress:
 
     Args:
         total: Number of steps to come.
+        shows_time_left: Estimate the rest from the mean time of the steps so far; for steps of
+            about the same length.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, shows_time_left: bool = False) -> None:
         self._total = total
         self._done = 0
         self._is_shown = sys.stderr.isatty()
+        self._shows_time_left = shows_time_left
+        self._start = time.monotonic()
 
     def step(self, text: str) -> None:
         """Say that the next step, `text`, begins."""
         self._done += 1
         if self._is_shown:
-            sys.stderr.write(f"{_CLEAR_LINE}[{self._done}/{self._total}] {text}")
+            left = self._time_left() if self._shows_time_left else ""
+            sys.stderr.write(f"{_CLEAR_LINE}[{self._done}/{self._total}] {left}{text}")
             sys.stderr.flush()
+
+    def _time_left(self) -> str:
+        finished = self._done - 1
+        if not finished:
+            return ""
+        left = (time.monotonic() - self._start) / finished * (self._total - finished)
+        return f"{left / 60:.0f} min left: " if left >= 90 else f"{left:.0f} s left: "
 
     def clear(self) -> None:
         """Take the line away, so that other output can be written."""

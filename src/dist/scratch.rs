@@ -38,6 +38,13 @@ impl Default for Scratch {
     }
 }
 
+impl Scratch {
+    /// Drops what is kept of the row that was shaped last, before rows of another matrix are shaped.
+    pub(crate) fn forget(&mut self) {
+        self.sums.forget();
+    }
+}
+
 /// The sums of a row's blocks, and which row that is.
 #[derive(Debug, Default)]
 pub(super) struct BlockSums {

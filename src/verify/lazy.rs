@@ -8,6 +8,7 @@ use crate::rows::RawRows;
 use crate::simd::{BLOCK, Kernels};
 use crate::verify::dense::nothing_left;
 use crate::verify::law::Draft;
+use crate::verify::memory::{Lent, Memory};
 use crate::verify::view::{Mix, View};
 
 /// Where the drafter's rows come from.
@@ -57,15 +58,6 @@ impl DrafterRows<'_> {
     }
 }
 
-/// The sums of the blocks of one mixture, so that a draw finds its block without another pass.
-#[derive(Debug, Default)]
-struct BlockSums {
-    /// The mixture that the sums belong to: node, factors, number of removed tokens.
-    key: Option<(usize, [u64; 3], usize)>,
-    sums: Vec<f64>,
-    total: f64,
-}
-
 /// The rows of one draft, read on demand.
 #[derive(Debug)]
 pub struct LazyView<'a> {
@@ -74,10 +66,8 @@ pub struct LazyView<'a> {
     drafter: DrafterRows<'a>,
     shaped_target: Vec<Option<Shaped>>,
     shaped_drafter: Vec<Option<Shaped>>,
-    scratch: Scratch,
-    sums: BlockSums,
-    /// A drafter's row spread over the whole vocabulary, for sub-vocabularies only.
-    spread: Vec<f64>,
+    memory: Lent,
+    /// The drafter's row that `memory.spread` holds.
     spread_row: Option<usize>,
 }
 
@@ -94,9 +84,7 @@ impl<'a> LazyView<'a> {
             drafter,
             shaped_target: vec![None; draft.num_nodes()],
             shaped_drafter: vec![None; drafter_rows],
-            scratch: Scratch::default(),
-            sums: BlockSums::default(),
-            spread: Vec::new(),
+            memory: Lent::new(),
             spread_row: None,
         }
     }
@@ -105,7 +93,7 @@ impl<'a> LazyView<'a> {
         if let Some(shaped) = self.shaped_target[node] {
             return Ok(shaped);
         }
-        let shaped = self.target.shape(node, &mut self.scratch)?;
+        let shaped = self.target.shape(node, &mut self.memory.scratch)?;
         self.shaped_target[node] = Some(shaped);
         Ok(shaped)
     }
@@ -116,7 +104,7 @@ impl<'a> LazyView<'a> {
         node: usize,
     ) -> Result<(ShapedRows<'a>, Shaped, &mut Scratch)> {
         let shaped = self.shaped_target(node)?;
-        Ok((self.target, shaped, &mut self.scratch))
+        Ok((self.target, shaped, &mut self.memory.scratch))
     }
 
     /// The shape of the drafter's row after `node`, when the drafter's rows are logits.
@@ -124,7 +112,7 @@ impl<'a> LazyView<'a> {
         if let Some(shaped) = self.shaped_drafter[node] {
             return Ok(shaped);
         }
-        let shaped = rows.shape(row, &mut self.scratch)?;
+        let shaped = rows.shape(row, &mut self.memory.scratch)?;
         self.shaped_drafter[node] = Some(shaped);
         Ok(shaped)
     }
@@ -146,10 +134,11 @@ impl<'a> LazyView<'a> {
         if self.spread_row == Some(row) {
             return;
         }
-        self.spread.clear();
-        self.spread.resize(self.target.num_cols(), 0.0);
+        let spread = &mut self.memory.spread;
+        spread.clear();
+        spread.resize(self.target.num_cols(), 0.0);
         for &(token, column) in pairs {
-            self.spread[token as usize] = match (self.drafter.source, shaped) {
+            spread[token as usize] = match (self.drafter.source, shaped) {
                 (Source::Logits(rows), Some(shaped)) => rows.probability(row, &shaped, column),
                 (Source::Probabilities(raw), _) => raw.value(row, column as usize),
                 _ => 0.0,
@@ -163,30 +152,30 @@ impl<'a> LazyView<'a> {
         let Mix { a, b, floor, removed } = parts.mix;
         let key = (parts.node, [a.to_bits(), b.to_bits(), floor.to_bits()], removed.len());
         let key = mutate!("lazy/sums_of_another_mixture", key, (parts.node, [0; 3], 0));
-        if self.sums.key == Some(key) {
+        let Memory { scratch, sums, .. } = &mut *self.memory;
+        if sums.key == Some(key) {
             return Ok(());
         }
-        self.sums.key = None;
-        self.sums.sums.clear();
-        self.sums.total = 0.0;
+        sums.key = None;
+        sums.sums.clear();
+        sums.total = 0.0;
         let pure = parts.drafter.is_none() && parts.mix.removed.is_empty();
-        let sums = &mut self.sums.sums;
-        if pure
-            && self.target.sums_of_last(parts.node, &parts.target, parts.mix.a, &self.scratch, sums)
-        {
-            self.sums.total = sums.iter().sum();
-            self.sums.key = Some(key);
+        let Parts { node, target, mix, .. } = parts;
+        if pure && self.target.sums_of_last(*node, target, mix.a, scratch, &mut sums.sums) {
+            sums.total = sums.sums.iter().sum();
+            sums.key = Some(key);
             return Ok(());
         }
         let mut drafted = Some(0.0);
         for start in (0..self.target.num_cols()).step_by(BLOCK) {
             let block = self.sum_block(parts, start).unwrap_or_else(|| self.fill(parts, start));
-            self.sums.sums.push(block.sum);
-            self.sums.total += block.sum;
+            let sums = &mut self.memory.sums;
+            sums.sums.push(block.sum);
+            sums.total += block.sum;
             drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
         }
         self.check_drafter(parts, drafted)?;
-        self.sums.key = Some(key);
+        self.memory.sums.key = Some(key);
         Ok(())
     }
 
@@ -218,7 +207,7 @@ impl<'a> LazyView<'a> {
             return None;
         }
         let factors = (parts.mix.a, parts.mix.b);
-        let buffers = &mut self.scratch.buffers;
+        let buffers = &mut self.memory.scratch.buffers;
         let seen = self.target.left(parts.node, &parts.target, start, factors, taken, buffers)?;
         let drafted = (!seen.has_negative).then_some(seen.taken);
         Some(Block { len: taken.len(), sum: seen.left, drafted })
@@ -226,7 +215,8 @@ impl<'a> LazyView<'a> {
 
     /// Writes a block of the mixture's weights.
     fn fill(&mut self, parts: &Parts<'_>, start: usize) -> Block {
-        let Scratch { buffers, weights, taken, .. } = &mut self.scratch;
+        let Memory { scratch, spread, .. } = &mut *self.memory;
+        let Scratch { buffers, weights, taken, .. } = scratch;
         let kernels = Kernels::best();
         let len = self.target.probabilities(
             parts.node,
@@ -241,7 +231,7 @@ impl<'a> LazyView<'a> {
         let mut touched = parts.drafter.is_none();
         if let Some((row, shaped)) = parts.drafter {
             match (self.drafter.source, self.drafter.vocab, shaped) {
-                (_, Some(_), _) => taken[..len].copy_from_slice(&self.spread[start..start + len]),
+                (_, Some(_), _) => taken[..len].copy_from_slice(&spread[start..start + len]),
                 (Source::Logits(rows), None, Some(shaped)) => {
                     rows.probabilities(row, &shaped, start, 1.0, buffers, taken);
                 }
@@ -410,14 +400,14 @@ impl LazyCells<'_, '_> {
     fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
         for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
             let block = self.view.fill(&self.parts, start);
-            each(start, &self.view.scratch.weights[..block.len]);
+            each(start, &self.view.memory.scratch.weights[..block.len]);
         }
     }
 }
 
 impl Cells<f64> for LazyCells<'_, '_> {
     fn total(&self) -> f64 {
-        if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.sums.total }
+        if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.memory.sums.total }
     }
 
     fn weight(&mut self, token: u32) -> Result<f64> {
@@ -439,7 +429,7 @@ impl Cells<f64> for LazyCells<'_, '_> {
         // The last block of positive sum holds the point if rounding put it beyond the others.
         let mut before = 0.0;
         let mut block = None;
-        for (index, &sum) in self.view.sums.sums.iter().enumerate() {
+        for (index, &sum) in self.view.memory.sums.sums.iter().enumerate() {
             if sum > 0.0 {
                 block = Some((index, before));
                 before += sum;
@@ -452,7 +442,7 @@ impl Cells<f64> for LazyCells<'_, '_> {
         let start = index * BLOCK;
         let block = self.view.fill(&self.parts, start);
         let mut last = None;
-        for (token, &weight) in self.view.scratch.weights[..block.len].iter().enumerate() {
+        for (token, &weight) in self.view.memory.scratch.weights[..block.len].iter().enumerate() {
             if weight > 0.0 {
                 before += weight;
                 last = Some((start + token) as u32);

@@ -12,6 +12,7 @@ pub(crate) mod kseq;
 pub mod law;
 pub mod lazy;
 mod lifted;
+mod memory;
 pub mod optimum;
 mod target_only;
 mod topdown;

@@ -332,8 +332,23 @@ def test_prompt_forms(ids):
 
 
 BAD_CALLS = {
-    "two rows": ({"input_ids": [[1], [2, 3]]}, "2 sequences.*once per sequence"),
-    "two tensor rows": ({"input_ids": torch.zeros((2, 3), dtype=torch.int64)}, "2 sequences"),
+    "an empty row": ({"input_ids": [[1], []]}, r"input_ids\[1\] has shape \(0,\)"),
+    "three dimensions": ({"input_ids": torch.zeros((2, 3, 1), dtype=torch.int64)}, r"\(B, T\)"),
+    "streamed batch": ({"input_ids": [[1], [2, 3]], "streamer": object()}, "holds 2"),
+    "cached batch": ({"input_ids": [[1], [2, 3]], "past_key_values": [1]}, "holds 2"),
+    "bad row of a batch": ({"input_ids": [[1], [2, 9]]}, r"input_ids\[1, 1\] is 9"),
+    "mask of one row": (
+        {"input_ids": [[1, 2], [2, 3]], "attention_mask": [[1, 1]]},
+        r"rows of \[2\] entries; wanted \[2, 2\]",
+    ),
+    "hole in a second row": (
+        {"input_ids": [[1, 2], [2, 3]], "attention_mask": [[0, 1], [1, 0]]},
+        r"attention_mask\[1\]",
+    ),
+    "params of one row": (
+        {"input_ids": [[1, 2], [2, 3]], "params": [GREEDY]},
+        "params: wanted one SamplingParams, or a list of 2",
+    ),
     "no tokens": ({"input_ids": []}, "T >= 1"),
     "floats": ({"input_ids": torch.zeros((1, 3))}, "integers"),
     "token too large": ({"input_ids": [1, 8]}, r"input_ids\[0, 1\] is 8"),
@@ -341,7 +356,7 @@ BAD_CALLS = {
     "right padding": ({"attention_mask": [[1, 1, 0]]}, 'padding_side="left"'),
     "hole": ({"attention_mask": [[1, 0, 1]]}, 'padding_side="left"'),
     "all padding": ({"attention_mask": [[0, 0, 0]]}, "zeros on the left"),
-    "mask of another shape": ({"attention_mask": [[1, 1]]}, r"wanted \(1, 3\)"),
+    "mask of another shape": ({"attention_mask": [[1, 1]]}, r"rows of \[2\] entries; wanted \[3\]"),
     "no new tokens": ({"max_new_tokens": 0}, "at least 1"),
     "fractional length": ({"max_new_tokens": 1.5}, "at least 1"),
     "negative seed": ({"seed": -1}, "seed is -1"),

@@ -166,3 +166,12 @@ def test_no_samples_say_nothing():
 def test_bad_input_is_refused(call):
     with pytest.raises(mv.ParamsError, match="wanted"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("df", "level", "value"),
+    # Published two-sided critical values; one degree of freedom has the closed form tan.
+    [(1, 0.95, 12.7062), (1, 0.5, 1.0), (2, 0.95, 4.3027), (10, 0.99, 3.1693), (30, 0.95, 2.0423)],
+)
+def test_t_quantile_gives_published_values(df, level, value):
+    assert stats.t_quantile(df, level) == pytest.approx(value, rel=2e-5)

@@ -91,3 +91,14 @@ def test_progress_is_silent_unless_stderr_is_a_terminal(monkeypatch):
     assert plain.getvalue() == ""
     assert "[1/2] loading" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_progress_estimates_the_time_left_when_asked(monkeypatch):
+    screen, now = Terminal(), iter([0.0, 10.0, 200.0])
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("mtp_verify.terminal.time.monotonic", lambda: next(now))
+    progress = Progress(5, shows_time_left=True)
+    for name in "abc":
+        progress.step(name)
+    shown = [line.replace("\x1b[K", "") for line in screen.getvalue().split("\r")[1:]]
+    assert shown == ["[1/5] a", "[2/5] 40 s left: b", "[3/5] 5 min left: c"]

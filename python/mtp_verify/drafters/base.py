@@ -50,7 +50,8 @@ class Drafter(Protocol):
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
     logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
     `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
-    tree is then refused before generation starts.
+    tree is then refused before generation starts. One that drafts from the target's hidden states
+    names the layers in `hidden_layers`, indices into transformers' `hidden_states`.
     """
 
     def start(self, request: Request) -> None:
@@ -68,10 +69,13 @@ class Drafter(Protocol):
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Learn what became of the last drafts, in the order of `propose`.
 
+        A request that was released since (it failed) has no verdict.
+
         Args:
             verdicts: cut to what was really emitted.
-            hidden: the target's hidden states at the committed nodes, or None if none were asked
-                for.
+            hidden: per request, one (n, d) tensor for each of `hidden_layers`: the states of the n
+                tokens that this step committed (the first time the whole prompt, then the root and
+                the accepted path). None if none were asked for.
         """
 
     def release(self, request: Request) -> None:

@@ -111,7 +111,7 @@ class Model:
         self._last = list(requests)
         with torch.inference_mode():
             return [
-                self._chain(request, min(self.num_tokens, budget))
+                self._draft(request, budget)
                 for request, budget in zip(requests, budgets, strict=True)
             ]
 
@@ -130,8 +130,10 @@ class Model:
     def release(self, request: Request) -> None:
         """Forget a request."""
         self._states.pop(request.id, None)
+        self._last = [kept for kept in self._last if kept is not request]
 
-    def _chain(self, request: Request, length: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> mv.Draft:
+        length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty
         state = self._states.get(request.id)

@@ -1,5 +1,6 @@
 //! Checks beyond a rule on a golden model: noise, draws, shaping, emission, commits, lazy rows.
 
+use crate::batch::{Addresses, Offsets};
 use crate::certify::golden::{MODELS, Rows};
 use crate::certify::growth::{self, Case};
 use crate::certify::summarise;
@@ -103,6 +104,60 @@ pub(super) fn rows_far_apart() -> Result<Fraction> {
 
 pub(super) fn seeds_far_apart() -> Result<Fraction> {
     two_sequences([7, 7 + (1 << 32)])
+}
+
+/// Two chains of different lengths in one batch, their rows packed: what both emit, jointly.
+fn batch_of_two(addresses: &Addresses) -> Result<Fraction> {
+    let first = MODELS[1].rows::<Fraction>(&WeightParams::neutral());
+    let rows = [first.clone(), first.after(&[1])];
+    let shapes: [&[usize]; 2] = [&[1], &[1, 1]];
+    let outcomes = enumerate(|choices| {
+        let mut drafts = Vec::new();
+        let mut packed = Vec::new();
+        for (b, (rows, shape)) in rows.iter().zip(shapes).enumerate() {
+            choices.set_seed(addresses.seeds[b]);
+            choices.set_position(addresses.positions[b]);
+            let case = Case { law: Law::Chain, shape };
+            let (draft, DenseView { target, drafter }) = growth::draft(rows, &case, choices)?;
+            packed.extend(target);
+            drafts.push((draft, drafter));
+        }
+        let offsets = Offsets::of(drafts.iter().map(|(draft, _)| draft.num_nodes()));
+        let mut emitted = Vec::new();
+        for (b, (draft, drafter)) in drafts.into_iter().enumerate() {
+            let Noise { seed, position } = addresses.noise(b);
+            choices.set_seed(seed);
+            choices.set_position(position);
+            let mut view = DenseView { target: packed[offsets.part(b)].to_vec(), drafter };
+            emitted.push(verify::decide(Core::Lifted, &draft, &mut view, choices)?.tokens);
+        }
+        Ok(emitted)
+    })?;
+    let continued = |emitted: &[Vec<u32>], weight: &Fraction, law: &mut OutputLaw<_, _>| {
+        let mut parts = [OutputLaw::empty(), OutputLaw::empty()];
+        for (b, part) in parts.iter_mut().enumerate() {
+            rows[b].continue_to(shapes[b].len() + 1, &emitted[b], &Fraction::one(), part);
+        }
+        for (a, p) in parts[0].iter() {
+            for (b, q) in parts[1].iter() {
+                law.add((a.clone(), b.clone()), &weight.mul(p).mul(q));
+            }
+        }
+    };
+    let (mut found, mut wanted) = (OutputLaw::empty(), OutputLaw::empty());
+    for (emitted, weight) in &outcomes {
+        continued(emitted, weight, &mut found);
+    }
+    continued(&[Vec::new(), Vec::new()], &Fraction::one(), &mut wanted);
+    Ok(found.distance(&wanted))
+}
+
+pub(super) fn batch_of_two_seeds() -> Result<Fraction> {
+    batch_of_two(&Addresses { seeds: vec![7, 8], positions: vec![3, 3] })
+}
+
+pub(super) fn batch_of_two_positions() -> Result<Fraction> {
+    batch_of_two(&Addresses { seeds: vec![7, 7], positions: vec![3, 9] })
 }
 
 // ---- shaping -------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ const B_BLOCK: Check = Step("B", Chain, &[1, 1], Lifted);
 const E_PAIR: Check = Step("E", Swor, &[2], TopDown);
 const E_TREE: Check = Step("E", Swor, &[2, 1], Lifted);
 
+const BATCH: Check = Other("B chain[1] and chain[1, 1] in one batch", checks::batch_of_two_seeds);
+
 const PAIR_AT_TWO: Check = Other("E iid[2] KSeq, rho=2", checks::sequence_at_two);
 
 /// Every mutant.
@@ -245,6 +247,19 @@ pub static MUTANTS: &[Mutant] = &[
         "DRAFT keyed by token position",
         Rounds("A", Chain, &[1, 1], Lifted, 3),
         (7, 108),
+    ),
+    own(
+        "batch/rows_of_companion",
+        "a sequence's rows taken from where its companion's begin",
+        BATCH,
+        (1, 1),
+    ),
+    own("batch/seed_of_companion", "one seed for the whole batch", BATCH, (1, 1)),
+    own(
+        "batch/position_of_companion",
+        "one root position for the whole batch",
+        Other("B chain[1] and chain[1, 1], one seed", checks::batch_of_two_positions),
+        (1, 1),
     ),
     own(
         "seed/high_word_dropped",

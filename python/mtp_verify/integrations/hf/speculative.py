@@ -66,7 +66,7 @@ def speculative(
         stats: is filled with the figures of each run.
 
     Returns:
-        A callable that returns the sequences (1, L), or a `GenerateDecoderOnlyOutput` where
+        A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
         `return_dict_in_generate` is set.
 
     Raises:
@@ -103,8 +103,9 @@ def speculative(
             seed=seed,
             streamer=streamer,
             eos_token_id=eos_ids,
+            pad_token_id=_pad_token(generation_config),
             stopping_criteria=criteria,
-            past_key_values=model_kwargs.get("past_key_values"),
+            past_key_values=_past(model_kwargs.get("past_key_values"), len(input_ids)),
             output_logits=wants_scores or wants_logits,
         )
         if stats is not None:
@@ -114,14 +115,15 @@ def speculative(
             return sequences
         scores = logits = None
         if generation.logits is not None:
-            rows = generation.logits[0].to(input_ids.device)
+            # (steps, B, V); a row that ended earlier than others has zeros from there on.
+            rows = torch.nn.utils.rnn.pad_sequence(generation.logits).to(input_ids.device)
             if wants_scores:
-                shaped = rows.clone()
+                shaped = rows.flatten(0, 1)
                 for processor in logits_processor:
                     shaped = processor(sequences, shaped)
-                scores = tuple(shaped[:, None].unbind(0))
+                scores = tuple(shaped.view(rows.shape).unbind(0))
             if wants_logits:
-                logits = tuple(rows[:, None].unbind(0))
+                logits = tuple(rows.unbind(0))
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
             scores=scores,
@@ -204,6 +206,16 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpu
             "rejected draft; leave it unset (the dynamic cache)"
         )
         raise UnsupportedModelError(msg, slug="unsupported_cache")
+
+
+def _pad_token(config: Any) -> int | None:
+    token = config.pad_token_id
+    return int(token) if token is not None else None
+
+
+def _past(past: Any, num_rows: int) -> Any:
+    """`generate` sends an empty cache along, which a batch does without."""
+    return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
 
 
 def _split_criteria(

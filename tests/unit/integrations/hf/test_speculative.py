@@ -225,7 +225,6 @@ REFUSED = {
         "output_attentions",
     ),
     "static cache": ({"cache_implementation": "static"}, "static"),
-    "several sequences": ({"do_sample": True, "num_return_sequences": 2}, "2 sequences"),
     "own positions": ({"position_ids": torch.arange(9)[None] + 3}, "position_ids"),
 }
 
@@ -246,9 +245,71 @@ def test_static_cache_object_is_refused(llama):
         run(llama, prompt(), do_sample=False, past_key_values=cache)
 
 
-def test_batch_is_refused(llama):
-    with pytest.raises(mv.ParamsError, match="2 sequences"):
-        run(llama, prompt().repeat(2, 1), do_sample=False)
+def padded_batch():
+    """Three prompts of different lengths, padded on the left."""
+    rows = [prompt(length, seed=length) for length in (9, 4, 7)]
+    ids = torch.zeros((3, 9), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, 9 - row.shape[1] :] = row
+    return ids, (ids != 0).long()
+
+
+def test_padded_batch_equals_generate(llama):
+    ids, mask = padded_batch()
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 5}
+    expected = llama.generate(ids, attention_mask=mask, **options)
+    fast = llama.generate(
+        ids,
+        attention_mask=mask,
+        custom_generate=mv.hf.speculative(mv.drafters.NGram()),
+        **options,
+    )
+    assert torch.equal(fast, expected)
+
+
+def test_batch_returns_scores_and_logits(llama):
+    ids, mask = padded_batch()
+    options = {
+        "max_new_tokens": 6, "do_sample": True, "top_k": 5, "pad_token_id": 0,
+        "return_dict_in_generate": True, "output_scores": True, "output_logits": True,
+    }  # fmt: skip
+    fast = llama.generate(
+        ids,
+        attention_mask=mask,
+        custom_generate=mv.hf.speculative(mv.drafters.NGram(), seed=4),
+        **options,
+    )
+    assert len(fast.scores) == len(fast.logits) == 6
+    whole = torch.cat([mask, torch.ones(3, 6, dtype=torch.int64)], dim=1)
+    with torch.no_grad():
+        rows = llama(
+            fast.sequences,
+            attention_mask=whole,
+            position_ids=(whole.cumsum(-1) - 1).clamp(min=0),
+        ).logits[:, 8:-1]
+    torch.testing.assert_close(torch.stack(fast.logits, 1), rows, atol=1e-4, rtol=1e-4)
+    scores = torch.stack(fast.scores, 1)
+    assert (torch.isfinite(scores).sum(-1) == 5).all()
+    picked = scores.gather(2, fast.sequences[:, 9:, None])
+    assert torch.isfinite(picked).all()
+
+
+def test_several_sequences_of_one_prompt_run_it_once(llama):
+    stats = mv.decode.Stats()
+    options = {"max_new_tokens": 8, "do_sample": True, "num_return_sequences": 3}
+    fast = llama.generate(
+        prompt(),
+        attention_mask=torch.ones(1, 9, dtype=torch.int64),
+        custom_generate=mv.hf.speculative(None, "coupled", seed=1, stats=stats),
+        **options,
+    )
+    alone = [
+        run(llama, prompt(), None, do_sample=True, rule="coupled", seed=mv.derive_seed(1, row))
+        for row in range(3)
+    ]
+    assert fast.tolist() == [row[0, : 9 + 8].tolist() for row in alone]
+    # Each forward is counted by each of its requests; the prompt's own came once.
+    assert stats.forwards == stats.steps + 1
 
 
 def test_params_from_processors_reads_the_librarys_order():

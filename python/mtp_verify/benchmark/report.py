@@ -1,0 +1,203 @@
+"""The runs as tables, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.benchmark.figures import Estimate, geometric_mean, ratio, tau
+from mtp_verify.benchmark.measure import PLAIN
+from mtp_verify.report import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mtp_verify.benchmark.entrants import Entrant
+    from mtp_verify.benchmark.measure import Run
+    from mtp_verify.benchmark.prompts import BenchPrompt
+
+__all__ = ["ALL", "as_data", "draw", "summarise", "tables"]
+
+ALL = "all"
+# Okabe and Ito's colours, told apart by colour-blind people too.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00")
+
+
+def summarise(
+    runs: Sequence[Run], prompts: Sequence[BenchPrompt], entrants: Sequence[Entrant]
+) -> dict[str, Any]:
+    """Return the figures of each mode and drafter.
+
+    Returns:
+        For each mode: `plain` (tokens per second) and, per drafter, `tau` by category and over
+        all prompts, accepted per drafted token, and, unless it is an upper bound, tokens per
+        second and its ratio to plain decoding.
+    """
+    figures: dict[str, Any] = {}
+    for mode in dict.fromkeys(run.mode for run in runs):
+        found = {(run.prompt, run.entrant): run.stats for run in runs if run.mode == mode}
+        plain = [found[index, PLAIN] for index in range(len(prompts))]
+        by_entrant = {}
+        for entrant in entrants:
+            stats = [found[index, entrant.name] for index in range(len(prompts))]
+            entry: dict[str, Any] = {
+                "is_upper_bound": entrant.is_upper_bound,
+                "tau": {
+                    category: tau([stats[index] for index in members])
+                    for category, members in _members(prompts).items()
+                },
+                "drafted_per_step": ratio(
+                    [run.drafted for run in stats], [run.steps for run in stats]
+                ),
+                "accepted_per_drafted": sum(run.accepted for run in stats)
+                / max(1, sum(run.drafted for run in stats)),
+            }
+            if not entrant.is_upper_bound:
+                entry["tokens_per_second"] = _speed(stats)
+                entry["over_plain"] = geometric_mean(
+                    [
+                        mine.tokens_per_second / theirs.tokens_per_second
+                        for mine, theirs in zip(stats, plain, strict=True)
+                    ]
+                )
+            by_entrant[entrant.name] = entry
+        figures[mode] = {"plain": {"tokens_per_second": _speed(plain)}, "drafters": by_entrant}
+    return figures
+
+
+def _members(prompts: Sequence[BenchPrompt]) -> dict[str, list[int]]:
+    """Indices of the prompts of each category, in order of appearance, and of all."""
+    members: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        members.setdefault(prompt.category, []).append(index)
+    return {**members, ALL: list(range(len(prompts)))}
+
+
+def _speed(stats: Sequence[Any]) -> Estimate:
+    return ratio([run.emitted for run in stats], [run.total_seconds for run in stats])
+
+
+def as_data(figures: Any) -> Any:
+    """The figures for JSON."""
+    if isinstance(figures, Estimate):
+        return figures.as_dict()
+    if isinstance(figures, dict):
+        return {name: as_data(value) for name, value in figures.items()}
+    return figures
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """Return two tables for each mode: tau by category, and the speeds."""
+    made = []
+    for mode, found in figures.items():
+        drafters = found["drafters"]
+        names = [name + " *" * entry["is_upper_bound"] for name, entry in drafters.items()]
+        categories = list(next(iter(drafters.values()))["tau"])
+        made.append(
+            Table(
+                title=f"tau, {mode} (mean tokens per step, 95 % interval over prompts)",
+                columns=("category", "prompts", *names),
+                rows=tuple(
+                    (
+                        category,
+                        str(next(iter(drafters.values()))["tau"][category].num_prompts),
+                        *(_cell(entry["tau"][category]) for entry in drafters.values()),
+                    )
+                    for category in categories
+                ),
+                notes=("* the target drafts for itself: an upper bound for trees of this size",),
+            )
+        )
+        made.append(
+            Table(
+                title=f"speed, {mode} (decoding alone; the prompt's forward is not counted)",
+                columns=("drafter", "drafted/step", "kept", "tokens/s", "vs plain"),
+                rows=(
+                    ("plain", "", "", _cell(found["plain"]["tokens_per_second"], 1), ""),
+                    *(
+                        (
+                            name,
+                            f"{entry['drafted_per_step'].value:.1f}",
+                            f"{100 * entry['accepted_per_drafted']:.0f} %",
+                            _cell(entry["tokens_per_second"], 1),
+                            _cell(entry["over_plain"]) + " x",
+                        )
+                        for name, entry in drafters.items()
+                        if not entry["is_upper_bound"]
+                    ),
+                ),
+            )
+        )
+    return made
+
+
+def _cell(estimate: Estimate, digits: int = 2) -> str:
+    """The figure, with half the width of its interval where there is one."""
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ±{(estimate.high - estimate.low) / 2:.{digits}f}"
+
+
+def draw(figures: dict[str, Any], title: str, path: Path) -> None:
+    """Draw tau by category and drafter, one panel a mode.
+
+    Args:
+        figures: of `summarise`.
+        title: above the picture.
+        path: its suffix decides the format, such as .svg or .png.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        OSError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    categories = list(next(iter(next(iter(figures.values()))["drafters"].values()))["tau"])
+    height = 1.6 + 0.36 * len(categories)
+    # Text stays text in an SVG, and the same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtp-verify", "font.size": 9}):
+        figure = Figure(figsize=(1.5 + 4.2 * len(figures), height), layout="constrained")
+        panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+        for panel, (mode, found) in zip(panels, figures.items(), strict=True):
+            drafters = found["drafters"]
+            for rank, (name, entry) in enumerate(drafters.items()):
+                offset = 0.7 * ((rank + 0.5) / len(drafters) - 0.5)
+                estimates = [entry["tau"][category] for category in categories]
+                colour = _COLOURS[rank % len(_COLOURS)]
+                places = [place + offset for place in range(len(categories))]
+                panel.hlines(
+                    places,
+                    [max(1.0, _or(e.low, e.value)) for e in estimates],
+                    [_or(e.high, e.value) for e in estimates],
+                    color=colour,
+                    linewidth=0.8,
+                    alpha=0.6,
+                )
+                panel.plot(
+                    [e.value for e in estimates],
+                    places,
+                    "o",
+                    markersize=4,
+                    color=colour,
+                    markerfacecolor="white" if entry["is_upper_bound"] else colour,
+                    label=name + " (upper bound)" * entry["is_upper_bound"],
+                )
+            panel.set_title(mode)
+            panel.set_xlabel("tokens per step (tau)")
+            # Intervals from two or three prompts can be very wide: the points set the scale.
+            largest = max(e.value for entry in drafters.values() for e in entry["tau"].values())
+            panel.set_xlim(0.9, 1.1 * largest)
+            panel.axvline(1.0, color="black", linewidth=0.6)
+            panel.grid(axis="x", linewidth=0.3)
+        panels[0].set_yticks(range(len(categories)), categories)
+        panels[0].set_ylim(len(categories) - 0.4, -0.6)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.suptitle(title)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

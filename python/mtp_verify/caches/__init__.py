@@ -1,0 +1,1 @@
+"""Caches of many sequences, beside `mtp_verify.cache`, which serves one."""

@@ -1,0 +1,221 @@
+"""A row: one sequence while it is decoded, how it is admitted, extended and ended."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtp_verify.arguments import check_tokens, says_stop
+from mtp_verify.drafters.base import Request
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.generation import Generation, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mtp_verify import Draft, Verdict
+    from mtp_verify.arguments import Prompt
+    from mtp_verify.drafters.base import Drafter
+    from mtp_verify.params import SamplingParams
+    from mtp_verify.target import Target
+
+__all__ = ["Row", "admit", "check_draft"]
+
+# Decoders in different threads may share a drafter, which tells requests apart by their number.
+_REQUEST_IDS = itertools.count()
+
+
+@dataclass(eq=False)
+class Row:
+    """Everything that belongs to one sequence while it is decoded.
+
+    Attributes:
+        request: what its drafter sees.
+        drafter: None decodes plainly.
+        rule: of verification.
+        sequence: (T + max_new_tokens,) int64, the prompt as given first.
+        filled: how much of `sequence` is there.
+        num_padding: of the prompt.
+        max_total: greatest length of `request.tokens`.
+        criteria: called after each token.
+        logits: the raw row behind each emitted token, or None if not asked for.
+        finish: why it ended; None while it has not.
+        error: what it failed with, if it did.
+        past: its cache, where the user gets it back.
+    """
+
+    request: Request
+    drafter: Drafter | None
+    rule: str
+    sequence: torch.Tensor
+    filled: int
+    num_padding: int
+    max_total: int
+    criteria: list[Callable[..., Any]]
+    logits: list[torch.Tensor] | None = None
+    stats: Stats = field(default_factory=Stats)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    finish: str | None = None
+    error: Exception | None = None
+    past: Any = None
+
+    @property
+    def budget(self) -> int:
+        """Draft tokens that can be of use: the verifier's own token supplies the last one."""
+        return self.max_total - self.request.position - 2
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Layers whose hidden states its drafter wants."""
+        layers: tuple[int, ...] = tuple(getattr(self.drafter, "hidden_layers", ()))
+        return layers
+
+    def emit(self, verdict: Verdict) -> Verdict:
+        """Append the verdict's tokens up to the first stop, and return it cut there."""
+        request = self.request
+        tokens: list[int] = verdict.tokens.tolist()
+        room = self.max_total - len(request.tokens)
+        count = min(len(tokens), room)
+        reason = "length" if count == room else None
+        if request.eos_ids:
+            for index in range(count):
+                if tokens[index] in request.eos_ids:
+                    count, reason = index + 1, "stop"
+                    break
+        self.sequence[self.filled : self.filled + count] = torch.tensor(tokens[:count])
+        if self.criteria:
+            for index in range(count):
+                ids = self.sequence[None, : self.filled + index + 1]
+                if any(says_stop(criterion(ids, None)) for criterion in self.criteria):
+                    if index + 1 < count or reason is None:
+                        count, reason = index + 1, "criteria"
+                    break
+        if count < len(tokens):
+            tokens, verdict = tokens[:count], verdict.cut(count)
+        self.filled += count
+        request.tokens.extend(tokens)
+        self.logprobs.append(verdict.logprobs)
+        self.finish = reason
+        return verdict
+
+    def result(self) -> Generation:
+        """Return what came of it."""
+        request = self.request
+        logprobs = np.concatenate(self.logprobs) if self.logprobs else np.empty(0, np.float32)
+        logits = None
+        if self.logits is not None:
+            logits = [torch.cat(self.logits) if self.logits else torch.empty(0, 0)]
+        return Generation(
+            sequences=self.sequence[None, : self.filled].clone(),
+            tokens=[request.tokens[request.prompt_len :]],
+            finish_reasons=[self.finish or "length"],
+            logprobs=[logprobs],
+            stats=self.stats,
+            past_key_values=self.past,
+            logits=logits,
+            errors=[self.error],
+        )
+
+
+def admit(
+    target: Target,
+    prompt: Prompt,
+    index: int,
+    *,
+    drafter: Drafter | None,
+    rule: str,
+    params: SamplingParams,
+    seed: int,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    criteria: list[Callable[..., Any]],
+    output_logits: bool,
+) -> Row:
+    """Check one sequence against the target, and set up its row.
+
+    Args:
+        target: what will run it.
+        prompt: its tokens.
+        index: its place in the call, for messages.
+        drafter: its drafter.
+        rule: of verification.
+        params: how its rows are shaped.
+        seed: of its noise.
+        max_new_tokens: at least 1; cut, with a warning, to what the context has room for.
+        eos_ids: tokens that end it.
+        criteria: called after each token.
+        output_logits: keep the raw row behind each token.
+
+    Raises:
+        ParamsError: a token outside the vocabulary, or a prompt as long as the context.
+    """
+    tokens = prompt.tokens
+    check_tokens(tokens, target.vocab_size, prompt.num_padding, index)
+    max_total = len(tokens) + max_new_tokens
+    if target.max_length is not None and max_total > target.max_length:
+        if len(tokens) >= target.max_length:
+            msg = (
+                f"the prompt has {len(tokens)} tokens and the model's context is "
+                f"{target.max_length}; shorten the prompt"
+            )
+            raise ParamsError(msg, slug="prompt_too_long", sequence=index)
+        warnings.warn(
+            f"the model's context of {target.max_length} tokens leaves room for "
+            f"{target.max_length - len(tokens)} of the {max_new_tokens} new tokens asked for",
+            stacklevel=4,
+        )
+        max_total = target.max_length
+    sequence = torch.empty(prompt.num_padding + max_total, dtype=torch.int64)
+    sequence[: len(prompt.ids)] = prompt.ids
+    return Row(
+        request=Request(
+            id=next(_REQUEST_IDS),
+            tokens=tokens,
+            prompt_len=len(tokens),
+            params=params,
+            seed=seed,
+            eos_ids=frozenset(eos_ids),
+        ),
+        drafter=drafter,
+        rule=rule,
+        sequence=sequence,
+        filled=len(prompt.ids),
+        num_padding=prompt.num_padding,
+        max_total=max_total,
+        criteria=criteria,
+        logits=[] if output_logits else None,
+    )
+
+
+def check_draft(draft: Draft, row: Row, target: Target) -> int:
+    """Return the depth of a row's draft; refuse what the target could not be run on.
+
+    Raises:
+        DraftError: too deep, or a token outside the target's vocabulary.
+        UnsupportedModelError: a tree, and the target cannot attend along one.
+    """
+    if draft.num_nodes == 1:
+        return 0
+    depth = int(draft.tree.depths[-1])
+    if depth != draft.num_nodes - 1:
+        depth = int(np.max(draft.tree.depths))
+        if target.tree_obstacle:
+            msg = f"the draft is a tree, and {target.tree_obstacle}"
+            raise UnsupportedModelError(msg, slug="no_tree_attention")
+    if depth > row.budget:
+        msg = f"the draft has depth {depth}, and {row.budget} was asked for"
+        raise DraftError(msg, slug="draft_too_deep", sequence=row.request.id)
+    tokens = draft.tokens[1:]
+    if target.vocab_size is not None and int(tokens.max()) >= target.vocab_size:
+        node = 1 + int(tokens.argmax())
+        msg = (
+            f"node {node}: token {int(tokens.max())} is outside the target's vocabulary of "
+            f"{target.vocab_size}; the drafter must share it"
+        )
+        raise DraftError(msg, slug="token_out_of_vocab", node=node, sequence=row.request.id)
+    return depth

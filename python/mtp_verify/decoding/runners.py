@@ -1,0 +1,267 @@
+"""Running the target over many requests: each by itself, or all in one forward.
+
+`Each` gives every request its own cache and its own forwards, the very calls that it would get
+alone, so that its rows are the same bits whatever runs beside it. `Together` packs the drafts of
+all requests into one padded forward with a mask per request: the weights are read once for all,
+which is what batching is for; kernels may then round a row differently with other companions, so
+that tokens are the same but for near-ties (and the law is, always).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+import mtp_verify as mv
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.decoding.rows import Row
+    from mtp_verify.target import BatchTarget, Target, TargetCache
+
+__all__ = ["Each", "Output", "Runner", "Together"]
+
+
+class Output(NamedTuple):
+    """What a forward gave one request.
+
+    Attributes:
+        logits: (N+1, V) raw rows on the host, one per node.
+        hidden: per layer that its drafter asked for, (m + N, d): the m tokens that were not cached
+            yet, the root last among them, then the N draft nodes; None if it asked for none.
+    """
+
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] | None
+
+
+class Runner(Protocol):
+    """The requests in flight, and the target's caches of them.
+
+    Attributes:
+        rows: in no particular order, which may change when one leaves.
+    """
+
+    rows: list[Row]
+
+    def add(self, row: Row, past: Any | None = None) -> None:
+        """Take a request.
+
+        Raises:
+            ParamsError: `past` does not fit the prompt.
+        """
+
+    def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
+        """Run what is not cached yet and one draft per row, in the order of `rows`."""
+
+    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+        """Keep the root and the accepted path of each draft.
+
+        Called when `request.tokens` has been extended already.
+
+        Args:
+            rows: those that have a verdict.
+            drafts: what was run for them.
+            paths: (A,) accepted nodes of each, after cuts.
+        """
+
+    def roll_back(self, row: Row) -> None:
+        """Drop entries of draft nodes after a step that failed."""
+
+    def remove(self, row: Row) -> Any:
+        """Let go of a request, and return its cache if it is one's own, else None."""
+
+
+class Each:
+    """Every request by itself: its own cache of any kind, its own forwards."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.rows: list[Row] = []
+        self._caches: dict[int, TargetCache] = {}
+
+    def add(self, row: Row, past: Any | None = None) -> None:
+        """See `Runner.add`."""
+        cache = self._target.new_cache(past)
+        prompt_len = row.request.prompt_len
+        if cache.length and (row.num_padding or cache.length >= prompt_len):
+            length = cache.length
+            cache.finish()
+            msg = (
+                f"past_key_values holds {length} entries, and the prompt has {prompt_len} tokens; "
+                "it may hold all of the prompt but its last token, and no padding"
+            )
+            raise ParamsError(msg, slug="bad_past", sequence=0)
+        self._caches[row.request.id] = cache
+        self.rows.append(row)
+
+    def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
+        """See `Runner.forward`."""
+        return [self._forward(row, draft) for row, draft in zip(self.rows, drafts, strict=True)]
+
+    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+        """See `Runner.commit`."""
+        for row, draft, path in zip(rows, drafts, paths, strict=True):
+            cache = self._caches[row.request.id]
+            # The emitted tokens are appended already: the root stands that much further back.
+            root = row.request.position - len(path) - 1
+            cache.commit(mv.commit_plan(draft.tree, path, root))
+
+    def roll_back(self, row: Row) -> None:
+        """See `Runner.roll_back`."""
+        cache = self._caches[row.request.id]
+        cache.crop(min(cache.length, row.request.position))
+
+    def remove(self, row: Row) -> Any:
+        """See `Runner.remove`."""
+        self.rows.remove(row)
+        return self._caches.pop(row.request.id).finish(row.num_padding)
+
+    def _forward(self, row: Row, draft: mv.Draft) -> Output:
+        cache, tokens = self._caches[row.request.id], row.request.tokens
+        pending = tokens[cache.length :]
+        positions = mask = None
+        before: tuple[torch.Tensor, ...] | None = None
+        if not draft.tree.is_chain:
+            if len(pending) > 1:
+                # The prompt is causal; only the tree itself needs a mask.
+                _, before = self._run(row, pending[:-1], None, None, 1)
+                pending = pending[-1:]
+            depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
+            positions = (row.request.position + depths)[None]
+            mask = torch.from_numpy(np.asarray(draft.tree.mask()))
+        pending = pending + draft.tokens[1:].tolist()
+        logits, hidden = self._run(row, pending, positions, mask, draft.num_nodes)
+        if before is not None and hidden is not None:
+            hidden = tuple(torch.cat(pair) for pair in zip(before, hidden, strict=True))
+        # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
+        return Output(logits.cpu(), hidden)
+
+    def _run(
+        self,
+        row: Row,
+        tokens: list[int],
+        positions: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        target = self._target
+        row.stats.forwards += 1
+        return target.forward(
+            torch.tensor([tokens], device=target.device),
+            positions,
+            mask,
+            self._caches[row.request.id],
+            row.hidden_layers,
+            num_logits=num_logits,
+        )
+
+
+class Together:
+    """All requests in one forward over a `SlotCache`; row i has slot i."""
+
+    def __init__(self, target: BatchTarget) -> None:
+        self._target = target
+        self.rows: list[Row] = []
+        self._cache = target.new_slots()
+
+    def add(self, row: Row, past: Any | None = None) -> None:
+        """See `Runner.add`."""
+        if past is not None:
+            msg = "past_key_values can be given for a single sequence only"
+            raise ParamsError(msg, slug="bad_past")
+        self._cache.add()
+        self.rows.append(row)
+
+    def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
+        """See `Runner.forward`."""
+        device, rows = self._target.device, self.rows
+        prompts = [self._run_prompt(slot) for slot in range(len(rows))]
+        width = max(draft.num_nodes for draft in drafts)
+        tokens = np.empty((len(rows), width), np.int64)
+        positions = np.empty((len(rows), width), np.int64)
+        ancestors = np.zeros((len(rows), width, width), bool)
+        # What fills a row up repeats the root, and sees nothing but itself and the past.
+        ancestors[:, range(width), range(width)] = True
+        for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            num_nodes, request = draft.num_nodes, row.request
+            tokens[slot] = request.tokens[-1]
+            tokens[slot, 1:num_nodes] = draft.tokens[1:]
+            positions[slot] = request.position
+            positions[slot, :num_nodes] += draft.tree.depths
+            ancestors[slot, :num_nodes, :num_nodes] = draft.tree.mask()
+            row.stats.forwards += 1
+        layers = sorted({layer for row in rows for layer in row.hidden_layers})
+        logits, hidden = self._target.forward_slots(
+            torch.from_numpy(tokens).to(device),
+            torch.from_numpy(positions).to(device),
+            torch.from_numpy(ancestors).to(device),
+            self._cache,
+            layers,
+        )
+        # One copy of the rows that count, and so one wait for the device; none on the CPU.
+        counts = [draft.num_nodes for draft in drafts]
+        if logits.device.type == "cpu":
+            shares = [logits[slot, :count] for slot, count in enumerate(counts)]
+        else:
+            kept = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
+            shares = list(torch.split(logits[kept].cpu(), counts))
+        outputs = []
+        for slot, row in enumerate(rows):
+            mine = None
+            if row.hidden_layers:
+                parts = [hidden[layers.index(n)][slot, : counts[slot]] for n in row.hidden_layers]
+                before = prompts[slot]
+                if before is not None:
+                    parts = [torch.cat(pair) for pair in zip(before, parts, strict=True)]
+                mine = tuple(parts)
+            outputs.append(Output(shares[slot], mine))
+        return outputs
+
+    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+        """See `Runner.commit`."""
+        moves: list[tuple[int, int, int]] = []
+        lengths: dict[int, int] = {}
+        slots = {row.request.id: slot for slot, row in enumerate(self.rows)}
+        for row, draft, path in zip(rows, drafts, paths, strict=True):
+            slot = slots[row.request.id]
+            plan = mv.commit_plan(draft.tree, path, self._cache.lengths[slot])
+            moves += [(slot, source, target) for source, target in plan.moves.tolist()]
+            lengths[slot] = plan.length
+        self._cache.commit(moves, lengths)
+
+    def roll_back(self, row: Row) -> None:
+        """See `Runner.roll_back`; entries that were not committed do not count anyway."""
+
+    def remove(self, row: Row) -> None:
+        """See `Runner.remove`."""
+        slot = self.rows.index(row)
+        self._cache.remove(slot, wipe=row.error is not None)
+        last = self.rows.pop()
+        if last is not row:
+            self.rows[slot] = last
+
+    def _run_prompt(self, slot: int) -> tuple[torch.Tensor, ...] | None:
+        """Bring a slot up to the root; return the hidden states of what had to be run."""
+        row, cache = self.rows[slot], self._cache
+        tokens = row.request.tokens
+        start, end = cache.lengths[slot], len(tokens) - 1
+        if start == end:
+            return None
+        if not row.hidden_layers:
+            for other, donor in enumerate(self.rows):
+                # Several samples of one prompt: it is run once, and its entries are copied.
+                if cache.lengths[other] >= end and donor.request.tokens[:end] == tokens[:end]:
+                    cache.copy(other, slot, end)
+                    return None
+        device = self._target.device
+        cache.aim(end - start, device, slot)
+        ids = torch.tensor([tokens[start:end]], device=device)
+        _, hidden = self._target.forward(ids, None, None, cache, row.hidden_layers, num_logits=1)
+        row.stats.forwards += 1
+        cache.commit([], {slot: end})
+        return hidden

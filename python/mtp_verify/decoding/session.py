@@ -1,0 +1,248 @@
+"""The loop: propose, forward, verify, commit, for all requests in flight at once.
+
+A request that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
+kept. Errors of the model or of a drafter's code belong to nobody: they are raised, after all caches
+are rolled back to what was emitted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mtp_verify as mv
+from mtp_verify.decoding.rows import check_draft
+from mtp_verify.errors import MtpVerifyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mtp_verify.decoding.rows import Row
+    from mtp_verify.decoding.runners import Output, Runner
+    from mtp_verify.drafters.base import Drafter
+    from mtp_verify.target import Target
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Requests that are decoded together.
+
+    Args:
+        target: the model.
+        runner: how it is run over many requests.
+        max_batch: most requests in flight; others wait in the order in which they came.
+    """
+
+    def __init__(self, target: Target, runner: Runner, max_batch: int) -> None:
+        self._target = target
+        self._runner = runner
+        self._max_batch = max_batch
+        self._waiting: deque[tuple[Row, Any]] = deque()
+        # Plain decoding is verification of a draft that has no nodes but the root.
+        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+
+    def __len__(self) -> int:
+        """Number of requests in flight or waiting."""
+        return len(self._runner.rows) + len(self._waiting)
+
+    @torch.inference_mode()
+    def add(self, row: Row, past: Any | None = None) -> None:
+        """Take a request; it starts at the next step, or when there is room."""
+        if not self._waiting and len(self._runner.rows) < self._max_batch:
+            self._start(row, past)
+        else:
+            self._waiting.append((row, past))
+
+    @torch.inference_mode()
+    def cancel(self, request_id: int) -> Row | None:
+        """End a request where it is; return its row, or None if it is not here."""
+        for row in self._runner.rows:
+            if row.request.id == request_id:
+                row.finish = "cancelled"
+                self._end(row)
+                return row
+        for item in self._waiting:
+            if item[0].request.id == request_id:
+                self._waiting.remove(item)
+                item[0].finish = "cancelled"
+                return item[0]
+        return None
+
+    @torch.inference_mode()
+    def close(self) -> None:
+        """Let go of all requests, whatever state they are in."""
+        self._waiting.clear()
+        for row in list(self._runner.rows):
+            self._end(row)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Row, list[int]]]:
+        """Do one step for each request in flight.
+
+        Returns:
+            Each request with the tokens that it emitted, none where it failed. Those with a
+            `finish` have left.
+        """
+        began = perf_counter()
+        while self._waiting and len(self._runner.rows) < self._max_batch:
+            self._start(*self._waiting.popleft())
+        rows = list(self._runner.rows)
+        if not rows:
+            return []
+        lengths = [len(row.request.tokens) for row in rows]
+        try:
+            self._step(rows)
+        except Exception:
+            # A user's cache is left with tokens of the sequence alone, not with a draft's.
+            for row in rows:
+                self._runner.roll_back(row)
+            raise
+        for row in rows:
+            if row.finish is not None:
+                self._end(row)
+        share = (perf_counter() - began) / len(rows)
+        for row in rows:
+            row.stats.total_seconds += share
+        return [
+            (row, row.request.tokens[length:]) for row, length in zip(rows, lengths, strict=True)
+        ]
+
+    def _step(self, rows: list[Row]) -> None:
+        clock = _Clock(rows)
+        drafts = self._propose(rows)
+        clock.tick("draft")
+        outputs = self._runner.forward(drafts)
+        clock.tick("target")
+        for drafter, members in _by_drafter(rows):
+            observe = getattr(drafter, "observe", None)
+            if observe is not None:
+                observe(
+                    [rows[i].request for i in members],
+                    [drafts[i] for i in members],
+                    [outputs[i].logits for i in members],
+                )
+        # Those of the rows that have not failed, by place in the batch.
+        verdicts: dict[int, mv.Verdict] = {}
+        for i, row in enumerate(rows):
+            verdict = self._verify(row, drafts[i], outputs[i])
+            if verdict is not None:
+                verdicts[i] = verdict
+        clock.tick("verify")
+        self._runner.commit(
+            [rows[i] for i in verdicts],
+            [drafts[i] for i in verdicts],
+            [verdict.path for verdict in verdicts.values()],
+        )
+        for drafter, members in _by_drafter(rows):
+            for i in members:
+                if i not in verdicts:
+                    drafter.release(rows[i].request)
+            kept = [i for i in members if i in verdicts]
+            hidden = [_committed(outputs[i], drafts[i], verdicts[i].path) for i in kept]
+            has_hidden = any(states is not None for states in hidden)
+            drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
+        clock.tick("commit")
+
+    def _propose(self, rows: list[Row]) -> list[mv.Draft]:
+        """Draft for each row, one call per drafter; a draft that cannot be run fails its row."""
+        drafts = [self._empty] * len(rows)
+        for drafter, members in _by_drafter(rows):
+            proposed = drafter.propose(
+                [rows[i].request for i in members], [rows[i].budget for i in members]
+            )
+            for i, draft in zip(members, proposed, strict=True):
+                drafts[i] = draft
+        for i, row in enumerate(rows):
+            try:
+                check_draft(drafts[i], row, self._target)
+            except MtpVerifyError as error:
+                _fail(row, error)
+                drafts[i] = self._empty
+        return drafts
+
+    def _verify(self, row: Row, draft: mv.Draft, output: Output) -> mv.Verdict | None:
+        """Return the row's verdict, its tokens appended; None if the row fails, or has before."""
+        if row.error is not None:
+            return None
+        request, logits = row.request, output.logits
+        try:
+            verdict = mv.verify(
+                draft,
+                logits,
+                request.params,
+                rule=row.rule,
+                seed=request.seed,
+                position=request.position,
+            )
+            verdict = row.emit(verdict)
+        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
+            _fail(row, error)
+            return None
+        if row.logits is not None:
+            row.logits.append(logits[[0, *verdict.path.tolist()]].float())
+        depth = int(draft.tree.depths.max())
+        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
+        return verdict
+
+    def _start(self, row: Row, past: Any | None) -> None:
+        self._runner.add(row, past)
+        if row.drafter is not None:
+            try:
+                row.drafter.start(row.request)
+            except Exception:
+                self._end(row)
+                raise
+
+    def _end(self, row: Row) -> None:
+        if row.error is not None:
+            self._runner.roll_back(row)
+        row.past = self._runner.remove(row)
+        if row.drafter is not None:
+            row.drafter.release(row.request)
+
+
+class _Clock:
+    """Shares the time of each part of a step evenly among its requests."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+        self._last = perf_counter()
+
+    def tick(self, part: str) -> None:
+        now = perf_counter()
+        share = (now - self._last) / len(self._rows)
+        self._last = now
+        for row in self._rows:
+            row.stats.seconds[part] += share
+
+
+def _fail(row: Row, error: Exception) -> None:
+    row.error, row.finish = error, "error"
+
+
+def _by_drafter(rows: Sequence[Row]) -> Iterable[tuple[Drafter, list[int]]]:
+    """Group the rows that have a drafter by it, in order."""
+    groups: dict[int, tuple[Drafter, list[int]]] = {}
+    for index, row in enumerate(rows):
+        if row.drafter is not None:
+            groups.setdefault(id(row.drafter), (row.drafter, []))[1].append(index)
+    return groups.values()
+
+
+def _committed(output: Output, draft: mv.Draft, path: Any) -> tuple[torch.Tensor, ...] | None:
+    """Pick the hidden states of what a commit keeps: all up to the root, then the path."""
+    if output.hidden is None:
+        return None
+    picked = []
+    for states in output.hidden:
+        root = len(states) - draft.num_nodes
+        if draft.tree.is_chain:
+            picked.append(states[: root + 1 + len(path)])
+        else:
+            nodes = torch.as_tensor(path, device=states.device) + root
+            picked.append(torch.cat([states[: root + 1], states[nodes]]))
+    return tuple(picked)

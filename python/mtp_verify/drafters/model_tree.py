@@ -1,0 +1,141 @@
+"""An independent language model as drafter of trees: the nodes of largest path probability.
+
+References: OPT-Tree, arXiv 2406.17276; EAGLE-2, arXiv 2406.16858.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtp_verify.drafters.independent import Model
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.growers import Heap
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    import mtp_verify as mv
+    from mtp_verify.drafters.base import Request
+
+__all__ = ["ModelTree"]
+
+
+class ModelTree(Model):
+    """Drafts the best-first tree over a model's rows: law "deterministic".
+
+    The model is run once a level, over all inner nodes grown so far: its cache sees a tree only
+    within one forward. Deep trees of a large drafter cost accordingly.
+
+    Args:
+        model: a transformers causal language model in evaluation mode, or a `Target`; it must be
+            able to attend along a tree.
+        max_nodes: most drafted nodes.
+        max_depth: most levels, and so forwards of the model a step.
+        max_children: most children of a node.
+        params: how the model's rows are shaped before candidates are ranked; the target's own
+            params rank best, save that temperature 0 leaves one candidate a node. None is
+            temperature 1.
+
+    Raises:
+        UnsupportedModelError: the model cannot draft trees; says why.
+        ParamsError: a limit below 1.
+
+    Example:
+        >>> drafter = ModelTree(small, max_nodes=12)  # doctest: +SKIP
+        >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
+    """
+
+    makes_trees = True
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_nodes: int = 16,
+        max_depth: int = 6,
+        max_children: int = 4,
+        params: SamplingParams | None = None,
+    ) -> None:
+        limits = {"max_nodes": max_nodes, "max_depth": max_depth, "max_children": max_children}
+        for name, value in limits.items():
+            if value < 1:
+                msg = f"{name}: found {value}, wanted an int >= 1"
+                raise ParamsError(msg, slug="param_out_of_range")
+        params = SamplingParams() if params is None else params
+        super().__init__(model, num_tokens=max_depth, params=params)
+        if self.target.tree_obstacle:
+            msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"
+            raise UnsupportedModelError(msg, slug="no_tree_attention")
+        self.max_nodes = max_nodes
+        self.max_children = max_children
+
+    def _draft(self, request: Request, budget: int) -> mv.Draft:
+        length = min(self.num_tokens, budget)
+        if length < 1:
+            return self._empty
+        state = self._states.get(request.id)
+        if state is None:
+            msg = f"request {request.id} was never started; call start(request) first"
+            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        target, cache = self.target, state.cache
+        state.root = position = request.position
+        if target.max_length is not None:
+            # The deepest inner node runs at position + length - 1, which must lie in the context.
+            length = min(length, target.max_length - position)
+            if length < 1:
+                return self._empty
+        heap = Heap(
+            min(self.max_nodes, budget),
+            max_depth=length,
+            max_children=self.max_children,
+            root=request.tokens[-1],
+            eos_ids=request.eos_ids,
+            params=self.params,
+        )
+        cache.crop(min(cache.length, position))
+        device = target.device
+        pending = torch.tensor([request.tokens[cache.length :]], device=device)
+        heap.frontier()
+        heap.extend(target.forward(pending, None, None, cache, num_logits=1)[0].cpu())
+        inner: list[int] = []
+        try:
+            while nodes := heap.frontier():
+                inner += nodes
+                ids = torch.from_numpy(heap.tokens[inner]).to(device)[None]
+                mask, depths = _ancestors(heap.parents, inner)
+                cache.crop(position + 1)
+                rows = target.forward(
+                    ids,
+                    (position + torch.from_numpy(depths).to(device))[None],
+                    torch.from_numpy(mask),
+                    cache,
+                    num_logits=len(nodes),
+                )[0]
+                heap.extend(rows.cpu())
+        finally:
+            cache.crop(position + 1)
+        return heap.finish()
+
+
+def _ancestors(
+    parents: NDArray[np.int64], nodes: list[int]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Return which of `nodes` are ancestors of which, or equal, and the depth of each.
+
+    Args:
+        parents: (n,) of the whole tree.
+        nodes: all ancestors of each but the root stand before it.
+    """
+    index = {node: row for row, node in enumerate(nodes)}
+    mask = np.eye(len(nodes), dtype=bool)
+    depths = np.ones(len(nodes), dtype=np.int64)
+    for row, node in enumerate(nodes):
+        above = index.get(int(parents[node]))
+        if above is not None:
+            mask[row] |= mask[above]
+            depths[row] = depths[above] + 1
+    return mask, depths

@@ -1,0 +1,23 @@
+"""Draft heads: small networks that read a target's hidden states and guess what it says next.
+
+`family(name)` is the record of a published kind, `CausalHead` and `ParallelHead` run them,
+`mv.drafters.Heads` drafts with one.
+"""
+
+from mtp_verify.heads.base import Head, Shared
+from mtp_verify.heads.causal import CausalHead
+from mtp_verify.heads.families import FAMILIES, family
+from mtp_verify.heads.parallel import ParallelHead
+from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
+
+__all__ = [
+    "CausalHead",
+    "FAMILIES",
+    "Head",
+    "HeadSpec",
+    "Layout",
+    "ParallelHead",
+    "Shared",
+    "Sizes",
+    "family",
+]

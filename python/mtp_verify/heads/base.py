@@ -1,0 +1,233 @@
+"""What all draft heads have in common: their tie to a target, and the calls that draft.
+
+A head drafts for one sequence in a state of its own:
+
+1. `state = head.new_state()`;
+2. `read(state, hidden, tokens)`: pairs that are known to be true, a target's hidden state and the
+   token that follows it; gives the logits after the last of them, the root (node 0);
+3. `step(state, parents, tokens)`: drafted tokens below nodes that were run before; nodes are
+   numbered in the order in which they are run; gives the logits after each;
+4. `read` again with what was accepted: drafted entries are dropped, so that what was computed from
+   a head's own guesses never stays.
+
+A pair's entry carries the hidden state at position i and the token at position i + 1: it predicts
+position i + 2. The token at i + 1 is known to the target already; a head guesses what comes after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mtp_verify.heads.spec import HeadSpec
+
+__all__ = ["Head", "Shared", "check_pairs"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a head may take from its target.
+
+    Attributes:
+        embed: token ids to embeddings.
+        output: hidden states to logits over the target's vocabulary.
+        output_weight: (V, d), its matrix.
+        norm: the target's final norm, or None if it could not be found.
+        num_layers: of the target.
+    """
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    output: Callable[[torch.Tensor], torch.Tensor]
+    output_weight: torch.Tensor
+    norm: Callable[[torch.Tensor], torch.Tensor] | None
+    num_layers: int
+
+    @classmethod
+    def of(cls, model: Any) -> Shared:
+        """The parts of a transformers causal language model; no copies.
+
+        Raises:
+            UnsupportedModelError: it has no embedding or no output head of its own.
+        """
+        embed = model.get_input_embeddings()
+        output = model.get_output_embeddings()
+        if embed is None or output is None:
+            msg = (
+                f"{type(model).__name__} shows no embedding or output head that a head could share"
+            )
+            raise UnsupportedModelError(msg, slug="no_lm_head")
+        config = model.config.get_text_config(decoder=True)
+        norm = getattr(model.get_decoder(), "norm", None)
+        return cls(embed, output, output.weight, norm, int(config.num_hidden_layers))
+
+
+class Head(nn.Module):
+    """A draft head; make a `CausalHead` or a `ParallelHead`.
+
+    Attributes:
+        spec: what it is made of.
+        vocab: (D,) int64, the token of each logit, or None if the logits are over all tokens.
+    """
+
+    vocab: torch.Tensor | None
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        size = spec.draft_vocab_size
+        vocab = None if size is None else torch.arange(size)
+        self.register_buffer("vocab", vocab, persistent=False)
+        # In a tuple, so that the target's parameters do not become this module's.
+        self._shared: tuple[Shared, ...] = ()
+        self._shared_rows: torch.Tensor | None = None
+
+    @property
+    def shared(self) -> Shared:
+        """The target's parts.
+
+        Raises:
+            ParamsError: the head was not attached to a target.
+        """
+        if not self._shared:
+            msg = (
+                f"the {self.spec.family} head is not attached to a target; call "
+                "head.attach(model), or give the target to mv.heads.load(path, target=model)"
+            )
+            raise ParamsError(msg, slug="head_not_attached")
+        return self._shared[0]
+
+    def attach(self, target: Any) -> Head:
+        """Tie the head to a target: its embedding, its output head, its final norm.
+
+        Args:
+            target: a transformers model, or a `Shared`.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            UnsupportedModelError: a target of other sizes; names them.
+        """
+        shared = target if isinstance(target, Shared) else Shared.of(target)
+        sizes = self.spec.known_sizes
+        found = tuple(shared.output_weight.shape)
+        if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
+            msg = (
+                f"the {self.spec.family} head is for hidden states of width {sizes.hidden_size} "
+                f"and {sizes.vocab_size} tokens; this target has {found[1]} and {found[0]}: load "
+                "the head that was trained for it"
+            )
+            raise UnsupportedModelError(msg, slug="head_of_another_target")
+        self._shared = (shared,)
+        self._shared_rows = None
+        return self
+
+    def set_vocab(self, vocab: torch.Tensor) -> None:
+        """Say which tokens the head drafts.
+
+        Args:
+            vocab: (D,) distinct token ids, ascending.
+
+        Raises:
+            ParamsError: another number of tokens than the head has logits, or not such ids.
+        """
+        size, limit = self.spec.draft_vocab_size, self.spec.known_sizes.vocab_size
+        vocab = vocab.to(torch.int64)
+        is_sound = vocab.dim() == 1 and bool(
+            (vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit
+        ) if vocab.numel() else False  # fmt: skip
+        if vocab.numel() != size or not is_sound:
+            msg = (
+                f"the draft vocabulary must be {size} distinct token ids below {limit}, ascending; "
+                f"found {tuple(vocab.shape)}"
+            )
+            raise ParamsError(msg, slug="bad_draft_vocab")
+        self.vocab = vocab.to(next(self.parameters()).device)
+        self._shared_rows = None
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The target's hidden states that `read` takes, as `Target.forward` numbers them."""
+        if self.spec.feed == "post":
+            return (-1,)
+        if self.spec.feed == "pre":
+            return (self.shared.num_layers,)
+        return self.spec.aux_layers
+
+    @property
+    def max_depth(self) -> int | None:
+        """The deepest level that the head can draft, or None."""
+        return self.spec.num_modules if self.spec.kind == "parallel" else None
+
+    def shared_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The target's output head on (..., d), over the draft vocabulary if there is one."""
+        if self.vocab is None:
+            return self.shared.output(hidden)
+        rows = self._shared_rows
+        if rows is None:
+            # One compact copy: gathered rows would be read from all over the matrix at each step.
+            rows = self._shared_rows = self.shared.output_weight.detach()[self.vocab]
+        return nn.functional.linear(hidden, rows)
+
+    def new_state(self) -> Any:
+        """The state of a sequence that nothing is known of."""
+        raise NotImplementedError
+
+    def read(
+        self, state: Any, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Take pairs that are true, and drop all that was drafted.
+
+        Args:
+            state: of the sequence; changed.
+            hidden: for each of `hidden_layers` (n, d), at n >= 1 consecutive positions.
+            tokens: (n,) int64, the token after each.
+
+        Returns:
+            Logits (1, D) after the root, the last token.
+
+        Raises:
+            DraftError: shapes that do not fit together.
+        """
+        raise NotImplementedError
+
+    def step(self, state: Any, parents: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+        """Run drafted tokens.
+
+        Args:
+            state: of the sequence; changed.
+            parents: for each of n tokens the node that it follows, 0 for the root.
+            tokens: (n,) int64.
+
+        Returns:
+            Logits (n, D) after each; the nodes take the next n numbers.
+
+        Raises:
+            DraftError: a parent that was not run, or a level that the head does not have.
+        """
+        raise NotImplementedError
+
+
+def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
+    """The number of pairs that `read` got.
+
+    Raises:
+        DraftError: layers, widths or lengths that do not fit; says which.
+    """
+    width, layers = spec.known_sizes.hidden_size, len(spec.aux_layers) or 1
+    count = tokens.shape[0] if tokens.dim() == 1 else 0
+    if len(hidden) != layers or any(tuple(h.shape) != (count, width) for h in hidden) or not count:
+        msg = (
+            f"the {spec.family} head reads {layers} hidden state(s) of shape (n, {width}) and n "
+            f"tokens, n >= 1; found {[tuple(h.shape) for h in hidden]} and {tuple(tokens.shape)}"
+        )
+        raise DraftError(msg, slug="shape_mismatch")
+    return count

@@ -1,0 +1,442 @@
+"""`CausalHead`: DeepSeek's MTP modules, EAGLE and EAGLE-3, which differ in fields of `HeadSpec`.
+
+A module fuses a hidden state with the embedding of the token that follows it, runs one or more
+transformer blocks over such pairs, and predicts the token after that. Its output stands in for the
+target's next hidden state, so that a level can be drafted below it.
+
+References:
+    DeepSeek-V3, arXiv 2412.19437, section 2.2; EAGLE, arXiv 2401.15077; EAGLE-3, arXiv 2503.01840;
+    KOALA (several blocks), arXiv 2408.08146.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mtp_verify.cache import GrowingLayer
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.heads.base import Head, check_pairs
+from mtp_verify.heads.blocks import Block, RMSNorm, Rotary, TargetBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.heads.spec import HeadSpec
+
+__all__ = ["CausalHead", "CausalModule", "CausalState"]
+
+
+class CausalModule(nn.Module):
+    """One module: pairs of a hidden state and an embedding in, a hidden state out.
+
+    Args:
+        spec: of the head.
+        model: the target, where `spec.block` is "target".
+    """
+
+    def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        sizes = spec.known_sizes
+        width = sizes.hidden_size
+        plus_one = spec.norm_kind == "rms1p"
+
+        def norm(*, wanted: bool) -> nn.Module:
+            if not wanted:
+                return nn.Identity()
+            return RMSNorm(width, sizes.norm_eps, plus_one=plus_one)
+
+        self.embed_norm = norm(wanted=spec.embed_norm)
+        self.hidden_norm = norm(wanted=spec.hidden_norm)
+        self.fusion: nn.Module = nn.Identity()
+        if spec.fusion in ("eh", "he"):
+            self.fusion = nn.Linear(2 * width, width, bias=spec.fusion_bias)
+        if spec.block == "target":
+            self.layers = nn.ModuleList(TargetBlock(model) for _ in range(spec.num_layers))
+        else:
+            side_by_side = spec.fusion == "attention"
+            self.layers = nn.ModuleList(
+                Block(
+                    sizes,
+                    inputs=2 * width if side_by_side and not index else None,
+                    # Side by side, both halves have a norm of their own already.
+                    input_norm=index > 0 or (spec.input_norm and not side_by_side),
+                    plus_one=plus_one,
+                )
+                for index in range(spec.num_layers)
+            )
+        self.norm = norm(wanted=spec.output_norm)
+        self.output = (
+            nn.Linear(width, spec.draft_vocab_size or sizes.vocab_size, bias=False)
+            if spec.output_head == "own"
+            else None
+        )
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        layers: Sequence[GrowingLayer | None],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the module.
+
+        Args:
+            hidden: (B, n, d) hidden states.
+            embeds: (B, n, d) embeddings of the tokens after them.
+            positions: (B, n).
+            rotation: of these positions.
+            mask: see `Block.forward`.
+            layers: keys and values of each block, or None each.
+
+        Returns:
+            What the output head reads, and what the next level takes as its hidden state.
+        """
+        spec = self.spec
+        embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)
+        residual = None
+        if spec.fusion == "attention":
+            x = torch.cat((embeds, normed), dim=-1)
+            residual = normed if spec.norm_before_residual else hidden
+        else:
+            parts = (embeds, normed) if spec.fusion == "eh" else (normed, embeds)
+            x = self.fusion(torch.cat(parts, dim=-1))
+        for block, layer in zip(self.layers, layers, strict=True):
+            x = block(x, positions, rotation, mask, layer, residual=residual)
+            residual = None
+        normed = self.norm(x)
+        return normed, normed if spec.recycle == "post" else x
+
+
+@dataclass
+class _Node:
+    """A node that was run.
+
+    While levels move from module to module, a pair's token lies further ahead than its hidden
+    state: module m first meets the path's token at depth 1 in the row m positions before its
+    newest. A node at depth d therefore runs the d newest rows of module d; a module that is used
+    again runs one row a node.
+    """
+
+    path: list[int]  # tokens below the root, its own last
+    entries: list[int]  # drafted entries of its module that are on its path, its own included
+    rows: torch.Tensor  # (1, k, d), what its own rows hand to the next module
+    last: torch.Tensor  # (1, 1, d), the newest of them
+
+
+@dataclass
+class CausalState:
+    """What a causal head keeps of a sequence.
+
+    Attributes:
+        layers: per module and block the keys and values.
+        num_true: per module the entries that come from true pairs.
+        first: position of the first pair's hidden state.
+    """
+
+    layers: list[list[GrowingLayer]]
+    num_true: list[int]
+    first: int = 0
+    _carry: list[torch.Tensor | None] = field(default_factory=list)
+    _nodes: list[_Node] = field(default_factory=list)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that were run since the last `read`, the root included."""
+        return len(self._nodes)
+
+    @property
+    def num_entries(self) -> list[int]:
+        """Per module the entries held, drafted ones included."""
+        return [layers[0].get_seq_length() for layers in self.layers]
+
+    def rollback(self) -> None:
+        """Drop everything that was drafted; true pairs stay."""
+        del self._nodes[1:]
+        for layers, kept in zip(self.layers, self.num_true, strict=True):
+            for layer in layers:
+                if (surplus := layer.get_seq_length() - kept) > 0:
+                    layer.crop(-surplus)
+
+
+class CausalHead(Head):
+    """A head whose levels see the tokens drafted before them.
+
+    Level k + 1 of a draft uses module min(k, D - 1) of D modules. A module that is used again
+    takes its own output for the next hidden state, at the next position.
+
+    Args:
+        spec: with sizes.
+        model: the target, needed where `spec.block` is "target".
+
+    Raises:
+        UnsupportedModelError: a family that cannot be run; says why.
+        ParamsError: a spec that is not one of a causal head.
+
+    Example:
+        >>> from mtp_verify.heads import Sizes, family
+        >>> sizes = Sizes(
+        ...     hidden_size=8,
+        ...     vocab_size=16,
+        ...     intermediate_size=16,
+        ...     num_heads=2,
+        ...     num_kv_heads=1,
+        ...     head_dim=4,
+        ... )
+        >>> head = CausalHead(family("eagle").replace(sizes=sizes))
+        >>> sum(p.numel() for p in head.parameters())
+        712
+    """
+
+    def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
+        super().__init__(spec)
+        if spec.block == "foreign":
+            msg = f"heads of the family {spec.family} cannot be run here: {spec.obstacle}"
+            raise UnsupportedModelError(msg, slug="unsupported_head")
+        if spec.kind != "causal" or spec.fusion not in ("eh", "he", "attention"):
+            msg = f"{spec.family} is not a causal head with a supported fusion"
+            raise ParamsError(msg, slug="bad_head_spec")
+        if spec.block == "target" and model is None:
+            msg = (
+                f"a {spec.family} head is made of the target's own kind of layer; give the target: "
+                "CausalHead(spec, model)"
+            )
+            raise ParamsError(msg, slug="head_needs_target")
+        if spec.feed == "aux" and not spec.aux_layers:
+            msg = 'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
+            raise ParamsError(msg, slug="bad_head_spec")
+        sizes = spec.known_sizes
+        width, eps = sizes.hidden_size, sizes.norm_eps
+        self.embedding = nn.Embedding(sizes.vocab_size, width) if spec.own_embedding else None
+        self.features: nn.Linear | None = None
+        self.feature_norms = nn.ModuleList()
+        if spec.feed == "aux":
+            layers = len(spec.aux_layers)
+            self.features = nn.Linear(layers * width, width, bias=False)
+            if spec.feature_norm == "all":
+                self.feature_norms.append(RMSNorm(layers * width, eps))
+            elif spec.feature_norm == "each":
+                self.feature_norms.extend(RMSNorm(width, eps) for _ in range(layers))
+        self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
+        self.rotary: Rotary | None = Rotary(sizes) if spec.block == "llama" else None
+        if model is not None:
+            self.attach(model)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings of tokens, the head's own or the target's."""
+        embed = self.shared.embed if self.embedding is None else self.embedding
+        return embed(tokens)
+
+    def fuse_features(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One hidden state (..., d) out of those of `hidden_layers`."""
+        if self.features is None:
+            return hidden[0]
+        if self.spec.feature_norm == "each":
+            hidden = [norm(h) for norm, h in zip(self.feature_norms, hidden, strict=True)]
+        joined = torch.cat(tuple(hidden), dim=-1)
+        if self.spec.feature_norm == "all":
+            joined = self.feature_norms[0](joined)
+        fused: torch.Tensor = self.features(joined)
+        return fused
+
+    def logits(self, output: torch.Tensor, level: int = 0) -> torch.Tensor:
+        """Logits (..., D) of a module's output."""
+        own: Any = self.levels[min(level, len(self.levels) - 1)].output
+        result: torch.Tensor = self.shared_logits(output) if own is None else own(output)
+        return result
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        level: int = 0,
+        layers: Sequence[GrowingLayer | None] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one level over pairs: the one computation behind training and drafting.
+
+        Args:
+            hidden: (B, n, d), for level 0 from `fuse_features`, else what the level before handed
+                on.
+            tokens: (B, n) int64, the token after each hidden state.
+            positions: (B, n), of the hidden states in level 0 and one more for each further level.
+            mask: broadcastable to (B, heads, n, keys), True where visible; None shows all.
+            level: of the draft; from the last module on it is used again.
+            layers: keys and values of each block that are extended, or None.
+
+        Returns:
+            (B, n, d) output, for `logits`, and (B, n, d) hidden state for the next level.
+        """
+        spec = self.spec
+        module: nn.Module = self.levels[min(level, len(self.levels) - 1)]
+        embeds = self.embed(tokens)
+        if spec.zero_first and level == 0:
+            embeds = embeds.masked_fill((positions == 0)[..., None], 0.0)
+        if spec.pair_position == "token":
+            positions = positions + 1
+        rotation = () if self.rotary is None else self.rotary(positions, hidden.dtype)
+        kept: Sequence[GrowingLayer | None] = layers or [None] * spec.num_layers
+        output: tuple[torch.Tensor, torch.Tensor] = module(
+            hidden, embeds, positions, rotation, mask, kept
+        )
+        return output
+
+    def new_state(self) -> CausalState:
+        """See `Head.new_state`."""
+        spec = self.spec
+        modules = range(spec.num_modules)
+        return CausalState(
+            layers=[[GrowingLayer() for _ in range(spec.num_layers)] for _ in modules],
+            num_true=[0 for _ in modules],
+            _carry=[None for _ in modules],
+        )
+
+    def read(
+        self, state: CausalState, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Head.read`.
+
+        Module m is one token behind module m - 1: its last pair takes the root's token too, with
+        the hidden state that module m - 1 gave at the position before.
+        """
+        check_pairs(self.spec, hidden, tokens)
+        state.rollback()
+        passed = self.fuse_features(hidden)[None]
+        for module in range(self.spec.num_modules):
+            count = passed.shape[1]
+            if not count:
+                break
+            past = state.num_true[module]
+            positions = torch.arange(past, past + count, device=passed.device) + state.first
+            output, recycled = self(
+                passed,
+                tokens[None, tokens.shape[0] - count :],
+                (positions + module)[None],
+                self._causal_mask(past, count, passed.device),
+                module,
+                state.layers[module],
+            )
+            state.num_true[module] = past + count
+            if module == 0:
+                logits = self.logits(output[:, -1:], 0)[0]
+                state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
+            carry = state._carry[module]
+            state._carry[module] = recycled[:, -1:]
+            passed = recycled if carry is None else torch.cat((carry, recycled), dim=1)
+            passed = passed[:, :-1]
+        return logits
+
+    def step(
+        self, state: CausalState, parents: Sequence[int], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Head.step`; nodes of several levels may come together."""
+        nodes = state._nodes
+        for parent in parents:
+            if not 0 <= parent < len(nodes):
+                msg = f"node {parent} was not run; {len(nodes)} nodes are known"
+                raise DraftError(msg, slug="bad_parent", node=parent)
+        last = self.spec.num_modules - 1
+        modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
+        words = tokens.tolist()
+        fresh: list[_Node | None] = [None] * len(parents)
+        logits = None
+        for module in sorted(set(modules)):
+            mine = [index for index, other in enumerate(modules) if other == module]
+            above = [nodes[parents[index]] for index in mine]
+            rows, run = self._run(state, module, above, [words[index] for index in mine])
+            if logits is None:
+                logits = rows.new_empty((len(parents), rows.shape[1]))
+            logits[mine] = rows
+            for index, node in zip(mine, run, strict=True):
+                fresh[index] = node
+        nodes.extend(node for node in fresh if node is not None)
+        if logits is None:
+            msg = "no tokens to run; give at least one"
+            raise DraftError(msg, slug="shape_mismatch")
+        return logits
+
+    def _run(
+        self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[int]
+    ) -> tuple[torch.Tensor, list[_Node]]:
+        """Run tokens below nodes of one module; their logits, and the new nodes."""
+        true = state.num_true[module]
+        past = state.layers[module][0].get_seq_length()
+        hidden: list[torch.Tensor] = []
+        tokens: list[int] = []
+        places: list[int] = []
+        seen: list[list[int]] = []
+        ends: list[int] = []
+        for node, word in zip(above, words, strict=True):
+            path = [*node.path, word]
+            if len(path) == module:
+                carry = state._carry[module - 1]
+                rows = node.rows if carry is None else torch.cat((carry, node.rows), dim=1)
+                entries: list[int] = []
+            else:
+                rows, entries = node.last, node.entries
+            count = rows.shape[1]
+            hidden.append(rows)
+            tokens += path[-count:]
+            # The root's pair stands at the last true position of module 0.
+            newest = state.first + state.num_true[0] - 1 + len(path)
+            places += range(newest - count + 1, newest + 1)
+            for _ in range(count):
+                entries = [*entries, past - true + len(seen)]
+                seen.append(entries)
+            ends.append(len(seen))
+        device = hidden[0].device
+        positions = torch.tensor(places, device=device)
+        output, recycled = self(
+            torch.cat(hidden, dim=1),
+            torch.tensor([tokens], device=device),
+            positions[None],
+            self._tree_mask(state, module, seen, past, positions),
+            module,
+            state.layers[module],
+        )
+        fresh: list[_Node] = []
+        for node, word, rows, end in zip(above, words, hidden, ends, strict=True):
+            own = recycled[:, end - rows.shape[1] : end]
+            fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
+        return self.logits(output[:, [end - 1 for end in ends]], module)[0], fresh
+
+    def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
+        window = self.spec.known_sizes.window
+        if count == 1 and window is None:
+            return None
+        queries = torch.arange(past, past + count, device=device)[:, None]
+        keys = torch.arange(past + count, device=device)[None]
+        visible = keys <= queries
+        if window is not None:
+            visible &= keys > queries - window
+        return visible[None, None]
+
+    def _tree_mask(
+        self,
+        state: CausalState,
+        module: int,
+        seen: list[list[int]],
+        past: int,
+        positions: torch.Tensor,
+    ) -> torch.Tensor | None:
+        count, true = len(seen), state.num_true[module]
+        window = self.spec.known_sizes.window
+        if window is None and all(len(entries) == past + count - true for entries in seen):
+            return None
+        device = positions.device
+        visible = torch.zeros((count, past + count), dtype=torch.bool, device=device)
+        visible[:, :true] = True
+        if window is not None:
+            keys = torch.arange(true, device=device)[None] + state.first + module
+            visible[:, :true] &= keys > positions[:, None] - window
+        for row, entries in enumerate(seen):
+            kept = entries if window is None else entries[-window:]
+            visible[row, [true + entry for entry in kept]] = True
+        return visible[None, None]

@@ -1,0 +1,238 @@
+"""`ParallelHead`: every level is predicted from one hidden state of the target.
+
+Medusa (residual blocks), KOALA's deeper form of it (several of them), Meta's heads (one transformer
+block each, over a shared trunk), and Hydra, whose blocks also read the tokens drafted so far.
+
+References:
+    Medusa, arXiv 2401.10774; KOALA, arXiv 2408.08146; Meta, arXiv 2404.19737; Hydra,
+    arXiv 2402.05109.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mtp_verify.cache import GrowingLayer
+from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.heads.base import Head, check_pairs
+from mtp_verify.heads.blocks import Block, ResidualBlock, Rotary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.heads.spec import HeadSpec
+
+__all__ = ["ParallelHead", "ParallelModule", "ParallelState"]
+
+
+class ParallelModule(nn.Module):
+    """The predictor of one level.
+
+    Args:
+        spec: of the head.
+        index: of the level, from 0.
+    """
+
+    def __init__(self, spec: HeadSpec, index: int) -> None:
+        super().__init__()
+        sizes = spec.known_sizes
+        width = sizes.hidden_size
+        # Hydra reads the root's embedding and those of the tokens drafted above.
+        self.fusion = (
+            None
+            if spec.fusion == "none"
+            else nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
+        )
+        if spec.block == "residual":
+            self.layers = nn.ModuleList(ResidualBlock(width) for _ in range(spec.num_layers))
+        else:
+            self.layers = nn.ModuleList(
+                Block(sizes, plus_one=spec.norm_kind == "rms1p") for _ in range(spec.num_layers)
+            )
+        self.output = (
+            nn.Linear(width, spec.draft_vocab_size or sizes.vocab_size, bias=False)
+            if spec.output_head == "own"
+            else None
+        )
+
+
+@dataclass
+class ParallelState:
+    """What a parallel head keeps of a sequence.
+
+    Attributes:
+        layers: per level and block the keys and values; empty for residual blocks.
+        num_true: pairs read so far.
+        first: position of the first pair's hidden state.
+    """
+
+    layers: list[list[GrowingLayer]]
+    num_true: int = 0
+    first: int = 0
+    _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
+    _rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    _paths: list[list[int]] = field(default_factory=list)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that were run since the last `read`, the root included."""
+        return len(self._paths)
+
+    def rollback(self) -> None:
+        """Drop everything that was drafted; true pairs stay."""
+        del self._paths[1:]
+
+
+class ParallelHead(Head):
+    """A head whose levels do not see each other's tokens (Hydra's do, without attention).
+
+    Args:
+        spec: with sizes.
+
+    Raises:
+        ParamsError: a spec that is not one of a parallel head.
+    """
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__(spec)
+        if spec.kind != "parallel" or spec.block not in ("residual", "llama"):
+            msg = f"{spec.family} is not a parallel head of residual or transformer blocks"
+            raise ParamsError(msg, slug="bad_head_spec")
+        if spec.feed == "aux" and len(spec.aux_layers) != 1:
+            msg = (
+                "a parallel head reads one hidden state; give aux_layers its layer (for Meta's "
+                "heads, which stand beside the target's last layer: (L - 1,))"
+            )
+            raise ParamsError(msg, slug="bad_head_spec")
+        self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
+        self.rotary: Rotary | None = Rotary(spec.known_sizes) if spec.block == "llama" else None
+
+    def features(
+        self,
+        hidden: torch.Tensor,
+        level: int,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        embeds: Sequence[torch.Tensor] = (),
+        layers: Sequence[GrowingLayer | None] | None = None,
+    ) -> torch.Tensor:
+        """What the output head of a level reads, for training and drafting alike.
+
+        Args:
+            hidden: (B, n, d).
+            level: from 0; its row at position i predicts the token at i + 2 + level.
+            positions: (B, n), for transformer blocks.
+            mask: broadcastable to (B, heads, n, keys), for transformer blocks.
+            embeds: for Hydra the embeddings (B, n, d) of the tokens at i + 1 ... i + 1 + level.
+            layers: keys and values of each transformer block that are extended, or None.
+
+        Returns:
+            (B, n, d).
+        """
+        module: Any = self.levels[level]
+        x = hidden
+        if module.fusion is not None:
+            x = module.fusion(torch.cat((hidden, *embeds), dim=-1))
+        if self.rotary is None:
+            for block in module.layers:
+                x = block(x)
+            return x
+        if positions is None:
+            msg = "transformer blocks need the positions of the hidden states"
+            raise DraftError(msg, slug="missing_positions")
+        rotation = self.rotary(positions, x.dtype)
+        kept: Sequence[GrowingLayer | None] = layers or [None] * len(module.layers)
+        for block, layer in zip(module.layers, kept, strict=True):
+            x = block(x, positions, rotation, mask, layer)
+        return x
+
+    def logits(self, features: torch.Tensor, level: int) -> torch.Tensor:
+        """Logits (..., D) of a level's features."""
+        if self.rotary is not None and self.shared.norm is not None:
+            # Meta's heads end where the target's last layer does: before its final norm.
+            features = self.shared.norm(features)
+        own: Any = self.levels[level].output
+        result: torch.Tensor = self.shared_logits(features) if own is None else own(features)
+        return result
+
+    def new_state(self) -> ParallelState:
+        """See `Head.new_state`."""
+        count = 0 if self.rotary is None else self.spec.num_layers
+        return ParallelState([[GrowingLayer() for _ in range(count)] for _ in self.levels])
+
+    def read(
+        self, state: ParallelState, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Head.read`."""
+        count = check_pairs(self.spec, hidden, tokens)
+        state.rollback()
+        state._rows.clear()
+        stream = hidden[0][None]
+        past, state.num_true = state.num_true, state.num_true + count
+        if self.rotary is None:
+            state._features = stream[0, -1:]
+        else:
+            positions = torch.arange(past, past + count, device=stream.device)
+            visible = torch.arange(past + count, device=stream.device)[None] <= positions[:, None]
+            state._features = torch.cat(
+                [
+                    self.features(
+                        stream,
+                        level,
+                        positions[None] + state.first,
+                        visible[None, None],
+                        layers=state.layers[level],
+                    )[0, -1:]
+                    for level in range(len(self.levels))
+                ]
+            )
+        state._paths = [[int(tokens[-1])]]
+        return self._rows(state, [0])
+
+    def step(
+        self, state: ParallelState, parents: Sequence[int], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Head.step`."""
+        first = len(state._paths)
+        for parent in parents:
+            if not 0 <= parent < first:
+                msg = f"node {parent} was not run; {first} nodes are known"
+                raise DraftError(msg, slug="bad_parent", node=parent)
+            if len(state._paths[parent]) >= len(self.levels):
+                msg = f"node {parent} has no level below it: the head has {len(self.levels)}"
+                raise DraftError(msg, slug="draft_too_deep", node=parent)
+        paths = zip(parents, tokens.tolist(), strict=True)
+        state._paths += [[*state._paths[parent], token] for parent, token in paths]
+        return self._rows(state, range(first, len(state._paths)))
+
+    def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
+        """Logits after nodes; a level's row is computed once where it is the same for all."""
+        rows = []
+        for node in nodes:
+            path = state._paths[node]
+            level = len(path) - 1
+            row = state._rows.get(level)
+            if row is None:
+                row = self._row(state, level, path)
+                if self.spec.fusion == "none":
+                    state._rows[level] = row
+            rows.append(row)
+        return torch.cat(rows)
+
+    def _row(self, state: ParallelState, level: int, path: Sequence[int]) -> torch.Tensor:
+        features = state._features
+        if features is None:
+            msg = "nothing was read yet; call head.read(state, hidden, tokens) first"
+            raise DraftError(msg, slug="nothing_read")
+        if self.rotary is not None:
+            return self.logits(features[level : level + 1], level)
+        embeds: list[torch.Tensor] = []
+        if self.spec.fusion != "none":
+            ids = torch.tensor(path, device=features.device)
+            embeds = list(self.shared.embed(ids)[:, None, None])
+        mixed = self.features(features[None], level, embeds=embeds)
+        return self.logits(mixed[0], level)

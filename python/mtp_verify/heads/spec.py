@@ -1,0 +1,239 @@
+"""`HeadSpec`: everything that tells one draft head from another, as data.
+
+A causal head is one and the same computation for DeepSeek's MTP modules, EAGLE and EAGLE-3; the
+fields say which parts of it are there. The table of published families is in `families`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["HeadSpec", "Layout", "Sizes"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": ("causal", "parallel"),
+    "feed": ("post", "pre", "aux", "streams"),
+    "recycle": ("post", "pre"),
+    "fusion": ("eh", "he", "sum", "attention", "none"),
+    "norm_kind": ("rms", "rms1p"),
+    "block": ("llama", "target", "residual", "foreign"),
+    "output_head": ("shared", "own"),
+    "pair_position": ("hidden", "token"),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a head and of its blocks; those of a family are unknown until one is loaded.
+
+    Attributes:
+        hidden_size: width of the target's hidden states.
+        vocab_size: tokens that the target knows.
+        intermediate_size: of the blocks' MLP.
+        num_heads: attention heads.
+        num_kv_heads: heads of keys and values.
+        head_dim: width of a head.
+        norm_eps: of every RMS norm.
+        qkv_bias: query, key and value projections have a bias.
+        output_bias: the attention's output projection has one.
+        mlp_bias: the MLP's projections have one.
+        qk_norm: queries and keys are normalised head by head.
+        activation: of the MLP, by its name in `torch.nn.functional`.
+        rope: parameters of the rotary embedding, in transformers' names (`rope_theta`, `rope_type`,
+            ...).
+        max_positions: the longest context; some kinds of rotary embedding depend on it.
+        window: width of sliding attention, or None for full attention.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    intermediate_size: int = 0
+    num_heads: int = 1
+    num_kv_heads: int = 1
+    head_dim: int = 0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    activation: str = "silu"
+    rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": 10_000.0})
+    max_positions: int = 2048
+    window: int | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Sizes:
+        """The sizes of a target's own blocks, from its transformers configuration.
+
+        Args:
+            config: of the whole model; a nested text configuration is found.
+        """
+        config = config.get_text_config(decoder=True)
+        hidden, num_heads = config.hidden_size, config.num_attention_heads
+        rope = getattr(config, "rope_parameters", None) or {"rope_theta": 10_000.0}
+        return cls(
+            hidden_size=hidden,
+            vocab_size=config.vocab_size,
+            intermediate_size=getattr(config, "intermediate_size", None) or 4 * hidden,
+            num_heads=num_heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // num_heads,
+            norm_eps=getattr(config, "rms_norm_eps", 1e-6),
+            rope=dict(rope) if "rope_theta" in rope else {"rope_theta": 10_000.0},
+            max_positions=getattr(config, "max_position_embeddings", None) or 2048,
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a family's tensors stand in a checkpoint.
+
+    Attributes:
+        prefix: in front of a module's tensors; `{i}` is the module's number and `{layer}` the
+            number that follows the target's own layers.
+        names: our name of a part -> its name behind the prefix; `{l}` is the block's number. A name
+            that starts with `/` stands alone, without the prefix.
+        count_keys: keys of the configuration that say how many modules there are, in this order.
+        model_types: configurations that use it; they decide between families of equal names.
+    """
+
+    prefix: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    count_keys: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One kind of draft head.
+
+    Attributes:
+        family: its name.
+        kind: "causal" (a level sees the tokens drafted before it) or "parallel" (all levels are
+            predicted from one hidden state).
+        num_modules: distinct modules of a causal head (the last is used again for deeper levels);
+            predicted levels of a parallel one.
+        num_layers: blocks of a module.
+        feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
+            layers' at once, "streams" (hyper-connections).
+        aux_layers: with "aux" the layers, by what enters them; empty in the table of families,
+            because they depend on the target's depth.
+        recycle: what a level hands to the next: its output "post" or "pre" the output norm.
+        fusion: how embedding and hidden state meet: one projection of both, embedding first ("eh")
+            or hidden state first ("he"); two projections, added ("sum"); side by side at the
+            attention's input ("attention"); "none".
+        embed_norm: the embedding is normalised first.
+        hidden_norm: the hidden state is.
+        norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
+        block: "llama" (ours, with the biases and norms of `Sizes`), "target" (the target's own kind
+            of layer), "residual" (Medusa's), or "foreign" (known, and not supported).
+        input_norm: the first block has its input norm.
+        output_norm: the module's output is normalised before the output head.
+        fusion_bias: the fusion's projection has a bias.
+        feature_norm: with "aux" a norm before the layers are projected: "none", "all" (over all of
+            them) or "each".
+        norm_before_residual: with fusion "attention" the residual stream starts from the normalised
+            hidden state.
+        output_head: the target's ("shared") or "own".
+        own_embedding: the head has an embedding of its own.
+        draft_vocab_size: tokens that it can draft, or None for all.
+        zero_first: the embedding of the pair at position 0 counts as zero.
+        pair_position: a pair stands at the position of its "hidden" state or of its "token". The
+            rotary embedding sees differences alone, so this changes rounding, nothing else.
+        disputed: fields on which serving engines disagree; a probe decides.
+        obstacle: why the family cannot be run, or "".
+        layout: names in a checkpoint.
+        sizes: None in the table of families.
+    """
+
+    family: str
+    kind: str = "causal"
+    num_modules: int = 1
+    num_layers: int = 1
+    feed: str = "post"
+    aux_layers: tuple[int, ...] = ()
+    recycle: str = "post"
+    fusion: str = "eh"
+    embed_norm: bool = True
+    hidden_norm: bool = True
+    norm_kind: str = "rms"
+    block: str = "llama"
+    input_norm: bool = True
+    output_norm: bool = True
+    fusion_bias: bool = False
+    feature_norm: str = "none"
+    norm_before_residual: bool = False
+    output_head: str = "shared"
+    own_embedding: bool = False
+    draft_vocab_size: int | None = None
+    zero_first: bool = False
+    pair_position: str = "hidden"
+    disputed: tuple[str, ...] = ()
+    obstacle: str = ""
+    layout: Layout = field(default_factory=Layout)
+    sizes: Sizes | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse words that no head knows."""
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                msg = f"{name} is {getattr(self, name)!r}; wanted one of: {', '.join(allowed)}"
+                raise ParamsError(msg, slug="bad_head_spec")
+        for name in ("num_modules", "num_layers"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}; wanted an int >= 1"
+                raise ParamsError(msg, slug="bad_head_spec")
+
+    def replace(self, **changes: Any) -> HeadSpec:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def known_sizes(self) -> Sizes:
+        """The sizes.
+
+        Raises:
+            ParamsError: they are not known yet.
+        """
+        if self.sizes is None:
+            msg = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
+            raise ParamsError(msg, slug="bad_head_spec")
+        return self.sizes
+
+    def to_json(self) -> str:
+        """All fields as one JSON document."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> HeadSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ParamsError: not such a document; says why.
+        """
+        try:
+            fields = json.loads(text)
+            layout = fields.pop("layout")
+            for name in ("count_keys", "model_types"):
+                layout[name] = tuple(layout[name])
+            sizes = fields.pop("sizes")
+            for name in ("aux_layers", "disputed"):
+                fields[name] = tuple(fields[name])
+            return cls(
+                **fields,
+                layout=Layout(**layout),
+                sizes=None if sizes is None else Sizes(**sizes),
+            )
+        except ParamsError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            msg = f"this is not the description of a head: {type(error).__name__}: {error}"
+            raise ParamsError(msg, slug="bad_head_spec") from None

@@ -1,0 +1,392 @@
+//! Many sequences at once: what belongs to each inside packed arrays, and a verdict for each.
+//!
+//! A sequence's verdict is the one that [`verify::verify`] gives for it alone, bit for bit: nothing
+//! is reduced across sequences, and no number of one is drawn for another. One bad sequence refuses
+//! the whole batch, so that no step is half done.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::dist::Params;
+use crate::error::{Error, Result};
+use crate::mutants::mutate;
+use crate::pool;
+use crate::rows::RawRows;
+use crate::tree::TokenTree;
+use crate::verify::law::{Draft, Law};
+use crate::verify::lazy::DrafterRows;
+use crate::verify::{self, Noise, Verdict};
+
+/// Values of logits for each thread below which a thread costs more than it saves: waking one takes
+/// some tens of microseconds, in which a core reads about as many.
+const VALUES_PER_THREAD: usize = 1 << 18;
+
+/// Where each sequence's part of packed arrays lies: `offsets[b]..offsets[b + 1]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offsets(Vec<usize>);
+
+impl Offsets {
+    /// Checks that the parts follow each other from 0 on, none of them empty: each has its root.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] names the first sequence whose part is wrong.
+    pub fn new(offsets: &[i64]) -> Result<Self> {
+        let wrong = |found, wanted: &str| {
+            Err(Error::ShapeMismatch { what: "offsets", found, wanted: wanted.into() })
+        };
+        if offsets.first() != Some(&0) {
+            let found = offsets.first().map_or("()".into(), |first| format!("({first}, ...)"));
+            return wrong(found, "(B+1,), from 0 on");
+        }
+        for (sequence, pair) in (0..).zip(offsets.windows(2)) {
+            if pair[0] >= pair[1] {
+                let found = format!("{}, then {}", pair[0], pair[1]);
+                return wrong(found, "ascending: a root at least").map_err(at(sequence));
+            }
+        }
+        Ok(Self(offsets.iter().map(|&offset| offset as usize).collect()))
+    }
+
+    /// Parts of the given sizes.
+    pub fn of(sizes: impl Iterator<Item = usize>) -> Self {
+        let mut offsets = vec![0];
+        let mut end = 0;
+        offsets.extend(sizes.map(|size| {
+            end += size;
+            end
+        }));
+        Self(offsets)
+    }
+
+    /// The number of sequences.
+    pub fn len(&self) -> usize {
+        self.0.len() - 1
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The length of a packed array.
+    pub fn total(&self) -> usize {
+        self.0.last().copied().unwrap_or(0)
+    }
+
+    /// The part of a sequence.
+    pub fn part(&self, sequence: usize) -> Range<usize> {
+        let (start, end) = (self.0[sequence], self.0[sequence + 1]);
+        mutate!("batch/rows_of_companion", start..end, self.of_companion(sequence))
+    }
+
+    /// All of them.
+    pub fn values(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// As many places, from where the sequence before has its part.
+    #[cfg(feature = "mutants")]
+    fn of_companion(&self, sequence: usize) -> Range<usize> {
+        let start = self.0[sequence.saturating_sub(1)];
+        start..start + self.0[sequence + 1] - self.0[sequence]
+    }
+}
+
+/// The noise addresses of a batch's steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// Each sequence's own seed.
+    pub seeds: Vec<u64>,
+    /// The absolute index of each sequence's root token.
+    pub positions: Vec<u64>,
+}
+
+impl Addresses {
+    /// The address of a sequence's step.
+    pub fn noise(&self, sequence: usize) -> Noise {
+        let seed = self.seeds[mutate!("batch/seed_of_companion", sequence, 0)];
+        let position = self.positions[mutate!("batch/position_of_companion", sequence, 0)];
+        Noise { seed, position }
+    }
+}
+
+/// A value for each sequence, or one for all.
+#[derive(Debug, Clone, Copy)]
+pub enum Each<'a, T> {
+    /// The same for all.
+    Same(T),
+    /// One for each.
+    Own(&'a [T]),
+}
+
+impl<T: Copy> Each<'_, T> {
+    fn get(&self, sequence: usize) -> T {
+        match self {
+            Self::Same(value) => *value,
+            Self::Own(values) => values[sequence],
+        }
+    }
+
+    fn check(&self, name: &'static str, sequences: usize) -> Result<()> {
+        match self {
+            Self::Same(_) => Ok(()),
+            Self::Own(values) => check_len(name, values.len(), sequences),
+        }
+    }
+}
+
+/// The target's rows of a batch.
+#[derive(Debug, Clone)]
+pub enum Logits<'a> {
+    /// The rows of all nodes of all sequences, one after the other.
+    Packed(RawRows<'a>),
+    /// The rows of each sequence; `padded` if rows beyond its nodes are to be left alone.
+    Own {
+        /// One matrix for each.
+        rows: Vec<RawRows<'a>>,
+        /// Whether a matrix may have more rows than the sequence has nodes.
+        padded: bool,
+    },
+}
+
+/// A batch: what [`verify::verify`] takes, for each sequence.
+#[derive(Debug, Clone)]
+pub struct Batch<'a> {
+    /// The drafts.
+    pub drafts: Vec<&'a Draft>,
+    /// The drafter's rows of each draft.
+    pub drafters: Vec<DrafterRows<'a>>,
+    /// The target's rows.
+    pub logits: Logits<'a>,
+    /// How rows are shaped.
+    pub params: Each<'a, Params>,
+    /// Names of rules.
+    pub rules: Each<'a, &'a str>,
+    /// Noise addresses.
+    pub addresses: Addresses,
+}
+
+/// One sequence's part of a batch.
+struct Request<'a> {
+    draft: &'a Draft,
+    drafter: DrafterRows<'a>,
+    logits: RawRows<'a>,
+    params: Params,
+    rule: &'a str,
+    noise: Noise,
+}
+
+/// This error, said of one sequence of the batch.
+fn at(sequence: i64) -> impl Fn(Error) -> Error {
+    move |error| error.in_sequence(sequence)
+}
+
+fn check_len(what: &'static str, found: usize, wanted: usize) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::ShapeMismatch {
+        what,
+        found: format!("{found} entries"),
+        wanted: format!("{wanted}, one for each draft"),
+    })
+}
+
+impl<'a> Batch<'a> {
+    /// The parts of all sequences, once the arrays are seen to fit each other.
+    fn requests(&self) -> Result<Vec<Request<'a>>> {
+        let count = self.drafts.len();
+        check_len("drafter rows", self.drafters.len(), count)?;
+        check_len("seeds", self.addresses.seeds.len(), count)?;
+        check_len("positions", self.addresses.positions.len(), count)?;
+        self.params.check("params", count)?;
+        self.rules.check("rule", count)?;
+        let offsets = Offsets::of(self.drafts.iter().map(|draft| draft.num_nodes()));
+        match &self.logits {
+            Logits::Packed(rows) if rows.num_rows() != offsets.total() => {
+                return Err(Error::ShapeMismatch {
+                    what: "logits",
+                    found: format!("{} rows", rows.num_rows()),
+                    wanted: format!("{} rows, one for each node of each draft", offsets.total()),
+                });
+            }
+            Logits::Packed(_) => {}
+            Logits::Own { rows, .. } => check_len("logits", rows.len(), count)?,
+        }
+        (0..count)
+            .map(|sequence| {
+                let draft = self.drafts[sequence];
+                let logits = match &self.logits {
+                    Logits::Packed(rows) => rows.part(offsets.part(sequence))?,
+                    Logits::Own { rows, padded: true } => {
+                        rows[sequence].part(0..draft.num_nodes()).map_err(at(sequence as i64))?
+                    }
+                    Logits::Own { rows, padded: false } => rows[sequence],
+                };
+                Ok(Request {
+                    draft,
+                    drafter: self.drafters[sequence],
+                    logits,
+                    params: self.params.get(sequence),
+                    rule: self.rules.get(sequence),
+                    noise: self.addresses.noise(sequence),
+                })
+            })
+            .collect()
+    }
+
+    /// Verifies all drafts.
+    ///
+    /// # Errors
+    /// Arrays that do not fit each other; else [`Error::InSequence`] with the error of the first
+    /// sequence (by its place in the batch) that has one.
+    pub fn verify(&self) -> Result<VerdictBatch> {
+        let requests = self.requests()?;
+        let values: usize =
+            requests.iter().map(|r| r.logits.num_rows() * r.logits.num_cols()).sum();
+        // Sequences behind one that failed need no verdict.
+        let failed = AtomicUsize::new(usize::MAX);
+        let places: Vec<usize> = (0..requests.len()).collect();
+        let verdicts = pool::map(&places, values / VALUES_PER_THREAD, |&place| {
+            if failed.load(Ordering::Relaxed) < place {
+                return None;
+            }
+            let Request { draft, drafter, logits, params, rule, noise } = requests[place];
+            let verdict = verify::verify(draft, drafter, logits, params, rule, noise);
+            if verdict.is_err() {
+                failed.fetch_min(place, Ordering::Relaxed);
+            }
+            Some(verdict)
+        });
+        let mut batch = VerdictBatch::default();
+        for (sequence, verdict) in (0..).zip(verdicts) {
+            if let Some(verdict) = verdict {
+                batch.push(&verdict.map_err(at(sequence))?);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+/// The drafts of packed arrays, each with its nodes numbered from its own root.
+///
+/// # Errors
+/// Arrays of different lengths, or what [`TokenTree::new`] and [`Draft::new`] refuse, with the
+/// sequence.
+pub fn unpack(
+    offsets: &Offsets,
+    parents: &[i64],
+    tokens: &[i64],
+    law: Law,
+    sampled: Option<&[bool]>,
+) -> Result<Vec<Draft>> {
+    let total = offsets.total();
+    let lengths = [
+        ("parents", parents.len()),
+        ("tokens", tokens.len()),
+        ("sampled", sampled.map_or(total, <[bool]>::len)),
+    ];
+    for (what, found) in lengths {
+        if found != total {
+            return Err(Error::ShapeMismatch {
+                what,
+                found: format!("({found},)"),
+                wanted: format!("({total},), one for each node"),
+            });
+        }
+    }
+    (0..offsets.len())
+        .map(|sequence| {
+            let part = offsets.part(sequence);
+            let flags = sampled.map(|flags| flags[part.clone()].to_vec());
+            TokenTree::new(&parents[part.clone()])
+                .and_then(|tree| Draft::new(tree, tokens[part].to_vec(), law, flags))
+                .map_err(at(sequence as i64))
+        })
+        .collect()
+}
+
+/// The verdicts of a batch, one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerdictBatch {
+    /// Emitted tokens.
+    pub tokens: Vec<i64>,
+    /// Sequence `b` emitted `tokens[offsets[b]..offsets[b + 1]]`; the last of them is not in its path.
+    pub offsets: Vec<usize>,
+    /// Accepted nodes, numbered from each sequence's root; see [`Self::path_of`].
+    pub path: Vec<i64>,
+    /// The shaped log-probability of each emitted token under the target.
+    pub logprobs: Vec<f32>,
+    /// The rule that ran for each sequence.
+    pub rules: Vec<&'static str>,
+}
+
+impl Default for VerdictBatch {
+    fn default() -> Self {
+        let (tokens, path, logprobs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { tokens, offsets: vec![0], path, logprobs, rules: Vec::new() }
+    }
+}
+
+impl VerdictBatch {
+    /// The number of sequences.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    fn push(&mut self, verdict: &Verdict) {
+        self.tokens.extend(verdict.tokens.iter().map(|&token| i64::from(token)));
+        self.path.extend(verdict.path.iter().map(|&node| i64::from(node)));
+        self.logprobs.extend(&verdict.logprobs);
+        self.offsets.push(self.tokens.len());
+        self.rules.push(verdict.rule);
+    }
+
+    /// The path of a sequence of the batch.
+    pub fn path_of(&self, sequence: usize) -> &[i64] {
+        // Each sequence before this one emitted one token more than it accepted.
+        &self.path[self.offsets[sequence] - sequence..self.offsets[sequence + 1] - sequence - 1]
+    }
+
+    /// The verdict of a sequence of the batch.
+    pub fn get(&self, sequence: usize) -> Verdict {
+        let part = self.offsets[sequence]..self.offsets[sequence + 1];
+        Verdict {
+            tokens: self.tokens[part.clone()].iter().map(|&token| token as u32).collect(),
+            path: self.path_of(sequence).iter().map(|&node| node as u32).collect(),
+            logprobs: self.logprobs[part].to_vec(),
+            rule: self.rules[sequence],
+        }
+    }
+
+    /// The batch with the first `counts[b] >= 1` tokens of each sequence; see [`Verdict::cut`].
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for another number of counts, [`Error::ParamOutOfRange`] for a count
+    /// of 0 or beyond what was emitted, with the sequence.
+    pub fn cut(&self, counts: &[i64]) -> Result<Self> {
+        check_len("counts", counts.len(), self.len())?;
+        let mut cut = Self::default();
+        for (sequence, &count) in counts.iter().enumerate() {
+            let mut verdict = self.get(sequence);
+            let emitted = verdict.tokens.len();
+            let Some(n) = usize::try_from(count).ok().filter(|n| (1..=emitted).contains(n)) else {
+                let wanted = "1 <= count <= number of emitted tokens";
+                let error =
+                    Error::ParamOutOfRange { name: "counts", value: count.to_string(), wanted };
+                return Err(at(sequence as i64)(error));
+            };
+            verdict.cut(n);
+            cut.push(&verdict);
+        }
+        Ok(cut)
+    }
+}
+
+#[cfg(test)]
+mod tests;

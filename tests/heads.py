@@ -1,0 +1,63 @@
+"""Tiny random draft heads for tests, one of each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family
+from tests.models import VOCAB
+
+SIZES = Sizes(
+    hidden_size=32, vocab_size=VOCAB, intermediate_size=48, num_heads=4, num_kv_heads=2, head_dim=8
+)
+# What a tiny head's spec adds to its family.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "deepseek": {"family": "deepseek_v3", "block": "llama"},
+    "deepseek-2": {"family": "deepseek_v3", "block": "llama", "num_modules": 2},
+    "deepseek-3": {
+        "family": "deepseek_v3", "block": "llama", "num_modules": 3, "pair_position": "token",
+    },
+    "mimo": {"family": "mimo"},
+    "qwen": {"family": "qwen3_next", "block": "llama"},
+    "ernie": {"family": "ernie4_5_moe"},
+    "eagle": {"family": "eagle"},
+    "eagle3": {"family": "eagle3", "aux_layers": (0, 1, -1), "draft_vocab_size": 20},
+    "koala-causal": {"family": "eagle", "num_layers": 2},
+    "medusa": {"family": "medusa"},
+    "koala-parallel": {"family": "medusa", "num_layers": 2, "num_modules": 3},
+    "hydra": {"family": "hydra", "num_modules": 3},
+    "meta": {"family": "meta", "aux_layers": (1,)},
+}  # fmt: skip
+CAUSAL = [name for name, fields in VARIANTS.items() if family(fields["family"]).kind == "causal"]
+PARALLEL = [name for name in VARIANTS if name not in CAUSAL]
+
+
+def tiny_head(name: str, model: Any, seed: int = 5, sizes: Sizes = SIZES, **changes: Any) -> Any:
+    """Return a random head for a tiny target of `tests.models`."""
+    fields = {**VARIANTS[name], **changes}
+    spec = family(fields.pop("family")).replace(sizes=sizes, **fields)
+    torch.manual_seed(seed)
+    head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
+    return randomised(head).attach(model).eval()
+
+
+def randomised(head: Any) -> Any:
+    """Give every parameter random values that are large enough for mistakes to show."""
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.normal_(std=0.3)
+            if "norm" in name:
+                parameter += 1.0
+    if head.vocab is not None:
+        limit, size = head.spec.sizes.vocab_size, head.spec.draft_vocab_size
+        head.set_vocab(torch.randperm(limit)[:size].sort().values)
+    return head
+
+
+def random_hidden(head: Any, count: int, seed: int = 11) -> list[torch.Tensor]:
+    """Return what a target could have given for `head.hidden_layers` at `count` positions."""
+    generator = torch.Generator().manual_seed(seed)
+    width = head.spec.sizes.hidden_size
+    return [torch.randn((count, width), generator=generator) for _ in head.hidden_layers]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtp_verify.benchmark.entrants import ENTRANTS
+from mtp_verify.benchmark.measure import PLAIN, measure
+from tests.models import greedy_tokens, prompt, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+def test_every_way_runs_once_a_prompt_and_mode_in_rotating_order(model):
+    prompts = [prompt(seed=seed)[0].tolist() for seed in (1, 2)]
+    entrants = [ENTRANTS["ngram"], ENTRANTS["self"]]
+    told = []
+    runs = list(
+        measure(
+            model,
+            prompts,
+            entrants,
+            ["greedy", "sampled"],
+            max_new_tokens=6,
+            tell=lambda *words: told.append(words),
+        )
+    )
+    assert [(run.prompt, run.mode, run.entrant) for run in runs] == told
+    assert told[:3] == [(0, "greedy", PLAIN), (0, "greedy", "ngram"), (0, "greedy", "self")]
+    assert [name for _, _, name in told[6:9]] == ["ngram", "self", PLAIN]
+    assert len(set(told)) == len(told) == 12
+    for run in runs:
+        assert run.stats.emitted == 6
+        if run.entrant == PLAIN:
+            assert run.stats.tau == 1
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_runs_go_on_from_one_reading_of_the_prompt(model, length, monkeypatch):
+    """Every run emits what plain generation over the whole prompt emits."""
+    from mtp_verify.decode import Decoder
+
+    seen = []
+    original = Decoder.generate
+
+    def watching(self, *args, **options):
+        made = original(self, *args, **options)
+        seen.append(made.tokens[0])
+        return made
+
+    monkeypatch.setattr(Decoder, "generate", watching)
+    ids = prompt(length)
+    list(measure(model, [ids[0].tolist()], list(ENTRANTS.values()), ["greedy"], max_new_tokens=8))
+    assert len(seen) == 1 + len(ENTRANTS)
+    assert all(tokens == greedy_tokens(model, ids, 8) for tokens in seen)
+
+
+def test_target_as_its_own_drafter_is_the_best_of_all(model):
+    runs = list(
+        measure(
+            model, [prompt()[0].tolist()], list(ENTRANTS.values()), ["sampled"], max_new_tokens=48
+        )
+    )
+    taus = {run.entrant: run.stats.tau for run in runs}
+    assert max(taus, key=taus.__getitem__) == "self"
+    assert torch.is_grad_enabled()
