@@ -1,0 +1,408 @@
+"""SGLang: a plug-in that puts our verifier in the place of its tree verification.
+
+Installed with the package (entry point group `sglang.srt.plugins`), off unless the environment says
+`MTP_VERIFY_SGLANG=1`. It replaces `eagle_sample`, which every EAGLE, MTP and n-gram worker calls
+after the target's forward, and keeps the tensors that the engine's kernels take and give: D rows a
+request, the root included; links to the first child and the next sibling, -1 for none; `predicts`,
+`accept_index` and `accept_token_num` written in place.
+
+What changes for users: sampling is sampling on every device (the engine commits the most likely
+token on CPU and XPU), siblings may repeat, `min_p` counts, and drafts that were sampled from a
+known row are accepted by block verification. The acceptance thresholds below 1, watermarks and
+simulated acceptance are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.api import verify
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.intake import on_host
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["eagle_sample", "links_from_tree", "register", "tree_from_links", "verify_trees"]
+
+SWITCH = "MTP_VERIFY_SGLANG"
+
+_TARGET = "sglang.srt.speculative.eagle_utils.eagle_sample"
+# The versions whose source was read, and the signature that they have.
+_FIRST, _LAST = (0, 5, 23), (0, 5, 23)
+_SIGNATURE = (
+    "verify_input",
+    "batch",
+    "logits_output",
+    "grammar_mask",
+    "uno_target_max_top_k",
+    "watermark_state",
+    "watermark_full_mask",
+)
+# The engine's "all tokens" for top_k; anything as large means off.
+_TOP_K_ALL = 1 << 30
+
+
+def register() -> None:
+    """Register the hook with SGLang if `MTP_VERIFY_SGLANG` is 1; the engine calls this at start.
+
+    Raises:
+        UnsupportedModelError: Another version of SGLang than those known; nothing was registered.
+            (The engine logs what a plug-in raises, and goes on without it.)
+        ParamsError: The variable is neither 0 nor 1.
+    """
+    switch = os.environ.get(SWITCH, "0")
+    if switch not in {"0", "1", ""}:
+        msg = f"{SWITCH}: found {switch!r}, wanted 0 or 1"
+        raise ParamsError(msg, slug="param_out_of_range")
+    if switch != "1":
+        return
+    import sglang
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.speculative import eagle_utils
+
+    version = str(sglang.__version__)
+    found = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.post\d+)?", version)
+    known = found is not None and _FIRST <= tuple(map(int, found.groups()[:3])) <= _LAST
+    names = tuple(inspect.signature(eagle_utils.eagle_sample).parameters)
+    if not known or names != _SIGNATURE:
+        wanted = ".".join(map(str, _FIRST))
+        msg = (
+            f"sglang {version} with eagle_sample({', '.join(names)}) is not known to mtp-verify; "
+            f"it knows {wanted}. The engine was left as it is; unset {SWITCH}"
+        )
+        raise UnsupportedModelError(msg, slug="unsupported_version")
+    HookRegistry.register(_TARGET, eagle_sample, HookType.REPLACE)
+
+
+def tree_from_links(
+    next_token: Sequence[int], next_sibling: Sequence[int]
+) -> tuple[TokenTree, NDArray[np.int64]]:
+    """Read a tree from the engine's links.
+
+    Args:
+        next_token: int (D,), the first child of each column, -1 for none.
+        next_sibling: int (D,), the next sibling of each column, -1 for none.
+
+    Returns:
+        The tree, and int64 (N+1,): the column of each of its nodes. Columns that the root does not
+        lead to (the engine leaves out nodes whose parent was not selected) are no nodes. Where the
+        links ascend, as the engine's own do, the order of the columns is kept.
+
+    Raises:
+        DraftError: A link out of range, or a column that is reached twice; names the column.
+
+    Example:
+        >>> tree, columns = tree_from_links([1, 3, -1, -1], [-1, 2, -1, -1])
+        >>> tree.parents.tolist(), columns.tolist()
+        ([-1, 0, 0, 1], [0, 1, 2, 3])
+    """
+    width = len(next_token)
+    if width == 0 or len(next_sibling) != width:
+        msg = (
+            f"links: found {width} next tokens and {len(next_sibling)} next siblings, wanted as "
+            "many of each, and the root at least"
+        )
+        raise DraftError(msg, slug="shape_mismatch")
+    parents: dict[int, int] = {0: -1}
+    order = [0]  # breadth first: parents before children, siblings as they are linked
+    ascending = True
+    for node in order:
+        child, before = int(next_token[node]), node
+        while child != -1:
+            if not 0 < child < width or child in parents:
+                what = "is linked twice" if child in parents else f"is not in 1 .. {width - 1}"
+                msg = f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
+                raise DraftError(msg, slug="bad_parent", node=before)
+            ascending = ascending and before < child
+            parents[child] = node
+            order.append(child)
+            child, before = int(next_sibling[child]), child
+    if ascending:
+        order.sort()
+    place = {column: node for node, column in enumerate(order)}
+    tree = TokenTree([-1] + [place[parents[column]] for column in order[1:]])
+    return tree, np.array(order, np.int64)
+
+
+def links_from_tree(
+    tree: TokenTree, width: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Write a tree as the engine's links, node i in column i.
+
+    Args:
+        tree: The tree.
+        width: D, at least the number of nodes; columns past the tree have no links to them.
+
+    Returns:
+        `next_token` and `next_sibling`, int64 (D,) each.
+
+    Raises:
+        DraftError: The tree has more nodes than columns.
+    """
+    num = len(tree.parents)
+    width = num if width is None else width
+    if width < num:
+        msg = f"width: found {width} columns, wanted {num} at least: the root and every node"
+        raise DraftError(msg, slug="shape_mismatch")
+    links = np.full((2, width), -1, np.int64)
+    links[0, :num], links[1, :num] = tree.next_token, tree.next_sibling
+    return links[0], links[1]
+
+
+def verify_trees(
+    *,
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    candidates: torch.Tensor,
+    retrive_index: torch.Tensor,
+    retrive_next_token: torch.Tensor,
+    retrive_next_sibling: torch.Tensor,
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    draft_probs: torch.Tensor | None = None,
+) -> None:
+    """Verify one tree a request, on the tensors of the engine's own kernels (and their spelling).
+
+    The emitted tokens of request b are `predicts[accept_index[b, : accept_token_num[b] + 1]]`.
+    Nothing is written where an error is raised.
+
+    Args:
+        predicts: int32 (B * D,), out: the token emitted after a row; only rows of the accepted path
+            are written.
+        accept_index: int32 (B, W), out: the rows of the accepted path, the root's first, then -1.
+            A path longer than W - 1 nodes is cut, which keeps the law.
+        accept_token_num: int32 (B,), out: accepted drafts, the last token not counted.
+        candidates: int64 (B, D): the tokens; column 0 is the last committed one.
+        retrive_index: int64 (B, D): the row of each column.
+        retrive_next_token: int64 (B, D): the first child, -1 for none.
+        retrive_next_sibling: int64 (B, D): the next sibling, -1 for none.
+        logits: (B * D, V) float32, float16 or bfloat16, the target's, penalised and masked but not
+            shaped; borrowed, not modified.
+        params: One for each request.
+        seeds: One for each request.
+        positions: The absolute index of each root.
+        draft_probs: None: the drafts were chosen somehow, and are verified by a rule that ignores
+            how. Else (B, D - 1, V): the trees are chains, node i + 1 was sampled from row i.
+
+    Raises:
+        DraftError: Tensors that do not fit together, or links that are no tree; names the request.
+        NumericsError: A row that was read is no distribution.
+    """
+    batch, width = candidates.shape
+    shapes = {
+        "predicts": (predicts, (batch * width,)),
+        "accept_index": (accept_index, (batch, *accept_index.shape[1:2])),
+        "accept_token_num": (accept_token_num, (batch,)),
+        "retrive_index": (retrive_index, (batch, width)),
+        "retrive_next_token": (retrive_next_token, (batch, width)),
+        "retrive_next_sibling": (retrive_next_sibling, (batch, width)),
+        "logits": (logits, (batch * width, *logits.shape[1:2])),
+        "draft_probs": (draft_probs, (batch, width - 1, *logits.shape[1:2])),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            msg = f"{name}: found shape {tuple(tensor.shape)}, wanted {shape}"
+            raise DraftError(msg, slug="shape_mismatch")
+    for name, count in (("params", len(params)), ("seeds", len(seeds)), ("positions", batch)):
+        if count != batch:
+            msg = f"{name}: found {count}, wanted {batch}, one for each request"
+            raise DraftError(msg, slug="shape_mismatch")
+
+    rows = on_host(logits).reshape(batch, width, -1)
+    tokens = candidates.tolist()
+    links = zip(retrive_next_token.tolist(), retrive_next_sibling.tolist(), strict=True)
+    index = on_host(retrive_index).numpy()
+    found: list[tuple[Verdict, NDArray[np.int64]]] = []
+    for b, (children, siblings) in enumerate(links):
+        try:
+            tree, columns = tree_from_links(children, siblings)
+            in_order = len(columns) == width and bool((np.diff(columns) == 1).all())
+            draft = _draft(tree, [tokens[b][i] for i in columns], draft_probs, b)
+            verdict = verify(
+                draft,
+                rows[b] if in_order else rows[b, columns],
+                params[b],
+                seed=seeds[b],
+                position=positions[b],
+            )
+        except DraftError as error:
+            msg = f"request {b}: {error}"
+            raise DraftError(msg, slug=error.slug, node=error.node, sequence=b) from error
+        found.append((verdict.cut(min(verdict.num_accepted + 1, accept_index.shape[1])), columns))
+
+    accepted = np.full(tuple(accept_index.shape), -1, np.int64)
+    for b, (verdict, columns) in enumerate(found):
+        path = columns[np.concatenate([[0], verdict.path])]
+        accepted[b, : len(path)] = index[b, path]
+    # One write each: on a device every one of them is a launch.
+    emitted = np.concatenate([verdict.tokens for verdict, _ in found])
+    written = torch.from_numpy(accepted[accepted >= 0]).to(predicts.device)
+    predicts[written] = torch.from_numpy(emitted).to(predicts)
+    accept_index.copy_(torch.from_numpy(accepted))
+    accept_token_num.copy_(torch.tensor([verdict.num_accepted for verdict, _ in found]))
+
+
+def _draft(
+    tree: TokenTree, tokens: list[int], draft_probs: torch.Tensor | None, request: int
+) -> Draft:
+    """The draft of one request, under the law that is known of it."""
+    if draft_probs is None:
+        # The engine's trees are reranked by what was drafted; only rules that ignore q are right.
+        return Draft(tree, tokens, law="unknown")
+    if not tree.is_chain:
+        msg = "links: found a tree that branches, wanted a chain, as draft_probs was given"
+        raise DraftError(msg, slug="shape_mismatch")
+    probs = on_host(draft_probs[request])
+    return Draft.chain(tokens[1:], probs[: len(tokens) - 1], root=tokens[0])
+
+
+def eagle_sample(
+    verify_input: Any,
+    batch: Any,
+    logits_output: Any,
+    grammar_mask: Any = None,
+    uno_target_max_top_k: int | None = None,  # noqa: ARG001 - the engine's signature
+    *,
+    watermark_state: Any = None,
+    watermark_full_mask: bool = True,  # noqa: ARG001 - the engine's signature
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Take the place of SGLang's function of that name, exactly.
+
+    Penalties are applied as the engine does, one vector a request, and the grammar's mask on top.
+    A request with a seed (`sampling_seed`) repeats whatever else is in its batch.
+
+    Returns:
+        `predict` int32 (B * D,), `accept_lens` int32 (B,) (the last token counted) and
+        `accept_index` int32 (B, depth).
+
+    Raises:
+        ParamsError: A lossy threshold, a watermark or simulated acceptance; names it.
+        DraftError: As `verify_trees`.
+    """
+    device = batch.device
+    if batch.forward_mode.is_idle():
+        empty = [torch.empty(0, dtype=torch.int32, device=device) for _ in range(3)]
+        return empty[0], empty[1], empty[2]
+    info = batch.sampling_info
+    settings = _settings()
+    _refuse_lossy(settings, info, watermark_state)
+    num, width = len(batch.seq_lens), verify_input.draft_token_num
+    logits = logits_output.next_token_logits
+    _penalise(logits, info, width)
+    if grammar_mask is not None:
+        grammar_mask.apply(logits)
+
+    predict = torch.zeros(num * width, dtype=torch.int32, device=device)
+    accept_index = torch.full(
+        (num, verify_input.max_tree_depth), -1, dtype=torch.int32, device=device
+    )
+    accepted = torch.zeros(num, dtype=torch.int32, device=device)
+    verify_trees(
+        predicts=predict,
+        accept_index=accept_index,
+        accept_token_num=accepted,
+        candidates=verify_input.draft_token.reshape(num, width),
+        retrive_index=verify_input.retrieve_index,
+        retrive_next_token=verify_input.retrieve_next_token,
+        retrive_next_sibling=verify_input.retrieve_next_sibling,
+        logits=logits,
+        params=_params(info, num),
+        seeds=_seeds(info, num),
+        positions=[int(length) for length in batch.seq_lens.tolist()],
+        draft_probs=(
+            verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
+        ),
+    )
+    _synchronise(predict, accept_index, accepted)
+    return predict, accepted + 1, accept_index
+
+
+def _settings() -> Any:
+    """The engine's speculative settings."""
+    from sglang.srt.runtime_context import get_spec
+
+    return get_spec()
+
+
+def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
+    from sglang.srt.speculative.spec_utils import SIMULATE_ACC_LEN
+
+    refused = {
+        "--speculative-accept-threshold-single below 1": (
+            settings.speculative_accept_threshold_single < 1
+        ),
+        "--speculative-accept-threshold-acc below 1": settings.speculative_accept_threshold_acc < 1,
+        "a watermark": watermark_state is not None and info.has_watermark_candidates,
+        "simulated acceptance": SIMULATE_ACC_LEN > 0,
+    }
+    names = [name for name, is_set in refused.items() if is_set]
+    if names:
+        msg = (
+            f"{' and '.join(names)}: changes the law of the output, and mtp-verify is exact; "
+            f"unset it, or {SWITCH}"
+        )
+        raise ParamsError(msg, slug="unsupported_setting")
+
+
+def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
+    """Penalties and biases, a row of them for each request, in place as the engine does."""
+    if info.acc_additive_penalties is not None:
+        logits.add_(info.acc_additive_penalties.repeat_interleave(width, dim=0))
+    if info.acc_scaling_penalties is not None:
+        scale = info.acc_scaling_penalties.repeat_interleave(width, dim=0)
+        logits.copy_(torch.where(logits > 0, logits / scale, logits * scale))
+    if info.logit_bias is not None:
+        logits.add_(info.logit_bias.repeat_interleave(width, dim=0))
+
+
+def _params(info: Any, num: int) -> list[SamplingParams]:
+    """Sampling parameters of each request; the engine has top_k = 1 stand for greedy."""
+    columns = [
+        tensor.reshape(-1).tolist()
+        for tensor in (info.temperatures, info.top_ks, info.top_ps, info.min_ps)
+    ]
+    return [
+        SamplingParams(temperature=0.0)
+        if info.is_all_greedy or top_k == 1
+        else SamplingParams(
+            temperature=temperature,
+            top_k=0 if top_k >= _TOP_K_ALL else int(top_k),
+            top_p=top_p,
+            min_p=min_p,
+        )
+        for temperature, top_k, top_p, min_p in zip(*(c[:num] for c in columns), strict=True)
+    ]
+
+
+def _seeds(info: Any, num: int) -> list[int]:
+    """The requests' own seeds; without them fresh ones, so that no step repeats another's noise."""
+    if info.sampling_seed is not None:
+        return [int(seed) % (1 << 64) for seed in info.sampling_seed.tolist()]
+    drawn: list[int] = torch.randint(1 << 62, (num,)).tolist()
+    return drawn
+
+
+def _synchronise(*tensors: torch.Tensor) -> None:
+    """Give all ranks of a tensor-parallel group the first one's result: their logits may differ."""
+    from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    group = parallel.attn_tp_group if is_dp_attention_enabled() else parallel.tp_group
+    if group.world_size > 1:
+        for tensor in tensors:
+            group.broadcast(tensor, src=0)
