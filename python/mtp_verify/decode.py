@@ -60,6 +60,8 @@ class _Row:
     logprobs: list[np.ndarray] = field(default_factory=list)
     logits: list[torch.Tensor] | None = None
     finish: str | None = None
+    hidden_layers: tuple[int, ...] = ()  # that its drafter wants
+    hidden: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of this step's forwards
 
 
 class Decoder:
@@ -186,6 +188,7 @@ class Decoder:
         observe = getattr(drafter, "observe", None)
         try:
             if drafter is not None:
+                row.hidden_layers = tuple(getattr(drafter, "hidden_layers", ()))
                 drafter.start(request)
             while row.finish is None:
                 began = perf_counter()
@@ -206,7 +209,7 @@ class Decoder:
                 verified = perf_counter()
                 cache.commit(mv.commit_plan(draft.tree, verdict.path, position))
                 if drafter is not None:
-                    drafter.commit([verdict], None)
+                    drafter.commit([verdict], self._committed(row, draft, verdict))
                 if row.logits is not None:
                     nodes = [0, *verdict.path.tolist()]
                     row.logits.append(logits[nodes].float())
@@ -248,6 +251,16 @@ class Decoder:
         # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
         return logits.cpu(), depth
 
+    def _committed(self, row: _Row, draft: mv.Draft, verdict: mv.Verdict) -> Any | None:
+        """The hidden states of what this step commits: all up to the root, then the path."""
+        parts, row.hidden = row.hidden, []
+        if not parts:
+            return None
+        states = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        root = states[0].shape[0] - draft.num_nodes
+        kept = [*range(root), *(root + node for node in (0, *verdict.path.tolist()))]
+        return [tuple(layer[kept] for layer in states)]
+
     def _run(
         self,
         tokens: list[int],
@@ -259,13 +272,16 @@ class Decoder:
     ) -> torch.Tensor:
         target = self.target
         row.stats.forwards += 1
-        logits, _ = target.forward(
+        logits, hidden = target.forward(
             torch.tensor([tokens], device=target.device),
             positions,
             mask,
             cache,
+            row.hidden_layers,
             num_logits=num_logits,
         )
+        if hidden is not None:
+            row.hidden.append(hidden)
         return logits
 
     def _check_draft(self, row: _Row, draft: mv.Draft, nodes: list[int]) -> int:

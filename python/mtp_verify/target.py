@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.hidden import HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,8 @@ class Target(Protocol):
             tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
                 and all that the cache held before; None for a causal chain.
             cache: from `new_cache`; its length grows by n.
-            hidden_layers: layers whose hidden states are wanted.
+            hidden_layers: layers whose hidden states are wanted, as `mtp_verify.hidden` numbers
+                them.
             num_logits: at least 1.
 
         Returns:
@@ -151,15 +153,19 @@ class TransformersTarget:
             options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = num_logits
-        if hidden_layers:
-            options["output_hidden_states"] = True
-        output = self.model(
-            input_ids=tokens, past_key_values=cache.kv, use_cache=True, return_dict=True, **options
-        )
+        with HiddenStates(self.model, hidden_layers) as states:
+            options |= states.options
+            output = self.model(
+                input_ids=tokens,
+                past_key_values=cache.kv,
+                use_cache=True,
+                return_dict=True,
+                **options,
+            )
         logits: torch.Tensor = output.logits[0, -num_logits:]
         if not hidden_layers:
             return logits, None
-        return logits, tuple(output.hidden_states[layer][0] for layer in hidden_layers)
+        return logits, tuple(state[0] for state in states.of(output))
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache

@@ -50,7 +50,8 @@ class Drafter(Protocol):
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
     logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
     `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
-    tree is then refused before generation starts.
+    tree is then refused before generation starts. One that drafts from the target's hidden states
+    names the layers in `hidden_layers`, as `mtp_verify.hidden` numbers them.
     """
 
     def start(self, request: Request) -> None:
@@ -70,8 +71,9 @@ class Drafter(Protocol):
 
         Args:
             verdicts: cut to what was really emitted.
-            hidden: the target's hidden states at the committed nodes, or None if none were asked
-                for.
+            hidden: per request, one (n, d) tensor for each of `hidden_layers`: the states of the n
+                tokens that this step committed (the first time the whole prompt, then the root and
+                the accepted path). None if none were asked for.
         """
 
     def release(self, request: Request) -> None:
