@@ -3,7 +3,7 @@
 The target is a table whose hidden states are random functions of the text, the heads are random: a
 draft that depends on anything it should not, or carries rows that it was not drawn from, biases the
 strings. Sample sizes, false alarms and power are those of `test_generation_law`: for the 27 strings
-of three tokens, n = 8,000 generations find a bias of total variation 0.050 and n = 600 (the fast
+of three tokens, n = 4,000 generations find a bias of total variation 0.071 and n = 600 (the fast
 cases) one of 0.182, each with a false alarm rate of 1e-9 a case.
 """
 
@@ -96,9 +96,13 @@ def test_generations_have_the_targets_law(name: str, way: str) -> None:
     check(name, way, 600)
 
 
+# Every head in a sampled chain and a sampled tree, and one head in every way there is.
+PAIRS = [(name, way) for name in VARIANTS for way in WAYS if "block" in way or "without" in way]
+PAIRS += [("deepseek-2", way) for way in WAYS if ("deepseek-2", way) not in PAIRS]
+
+
 @pytest.mark.stat
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "way"), PAIRS)
 def test_generations_of_every_head_have_the_targets_law(name: str, way: str) -> None:
-    check(name, way, 8_000)
+    check(name, way, 4_000)
