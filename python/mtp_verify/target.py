@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.hidden import HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,8 @@ class Target(Protocol):
             tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
                 and all that the cache held before; None for a causal chain.
             cache: from `new_cache`; its length grows by n.
-            hidden_layers: layers whose hidden states are wanted.
+            hidden_layers: layers whose hidden states are wanted, as `mtp_verify.hidden` numbers
+                them.
             num_logits: at least 1.
 
         Returns:
@@ -188,15 +190,19 @@ class TransformersTarget:
             options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = num_logits
-        if hidden_layers:
-            options["output_hidden_states"] = True
-        output = self.model(
-            input_ids=tokens, past_key_values=cache.kv, use_cache=True, return_dict=True, **options
-        )
+        with HiddenStates(self.model, hidden_layers) as states:
+            options |= states.options
+            output = self.model(
+                input_ids=tokens,
+                past_key_values=cache.kv,
+                use_cache=True,
+                return_dict=True,
+                **options,
+            )
         logits: torch.Tensor = output.logits[0, -num_logits:]
         if not hidden_layers:
             return logits, None
-        return logits, tuple(output.hidden_states[layer][0] for layer in hidden_layers)
+        return logits, tuple(state[0] for state in states.of(output))
 
     def new_slots(self) -> SlotCache:
         """See `BatchTarget.new_slots`."""
@@ -227,17 +233,17 @@ class TransformersTarget:
                 starts, positions, ancestors, self._dtype, window=window
             )
         cache.aim(tokens.shape[1], tokens.device)
-        output = self.model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            past_key_values=cache.kv,
-            use_cache=True,
-            return_dict=True,
-            output_hidden_states=bool(hidden_layers),
-        )
-        states = output.hidden_states
-        return output.logits, tuple(states[layer] for layer in hidden_layers)
+        with HiddenStates(self.model, hidden_layers) as states:
+            output = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                past_key_values=cache.kv,
+                use_cache=True,
+                return_dict=True,
+                **states.options,
+            )
+        return output.logits, states.of(output)
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache

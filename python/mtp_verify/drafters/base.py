@@ -51,7 +51,7 @@ class Drafter(Protocol):
     logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
     `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
     tree is then refused before generation starts. One that drafts from the target's hidden states
-    names the layers in `hidden_layers`, indices into transformers' `hidden_states`.
+    names the layers in `hidden_layers`, as `mtp_verify.hidden` numbers them.
     """
 
     def start(self, request: Request) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,14 +42,12 @@ class Shared:
         output: hidden states to logits over the target's vocabulary.
         output_weight: (V, d), its matrix.
         norm: the target's final norm, or None if it could not be found.
-        num_layers: of the target.
     """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     output: Callable[[torch.Tensor], torch.Tensor]
     output_weight: torch.Tensor
     norm: Callable[[torch.Tensor], torch.Tensor] | None
-    num_layers: int
 
     @classmethod
     def of(cls, model: Any) -> Shared:
@@ -64,9 +63,8 @@ class Shared:
                 f"{type(model).__name__} shows no embedding or output head that a head could share"
             )
             raise UnsupportedModelError(msg, slug="no_lm_head")
-        config = model.config.get_text_config(decoder=True)
         norm = getattr(model.get_decoder(), "norm", None)
-        return cls(embed, output, output.weight, norm, int(config.num_hidden_layers))
+        return cls(embed, output, output.weight, norm)
 
 
 class Head(nn.Module):
@@ -155,11 +153,11 @@ class Head(nn.Module):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The target's hidden states that `read` takes, as `Target.forward` numbers them."""
+        """The target's hidden states that `read` takes, as `mtp_verify.hidden` numbers them."""
         if self.spec.feed == "post":
             return (-1,)
         if self.spec.feed == "pre":
-            return (self.shared.num_layers,)
+            return (BEFORE_NORM,)
         return self.spec.aux_layers
 
     @property

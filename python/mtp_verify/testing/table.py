@@ -54,6 +54,8 @@ class TableTarget:
         max_length: most tokens of a sequence, or None.
         eos_ids: tokens that end a sequence.
         dtype: of the logits.
+        hidden: given the same tokens and a layer's number, its (d,) hidden state; None: it has
+            none.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class TableTarget:
         max_length: int | None = None,
         eos_ids: tuple[int, ...] = (),
         dtype: torch.dtype = torch.float32,
+        hidden: Callable[[tuple[int, ...], int], torch.Tensor] | None = None,
     ) -> None:
         self.rows = rows
         self.vocab_size: int | None = vocab_size
@@ -72,6 +75,7 @@ class TableTarget:
         self.eos_ids = eos_ids
         self.tree_obstacle: str | None = None
         self.dtype = dtype
+        self.hidden = hidden
         self.num_forwards = 0
 
     def new_cache(self, past: Any | None = None) -> TableCache:
@@ -89,7 +93,6 @@ class TableTarget:
         num_logits: int,
     ) -> tuple[torch.Tensor, Any | None]:
         """See `Target.forward`; a node's path is what its mask shows, in the order of positions."""
-        del hidden_layers
         self.num_forwards += 1
         past = tuple(cache.tokens)
         fresh = tokens[0].tolist()
@@ -97,7 +100,9 @@ class TableTarget:
             list(range(len(fresh))) if positions is None else (positions[0] - len(past)).tolist()
         )
         rows = []
-        for node in range(len(fresh) - num_logits, len(fresh)):
+        states: list[list[torch.Tensor]] = [[] for _ in hidden_layers]
+        first = len(fresh) - num_logits
+        for node in range(0 if self.hidden is not None and hidden_layers else first, len(fresh)):
             seen = [
                 (places[other], fresh[other])
                 for other in range(len(fresh))
@@ -107,6 +112,12 @@ class TableTarget:
                 msg = f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
                 raise ValueError(msg)
             path = past + tuple(token for _, token in sorted(seen))
-            rows.append(torch.as_tensor(self.rows(path), dtype=self.dtype))
+            if node >= first:
+                rows.append(torch.as_tensor(self.rows(path), dtype=self.dtype))
+            if self.hidden is not None:
+                for layer, kept in zip(hidden_layers, states, strict=True):
+                    kept.append(self.hidden(path, layer))
         cache.tokens.extend(fresh)
-        return torch.stack(rows), None
+        if self.hidden is None or not hidden_layers:
+            return torch.stack(rows), None
+        return torch.stack(rows), tuple(torch.stack(kept) for kept in states)

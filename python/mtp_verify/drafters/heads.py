@@ -1,0 +1,226 @@
+"""A draft head as drafter: it reads the target's hidden states and guesses what follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mtp_verify as mv
+from mtp_verify import growers
+from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.shape import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.drafters.base import Request
+    from mtp_verify.heads.base import Head
+    from mtp_verify.params import SamplingParams
+
+__all__ = ["Heads"]
+
+_SHAPED_LAWS = ("swor", "iid", "chain", "top_plus_one", "deterministic", "coupled")
+
+
+@dataclass
+class _State:
+    """What the drafter keeps of a request: the head's state, and hidden states not read yet."""
+
+    head: Any
+    pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+
+
+class Heads:
+    """Drafts with a head: a chain, a best-first tree, or a fixed shape.
+
+    The head reads the hidden states that the target computed anyway when it verified the last
+    draft; there is no second pass over the target. Before the target's first forward there is
+    nothing to read, so a generation's first draft is empty.
+
+    The law of a draft is that of its grower: greedy chains and best-first trees are
+    "deterministic", sampled ones carry the rows that they were drawn from.
+
+    Args:
+        head: a `mtp_verify.heads` head, attached to the target.
+        num_tokens: greatest depth of a draft.
+        params: how the head's rows are shaped before tokens are drawn from them; None drafts
+            greedily. They need not be the target's.
+        max_nodes: grow a best-first tree of that many nodes (EAGLE-2's way of growing), whatever
+            `params` is: it shapes the rows that rank the nodes.
+        max_children: of a node of the best-first tree.
+        shape: fill this fixed shape instead.
+        law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
+            "coupled"; None is "swor", or "deterministic" where `params` is None.
+        min_top: end a chain at a row whose largest probability is below this.
+
+    Raises:
+        ParamsError: settings that contradict each other or the head.
+
+    Example:
+        >>> drafter = mv.drafters.Heads(head, max_nodes=8)  # doctest: +SKIP
+        >>> mv.Decoder(model, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
+
+    References:
+        EAGLE-2, arXiv 2406.16858 (best-first trees); Hu et al., arXiv 2502.18779 (top-plus-one).
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        *,
+        num_tokens: int = 4,
+        params: SamplingParams | None = None,
+        max_nodes: int | None = None,
+        max_children: int = 8,
+        shape: Shape | None = None,
+        law: str | None = None,
+        min_top: float = 0.0,
+    ) -> None:
+        for name, value in (
+            ("num_tokens", num_tokens), ("max_nodes", 1 if max_nodes is None else max_nodes),
+            ("max_children", max_children),
+        ):  # fmt: skip
+            if value < 1:
+                msg = f"{name} is {value}; wanted an int >= 1"
+                raise ParamsError(msg, slug="param_out_of_range")
+        if shape is not None and max_nodes is not None:
+            msg = "shape and max_nodes are two ways to grow a tree; give one of them"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        if law is not None and (shape is None or law not in _SHAPED_LAWS):
+            msg = f"law {law!r} goes with a shape, and is one of: {', '.join(_SHAPED_LAWS)}"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        if min_top and (shape is not None or max_nodes is not None):
+            msg = "min_top ends chains; a tree has its own limits"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        self.head = head
+        self.hidden_layers = head.hidden_layers
+        self.num_tokens = num_tokens
+        if head.max_depth is not None:
+            self.num_tokens = min(num_tokens, head.max_depth)
+        self.params = params
+        self.max_nodes = max_nodes
+        self.max_children = max_children
+        self.law = law or ("deterministic" if params is None else "swor")
+        self.min_top = min_top
+        # A shape's levels below what the head, or a step, has room for are left out.
+        self._shapes: dict[int, Shape] = {}
+        if shape is not None:
+            depth = min(int(max(shape.tree.depths)), head.max_depth or shape.tree.num_nodes)
+            self.num_tokens = depth
+            self._shapes = {level: _shallow(shape, level) for level in range(1, depth + 1)}
+        self.makes_trees = max_nodes is not None or any(
+            not shape.tree.is_chain for shape in self._shapes.values()
+        )
+        self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
+        self._states: dict[int, _State] = {}
+        self._last: list[Request] = []
+        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Refuse a target that does not know the head's tokens.
+
+        Raises:
+            UnsupportedModelError: the head's vocabulary is larger than the target's.
+        """
+        mine = self.head.spec.known_sizes.vocab_size
+        if vocab_size is not None and mine > vocab_size:
+            msg = (
+                f"the head drafts from {mine} tokens and the target knows {vocab_size}; load the "
+                "head that was trained for it"
+            )
+            raise UnsupportedModelError(msg, slug="vocab_mismatch")
+
+    def start(self, request: Request) -> None:
+        """Begin a request; nothing is known of it yet."""
+        self._states[request.id] = _State(self.head.new_state())
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+        """Draft for each request, no deeper than its budget."""
+        self._last = list(requests)
+        with torch.inference_mode():
+            return [
+                self._draft(request, min(self.num_tokens, budget))
+                for request, budget in zip(requests, budgets, strict=True)
+            ]
+
+    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+        """Keep the hidden states of what was committed; they are read at the next `propose`.
+
+        Raises:
+            UnsupportedModelError: the target gave none.
+        """
+        if hidden is None:
+            msg = (
+                "the target gives no hidden states, which a head drafts from; use a transformers "
+                "model, or a Target whose forward returns those of hidden_layers"
+            )
+            raise UnsupportedModelError(msg, slug="no_hidden_states")
+        alive = [request for request in self._last if request.id in self._states]
+        for request, _, states in zip(alive, verdicts, hidden, strict=True):
+            kept = self._states[request.id]
+            if kept.head.num_nodes == 0 and not kept.pending:
+                # Entries that a user's cache brought along have no hidden states: start behind.
+                kept.head.first = request.position - states[0].shape[0]
+            kept.pending.append(states)
+
+    def release(self, request: Request) -> None:
+        """Forget a request."""
+        self._states.pop(request.id, None)
+
+    def _draft(self, request: Request, depth: int) -> mv.Draft:
+        state = self._states.get(request.id)
+        if state is None:
+            msg = f"request {request.id} was never started; call start(request) first"
+            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        if depth < 1 or not state.pending:
+            return self._empty
+        head = self.head
+        hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
+        count = hidden[0].shape[0]
+        tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
+        rows = head.read(state.head, hidden, tokens)
+        state.pending.clear()
+        grower = self._grower(request, depth)
+        numbers = {0: 0}
+        while nodes := grower.frontier():
+            if nodes != [0]:
+                parents, words = grower.parents, grower.tokens
+                above = [numbers[int(parents[node])] for node in nodes]
+                drafted = torch.from_numpy(words[nodes]).to(tokens.device)
+                first = state.head.num_nodes
+                rows = head.step(state.head, above, drafted)
+                numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
+            grower.extend(rows)
+        return grower.finish()
+
+    def _grower(self, request: Request, depth: int) -> growers.Grower:
+        own: dict[str, Any] = {
+            "root": request.tokens[-1],
+            "eos_ids": request.eos_ids,
+            "params": self.params,
+            "vocab": self._vocab,
+        }
+        if self.max_nodes is not None:
+            return growers.Heap(
+                self.max_nodes, max_depth=depth, max_children=self.max_children, **own
+            )
+        own |= {"seed": request.seed, "position": request.position}
+        if not self._shapes:
+            return growers.Chain(depth, greedy=self.params is None, min_top=self.min_top, **own)
+        if self.law == "coupled":
+            return growers.Coupled(self._shapes[depth], **own)
+        return growers.Fixed(self._shapes[depth], self.law, **own)
+
+
+def _shallow(shape: Shape, depth: int) -> Shape:
+    """The levels of a shape down to a depth."""
+    tree = shape.tree
+    numbers: dict[int, int] = {-1: -1}
+    parents: list[int] = []
+    for node, level in enumerate(tree.depths):
+        if level <= depth:
+            numbers[node] = len(parents)
+            parents.append(numbers[int(tree.parents[node])])
+    return Shape(mv.TokenTree(parents))

@@ -1,0 +1,187 @@
+"""Draft heads in the decoder: nothing changes but speed, and they read the target's states."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mtp_verify as mv
+from mtp_verify.decode import Decoder
+from mtp_verify.drafters import Heads, Request
+from mtp_verify.growers import Shape
+from mtp_verify.hidden import HiddenStates
+from mtp_verify.testing import TableTarget
+from tests.heads import VARIANTS, tiny_head
+from tests.models import KINDS, prompt, tiny_model
+
+GREEDY = mv.SamplingParams(temperature=0.0)
+WARM = mv.SamplingParams(temperature=1.3)
+WAYS = {
+    "chain": {},
+    "sampled": {"params": WARM},
+    "tree": {"max_nodes": 6, "max_children": 2, "num_tokens": 3},
+    "top-plus-one": {"shape": Shape.by_depth(2, 2), "law": "top_plus_one", "params": WARM},
+    "shape": {"shape": Shape.by_depth(3, 1, 2)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_output_equals_plain_decoding(name, way):
+    model = tiny_model("llama")
+    drafter = Heads(tiny_head(name, model), **WAYS[way])
+    for params, rule in ((GREEDY, "auto"), (mv.SamplingParams(temperature=0.8), "coupled")):
+        if rule == "coupled" and way != "chain" and WAYS[way].get("law") is None:
+            continue
+        decoder = Decoder(model, drafter, params, rule)
+        plain = decoder.generate(prompt(), max_new_tokens=16, seed=5, speculate=False)
+        fast = decoder.generate(prompt(), max_new_tokens=16, seed=5)
+        assert fast.tokens == plain.tokens
+        assert fast.stats.drafted > 0
+        assert fast.stats.forwards <= plain.stats.forwards
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_targets_hidden_states_are_read_too(kind):
+    model = tiny_model(kind)
+    drafter = Heads(tiny_head("mimo", model), max_nodes=5)
+    decoder = Decoder(model, drafter, GREEDY)
+    plain = decoder.generate(prompt(), max_new_tokens=16, seed=5, speculate=False)
+    assert decoder.generate(prompt(), max_new_tokens=16, seed=5).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("name", ["deepseek-2", "eagle3", "mimo", "meta"])
+@pytest.mark.parametrize("way", ["chain", "tree"])
+def test_head_reads_the_targets_own_states_of_every_token(name, way):
+    model = tiny_model("llama")
+    head = tiny_head(name, model)
+    seen = []
+
+    def read(state, hidden, tokens):
+        seen.append((state.first, [h.clone() for h in hidden], tokens.tolist()))
+        return type(head).read(head, state, hidden, tokens)
+
+    head.read = read
+    decoder = Decoder(model, Heads(head, **WAYS[way]), GREEDY)
+    result = decoder.generate(prompt(), max_new_tokens=20)
+    text = result.sequences[0]
+    with torch.no_grad(), HiddenStates(model, head.hidden_layers) as states:
+        output = model(text[None], **states.options)
+    count = sum(len(tokens) for _, _, tokens in seen)
+    assert {first for first, _, _ in seen} == {0}
+    assert [token for _, _, tokens in seen for token in tokens] == text[1 : count + 1].tolist()
+    for layer, wanted in enumerate(states.of(output)):
+        found = torch.cat([hidden[layer] for _, hidden, _ in seen])
+        torch.testing.assert_close(found, wanted[0, :count], rtol=1e-4, atol=1e-4)
+    assert count >= 20
+
+
+def test_perfect_head_is_accepted_whole():
+    row = torch.zeros(32).scatter(0, torch.tensor(1), 9.0)
+    table = TableTarget(lambda path: row, 32, hidden=lambda path, layer: torch.ones(32))
+    model = tiny_model("llama")
+    head = tiny_head("medusa", model, num_modules=3)
+    with torch.no_grad():
+        for level in head.levels:
+            level.output.weight.zero_()
+            level.output.weight[1] = 1.0
+            for block in level.layers:
+                block.linear.weight.zero_()
+                block.linear.bias.zero_()
+    stats = Decoder(table, Heads(head), GREEDY).generate([2], max_new_tokens=13).stats
+    # The first step has no hidden state yet.
+    assert (stats.steps, stats.accepted) == (4, 9)
+
+
+def test_sampled_draft_carries_its_rows_over_the_draft_vocabulary():
+    model = tiny_model("llama")
+    head = tiny_head("eagle3", model)
+    drafter = Heads(head, params=WARM, num_tokens=3)
+    request = Request(id=4, tokens=[3, 7, 9, 2], prompt_len=3, seed=8)
+    drafter.start(request)
+    assert drafter.propose([request], [9])[0].num_nodes == 1
+    drafter.commit(
+        [mv.verify(mv.Draft.chain([], root=9), np.zeros((1, 32), np.float32), seed=0, position=2)],
+        [tuple(torch.randn(3, 32) for _ in range(3))],
+    )
+    draft = drafter.propose([request], [9])[0]
+    assert draft.law == "chain"
+    assert draft.num_nodes == 4
+    assert set(draft.tokens[1:].tolist()) <= set(head.vocab.tolist())
+    assert drafter.propose([request], [9])[0].num_nodes == 1  # Nothing new was committed.
+
+
+def test_users_cache_has_no_hidden_states_and_is_left_out():
+    model = tiny_model("llama")
+    ids = prompt(12)
+    decoder = Decoder(model, Heads(tiny_head("eagle", model)), GREEDY)
+    plain = decoder.generate(ids, max_new_tokens=10, speculate=False)
+    with torch.no_grad():
+        past = model(ids[:, :7], use_cache=True).past_key_values
+    result = decoder.generate(ids, max_new_tokens=10, past_key_values=past)
+    assert result.tokens == plain.tokens
+
+
+def test_nothing_is_drafted_below_an_eos_token_or_past_the_budget():
+    model = tiny_model("llama")
+    decoder = Decoder(model, Heads(tiny_head("eagle", model), num_tokens=6), GREEDY)
+    text = decoder.generate(prompt(), max_new_tokens=12, speculate=False).tokens[0]
+    for eos in set(text[3:]):
+        plain = decoder.generate(prompt(), max_new_tokens=12, speculate=False, eos_token_id=eos)
+        fast = decoder.generate(prompt(), max_new_tokens=12, eos_token_id=eos)
+        assert (fast.tokens, fast.finish_reasons) == (plain.tokens, plain.finish_reasons)
+
+
+def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
+    model = tiny_model("llama")
+    head = tiny_head("medusa", model, num_modules=2)
+    drafter = Heads(head, shape=Shape.by_depth(2, 1, 1, 1))
+    assert drafter.num_tokens == 2
+    request = Request(id=1, tokens=[3, 7, 9, 2], prompt_len=3)
+    drafter.start(request)
+    drafter.propose([request], [9])
+    verdict = mv.verify(
+        mv.Draft.chain([], root=9), np.zeros((1, 32), np.float32), seed=0, position=2
+    )
+    for budget, parents in ((9, [-1, 0, 0, 1, 2]), (1, [-1, 0, 0]), (0, [-1])):
+        drafter.commit([verdict], [(torch.randn(1, 32),)])
+        assert drafter.propose([request], [budget])[0].tree.parents.tolist() == parents
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"max_nodes": 0}, "max_nodes is 0"),
+        ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "two ways"),
+        ({"law": "swor"}, "goes with a shape"),
+        ({"law": "unknown", "shape": Shape.by_depth(2)}, "is one of: swor"),
+        ({"min_top": 0.5, "max_nodes": 4}, "min_top ends chains"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(mv.ParamsError, match=message):
+        Heads(tiny_head("eagle", tiny_model("llama")), **options)
+
+
+def test_head_without_a_target_still_says_what_it_reads():
+    from mtp_verify.heads import CausalHead, family
+    from tests.heads import SIZES
+
+    assert Heads(CausalHead(family("eagle").replace(sizes=SIZES))).hidden_layers == (-1,)
+
+
+def test_target_without_hidden_states_is_refused():
+    head = tiny_head("eagle", tiny_model("llama"))
+    table = TableTarget(lambda path: [0.0] * 32, 32)
+    with pytest.raises(mv.UnsupportedModelError, match="gives no hidden states"):
+        Decoder(table, Heads(head)).generate([1], max_new_tokens=5)
+    with pytest.raises(mv.UnsupportedModelError, match="from 32 tokens and the target knows 8"):
+        Decoder(TableTarget(lambda path: [0.0] * 8, 8), Heads(head))
+
+
+def test_unknown_request_is_refused():
+    drafter = Heads(tiny_head("eagle", tiny_model("llama")))
+    with pytest.raises(mv.DraftError, match="never started"):
+        drafter.propose([Request(id=3, tokens=[1], prompt_len=1)], [4])
