@@ -10,6 +10,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify import cli
 from mtp_verify.certification import certify, engines
+from mtp_verify.certification.checkpoints import VOCAB
 from mtp_verify.testing import mutants
 
 pytest.importorskip("transformers")
@@ -28,7 +29,7 @@ def right_on_checkpoint(prompt, n, seed, *, target, params, length):
 
     from mtp_verify.certification.engines import _transformers
 
-    assert len(AutoTokenizer.from_pretrained(target)) == engines.VOCAB
+    assert len(AutoTokenizer.from_pretrained(target)) == VOCAB
     model = AutoModelForCausalLM.from_pretrained(target)
     return _transformers(model, params, length, {})(prompt, n, seed)
 
@@ -55,13 +56,29 @@ def test_the_assistant_of_gemma_4_is_found_biased(make):
     assert found.is_sound
 
 
+@pytest.mark.timeout(120)
+def test_layers_that_predict_further_tokens_draft_in_transformers_own_loop(make):
+    engine = make("transformers", "mtp")
+    first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert first.shape[0] == 3
+
+
+def test_a_transformers_without_such_layers_is_refused(make, monkeypatch):
+    from transformers import modeling_layers
+
+    monkeypatch.delattr(modeling_layers, "MtpModel")
+    with pytest.raises(mv.UnsupportedModelError, match=r"5\.23 has it"):
+        make("transformers", "mtp")
+
+
 @pytest.mark.slow
 @pytest.mark.stat
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
-        *(("transformers", mode) for mode in ("assisted", "lookup")),
+        *(("transformers", mode) for mode in ("assisted", "lookup", "mtp")),
         *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"]),
     ],
 )
