@@ -44,7 +44,10 @@ class Engines:
                 model=str(folder),
                 enforce_eager=True,
                 dtype=dtype,
-                max_model_len=2048,
+                max_model_len=1024,
+                # One request at a time is timed: no more memory and warm-up than that needs.
+                max_num_seqs=4,
+                max_num_batched_tokens=1024,
                 enable_prefix_caching=False,
                 speculative_config=speculation,
             )

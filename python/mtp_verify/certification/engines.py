@@ -31,15 +31,27 @@ if TYPE_CHECKING:
 
     from mtp_verify.params import SamplingParams
 
-__all__ = ["MODES", "Engine", "load_function", "make_engine", "need", "user_engine"]
+__all__ = [
+    "MODES",
+    "Engine",
+    "default_modes",
+    "load_function",
+    "make_engine",
+    "need",
+    "user_engine",
+]
 
-# Engine -> its modes, in the order in which the command runs them ("gemma4" when asked for).
+# Engine -> its modes.
 MODES: dict[str, tuple[str, ...]] = {
     "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
     "mtp-verify": ("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
     "vllm": ("plain", "ngram"),
 }
 
+_DEFAULT_MODES = {
+    "transformers": ("plain", "assisted", "lookup", "mtp"),
+    "mtp-verify": ("token", "block"),
+}
 _NUM_DRAFTS = 2
 # Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
 _EXTRA = _NUM_DRAFTS
@@ -64,6 +76,14 @@ class Engine:
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> Any:
         """Draw n continuations of `prompt`."""
         return self.sample(prompt, n, seed)
+
+
+def default_modes(kind: str) -> tuple[str, ...]:
+    """The modes that the command runs where none is asked for, in their order."""
+    modes = _DEFAULT_MODES.get(kind, MODES.get(kind, ("",)))
+    if kind == "transformers" and find_spec("transformers") and not families.has_mtp():
+        modes = tuple(mode for mode in modes if mode != "mtp")
+    return modes
 
 
 def make_engine(

@@ -10,7 +10,7 @@ from typing import Any
 from mtp_verify.certification.checkpoints import VOCAB
 from mtp_verify.errors import UnsupportedModelError
 
-__all__ = ["gemma4", "mtp"]
+__all__ = ["gemma4", "has_mtp", "mtp"]
 
 _NUM_MTP_LAYERS = 2
 # Logits of a standard deviation of about 1.5: moderate entropy, as the tiny checkpoints have.
@@ -80,6 +80,13 @@ def gemma4(seed: int) -> tuple[Any, dict[str, Any]]:
     return target, {"assistant_model": assistant}
 
 
+def has_mtp() -> bool:
+    """Whether the installed transformers knows `generate(use_mtp=True)`."""
+    from transformers import modeling_layers
+
+    return hasattr(modeling_layers, "MtpModel")
+
+
 def mtp(seed: int) -> tuple[Any, dict[str, Any]]:
     """A GLM-4 target with multi-token-prediction layers, and the options of `generate` for them.
 
@@ -93,7 +100,7 @@ def mtp(seed: int) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, modeling_layers
 
-    if not hasattr(modeling_layers, "MtpModel"):
+    if not has_mtp():
         message = "transformers: generate(use_mtp=True) is missing in this version; 5.23 has it"
         raise UnsupportedModelError(message, slug="unsupported_version")
     config = Glm4MoeConfig(

@@ -126,13 +126,70 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
         (["--engine", f"{__name__}:without_target"], "parameter target="),
         (["--accept", "nothing"], "wanted MODULE:FUNCTION"),
         (["--accept", f"{__name__}:without_target"], "the accept function raised TypeError"),
-        (["--self", "--engine", "transformers"], "one of --self, --engine and --accept"),
+        (["--self", "--engine", "transformers"], "one of --self, --engine, --accept and --rerun"),
         (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
         (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
     ],
 )
 def test_wrong_use_exits_with_2_and_says_why(capsys, words, message):
     assert cli.main(["certify", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failing_configuration_runs_again_from_its_report(capsys, tmp_path):
+    words = ["--engine", f"{__name__}:biased", "--length", "2", "--seed", "40", "--json"]
+    assert cli.main(["certify", *words]) == 1
+    text = capsys.readouterr().out
+    file = tmp_path / "report.json"
+    file.write_text(text)
+    first = json.loads(text)["certificates"][0]
+    assert cli.main(["certify", "--rerun", str(file), "--json"]) == 1
+    again = json.loads(capsys.readouterr().out)["certificates"][0]
+    assert again["tests"] == first["tests"]
+    assert again["seeds"] == first["seeds"]
+    assert first["seeds"]["first"] == 40
+    assert cli.main(["certify", "--rerun", str(file), "--seed", "9000", "--json"]) == 1
+    fresh = json.loads(capsys.readouterr().out)["certificates"][0]
+    assert fresh["seeds"]["first"] == 9000
+    assert fresh["tests"] != first["tests"]
+
+
+SETTINGS = {
+    "engine": "transformers", "mode": "plain", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    "length": 2, "min_tv": 0.1, "alpha": 1e-4, "tie": 1e-4, "seed": 0,
+}  # fmt: skip
+
+
+def recorded(settings):
+    return json.dumps({"certificates": [{"verdict": "biased", "settings": settings}]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "found no certificates"),
+        ("[]", "found no certificates"),
+        ("[" * 100_000, "found no certificates"),
+        ('{"certificates": [{"verdict": "biased"}]}', "KeyError"),
+        (
+            json.dumps(
+                {"certificates": [{"verdict": "biased", "settings": SETTINGS | {"seed": "x"}}]}
+            ),
+            "seed: found 'x', wanted int",
+        ),
+        (json.dumps({"certificates": [{"verdict": "pass"}]}), "nothing in this report is biased"),
+        (
+            json.dumps(
+                {"certificates": [{"verdict": "biased", "settings": SETTINGS | {"mode": "no"}}]}
+            ),
+            "wanted one of: plain",
+        ),
+    ],
+)
+def test_what_is_no_report_with_a_failure_cannot_run_again(capsys, tmp_path, content, message):
+    file = tmp_path / "report.json"
+    file.write_text(content)
+    assert cli.main(["certify", "--rerun", str(file)]) == 2
     assert message in capsys.readouterr().err
 
 
