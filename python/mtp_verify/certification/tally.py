@@ -109,10 +109,22 @@ class Tally:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take counts back."""
-        self.halves = np.asarray(state["halves"], np.int64)
-        self.neighbours = np.asarray(state["neighbours"], np.int64)
-        self.next_seed = np.asarray(state["next_seed"], np.int64)
+        """Take counts back.
+
+        Raises:
+            ParamsError: They are not counts of this law.
+        """
+        for name in ("halves", "neighbours", "next_seed"):
+            try:
+                counts = np.asarray(state[name], np.int64)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                message = f"{name}: these are not kept counts ({error!r}): take another file"
+                raise ParamsError(message, slug="bad_resume") from error
+            wanted = getattr(self, name).shape
+            if counts.shape != wanted or (counts < 0).any():
+                message = f"{name}: found shape {counts.shape}, wanted counts of shape {wanted}"
+                raise ParamsError(message, slug="bad_resume")
+            setattr(self, name, counts)
 
 
 def checks(tallies: Sequence[Tally]) -> list[Check]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.certification import certify, report
+from mtp_verify.certification import certify, report, runs
 from mtp_verify.testing import exact_law, mutants
 
 
@@ -87,6 +87,73 @@ def test_a_greedy_engine_is_compared_with_the_one_possible_string():
     assert certify(engine, rows, params=greedy, prompts=prompts).verdict == "pass"
     sampled = certify(mutants.engine(), params=greedy, prompts=prompts)
     assert sampled.verdict == "biased"
+
+
+def test_a_run_that_dies_goes_on_from_the_last_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_SAVE_SECONDS", 0.0)
+    right, file = mutants.engine(), tmp_path / "counts.json"
+    whole = certify(right, min_tv=0.1, name="right")
+    calls = []
+
+    def dies(prompt, n, seed):
+        calls.append(seed)
+        if len(calls) == 40:
+            raise KeyboardInterrupt
+        return right(prompt, n, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        certify(dies, right.rows, min_tv=0.1, name="right", resume=file)
+    # A write that was cut off leaves its draft behind: it must not matter.
+    file.with_suffix(".json.part").write_text("{")
+    resumed = certify(right, min_tv=0.1, name="right", resume=file)
+    assert resumed.checks == whole.checks
+    assert resumed.seeds == whole.seeds
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: "not json", "not kept counts"),
+        (lambda state: [], "not kept counts"),
+        (lambda state: state | {"tallies": state["tallies"][:1]}, "found 1 prompts"),
+        (lambda state: state | {"count": 0}, "0 samples"),
+        (lambda state: state | {"tallies": [{"halves": "x"}] * 3}, "halves: these are not"),
+        (lambda state: state | {"tallies": [{"halves": [[1]]}] * 3}, r"found shape \(1, 1\)"),
+        (lambda state: {k: v for k, v in state.items() if k != "next_seed"}, "next_seed"),
+    ],
+)
+def test_a_damaged_file_of_counts_is_refused(tmp_path, change, message):
+    file = tmp_path / "counts.json"
+    certify(mutants.engine(), min_tv=0.1, max_samples=300, resume=file)
+    damaged = change(json.loads(file.read_text()))
+    file.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    with pytest.raises(mv.ParamsError, match=message):
+        certify(mutants.engine(), min_tv=0.1, resume=file)
+
+
+def test_at_temperature_0_ties_are_told_from_failures():
+    greedy = mv.SamplingParams(temperature=0)
+    prompts = [(1,), (2,)]
+
+    def rows(path):
+        # After token 1 the tokens 0 and 2 are as good as equal; everywhere else 3 is best.
+        return [2.0, 0.0, 2.0 - 1e-6, -1.0] if path[-1] == 1 else [0.0, 0.5, 1.0, 3.0]
+
+    def engine(tied):
+        def sample(prompt, n, seed):
+            first = tied if prompt[-1] == 1 else 3
+            return np.tile([first, 3, 3], (n, 1))
+
+        return sample
+
+    options = {"params": greedy, "prompts": prompts}
+    same, other, wrong = (certify(engine(token), rows, **options) for token in (0, 2, 1))
+    assert (same.verdict, same.ties) == ("pass", 0)
+    assert other.verdict == "pass"
+    assert other.ties == other.num_samples // 2 > 0
+    assert json.loads(report([other]).to_json())["certificates"][0]["ties"] == other.ties
+    assert (wrong.verdict, wrong.ties) == ("biased", 0)
+    assert certify(engine(2), rows, **options, tie=1e-9).verdict == "biased"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify import cli
 from mtp_verify.certification import certify, engines
+from mtp_verify.certification.checkpoints import VOCAB
 from mtp_verify.testing import mutants
 
 pytest.importorskip("transformers")
@@ -28,7 +29,7 @@ def right_on_checkpoint(prompt, n, seed, *, target, params, length):
 
     from mtp_verify.certification.engines import _transformers
 
-    assert len(AutoTokenizer.from_pretrained(target)) == engines.VOCAB
+    assert len(AutoTokenizer.from_pretrained(target)) == VOCAB
     model = AutoModelForCausalLM.from_pretrained(target)
     return _transformers(model, params, length, {})(prompt, n, seed)
 
@@ -55,13 +56,29 @@ def test_the_assistant_of_gemma_4_is_found_biased(make):
     assert found.is_sound
 
 
+@pytest.mark.timeout(120)
+def test_layers_that_predict_further_tokens_draft_in_transformers_own_loop(make):
+    engine = make("transformers", "mtp")
+    first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert first.shape[0] == 3
+
+
+def test_a_transformers_without_such_layers_is_refused(make, monkeypatch):
+    from transformers import modeling_layers
+
+    monkeypatch.delattr(modeling_layers, "MtpModel")
+    with pytest.raises(mv.UnsupportedModelError, match=r"5\.23 has it"):
+        make("transformers", "mtp")
+
+
 @pytest.mark.slow
 @pytest.mark.stat
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
-        *(("transformers", mode) for mode in ("assisted", "lookup")),
+        *(("transformers", mode) for mode in ("assisted", "lookup", "mtp")),
         *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"]),
     ],
 )
@@ -109,13 +126,70 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
         (["--engine", f"{__name__}:without_target"], "parameter target="),
         (["--accept", "nothing"], "wanted MODULE:FUNCTION"),
         (["--accept", f"{__name__}:without_target"], "the accept function raised TypeError"),
-        (["--self", "--engine", "transformers"], "one of --self, --engine and --accept"),
+        (["--self", "--engine", "transformers"], "one of --self, --engine, --accept and --rerun"),
         (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
         (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
     ],
 )
 def test_wrong_use_exits_with_2_and_says_why(capsys, words, message):
     assert cli.main(["certify", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failing_configuration_runs_again_from_its_report(capsys, tmp_path):
+    words = ["--engine", f"{__name__}:biased", "--length", "2", "--seed", "40", "--json"]
+    assert cli.main(["certify", *words]) == 1
+    text = capsys.readouterr().out
+    file = tmp_path / "report.json"
+    file.write_text(text)
+    first = json.loads(text)["certificates"][0]
+    assert cli.main(["certify", "--rerun", str(file), "--json"]) == 1
+    again = json.loads(capsys.readouterr().out)["certificates"][0]
+    assert again["tests"] == first["tests"]
+    assert again["seeds"] == first["seeds"]
+    assert first["seeds"]["first"] == 40
+    assert cli.main(["certify", "--rerun", str(file), "--seed", "9000", "--json"]) == 1
+    fresh = json.loads(capsys.readouterr().out)["certificates"][0]
+    assert fresh["seeds"]["first"] == 9000
+    assert fresh["tests"] != first["tests"]
+
+
+SETTINGS = {
+    "engine": "transformers", "mode": "plain", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    "length": 2, "min_tv": 0.1, "alpha": 1e-4, "tie": 1e-4, "seed": 0,
+}  # fmt: skip
+
+
+def recorded(settings):
+    return json.dumps({"certificates": [{"verdict": "biased", "settings": settings}]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "found no certificates"),
+        ("[]", "found no certificates"),
+        ("[" * 100_000, "found no certificates"),
+        ('{"certificates": [{"verdict": "biased"}]}', "KeyError"),
+        (
+            json.dumps(
+                {"certificates": [{"verdict": "biased", "settings": SETTINGS | {"seed": "x"}}]}
+            ),
+            "seed: found 'x', wanted int",
+        ),
+        (json.dumps({"certificates": [{"verdict": "pass"}]}), "nothing in this report is biased"),
+        (
+            json.dumps(
+                {"certificates": [{"verdict": "biased", "settings": SETTINGS | {"mode": "no"}}]}
+            ),
+            "wanted one of: plain",
+        ),
+    ],
+)
+def test_what_is_no_report_with_a_failure_cannot_run_again(capsys, tmp_path, content, message):
+    file = tmp_path / "report.json"
+    file.write_text(content)
+    assert cli.main(["certify", "--rerun", str(file)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -1,0 +1,83 @@
+"""The settings of one certification, as the command has them and as a report records them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Plan", "plans_of"]
+
+# A report with many certificates has some hundred kilobytes.
+_MAX_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One engine in one mode, and how it is certified.
+
+    Attributes:
+        engine: A key of `engines.MODES`, or MODULE:FUNCTION.
+        mode: Of the engine; empty for a function.
+    """
+
+    engine: str
+    mode: str
+    temperature: float
+    top_k: int
+    top_p: float
+    length: int
+    min_tv: float
+    alpha: float
+    tie: float
+    seed: int
+
+    def params(self) -> SamplingParams:
+        """How rows are shaped."""
+        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+def plans_of(path: Path, *, seed: int | None = None) -> list[Plan]:
+    """The plans of what a report calls biased, with the seeds that it records.
+
+    Args:
+        path: What `mtp-verify certify --engine ... --json` wrote.
+        seed: Another first seed: then a chance finding does not come back.
+
+    Raises:
+        ParamsError: Not such a report, or nothing in it is biased.
+        OSError: It cannot be read.
+    """
+    if path.stat().st_size > _MAX_BYTES:
+        message = f"{path}: found {path.stat().st_size} bytes, wanted a report of --json"
+        raise ParamsError(message, slug="bad_report")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["certificates"]
+        failed = [entry["settings"] for entry in found if entry["verdict"] == "biased"]
+        plans = [_plan(settings) for settings in failed]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        message = (
+            f"{path}: found no certificates with their settings ({type(error).__name__}: {error}); "
+            "wanted the report of mtp-verify certify --engine ... --json"
+        )
+        raise ParamsError(message, slug="bad_report") from error
+    if not plans:
+        message = f"{path}: nothing in this report is biased, so there is nothing to run again"
+        raise ParamsError(message, slug="bad_report")
+    return plans if seed is None else [replace(plan, seed=seed) for plan in plans]
+
+
+def _plan(settings: Any) -> Plan:
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    for field in fields(Plan):
+        value = settings[field.name]
+        if isinstance(value, bool) or not isinstance(value, kinds[str(field.type)]):
+            message = f"{field.name}: found {value!r}, wanted {field.type}"
+            raise TypeError(message)
+    return Plan(**{field.name: settings[field.name] for field in fields(Plan)})

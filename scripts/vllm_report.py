@@ -1,0 +1,133 @@
+"""Run SmolLM2 in vLLM without speculation, with its own n-gram speculation, and with the plug-in.
+
+`make vllm` runs this in the environment with vLLM's CPU build. It checks that greedy decoding gives
+the same tokens all three ways (float32), and times them in turn (bfloat16), the best of several
+rounds each. Exit code 1 if tokens differ. Stock sampled speculation is timed too, although its law
+is wrong there (see `mtp-verify certify --engine vllm`): its text is another one, its work is alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# The patch works in this process only; vLLM would start another one.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+from mtp_verify.demo import PROMPTS
+from mtp_verify.integrations import smollm2
+from mtp_verify.integrations import vllm as plugin
+
+WAYS = ("plain", "stock", "plugin")
+NGRAM = {
+    "method": "ngram",
+    "num_speculative_tokens": 8,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 2,
+}
+
+
+class Engines:
+    """One engine without speculation and one with, and the three ways to use them."""
+
+    def __init__(self, dtype: str, folder: Path) -> None:
+        from vllm import LLM
+
+        def make(speculation: dict[str, Any] | None) -> Any:
+            return LLM(
+                model=str(folder),
+                enforce_eager=True,
+                dtype=dtype,
+                max_model_len=1024,
+                # One request at a time is timed: no more memory and warm-up than that needs.
+                max_num_seqs=4,
+                max_num_batched_tokens=1024,
+                enable_prefix_caching=False,
+                speculative_config=speculation,
+            )
+
+        self.plain, self.speculative = make(None), make(NGRAM)
+        tokenizer = self.plain.get_tokenizer()
+        self.prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt.text}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+            for prompt in PROMPTS
+        ]
+
+    def run(self, way: str, **settings: Any) -> tuple[list[list[int]], float]:
+        """Generate for one prompt after the other: the tokens, and the seconds it took."""
+        from vllm import SamplingParams
+
+        if way == "plugin":
+            plugin.install()
+        else:
+            plugin.uninstall()
+        engine = self.plain if way == "plain" else self.speculative
+        params = SamplingParams(ignore_eos=True, detokenize=False, **settings)
+        started = time.perf_counter()
+        tokens = []
+        for prompt in self.prompts:
+            found = engine.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+            tokens.append(list(found[0].outputs[0].token_ids))
+        return tokens, time.perf_counter() - started
+
+
+def main() -> int:
+    """Compare, time, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--tokens", type=int, default=128, help="per prompt (default 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds (default 3)")
+    args = parser.parse_args()
+    import vllm
+
+    folder = smollm2.prepare()
+    exact = Engines("float32", folder)
+    greedy = {way: exact.run(way, temperature=0.0, max_tokens=args.tokens)[0] for way in WAYS}
+    equal = {way: greedy[way] == greedy["plain"] for way in WAYS[1:]}
+    del exact
+
+    engines = Engines("bfloat16", folder)
+    kinds: dict[str, dict[str, Any]] = {
+        "greedy": {"temperature": 0.0},
+        "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 7},
+    }
+    rates: dict[str, dict[str, float]] = {}
+    for kind, settings in kinds.items():
+        best = dict.fromkeys(WAYS, 0.0)
+        for _ in range(args.repeats):
+            for way in WAYS:
+                tokens, seconds = engines.run(way, max_tokens=args.tokens, **settings)
+                best[way] = max(best[way], sum(map(len, tokens)) / seconds)
+        rates[kind] = best
+    plugin.uninstall()
+    report = {
+        "vllm": vllm.__version__,
+        "model": "SmolLM2-135M-Instruct",
+        "prompts": [prompt.kind for prompt in PROMPTS],
+        "tokens_per_prompt": args.tokens,
+        "repeats": args.repeats,
+        "speculation": NGRAM,
+        "greedy_equal_to_plain_float32": equal,
+        "tokens_per_second_bfloat16": rates,
+        "ratio_to_stock_speculation": {k: v["plugin"] / v["stock"] for k, v in rates.items()},
+        "ratio_to_plain": {k: v["plugin"] / v["plain"] for k, v in rates.items()},
+    }
+    text = json.dumps(report, indent=2)
+    args.json.write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+    return 0 if equal["plugin"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
