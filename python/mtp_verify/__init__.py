@@ -6,6 +6,7 @@ Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load tor
 from importlib import import_module
 from typing import Any
 
+from mtp_verify import lossy
 from mtp_verify._core import (
     BlockTable,
     CommitPlan,
@@ -72,6 +73,7 @@ __all__ = [
     "expected_accepted",
     "growers",
     "hf",
+    "lossy",
     "rules",
     "testing",
     "verify",

@@ -73,8 +73,11 @@ class Decoder:
             the tokens a function of model, prompt and seed alone, equal with and without a drafter
             (to rounding: forwards of different widths may round a near-tie differently, in bfloat16
             often, in float32 rarely).
+        lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
+            then say `lossless=False`.
 
     Raises:
+        RuleError: `lossy` with another rule than "auto", or at temperature 0.
         UnsupportedModelError: the model cannot decode speculatively, or cannot attend along the
             trees that the drafter makes.
 
@@ -89,11 +92,14 @@ class Decoder:
         drafter: Drafter | None = None,
         params: SamplingParams | None = None,
         rule: str = "auto",
+        *,
+        lossy: mv.lossy.Lossy | None = None,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
         self.params = SamplingParams() if params is None else params
         self.rule = rule
+        self.lossy = lossy
         if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
             msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
             raise UnsupportedModelError(msg, slug="no_tree_attention")
@@ -102,6 +108,10 @@ class Decoder:
             check_vocabulary(self.target.vocab_size)
         # Plain decoding is verification of a draft that has no nodes but the root.
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        if lossy is not None:
+            # What cannot be combined is refused before anything runs.
+            row = np.zeros((1, 2), np.float32)
+            mv.verify(self._empty, row, self.params, rule=rule, seed=0, position=0, lossy=lossy)
 
     def generate(
         self,
@@ -183,6 +193,9 @@ class Decoder:
         """Decode one row, yielding the tokens of each step."""
         request, cache, stats, seconds = row.request, row.cache, row.stats, row.stats.seconds
         params, seed, rule = request.params, request.seed, row.rule
+        # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
+        lossy = None if drafter is None else self.lossy
+        stats.lossless = lossy is None
         observe = getattr(drafter, "observe", None)
         try:
             if drafter is not None:
@@ -201,7 +214,9 @@ class Decoder:
                 forwarded = perf_counter()
                 if observe is not None:
                     observe([request], [draft], [logits])
-                verdict = mv.verify(draft, logits, params, rule=rule, seed=seed, position=position)
+                verdict = mv.verify(
+                    draft, logits, params, rule=rule, seed=seed, position=position, lossy=lossy
+                )
                 emitted, verdict = self._emit(row, verdict)
                 verified = perf_counter()
                 cache.commit(mv.commit_plan(draft.tree, verdict.path, position))

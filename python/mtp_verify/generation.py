@@ -28,6 +28,7 @@ class Stats:
         lengths: entry n counts the steps that emitted n tokens.
         seconds: time in `draft`, `target`, `verify`, `commit`.
         total_seconds: wall time of the whole generation, prompt included.
+        lossless: False if a lossy acceptance decided: the tokens have not the target's law.
     """
 
     steps: int = 0
@@ -42,6 +43,7 @@ class Stats:
         default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
     )
     total_seconds: float = 0.0
+    lossless: bool = True
 
     @property
     def tau(self) -> float:
@@ -94,6 +96,8 @@ class Stats:
             elif isinstance(mine, dict):
                 for key, value in theirs.items():
                     mine[key] = mine.get(key, 0.0) + value
+            elif isinstance(mine, bool):
+                setattr(self, item.name, mine and theirs)
             else:
                 setattr(self, item.name, mine + theirs)
 

@@ -37,8 +37,8 @@ class Certificate:
 
     Attributes:
         name: The engine's.
-        verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased", or
-            "not enough data".
+        verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased",
+            "not enough data", or "lossy": the engine says itself that it does not keep the law.
         min_tv: The total variation that was looked for.
         alpha: Probability that a right engine is called biased.
         power: Probability that a bias of `min_tv` is found.
@@ -49,6 +49,7 @@ class Certificate:
         controls: Whether right sampling passed and wrong sampling was found, with the same tests.
         seeds: First and last seed used: call i of a prompt took seed first + i.
         repeats: Whether a seed gave the same strings twice.
+        lossy: The acceptance that a lossy engine declares, else empty.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Certificate:
     seeds: tuple[int, int]
     repeats: bool
     seconds: float
+    lossy: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
 
@@ -107,7 +109,8 @@ def certify(
     Args:
         subject: `f(prompt_ids, n, seed) -> int (n, >= length)`: n independent continuations. It
             should generate a few tokens more than `length` (engines shorten drafts near the end)
-            and ignore stop tokens.
+            and ignore stop tokens. One with an attribute `lossy` that is not None declares itself
+            lossy: its bias is measured with all samples, and it never passes.
         rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
             transformers model becomes such a function by `mv.testing.model_rows`.
         params: How the engine was told to shape rows; None takes `subject.params`, if there is
@@ -146,6 +149,7 @@ def certify(
     laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
     levels = stats.spend(alpha, _NUM_LOOKS)
     needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
+    declared = getattr(subject, "lossy", None)
     run = _Run(subject, chosen, [Tally(law) for law in laws], needed, seed)
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
     if resume is not None:
@@ -163,13 +167,17 @@ def certify(
         is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
         # A sample that ends early takes the last look's level: looks already spent stay spent.
         is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
-        if is_biased or is_last:
+        if is_last or (is_biased and declared is None):
             break
     run.finish()
     verdict = "pass" if run.num_samples >= needed else "not enough data"
+    if is_biased:
+        verdict = "biased"
+    if declared is not None:
+        verdict = "lossy"
     return Certificate(
         name=name,
-        verdict="biased" if is_biased else verdict,
+        verdict=verdict,
         min_tv=min_tv,
         alpha=alpha,
         power=power,
@@ -183,6 +191,7 @@ def certify(
         seeds=(seed, run.next_seed - 1),
         repeats=repeats,
         seconds=time.monotonic() - started,
+        lossy="" if declared is None else str(declared),
         details=dict(details or {}),
         tallies=tuple(run.tallies),
     )
