@@ -252,7 +252,7 @@ impl<'a> Batch<'a> {
                 return None;
             }
             let Request { draft, drafter, logits, params, rule, noise } = requests[place];
-            let verdict = verify::verify(draft, drafter, logits, params, rule, noise);
+            let verdict = verify::verify(draft, drafter, logits, params, rule, None, noise);
             if verdict.is_err() {
                 failed.fetch_min(place, Ordering::Relaxed);
             }

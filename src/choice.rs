@@ -6,7 +6,7 @@
 //! by a token's own position would bias the lifted rules, which consult drafted tokens that are not
 //! emitted and are drafted again in the next step.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::rng;
@@ -55,16 +55,30 @@ pub trait Cells<W: Weight> {
     /// # Errors
     /// If a row that has to be read whole is not a distribution.
     fn locate(&mut self, point: &W) -> Result<u32>;
-    /// Every token of positive weight with its weight, ascending.
+    /// Calls `each` with every token of positive weight and its weight, ascending.
     ///
     /// # Errors
     /// As [`Cells::locate`].
-    fn list(&mut self) -> Result<Vec<(u32, W)>>;
+    fn visit(&mut self, each: &mut dyn FnMut(u32, &W)) -> Result<()>;
+    /// Every token of positive weight with its weight, ascending; there is at least one.
+    ///
+    /// # Errors
+    /// As [`Cells::locate`].
+    fn list(&mut self) -> Result<Vec<(u32, W)>> {
+        let mut list = Vec::new();
+        self.visit(&mut |token, weight| list.push((token, weight.clone())))?;
+        if list.is_empty() { Err(nothing_left()) } else { Ok(list) }
+    }
     /// The winner of the exponential race at a position: `argmin E(token) / weight(token)`.
     ///
     /// # Errors
     /// As [`Cells::locate`].
     fn race(&mut self, noise: &RaceNoise) -> Result<u32>;
+}
+
+/// The error of a draw from cells without any positive weight.
+pub(crate) fn nothing_left() -> Error {
+    Error::RowEmpty { side: "target", row: 0, reason: "every weight is 0" }
 }
 
 /// Answers a rule's questions about chance.

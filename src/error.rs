@@ -118,6 +118,23 @@ pub enum Error {
         /// The value found.
         found: String,
     },
+    /// A deterministic child of a top-plus-one draft that is not among the most likely tokens.
+    #[error(
+        "node {node}: token {token} has q = {found}, and token {better} outside the set has {most}; \
+         law \"top_plus_one\" keeps the most likely tokens (another set is law \"mixed\")"
+    )]
+    NotTheTop {
+        /// The child.
+        node: usize,
+        /// Its token.
+        token: u32,
+        /// Its probability.
+        found: String,
+        /// A token that is more likely and was left out.
+        better: u32,
+        /// That token's probability.
+        most: String,
+    },
     /// An unknown law.
     #[error("law \"{found}\" is unknown; use one of: {known}")]
     UnknownLaw {
@@ -171,6 +188,16 @@ pub enum Error {
     GreedyTemperature {
         /// The temperature found.
         temperature: f64,
+    },
+    /// A lossy acceptance where it cannot be.
+    #[error("lossy acceptance \"{lossy}\": found {found}, wanted {wanted}")]
+    IllegalLossy {
+        /// Its name.
+        lossy: &'static str,
+        /// What it came with.
+        found: String,
+        /// What it needs.
+        wanted: &'static str,
     },
     /// A row holds a value that no distribution has.
     #[error("{side} row {row}: {found} at token {token}; {wanted}")]
@@ -305,12 +332,14 @@ impl Error {
             Self::LawData { .. } => "law_data",
             Self::MissingRow { .. } => "missing_row",
             Self::ZeroDraftProbability { .. } => "zero_draft_probability",
+            Self::NotTheTop { .. } => "not_the_top",
             Self::UnknownLaw { .. } => "unknown_law",
             Self::ParamOutOfRange { .. } => "param_out_of_range",
             Self::UnknownRule { .. } => "unknown_rule",
             Self::IllegalPair { .. } => "illegal_pair",
             Self::RuleShape { .. } => "rule_shape",
             Self::GreedyTemperature { .. } => "greedy_temperature",
+            Self::IllegalLossy { .. } => "illegal_lossy",
             Self::RowNotFinite { .. } => "row_not_finite",
             Self::RowEmpty { .. } => "row_empty",
             Self::RowNotNormalised { .. } => "row_not_normalised",
@@ -335,6 +364,7 @@ impl Error {
             | Self::LawShape { node, .. }
             | Self::MissingRow { node, .. }
             | Self::RuleShape { node, .. }
+            | Self::NotTheTop { node, .. }
             | Self::ZeroDraftProbability { node, .. } => Some(node),
             Self::InSequence { ref source, .. } => source.node(),
             _ => None,

@@ -79,7 +79,7 @@ fn scratch_is_at_most_two_rows_whatever_the_number_of_nodes() {
             for rule in ["token", "block", "target_only", "coupled"] {
                 let peak = peak_of(|| {
                     let noise = Noise { seed: 1, position: 7 };
-                    verify(&draft, drafter, target, params, rule, noise).unwrap();
+                    verify(&draft, drafter, target, params, rule, None, noise).unwrap();
                 });
                 assert!(peak <= bound, "{rule}, {depth} nodes: {peak} bytes, bound {bound}");
                 peaks.push(peak);

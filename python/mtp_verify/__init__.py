@@ -6,6 +6,7 @@ Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load tor
 from importlib import import_module
 from typing import Any
 
+from mtp_verify import lossy
 from mtp_verify._core import (
     BlockTable,
     CommitPlan,
@@ -73,6 +74,7 @@ __all__ = [
     "growers",
     "heads",
     "hf",
+    "lossy",
     "rules",
     "testing",
     "verify",

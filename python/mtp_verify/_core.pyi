@@ -14,6 +14,7 @@ __all__ = [
     "CoreParams",
     "Draft",
     "Grower",
+    "Lossy",
     "NGramIndex",
     "Reservation",
     "ReservationBatch",
@@ -119,6 +120,16 @@ class Verdict:
     def cut(self, n: int) -> Verdict: ...
 
 @final
+class Lossy:
+    def __new__(cls, name: str, values: Sequence[float]) -> Lossy: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def values(self) -> list[float]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+@final
 class CommitPlan:
     @property
     def moves(self) -> NDArray[np.int64]: ...
@@ -192,7 +203,13 @@ class BlockTable:
     def check_integrity(self) -> None: ...
 
 def verify(
-    draft: Draft, logits: Any, params: CoreParams, rule: str, seed: int, position: int
+    draft: Draft,
+    logits: Any,
+    params: CoreParams,
+    rule: str,
+    seed: int,
+    position: int,
+    lossy: Lossy | None = None,
 ) -> Verdict: ...
 def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...

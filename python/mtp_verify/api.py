@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtp_verify import _core
-from mtp_verify._core import CommitPlan, Draft, TokenTree, Verdict
+from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
 from mtp_verify.intake import check_word, on_host
 from mtp_verify.params import SamplingParams
@@ -36,7 +36,7 @@ def verify(
     bitmask: Any = None,
     processors: Sequence[Callable[..., Any]] = (),
     top_logprobs: int = 0,
-    lossy: object | None = None,
+    lossy: Lossy | None = None,
 ) -> Verdict:
     """Decides which drafted tokens are kept, and draws the token that follows.
 
@@ -60,7 +60,8 @@ def verify(
         bitmask: Not supported yet.
         processors: Not supported yet.
         top_logprobs: Not supported yet.
-        lossy: Not supported yet; every rule of this version is lossless.
+        lossy: An acceptance of ``mv.lossy`` that decides in a rule's place and changes the law of
+            the output; needs ``rule="auto"`` and a temperature above 0.
 
     Returns:
         The verdict: ``tokens`` int64 (A+1,), ``path`` int64 (A,), ``logprobs`` float32 (A+1,) under
@@ -68,7 +69,8 @@ def verify(
 
     Raises:
         DraftError: Logits or drafter rows do not fit the draft.
-        RuleError: The rule is unknown or not lossless for the draft's law.
+        RuleError: The rule is unknown or not lossless for the draft's law; ``lossy`` does not go
+            with the rule, the temperature or the law.
         NumericsError: A row that was read holds NaN or +inf, or leaves nothing to draw from.
         ParamsError: A parameter is out of range or not supported yet.
 
@@ -90,13 +92,14 @@ def verify(
         _refuse("processors")
     if top_logprobs:
         _refuse("top_logprobs")
-    if lossy is not None:
-        _refuse("lossy")
+    if not (lossy is None or isinstance(lossy, Lossy)):
+        message = f"lossy: found {lossy!r}, wanted typical, threshold, topk or ensemble of mv.lossy"
+        raise ParamsError(message, slug="param_out_of_range")
     if history is not None:
         _check_history(history, prompt_len, position)
     check_word("seed", seed)
     check_word("position", position)
-    return _core.verify(draft, on_host(logits), chosen._core, rule, seed, position)
+    return _core.verify(draft, on_host(logits), chosen._core, rule, seed, position, lossy)
 
 
 def expected_accepted(
@@ -237,7 +240,9 @@ def derive_seed(seed: int, row: int) -> int:
 
 
 def rules() -> list[dict[str, Any]]:
-    """Every rule: name, core, legal laws, shapes, whether it is lossless, source.
+    """Every rule: name, core, legal laws, shapes, whether it is lossless, source, proof status.
+
+    All of them are lossless; what is not is in ``mv.lossy`` and has no rule's name.
 
     Example:
         >>> [rule["name"] for rule in rules()][:3]

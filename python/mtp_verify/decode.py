@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+import mtp_verify as mv
 from mtp_verify.arguments import (
     as_criteria,
     as_ids,
@@ -60,8 +62,11 @@ class Decoder:
             the target's, and its tokens are those that it gets alone but for near-ties that kernels
             round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
+        lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
+            then say `lossless=False`.
 
     Raises:
+        RuleError: `lossy` with another rule than "auto", or at temperature 0.
         UnsupportedModelError: the model cannot decode speculatively, cannot attend along the trees
             that the drafter makes, or cannot run requests together when asked to.
 
@@ -79,6 +84,7 @@ class Decoder:
         *,
         batching: str = "auto",
         max_batch: int = 32,
+        lossy: mv.lossy.Lossy | None = None,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
@@ -97,6 +103,12 @@ class Decoder:
             raise UnsupportedModelError(msg, slug="no_batches")
         self._together = batching != "each" and obstacle is None
         self._max_batch = max_batch
+        self.lossy = lossy
+        if lossy is not None:
+            # What cannot be combined is refused before anything runs.
+            empty = mv.Draft(mv.TokenTree([-1]), [-1])
+            row = np.zeros((1, 2), np.float32)
+            mv.verify(empty, row, self.params, rule=rule, seed=0, position=0, lossy=lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 
@@ -165,6 +177,7 @@ class Decoder:
                 index,
                 drafter=self.drafter if speculate else None,
                 rule=self.rule,
+                lossy=self.lossy,
                 params=shaping[index],
                 seed=seeds[index],
                 max_new_tokens=limit,
@@ -240,6 +253,7 @@ class Decoder:
             0,
             drafter=drafter,
             rule=self.rule,
+            lossy=self.lossy,
             params=self.params if params is None else params,
             seed=as_seeds(seed, 1)[0],
             max_new_tokens=as_max_new_tokens(max_new_tokens),

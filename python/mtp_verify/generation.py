@@ -35,6 +35,7 @@ class Stats:
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
+        lossless: False if a lossy acceptance decided: the tokens have not the target's law.
     """
 
     steps: int = 0
@@ -49,6 +50,7 @@ class Stats:
         default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
     )
     total_seconds: float = 0.0
+    lossless: bool = True
 
     @property
     def tau(self) -> float:
@@ -101,6 +103,8 @@ class Stats:
             elif isinstance(mine, dict):
                 for key, value in theirs.items():
                     mine[key] = mine.get(key, 0.0) + value
+            elif isinstance(mine, bool):
+                setattr(self, item.name, mine and theirs)
             else:
                 setattr(self, item.name, mine + theirs)
 

@@ -11,7 +11,7 @@ In the formulas p is the target's row and q the drafter's, both after shaping (a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
 
 __all__ = ["Noise", "Tree", "Verdict", "philox", "shape", "verify"]
@@ -363,7 +364,48 @@ def _gbv(tree: Tree, noise: Noise) -> tuple[int, int]:
     return nodes[depth], token
 
 
-def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
+def _longest(tree: Tree, noise: Noise, lossy: Lossy) -> tuple[int, int]:
+    """The deepest node whose whole path meets a criterion, the first of equally deep ones."""
+
+    def accepts(row: Row, token: int) -> bool:
+        p = float(row[token])
+        if lossy.name == "typical":
+            eps, delta = lossy.values
+            positive = row[row > 0]
+            bound = min(eps, delta * float(np.exp((positive * np.log(positive)).sum())))
+        elif lossy.name == "threshold":
+            (bound,) = lossy.values
+        else:  # The k-th largest of the row: ties stay.
+            bound = float(np.sort(row)[-min(int(lossy.values[0]), len(row))])
+        if p != bound or lossy.name != "topk":
+            noise.margin = min(noise.margin, abs(p - bound) / max(bound, 1e-300))
+        return p > bound if lossy.name == "typical" else p >= bound and p > 0
+
+    kept = [0]
+    for node in range(1, len(tree.parents)):
+        parent = tree.parents[node]
+        if parent in kept and accepts(tree.target[parent], tree.tokens[node]):
+            kept.append(node)
+    deepest = max(kept, key=lambda node: len(tree.path(node)))
+    row = tree.target[deepest]
+    if lossy.name != "typical":
+        return deepest, noise.draw(deepest, row)
+    others = row[row < row.max()]
+    noise.margin = min(noise.margin, float(row.max() - others.max(initial=-1.0)))
+    return deepest, int(np.argmax(row))
+
+
+def _ensemble(tree: Tree, noise: Noise, weight: float) -> tuple[int, int]:
+    """Top-down, with the drafter's row mixed into the target's wherever children were drawn."""
+    blend = tree.target.copy()
+    inner = [node for node in range(len(tree.parents)) if tree.children(node)]
+    blend[inner] = weight * blend[inner] + (1.0 - weight) * tree.drafter[inner]
+    return _topdown(replace(tree, target=blend), noise)
+
+
+def verify(
+    tree: Tree, *, rule: str, seed: int, position: int, lossy: Lossy | None = None
+) -> Verdict:
     """The verdict of a rule on a tree.
 
     Args:
@@ -373,12 +415,17 @@ def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
             (on a chain: block verification), "kseq", or "gbv" (paths of one length).
         seed: 0 <= seed < 2**64.
         position: Index of the root token in its sequence.
+        lossy: One of `mtp_verify.lossy`, which decides in the rule's place.
 
     Returns:
         Tokens, path, log-probabilities under the target, and the margin of the closest decision.
     """
     noise = Noise(seed, position)
-    if rule in ("target_only", "coupled") or tree.law == "deterministic":
+    if lossy is not None and lossy.name == "ensemble":
+        node, token = _ensemble(tree, noise, *lossy.values)
+    elif lossy is not None:
+        node, token = _longest(tree, noise, lossy)
+    elif rule in ("target_only", "coupled") or tree.law == "deterministic":
         node, token = _target_only(tree, noise, coupled=rule == "coupled")
     elif rule in ("topdown", "kseq", "gbv"):
         walk = {"topdown": _topdown, "kseq": _kseq, "gbv": _gbv}[rule]
@@ -392,5 +439,6 @@ def verify(tree: Tree, *, rule: str, seed: int, position: int) -> Verdict:
     path = tree.path(node)
     tokens = [*(tree.tokens[n] for n in path), token]
     rows = [tree.target[n] for n in [0, *path]]
-    logprobs = [float(np.log(row[t])) for row, t in zip(rows, tokens, strict=True)]
+    probs = [float(row[t]) for row, t in zip(rows, tokens, strict=True)]
+    logprobs = [float(np.log(p)) if p > 0 else -np.inf for p in probs]
     return Verdict(tokens, path, logprobs, noise.margin)

@@ -115,7 +115,7 @@ fn a_batch_gives_the_verdicts_of_its_sequences_alone() {
     assert_eq!(found.len(), 18);
     for (b, request) in batch.requests().unwrap().into_iter().enumerate() {
         let Request { draft, drafter, logits, params, rule, noise } = request;
-        let alone = verify::verify(draft, drafter, logits, params, rule, noise).unwrap();
+        let alone = verify::verify(draft, drafter, logits, params, rule, None, noise).unwrap();
         assert_eq!(found.get(b), alone, "sequence {b}");
         assert_eq!(reversed.get(17 - b), alone, "sequence {b} from the end");
     }
@@ -131,7 +131,7 @@ fn threads_change_nothing() {
     for threads in [1, 2, 7] {
         let found = pool::map(&requests, threads, |request| {
             let &Request { draft, drafter, logits, params, rule, noise } = request;
-            verify::verify(draft, drafter, logits, params, rule, noise).unwrap()
+            verify::verify(draft, drafter, logits, params, rule, None, noise).unwrap()
         });
         for (b, verdict) in found.into_iter().enumerate() {
             assert_eq!(verdict, wanted.get(b));

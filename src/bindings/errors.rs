@@ -19,11 +19,13 @@ fn family(error: &Error) -> &'static str {
         | Error::LawData { .. }
         | Error::MissingRow { .. }
         | Error::ZeroDraftProbability { .. }
+        | Error::NotTheTop { .. }
         | Error::UnknownLaw { .. } => "DraftError",
         Error::ParamOutOfRange { .. } | Error::Overflow { .. } => "ParamsError",
         Error::UnknownRule { .. }
         | Error::IllegalPair { .. }
         | Error::RuleShape { .. }
+        | Error::IllegalLossy { .. }
         | Error::GreedyTemperature { .. } => "RuleError",
         Error::RowNotFinite { .. } | Error::RowEmpty { .. } | Error::RowNotNormalised { .. } => {
             "NumericsError"

@@ -3,6 +3,7 @@
 mod buffer;
 mod errors;
 mod kv;
+mod lossy;
 mod ngram;
 mod plans;
 mod shape;
@@ -27,6 +28,7 @@ use crate::verify::{self, Core, Noise, RULES, optimum};
 use crate::{certify, rng};
 
 use errors::to_py;
+use lossy::Lossy;
 use tensor::{Tensor, integers};
 use types::{CommitPlan, CoreParams, Draft, TokenTree, Verdict, core_params};
 
@@ -51,7 +53,8 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
 const LOGITS: &str = "float32, float16 or bfloat16";
 
 #[pyfunction]
-#[pyo3(name = "verify")]
+#[pyo3(name = "verify", signature = (draft, logits, params, rule, seed, position, lossy=None))]
+#[allow(clippy::too_many_arguments)] // The public function's.
 fn verify_draft(
     py: Python<'_>,
     draft: &Bound<'_, Draft>,
@@ -60,15 +63,18 @@ fn verify_draft(
     rule: &str,
     seed: u64,
     position: u64,
+    lossy: Option<&Bound<'_, Lossy>>,
 ) -> PyResult<Verdict> {
     let draft = draft.get();
+    let lossy = lossy.map(|lossy| lossy.get().0);
     let params = params.get().0;
     let logits = Tensor::borrow(logits, "logits")?;
     let raw = logits.rows(LOGITS, false)?;
     let drafter = draft.drafter()?;
     let verdict = enter(py, || {
         draft.check_columns(raw.num_cols())?;
-        verify::verify(&draft.core, drafter, raw, params, rule, Noise { seed, position })
+        let noise = Noise { seed, position };
+        verify::verify(&draft.core, drafter, raw, params, rule, lossy, noise)
     })?;
     Ok(Verdict { verdict })
 }
@@ -193,6 +199,7 @@ fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
             row.set_item("shapes", rule.shapes)?;
             row.set_item("lossless", true)?;
             row.set_item("source", rule.source)?;
+            row.set_item("proof", rule.proof())?;
             Ok(row)
         })
         .collect()
@@ -299,6 +306,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<TokenTree>()?;
     module.add_class::<Draft>()?;
     module.add_class::<Verdict>()?;
+    module.add_class::<Lossy>()?;
     module.add_class::<CommitPlan>()?;
     module.add_function(wrap_pyfunction!(verify_draft, module)?)?;
     module.add_function(wrap_pyfunction!(expected_accepted, module)?)?;

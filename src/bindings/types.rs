@@ -9,6 +9,7 @@ use crate::dist::{Params, Preset, ShapedRows, Side};
 use crate::error::Error;
 use crate::kv;
 use crate::tree;
+use crate::verify::declared::check_top;
 use crate::verify::law::{self, Law};
 use crate::verify::lazy::{DrafterRows, Source, check_distribution};
 use crate::verify::{self};
@@ -185,7 +186,7 @@ impl Draft {
 
     fn check_rows(&self) -> PyResult<()> {
         let law = self.core.law();
-        let fail = |error: Error| Err(to_py(&error));
+        let fail = |error: Error| -> PyResult<()> { Err(to_py(&error)) };
         let has_rows = !matches!(self.given, Given::None);
         if has_rows && !law.is_sampled() {
             let reason = "never reads drafter rows; leave probs and logits out, or name the law by \
@@ -224,7 +225,7 @@ impl Draft {
                 return fail(Error::ZeroDraftProbability { node, token, found: q.to_string() });
             }
         }
-        Ok(())
+        check_top(&self.core, &drafter).or_else(fail)
     }
 }
 
@@ -423,9 +424,8 @@ impl Verdict {
     }
 
     #[getter]
-    #[allow(clippy::unused_self)] // Every rule of this version is lossless.
     fn lossless(&self) -> bool {
-        true
+        self.verdict.is_lossless()
     }
 
     fn cut(&self, n: i64) -> PyResult<Self> {
@@ -444,7 +444,8 @@ impl Verdict {
 
     fn __repr__(&self) -> String {
         let verify::Verdict { tokens, path, rule, .. } = &self.verdict;
-        format!("Verdict(tokens={tokens:?}, path={path:?}, rule={rule:?})")
+        let mark = if self.verdict.is_lossless() { "" } else { ", lossless=False" };
+        format!("Verdict(tokens={tokens:?}, path={path:?}, rule={rule:?}{mark})")
     }
 }
 

@@ -99,6 +99,8 @@ fn summarise<W: Weight>(rows: &Rows<W>, length: usize, outcomes: &[(Outcome, W)]
 #[cfg(test)]
 mod append_only;
 #[cfg(test)]
+mod lossy_tests;
+#[cfg(test)]
 mod multi_path_tests;
 #[cfg(test)]
 mod tests;

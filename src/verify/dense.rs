@@ -1,7 +1,7 @@
 //! The proof's view: whole rows of any number type, held in memory.
 
-use crate::choice::{Cells, RaceNoise};
-use crate::error::{Error, Result};
+use crate::choice::{Cells, RaceNoise, nothing_left};
+use crate::error::Result;
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::view::{Mix, View};
@@ -101,11 +101,6 @@ impl<W: Weight> DenseCells<W> {
     }
 }
 
-/// The error of a draw from cells without any positive weight.
-pub(crate) fn nothing_left() -> Error {
-    Error::RowEmpty { side: "target", row: 0, reason: "every weight is 0" }
-}
-
 impl<W: Weight> Cells<W> for DenseCells<W> {
     fn total(&self) -> W {
         self.total.clone()
@@ -131,13 +126,13 @@ impl<W: Weight> Cells<W> for DenseCells<W> {
         last.ok_or_else(nothing_left)
     }
 
-    fn list(&mut self) -> Result<Vec<(u32, W)>> {
-        let list: Vec<(u32, W)> = (0_u32..)
-            .zip(&self.weights)
-            .filter(|(_, weight)| weight.is_positive())
-            .map(|(token, weight)| (token, weight.clone()))
-            .collect();
-        if list.is_empty() { Err(nothing_left()) } else { Ok(list) }
+    fn visit(&mut self, each: &mut dyn FnMut(u32, &W)) -> Result<()> {
+        for (token, weight) in (0_u32..).zip(&self.weights) {
+            if weight.is_positive() {
+                each(token, weight);
+            }
+        }
+        Ok(())
     }
 
     fn race(&mut self, noise: &RaceNoise) -> Result<u32> {

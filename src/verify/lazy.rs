@@ -1,12 +1,11 @@
 //! Production's view: rows are shaped and summed only when a rule asks for them.
 
-use crate::choice::{Cells, RaceNoise};
+use crate::choice::{Cells, RaceNoise, nothing_left};
 use crate::dist::{Scratch, Shaped, ShapedRows};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::rows::RawRows;
 use crate::simd::{BLOCK, Kernels};
-use crate::verify::dense::nothing_left;
 use crate::verify::law::Draft;
 use crate::verify::memory::{Lent, Memory};
 use crate::verify::view::{Mix, View};
@@ -454,13 +453,13 @@ impl Cells<f64> for LazyCells<'_, '_> {
         last.ok_or_else(nothing_left)
     }
 
-    fn list(&mut self) -> Result<Vec<(u32, f64)>> {
-        let mut list = Vec::new();
+    fn visit(&mut self, each: &mut dyn FnMut(u32, &f64)) -> Result<()> {
         self.scan(|start, weights| {
-            let positive = weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
-            list.extend(positive.map(|(token, &weight)| ((start + token) as u32, weight)));
+            for (token, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+                each((start + token) as u32, weight);
+            }
         });
-        if list.is_empty() { Err(nothing_left()) } else { Ok(list) }
+        Ok(())
     }
 
     fn race(&mut self, noise: &RaceNoise) -> Result<u32> {

@@ -5,6 +5,7 @@
 //! noise; the proof runs the same function over exact rationals and every branch.
 
 mod coupled;
+pub mod declared;
 pub mod dense;
 mod expect;
 mod gbv;
@@ -12,6 +13,7 @@ pub(crate) mod kseq;
 pub mod law;
 pub mod lazy;
 mod lifted;
+pub mod lossy;
 mod memory;
 pub mod optimum;
 mod target_only;
@@ -28,6 +30,7 @@ use crate::tree::TokenTree;
 
 use law::{Draft, Law};
 use lazy::{DrafterRows, LazyView};
+use lossy::Lossy;
 use view::{Mix, Outcome, View};
 
 pub use expect::expected;
@@ -64,6 +67,16 @@ pub struct Rule {
     pub shapes: &'static str,
     /// Where it comes from.
     pub source: &'static str,
+}
+
+impl Rule {
+    /// How its losslessness is known.
+    pub fn proof(&self) -> &'static str {
+        match self.core {
+            Core::Greedy => "the walk of target_only, over rows without chance",
+            _ => "every draft and every choice enumerated over exact rationals: distance 0",
+        }
+    }
 }
 
 const SAMPLED: &[Law] =
@@ -195,10 +208,13 @@ fn find(name: &str) -> Option<&'static Rule> {
 /// The core and the reported name for a rule asked by name.
 ///
 /// # Errors
-/// [`Error::UnknownRule`], or [`Error::IllegalPair`] with the rules that are legal for the law.
+/// [`Error::UnknownRule`], or [`Error::IllegalPair`] with the rules that are legal for the law; and
+/// [`Error::IllegalLossy`] for the name of a lossy acceptance, which is no rule.
 pub fn resolve(name: &str, law: Law) -> Result<(Core, &'static str)> {
     let rule = if name == "auto" {
         best_rule(law)
+    } else if let Some(error) = lossy::asked_as_a_rule(name) {
+        return Err(error);
     } else {
         find(name).ok_or_else(|| Error::UnknownRule {
             found: name.to_owned(),
@@ -263,11 +279,16 @@ pub struct Verdict {
     pub path: Vec<u32>,
     /// The shaped log-probability of each emitted token under the target.
     pub logprobs: Vec<f32>,
-    /// The rule that ran.
+    /// The rule that ran, or the lossy acceptance.
     pub rule: &'static str,
 }
 
 impl Verdict {
+    /// Whether the tokens have the target's law: not under a lossy acceptance.
+    pub fn is_lossless(&self) -> bool {
+        !lossy::is_name(self.rule)
+    }
+
     /// Keeps the first `n >= 1` tokens; the last of them is never cached, so the path loses one more.
     pub fn cut(&mut self, n: usize) {
         self.tokens.truncate(mutate!("stop/emits_after_eos", n, self.tokens.len()));
@@ -301,7 +322,8 @@ impl Noise {
 
 /// Verifies a draft against the target's logits, one row for each node.
 ///
-/// The logits are borrowed and read lazily: only rows that the decision reaches are touched.
+/// The logits are borrowed and read lazily: only rows that the decision reaches are touched. With
+/// `lossy` no rule runs, and the verdict says so.
 ///
 /// # Errors
 /// Shapes and tokens that do not fit, rules that are illegal for the draft's law, and rows that are
@@ -312,14 +334,22 @@ pub fn verify(
     logits: RawRows<'_>,
     params: Params,
     rule: &str,
+    lossy: Option<Lossy>,
     noise: Noise,
 ) -> Result<Verdict> {
-    let (core, name) = resolve_under(rule, draft, logits, params)?;
+    let (core, mut name) = resolve_under(rule, draft, logits, params)?;
+    if let Some(lossy) = lossy {
+        lossy.check(rule, draft, params)?;
+        name = lossy.name();
+    }
     let tree = draft.tree();
     let deepest = (0..tree.num_nodes()).map(|node| tree.depth(node)).max().unwrap_or(0);
     let mut choices = noise.philox(deepest)?;
     let mut view = LazyView::new(draft, ShapedRows::new(logits, params, Side::Target), drafter);
-    let outcome = decide(core, draft, &mut view, &mut choices)?;
+    let outcome = match lossy {
+        Some(lossy) => lossy::decide(lossy, draft, &mut view, &mut choices)?,
+        None => decide(core, draft, &mut view, &mut choices)?,
+    };
     let mut logprobs = Vec::with_capacity(outcome.tokens.len());
     let mut node = 0;
     for (index, &token) in outcome.tokens.iter().enumerate() {

@@ -78,7 +78,7 @@ def draft(model, shape, law, branches):
             q = row(model, Q, paths[node])
             order = np.argsort(-q, kind="stable")
             if law == "det":
-                children = [(int(t), False) for t in order[:width]]
+                children = [(int(t), False) for t in order[:width] if q[t] > 0]
             elif law == "top1":
                 top = [int(t) for t in order[: width - 1] if q[t] > 0]
                 rest = q.copy()

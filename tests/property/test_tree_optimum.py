@@ -11,7 +11,10 @@ Optima computed beforehand, independently, are reproduced.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,10 @@ from tests.property.test_reference import GOLDEN, P, draft, row
 
 optimize = pytest.importorskip("scipy.optimize", reason="the oracle needs SciPy")
 sparse = pytest.importorskip("scipy.sparse", reason="the oracle needs SciPy")
+
+# The column of the documentation, to six decimals: law, then model and shape.
+DOCS = json.loads((Path(__file__).parents[2] / "docs" / "optimum.json").read_text())
+SHORT = {"deterministic": "det", "top_plus_one": "top1"}
 
 # model, shape, law: the optimum to four decimals.
 OPTIMUM = {
@@ -82,6 +89,7 @@ def drafts(model, shape, law):
     return chances
 
 
+@cache
 def optimum(model, shape, law):
     chances = drafts(model, shape, law)
     ends = [(tree, end) for tree, strings in enumerate(chances) for end in sorted(strings)]
@@ -110,6 +118,14 @@ def optimum(model, shape, law):
 def test_optimum_is_the_tables(model, shape, law):
     wanted = OPTIMUM[model, shape, law]
     assert optimum(model, shape, law) == pytest.approx(wanted, abs=6e-5)
+
+
+@pytest.mark.parametrize("law", DOCS)
+def test_optimum_of_the_documentation_is_current(law):
+    for case, stated in DOCS[law].items():
+        model, _, shape = case.partition(" ")
+        found = optimum(model, tuple(json.loads(shape)), SHORT.get(law, law))
+        assert found == pytest.approx(stated, abs=6e-7), case
 
 
 @pytest.mark.parametrize("model", sorted(GOLDEN))

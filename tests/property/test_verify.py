@@ -171,16 +171,13 @@ class Case:
             given["sampled"] = np.array(sampled)
         self.draft = mv.Draft(mv.TokenTree(parents), tokens, law=law, **given)
 
-    def check(self, rule):
+    def check(self, rule, lossy=None):
         TALLY["cases"] += 1
         before = self.logits.clone()
-        found = mv.verify(
-            self.draft, self.logits, self.params, rule=rule, seed=self.seed, position=self.position
-        )
+        address = {"seed": self.seed, "position": self.position, "lossy": lossy}
+        found = mv.verify(self.draft, self.logits, self.params, rule=rule, **address)
         assert torch.equal(before, self.logits)
-        wanted = reference.verify(
-            self.tree, rule=CORE.get(rule, rule), seed=self.seed, position=self.position
-        )
+        wanted = reference.verify(self.tree, rule=CORE.get(rule, rule), **address)
         same = found.tokens.tolist() == wanted.tokens and found.path.tolist() == wanted.path
         if not same:
             assert (
@@ -192,7 +189,7 @@ class Case:
             return
         assert found.num_accepted == len(found.path) == len(found.tokens) - 1
         assert (found.tokens.dtype, found.path.dtype) == (np.int64, np.int64)
-        assert found.lossless
+        assert found.lossless == (lossy is None)
         np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-5)
         TALLY["accepted"] += len(wanted.path)
 
@@ -251,6 +248,30 @@ def test_vocabularies_of_five_thousand(seed, law, vocab, dtype, params, draft_pa
     case = Case(seed, law, vocab, dtype, params, draft_params, source, most=4)
     for rule in RULES[law][:4]:
         case.check(rule)
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    law=st.sampled_from(sorted(RULES)),
+    vocab=st.sampled_from([1, 2, 3, 8, 5000]),
+    dtype=st.sampled_from(DTYPES),
+    params=shaping(),
+    lossy=st.one_of(
+        st.builds(mv.lossy.typical, st.floats(0.01, 0.99), st.floats(0.01, 2)),
+        st.builds(mv.lossy.threshold, st.floats(0.001, 1)),
+        st.builds(mv.lossy.topk, st.integers(1, 9)),
+        st.builds(mv.lossy.ensemble, st.floats(0.01, 0.99)),
+    ),
+)
+def test_lossy_acceptances(seed, law, vocab, dtype, params, lossy):
+    case = Case(seed, law, vocab, dtype, params, params, "probs64")
+    if lossy.name == "ensemble" and case.draft.law not in {"chain", "iid", "swor"}:
+        if case.draft.num_nodes > 1:
+            with pytest.raises(mv.RuleError, match=f'found law "{case.draft.law}"'):
+                case.check("auto", lossy)
+        return
+    case.check("auto", lossy)
 
 
 @settings(max_examples=EXAMPLES)

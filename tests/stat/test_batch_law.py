@@ -1,7 +1,8 @@
 """The joint law of whole generations in batches, every row against the target's exact law.
 
 One tiny transformer, batches of rows with one prompt, each row with its own seed, drafts of trees
-and chains whose shape differs from row to row, so that rows accept at different paces. Each case draws N rows and compares the frequencies of the V^3 strings with the exact law
+and chains whose shape differs from row to row, so that rows accept at different paces. Each case
+draws N rows and compares the frequencies of the V^3 strings with the exact law
 (`assert_same_law`): a bias of total variation MIN_TV is missed, and a right decoder fails, with
 probability 1e-9 at most. What this adds to the law tests of single sequences: masks, positions,
 commits and noise addresses of neighbours.

@@ -434,6 +434,31 @@ def test_illegal_rule_is_refused_by_name():
         Decoder(counting_target(), None, rule="fastest").generate([0], max_new_tokens=4)
 
 
+def test_lossy_decoding_says_so_and_plain_decoding_stays_lossless():
+    # Every token may follow, and any draft is accepted.
+    target = TableTarget(lambda path: np.zeros(8), 8)
+    drafter = ScriptDrafter([0, 3, 1, 4, 1, 5, 1, 2, 6, 5, 3, 5], num_tokens=4)
+    decoder = Decoder(target, drafter, lossy=mv.lossy.topk(1))
+    result = decoder.generate([0], max_new_tokens=11, seed=1)
+    assert result.tokens[0][:4] == [3, 1, 4, 1]
+    assert result.stats.accepted_at[0] == result.stats.attempted[0]
+    assert not result.stats.lossless
+    assert result.stats.as_dict()["lossless"] is False
+    plain = decoder.generate([0], max_new_tokens=11, seed=1, speculate=False)
+    assert plain.stats.lossless
+    merged = type(plain.stats)()
+    merged.merge(plain.stats)
+    assert merged.lossless
+    merged.merge(result.stats)
+    assert not merged.lossless
+
+
+@pytest.mark.parametrize("options", [{"rule": "block"}, {"params": GREEDY}], ids=repr)
+def test_lossy_acceptance_that_does_not_fit_is_refused_at_once(options):
+    with pytest.raises(mv.RuleError, match='lossy acceptance "topk"'):
+        Decoder(counting_target(), None, **options, lossy=mv.lossy.topk(2))
+
+
 def test_bfloat16_rows_are_verified():
     model = tiny_model("llama").to(torch.bfloat16)
     result = Decoder(model, mv.drafters.NGram(), SAMPLED).generate(prompt(), max_new_tokens=8)

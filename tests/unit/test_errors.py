@@ -33,6 +33,7 @@ def with_value(value: float) -> np.ndarray:
 
 UNIFORM = np.full((2, 4), 0.25, np.float32)
 SKEWED = np.array([[1.0, 0, 0, 0], [0.25] * 4], np.float32)
+LADDER = np.array([[0.1, 0.3, 0.2, 0.4]])
 HEAVY = np.full((1, 4), 0.5, np.float32)
 
 
@@ -93,6 +94,12 @@ CASES = {
         ("node", 1),
         "a sampled token has q > 0",
     ),
+    "not_the_top": (
+        lambda: mv.Draft(mv.TokenTree([-1, 0, 0]), [-1, 1, 2], law="top_plus_one", probs=LADDER),
+        mv.DraftError,
+        ("node", 2),
+        "token 2 has q = 0.2, and token 1 outside the set has 0.3",
+    ),
     "unknown_law": (lambda: chain([1], law="greedy"), mv.DraftError, None, "deterministic, chain"),
     "param_out_of_range": (
         lambda: mv.SamplingParams(top_p=0),
@@ -127,6 +134,12 @@ CASES = {
         mv.RuleError,
         None,
         "set temperature=0",
+    ),
+    "illegal_lossy": (
+        lambda: check(chain([1]), rows(2), rule="block", lossy=mv.lossy.topk(2)),
+        mv.RuleError,
+        None,
+        'lossy acceptance "topk": found rule="block", wanted rule="auto"',
     ),
     "row_not_finite": (
         lambda: check(chain([]), with_value(np.nan)),
@@ -264,7 +277,7 @@ def test_seeds_have_64_bits(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"bitmask": np.zeros(1)}, {"processors": [print]}, {"top_logprobs": 3}, {"lossy": "typical"}],
+    [{"bitmask": np.zeros(1)}, {"processors": [print]}, {"top_logprobs": 3}],
     ids=lambda options: next(iter(options)),
 )
 def test_what_is_not_supported_is_refused_by_name(options: dict[str, object]) -> None:

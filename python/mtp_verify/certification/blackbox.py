@@ -36,8 +36,8 @@ class Certificate:
 
     Attributes:
         name: The engine's.
-        verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased", or
-            "not enough data".
+        verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased",
+            "not enough data", or "lossy": the engine says itself that it does not keep the law.
         min_tv: The total variation that was looked for.
         alpha: Probability that a right engine is called biased.
         power: Probability that a bias of `min_tv` is found.
@@ -49,6 +49,7 @@ class Certificate:
         seeds: First and last seed used: call i of a prompt took seed first + i.
         repeats: Whether a seed gave the same strings twice.
         ties: At temperature 0, strings that left the greedy one where logits tie; they count as it.
+        lossy: The acceptance that a lossy engine declares, else empty.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Certificate:
     repeats: bool
     ties: int
     seconds: float
+    lossy: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
 
@@ -109,7 +111,8 @@ def certify(
     Args:
         subject: `f(prompt_ids, n, seed) -> int (n, >= length)`: n independent continuations. It
             should generate a few tokens more than `length` (engines shorten drafts near the end)
-            and ignore stop tokens.
+            and ignore stop tokens. One with an attribute `lossy` that is not None declares itself
+            lossy: its bias is measured with all samples, and it never passes.
         rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
             transformers model becomes such a function by `mv.testing.model_rows`.
         params: How the engine was told to shape rows; None takes `subject.params`, if there is
@@ -150,6 +153,7 @@ def certify(
     laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
     levels = stats.spend(alpha, _NUM_LOOKS)
     needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
+    declared = getattr(subject, "lossy", None)
     ties = Ties(rows, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
     tallies = [Tally(law) for law in laws]
     run = Run(subject, chosen, tallies, needed, seed, ties if params.is_greedy else None)
@@ -171,13 +175,17 @@ def certify(
         is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
         # A sample that ends early takes the last look's level: looks already spent stay spent.
         is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
-        if is_biased or is_last:
+        if is_last or (is_biased and declared is None):
             break
     run.finish()
     verdict = "pass" if run.num_samples >= needed else "not enough data"
+    if is_biased:
+        verdict = "biased"
+    if declared is not None:
+        verdict = "lossy"
     return Certificate(
         name=name,
-        verdict="biased" if is_biased else verdict,
+        verdict=verdict,
         min_tv=min_tv,
         alpha=alpha,
         power=power,
@@ -192,6 +200,7 @@ def certify(
         repeats=repeats,
         ties=ties.num,
         seconds=time.monotonic() - started,
+        lossy="" if declared is None else str(declared),
         details=dict(details or {}),
         tallies=tuple(run.tallies),
     )

@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 
+import mtp_verify as mv
 from mtp_verify.certification import families
 from mtp_verify.certification.checkpoints import make_checkpoints
 from mtp_verify.errors import ParamsError
@@ -44,7 +45,10 @@ __all__ = [
 # Engine -> its modes.
 MODES: dict[str, tuple[str, ...]] = {
     "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
-    "mtp-verify": ("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
+    "mtp-verify": (
+        *("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
+        *("typical", "threshold", "topk", "ensemble"),
+    ),
     "vllm": ("plain", "ngram"),
 }
 
@@ -53,6 +57,13 @@ _DEFAULT_MODES = {
     "mtp-verify": ("token", "block"),
 }
 _NUM_DRAFTS = 2
+# The modes that do not keep the law, with the numbers that their papers and libraries start from.
+_LOSSY = {
+    "typical": mv.lossy.typical(0.3, 0.09),
+    "threshold": mv.lossy.threshold(0.25),
+    "topk": mv.lossy.topk(2),
+    "ensemble": mv.lossy.ensemble(0.5),
+}
 # Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
 _EXTRA = _NUM_DRAFTS
 
@@ -66,12 +77,14 @@ class Engine:
         sample: Draws (n, length) tokens.
         rows: From tokens to the target's logits (V,).
         params: How it was told to shape rows.
+        lossy: The acceptance with which it gives the target's law up, if it does.
     """
 
     name: str
     sample: Callable[[Sequence[int], int, int], Any]
     rows: Callable[[tuple[int, ...]], Any]
     params: SamplingParams
+    lossy: Any = None
 
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> Any:
         """Draw n continuations of `prompt`."""
@@ -130,7 +143,8 @@ def make_engine(
         sample = _transformers(checkpoints.target_model, params, num, options)
     else:
         sample = _own(checkpoints.target_model, checkpoints.drafter_model, mode, params, num)
-    return Engine(f"{kind} {mode}", sample, rows, params)
+    lossy = _LOSSY.get(mode) if kind == "mtp-verify" else None
+    return Engine(f"{kind} {mode}", sample, rows, params, lossy)
 
 
 def need(*modules: str, extra: str = "", command: str = "") -> None:
@@ -226,14 +240,14 @@ def _as_assistant(model: Any) -> Any:
 def _own(
     target: Any, drafter: Any, mode: str, params: SamplingParams, num: int
 ) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
-    import mtp_verify as mv
     from mtp_verify.decode import Decoder
     from mtp_verify.drafters import Model, NGram
 
     source: Any = Model(drafter, num_tokens=_NUM_DRAFTS, params=params)
     if mode in {"plain", "ngram"}:
         source = NGram(num_tokens=_NUM_DRAFTS) if mode == "ngram" else None
-    decoder = Decoder(target, source, params, "auto" if mode in {"plain", "ngram"} else mode)
+    rule = "auto" if mode in {"plain", "ngram", *_LOSSY} else mode
+    decoder = Decoder(target, source, params, rule, lossy=_LOSSY.get(mode))
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         out = [

@@ -23,7 +23,6 @@ __all__ = ["CertificateReport", "accept_report", "report"]
 _NOT_ENOUGH = "not enough data"
 _MOST_BARS = 40
 _MOST_STRINGS = 5
-_STATUS = {"pass": "ok", "biased": "failed", _NOT_ENOUGH: "not_enough_data"}
 
 
 @dataclass
@@ -34,7 +33,7 @@ class CertificateReport(Report):
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 biased (or a control failed), 2 not enough data."""
+        """0 pass, 1 biased or lossy (or a control failed), 2 not enough data."""
         if not self.ok:
             return 1
         return 2 if any(c.verdict == _NOT_ENOUGH for c in self.certificates) else 0
@@ -53,8 +52,14 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
     """Make one report of one or several black-box certificates."""
     biased = [c for c in certificates if c.verdict == "biased" or not c.is_sound]
     short = [c for c in certificates if c.verdict == _NOT_ENOUGH]
+    lossy = [c for c in certificates if c.lossy]
+    status = "failed" if biased else "lossy" if lossy else "not_enough_data" if short else "ok"
     if biased:
         summary = f"FAILED: {', '.join(f'{c.name} ({_why(c)})' for c in biased)}"
+    elif lossy:
+        summary = "; ".join(
+            f"{c.name}: lossy by its own account ({c.lossy}), TV {_interval(c.tv)}" for c in lossy
+        )
     elif short:
         summary = "; ".join(
             f"{c.name}: not enough data, {c.num_missing:,} samples missing" for c in short
@@ -64,10 +69,9 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
             f"nothing of total variation {min(c.min_tv for c in certificates)} or more found "
             "(that is not a proof: see mtp-verify certify --self for one)"
         )
-    status = "failed" if biased else "not_enough_data" if short else "ok"
     return CertificateReport(
         "certify",
-        ok=not biased,
+        ok=not (biased or lossy),
         data={"status": status, "certificates": [_as_data(c) for c in certificates]},
         sections=[_table(certificates), *(text for c in biased for text in _where(c))],
         summary=summary,
@@ -148,6 +152,7 @@ def _as_data(c: Certificate) -> dict[str, Any]:
     return {
         "engine": c.name,
         "verdict": c.verdict,
+        "lossy": c.lossy or None,
         "total_variation": vars(c.tv),
         "samples": c.num_samples,
         "samples_needed": c.num_needed,
@@ -177,15 +182,16 @@ _CSS = (
     "body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:2px 10px;text-align:left}"
     "th{border-bottom:1px solid #888}svg text{font:11px monospace}.seen{fill:#d97706}"
-    ".want{fill:#2563eb}.biased{color:#b91c1c}.pass{color:#15803d}"
+    ".want{fill:#2563eb}.biased,.lossy{color:#b91c1c}.pass{color:#15803d}"
 )
 
 
 def _section(certificate: Certificate) -> str:
     """One certificate as HTML."""
     c = certificate
-    kind = c.verdict if c.verdict in {"pass", "biased"} else ""
+    kind = c.verdict if c.verdict in {"pass", "biased", "lossy"} else ""
     facts = (
+        ("lossy", c.lossy or "no"),
         ("total variation [95 %]", _interval(c.tv)),
         ("samples", f"{c.num_samples:,} of {c.num_needed:,} needed"),
         ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtp_verify import Draft, Verdict
     from mtp_verify.arguments import Prompt
     from mtp_verify.drafters.base import Drafter
+    from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
     from mtp_verify.target import Target
 
@@ -38,6 +39,7 @@ class Row:
         request: what its drafter sees.
         drafter: None decodes plainly.
         rule: of verification.
+        lossy: of `mv.lossy`, or None.
         sequence: (T + max_new_tokens,) int64, the prompt as given first.
         filled: how much of `sequence` is there.
         num_padding: of the prompt.
@@ -52,6 +54,7 @@ class Row:
     request: Request
     drafter: Drafter | None
     rule: str
+    lossy: Lossy | None
     sequence: torch.Tensor
     filled: int
     num_padding: int
@@ -129,6 +132,7 @@ def admit(
     *,
     drafter: Drafter | None,
     rule: str,
+    lossy: Lossy | None,
     params: SamplingParams,
     seed: int,
     max_new_tokens: int,
@@ -144,6 +148,7 @@ def admit(
         index: its place in the call, for messages.
         drafter: its drafter.
         rule: of verification.
+        lossy: of `mv.lossy`, or None.
         params: how its rows are shaped.
         seed: of its noise.
         max_new_tokens: at least 1; cut, with a warning, to what the context has room for.
@@ -172,6 +177,8 @@ def admit(
         max_total = target.max_length
     sequence = torch.empty(prompt.num_padding + max_total, dtype=torch.int64)
     sequence[: len(prompt.ids)] = prompt.ids
+    # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
+    lossy = None if drafter is None else lossy
     return Row(
         request=Request(
             id=next(_REQUEST_IDS),
@@ -183,12 +190,14 @@ def admit(
         ),
         drafter=drafter,
         rule=rule,
+        lossy=lossy,
         sequence=sequence,
         filled=len(prompt.ids),
         num_padding=prompt.num_padding,
         max_total=max_total,
         criteria=criteria,
         logits=[] if output_logits else None,
+        stats=Stats(lossless=lossy is None),
     )
 
 

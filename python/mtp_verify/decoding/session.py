@@ -177,6 +177,7 @@ class Session:
                 rule=row.rule,
                 seed=request.seed,
                 position=request.position,
+                lossy=row.lossy,
             )
             verdict = row.emit(verdict)
         except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything

@@ -214,7 +214,7 @@ pub(super) fn greedy_tie() -> Result<Fraction> {
     let params = Params::new(0.0, 0, 1.0, 0.0, Preset::Transformers)?;
     let logits = RawRows::from_f32(&[0.0, 0.0], 2)?;
     let noise = Noise { seed: 1, position: 0 };
-    let verdict = verify::verify(&draft, DrafterRows::NONE, logits, params, "greedy", noise)?;
+    let verdict = verify::verify(&draft, DrafterRows::NONE, logits, params, "greedy", None, noise)?;
     Ok(certain(verdict.tokens == [0]))
 }
 

@@ -24,6 +24,27 @@ def test_a_bias_of_two_percent_is_found_and_its_interval_covers_it():
     assert min(found.checks, key=lambda check: check.adjusted).name == "token 1"
 
 
+@pytest.mark.parametrize("mistake", ["none", "biased"])
+def test_an_engine_that_calls_itself_lossy_never_passes_and_its_bias_is_measured(mistake):
+    engine = mutants.engine(mistake, tv=0.1)
+
+    def lossy(prompt, n, seed):
+        return engine(prompt, n, seed)
+
+    lossy.lossy = mv.lossy.threshold(0.25)
+    found = certify(lossy, engine.rows, min_tv=0.1)
+    assert (found.verdict, found.lossy) == ("lossy", "mv.lossy.threshold(0.25)")
+    assert found.num_samples >= found.num_needed  # A clear bias does not end it early.
+    assert found.tv.low <= (0.1 if mistake == "biased" else 0) <= found.tv.high
+    made = report([found])
+    assert made.exit_code == 1
+    document = json.loads(made.to_json())
+    assert (document["status"], document["certificates"][0]["lossy"]) == ("lossy", found.lossy)
+    for text in (made.summary, made.to_html()):
+        assert "lossy" in text
+        assert f"{found.tv.estimate:.4f}" in text
+
+
 def test_shared_noise_is_found_by_the_pairs_alone():
     found = certify(mutants.engine("rows_share_noise"), min_tv=0.1)
     failed = {check.name for check in found.checks if check.adjusted < 1e-4}

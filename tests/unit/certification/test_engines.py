@@ -16,6 +16,7 @@ from mtp_verify.testing import mutants
 pytest.importorskip("transformers")
 
 PARAMS = mv.SamplingParams()
+LOSSY = ("typical", "threshold", "topk", "ensemble")
 biased = mutants.engine("biased", tv=0.1)
 accepts_at_zero = mutants.accept("le_at_zero")
 
@@ -79,12 +80,22 @@ def test_a_transformers_without_such_layers_is_refused(make, monkeypatch):
     ("kind", "mode"),
     [
         *(("transformers", mode) for mode in ("assisted", "lookup", "mtp")),
-        *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"]),
+        *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"] if mode not in LOSSY),
     ],
 )
 def test_right_engines_pass(make, kind, mode):
     engine = make(kind, mode, mv.SamplingParams(temperature=0.8))
     assert certify(engine, length=2, min_tv=0.1).verdict == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.stat
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", LOSSY)
+def test_lossy_modes_say_so_and_their_bias_is_above_zero(make, mode):
+    found = certify(make("mtp-verify", mode), length=2, min_tv=0.1)
+    assert found.verdict == "lossy"
+    assert found.tv.low > 0
 
 
 @pytest.mark.slow

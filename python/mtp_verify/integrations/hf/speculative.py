@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
+    from mtp_verify.lossy import Lossy
 
 __all__ = ["params_from_processors", "speculative"]
 
@@ -50,6 +51,7 @@ def speculative(
     seed: int | None = None,
     streamer: Any | None = None,
     stats: Stats | None = None,
+    lossy: Lossy | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
@@ -64,6 +66,7 @@ def speculative(
         streamer: `generate` does not hand its own `streamer` to custom code: give it here, and not
             there.
         stats: is filled with the figures of each run.
+        lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
@@ -96,7 +99,7 @@ def speculative(
         as_dict = bool(generation_config.return_dict_in_generate)
         wants_scores = as_dict and bool(generation_config.output_scores)
         wants_logits = as_dict and bool(generation_config.output_logits)
-        generation = Decoder(model, drafter, params, rule).generate(
+        generation = Decoder(model, drafter, params, rule, lossy=lossy).generate(
             input_ids,
             mask,
             max_new_tokens=max_length - input_ids.shape[1],

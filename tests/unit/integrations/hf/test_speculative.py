@@ -139,9 +139,9 @@ def test_sampling_alone_brings_top_k_50(llama):
     seen = {}
     original = Decoder.__init__
 
-    def spy(self, model, drafter, params, rule):
+    def spy(self, model, drafter, params, *others, **options):
         seen["params"] = params
-        original(self, model, drafter, params, rule)
+        original(self, model, drafter, params, *others, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decoder, "__init__", spy)
