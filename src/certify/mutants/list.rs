@@ -252,14 +252,14 @@ pub static MUTANTS: &[Mutant] = &[
         "batch/rows_of_companion",
         "a sequence's rows taken from where its companion's begin",
         BATCH,
-        (1, 1),
+        (1015, 2592),
     ),
-    own("batch/seed_of_companion", "one seed for the whole batch", BATCH, (1, 1)),
+    own("batch/seed_of_companion", "one seed for the whole batch", BATCH, (5, 324)),
     own(
         "batch/position_of_companion",
         "one root position for the whole batch",
         Other("B chain[1] and chain[1, 1], one seed", checks::batch_of_two_positions),
-        (1, 1),
+        (5, 324),
     ),
     own(
         "seed/high_word_dropped",
