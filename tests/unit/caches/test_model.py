@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import mtp_verify as mv
-from mtp_verify.cache import GrowingLayer, ModelCache, tree_mask
+from mtp_verify.caches.dynamic import GrowingLayer
+from mtp_verify.caches.masks import tree_mask
+from mtp_verify.caches.model import ModelCache
 from mtp_verify.errors import CacheError, UnsupportedModelError
 from mtp_verify.target import TransformersTarget
+from tests.caches import assert_same_entries, fresh_cache
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 
 #      0
@@ -23,22 +26,6 @@ from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 #   7    8
 PARENTS = [-1, 0, 0, 0, 1, 2, 2, 4, 6]
 PATHS = [[], [1], [2], [1, 4], [2, 5], [2, 6, 8], [1, 4, 7], [3]]
-
-
-def fresh_cache(model, tokens):
-    """What one forward over the accepted text alone leaves."""
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(torch.tensor([tokens]), past_key_values=cache, use_cache=True)
-    return cache
-
-
-def assert_same_entries(found, expected, atol=1e-5):
-    assert len(found.layers) == len(expected.layers)
-    for mine, theirs in zip(found.layers, expected.layers, strict=True):
-        assert mine.get_seq_length() == theirs.get_seq_length()
-        torch.testing.assert_close(mine.keys, theirs.keys, atol=atol, rtol=0)
-        torch.testing.assert_close(mine.values, theirs.values, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,12 +188,6 @@ def test_crop_beyond_the_end_is_refused():
     with pytest.raises(CacheError, match="3 entries and cannot be cut to 4"):
         cache.crop(4)
     assert cache.length == 3
-
-
-def test_static_cache_is_refused_by_name():
-    static = StaticCache(config=tiny_model("llama").config, max_cache_len=16)
-    with pytest.raises(UnsupportedModelError, match="StaticCache cannot be rolled back"):
-        ModelCache(static)
 
 
 def test_offloaded_cache_is_refused():
