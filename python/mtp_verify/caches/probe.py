@@ -16,7 +16,6 @@ from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from mtp_verify.caches.model import ModelCache
-    from mtp_verify.target import TransformersTarget
 
 __all__ = ["refuse_inexact"]
 
@@ -30,8 +29,11 @@ _NUM_TOKENS = 10  # Longer than the kernels of short convolutions, which are 3 o
 _obstacles: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def refuse_inexact(target: TransformersTarget) -> None:
+def refuse_inexact(target: Any) -> None:
     """Compare two tokens in one forward with the same two one by one, after a rollback.
+
+    Args:
+        target: a `TransformersTarget` (a layer above this one).
 
     Raises:
         UnsupportedModelError: they differ, or the model cannot be run on its cache.
@@ -45,7 +47,7 @@ def refuse_inexact(target: TransformersTarget) -> None:
 
 
 @torch.inference_mode()
-def _find_obstacle(target: TransformersTarget) -> str:
+def _find_obstacle(target: Any) -> str:
     tokens = (torch.arange(_NUM_TOKENS, device=target.device) * 7 + 1) % (target.vocab_size or 8)
     cuts = [_NUM_TOKENS - 2, _NUM_TOKENS - 1, _NUM_TOKENS]
     try:
@@ -74,7 +76,7 @@ def _find_obstacle(target: TransformersTarget) -> str:
 
 
 def _run(
-    target: TransformersTarget, tokens: torch.Tensor, ends: list[int], cache: ModelCache
+    target: Any, tokens: torch.Tensor, ends: list[int], cache: ModelCache
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Run the tokens up to each end; return the last row and the recurrent states."""
     row = torch.empty(0)

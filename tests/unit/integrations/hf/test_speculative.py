@@ -224,7 +224,6 @@ REFUSED = {
         {"return_dict_in_generate": True, "output_attentions": True},
         "output_attentions",
     ),
-    "offloaded cache": ({"cache_implementation": "offloaded"}, "cannot be rolled back"),
     "own positions": ({"position_ids": torch.arange(9)[None] + 3}, "position_ids"),
 }
 
