@@ -26,6 +26,7 @@ from mtp_verify.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
 
 SIZES = (1, 4, 8)
+COLOURS = {"transformers": "#9ca3af", "plain": "#60a5fa", "suffix": "#15803d"}
 GREEDY = mv.SamplingParams(temperature=0.0)
 
 
@@ -104,9 +105,35 @@ def measure(model: Any, rows: list[list[int]], count: int, rounds: int) -> dict[
     return line
 
 
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Tokens per second by batch size: the median as a bar, the best run as a tick."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lines = report["lines"]
+    # Text stays text in an SVG, and the same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtp-verify", "font.size": 9}):
+        figure = Figure(figsize=(5.6, 3.0), layout="constrained")
+        panel = figure.subplots()
+        for rank, (name, colour) in enumerate(COLOURS.items()):
+            places = [place + 0.27 * (rank - 1) for place in range(len(lines))]
+            speeds = [line[name]["tokens_per_second"] for line in lines]
+            panel.bar(places, [s["median"] for s in speeds], 0.25, color=colour, label=name)
+            panel.plot(places, [s["best"] for s in speeds], "_", color="black", markersize=9)
+        panel.set_xticks(range(len(lines)), [f"batch {line['batch']}" for line in lines])
+        panel.set_ylabel("tokens/s, whole batch")
+        panel.set_title(
+            f"{report['model']}, {report['dtype']}, {report['threads']} threads, greedy"
+        )
+        panel.grid(axis="y", linewidth=0.3)
+        panel.legend(frameon=False)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--plot", type=Path, help="draw it here (.svg or .png; needs matplotlib)")
     parser.add_argument("--prompts", type=Path, help="JSON lines, as `bench decode` takes them")
     parser.add_argument("--rounds", type=int, default=3, help="timed turns of each rival")
     parser.add_argument("--max-new-tokens", type=int, default=48)
@@ -150,6 +177,8 @@ def main() -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        draw(report, options.plot)
 
 
 if __name__ == "__main__":
