@@ -142,6 +142,8 @@ class Session:
                 if i not in verdicts:
                     drafter.release(rows[i].request)
             kept = [i for i in members if i in verdicts]
+            if not kept:
+                continue
             hidden = [_committed(outputs[i], drafts[i], verdicts[i].path) for i in kept]
             has_hidden = any(states is not None for states in hidden)
             drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
@@ -174,7 +176,7 @@ class Session:
                 draft,
                 logits,
                 request.params,
-                rule=row.rule,
+                rule=_rule_of(row, draft),
                 seed=request.seed,
                 position=request.position,
                 lossy=row.lossy,
@@ -219,6 +221,18 @@ class _Clock:
         self._last = now
         for row in self._rows:
             row.stats.seconds[part] += share
+
+
+# The laws that each rule is legal for.
+_LAWS = {rule["name"]: rule["laws"] for rule in mv.rules()}
+
+
+def _rule_of(row: Row, draft: mv.Draft) -> str:
+    """The row's rule; where nothing was drafted, one that takes an empty draft of any law."""
+    is_empty = draft.num_nodes == 1
+    if is_empty and draft.law not in _LAWS.get(row.rule, (draft.law,)):
+        return "target_only"
+    return row.rule
 
 
 def _fail(row: Row, error: Exception) -> None:
