@@ -380,6 +380,9 @@ mod tests {
         let kept = Lie { change: nothing, ..LIES[14] };
         assert_eq!(kept.name, "law/forbidden_token_dropped");
         assert_eq!(kept.distance().unwrap(), Fraction::zero());
+    }
+
+    #[test]
     fn every_refused_rule_of_its_own_is_shown_to_be_biased() {
         for core in [Core::KSeq, Core::Gbv] {
             for law in [Law::Deterministic, Law::Swor, Law::TopPlusOne, Law::Mixed] {
