@@ -73,6 +73,7 @@ __all__ = [
     "build_info",
     "certify",
     "commit_plan",
+    "constraints",
     "derive_seed",
     "drafters",
     "expected_accepted",
@@ -91,6 +92,7 @@ __all__ = [
 # attribute if it is not a module.
 _LAZY = {
     "certify": ("mtp_verify.certification", "certify"),
+    "constraints": ("mtp_verify.constraints", None),
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
     "growers": ("mtp_verify.growers", None),
