@@ -1,7 +1,6 @@
 """Write `docs/proof.md` from `docs/proof.json`, which is what `make certify ARGS=--json` prints.
 
-    make certify ARGS=--json > build/certify.json
-    .venv/bin/python scripts/gen_proof_docs.py build/certify.json
+    make certify-docs
 
 With an argument the committed JSON is renewed first (seconds left out, they differ from run to
 run); without one only the page is. `tests/docs/test_proof_page.py` checks that the two agree.
