@@ -14,7 +14,7 @@
 //! the same at every node of a step: [`Table`] finds the tokens concerned once, and a node's own path
 //! changes a few of them. All other tokens are never looked at.
 //!
-//! Sources: arXiv 1909.05858 sec. 4.1 (repetition), OpenAI's API reference (presence, frequency); values
+//! Sources: arXiv 1909.05858 sec. 4.1 (repetition), `OpenAI`'s API reference (presence, frequency); values
 //! as `transformers.generation.logits_process` and `vllm.model_executor.layers.utils` compute them.
 
 mod table;
@@ -135,7 +135,7 @@ impl Penalties {
 
     /// Whether tokens of history and path are penalised wherever they stand.
     fn marks_history(&self) -> bool {
-        self.repetition != 1.0
+        (self.repetition - 1.0).abs() > 0.0
     }
 
     /// Whether tokens of output and path are counted.

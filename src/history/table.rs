@@ -144,7 +144,9 @@ fn concerns_of(
     let mut seen = Bits::new(vocab);
     let mut counts = Vec::new();
     if penalties.marks_history() {
-        history.iter().for_each(|&token| seen.set(token));
+        for &token in history {
+            seen.set(token);
+        }
         concerned.union(&seen);
     }
     if penalties.counts_output() {
@@ -155,9 +157,13 @@ fn concerns_of(
         }
     }
     let mut banned = Bits::new(vocab);
-    penalties.banned.iter().for_each(|&token| banned.set(token));
+    for &token in &penalties.banned {
+        banned.set(token);
+    }
     concerned.union(&banned);
-    penalties.bias.iter().for_each(|pair| concerned.set(pair.0));
+    for pair in &penalties.bias {
+        concerned.set(pair.0);
+    }
     let mut biases = penalties.bias.iter().peekable();
     concerned
         .iter()
@@ -203,7 +209,9 @@ impl Bits {
     }
 
     fn union(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine |= theirs);
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            *mine |= theirs;
+        }
     }
 
     /// The tokens, ascending.
