@@ -254,7 +254,7 @@ impl Tensor {
     }
 
     /// The tensor as rows of 32-bit words: the words, and (rows, width, words from row to row).
-    pub(super) fn words(&self) -> Result<(&[i32], (usize, usize, usize)), Error> {
+    pub(super) fn words(&self) -> Result<(&[i32], [usize; 3]), Error> {
         let (&[rows, width], &[stride, inner]) = (&self.shape[..], &self.strides[..]) else {
             return Err(Error::ShapeMismatch {
                 what: self.what,
@@ -267,7 +267,7 @@ impl Tensor {
             return Err(Error::BadDtype { what: self.what, found, wanted: "int32" });
         }
         if rows == 0 || width == 0 {
-            return Ok((&[], (rows, width, width)));
+            return Ok((&[], [rows, width, width]));
         }
         if (inner != 1 && width > 1) || (rows > 1 && stride < width as i64) {
             return Err(Error::BadTensor {
@@ -277,7 +277,7 @@ impl Tensor {
             });
         }
         let stride = if rows > 1 { stride as usize } else { width };
-        Ok((self.slice((rows - 1) * stride + width)?, (rows, width, stride)))
+        Ok((self.slice((rows - 1) * stride + width)?, [rows, width, stride]))
     }
 
     fn slice<T>(&self, len: usize) -> Result<&[T], Error> {
