@@ -46,7 +46,8 @@ impl<'a> Mask<'a> {
         &self.words[node * self.stride + start / 32..]
     }
 
-    fn allows(&self, node: usize, token: u32) -> bool {
+    /// Whether a token may follow a node.
+    pub(crate) fn allows(&self, node: usize, token: u32) -> bool {
         self.words(node, token as usize)[0] >> (token % 32) & 1 == 1
     }
 

@@ -1,0 +1,59 @@
+"""`load`: a head from a checkpoint, whatever its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.checkpoints.folder import Checkpoint
+from mtp_verify.heads.native import HEAD_FILE, load_native
+from mtp_verify.heads.published import Published
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtp_verify.heads.base import Head
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | Path,
+    target: Any | None = None,
+    *,
+    tokenizer: Any | None = None,
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+) -> Head:
+    """Read a head.
+
+    Understood are: what `save` wrote; multi-token prediction modules inside a target's checkpoint,
+    in the names of every family of `FAMILIES` that can be run; EAGLE, EAGLE-3 (`speculators` too)
+    and Medusa repositories. A family is recognised by the names of its tensors. Names, shapes and
+    sizes are checked before memory is taken; nothing is downloaded.
+
+    Args:
+        path: a folder, or one safetensors file.
+        target: the transformers model that it drafts for; the head is attached to it, and takes its
+            device and dtype.
+        tokenizer: of the target, to be compared with the one that the head was made for.
+        dtype: of the parameters, if not the target's.
+        allow_pickle: read `.pt` and `.bin` files too, by torch's weights-only loader, where there
+            are no safetensors files. Pickles are refused otherwise.
+
+    Returns:
+        The head, in evaluation mode; attached if there is a target.
+
+    Raises:
+        FileNotFoundError: no such path.
+        UnsupportedModelError: no head, a damaged one, or one for another target; says why, with the
+            names of tensors that are missing, not known or of another shape.
+        ParamsError: the head is made of the target's own kind of layer, and no target was given.
+
+    Example:
+        >>> head = mv.heads.load("my-head", model)  # doctest: +SKIP
+        >>> mv.Decoder(model, mv.drafters.Heads(head)).generate(ids)  # doctest: +SKIP
+    """
+    if (Path(path) / HEAD_FILE).is_file():
+        return load_native(Path(path), target, tokenizer=tokenizer, dtype=dtype)
+    return Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)
