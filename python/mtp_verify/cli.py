@@ -19,6 +19,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
             bench,
             "Measure tokens per step and speed of the drafters on prompts.",
             "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
+    view_command.add_arguments(
+        add(
+            "view",
+            view,
+            "Draw what each step of a generation drafted and kept.",
+            'mtp-verify view "Repeat: a rose is a rose is a rose." --html steps.html',
         )
     )
     return parser
@@ -213,6 +222,12 @@ def bench(args: argparse.Namespace) -> Report:
     """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return bench_command.run(args)
+
+
+def view(args: argparse.Namespace) -> Report:
+    """Draw the steps of a generation; see `mtp_verify.view`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return view_command.run(args)
 
 
 def _positive(text: str) -> int:

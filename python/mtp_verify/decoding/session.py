@@ -120,7 +120,7 @@ class Session:
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
         plans = self._plan(rows)
-        drafts = self._propose(rows, plans)
+        drafts = self._runner.fit(self._propose(rows, plans), self._empty)
         clock.tick("draft")
         outputs = self._runner.forward(drafts)
         forward = clock.tick("target")
