@@ -1,8 +1,8 @@
 """The joint law of whole generations through `Decoder` equals the target's exact law.
 
 The target is a table, so the law of the first tokens is computed exactly, in float64, under the
-same shaping and penalties. Each case draws n independent generations (seeds 0, 1, 2, ...; one seed is one stream
-of noise) and compares the frequencies of whole token strings with that law:
+same shaping and penalties. Each case draws n independent generations (seeds 0, 1, 2, ...; one seed
+is one stream of noise) and compares the frequencies of whole token strings with that law:
 
 - a string of probability 0 is a failure at once;
 - the distance ||f - p||_1 must stay below the radius e of Weissman's bound,
