@@ -73,13 +73,16 @@ class Head(nn.Module):
     Attributes:
         spec: what it is made of.
         vocab: (D,) int64, the token of each logit, or None if the logits are over all tokens.
+        record: how it was trained, as `save` was told.
     """
 
     vocab: torch.Tensor | None
+    record: dict[str, Any]
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.record = {}
         size = spec.draft_vocab_size
         vocab = None if size is None else torch.arange(size)
         self.register_buffer("vocab", vocab, persistent=False)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.errors import ParamsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from mtp_verify.cache import GrowingLayer
@@ -118,6 +118,9 @@ class _Attention(nn.Module):
     def __init__(self, sizes: Sizes, inputs: int) -> None:
         super().__init__()
         self.head_dim = sizes.head_dim
+        if self.head_dim < 2 or self.head_dim % 2:
+            msg = f"head_dim is {self.head_dim}; rotary attention wants an even number >= 2"
+            raise ParamsError(msg, slug="bad_head_spec")
         width, kv_width = sizes.num_heads * self.head_dim, sizes.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(inputs, width, bias=sizes.qkv_bias)
         self.k_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)

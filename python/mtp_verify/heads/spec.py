@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_verify.errors import ParamsError
 
@@ -28,6 +28,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
 }
+
+
+_ACTIVATIONS = ("gelu", "relu", "silu")
+
+
+def _refuse(name: str, value: object, wanted: str) -> NoReturn:
+    msg = f"{name} is {str(value)[:100]}; wanted {wanted}"
+    raise ParamsError(msg, slug="bad_head_spec")
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,32 @@ class Sizes:
     rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": 10_000.0})
     max_positions: int = 2048
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no block has: they may come from a file."""
+        counts = ("hidden_size", "vocab_size", "num_heads", "num_kv_heads", "max_positions")
+        for name in (*counts, "intermediate_size", "head_dim", "window"):
+            value = getattr(self, name)
+            least = 1 if name in counts else 0
+            if name == "window" and value is None:
+                continue
+            if type(value) is not int or not least <= value < 1 << 40:
+                _refuse(name, value, f"an int >= {least}")
+        if self.num_heads % self.num_kv_heads:
+            _refuse("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads, {self.num_heads}")
+        eps: Any = self.norm_eps
+        if not isinstance(eps, int | float) or not 0 <= eps < 1:
+            _refuse("norm_eps", eps, "a small number")
+        for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+            if type(getattr(self, name)) is not bool:
+                _refuse(name, getattr(self, name), "true or false")
+        if self.activation not in _ACTIVATIONS:
+            _refuse("activation", self.activation, f"one of: {', '.join(_ACTIVATIONS)}")
+        theta, factor = (self.rope.get(key, 1.0) for key in ("rope_theta", "partial_rotary_factor"))
+        if not isinstance(theta, int | float) or not isinstance(factor, int | float):
+            _refuse("rope", dict(self.rope), "numbers")
+        if not (theta > 0 and 0 < factor <= 1):
+            _refuse("rope", dict(self.rope), "rope_theta > 0 and 0 < partial_rotary_factor <= 1")
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
@@ -187,10 +221,17 @@ class HeadSpec:
             if getattr(self, name) not in allowed:
                 msg = f"{name} is {getattr(self, name)!r}; wanted one of: {', '.join(allowed)}"
                 raise ParamsError(msg, slug="bad_head_spec")
-        for name in ("num_modules", "num_layers"):
-            if getattr(self, name) < 1:
-                msg = f"{name} is {getattr(self, name)}; wanted an int >= 1"
-                raise ParamsError(msg, slug="bad_head_spec")
+        for name in ("num_modules", "num_layers", "draft_vocab_size"):
+            value = getattr(self, name)
+            if name == "draft_vocab_size" and value is None:
+                continue
+            if type(value) is not int or value < 1:
+                _refuse(name, value, "an int >= 1")
+        if not all(type(layer) is int for layer in self.aux_layers):
+            _refuse("aux_layers", self.aux_layers, "ints")
+        for spec_field in dataclasses.fields(self):
+            if spec_field.type == "bool" and type(getattr(self, spec_field.name)) is not bool:
+                _refuse(spec_field.name, getattr(self, spec_field.name), "true or false")
 
     def replace(self, **changes: Any) -> HeadSpec:
         """A copy with other fields."""

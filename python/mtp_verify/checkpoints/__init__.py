@@ -1,0 +1,1 @@
+"""Checkpoints on disk: safetensors files, and the folders that hold them."""

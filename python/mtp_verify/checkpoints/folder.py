@@ -1,0 +1,155 @@
+"""A checkpoint: a folder of safetensors files, with or without an index, and its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, read_json
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["INDEX", "Checkpoint"]
+
+INDEX = ".safetensors.index.json"
+_PICKLES = (".pt", ".pth", ".bin")
+_HOW_TO_CONVERT = (
+    "a pickle can run code when it is opened. To convert it where you trust it: "
+    'tensors = torch.load("{name}", map_location="cpu", weights_only=True); '
+    'safetensors.torch.save_file(tensors, "model.safetensors"). To have it read here by torch\'s '
+    "weights-only loader, say allow_pickle=True"
+)
+
+
+class Checkpoint:
+    """The tensors and the configuration of a model or head on disk.
+
+    Headers are read and checked at once, tensors when asked for.
+
+    Args:
+        path: a folder, or one safetensors file.
+        allow_pickle: read `.pt` and `.bin` files, by torch's weights-only loader, where there are
+            no safetensors files.
+
+    Raises:
+        FileNotFoundError: no such path.
+        UnsupportedModelError: no checkpoint, or a damaged one; says what is wrong where.
+
+    Attributes:
+        folder: that holds it.
+        config: of `config.json`; empty if there is none.
+        tensors: what the headers say, by name.
+        files: name of a tensor -> name of its file.
+    """
+
+    def __init__(self, path: str | Path, *, allow_pickle: bool = False) -> None:
+        path = Path(path)
+        if not path.exists():
+            msg = f"{path}: no such file or folder"
+            raise FileNotFoundError(msg)
+        self.folder = path if path.is_dir() else path.parent
+        self._open: dict[str, TensorFile] = {}
+        self._loaded: dict[str, torch.Tensor] = {}
+        config = self.folder / "config.json"
+        self.config: dict[str, Any] = read_json(config) if config.is_file() else {}
+        self.files: dict[str, str] = {}
+        if path.is_dir():
+            self._find(allow_pickle=allow_pickle)
+        elif path.suffix in _PICKLES:
+            self._unpickle(path, allow_pickle=allow_pickle)
+        else:
+            self._add(path.name)
+        self.tensors: dict[str, TensorInfo] = {
+            name: self._open[file].tensors[name] for name, file in self.files.items() if file
+        } | {
+            name: TensorInfo(str(tensor.dtype), tuple(tensor.shape), 0, tensor.nbytes)
+            for name, tensor in self._loaded.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor.
+
+        Raises:
+            UnsupportedModelError: it is not there.
+        """
+        if name in self._loaded:
+            return self._loaded[name]
+        if name not in self.files:
+            bad_checkpoint(self.folder, f"it holds no tensor {name}")
+        return self._open[self.files[name]].read(name)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model, which may be a part of the whole's."""
+        nested = self.config.get("text_config") or self.config.get("llm_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    def _find(self, *, allow_pickle: bool) -> None:
+        indices = sorted(self.folder.glob(f"*{INDEX}"))
+        if len(indices) > 1:
+            bad_checkpoint(self.folder, f"it has {len(indices)} indices: {indices[0].name}, ...")
+        if indices:
+            self._follow(indices[0])
+            return
+        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        for name in found:
+            self._add(name)
+        if found:
+            return
+        pickles = sorted(path for path in self.folder.iterdir() if path.suffix in _PICKLES)
+        if not pickles:
+            bad_checkpoint(self.folder, "it holds no safetensors files")
+        for path in pickles:
+            self._unpickle(path, allow_pickle=allow_pickle)
+
+    def _follow(self, index: Path) -> None:
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not all(_is_plain(file) for file in where.values()):
+            bad_checkpoint(index, "its weight_map does not say which file holds each tensor")
+        shards = sorted(set(where.values()))
+        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
+        if missing:
+            bad_checkpoint(index, f"shards are missing: {_listed(missing)}")
+        for shard in shards:
+            self._open[shard] = TensorFile(self.folder / shard)
+        astray = [name for name, file in where.items() if name not in self._open[file].tensors]
+        if astray:
+            bad_checkpoint(index, f"tensors are not in the file it names: {_listed(astray)}")
+        self.files = dict(where)
+
+    def _add(self, file: str) -> None:
+        self._open[file] = opened = TensorFile(self.folder / file)
+        twice = sorted(set(opened.tensors) & set(self.files))
+        if twice:
+            bad_checkpoint(self.folder, f"several files hold the same tensors: {_listed(twice)}")
+        self.files |= dict.fromkeys(opened.tensors, file)
+
+    def _unpickle(self, path: Path, *, allow_pickle: bool) -> None:
+        if not allow_pickle:
+            msg = f"{path}: {_HOW_TO_CONVERT.format(name=path.name)}"
+            raise UnsupportedModelError(msg, slug="pickle_refused")
+        try:
+            found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything
+            bad_checkpoint(path, f"torch's weights-only loader refuses it: {str(error)[:200]}")
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor)
+            for name, tensor in found.items()
+        ):
+            bad_checkpoint(path, "it is not a table of tensors")
+        self._loaded |= found
+        self.files |= dict.fromkeys(found, "")
+
+
+def _is_plain(file: object) -> bool:
+    """Whether it names a file of the folder itself, and nothing outside of it."""
+    return isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")
+
+
+def _listed(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name[:200] for name in sorted(names)[:limit]) + more

@@ -1,0 +1,249 @@
+"""Safetensors files, read and written here: nothing that a file says is believed unchecked.
+
+The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes. A
+header is refused unless names, dtypes, shapes and offsets agree with each other and with the size
+of the file, so that no allocation is larger than the file itself justifies.
+
+References:
+    https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "read_json", "write_atomically",
+           "write_tensors"]  # fmt: skip
+
+_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_JSON = 64 << 20  # an index of a million tensors fits
+_MAX_DIMS = 8
+# The shortest entry, `"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},`, has three brackets.
+_BYTES_PER_BRACKET = 12
+
+# Bits of an element; None where torch has no such type, so that it is listed and never read.
+_DTYPES: dict[str, tuple[int, torch.dtype | None]] = {
+    "BOOL": (8, torch.bool), "U8": (8, torch.uint8), "I8": (8, torch.int8),
+    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2), "F8_E8M0": (8, None),
+    "F4": (4, None), "F6_E2M3": (6, None), "F6_E3M2": (6, None),
+    "U16": (16, torch.uint16), "I16": (16, torch.int16), "F16": (16, torch.float16),
+    "BF16": (16, torch.bfloat16), "U32": (32, torch.uint32), "I32": (32, torch.int32),
+    "F32": (32, torch.float32), "U64": (64, torch.uint64), "I64": (64, torch.int64),
+    "F64": (64, torch.float64), "C64": (64, torch.complex64),
+}  # fmt: skip
+_NAMES = {kind: name for name, (_, kind) in _DTYPES.items() if kind is not None}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor.
+
+    Attributes:
+        dtype: in the format's words, as "BF16".
+        shape: of the tensor.
+        start: of its bytes, counted from the end of the header.
+        end: of its bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """A safetensors file whose header was checked.
+
+    Args:
+        path: of the file; only its header is read.
+
+    Raises:
+        UnsupportedModelError: not such a file; says what is wrong where.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                bad_checkpoint(path, f"it has {size} bytes, too few for a safetensors file")
+            length = int.from_bytes(prefix, "little")
+            if length > min(size - 8, _MAX_HEADER):
+                bad_checkpoint(path, f"its header claims {length} bytes and the file has {size}")
+            text = file.read(length)
+        self._data = 8 + length
+        header = _parse(path, text, unique=True)
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(
+            isinstance(value, str) for value in self.metadata.values()
+        ):
+            bad_checkpoint(path, "its metadata is not a table of texts")
+        self.tensors = {name: _entry(path, name, entry) for name, entry in header.items()}
+        end = 0
+        for name, info in sorted(self.tensors.items(), key=lambda item: item[1].start):
+            if info.start != end and info.start != info.end:
+                bad_checkpoint(path, f"tensor {name} starts at byte {info.start}, wanted {end}")
+            end = max(end, info.end)
+        if end != size - self._data:
+            bad_checkpoint(
+                path, f"its tensors end at byte {end} of {size - self._data}: cut off, or padded"
+            )
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor; nothing else of the file is read.
+
+        Raises:
+            UnsupportedModelError: no such tensor, or of a type that torch does not have.
+        """
+        if name not in self.tensors:
+            bad_checkpoint(self.path, f"it holds no tensor {name}")
+        info = self.tensors[name]
+        kind = _DTYPES[info.dtype][1]
+        if kind is None:
+            bad_checkpoint(self.path, f"tensor {name} is quantised to {info.dtype}")
+        buffer = bytearray(info.end - info.start)
+        if not buffer:
+            return torch.empty(info.shape, dtype=kind)
+        with self.path.open("rb") as file:
+            file.seek(self._data + info.start)
+            if file.readinto(buffer) != len(buffer):
+                bad_checkpoint(self.path, f"it ends inside tensor {name}")
+        return torch.frombuffer(buffer, dtype=kind).reshape(info.shape)
+
+
+def bad_checkpoint(path: Path, what: str) -> NoReturn:
+    """Refuse a file.
+
+    Raises:
+        UnsupportedModelError: always.
+    """
+    msg = f"{path}: {what}"
+    raise UnsupportedModelError(msg, slug="bad_checkpoint")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a table.
+
+    Raises:
+        UnsupportedModelError: it does not, or is larger than any such file.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_JSON + 1)
+    if len(text) > _MAX_JSON:
+        bad_checkpoint(path, f"it has more than {_MAX_JSON} bytes")
+    return _parse(path, text, unique=False)
+
+
+def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if unique and len(found) != len(pairs):
+            bad_checkpoint(path, "a name stands twice in its header")
+        return found
+
+    # An empty list costs two bytes of text and fifty of memory.
+    if unique and text.count(b"{") + text.count(b"[") > len(text) // _BYTES_PER_BRACKET + 4:
+        bad_checkpoint(path, "its header is nested as no list of tensors is")
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=table)
+    except (ValueError, RecursionError) as error:
+        bad_checkpoint(path, f"it is not JSON where it should be: {str(error)[:100]}")
+    if not isinstance(parsed, dict):
+        bad_checkpoint(path, "its JSON is not a table")
+    return parsed
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        bad_checkpoint(path, f"tensor {name[:200]} has not exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        bad_checkpoint(path, f"tensor {name[:200]} has an unknown dtype, {str(dtype)[:50]}")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_count, shape)):
+        bad_checkpoint(path, f"tensor {name[:200]} has no sound shape: {str(shape)[:100]}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        bad_checkpoint(path, f"tensor {name[:200]} has no sound offsets: {str(offsets)[:100]}")
+    bits = math.prod(shape) * _DTYPES[dtype][0]
+    if bits % 8 or offsets[1] - offsets[0] != bits // 8:
+        bad_checkpoint(
+            path,
+            f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes and its offsets are "
+            f"{offsets}",
+        )
+    return TensorInfo(dtype, tuple(shape), *offsets)
+
+
+def write_atomically(path: Path, chunks: Any) -> None:
+    """Write a file beside `path` and rename it: a kill leaves the old file or the new one.
+
+    Args:
+        path: of the file.
+        chunks: bytes-like parts, in order.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # temporary files are private; this one is not
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: texts for the header; `{"format": "pt"}`, which transformers wants, is added.
+    """
+    # Wide types first, as the reference does: then every tensor is aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Any:
+        yield len(text).to_bytes(8, "little")
+        yield text
+        for name in order:
+            plain = tensors[name].detach().cpu().contiguous().reshape(-1)
+            yield plain.view(torch.uint8).numpy() if plain.numel() else b""
+
+    write_atomically(path, chunks())

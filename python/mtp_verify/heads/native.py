@@ -1,0 +1,181 @@
+"""Our own layout: `head.json` says what the head is, and names the file with its tensors.
+
+The tensors' file is named by its content and `head.json` is replaced last, so that a kill at any
+moment leaves the old head or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtp_verify.checkpoints.tensors import (
+    TensorFile,
+    bad_checkpoint,
+    read_json,
+    write_atomically,
+    write_tensors,
+)
+from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.heads.assemble import Stored, assemble
+from mtp_verify.heads.spec import HeadSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mtp_verify.heads.base import Head
+
+__all__ = ["HEAD_FILE", "fingerprint", "load_native", "save"]
+
+HEAD_FILE = "head.json"
+_FORMAT = 1
+_SAMPLE = 4096  # numbers of a tensor that go into a fingerprint
+
+
+def save(
+    head: Head,
+    path: str | Path,
+    *,
+    target: Any | None = None,
+    tokenizer: Any | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a head, so that `load` gives it back bit for bit.
+
+    An earlier head in the folder is replaced in one rename; a kill leaves one of the two.
+
+    Args:
+        head: to be written.
+        path: a folder; made if need be.
+        target: the model that it drafts for; its fingerprint is kept.
+        tokenizer: of the target; its fingerprint is kept.
+        record: how it was trained, or whatever else; must be JSON.
+
+    Raises:
+        ParamsError: a record that is not JSON.
+
+    Example:
+        >>> mv.heads.save(head, "my-head", target=model, record={"seed": 7})  # doctest: +SKIP
+    """
+    folder = Path(path)
+    state = dict(head.state_dict())
+    if head.vocab is not None:
+        state["vocab"] = head.vocab
+    document: dict[str, Any] = {
+        "format": _FORMAT,
+        "spec": json.loads(head.spec.to_json()),
+        "target": None if target is None else fingerprint(target, tokenizer),
+        "record": dict(record or {}),
+    }
+    try:
+        json.dumps(document)
+    except (TypeError, ValueError) as error:
+        msg = f"the record of a head must be JSON: {error}"
+        raise ParamsError(msg, slug="bad_record") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / ".head.safetensors"
+    write_tensors(written, state)
+    document["weights"] = f"head-{_digest(written)}.safetensors"
+    written.replace(folder / document["weights"])
+    write_atomically(folder / HEAD_FILE, [json.dumps(document, indent=2).encode()])
+    for stale in folder.glob("head-*.safetensors"):
+        if stale.name != document["weights"]:
+            stale.unlink(missing_ok=True)
+
+
+def load_native(
+    folder: Path,
+    target: Any | None = None,
+    *,
+    tokenizer: Any | None = None,
+    dtype: torch.dtype | None = None,
+) -> Head:
+    """Read what `save` wrote; see `load`."""
+    document = read_json(folder / HEAD_FILE)
+    if document.get("format") != _FORMAT:
+        bad_checkpoint(
+            folder / HEAD_FILE, f"its format is {document.get('format')!r}; known is {_FORMAT}"
+        )
+    weights = document.get("weights")
+    if not isinstance(weights, str) or set(weights) & set("/\\\0"):
+        bad_checkpoint(folder / HEAD_FILE, "it does not name the file of its tensors")
+    if not (folder / weights).is_file():
+        bad_checkpoint(folder / HEAD_FILE, f"the file of its tensors is missing: {weights[:200]}")
+    spec = HeadSpec.from_json(json.dumps(document.get("spec")))
+    file = TensorFile(folder / weights)
+    if weights != f"head-{_digest(folder / weights)}.safetensors":
+        bad_checkpoint(folder / weights, "its content is not what was saved")
+    if target is not None:
+        _compare(folder, document.get("target"), target, tokenizer)
+    stored = {
+        name: Stored(name, info.shape, lambda name=name: file.read(name))  # type: ignore[misc]
+        for name, info in file.tensors.items()
+    }
+    vocab = stored.pop("vocab", None)
+    head = assemble(spec, stored, folder, target=target, vocab=vocab, dtype=dtype)
+    record = document.get("record")
+    head.record = record if isinstance(record, dict) else {}
+    return head
+
+
+def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
+    """What tells a target from others: sizes, some of its weights, its tokens.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+    """
+    config = model.config.get_text_config(decoder=True)
+    weights = dict(model.named_parameters())
+    names = sorted(weights)
+    digest = hashlib.sha256()
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        flat = weights[name].detach().reshape(-1)
+        # In bfloat16, so that a model loaded as float32 counts as the same.
+        sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].to("cpu", torch.bfloat16)
+        digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+    tokens = None
+    if tokenizer is not None:
+        words = json.dumps(sorted(tokenizer.get_vocab().items()))
+        tokens = hashlib.sha256(words.encode()).hexdigest()
+    return {
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "weights": digest.hexdigest(),
+        "tokenizer": tokens,
+    }
+
+
+def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -> None:
+    """Refuse a target whose sizes or tokens are others; warn if its weights are."""
+    if not isinstance(wanted, dict):
+        return
+    found = fingerprint(target, tokenizer)
+    for key, what in (
+        ("hidden_size", "hidden states of another width"),
+        ("vocab_size", "another number of tokens"),
+        ("tokenizer", "another tokenizer"),
+    ):
+        if None not in (wanted.get(key), found[key]) and wanted[key] != found[key]:
+            msg = (
+                f"{folder}: the head was made for a target with {what} ({key} "
+                f"{str(wanted[key])[:12]}, this one has {str(found[key])[:12]}); load the head "
+                "that was trained for this target"
+            )
+            raise UnsupportedModelError(msg, slug="head_of_another_target")
+    if wanted.get("weights") != found["weights"]:
+        warnings.warn(
+            f"{folder}: the head was made for other weights than this target's; output stays "
+            "exact, but fewer tokens may be accepted (mtp-verify inspect measures it)",
+            stacklevel=4,
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
