@@ -19,6 +19,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.training import command as train_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
             bench,
             "Measure tokens per step and speed of the drafters on prompts.",
             "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
+    train_command.add_arguments(
+        add(
+            "train",
+            train,
+            "Train a draft head for a model, on text that the model writes itself.",
+            "mtp-verify train --model smollm2 --out my-head --minutes 38",
         )
     )
     return parser
@@ -213,6 +222,12 @@ def bench(args: argparse.Namespace) -> Report:
     """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return bench_command.run(args)
+
+
+def train(args: argparse.Namespace) -> Report:
+    """Train a draft head; see `mtp_verify.training`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return train_command.run(args)
 
 
 def _positive(text: str) -> int:

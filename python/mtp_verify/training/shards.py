@@ -8,19 +8,18 @@ it.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from mtp_verify.checkpoints.tensors import write_tensors
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["Text", "Shards", "shard_path", "write_shard"]
 
@@ -69,16 +68,15 @@ def write_shard(path: Path, sequences: Sequence[Text]) -> None:
     for index, states in enumerate(zip(*(s.hidden for s in sequences), strict=True)):
         tensors[f"hidden.{index}"] = torch.cat(states)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
     try:
-        save_file(tensors, scratch)
-        scratch.replace(path)
-    except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        write_tensors(path, tensors)
+    except OSError as error:
         needed = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-        msg = f"{path} ({needed:.0f} MB) cannot be written: {error}; free space and run again"
-        number = error.errno if isinstance(error, OSError) else errno.EIO
-        raise OSError(number, msg) from error
+        msg = (
+            f"{path} ({needed:.0f} MB) cannot be written: {error.strerror}; make room and run the "
+            "same command again: shards that are complete stay"
+        )
+        raise OSError(error.errno, msg) from error
 
 
 class Shards:
@@ -96,12 +94,12 @@ class Shards:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = []
+        self._files: list[Any] = []
         self._places: list[tuple[int, int, int]] = []
         self.temperatures: list[float] = []
         for number, path in enumerate(paths):
             try:
-                file = safe_open(path, "pt")
+                file: Any = safe_open(path, "pt")
                 lengths = file.get_tensor("lengths").tolist()
                 self.temperatures += file.get_tensor("temperatures").tolist()
             except (OSError, SafetensorError) as error:
