@@ -35,8 +35,9 @@ unexport CONDA_PREFIX PYTHONPATH PYTHONHOME
 # People see what is fetched and built; logs of CI need not.
 QUIET := $(if $(CI),--quiet)
 
-# Two OpenMP threads that spin on a shared core are slower than one: tests run with one.
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# Two OpenMP threads that spin on a shared core are slower than one: tests run with one, and in as many
+# processes as there are cores. Whoever needs one process (a debugger) says ARGS=-n0.
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 NOT_HERE := not gpu and not net
 
 .PHONY: help dev demo test test-all lint fmt bench certify vllm docs wheel clean FORCE

@@ -20,6 +20,7 @@ from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
 from mtp_verify.training import command as train_command
+from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,6 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
             train,
             "Train a draft head for a model, on text that the model writes itself.",
             "mtp-verify train --model smollm2 --out my-head --minutes 38",
+        )
+    )
+    view_command.add_arguments(
+        add(
+            "view",
+            view,
+            "Draw what each step of a generation drafted and kept.",
+            'mtp-verify view "Repeat: a rose is a rose is a rose." --html steps.html',
         )
     )
     return parser
@@ -228,6 +237,12 @@ def train(args: argparse.Namespace) -> Report:
     """Train a draft head; see `mtp_verify.training`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return train_command.run(args)
+
+
+def view(args: argparse.Namespace) -> Report:
+    """Draw the steps of a generation; see `mtp_verify.view`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return view_command.run(args)
 
 
 def _positive(text: str) -> int:

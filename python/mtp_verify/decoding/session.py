@@ -113,7 +113,7 @@ class Session:
 
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
-        drafts = self._propose(rows)
+        drafts = self._runner.fit(self._propose(rows), self._empty)
         clock.tick("draft")
         outputs = self._runner.forward(drafts)
         clock.tick("target")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["Head", "Shared", "check_pairs"]
+__all__ = ["Head", "Shared", "check_pairs", "check_target"]
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,7 @@ class Head(nn.Module):
             UnsupportedModelError: a target of other sizes; names them.
         """
         shared = target if isinstance(target, Shared) else Shared.of(target)
-        sizes = self.spec.known_sizes
-        found = tuple(shared.output_weight.shape)
-        if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
-            msg = (
-                f"the {self.spec.family} head is for hidden states of width {sizes.hidden_size} "
-                f"and {sizes.vocab_size} tokens; this target has {found[1]} and {found[0]}: load "
-                "the head that was trained for it"
-            )
-            raise UnsupportedModelError(msg, slug="head_of_another_target")
+        check_target(self.spec, shared)
         self._shared = (shared,)
         self._shared_rows = None
         return self
@@ -219,6 +211,23 @@ class Head(nn.Module):
             DraftError: a parent that was not run, or a level that the head does not have.
         """
         raise NotImplementedError
+
+
+def check_target(spec: HeadSpec, shared: Shared) -> None:
+    """Refuse a target that the head was not made for.
+
+    Raises:
+        UnsupportedModelError: a target of other sizes; names them.
+    """
+    sizes = spec.known_sizes
+    found = tuple(shared.output_weight.shape)
+    if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
+        msg = (
+            f"the {spec.family} head is for hidden states of width {sizes.hidden_size} "
+            f"and {sizes.vocab_size} tokens; this target has {found[1]} and {found[0]}: load "
+            "the head that was trained for it"
+        )
+        raise UnsupportedModelError(msg, slug="head_of_another_target")
 
 
 def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mtp_verify.errors import ParamsError
 from mtp_verify.heads.spec import HeadSpec, Layout
 
-__all__ = ["FAMILIES", "family"]
+__all__ = ["FAMILIES", "OTHER_LAYOUTS", "family"]
 
 _NEXTN = ("num_nextn_predict_layers", "num_mtp_layers")
 
@@ -29,7 +29,8 @@ _QWEN = {
     "hidden_norm": "pre_fc_norm_hidden",
     "fusion": "fc",
     "output_norm": "norm",
-    "block": "layers.{l}.",
+    # Modules share the parts above and have a block each.
+    "block": "layers.{i}.",
 }
 
 
@@ -39,13 +40,24 @@ def _mtp(
     prefix: str = "model.layers.{layer}.",
     names: dict[str, str] | None = None,
     count_keys: tuple[str, ...] = _NEXTN,
+    renames: dict[str, str] | None = None,
+    infix: str = "",
     **fields: object,
 ) -> HeadSpec:
-    layout = Layout(prefix, names or _DEEPSEEK, count_keys, model_types or (name,))
+    layout = Layout(
+        prefix, names or _DEEPSEEK, renames or {}, infix, count_keys, model_types or (name,)
+    )
     return HeadSpec(name, **{"block": "target", "layout": layout, **fields})  # type: ignore[arg-type]
 
 
 _RECYCLE = ("recycle",)
+_EAGLE3 = {
+    "feature_norm_all": "input_norm",
+    "feature_norm_each": "fc_norm.{j}",
+    "output_norm": "norm",
+    "output": "lm_head",
+    "embedding": "embed_tokens",
+}
 
 _LIST = (
     # ---- modules inside a target's checkpoint, causal
@@ -67,7 +79,7 @@ _LIST = (
          names={"embed_norm": "token_layernorm", "hidden_norm": "hidden_layernorm",
                 "fusion": "input_proj", "output_norm": "final_layernorm", "block": ""}),
     _mtp("mimo_v2", ("mimo_v2", "mimo_v2_flash"), prefix="model.mtp.layers.{i}.", count_keys=(),
-         names={**_FINAL, "pre_mlp_layernorm": "post_attention_layernorm"}),
+         names=_FINAL, renames={"post_attention_layernorm": "pre_mlp_layernorm"}),
     _mtp("qwen3_next", prefix="mtp.", names=_QWEN, norm_kind="rms1p"),
     _mtp("qwen3_5", ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "intern_s2"),
          prefix="mtp.", names=_QWEN, norm_kind="rms1p",
@@ -84,7 +96,7 @@ _LIST = (
          block="foreign", obstacle="its block is one half of the target's double layer"),
     _mtp("step3p5", ("step3p5", "step3p7"), feed="pre", recycle="pre", norm_kind="rms1p",
          output_head="own", disputed=_RECYCLE,
-         names={**_DEEPSEEK, "output": "shared_head.output", "block": "transformer."}),
+         names={**_DEEPSEEK, "output": "shared_head.output"}, infix="transformer."),
     _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), prefix="model.mtp.layers.{i}.",
          recycle="pre", norm_kind="rms1p", count_keys=("num_mtp_modules", *_NEXTN),
          names={**_FINAL, "block": "transformer_layer."}),
@@ -109,7 +121,9 @@ _LIST = (
     HeadSpec(
         "eagle", embed_norm=False, hidden_norm=False, input_norm=False, output_norm=False,
         layout=Layout(
-            names={"fusion": "fc", "embedding": "embed_tokens", "block": "layers.{l}."},
+            names={"fusion": "fc", "embed_norm": "embedding_layernorm",
+                   "hidden_norm": "hidden_states_layernorm", "embedding": "embed_tokens",
+                   "output": "lm_head", "block": "layers.{l}."},
         ),
     ),
     HeadSpec(
@@ -117,15 +131,14 @@ _LIST = (
         output_head="own",
         layout=Layout(
             names={"features": "fc", "embed_norm": "midlayer.input_layernorm",
-                   "hidden_norm": "midlayer.hidden_norm", "block": "midlayer.",
-                   "output_norm": "norm", "output": "lm_head", "embedding": "embed_tokens"},
+                   "hidden_norm": "midlayer.hidden_norm", "block": "midlayer.", **_EAGLE3},
         ),
     ),
     # ---- parallel
     HeadSpec(
         "medusa", kind="parallel", fusion="none", embed_norm=False, hidden_norm=False,
         output_norm=False, block="residual", output_head="own", num_modules=4,
-        layout=Layout(prefix="{i}.", names={"block": "{l}.linear", "output": "{n}"},
+        layout=Layout(prefix="{i}.", names={"block": "{l}.", "output": "{n}"},
                       count_keys=("medusa_num_heads",)),
     ),
     HeadSpec(
@@ -139,6 +152,22 @@ _LIST = (
 )  # fmt: skip
 
 FAMILIES: dict[str, HeadSpec] = {spec.family: spec for spec in _LIST}
+
+# Further layouts of a family, by the name under which `export` knows them.
+OTHER_LAYOUTS: dict[str, dict[str, Layout]] = {
+    "eagle3": {
+        "speculators": Layout(
+            names={"features": "fc", "embed_norm": "layers.0.input_layernorm",
+                   "hidden_norm": "layers.0.hidden_norm", "block": "layers.{l}.", **_EAGLE3},
+        ),
+    },
+    "medusa": {
+        "vllm": Layout(
+            names={"block": "blocks.{i}.layers.{l}.", "output": "lm_heads.{i}"},
+            renames={"linear.weight": "weight", "linear.bias": "bias"},
+        ),
+    },
+}  # fmt: skip
 
 
 def family(name: str) -> HeadSpec:

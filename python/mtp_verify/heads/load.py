@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.heads.native import HEAD_FILE, load_native
+from mtp_verify.heads.published import Published
 
 if TYPE_CHECKING:
     import torch
@@ -22,34 +23,37 @@ def load(
     *,
     tokenizer: Any | None = None,
     dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
 ) -> Head:
     """Read a head.
 
-    Names, shapes and sizes are checked before memory is taken; nothing is downloaded.
+    Understood are: what `save` wrote; multi-token prediction modules inside a target's checkpoint,
+    in the names of every family of `FAMILIES` that can be run; EAGLE, EAGLE-3 (`speculators` too)
+    and Medusa repositories. A family is recognised by the names of its tensors. Names, shapes and
+    sizes are checked before memory is taken; nothing is downloaded.
 
     Args:
-        path: a folder that `save` wrote.
+        path: a folder, or one safetensors file.
         target: the transformers model that it drafts for; the head is attached to it, and takes its
             device and dtype.
         tokenizer: of the target, to be compared with the one that the head was made for.
         dtype: of the parameters, if not the target's.
+        allow_pickle: read `.pt` and `.bin` files too, by torch's weights-only loader, where there
+            are no safetensors files. Pickles are refused otherwise.
 
     Returns:
         The head, in evaluation mode; attached if there is a target.
 
     Raises:
         FileNotFoundError: no such path.
-        UnsupportedModelError: no head, a damaged one, or one for another target; says why.
+        UnsupportedModelError: no head, a damaged one, or one for another target; says why, with the
+            names of tensors that are missing, not known or of another shape.
+        ParamsError: the head is made of the target's own kind of layer, and no target was given.
 
     Example:
         >>> head = mv.heads.load("my-head", model)  # doctest: +SKIP
         >>> mv.Decoder(model, mv.drafters.Heads(head)).generate(ids)  # doctest: +SKIP
     """
-    folder = Path(path)
-    if not folder.exists():
-        msg = f"{folder}: no such file or folder"
-        raise FileNotFoundError(msg)
-    if (folder / HEAD_FILE).is_file():
-        return load_native(folder, target, tokenizer=tokenizer, dtype=dtype)
-    msg = f"{folder}: it holds no {HEAD_FILE}"
-    raise UnsupportedModelError(msg, slug="bad_checkpoint")
+    if (Path(path) / HEAD_FILE).is_file():
+        return load_native(Path(path), target, tokenizer=tokenizer, dtype=dtype)
+    return Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)

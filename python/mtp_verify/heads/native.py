@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ def load_native(
     if target is not None:
         _compare(folder, document.get("target"), target, tokenizer)
     stored = {
-        name: Stored(name, info.shape, lambda name=name: file.read(name))  # type: ignore[misc]
+        name: Stored(name, info.shape, partial(file.read, name))
         for name, info in file.tensors.items()
     }
     vocab = stored.pop("vocab", None)

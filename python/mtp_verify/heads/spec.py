@@ -110,20 +110,55 @@ class Sizes:
         Args:
             config: of the whole model; a nested text configuration is found.
         """
-        config = config.get_text_config(decoder=True)
-        hidden, num_heads = config.hidden_size, config.num_attention_heads
-        rope = getattr(config, "rope_parameters", None) or {"rope_theta": 10_000.0}
-        return cls(
-            hidden_size=hidden,
-            vocab_size=config.vocab_size,
-            intermediate_size=getattr(config, "intermediate_size", None) or 4 * hidden,
-            num_heads=num_heads,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-            head_dim=getattr(config, "head_dim", None) or hidden // num_heads,
-            norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-            rope=dict(rope) if "rope_theta" in rope else {"rope_theta": 10_000.0},
-            max_positions=getattr(config, "max_position_embeddings", None) or 2048,
-        )
+        text = config.get_text_config(decoder=True)
+        known = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads",
+                 "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
+                 "max_position_embeddings")  # fmt: skip
+        return cls.from_table({key: getattr(text, key, None) for key in known})
+
+    @classmethod
+    def from_table(cls, config: Mapping[str, Any], **found: Any) -> Sizes:
+        """The sizes that a `config.json` tells.
+
+        Args:
+            config: of the language model, in transformers' names, old or new.
+            found: fields that are known better.
+
+        Raises:
+            ParamsError: a size that no block has.
+        """
+        hidden: Any = config.get("hidden_size")
+        num_heads: Any = config.get("num_attention_heads") or 1
+        for name, value in (("hidden_size", hidden), ("num_attention_heads", num_heads)):
+            if type(value) is not int or value < 1:
+                _refuse(name, value, "an int >= 1")
+        fields: dict[str, Any] = {
+            "hidden_size": hidden,
+            "vocab_size": config.get("vocab_size"),
+            "intermediate_size": config.get("intermediate_size") or 4 * hidden,
+            "num_heads": num_heads,
+            "num_kv_heads": config.get("num_key_value_heads") or num_heads,
+            "head_dim": config.get("head_dim") or hidden // num_heads,
+            "norm_eps": config.get("rms_norm_eps") or 1e-6,
+            "rope": _rope(config),
+            "max_positions": config.get("max_position_embeddings") or 2048,
+        }
+        return cls(**{**fields, **found})
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters of a configuration; before transformers 5 they stood in two places."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = dict(scaling) if isinstance(scaling, dict) else {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        rope = {}  # One table a kind of layer; a block of the target's own kind reads them itself.
+    if "type" in rope:
+        rope["rope_type"] = rope.pop("type")
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    rope |= {"rope_theta": theta}
+    if config.get("partial_rotary_factor"):
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    return rope
 
 
 @dataclass(frozen=True)
@@ -133,14 +168,18 @@ class Layout:
     Attributes:
         prefix: in front of a module's tensors; `{i}` is the module's number and `{layer}` the
             number that follows the target's own layers.
-        names: our name of a part -> its name behind the prefix; `{l}` is the block's number. A name
-            that starts with `/` stands alone, without the prefix.
+        names: our name of a part -> its name behind the prefix; `{l}` is the block's number, `{n}`
+            the number of blocks. A name that starts with `/` stands alone, without the prefix.
+        renames: our name of a part of the block -> its name there, where they differ.
+        infix: a word that may stand behind the prefix and means nothing.
         count_keys: keys of the configuration that say how many modules there are, in this order.
         model_types: configurations that use it; they decide between families of equal names.
     """
 
     prefix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    infix: str = ""
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
 

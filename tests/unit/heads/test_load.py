@@ -1,0 +1,399 @@
+"""Published checkpoints: every family loads from its layout, exactly, and drafts."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mtp_verify as mv
+from mtp_verify.decode import Decoder
+from mtp_verify.heads import FAMILIES, load
+from tests.heads import random_hidden
+from tests.models import VOCAB, prompt, tiny_model
+from tests.published import (
+    IN_CHECKPOINT,
+    REPOSITORIES,
+    in_checkpoint_head,
+    in_checkpoint_tensors,
+    llama_config,
+    write,
+    write_eagle,
+    write_eagle3,
+    write_in_checkpoint,
+    write_medusa,
+    write_speculators,
+)
+
+
+def rows(head):
+    state = head.new_state()
+    with torch.no_grad():
+        found = [head.read(state, random_hidden(head, 5), torch.arange(1, 6))]
+        found += [
+            head.step(state, [n], torch.tensor([n + 2])) for n in range((head.max_depth or 3) - 1)
+        ]
+    return torch.cat(found)
+
+
+def assert_drafts(model, head):
+    decoder = Decoder(model, mv.drafters.Heads(head), mv.SamplingParams(temperature=0.0))
+    plain = decoder.generate(prompt(), max_new_tokens=8, speculate=False)
+    fast = decoder.generate(prompt(), max_new_tokens=8)
+    assert fast.tokens == plain.tokens
+    assert fast.stats.drafted > 0
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+def test_module_inside_a_targets_checkpoint(name, tmp_path):
+    model, head = write_in_checkpoint(name, tmp_path)
+    found = load(tmp_path, model)
+    assert found.spec.family == name
+    assert found.spec.replace(disputed=()) == head.spec.replace(disputed=())
+    assert torch.equal(rows(found), rows(head))
+    assert_drafts(model, found)
+
+
+def test_every_family_has_a_test_or_a_reason():
+    native_only = {"hydra", "meta"}  # no published layout is known
+    repositories = {"eagle", "eagle3", "medusa"}
+    known = set(IN_CHECKPOINT) | native_only | repositories
+    assert {name for name, spec in FAMILIES.items() if not spec.obstacle} == known
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_repository_of_its_own(name, tmp_path):
+    model = tiny_model("llama")
+    head = REPOSITORIES[name](tmp_path, model)
+    found = load(tmp_path, model)
+    assert found.spec.replace(layout=head.spec.layout, sizes=None) == head.spec.replace(sizes=None)
+    assert torch.equal(rows(found), rows(head))
+    assert_drafts(model, found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_before_residual": True},
+        {"recycle": "post"},
+        {"feature_norm": "all"},
+        {"feature_norm": "each"},
+    ],
+)
+def test_options_of_speculators_are_read(changes, tmp_path):
+    model = tiny_model("llama")
+    head = write_speculators(tmp_path, model, **changes)
+    assert torch.equal(rows(load(tmp_path, model)), rows(head))
+
+
+def test_missing_option_of_speculators_is_disputed(tmp_path):
+    model = tiny_model("llama")
+    write_speculators(tmp_path, model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["norm_before_residual"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, model).spec.disputed == ("norm_before_residual",)
+
+
+def test_medusa_with_several_blocks(tmp_path):
+    model = tiny_model("llama")
+    head = write_medusa(tmp_path, model, num_layers=2)
+    assert torch.equal(rows(load(tmp_path, model)), rows(head))
+
+
+def test_early_medusa_uses_the_targets_output_head(tmp_path):
+    model = tiny_model("llama")
+    write_medusa(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".1.weight")}
+    write(tmp_path, {"medusa_num_heads": 3}, kept)
+    head = load(tmp_path, model)
+    assert head.spec.output_head == "shared"
+    assert rows(head).shape == (3, VOCAB)
+
+
+def test_several_modules_and_their_layers_need_no_configuration(tmp_path):
+    model = tiny_model("llama")
+    head = in_checkpoint_head("deepseek_v3", model, num_modules=2)
+    tensors = {}
+    for level in range(2):
+        one = in_checkpoint_head("deepseek_v3", model)
+        state = {name: head.state_dict()[name.replace("levels.0", f"levels.{level}")]
+                 for name in one.state_dict()}  # fmt: skip
+        one.load_state_dict(state)
+        tensors |= {
+            name.replace("layers.2", f"layers.{2 + level}"): tensor
+            for name, tensor in in_checkpoint_tensors("deepseek_v3", one).items()
+        }
+    config = model.config.to_dict() | {"model_type": "deepseek_v3"}
+    write(tmp_path, config, {**model.state_dict()}, tensors)
+    found = load(tmp_path, model)
+    assert found.spec.num_modules == 2
+    assert torch.equal(rows(found), rows(head))
+
+
+def test_qwen_modules_share_all_but_the_block(tmp_path):
+    model = tiny_model("llama")
+    head = in_checkpoint_head("qwen3_next", model, num_modules=2)
+    for name in ("embed_norm", "hidden_norm", "fusion", "norm"):
+        head.levels[1].get_submodule(name).load_state_dict(
+            head.levels[0].get_submodule(name).state_dict()
+        )
+    one = in_checkpoint_head("qwen3_next", model)
+    tensors = {}
+    for level in range(2):
+        one.load_state_dict(
+            {name: head.state_dict()[name.replace("levels.0", f"levels.{level}")]
+             for name in one.state_dict()}
+        )  # fmt: skip
+        tensors |= {
+            name.replace("mtp.layers.0", f"mtp.layers.{level}"): tensor
+            for name, tensor in in_checkpoint_tensors("qwen3_next", one).items()
+        }
+    write(tmp_path, model.config.to_dict() | {"model_type": "qwen3_next"}, tensors)
+    assert torch.equal(rows(load(tmp_path, model)), rows(head))
+
+
+def with_copies(folder, change):
+    model, head = write_in_checkpoint("deepseek_v3", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.2.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return model, head
+
+
+def test_equal_copies_of_embedding_and_output_head_are_tied(tmp_path):
+    model, head = with_copies(tmp_path, lambda tensors: None)
+    found = load(tmp_path, model)
+    assert (found.spec.own_embedding, found.spec.output_head) == (False, "shared")
+    assert torch.equal(rows(found), rows(head))
+
+
+def test_other_copies_are_kept(tmp_path):
+    def change(tensors):
+        tensors["model.layers.2.embed_tokens.weight"][3] += 1.0
+        tensors["model.layers.2.shared_head.head.weight"][4] += 1.0
+
+    model, head = with_copies(tmp_path, change)
+    found = load(tmp_path, model)
+    assert (found.spec.own_embedding, found.spec.output_head) == (True, "own")
+    assert not torch.equal(rows(found), rows(head))
+    assert found.embedding.weight[3, 0] == model.model.embed_tokens.weight[3, 0] + 1.0
+
+
+def test_equal_names_are_told_apart_by_model_type_or_left_to_the_probe(tmp_path):
+    model, _ = write_in_checkpoint("glm4_moe", tmp_path)
+    assert load(tmp_path, model).spec.recycle == "pre"
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "unheard_of"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "recycle" in load(tmp_path, model).spec.disputed
+
+
+def test_eight_bit_blocks_are_scaled(tmp_path):
+    model, _ = write_in_checkpoint("deepseek_v3", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.2.mlp.gate_proj.weight"
+    small = tensors[name].clone().to(torch.float8_e4m3fn)
+    tensors[name] = small
+    scale = torch.tensor([[0.5], [0.25]])  # 64 rows in blocks of 48
+    tensors[f"{name}_scale_inv"] = scale
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"weight_block_size": [48, 32]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load(tmp_path, model).levels[0].layers[0].layer.mlp.gate_proj.weight
+    wanted = small.float()
+    wanted[:48] *= 0.5
+    wanted[48:] *= 0.25
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)
+
+
+FOREIGN = {
+    "deepseek_v4": ("mtp.0.e_proj", "mtp.0.h_proj", "mtp.0.enorm", "mtp.0.hnorm"),
+    "qwen4_exp": ("mtp.fc_embedding", "mtp.fc_hidden", "mtp.pre_fc_norm_embedding"),
+    "longcat_flash": ("model.mtp.layers.0.eh_proj", "model.mtp.layers.0.enorm.m",
+                      "model.mtp.layers.0.hnorm.m", "model.mtp.norm"),
+    "nemotron_h": ("mtp.layers.0.enorm", "mtp.layers.0.hnorm", "mtp.layers.0.eh_proj"),
+    "inkling": ("model.mtp.layers.0.hidden_norm", "model.mtp.layers.0.embed_norm",
+                "model.mtp.layers.0.input_proj", "model.mtp.chain_norm"),
+    "gemma4_assistant": ("pre_projection", "post_projection", "norm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_families_that_cannot_be_run_are_recognised(name, tmp_path):
+    assert FAMILIES[name].obstacle
+    tensors = {f"{part}.weight": torch.zeros(2, 2) for part in FOREIGN[name]}
+    write(tmp_path, {"model_type": name}, tensors)
+    with pytest.raises(mv.UnsupportedModelError, match=FAMILIES[name].obstacle):
+        load(tmp_path)
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
+    model = tiny_model("llama")
+    write_eagle(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["layers.0.mlp.up_proj.weight"]
+    tensors["strange"] = torch.zeros(1)
+    tensors["layers.0.self_attn.o_proj.weight"] = torch.zeros(3, 5)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(mv.UnsupportedModelError) as error:
+        load(tmp_path, model)
+    assert "missing: layers.0.mlp.up_proj.weight" in str(error.value)
+    assert "not known: strange" in str(error.value)
+    assert "wrong shape: layers.0.self_attn.o_proj.weight [3, 5] for [32, 32]" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["glm4_moe", "mimo"])
+def test_defects_inside_a_targets_checkpoint_are_named(name, tmp_path):
+    model, _ = write_in_checkpoint(name, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    block = IN_CHECKPOINT[name]["block"]
+    del tensors[f"{block}mlp.up_proj.weight"]
+    tensors[f"{block}strange.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(mv.UnsupportedModelError) as error:
+        load(tmp_path, model)
+    assert f"missing: {block}mlp.up_proj.weight" in str(error.value)
+    assert f"not known: {block}strange.weight" in str(error.value)
+    tensors[f"{block}mlp.up_proj.weight"] = torch.zeros(2, 2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(mv.UnsupportedModelError, match=r"mlp\.up_proj\.weight \[2, 2\] for"):
+        load(tmp_path, model)
+
+
+def test_lost_modules_are_told_from_a_model_that_never_had_any(tmp_path):
+    model = tiny_model("llama")
+    config = model.config.to_dict()
+    write(tmp_path, config | {"num_nextn_predict_layers": 1}, dict(model.state_dict()))
+    with pytest.raises(mv.UnsupportedModelError, match="num_nextn_predict_layers = 1: it was lost"):
+        load(tmp_path, model)
+    write(tmp_path, config, dict(model.state_dict()))
+    with pytest.raises(mv.UnsupportedModelError, match="no head is recognised"):
+        load(tmp_path, model)
+
+
+def test_head_of_another_target_is_refused(tmp_path):
+    write_eagle(tmp_path, tiny_model("llama"))
+    with pytest.raises(mv.UnsupportedModelError, match=r"width 32 and 32 tokens.*16 and 32"):
+        load(tmp_path, tiny_model("llama", hidden_size=16))
+
+
+def test_target_is_asked_for_where_it_is_needed(tmp_path):
+    model, _ = write_in_checkpoint("glm4_moe", tmp_path / "a")
+    with pytest.raises(mv.ParamsError, match="give the target"):
+        load(tmp_path / "a")
+    write_eagle3(tmp_path / "b", model)
+    (tmp_path / "b/config.json").write_text(json.dumps(llama_config()))
+    with pytest.raises(mv.ParamsError, match="give the target"):
+        load(tmp_path / "b")
+    with pytest.raises(mv.UnsupportedModelError, match=r"fc\.weight"):
+        load(tmp_path / "b", model)
+
+
+def test_layers_of_eagle3_by_default_depend_on_the_targets_depth(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=6)
+    write_speculators(tmp_path, model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["eagle_aux_hidden_state_layer_ids"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, model).spec.aux_layers == (2, 3, 3)
+
+
+def test_draft_vocabularies_that_disagree_are_refused(tmp_path):
+    model = tiny_model("llama")
+    write_eagle3(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["t2d"][:] = True
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(mv.UnsupportedModelError, match="name different tokens"):
+        load(tmp_path, model)
+
+
+def test_head_loads_from_shards(tmp_path):
+    model, head = write_in_checkpoint("mimo", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write(tmp_path, config, *({name: tensors[name] for name in names[k::3]} for k in range(3)))
+    assert torch.equal(rows(load(tmp_path, model)), rows(head))
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(mv.UnsupportedModelError, match="missing: model-00002-of-00003"):
+        load(tmp_path, model)
+
+
+def test_index_that_leads_outside_or_astray_is_refused(tmp_path):
+    model, _ = write_in_checkpoint("mimo", tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    for where, message in (
+        ({"a": "../x.safetensors"}, "does not say which file"),
+        ({"a": 3}, "does not say which file"),
+        ([], "does not say which file"),
+        ({"a": "model.safetensors"}, "not in the file it names: a"),
+    ):
+        index.write_text(json.dumps({"weight_map": where}))
+        with pytest.raises(mv.UnsupportedModelError, match=message):
+            load(tmp_path, model)
+
+
+def test_pickles_are_refused_unless_allowed(tmp_path):
+    model = tiny_model("llama")
+    head = write_eagle(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(mv.UnsupportedModelError, match=r"save_file.*allow_pickle=True"):
+        load(tmp_path, model)
+    assert torch.equal(rows(load(tmp_path, model, allow_pickle=True)), rows(head))
+
+
+def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    (tmp_path / "medusa_lm_head.pt").write_bytes(pickle.dumps({"a": Evil()}))
+    with pytest.raises(mv.UnsupportedModelError, match="weights-only loader refuses"):
+        load(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 0}, "divisor"),
+        ({"num_attention_heads": -4}, "num_attention_heads is -4"),
+        ({"hidden_size": "32"}, "hidden_size is 32"),
+        ({"hidden_size": 10**15}, "hidden_size"),
+        ({"num_key_value_heads": 3}, "divisor"),
+        ({"rope_theta": "x"}, "rope is"),
+        ({"rope_scaling": {"rope_type": "strange"}}, "kind 'strange'"),
+        ({"head_dim": 10**9}, "wrong shape"),
+        ({"rms_norm_eps": []}, None),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"target_hidden_size": 64}, "wider"),
+    ],
+)
+def test_configurations_that_make_no_sense_are_refused(change, message, tmp_path):
+    model = tiny_model("llama")
+    write_eagle(tmp_path, model)
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(**change)))
+    if message is None:
+        load(tmp_path, model)
+        return
+    with pytest.raises(mv.MtpVerifyError, match=message):
+        load(tmp_path, model)
+
+
+def test_unsupported_speculators_are_named(tmp_path):
+    write_speculators(tmp_path, tiny_model("llama"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["speculators_model_type"] = "dflash"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(mv.UnsupportedModelError, match="type 'dflash' cannot be run"):
+        load(tmp_path)
