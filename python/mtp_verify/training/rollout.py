@@ -21,7 +21,7 @@ from mtp_verify.heads.causal import CausalHead
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mtp_verify.cache import GrowingLayer
+    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.base import Head
     from mtp_verify.heads.parallel import ParallelHead
     from mtp_verify.training.batches import Batch
