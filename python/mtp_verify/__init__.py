@@ -81,6 +81,7 @@ __all__ = [
     "heads",
     "hf",
     "lossy",
+    "ops",
     "rules",
     "set_num_threads",
     "testing",
@@ -98,6 +99,7 @@ _LAZY = {
     "growers": ("mtp_verify.growers", None),
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "ops": ("mtp_verify.ops", None),
     "testing": ("mtp_verify.testing", None),
 }
 

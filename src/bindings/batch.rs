@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
 
 use numpy::PyArray1;
+use pyo3::PyClass;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -102,7 +103,6 @@ impl VerdictBatch {
 }
 
 /// Drafts in either form.
-#[derive(FromPyObject)]
 pub(super) enum Drafts<'py> {
     /// In packed arrays.
     Packed(Bound<'py, DraftBatch>),
@@ -110,7 +110,15 @@ pub(super) enum Drafts<'py> {
     List(Vec<Bound<'py, Draft>>),
 }
 
-impl Drafts<'_> {
+impl<'py> Drafts<'py> {
+    /// A batch, or any iterable of drafts.
+    pub(super) fn of(given: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(batch) = given.cast::<DraftBatch>() {
+            return Ok(Self::Packed(batch.clone()));
+        }
+        Ok(Self::List(items(given)?))
+    }
+
     /// The drafts as the core takes them.
     pub(super) fn cores(&self) -> Vec<&law::Draft> {
         match self {
@@ -134,6 +142,40 @@ impl Drafts<'_> {
         }
         .map_err(|error| error.in_sequence(sequence as i64))
     }
+}
+
+/// Verdicts in either form.
+pub(super) enum Verdicts<'py> {
+    /// In packed arrays.
+    Packed(Bound<'py, VerdictBatch>),
+    /// One by one: their paths.
+    List(Vec<Vec<i64>>),
+}
+
+impl<'py> Verdicts<'py> {
+    /// A batch, or any iterable of verdicts.
+    pub(super) fn of(given: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(batch) = given.cast::<VerdictBatch>() {
+            return Ok(Self::Packed(batch.clone()));
+        }
+        let verdicts = items::<Verdict>(given)?;
+        Ok(Self::List(verdicts.iter().map(|verdict| verdict.get().nodes()).collect()))
+    }
+
+    /// The accepted nodes of each sequence.
+    pub(super) fn paths(&self) -> Vec<&[i64]> {
+        match self {
+            Self::Packed(batch) => {
+                let batch = &batch.get().0;
+                (0..batch.len()).map(|sequence| batch.path_of(sequence)).collect()
+            }
+            Self::List(paths) => paths.iter().map(Vec::as_slice).collect(),
+        }
+    }
+}
+
+fn items<'py, T: PyClass>(list: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, T>>> {
+    list.try_iter()?.map(|item| Ok(item?.cast_into::<T>()?)).collect()
 }
 
 /// One for all sequences, or one for each.
@@ -222,7 +264,7 @@ fn vocabulary(logits: &Logits<'_>, sequence: usize) -> Option<usize> {
 #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // Python's lists; the public function's.
 fn verify_drafts(
     py: Python<'_>,
-    drafts: Drafts<'_>,
+    drafts: &Bound<'_, PyAny>,
     logits: &Bound<'_, PyAny>,
     params: OneOrEach<CoreParams>,
     rule: OneOrEach<String>,
@@ -230,6 +272,7 @@ fn verify_drafts(
     positions: Vec<u64>,
     lossy: OneOrEach<Option<Bound<'_, Lossy>>>,
 ) -> PyResult<VerdictBatch> {
+    let drafts = Drafts::of(drafts)?;
     let cores = drafts.cores();
     let target = Target::borrow(logits, cores.len())?;
     let logits = target.core()?;
