@@ -59,6 +59,7 @@ __all__ = [
     "NumericsError",
     "OutOfBlocksError",
     "ParamsError",
+    "Planner",
     "Reservation",
     "ReservationBatch",
     "RuleError",
@@ -100,6 +101,7 @@ _LAZY = {
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
     "ops": ("mtp_verify.ops", None),
+    "Planner": ("mtp_verify.planning", "Planner"),
     "testing": ("mtp_verify.testing", None),
 }
 
