@@ -258,13 +258,19 @@ def _verify(
                 seeds=[row.request.seed for row in members],
                 positions=[row.request.position for row in members],
                 lossy=[row.lossy for row in members],
+                histories=[row.history for row in members],
+                prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
+                processors=[row.processors for row in members],
+                top_logprobs=[row.top_logprobs for row in members],
             )
-        except MtpVerifyError as error:
-            if error.sequence is None:
+        except Exception as error:  # a user's processor may raise anything
+            sequence = getattr(error, "sequence", None)
+            if sequence is None:
                 raise
-            _fail(rows[places.pop(error.sequence)], error.alone())
+            alone = error.alone() if isinstance(error, MtpVerifyError) else error
+            _fail(rows[places.pop(sequence)], alone)
             continue
-        return dict(zip(places, verdicts, strict=True))
+        return {i: verdicts[place] for place, i in enumerate(places)}
     return {}
 
 
