@@ -28,6 +28,7 @@ from mtp_verify.decoding.session import Session
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
 from mtp_verify.params import SamplingParams
+from mtp_verify.planning import MeasuredCosts, Planner
 from mtp_verify.target import BatchTarget, as_target
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class Decoder:
             and where the pool is full the youngest request waits and goes on later.
         lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
             then say `lossless=False`.
+        planner: chooses the size of drafts from what they cost and what they have earned, down to
+            none. "auto" measures what this model's forward costs at the first use (seconds; kept on
+            disk); or a `mv.Planner` of your own. None: drafts are as large as the drafter makes
+            them, and sampled output repeats for a seed whatever the machine.
 
     Raises:
         RuleError: `lossy` with another rule than "auto", or at temperature 0.
@@ -91,6 +96,7 @@ class Decoder:
         max_batch: int = 32,
         cache: str | Paged | None = None,
         lossy: mv.lossy.Lossy | None = None,
+        planner: Planner | str | None = None,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
@@ -119,6 +125,12 @@ class Decoder:
         if cache:
             target: Any = self.target
             self._pool = target.new_pool(cache if isinstance(cache, Paged) else Paged())
+        if isinstance(planner, str):
+            if planner != "auto":
+                msg = f'planner is {planner!r}; wanted None, "auto" or a mv.Planner'
+                raise ParamsError(msg, slug="bad_planner")
+            planner = Planner(MeasuredCosts(self.target))
+        self.planner = planner
         self.lossy = lossy
         if lossy is not None:
             # What cannot be combined is refused before anything runs.
@@ -343,7 +355,7 @@ class Decoder:
             runner = Together(target, target.new_slots())
         else:
             runner = Each(target)
-        return Session(self.target, runner, self._max_batch)
+        return Session(self.target, runner, self._max_batch, self.planner)
 
     def _find_batch_obstacle(self) -> str | None:
         if not isinstance(self.target, BatchTarget):

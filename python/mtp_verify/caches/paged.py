@@ -192,11 +192,12 @@ class PagedCache:
         lengths, size = self._table.lengths(self._sequences), self._table.block_size
         blocks = self._table.block_table(self._sequences)
         # Entry n goes into block n // size: a new one, or a copy where others hold it as well.
-        last = [
+        tails = [
             int(row[place]) if place < len(row) else -1
             for row, place in zip(blocks, lengths // size, strict=True)
         ]
-        return sum(block < 0 or last.count(block) > 1 for block in last) <= num_free
+        needed = sum(tail < 0 or int((blocks == tail).sum()) > 1 for tail in tails)
+        return needed <= num_free
 
     def reserve(self, counts: Sequence[int]) -> None:
         """See `ManyCache.reserve`."""
