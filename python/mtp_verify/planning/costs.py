@@ -185,7 +185,7 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
 
     cache = target.new_slots()
     for _ in range(batch):
-        cache.add()
+        cache.add((), is_known=False)
 
     def run(width: int) -> None:
         start = cache.lengths[0]
@@ -202,5 +202,6 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
         context = max(1, min(context, target.max_length - max(WIDTHS)))
     with torch.inference_mode():
         run(context)
-        cache.commit([], dict.fromkeys(range(batch), context))
+        for slot in range(batch):
+            cache.extend(slot, context)
     return run
