@@ -19,6 +19,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.study import command as study_command
 from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ def build_parser() -> argparse.ArgumentParser:
             bench,
             "Measure tokens per step and speed of the drafters on prompts.",
             "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
+    study_command.add_arguments(
+        add(
+            "study",
+            study,
+            "Run an experiment on a claim about speculative decoding.",
+            "mtp-verify study scale --quick",
         )
     )
     view_command.add_arguments(
@@ -222,6 +231,11 @@ def bench(args: argparse.Namespace) -> Report:
     """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return bench_command.run(args)
+
+
+def study(args: argparse.Namespace) -> Report:
+    """Run an experiment; see `mtp_verify.study`."""
+    return study_command.run(args)
 
 
 def view(args: argparse.Namespace) -> Report:
