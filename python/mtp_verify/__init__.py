@@ -12,10 +12,12 @@ from mtp_verify._core import (
     CommitPlan,
     CommitPlanBatch,
     Draft,
+    DraftBatch,
     Reservation,
     ReservationBatch,
     TokenTree,
     Verdict,
+    VerdictBatch,
 )
 from mtp_verify.api import (
     alpha_star,
@@ -27,6 +29,7 @@ from mtp_verify.api import (
     rules,
     verify,
 )
+from mtp_verify.batch import set_num_threads, verify_batch
 from mtp_verify.errors import (
     CacheError,
     DraftError,
@@ -49,12 +52,14 @@ __all__ = [
     "CommitPlanBatch",
     "Decoder",
     "Draft",
+    "DraftBatch",
     "DraftError",
     "InternalError",
     "MtpVerifyError",
     "NumericsError",
     "OutOfBlocksError",
     "ParamsError",
+    "Planner",
     "Reservation",
     "ReservationBatch",
     "RuleError",
@@ -62,6 +67,7 @@ __all__ = [
     "TokenTree",
     "UnsupportedModelError",
     "Verdict",
+    "VerdictBatch",
     "__version__",
     "alpha_star",
     "best_rule",
@@ -76,9 +82,12 @@ __all__ = [
     "heads",
     "hf",
     "lossy",
+    "ops",
     "rules",
+    "set_num_threads",
     "testing",
     "verify",
+    "verify_batch",
 ]
 
 # Parts loaded on first use, most of which need torch or transformers: public name -> module, and
@@ -91,6 +100,8 @@ _LAZY = {
     "growers": ("mtp_verify.growers", None),
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "ops": ("mtp_verify.ops", None),
+    "Planner": ("mtp_verify.planning", "Planner"),
     "testing": ("mtp_verify.testing", None),
 }
 

@@ -4,7 +4,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from mtp_verify.logprobs import TopLogprobs
 from mtp_verify.params import SamplingParams
+from mtp_verify.processors import Process
 
 __all__ = [
     "BlockTable",
@@ -13,6 +15,7 @@ __all__ = [
     "CommitPlanBatch",
     "CoreParams",
     "Draft",
+    "DraftBatch",
     "Grower",
     "Lossy",
     "NGramIndex",
@@ -21,6 +24,7 @@ __all__ = [
     "SuffixIndex",
     "TokenTree",
     "Verdict",
+    "VerdictBatch",
     "allocate",
     "alpha_star",
     "best_rule",
@@ -37,10 +41,12 @@ __all__ = [
     "optimal_shape",
     "path_shape",
     "rules",
+    "set_num_threads",
     "shaped_row",
     "stem_shape",
     "top_tokens",
     "verify",
+    "verify_batch",
 ]
 
 MAX_NODES: int
@@ -48,10 +54,28 @@ MAX_NODES: int
 @final
 class CoreParams:
     def __new__(
-        cls, temperature: float, top_k: int, top_p: float, min_p: float, preset: str
+        cls,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        preset: str,
+        *,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        banned: Sequence[int] = ...,
+        min_new_tokens: int = 0,
+        stop_ids: Sequence[int] = ...,
     ) -> CoreParams: ...
     @property
     def is_greedy(self) -> bool: ...
+    @property
+    def changes_logits(self) -> bool: ...
+    @property
+    def needs_history(self) -> str | None: ...
 
 @final
 class TokenTree:
@@ -117,7 +141,59 @@ class Verdict:
     def rule(self) -> str: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def top_logprobs(self) -> TopLogprobs | None: ...
     def cut(self, n: int) -> Verdict: ...
+
+@final
+class DraftBatch:
+    def __new__(
+        cls,
+        offsets: Any,
+        parents: Any,
+        tokens: Any,
+        law: str,
+        probs: Any | None = None,
+        rows: Any | None = None,
+        logits: Any | None = None,
+        params: Any | None = None,
+        vocab: Any | None = None,
+        sampled: Sequence[bool] | None = None,
+    ) -> DraftBatch: ...
+    @staticmethod
+    def chains(
+        tokens: Any, lengths: Any, probs: Any | None = None, roots: Any | None = None
+    ) -> DraftBatch: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def parents(self) -> NDArray[np.int64]: ...
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def law(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Draft: ...
+
+@final
+class VerdictBatch:
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def path(self) -> NDArray[np.int64]: ...
+    @property
+    def num_accepted(self) -> NDArray[np.int64]: ...
+    @property
+    def logprobs(self) -> NDArray[np.float32]: ...
+    @property
+    def rules(self) -> list[str]: ...
+    @property
+    def lossless(self) -> bool: ...
+    def cut(self, counts: Any) -> VerdictBatch: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Verdict: ...
 
 @final
 class Lossy:
@@ -191,7 +267,10 @@ class BlockTable:
         self, seq: int, tree: TokenTree, path: Any, tokens: Any | None = None
     ) -> CommitPlan: ...
     def commit_batch(
-        self, seqs: Any, drafts: Iterable[Draft], verdicts: Iterable[Verdict]
+        self,
+        seqs: Any,
+        drafts: DraftBatch | Iterable[Draft],
+        verdicts: VerdictBatch | Iterable[Verdict],
     ) -> CommitPlanBatch: ...
     def rollback(self, seq: int, length: int) -> NDArray[np.int32]: ...
     def release(self, seq: int) -> NDArray[np.int32]: ...
@@ -210,8 +289,34 @@ def verify(
     seed: int,
     position: int,
     lossy: Lossy | None = None,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+    top_logprobs: int = 0,
 ) -> Verdict: ...
-def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
+def verify_batch(
+    drafts: DraftBatch | Sequence[Draft],
+    logits: Any,
+    params: CoreParams | Sequence[CoreParams],
+    rule: str | Sequence[str],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    lossy: Lossy | Sequence[Lossy | None] | None,
+    contexts: Sequence[tuple[Any | None, int, Any | None, Process | None]],
+    top_logprobs: int | Sequence[int],
+) -> VerdictBatch: ...
+def set_num_threads(n: int) -> None: ...
+def expected_accepted(
+    draft: Draft,
+    logits: Any,
+    params: CoreParams,
+    rule: str,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+) -> float: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...

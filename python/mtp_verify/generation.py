@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mtp_verify.arguments import Prompt
+    from mtp_verify.logprobs import TopLogprobs
 
 __all__ = ["Generation", "Stats"]
 
@@ -32,6 +33,9 @@ class Stats:
             far.
         accepted_at: entry d counts those whose node at depth d + 1 was accepted.
         lengths: entry n counts the steps that emitted n tokens.
+        budgets: entry n counts the steps for which a planner chose a budget of n nodes; empty
+            without one.
+        probes: steps that a planner drafted in to learn, not because it promised to pay.
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
@@ -46,6 +50,8 @@ class Stats:
     attempted: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=list)
+    probes: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
     )
@@ -92,6 +98,17 @@ class Stats:
         _pad(self.lengths, num_emitted + 1)
         self.lengths[num_emitted] += 1
 
+    def record_plan(self, budget: int, *, is_probe: bool) -> None:
+        """Count one decision of a planner.
+
+        Args:
+            budget: draft nodes allowed; 0 is plain decoding.
+            is_probe: see `probes`.
+        """
+        _pad(self.budgets, budget + 1)
+        self.budgets[budget] += 1
+        self.probes += is_probe
+
     def merge(self, other: Stats) -> None:
         """Add another generation's figures to these."""
         for item in fields(self):
@@ -133,6 +150,7 @@ class Generation:
         past_key_values: the target's cache; it holds all tokens of `sequences` but the last. None
             where several sequences share one.
         logits: (n, V) float32 raw rows that the emitted tokens come from, or None if not asked for.
+        top_logprobs: the most likely tokens behind each emitted one, or None if not asked for.
         errors: what each failed with; None where it did not.
     """
 
@@ -143,6 +161,7 @@ class Generation:
     stats: Stats
     past_key_values: Any
     logits: list[torch.Tensor] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
     errors: list[Exception | None] = field(default_factory=list)
 
     @classmethod
@@ -173,5 +192,6 @@ class Generation:
             stats=stats,
             past_key_values=None,
             logits=[row.logits[0] for row in rows if row.logits] if has_logits else None,
+            top_logprobs=[top for row in rows for top in row.top_logprobs or ()] or None,
             errors=[row.errors[0] for row in rows],
         )

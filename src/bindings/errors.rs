@@ -65,6 +65,18 @@ pub(super) fn to_py(error: &Error) -> PyErr {
     Python::attach(|py| build(py, error).unwrap_or_else(|failure| failure))
 }
 
+/// An exception, said of one sequence of a batch; one of a caller's own only gets the attribute.
+pub(super) fn in_sequence(error: PyErr, sequence: usize) -> PyErr {
+    Python::attach(|py| {
+        if let Ok(said) = error.value(py).call_method1("in_sequence", (sequence,)) {
+            return PyErr::from_value(said);
+        }
+        // An exception may take no attributes; then it says what it says.
+        let _ = error.value(py).setattr("sequence", sequence);
+        error
+    })
+}
+
 /// The Python exception of a panic: `InternalError`, which `except Exception` catches.
 pub(super) fn internal(message: &str) -> PyErr {
     Python::attach(|py| {
