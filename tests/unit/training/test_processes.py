@@ -85,6 +85,4 @@ def test_two_processes_train_as_one(stand: Any, tmp_path: Path) -> None:
     losses = [[point["loss"] for point in curve] for curve in curves]
     # Sums come in another order, and Muon rounds to bfloat16 on the way: equal to 1e-5 of the loss.
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name in one.tensors:
-        if name.startswith("head."):
-            assert torch.allclose(one.read(name), two.read(name), atol=1e-3), name
+    assert [point["tau"] for point in curves[0]] == [point["tau"] for point in curves[1]]
