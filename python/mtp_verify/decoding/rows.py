@@ -11,15 +11,19 @@ import numpy as np
 import torch
 
 from mtp_verify.arguments import check_tokens, says_stop
+from mtp_verify.constraints.base import without
 from mtp_verify.drafters.base import Request
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from mtp_verify import Draft, Verdict
     from mtp_verify.arguments import Prompt
+    from mtp_verify.constraints import Constraint
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
@@ -29,6 +33,8 @@ __all__ = ["Row", "admit", "check_draft"]
 
 # Decoders in different threads may share a drafter, which tells requests apart by their number.
 _REQUEST_IDS = itertools.count()
+# Laws whose rules hold no token against a drafter's row.
+_WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
 
 
 @dataclass(eq=False)
@@ -46,6 +52,8 @@ class Row:
         max_total: greatest length of `request.tokens`.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
+        masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the step's
+            draft; None without a constraint.
         finish: why it ended; None while it has not.
         error: what it failed with, if it did.
         past: its cache, where the user gets it back.
@@ -61,6 +69,7 @@ class Row:
     max_total: int
     criteria: list[Callable[..., Any]]
     logits: list[torch.Tensor] | None = None
+    masks: NDArray[np.int32] | None = None
     stats: Stats = field(default_factory=Stats)
     logprobs: list[np.ndarray] = field(default_factory=list)
     finish: str | None = None
@@ -77,6 +86,35 @@ class Row:
         """Layers whose hidden states its drafter wants."""
         layers: tuple[int, ...] = tuple(getattr(self.drafter, "hidden_layers", ()))
         return layers
+
+    def constrain(self, draft: Draft) -> Draft:
+        """Compute the masks of a draft, and leave out of it what need not be run.
+
+        Raises:
+            NumericsError: nothing may follow the root.
+        """
+        matcher = self.request.matcher
+        if matcher is None:
+            return draft
+        self.masks, allowed = matcher.masks(draft)
+        if draft.law in _WITHOUT_ROWS and not allowed.all():
+            draft, self.masks = without(draft, ~allowed), self.masks[allowed]
+        if self.is_dead_end(0):
+            raise self.dead_end(draft, 0)
+        return draft
+
+    def is_dead_end(self, node: int) -> bool:
+        """Whether the constraint allows nothing after a node."""
+        return self.masks is not None and not self.masks[node].any()
+
+    def dead_end(self, draft: Draft, node: int) -> NumericsError:
+        """Return the error of a node after which nothing is allowed."""
+        emitted = self.request.tokens[self.request.prompt_len :]
+        path = emitted + draft.tokens[draft.tree.path(node)].tolist()
+        msg = (
+            f"the constraint allows no token after {path}: no string that obeys goes on from there"
+        )
+        return NumericsError(msg, slug="dead_end", node=node, sequence=self.request.id)
 
     def emit(self, verdict: Verdict) -> Verdict:
         """Append the verdict's tokens up to the first stop, and return it cut there."""
@@ -102,6 +140,8 @@ class Row:
             tokens, verdict = tokens[:count], verdict.cut(count)
         self.filled += count
         request.tokens.extend(tokens)
+        if request.matcher is not None:
+            request.matcher.commit(tokens)
         self.logprobs.append(verdict.logprobs)
         self.finish = reason
         return verdict
@@ -134,6 +174,7 @@ def admit(
     rule: str,
     lossy: Lossy | None,
     params: SamplingParams,
+    constraint: Constraint | None,
     seed: int,
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
@@ -150,6 +191,7 @@ def admit(
         rule: of verification.
         lossy: of `mv.lossy`, or None.
         params: how its rows are shaped.
+        constraint: what its tokens obey, or None.
         seed: of its noise.
         max_new_tokens: at least 1; cut, with a warning, to what the context has room for.
         eos_ids: tokens that end it.
@@ -157,7 +199,8 @@ def admit(
         output_logits: keep the raw row behind each token.
 
     Raises:
-        ParamsError: a token outside the vocabulary, or a prompt as long as the context.
+        ParamsError: a token outside the vocabulary, a prompt as long as the context, or a
+            constraint made for another model.
     """
     tokens = prompt.tokens
     check_tokens(tokens, target.vocab_size, prompt.num_padding, index)
@@ -179,6 +222,11 @@ def admit(
     sequence[: len(prompt.ids)] = prompt.ids
     # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
     lossy = None if drafter is None else lossy
+    matcher = None
+    if constraint is not None:
+        _check_constraint(constraint, target)
+        matcher = constraint.start(tuple(tokens))
+        eos_ids = (*eos_ids, *constraint.stop_ids)
     return Row(
         request=Request(
             id=next(_REQUEST_IDS),
@@ -187,6 +235,7 @@ def admit(
             params=params,
             seed=seed,
             eos_ids=frozenset(eos_ids),
+            matcher=matcher,
         ),
         drafter=drafter,
         rule=rule,
@@ -199,6 +248,28 @@ def admit(
         logits=[] if output_logits else None,
         stats=Stats(lossless=lossy is None),
     )
+
+
+def _check_constraint(constraint: Constraint, target: Target) -> None:
+    """Refuse a constraint that was made with another tokenizer, as far as that can be seen.
+
+    Raises:
+        ParamsError: another number of tokens, or none of the tokens that end the model's output.
+    """
+    if target.vocab_size not in (None, constraint.vocab_size):
+        msg = (
+            f"the constraint is over {constraint.vocab_size} tokens and the model's rows over "
+            f"{target.vocab_size}; make it with the model's tokenizer and "
+            f"vocab_size={target.vocab_size}"
+        )
+        raise ParamsError(msg, slug="vocab_mismatch")
+    if target.eos_ids and not constraint.stop_ids.intersection(target.eos_ids):
+        msg = (
+            f"the constraint ends with {sorted(constraint.stop_ids)} and the model with "
+            f"{sorted(target.eos_ids)}; make it with the model's tokenizer, or with the model's "
+            "ids as stop_ids"
+        )
+        raise ParamsError(msg, slug="eos_mismatch")
 
 
 def check_draft(draft: Draft, row: Row, target: Target) -> int:

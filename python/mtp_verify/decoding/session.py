@@ -15,7 +15,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.decoding.rows import check_draft
-from mtp_verify.errors import MtpVerifyError
+from mtp_verify.errors import NumericsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -159,7 +159,8 @@ class Session:
         for i, row in enumerate(rows):
             try:
                 check_draft(drafts[i], row, self._target)
-            except MtpVerifyError as error:
+                drafts[i] = row.constrain(drafts[i])
+            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
                 _fail(row, error)
                 drafts[i] = self._empty
         return drafts
@@ -177,9 +178,15 @@ class Session:
                 rule=row.rule,
                 seed=request.seed,
                 position=request.position,
+                bitmask=row.masks,
                 lossy=row.lossy,
             )
             verdict = row.emit(verdict)
+        except NumericsError as error:
+            node = error.node
+            is_dead_end = node is not None and row.is_dead_end(node)
+            _fail(row, row.dead_end(draft, node) if is_dead_end else error)
+            return None
         except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
             _fail(row, error)
             return None
