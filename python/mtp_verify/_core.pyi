@@ -4,7 +4,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from mtp_verify.logprobs import TopLogprobs
 from mtp_verify.params import SamplingParams
+from mtp_verify.processors import Process
 
 __all__ = [
     "BlockTable",
@@ -48,10 +50,26 @@ MAX_NODES: int
 @final
 class CoreParams:
     def __new__(
-        cls, temperature: float, top_k: int, top_p: float, min_p: float, preset: str
+        cls,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        preset: str,
+        *,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        banned: Sequence[int] = ...,
+        min_new_tokens: int = 0,
+        stop_ids: Sequence[int] = ...,
     ) -> CoreParams: ...
     @property
     def is_greedy(self) -> bool: ...
+    @property
+    def needs_history(self) -> str | None: ...
 
 @final
 class TokenTree:
@@ -117,6 +135,8 @@ class Verdict:
     def rule(self) -> str: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def top_logprobs(self) -> TopLogprobs | None: ...
     def cut(self, n: int) -> Verdict: ...
 
 @final
@@ -210,8 +230,22 @@ def verify(
     seed: int,
     position: int,
     lossy: Lossy | None = None,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+    top_logprobs: int = 0,
 ) -> Verdict: ...
-def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
+def expected_accepted(
+    draft: Draft,
+    logits: Any,
+    params: CoreParams,
+    rule: str,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+) -> float: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...
