@@ -183,9 +183,8 @@ class Session:
             )
             verdict = row.emit(verdict)
         except NumericsError as error:
-            node = error.node
-            is_dead_end = node is not None and row.is_dead_end(node)
-            _fail(row, row.dead_end(draft, node) if is_dead_end else error)
+            node = error.node or error.row or 0
+            _fail(row, row.dead_end(draft, node) if row.is_dead_end(node) else error)
             return None
         except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
             _fail(row, error)
