@@ -12,10 +12,12 @@ from mtp_verify._core import (
     CommitPlan,
     CommitPlanBatch,
     Draft,
+    DraftBatch,
     Reservation,
     ReservationBatch,
     TokenTree,
     Verdict,
+    VerdictBatch,
 )
 from mtp_verify.api import (
     alpha_star,
@@ -27,6 +29,7 @@ from mtp_verify.api import (
     rules,
     verify,
 )
+from mtp_verify.batch import set_num_threads, verify_batch
 from mtp_verify.errors import (
     CacheError,
     DraftError,
@@ -49,6 +52,7 @@ __all__ = [
     "CommitPlanBatch",
     "Decoder",
     "Draft",
+    "DraftBatch",
     "DraftError",
     "InternalError",
     "MtpVerifyError",
@@ -62,6 +66,7 @@ __all__ = [
     "TokenTree",
     "UnsupportedModelError",
     "Verdict",
+    "VerdictBatch",
     "__version__",
     "alpha_star",
     "best_rule",
@@ -77,8 +82,10 @@ __all__ = [
     "hf",
     "lossy",
     "rules",
+    "set_num_threads",
     "testing",
     "verify",
+    "verify_batch",
 ]
 
 # Parts loaded on first use, most of which need torch or transformers: public name -> module, and

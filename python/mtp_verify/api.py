@@ -11,6 +11,7 @@ from mtp_verify.params import SamplingParams
 from mtp_verify.processors import Process, Processor, check_processors, row_process
 
 __all__ = [
+    "Context",
     "alpha_star",
     "best_rule",
     "build_info",
@@ -18,10 +19,14 @@ __all__ = [
     "derive_seed",
     "expected_accepted",
     "rules",
+    "step_context",
     "verify",
 ]
 
 _DEFAULT = SamplingParams()
+
+# History, how much of it is prompt, bitmask, and the function over some nodes' rows.
+Context = tuple[Sequence[int] | None, int, Any, Process | None]
 
 
 def verify(
@@ -95,14 +100,7 @@ def verify(
         raise ParamsError(message, slug="param_out_of_range")
     check_word("seed", seed)
     check_word("position", position)
-    if history is not None:
-        _check_history(history, prompt_len, draft)
-        if len(history) != position + 1:
-            message = (
-                f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
-                "the tokens up to and including the root"
-            )
-            raise ParamsError(message, slug="param_out_of_range")
+    context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
     return _core.verify(
         draft,
         on_host(logits),
@@ -111,10 +109,7 @@ def verify(
         seed,
         position,
         lossy,
-        history,
-        prompt_len,
-        None if bitmask is None else on_host(bitmask),
-        _process(processors, draft, history, logits) if processors else None,
+        *context,
         top_logprobs,
     )
 
@@ -162,18 +157,8 @@ def expected_accepted(
         0.3125
     """
     chosen = _DEFAULT if params is None else params
-    if history is not None:
-        _check_history(history, prompt_len, draft)
-    return _core.expected_accepted(
-        draft,
-        on_host(logits),
-        chosen._core,
-        rule,
-        history,
-        prompt_len,
-        None if bitmask is None else on_host(bitmask),
-        _process(processors, draft, history, logits) if processors else None,
-    )
+    context = step_context(draft, logits, history, prompt_len, bitmask, processors, None)
+    return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
 
 
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
@@ -212,7 +197,42 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 
-def _check_history(history: Sequence[int], prompt_len: int, draft: Draft) -> None:
+def step_context(
+    draft: Draft,
+    logits: Any,
+    history: Sequence[int] | None,
+    prompt_len: int,
+    bitmask: Any,
+    processors: Sequence[Processor],
+    position: int | None,
+) -> Context:
+    """What comes with a step beside its logits, checked and in the core's form.
+
+    Raises:
+        ParamsError: The history is missing, too short or too long for the position, or does not end
+            with the root; a processor cannot be called.
+    """
+    process = None
+    if processors:
+        check_processors(processors)
+        if history is None:
+            message = "history: found None with processors, wanted the tokens up to the root"
+            raise ParamsError(message, slug="param_out_of_range")
+        process = row_process(processors, draft, history, logits)
+    if history is not None:
+        _check_history(history, prompt_len, draft, position)
+    return history, prompt_len, None if bitmask is None else on_host(bitmask), process
+
+
+def _check_history(
+    history: Sequence[int], prompt_len: int, draft: Draft, position: int | None
+) -> None:
+    if position is not None and len(history) != position + 1:
+        message = (
+            f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
+            "the tokens up to and including the root"
+        )
+        raise ParamsError(message, slug="param_out_of_range")
     if not 0 <= prompt_len <= len(history):
         message = f"prompt_len: found {prompt_len}, wanted 0 <= prompt_len <= {len(history)}"
         raise ParamsError(message, slug="param_out_of_range")
@@ -223,16 +243,6 @@ def _check_history(history: Sequence[int], prompt_len: int, draft: Draft) -> Non
             "the tokens up to and including the root"
         )
         raise ParamsError(message, slug="param_out_of_range")
-
-
-def _process(
-    processors: Sequence[Processor], draft: Draft, history: Sequence[int] | None, logits: Any
-) -> Process:
-    if history is None:
-        message = "history: found None with processors, wanted the tokens up to the root"
-        raise ParamsError(message, slug="param_out_of_range")
-    check_processors(processors)
-    return row_process(processors, draft, history, logits)
 
 
 def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:

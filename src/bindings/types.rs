@@ -1,20 +1,17 @@
-//! The classes: trees, drafts, verdicts and commit plans. All of them are frozen.
+//! The classes: parameters, trees, verdicts and commit plans. All of them are frozen.
 
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::bindings::errors::to_py;
-use crate::bindings::tensor::{Tensor, integers, size};
-use crate::dist::{Params, Preset, ShapedRows, Side};
+use crate::bindings::tensor::{integers, size};
+use crate::dist::{Params, Preset};
 use crate::error::Error;
 use crate::history::Penalties;
 use crate::kv;
 use crate::tree;
-use crate::verify::declared::check_top;
-use crate::verify::law::{self, Law};
-use crate::verify::lazy::{DrafterRows, Source, check_distribution};
+use crate::verify;
 use crate::verify::top::TopLogprobs;
-use crate::verify::{self};
 
 /// Sampling parameters as the core takes them; made by `mtp_verify.SamplingParams`.
 #[pyclass(frozen, module = "mtp_verify._core")]
@@ -88,6 +85,12 @@ impl CoreParams {
     #[getter]
     fn is_greedy(&self) -> bool {
         self.shaping.is_greedy()
+    }
+
+    /// Whether logits are changed before they are shaped.
+    #[getter]
+    fn changes_logits(&self) -> bool {
+        self.penalties.is_some()
     }
 
     /// The parameter that cannot do without the sequence's tokens, if one cannot.
@@ -184,262 +187,6 @@ impl TokenTree {
             .map(|node| self.0.parent(node).map_or(-1, |parent| parent as i64))
             .collect();
         format!("TokenTree({parents:?})")
-    }
-}
-
-enum Given {
-    None,
-    Probabilities(Tensor),
-    Logits(Tensor, Params),
-}
-
-/// A tree of drafted tokens, the law they were made by, and the drafter's rows.
-#[pyclass(frozen, module = "mtp_verify")]
-pub(super) struct Draft {
-    pub(super) core: law::Draft,
-    given: Given,
-    index: Vec<i64>,
-    vocab: Option<Vec<(u32, u32)>>,
-}
-
-pub(super) const FLOATS: &str = "float32, float16, bfloat16 or float64";
-
-impl Draft {
-    /// The drafter's rows, borrowed.
-    pub(super) fn drafter(&self) -> PyResult<DrafterRows<'_>> {
-        let source = match &self.given {
-            Given::None => Source::None,
-            Given::Probabilities(tensor) => Source::Probabilities(tensor.rows(FLOATS, true)?),
-            Given::Logits(tensor, params) => Source::Logits(ShapedRows::new(
-                tensor.rows("float32, float16 or bfloat16", false)?,
-                *params,
-                Side::Drafter,
-            )),
-        };
-        Ok(DrafterRows { source, index: &self.index, vocab: self.vocab.as_deref() })
-    }
-
-    /// Checks that the drafter's rows are over the target's vocabulary, or map into it.
-    pub(super) fn check_columns(&self, vocab: usize) -> Result<(), Error> {
-        let columns = match &self.given {
-            Given::None => return Ok(()),
-            Given::Probabilities(tensor) | Given::Logits(tensor, _) => {
-                tensor.shape().last().copied().unwrap_or(0)
-            }
-        };
-        match &self.vocab {
-            None if columns != vocab => Err(Error::ShapeMismatch {
-                what: "drafter rows",
-                found: format!("{columns} tokens"),
-                wanted: format!("{vocab} tokens as in the target's rows, or `vocab`"),
-            }),
-            Some(pairs) => match pairs.last() {
-                Some(&(token, _)) if token as usize >= vocab => Err(Error::ShapeMismatch {
-                    what: "vocab",
-                    found: format!("token {token}"),
-                    wanted: format!("tokens below the target's {vocab}"),
-                }),
-                _ => Ok(()),
-            },
-            None => Ok(()),
-        }
-    }
-
-    fn check_rows(&self) -> PyResult<()> {
-        let law = self.core.law();
-        let fail = |error: Error| -> PyResult<()> { Err(to_py(&error)) };
-        let has_rows = !matches!(self.given, Given::None);
-        if has_rows && !law.is_sampled() {
-            let reason = "never reads drafter rows; leave probs and logits out, or name the law by \
-                          which the tokens were sampled";
-            return fail(Error::LawData { law: law.name(), reason });
-        }
-        let count = self.core.num_nodes();
-        let sampled: Vec<usize> = (1..count).filter(|&node| self.core.is_sampled(node)).collect();
-        if !has_rows && !sampled.is_empty() {
-            let reason = "needs the rows that its tokens were sampled from: pass probs, or logits \
-                          and params";
-            return fail(Error::LawData { law: law.name(), reason });
-        }
-        let drafter = self.drafter()?;
-        let num_rows = match drafter.source {
-            Source::None => 0,
-            Source::Probabilities(raw) => raw.num_rows(),
-            Source::Logits(_) => match &self.given {
-                Given::Logits(tensor, _) if tensor.shape().len() == 2 => tensor.shape()[0],
-                _ => 1,
-            },
-        };
-        for node in sampled {
-            let parent = self.core.tree().parent(node).unwrap_or(0);
-            let row = self.index[parent];
-            if row < 0 || row as usize >= num_rows {
-                return fail(Error::MissingRow { node, parent, row });
-            }
-            let Source::Probabilities(raw) = drafter.source else {
-                continue;
-            };
-            let token = self.core.token(node);
-            let column = drafter.column(token).filter(|&c| (c as usize) < raw.num_cols());
-            let q = column.map_or(0.0, |column| raw.value(row as usize, column as usize));
-            if !(q > 0.0 && q.is_finite()) {
-                return fail(Error::ZeroDraftProbability { node, token, found: q.to_string() });
-            }
-        }
-        check_top(&self.core, &drafter).or_else(fail)
-    }
-}
-
-/// `(token, column)` by ascending token.
-fn vocabulary(map: Vec<i64>, columns: usize) -> Result<Vec<(u32, u32)>, Error> {
-    if map.len() != columns {
-        return Err(Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("({},)", map.len()),
-            wanted: format!("({columns},), one token for each column of the drafter's rows"),
-        });
-    }
-    let mut pairs = Vec::with_capacity(map.len());
-    for (column, token) in (0_u32..).zip(map) {
-        let token = u32::try_from(token).map_err(|_| Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("token {token} at column {column}"),
-            wanted: "token ids".into(),
-        })?;
-        pairs.push((token, column));
-    }
-    pairs.sort_unstable();
-    if let Some(pair) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("token {} at columns {} and {}", pair[0].0, pair[0].1, pair[1].1),
-            wanted: "distinct tokens".into(),
-        });
-    }
-    Ok(pairs)
-}
-
-#[pymethods]
-impl Draft {
-    #[new]
-    #[pyo3(signature = (tree, tokens, law="deterministic", probs=None, rows=None, logits=None,
-        params=None, vocab=None, sampled=None))]
-    #[allow(clippy::too_many_arguments)] // The public signature.
-    fn new(
-        tree: &Bound<'_, TokenTree>,
-        tokens: &Bound<'_, PyAny>,
-        law: &str,
-        probs: Option<&Bound<'_, PyAny>>,
-        rows: Option<&Bound<'_, PyAny>>,
-        logits: Option<&Bound<'_, PyAny>>,
-        params: Option<&Bound<'_, PyAny>>,
-        vocab: Option<&Bound<'_, PyAny>>,
-        sampled: Option<Vec<bool>>,
-    ) -> PyResult<Self> {
-        let law = Law::parse(law).map_err(|error| to_py(&error))?;
-        let tokens = integers(tokens, "tokens")?;
-        let core = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)
-            .map_err(|error| to_py(&error))?;
-        let given = match (probs, logits) {
-            (None, None) => Given::None,
-            (Some(probs), None) => Given::Probabilities(Tensor::borrow(probs, "probs")?),
-            (None, Some(logits)) => {
-                let params = match params {
-                    Some(params) => core_params(params)?,
-                    None => Params::default(),
-                };
-                Given::Logits(Tensor::borrow(logits, "logits")?, params)
-            }
-            (Some(_), Some(_)) => {
-                let reason = "takes probs or logits, not both";
-                return Err(to_py(&Error::LawData { law: law.name(), reason }));
-            }
-        };
-        let shape = match &given {
-            Given::None => (0, 0),
-            Given::Probabilities(tensor) => {
-                let raw = tensor.rows(FLOATS, true)?;
-                (raw.num_rows(), raw.num_cols())
-            }
-            Given::Logits(tensor, _) => {
-                let raw = tensor.rows("float32, float16 or bfloat16", false)?;
-                (raw.num_rows(), raw.num_cols())
-            }
-        };
-        let count = core.num_nodes();
-        let index = match rows {
-            None => (0..count).map(|i| if i < shape.0 { i as i64 } else { -1 }).collect(),
-            Some(rows) => integers(rows, "rows")?,
-        };
-        if index.len() != count {
-            return Err(to_py(&Error::ShapeMismatch {
-                what: "rows",
-                found: format!("({},)", index.len()),
-                wanted: format!("({count},), one for each node"),
-            }));
-        }
-        let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
-        let vocab =
-            vocab.map(|map| vocabulary(map, shape.1)).transpose().map_err(|error| to_py(&error))?;
-        let made = Self { core, given, index, vocab };
-        made.check_rows()?;
-        Ok(made)
-    }
-
-    #[staticmethod]
-    #[pyo3(signature = (tokens, probs=None, root=-1), text_signature = "(tokens, probs=None, root=-1)")]
-    fn chain(
-        py: Python<'_>,
-        tokens: &Bound<'_, PyAny>,
-        probs: Option<&Bound<'_, PyAny>>,
-        root: i64,
-    ) -> PyResult<Self> {
-        let mut all = vec![root];
-        all.extend(integers(tokens, "tokens")?);
-        let tree = tree::TokenTree::chain(all.len() - 1).map_err(|error| to_py(&error))?;
-        let tree = Bound::new(py, TokenTree(tree))?;
-        let law = if probs.is_some() { "chain" } else { "deterministic" };
-        let tokens = PyArray1::from_vec(py, all);
-        Self::new(&tree, tokens.as_any(), law, probs, None, None, None, None, None)
-    }
-
-    #[getter]
-    fn tree(&self) -> TokenTree {
-        TokenTree(self.core.tree().clone())
-    }
-
-    #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, self.core.tokens())
-    }
-
-    #[getter]
-    fn law(&self) -> &'static str {
-        self.core.law().name()
-    }
-
-    #[getter]
-    fn num_nodes(&self) -> usize {
-        self.core.num_nodes()
-    }
-
-    #[getter]
-    fn sampled(&self) -> Vec<bool> {
-        (0..self.core.num_nodes()).map(|node| self.core.is_sampled(node)).collect()
-    }
-
-    fn validate(&self) -> PyResult<()> {
-        if let Source::Probabilities(raw) = self.drafter()?.source {
-            for row in 0..raw.num_rows() {
-                check_distribution(&raw, row).map_err(|error| to_py(&error))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn __repr__(&self) -> String {
-        let tokens = &self.core.tokens()[1..];
-        format!("Draft({} tokens, law={:?})", tokens.len(), self.core.law().name())
     }
 }
 

@@ -27,7 +27,7 @@ impl<'a> Mask<'a> {
     /// [`Error::ShapeMismatch`] unless it has a row for each node and a bit for each token.
     pub fn new(
         words: &'a [i32],
-        (rows, width, stride): (usize, usize, usize),
+        [rows, width, stride]: [usize; 3],
         (nodes, vocab): (usize, usize),
     ) -> Result<Self> {
         if rows == nodes && width == vocab.div_ceil(32) {
@@ -46,7 +46,8 @@ impl<'a> Mask<'a> {
         &self.words[node * self.stride + start / 32..]
     }
 
-    fn allows(&self, node: usize, token: u32) -> bool {
+    /// Whether a token may follow a node.
+    pub(crate) fn allows(&self, node: usize, token: u32) -> bool {
         self.words(node, token as usize)[0] >> (token % 32) & 1 == 1
     }
 

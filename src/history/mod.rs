@@ -18,8 +18,10 @@
 //! as `transformers.generation.logits_process` and `vllm.model_executor.layers.utils` compute them.
 
 mod table;
+mod weights;
 
 pub use table::{Concern, Table};
+pub use weights::WeightPenalties;
 
 use crate::error::{Error, Result};
 

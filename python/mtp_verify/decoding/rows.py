@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from mtp_verify.constraints.base import without
 from mtp_verify.drafters.base import Request
 from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
+from mtp_verify.logprobs import TopLogprobs
+from mtp_verify.processors import accept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +56,8 @@ class Row:
         logits: the raw row behind each emitted token, or None if not asked for.
         masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the step's
             draft; None without a constraint.
+        processors: functions over its rows.
+        top_logprobs: how many of the most likely tokens to list behind each emitted one.
         finish: why it ended; None while it has not.
         error: what it failed with, if it did.
         past: its cache, where the user gets it back.
@@ -70,6 +74,9 @@ class Row:
     criteria: list[Callable[..., Any]]
     logits: list[torch.Tensor] | None = None
     masks: NDArray[np.int32] | None = None
+    processors: list[Any] = field(default_factory=list)
+    top_logprobs: int = 0
+    top: list[TopLogprobs] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     logprobs: list[np.ndarray] = field(default_factory=list)
     finish: str | None = None
@@ -116,6 +123,12 @@ class Row:
         )
         return NumericsError(msg, slug="dead_end", node=node, sequence=self.request.id)
 
+    @property
+    def history(self) -> list[int] | None:
+        """Tokens so far, where its rows depend on them."""
+        needed = self.processors or self.request.params.needs_history
+        return self.request.tokens if needed else None
+
     def emit(self, verdict: Verdict) -> Verdict:
         """Append the verdict's tokens up to the first stop, and return it cut there."""
         request = self.request
@@ -142,7 +155,10 @@ class Row:
         request.tokens.extend(tokens)
         if request.matcher is not None:
             request.matcher.commit(tokens)
+        accept(self.processors, tokens)
         self.logprobs.append(verdict.logprobs)
+        if verdict.top_logprobs is not None:
+            self.top.append(verdict.top_logprobs)
         self.finish = reason
         return verdict
 
@@ -161,6 +177,7 @@ class Row:
             stats=self.stats,
             past_key_values=self.past,
             logits=logits,
+            top_logprobs=[TopLogprobs.join(self.top)] if self.top else None,
             errors=[self.error],
         )
 
@@ -180,6 +197,8 @@ def admit(
     eos_ids: tuple[int, ...],
     criteria: list[Callable[..., Any]],
     output_logits: bool,
+    processors: list[Any],
+    top_logprobs: int,
 ) -> Row:
     """Check one sequence against the target, and set up its row.
 
@@ -197,6 +216,8 @@ def admit(
         eos_ids: tokens that end it.
         criteria: called after each token.
         output_logits: keep the raw row behind each token.
+        processors: functions over its rows, its own where they keep state.
+        top_logprobs: how many of the most likely tokens to list behind each one.
 
     Raises:
         ParamsError: a token outside the vocabulary, a prompt as long as the context, or a
@@ -220,13 +241,17 @@ def admit(
         max_total = target.max_length
     sequence = torch.empty(prompt.num_padding + max_total, dtype=torch.int64)
     sequence[: len(prompt.ids)] = prompt.ids
-    # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
-    lossy = None if drafter is None else lossy
+    stop_ids = frozenset(eos_ids) | frozenset(params.stop_ids)
     matcher = None
     if constraint is not None:
         _check_constraint(constraint, target)
         matcher = constraint.start(tuple(tokens))
-        eos_ids = (*eos_ids, *constraint.stop_ids)
+        stop_ids |= constraint.stop_ids
+    if params.min_new_tokens:
+        limit = max(stop_ids, default=0) + 1 if target.vocab_size is None else target.vocab_size
+        params = replace(params, stop_ids=sorted(t for t in stop_ids if 0 <= t < limit))
+    # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
+    lossy = None if drafter is None else lossy
     return Row(
         request=Request(
             id=next(_REQUEST_IDS),
@@ -234,7 +259,7 @@ def admit(
             prompt_len=len(tokens),
             params=params,
             seed=seed,
-            eos_ids=frozenset(eos_ids),
+            eos_ids=stop_ids,
             matcher=matcher,
         ),
         drafter=drafter,
@@ -246,6 +271,8 @@ def admit(
         max_total=max_total,
         criteria=criteria,
         logits=[] if output_logits else None,
+        processors=processors,
+        top_logprobs=top_logprobs,
         stats=Stats(lossless=lossy is None),
     )
 

@@ -113,7 +113,7 @@ class Session:
 
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
-        drafts = self._propose(rows)
+        drafts = self._runner.fit(self._propose(rows), self._empty)
         clock.tick("draft")
         outputs = self._runner.forward(drafts)
         clock.tick("target")
@@ -179,6 +179,10 @@ class Session:
                 seed=request.seed,
                 position=request.position,
                 bitmask=row.masks,
+                history=row.history,
+                prompt_len=request.prompt_len if row.history else 0,
+                processors=row.processors,
+                top_logprobs=row.top_logprobs,
                 lossy=row.lossy,
             )
             verdict = row.emit(verdict)

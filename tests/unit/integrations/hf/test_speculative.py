@@ -208,12 +208,7 @@ def test_returned_cache_is_continued_by_both(llama):
 
 
 REFUSED = {
-    "repetition penalty": ({"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
-    "no repeat n-gram": ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
-    "min new tokens": ({"min_new_tokens": 3, "eos_token_id": 5}, "MinLengthLogitsProcessor"),
-    "bad words": ({"bad_words_ids": [[3]]}, "NoBadWordsLogitsProcessor"),
-    "typical": ({"do_sample": True, "typical_p": 0.5}, "TypicalLogitsWarper"),
-    "bias": ({"sequence_bias": [[[3], 1.0]]}, "SequenceBiasLogitsProcessor"),
+    "classifier-free guidance": ({"guidance_scale": 2.0}, "ClassifierFreeGuidance"),
     "beams": ({"num_beams": 2}, "num_beams"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
     "hidden states": (
@@ -224,7 +219,6 @@ REFUSED = {
         {"return_dict_in_generate": True, "output_attentions": True},
         "output_attentions",
     ),
-    "static cache": ({"cache_implementation": "static"}, "static"),
     "own positions": ({"position_ids": torch.arange(9)[None] + 3}, "position_ids"),
 }
 
@@ -239,10 +233,21 @@ def test_unsupported_settings_are_refused_by_name(case, llama):
     assert drafter.calls == []
 
 
-def test_static_cache_object_is_refused(llama):
-    cache = StaticCache(config=llama.config, max_cache_len=64)
-    with pytest.raises(mv.UnsupportedModelError, match="StaticCache"):
-        run(llama, prompt(), do_sample=False, past_key_values=cache)
+def test_static_cache_is_used(llama):
+    ids = prompt()
+    expected = llama.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    for options in (
+        {"cache_implementation": "static"},
+        {"past_key_values": StaticCache(config=llama.config, max_cache_len=64)},
+    ):
+        output = run(
+            llama, ids, ScriptDrafter(expected[0].tolist()), do_sample=False, max_new_tokens=12,
+            return_dict_in_generate=True, **options,
+        )  # fmt: skip
+        assert torch.equal(output.sequences, expected)
+        assert isinstance(output.past_key_values, StaticCache)
+    with pytest.raises(mv.UnsupportedModelError, match="a static cache serves a single sequence"):
+        run(llama, ids.repeat(2, 1), do_sample=False, cache_implementation="static")
 
 
 def padded_batch():
