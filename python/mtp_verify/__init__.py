@@ -59,6 +59,7 @@ __all__ = [
     "NumericsError",
     "OutOfBlocksError",
     "ParamsError",
+    "Planner",
     "Reservation",
     "ReservationBatch",
     "RuleError",
@@ -98,6 +99,7 @@ _LAZY = {
     "growers": ("mtp_verify.growers", None),
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "Planner": ("mtp_verify.planning", "Planner"),
     "testing": ("mtp_verify.testing", None),
 }
 

@@ -19,6 +19,8 @@ import mtp_verify as mv
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.study import command as study_command
+from mtp_verify.training import command as train_command
 from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
@@ -105,6 +107,22 @@ def build_parser() -> argparse.ArgumentParser:
             bench,
             "Measure tokens per step and speed of the drafters on prompts.",
             "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
+    train_command.add_arguments(
+        add(
+            "train",
+            train,
+            "Train a draft head for a model, on text that the model writes itself.",
+            "mtp-verify train --model smollm2 --out my-head --minutes 38",
+        )
+    )
+    study_command.add_arguments(
+        add(
+            "study",
+            study,
+            "Run an experiment on a claim about multi-token prediction.",
+            "mtp-verify study choice-points\n  mtp-verify study all --quick --json",
         )
     )
     view_command.add_arguments(
@@ -222,6 +240,17 @@ def bench(args: argparse.Namespace) -> Report:
     """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return bench_command.run(args)
+
+
+def train(args: argparse.Namespace) -> Report:
+    """Train a draft head; see `mtp_verify.training`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return train_command.run(args)
+
+
+def study(args: argparse.Namespace) -> Report:
+    """Run an experiment, or all; see `mtp_verify.study`."""
+    return study_command.run(args)
 
 
 def view(args: argparse.Namespace) -> Report:

@@ -122,7 +122,7 @@ fn a_batch_gives_the_verdicts_of_its_sequences_alone() {
     let reversed = setting.reversed();
     assert_eq!(found.len(), 18);
     for (b, request) in batch.requests().unwrap().into_iter().enumerate() {
-        let Request { draft, drafter, logits, params, rule, lossy, noise } = request;
+        let Request { draft, drafter, target, rule, lossy, noise } = request;
         let alone = verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap();
         assert_eq!(found.get(b), alone, "sequence {b}");
         assert_eq!(reversed.get(17 - b), alone, "sequence {b} from the end");

@@ -44,9 +44,11 @@ class Runner(Protocol):
 
     Attributes:
         rows: in no particular order, which may change when one leaves.
+        shares_forwards: whether one forward, as wide as the widest draft, serves all.
     """
 
     rows: list[Row]
+    shares_forwards: bool
 
     def add(self, row: Row, past: Any | None = None) -> None:
         """Take a request.
@@ -81,6 +83,8 @@ class Runner(Protocol):
 
 class Each:
     """Every request by itself: its own cache of any kind, its own forwards."""
+
+    shares_forwards = False
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -195,6 +199,8 @@ class Each:
 
 class Together:
     """All requests in one forward over a `SlotCache`; row i has slot i."""
+
+    shares_forwards = True
 
     def __init__(self, target: BatchTarget) -> None:
         self._target = target
