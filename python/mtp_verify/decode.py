@@ -122,7 +122,8 @@ class Decoder:
             # What cannot be combined is refused before anything runs.
             empty = mv.Draft(mv.TokenTree([-1]), [-1])
             row = np.zeros((1, 2), np.float32)
-            mv.verify(empty, row, self.params, rule=rule, seed=0, position=0, lossy=lossy)
+            bare = SamplingParams(temperature=self.params.temperature, preset=self.params.preset)
+            mv.verify(empty, row, bare, rule=rule, seed=0, position=0, lossy=lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 

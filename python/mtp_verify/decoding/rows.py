@@ -106,15 +106,19 @@ class Row:
         self.masks, allowed = matcher.masks(draft)
         if draft.law in _WITHOUT_ROWS and not allowed.all():
             draft, self.masks = without(draft, ~allowed), self.masks[allowed]
-        if self.is_dead_end(0):
-            raise self.dead_end(draft, 0)
+        if not self.masks[0].any():
+            raise self._dead_end(draft, 0)
         return draft
 
-    def is_dead_end(self, node: int) -> bool:
-        """Whether the constraint allows nothing after a node."""
-        return self.masks is not None and not self.masks[node].any()
+    def explain(self, error: Exception, draft: Draft) -> Exception:
+        """Return the error of verification, as a dead end where it is one."""
+        if self.masks is not None and isinstance(error, NumericsError):
+            node = error.node or error.row or 0
+            if not self.masks[node].any():
+                return self._dead_end(draft, node)
+        return error
 
-    def dead_end(self, draft: Draft, node: int) -> NumericsError:
+    def _dead_end(self, draft: Draft, node: int) -> NumericsError:
         """Return the error of a node after which nothing is allowed."""
         emitted = self.request.tokens[self.request.prompt_len :]
         path = emitted + draft.tokens[draft.tree.path(node)].tolist()

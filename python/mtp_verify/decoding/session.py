@@ -15,7 +15,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.decoding.rows import check_draft
-from mtp_verify.errors import MtpVerifyError, NumericsError
+from mtp_verify.errors import MtpVerifyError
 from mtp_verify.planning import Plan
 
 if TYPE_CHECKING:
@@ -134,11 +134,7 @@ class Session:
                     [outputs[i].logits for i in members],
                 )
         # Those of the rows that have not failed, by place in the batch.
-        verdicts: dict[int, mv.Verdict] = {}
-        for i, row in enumerate(rows):
-            verdict = self._verify(row, drafts[i], outputs[i])
-            if verdict is not None:
-                verdicts[i] = verdict
+        verdicts = _emit(rows, drafts, outputs, _verify(rows, drafts, outputs))
         self._learn(rows, plans, drafts, verdicts, forward)
         clock.tick("verify")
         self._runner.commit(
@@ -223,40 +219,6 @@ class Session:
                 masked[i] = self._empty
         return masked
 
-    def _verify(self, row: Row, draft: mv.Draft, output: Output) -> mv.Verdict | None:
-        """Return the row's verdict, its tokens appended; None if the row fails, or has before."""
-        if row.error is not None:
-            return None
-        request, logits = row.request, output.logits
-        try:
-            verdict = mv.verify(
-                draft,
-                logits,
-                request.params,
-                rule=row.rule,
-                seed=request.seed,
-                position=request.position,
-                bitmask=row.masks,
-                history=row.history,
-                prompt_len=request.prompt_len if row.history else 0,
-                processors=row.processors,
-                top_logprobs=row.top_logprobs,
-                lossy=row.lossy,
-            )
-            verdict = row.emit(verdict)
-        except NumericsError as error:
-            node = error.node or error.row or 0
-            _fail(row, row.dead_end(draft, node) if row.is_dead_end(node) else error)
-            return None
-        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
-            _fail(row, error)
-            return None
-        if row.logits is not None:
-            row.logits.append(logits[[0, *verdict.path.tolist()]].float())
-        depth = int(draft.tree.depths.max())
-        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
-        return verdict
-
     def _start(self, row: Row, past: Any | None) -> None:
         self._runner.add(row, past)
         if row.drafter is not None:
@@ -290,6 +252,63 @@ class _Clock:
         for row in self._rows:
             row.stats.seconds[part] += spent / len(self._rows)
         return spent
+
+
+def _verify(
+    rows: Sequence[Row], drafts: Sequence[mv.Draft], outputs: Sequence[Output]
+) -> dict[int, mv.Verdict]:
+    """Verify all rows that have not failed, in one call; a row that fails leaves it."""
+    places = [i for i, row in enumerate(rows) if row.error is None]
+    while places:
+        members = [rows[i] for i in places]
+        try:
+            verdicts = mv.verify_batch(
+                [drafts[i] for i in places],
+                [outputs[i].logits for i in places],
+                [row.request.params for row in members],
+                rule=[row.rule for row in members],
+                seeds=[row.request.seed for row in members],
+                positions=[row.request.position for row in members],
+                lossy=[row.lossy for row in members],
+                histories=[row.history for row in members],
+                prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
+                bitmasks=[row.masks for row in members],
+                processors=[row.processors for row in members],
+                top_logprobs=[row.top_logprobs for row in members],
+            )
+        except Exception as error:  # a user's processor may raise anything
+            sequence = getattr(error, "sequence", None)
+            if sequence is None:
+                raise
+            alone = error.alone() if isinstance(error, MtpVerifyError) else error
+            place = places.pop(sequence)
+            _fail(rows[place], rows[place].explain(alone, drafts[place]))
+            continue
+        return {i: verdicts[place] for place, i in enumerate(places)}
+    return {}
+
+
+def _emit(
+    rows: Sequence[Row],
+    drafts: Sequence[mv.Draft],
+    outputs: Sequence[Output],
+    verdicts: dict[int, mv.Verdict],
+) -> dict[int, mv.Verdict]:
+    """Append each verdict's tokens to its row; return the verdicts as they were cut there."""
+    emitted = {}
+    for i, whole in verdicts.items():
+        row, draft = rows[i], drafts[i]
+        try:
+            verdict = row.emit(whole)
+        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
+            _fail(row, error)
+            continue
+        if row.logits is not None:
+            row.logits.append(outputs[i].logits[[0, *verdict.path.tolist()]].float())
+        depth = int(draft.tree.depths.max())
+        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
+        emitted[i] = verdict
+    return emitted
 
 
 def _fail(row: Row, error: Exception) -> None:

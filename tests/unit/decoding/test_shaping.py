@@ -101,6 +101,15 @@ def test_top_logprobs_of_a_batch_are_those_of_the_raw_rows(llama: Any) -> None:
         np.testing.assert_allclose(top.emitted, raw[range(7), tokens].numpy(), atol=1e-5)
 
 
+def test_lossy_acceptance_goes_with_penalties(llama: Any) -> None:
+    params = mv.SamplingParams(repetition_penalty=1.3, banned=[7, 31])
+    lossy = mv.lossy.threshold(0.2)
+    decoder = Decoder(llama, mv.drafters.NGram(), params, lossy=lossy)
+    found = decoder.generate(prompt(), max_new_tokens=12, seed=2)
+    assert not {7, 31} & set(found.tokens[0])
+    assert not found.stats.lossless
+
+
 class Told:
     """Keeps what it was told; bans that."""
 
