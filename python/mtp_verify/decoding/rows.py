@@ -110,6 +110,10 @@ class Row:
             raise self._dead_end(draft, 0)
         return draft
 
+    def masks_of(self, draft: Draft) -> NDArray[np.int32] | None:
+        """Return the masks of what was run: the draft, or the empty one if it found no room."""
+        return None if self.masks is None else self.masks[: draft.num_nodes]
+
     def explain(self, error: Exception, draft: Draft) -> Exception:
         """Return the error of verification, as a dead end where it is one."""
         if self.masks is not None and isinstance(error, NumericsError):
