@@ -159,6 +159,8 @@ class Session:
                 if i not in verdicts:
                     drafter.release(rows[i].request)
             kept = [i for i in members if i in verdicts]
+            if not kept:
+                continue
             hidden = [_committed(outputs[i], drafts[i], verdicts[i].path) for i in kept]
             has_hidden = any(states is not None for states in hidden)
             drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
@@ -299,6 +301,18 @@ class _Clock:
         return spent
 
 
+# The laws that each rule is legal for.
+_LAWS = {rule["name"]: rule["laws"] for rule in mv.rules()}
+
+
+def _rule_of(row: Row, draft: mv.Draft) -> str:
+    """The row's rule; where nothing was drafted, one that takes an empty draft of any law."""
+    is_empty = draft.num_nodes == 1
+    if is_empty and draft.law not in _LAWS.get(row.rule, (draft.law,)):
+        return "target_only"
+    return row.rule
+
+
 def _verify(
     rows: Sequence[Row], drafts: Sequence[mv.Draft], outputs: Sequence[Output]
 ) -> dict[int, mv.Verdict]:
@@ -311,7 +325,7 @@ def _verify(
                 [drafts[i] for i in places],
                 [outputs[i].logits for i in places],
                 [row.request.params for row in members],
-                rule=[row.rule for row in members],
+                rule=[_rule_of(rows[i], drafts[i]) for i in places],
                 seeds=[row.request.seed for row in members],
                 positions=[row.request.position for row in members],
                 lossy=[row.lossy for row in members],
