@@ -125,7 +125,7 @@ class Session:
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
         plans = self._plan(rows)
-        drafts = self._propose(rows, plans)
+        drafts = self._constrain(rows, self._propose(rows, plans))
         clock.tick("draft")
         try:
             drafts = self._runner.fit(drafts, self._empty)
@@ -221,6 +221,17 @@ class Session:
                 _fail(row, error)
                 drafts[i] = self._empty
         return drafts
+
+    def _constrain(self, rows: list[Row], drafts: list[mv.Draft]) -> list[mv.Draft]:
+        """Mask each draft as its row's constraint says; one that cannot be fails its row."""
+        masked = list(drafts)
+        for i, row in enumerate(rows):
+            try:
+                masked[i] = row.constrain(drafts[i])
+            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
+                _fail(row, error)
+                masked[i] = self._empty
+        return masked
 
     def _may_join(self) -> bool:
         return len(self._runner.rows) < self._max_batch and not self._is_full
@@ -320,6 +331,7 @@ def _verify(
                 lossy=[row.lossy for row in members],
                 histories=[row.history for row in members],
                 prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
+                bitmasks=[rows[i].masks_of(drafts[i]) for i in places],
                 processors=[row.processors for row in members],
                 top_logprobs=[row.top_logprobs for row in members],
             )
@@ -328,7 +340,8 @@ def _verify(
             if sequence is None:
                 raise
             alone = error.alone() if isinstance(error, MtpVerifyError) else error
-            _fail(rows[places.pop(sequence)], alone)
+            place = places.pop(sequence)
+            _fail(rows[place], rows[place].explain(alone, drafts[place]))
             continue
         return {i: verdicts[place] for place, i in enumerate(places)}
     return {}

@@ -1,0 +1,134 @@
+"""A small language model with one head or several, for experiments of minutes.
+
+The trunk is a stack of blocks; each head is one more block and the shared norm and output, as in
+Meta's multi-token training. Head 0 is the ordinary next-token path, so a model with one head is a
+plain language model of the same depth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mtp_verify.heads import Sizes
+from mtp_verify.heads.blocks import Block, RMSNorm, Rotary
+from mtp_verify.training.losses import sequential_backward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Toy", "fit"]
+
+_RATE = 1e-3
+
+
+class Toy(nn.Module):
+    """A causal model over a small vocabulary.
+
+    Args:
+        vocab_size: number of tokens.
+        num_heads: tokens that are predicted at each position.
+        width: of the hidden states.
+        num_blocks: of the trunk.
+        seed: of the weights.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_heads: int,
+        *,
+        width: int = 64,
+        num_blocks: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = Sizes(
+            hidden_size=width,
+            vocab_size=vocab_size,
+            intermediate_size=4 * width,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=width // 4,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(vocab_size, width)
+            self.trunk_blocks = nn.ModuleList(Block(sizes) for _ in range(num_blocks))
+            self.norm = RMSNorm(width, sizes.norm_eps)
+            self.output = nn.Linear(width, vocab_size, bias=False)
+            # Made last, and the next-token path first: models of one seed start alike.
+            self.heads = nn.ModuleList(Block(sizes) for _ in range(num_heads))
+        self.rotary = Rotary(sizes)
+
+    def trunk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, n) tokens to (B, n, d)."""
+        x: torch.Tensor = self.embed(tokens)
+        for block in self.trunk_blocks:
+            x = self._block(block, x)
+        return x
+
+    def head(self, trunk: torch.Tensor, index: int) -> torch.Tensor:
+        """Logits (B, n, V) of the token 1 + index places behind each position."""
+        logits: torch.Tensor = self.output(self.norm(self._block(self.heads[index], trunk)))
+        return logits
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (B, n, V) of the next token."""
+        return self.head(self.trunk(tokens), 0)
+
+    def _block(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[1]
+        positions = torch.arange(count)[None]
+        visible = positions[0][None] <= positions[0][:, None]
+        result: torch.Tensor = block(
+            x, positions, self.rotary(positions, x.dtype), visible[None, None], None
+        )
+        return result
+
+
+def fit(
+    model: Toy,
+    sample: Callable[[torch.Generator], torch.Tensor],
+    steps: int,
+    *,
+    first: int = 0,
+    seed: int = 0,
+) -> float:
+    """Train on fresh samples, every head with equal weight.
+
+    Args:
+        model: changed.
+        sample: gives (B, T) tokens.
+        steps: number of updates.
+        first: the first position whose token counts in the loss.
+        seed: of the samples.
+
+    Returns:
+        The last next-token loss.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    last = 0.0
+    for _ in range(steps):
+        tokens = sample(generator)
+
+        def loss_of(index: int, tokens: torch.Tensor = tokens) -> Callable[..., torch.Tensor]:
+            def loss(trunk: torch.Tensor) -> torch.Tensor:
+                logits = model.head(trunk, index)[:, : -1 - index]
+                targets = tokens[:, 1 + index :]
+                start = max(first - 1 - index, 0)
+                return functional.cross_entropy(
+                    logits[:, start:].flatten(0, 1), targets[:, start:].flatten()
+                )
+
+            return loss
+
+        optimizer.zero_grad()
+        losses = [loss_of(index) for index in range(len(model.heads))]
+        last = sequential_backward(model.trunk(tokens), losses)
+        optimizer.step()
+    return last
