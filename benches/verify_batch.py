@@ -65,10 +65,16 @@ class Vllm:
 
     def __init__(self) -> None:
         part = importlib.import_module
-        part("vllm._custom_ops")  # Loads the kernels.
+        # The C++ kernels, in place of those for GPUs: what its workers on CPUs do at their start.
+        platform_here = part("vllm.platforms").current_platform
+        platform_here.import_kernels()
+        platform_here.register_triton_kernel_overrides()
         metadata = part("vllm.v1.spec_decode.metadata").SpecDecodeMetadata
         sampler = part("vllm.v1.sample.sampler").Sampler()
-        self.sampler = part("vllm.v1.sample.rejection_sampler").RejectionSampler(sampler)
+        rejection = part("vllm.v1.sample.rejection_sampler")
+        # Its own, on CPUs, leaves the expanded temperatures unwritten (version 0.32).
+        rejection.expand_batch_to_tokens = expanded
+        self.sampler = rejection.RejectionSampler(sampler)
         self.sampling = part("vllm.v1.sample.metadata").SamplingMetadata
         self.processors = part("vllm.v1.sample.logits_processor").LogitsProcessors
         self.make = metadata.make_dummy
@@ -106,6 +112,14 @@ class Vllm:
             return int((found.sampled_token_ids >= 0).sum())
 
         return run
+
+
+def expanded(
+    each: torch.Tensor, ends: torch.Tensor, _total: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    """The value of each request for each of its tokens."""
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    return torch.where(each == replace_from, replace_to, each).repeat_interleave(counts)
 
 
 def peer() -> tuple[Vllm | None, str]:
