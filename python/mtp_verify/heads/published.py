@@ -11,6 +11,7 @@ from mtp_verify.checkpoints.tensors import bad_checkpoint
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.assemble import Stored, assemble, empty_head
 from mtp_verify.heads.base import Shared, check_target
+from mtp_verify.heads.blocks import TargetBlock
 from mtp_verify.heads.convert import from_checkpoint
 from mtp_verify.heads.layouts import Found, find_head, published_name
 from mtp_verify.heads.spec import HeadSpec, Sizes
@@ -206,7 +207,11 @@ class Published:
                 config["vocab_size"] = self.target.config.get_text_config(decoder=True).vocab_size
             return Sizes.from_table(config, head_dim=0, intermediate_size=0)
         if spec.block == "target":
-            return Sizes.from_table(config)
+            window = None
+            if self.target is not None:
+                with torch.device("meta"):
+                    window = TargetBlock(self.target).window
+            return Sizes.from_table(config, window=window)
         block = "levels.0.layers.0."
         wide = self._shape(f"{block}mlp.gate_proj.weight")
         return Sizes.from_table(
