@@ -54,6 +54,14 @@ class Published:
         self.found = find_head(checkpoint.tensors, self.config)
         infix = self.found.layout.infix
         self._names = {_without(name, self._prefixes, infix): name for name in checkpoint.tensors}
+        if (
+            "lm_head.weight" in self._names
+            and self.found.layout.names.get("output") == "lm_heads.{i}"
+        ):
+            # vLLM's Medusa heads may share one output head.
+            shared = self._names.pop("lm_head.weight")
+            for module in range(self.found.spec.num_modules):
+                self._names.setdefault(f"lm_heads.{module}.weight", shared)
         self._used: set[str] = set()
         self.copies: dict[str, bool] = {}
         try:
@@ -217,6 +225,7 @@ class Published:
         return Sizes.from_table(
             config,
             **({"intermediate_size": wide[0]} if wide else {}),
+            activation=config.get("hidden_act") or "silu",
             qkv_bias=has(f"{block}self_attn.q_proj.bias"),
             output_bias=has(f"{block}self_attn.o_proj.bias"),
             mlp_bias=has(f"{block}mlp.gate_proj.bias"),
@@ -237,14 +246,17 @@ class Published:
             if (label := published_name(self.found, f"levels.{module}.output.weight"))
             in self._names
         ]
-        if spec.kind == "parallel" or spec.draft_vocab_size is not None:
-            changes["output_head"] = "own" if outputs else "shared"
-            token_map = self._names.get("token_map")
-            if outputs and token_map is not None:
-                rows = self.checkpoint.tensors[self._names[outputs[0]]].shape[:1]
-                changes["draft_vocab_size"] = rows[0] if rows else None
-            return changes
         weight = shared.output_weight if shared else None
+        if spec.kind == "parallel" and outputs and "token_map" in self._names:
+            rows = self.checkpoint.tensors[self._names[outputs[0]]].shape[:1]
+            changes["draft_vocab_size"] = rows[0] if rows else None
+            if weight is not None:
+                tokens = self.checkpoint.read("token_map").to(weight.device, torch.int64)
+                is_sound = tokens.numel() and tokens.min() >= 0 and tokens.max() < len(weight)
+                weight = weight[tokens] if is_sound else None
+        elif spec.draft_vocab_size is not None:
+            changes["output_head"] = "own" if outputs else "shared"
+            return changes
         same = [self._same(label, weight, (*_OUTPUTS, *_EMBEDDINGS)) for label in outputs]
         changes["output_head"] = "shared" if all(same) else "own"
         return changes
@@ -275,6 +287,8 @@ class Published:
 
     def _main(self, endings: tuple[str, ...]) -> str | None:
         """The target's own matrix in the checkpoint: the shortest name with such an ending."""
+        if not self._prefixes:
+            return None
         mine = {self._names[label] for label in self._names if label.startswith(self._prefixes)}
         for ending in endings:
             found = [

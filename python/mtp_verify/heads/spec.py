@@ -154,6 +154,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         rope = {}  # One table a kind of layer; a block of the target's own kind reads them itself.
     if "type" in rope:
         rope["rope_type"] = rope.pop("type")
+    if rope.get("rope_type") == "default":
+        del rope["rope_type"]
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     rope |= {"rope_theta": theta}
     if config.get("partial_rotary_factor"):
