@@ -11,6 +11,7 @@ from mtp_verify.heads.families import FAMILIES, family
 from mtp_verify.heads.load import load
 from mtp_verify.heads.native import save
 from mtp_verify.heads.parallel import ParallelHead
+from mtp_verify.heads.probe import Probe, probe, settle
 from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
 
 __all__ = [
@@ -20,10 +21,13 @@ __all__ = [
     "HeadSpec",
     "Layout",
     "ParallelHead",
+    "Probe",
     "Shared",
     "Sizes",
     "export",
     "family",
     "load",
+    "probe",
     "save",
+    "settle",
 ]
