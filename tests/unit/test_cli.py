@@ -11,7 +11,7 @@ import mtp_verify as mv
 from mtp_verify import cli
 from mtp_verify.report import Report
 
-COMMANDS = ("demo", "generate", "doctor", "certify", "bench")
+COMMANDS = ("demo", "generate", "doctor", "certify", "bench", "inspect", "reattach", "export")
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:

@@ -12,6 +12,7 @@ from mtp_verify.heads.load import load
 from mtp_verify.heads.native import save
 from mtp_verify.heads.parallel import ParallelHead
 from mtp_verify.heads.probe import Probe, probe, settle
+from mtp_verify.heads.reattach import reattach
 from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "family",
     "load",
     "probe",
+    "reattach",
     "save",
     "settle",
 ]

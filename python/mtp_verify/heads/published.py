@@ -121,6 +121,40 @@ class Published:
                 stored[name] = Stored(label, shape, partial(torch.zeros, shape))
         return stored, extra + self._left_over()
 
+    def names(self) -> list[str]:
+        """The checkpoint's names of all tensors that belong to the head."""
+        embedding = published_name(self.found, "embedding.weight")
+        return sorted(
+            name
+            for label, name in self._names.items()
+            if self._is_mine(label) or (label == embedding and self._prefixes)
+        )
+
+    def is_fusion(self, name: str) -> bool:
+        """Whether a tensor of the checkpoint is a module's projection of its two inputs."""
+        levels = range(self.spec.num_modules)
+        labels = [published_name(self.found, f"levels.{level}.fusion.weight") for level in levels]
+        return name in (self._names.get(label) for label in labels if label)
+
+    def main_of(self, copy: str) -> str:
+        """The target's own tensor that a stored copy equals, in a checkpoint with both.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        is_embedding = copy == self._names.get(
+            published_name(self.found, "embedding.weight") or ""
+        ) or copy.endswith(_EMBEDDINGS)
+        main = self._main(_EMBEDDINGS if is_embedding else (*_OUTPUTS, *_EMBEDDINGS))
+        if main is None:
+            bad_checkpoint(self.checkpoint.folder, f"{copy} is a copy of nothing")
+        return main
+
+    @property
+    def main_embedding(self) -> str | None:
+        """The target's own embedding, in a checkpoint with both."""
+        return self._main(_EMBEDDINGS)
+
     def label(self, name: str) -> str:
         """The name of a parameter as the checkpoint would have it."""
         return published_name(self.found, name) or name
@@ -368,19 +402,22 @@ class Published:
 
     def _left_over(self) -> list[str]:
         """Tensors under the head's prefixes that are no parameter's."""
-        names = self._names
-        if self._prefixes:
-            mine = [name for label, name in names.items() if label.startswith(self._prefixes)]
-        elif self.spec.family == "ernie4_5_moe":
-            mine = [name for label, name in names.items() if label.startswith("model.mtp_")]
-        else:
-            mine = list(names.values())
         aside = {"d2t", "t2d", "token_map"}
         return sorted(
             name
-            for name in mine
-            if name not in self._used and name not in aside and not name.endswith(_MEANINGLESS)
+            for label, name in self._names.items()
+            if self._is_mine(label)
+            and name not in self._used
+            and name not in aside
+            and not name.endswith(_MEANINGLESS)
         )
+
+    def _is_mine(self, label: str) -> bool:
+        """Whether a tensor belongs to the head and not to the target around it."""
+        if self._prefixes:
+            return label.startswith(self._prefixes)
+        # Ernie's modules have no prefix of their own.
+        return self.spec.family != "ernie4_5_moe" or label.startswith("model.mtp_")
 
     def _vocab(self) -> Stored | None:
         """The draft vocabulary: EAGLE-3 stores offsets, vLLM's Medusa the tokens."""
