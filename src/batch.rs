@@ -4,7 +4,8 @@
 //! is reduced across sequences, and no number of one is drawn for another. One bad sequence refuses
 //! the whole batch, so that no step is half done.
 
-use std::ops::Range;
+mod packed;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::dist::Params;
@@ -12,85 +13,16 @@ use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::pool;
 use crate::rows::RawRows;
-use crate::tree::TokenTree;
-use crate::verify::law::{Draft, Law};
+use crate::verify::law::Draft;
 use crate::verify::lazy::DrafterRows;
+use crate::verify::lossy::{self, Lossy};
 use crate::verify::{self, Noise, Verdict};
+
+pub use packed::{Offsets, chains, unpack};
 
 /// Values of logits for each thread below which a thread costs more than it saves: waking one takes
 /// some tens of microseconds, in which a core reads about as many.
 const VALUES_PER_THREAD: usize = 1 << 18;
-
-/// Where each sequence's part of packed arrays lies: `offsets[b]..offsets[b + 1]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offsets(Vec<usize>);
-
-impl Offsets {
-    /// Checks that the parts follow each other from 0 on, none of them empty: each has its root.
-    ///
-    /// # Errors
-    /// [`Error::ShapeMismatch`] names the first sequence whose part is wrong.
-    pub fn new(offsets: &[i64]) -> Result<Self> {
-        let wrong = |found, wanted: &str| {
-            Err(Error::ShapeMismatch { what: "offsets", found, wanted: wanted.into() })
-        };
-        if offsets.first() != Some(&0) {
-            let found = offsets.first().map_or("()".into(), |first| format!("({first}, ...)"));
-            return wrong(found, "(B+1,), from 0 on");
-        }
-        for (sequence, pair) in (0..).zip(offsets.windows(2)) {
-            if pair[0] >= pair[1] {
-                let found = format!("{}, then {}", pair[0], pair[1]);
-                return wrong(found, "ascending: a root at least").map_err(at(sequence));
-            }
-        }
-        Ok(Self(offsets.iter().map(|&offset| offset as usize).collect()))
-    }
-
-    /// Parts of the given sizes.
-    pub fn of(sizes: impl Iterator<Item = usize>) -> Self {
-        let mut offsets = vec![0];
-        let mut end = 0;
-        offsets.extend(sizes.map(|size| {
-            end += size;
-            end
-        }));
-        Self(offsets)
-    }
-
-    /// The number of sequences.
-    pub fn len(&self) -> usize {
-        self.0.len() - 1
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The length of a packed array.
-    pub fn total(&self) -> usize {
-        self.0.last().copied().unwrap_or(0)
-    }
-
-    /// The part of a sequence.
-    pub fn part(&self, sequence: usize) -> Range<usize> {
-        let (start, end) = (self.0[sequence], self.0[sequence + 1]);
-        mutate!("batch/rows_of_companion", start..end, self.of_companion(sequence))
-    }
-
-    /// All of them.
-    pub fn values(&self) -> &[usize] {
-        &self.0
-    }
-
-    /// As many places, from where the sequence before has its part.
-    #[cfg(feature = "mutants")]
-    fn of_companion(&self, sequence: usize) -> Range<usize> {
-        let start = self.0[sequence.saturating_sub(1)];
-        start..start + self.0[sequence + 1] - self.0[sequence]
-    }
-}
 
 /// The noise addresses of a batch's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +94,8 @@ pub struct Batch<'a> {
     pub params: Each<'a, Params>,
     /// Names of rules.
     pub rules: Each<'a, &'a str>,
+    /// Lossy acceptances that decide in a rule's place.
+    pub lossy: Each<'a, Option<Lossy>>,
     /// Noise addresses.
     pub addresses: Addresses,
 }
@@ -173,6 +107,7 @@ struct Request<'a> {
     logits: RawRows<'a>,
     params: Params,
     rule: &'a str,
+    lossy: Option<Lossy>,
     noise: Noise,
 }
 
@@ -201,6 +136,7 @@ impl<'a> Batch<'a> {
         check_len("positions", self.addresses.positions.len(), count)?;
         self.params.check("params", count)?;
         self.rules.check("rule", count)?;
+        self.lossy.check("lossy", count)?;
         let offsets = Offsets::of(self.drafts.iter().map(|draft| draft.num_nodes()));
         match &self.logits {
             Logits::Packed(rows) if rows.num_rows() != offsets.total() => {
@@ -229,6 +165,7 @@ impl<'a> Batch<'a> {
                     logits,
                     params: self.params.get(sequence),
                     rule: self.rules.get(sequence),
+                    lossy: self.lossy.get(sequence),
                     noise: self.addresses.noise(sequence),
                 })
             })
@@ -251,8 +188,8 @@ impl<'a> Batch<'a> {
             if failed.load(Ordering::Relaxed) < place {
                 return None;
             }
-            let Request { draft, drafter, logits, params, rule, noise } = requests[place];
-            let verdict = verify::verify(draft, drafter, logits, params, rule, None, noise);
+            let Request { draft, drafter, logits, params, rule, lossy, noise } = requests[place];
+            let verdict = verify::verify(draft, drafter, logits, params, rule, lossy, noise);
             if verdict.is_err() {
                 failed.fetch_min(place, Ordering::Relaxed);
             }
@@ -266,44 +203,6 @@ impl<'a> Batch<'a> {
         }
         Ok(batch)
     }
-}
-
-/// The drafts of packed arrays, each with its nodes numbered from its own root.
-///
-/// # Errors
-/// Arrays of different lengths, or what [`TokenTree::new`] and [`Draft::new`] refuse, with the
-/// sequence.
-pub fn unpack(
-    offsets: &Offsets,
-    parents: &[i64],
-    tokens: &[i64],
-    law: Law,
-    sampled: Option<&[bool]>,
-) -> Result<Vec<Draft>> {
-    let total = offsets.total();
-    let lengths = [
-        ("parents", parents.len()),
-        ("tokens", tokens.len()),
-        ("sampled", sampled.map_or(total, <[bool]>::len)),
-    ];
-    for (what, found) in lengths {
-        if found != total {
-            return Err(Error::ShapeMismatch {
-                what,
-                found: format!("({found},)"),
-                wanted: format!("({total},), one for each node"),
-            });
-        }
-    }
-    (0..offsets.len())
-        .map(|sequence| {
-            let part = offsets.part(sequence);
-            let flags = sampled.map(|flags| flags[part.clone()].to_vec());
-            TokenTree::new(&parents[part.clone()])
-                .and_then(|tree| Draft::new(tree, tokens[part].to_vec(), law, flags))
-                .map_err(at(sequence as i64))
-        })
-        .collect()
 }
 
 /// The verdicts of a batch, one after the other.
@@ -345,6 +244,11 @@ impl VerdictBatch {
         self.logprobs.extend(&verdict.logprobs);
         self.offsets.push(self.tokens.len());
         self.rules.push(verdict.rule);
+    }
+
+    /// Whether the tokens of all sequences have the target's law.
+    pub fn is_lossless(&self) -> bool {
+        !self.rules.iter().any(|rule| lossy::is_name(rule))
     }
 
     /// The path of a sequence of the batch.

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 import mtp_verify as mv
@@ -24,7 +34,9 @@ if TYPE_CHECKING:
 
 VOCAB = 32
 WINDOW = 7
-KINDS = ("llama", "gpt2", "mistral", "gemma2")
+KINDS = ("llama", "gpt2", "mistral", "gemma2", "gemma3")
+# Gated delta, short convolutions, Mamba beside attention in one layer, Mamba alone.
+RECURRENT_KINDS = ("qwen3_next", "lfm2", "falcon_h1", "mamba2")
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -45,7 +57,11 @@ _ATTENTION: dict[str, Any] = {
 
 
 def tiny_model(kind: str, seed: int = 1, **overrides: Any) -> Any:
-    """Return a random model; its layers are full (llama, gpt2), sliding (mistral) or mixed."""
+    """Return a random model.
+
+    Its layers are full (llama, gpt2), sliding (mistral), both (gemma2, gemma3), or recurrent with
+    or without full ones (`RECURRENT_KINDS`).
+    """
     torch.manual_seed(seed)
     if kind == "llama":
         options = {**_ATTENTION, "num_hidden_layers": 2, "max_position_embeddings": 128}
@@ -59,6 +75,14 @@ def tiny_model(kind: str, seed: int = 1, **overrides: Any) -> Any:
     elif kind == "mistral":
         options = {**_ATTENTION, "num_hidden_layers": 2, "sliding_window": WINDOW}
         model = MistralForCausalLM(MistralConfig(**{**options, **overrides}))
+    elif kind == "gemma3":
+        options = {
+            **_ATTENTION, "num_hidden_layers": 3, "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        }  # fmt: skip
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**{**options, **overrides}))
+    elif kind in RECURRENT_KINDS:
+        model = _recurrent_model(kind, overrides)
     else:
         options = {
             **_ATTENTION, "num_hidden_layers": 4, "sliding_window": WINDOW,
@@ -66,6 +90,35 @@ def tiny_model(kind: str, seed: int = 1, **overrides: Any) -> Any:
         }  # fmt: skip
         model = Gemma2ForCausalLM(Gemma2Config(**{**options, **overrides}))
     return model.eval()
+
+
+def _recurrent_model(kind: str, overrides: dict[str, Any]) -> Any:
+    if kind == "qwen3_next":
+        options = {
+            **_ATTENTION, "num_hidden_layers": 3, "linear_num_value_heads": 4,
+            "initializer_range": 0.15,  # Two algorithms round their sums differently.
+            "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        }  # fmt: skip
+        return Qwen3NextForCausalLM(Qwen3NextConfig(**{**options, **overrides}))
+    if kind == "lfm2":
+        layer_types = ["conv", "full_attention", "conv"]
+        options = {**_ATTENTION, "num_hidden_layers": 3, "layer_types": layer_types}
+        return Lfm2ForCausalLM(Lfm2Config(**{**options, **overrides}))
+    mamba = {"mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+    if kind == "falcon_h1":
+        options = {
+            **_ATTENTION, **mamba, "num_hidden_layers": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+        }  # fmt: skip
+        return FalconH1ForCausalLM(FalconH1Config(**{**options, **overrides}))
+    options = {
+        **_COMMON, "hidden_size": 32, "state_size": 8, "num_heads": 8, "head_dim": 8,
+        "n_groups": 1, "num_hidden_layers": 2, "chunk_size": 16, "initializer_range": 0.3,
+    }  # fmt: skip
+    return Mamba2ForCausalLM(Mamba2Config(**{**options, **overrides}))
 
 
 def prompt(length: int = 9, seed: int = 3) -> torch.Tensor:

@@ -12,10 +12,12 @@ from mtp_verify._core import (
     CommitPlan,
     CommitPlanBatch,
     Draft,
+    DraftBatch,
     Reservation,
     ReservationBatch,
     TokenTree,
     Verdict,
+    VerdictBatch,
 )
 from mtp_verify.api import (
     alpha_star,
@@ -27,6 +29,7 @@ from mtp_verify.api import (
     rules,
     verify,
 )
+from mtp_verify.batch import set_num_threads, verify_batch
 from mtp_verify.errors import (
     CacheError,
     DraftError,
@@ -49,12 +52,14 @@ __all__ = [
     "CommitPlanBatch",
     "Decoder",
     "Draft",
+    "DraftBatch",
     "DraftError",
     "InternalError",
     "MtpVerifyError",
     "NumericsError",
     "OutOfBlocksError",
     "ParamsError",
+    "Planner",
     "Reservation",
     "ReservationBatch",
     "RuleError",
@@ -62,12 +67,14 @@ __all__ = [
     "TokenTree",
     "UnsupportedModelError",
     "Verdict",
+    "VerdictBatch",
     "__version__",
     "alpha_star",
     "best_rule",
     "build_info",
     "certify",
     "commit_plan",
+    "constraints",
     "derive_seed",
     "drafters",
     "expected_accepted",
@@ -76,19 +83,23 @@ __all__ = [
     "hf",
     "lossy",
     "rules",
+    "set_num_threads",
     "testing",
     "verify",
+    "verify_batch",
 ]
 
 # Parts loaded on first use, most of which need torch or transformers: public name -> module, and
 # attribute if it is not a module.
 _LAZY = {
     "certify": ("mtp_verify.certification", "certify"),
+    "constraints": ("mtp_verify.constraints", None),
     "Decoder": ("mtp_verify.decode", "Decoder"),
     "drafters": ("mtp_verify.drafters", None),
     "growers": ("mtp_verify.growers", None),
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "Planner": ("mtp_verify.planning", "Planner"),
     "testing": ("mtp_verify.testing", None),
 }
 

@@ -13,6 +13,7 @@ __all__ = [
     "CommitPlanBatch",
     "CoreParams",
     "Draft",
+    "DraftBatch",
     "Grower",
     "Lossy",
     "NGramIndex",
@@ -21,6 +22,7 @@ __all__ = [
     "SuffixIndex",
     "TokenTree",
     "Verdict",
+    "VerdictBatch",
     "allocate",
     "alpha_star",
     "best_rule",
@@ -37,10 +39,12 @@ __all__ = [
     "optimal_shape",
     "path_shape",
     "rules",
+    "set_num_threads",
     "shaped_row",
     "stem_shape",
     "top_tokens",
     "verify",
+    "verify_batch",
 ]
 
 MAX_NODES: int
@@ -118,6 +122,56 @@ class Verdict:
     @property
     def lossless(self) -> bool: ...
     def cut(self, n: int) -> Verdict: ...
+
+@final
+class DraftBatch:
+    def __new__(
+        cls,
+        offsets: Any,
+        parents: Any,
+        tokens: Any,
+        law: str,
+        probs: Any | None = None,
+        rows: Any | None = None,
+        logits: Any | None = None,
+        params: Any | None = None,
+        vocab: Any | None = None,
+        sampled: Sequence[bool] | None = None,
+    ) -> DraftBatch: ...
+    @staticmethod
+    def chains(
+        tokens: Any, lengths: Any, probs: Any | None = None, roots: Any | None = None
+    ) -> DraftBatch: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def parents(self) -> NDArray[np.int64]: ...
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def law(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Draft: ...
+
+@final
+class VerdictBatch:
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def path(self) -> NDArray[np.int64]: ...
+    @property
+    def num_accepted(self) -> NDArray[np.int64]: ...
+    @property
+    def logprobs(self) -> NDArray[np.float32]: ...
+    @property
+    def rules(self) -> list[str]: ...
+    @property
+    def lossless(self) -> bool: ...
+    def cut(self, counts: Any) -> VerdictBatch: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Verdict: ...
 
 @final
 class Lossy:
@@ -211,6 +265,16 @@ def verify(
     position: int,
     lossy: Lossy | None = None,
 ) -> Verdict: ...
+def verify_batch(
+    drafts: DraftBatch | Sequence[Draft],
+    logits: Any,
+    params: CoreParams | Sequence[CoreParams],
+    rule: str | Sequence[str],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    lossy: Lossy | Sequence[Lossy | None] | None,
+) -> VerdictBatch: ...
+def set_num_threads(n: int) -> None: ...
 def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...

@@ -13,6 +13,7 @@ __all__ = [
     "alpha_star",
     "best_rule",
     "build_info",
+    "check_supported",
     "commit_plan",
     "derive_seed",
     "expected_accepted",
@@ -85,7 +86,7 @@ def verify(
         arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
     """
     chosen = _DEFAULT if params is None else params
-    _check_supported(chosen)
+    check_supported(chosen)
     if bitmask is not None:
         _refuse("bitmask")
     if processors:
@@ -136,7 +137,7 @@ def expected_accepted(
         0.3125
     """
     chosen = _DEFAULT if params is None else params
-    _check_supported(chosen)
+    check_supported(chosen)
     return _core.expected_accepted(draft, on_host(logits), chosen._core, rule)
 
 
@@ -176,7 +177,12 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 
-def _check_supported(params: SamplingParams) -> None:
+def check_supported(params: SamplingParams) -> None:
+    """Refuse parameters that ask for what is not there yet.
+
+    Raises:
+        ParamsError: names the first of them.
+    """
     if params.unsupported:
         _refuse(params.unsupported[0])
 

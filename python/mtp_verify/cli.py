@@ -20,6 +20,7 @@ from mtp_verify import head_commands
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,6 +130,14 @@ def build_parser() -> argparse.ArgumentParser:
             export,
             "Write a draft head in the layout that a serving engine reads.",
             "mtp-verify export my-head --layout in_checkpoint --base target --out served",
+        )
+    )
+    view_command.add_arguments(
+        add(
+            "view",
+            view,
+            "Draw what each step of a generation drafted and kept.",
+            'mtp-verify view "Repeat: a rose is a rose is a rose." --html steps.html',
         )
     )
     return parser
@@ -256,6 +265,12 @@ def export(args: argparse.Namespace) -> Report:
     """Write a draft head in another layout; see `mtp_verify.heads.export`."""
     _tell_when_missing("torch", "transformers", extra="hf")
     return head_commands.export(args)
+
+
+def view(args: argparse.Namespace) -> Report:
+    """Draw the steps of a generation; see `mtp_verify.view`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return view_command.run(args)
 
 
 def _positive(text: str) -> int:

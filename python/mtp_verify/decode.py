@@ -27,6 +27,7 @@ from mtp_verify.decoding.session import Session
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
 from mtp_verify.params import SamplingParams
+from mtp_verify.planning import MeasuredCosts, Planner
 from mtp_verify.target import BatchTarget, as_target
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Decoder:
         max_batch: most requests in one forward; more wait for their turn.
         lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
             then say `lossless=False`.
+        planner: chooses the size of drafts from what they cost and what they have earned, down to
+            none. "auto" measures what this model's forward costs at the first use (seconds; kept on
+            disk); or a `mv.Planner` of your own. None: drafts are as large as the drafter makes
+            them, and sampled output repeats for a seed whatever the machine.
 
     Raises:
         RuleError: `lossy` with another rule than "auto", or at temperature 0.
@@ -85,6 +90,7 @@ class Decoder:
         batching: str = "auto",
         max_batch: int = 32,
         lossy: mv.lossy.Lossy | None = None,
+        planner: Planner | str | None = None,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
@@ -103,6 +109,12 @@ class Decoder:
             raise UnsupportedModelError(msg, slug="no_batches")
         self._together = batching != "each" and obstacle is None
         self._max_batch = max_batch
+        if isinstance(planner, str):
+            if planner != "auto":
+                msg = f'planner is {planner!r}; wanted None, "auto" or a mv.Planner'
+                raise ParamsError(msg, slug="bad_planner")
+            planner = Planner(MeasuredCosts(self.target))
+        self.planner = planner
         self.lossy = lossy
         if lossy is not None:
             # What cannot be combined is refused before anything runs.
@@ -312,7 +324,7 @@ class Decoder:
         together = self._together and num_requests > 1
         target: Any = self.target
         runner: Runner = Together(target) if together else Each(target)
-        return Session(self.target, runner, self._max_batch)
+        return Session(self.target, runner, self._max_batch, self.planner)
 
     def _find_batch_obstacle(self) -> str | None:
         if not isinstance(self.target, BatchTarget):

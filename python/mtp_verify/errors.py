@@ -4,6 +4,8 @@ The compiled core imports the classes from here: under the stable ABI an extensi
 from Python's own exception classes before Python 3.12.
 """
 
+from typing import Self
+
 __all__ = [
     "CacheError",
     "DraftError",
@@ -42,6 +44,12 @@ class MtpVerifyError(Exception):
         self.node = node
         self.row = row
         self.sequence = sequence
+
+    def in_sequence(self, sequence: int) -> Self:
+        """This error, said of one sequence of a batch."""
+        self.args = (f"sequence {sequence}: {self}",)
+        self.sequence = sequence
+        return self
 
 
 class DraftError(MtpVerifyError, ValueError):

@@ -32,6 +32,9 @@ class Stats:
             far.
         accepted_at: entry d counts those whose node at depth d + 1 was accepted.
         lengths: entry n counts the steps that emitted n tokens.
+        budgets: entry n counts the steps for which a planner chose a budget of n nodes; empty
+            without one.
+        probes: steps that a planner drafted in to learn, not because it promised to pay.
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
@@ -46,6 +49,8 @@ class Stats:
     attempted: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=list)
+    probes: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
     )
@@ -91,6 +96,17 @@ class Stats:
             self.accepted_at[level] += 1
         _pad(self.lengths, num_emitted + 1)
         self.lengths[num_emitted] += 1
+
+    def record_plan(self, budget: int, *, is_probe: bool) -> None:
+        """Count one decision of a planner.
+
+        Args:
+            budget: draft nodes allowed; 0 is plain decoding.
+            is_probe: see `probes`.
+        """
+        _pad(self.budgets, budget + 1)
+        self.budgets[budget] += 1
+        self.probes += is_probe
 
     def merge(self, other: Stats) -> None:
         """Add another generation's figures to these."""

@@ -1,10 +1,12 @@
 """What comes in from callers, brought into the form that the core takes."""
 
+from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 from mtp_verify.errors import ParamsError
 
-__all__ = ["check_word", "on_host"]
+__all__ = ["as_words", "check_word", "on_host"]
 
 _WORDS = 1 << 64
 
@@ -25,3 +27,25 @@ def check_word(name: str, value: int) -> None:
     if not 0 <= value < _WORDS:
         message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
+
+
+def as_words(name: str, values: Any) -> list[int]:
+    """One word of 64 bits for each sequence of a batch.
+
+    Raises:
+        ParamsError: names the values, and the sequence.
+    """
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, Iterable):
+        message = f"{name}: found {values!r}, wanted one for each sequence"
+        raise ParamsError(message, slug="param_out_of_range")
+    words = list(listed)
+    for sequence, value in enumerate(words):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            message = f"sequence {sequence}: {name}: found {value!r}, wanted an integer"
+            raise ParamsError(message, slug="param_out_of_range", sequence=sequence)
+        try:
+            check_word(name, int(value))
+        except ParamsError as error:
+            raise error.in_sequence(sequence) from None
+    return words

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify import CommitPlan
-    from mtp_verify.cache import ModelCache
+    from mtp_verify.caches.model import ModelCache
     from mtp_verify.caches.slots import SlotCache
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
@@ -26,15 +26,30 @@ __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_tar
 # These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
 # attention corrupts memory on the CPU when it is given one (transformers 5.23).
 _TREE_ATTENTION = ("eager", "sdpa")
+_CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 @runtime_checkable
 class TargetCache(Protocol):
-    """What a target remembers of a sequence."""
+    """What a target remembers of a sequence.
+
+    Attributes:
+        capacity: most entries that there is room for, or None.
+        is_recurrent: where entries are dropped, `length` may become less than was asked for: the
+            tokens between are run again. The prompt is then run apart from the first draft.
+    """
 
     @property
     def length(self) -> int:
         """Number of entries."""
+
+    @property
+    def capacity(self) -> int | None:
+        """See above."""
+
+    @property
+    def is_recurrent(self) -> bool:
+        """See above."""
 
     def commit(self, plan: CommitPlan) -> None:
         """Apply the plan's moves and keep its first `plan.length` entries."""
@@ -136,7 +151,7 @@ class TransformersTarget:
     """A transformers causal language model as `Target`.
 
     Args:
-        model: in evaluation mode, with a dynamic cache of full or sliding-window attention layers.
+        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`).
 
     Raises:
         UnsupportedModelError: the model cannot decode speculatively; says why, before any forward.
@@ -153,9 +168,11 @@ class TransformersTarget:
         self._dtype = next(model.parameters()).dtype
         names = inspect.signature(model.forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in names
-        self.tree_obstacle = self._find_tree_obstacle(takes_positions="position_ids" in names)
-        # A layer that cannot be rolled back is refused here, not in mid-generation.
-        self.new_cache()
+        self._takes_positions = "position_ids" in names
+        self._cache_name = next((name for name in _CACHE_NAMES if name in names), None)
+        # What cannot be rolled back is refused here, not in mid-generation.
+        is_recurrent = self._check_cache()
+        self.tree_obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
         self.batch_obstacle = self.tree_obstacle
 
     @property
@@ -168,9 +185,25 @@ class TransformersTarget:
         """Return an empty cache, or wrap the user's own (changed in place)."""
         from transformers.cache_utils import DynamicCache
 
-        from mtp_verify.cache import ModelCache
+        from mtp_verify.caches.model import ModelCache
 
         return ModelCache(DynamicCache(config=self.model.config) if past is None else past)
+
+    def _check_cache(self) -> bool:
+        """Return whether the model has recurrent layers.
+
+        Raises:
+            UnsupportedModelError: it cannot go back after a rejected draft.
+        """
+        if self._cache_name is None:
+            msg = f"{type(self.model).__name__}'s forward takes no cache that could be rolled back"
+            raise UnsupportedModelError(msg, slug="stateful_model")
+        if not self.new_cache().is_recurrent:
+            return False
+        from mtp_verify.caches.probe import refuse_inexact
+
+        refuse_inexact(self)
+        return True
 
     def forward(
         self,
@@ -183,22 +216,20 @@ class TransformersTarget:
         num_logits: int,
     ) -> tuple[torch.Tensor, Any | None]:
         """See `Target.forward`."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {self._cache_name or "": cache.kv}
+        if positions is None and cache.is_recurrent and self._takes_positions:
+            # Some hybrid models count positions from 0 in every forward (Bamba, transformers 5.23).
+            start = cache.length
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         if positions is not None:
             options["position_ids"] = positions
         if tree_mask is not None:
             options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = num_logits
-        with HiddenStates(self.model, hidden_layers) as states:
+        with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
             options |= states.options
-            output = self.model(
-                input_ids=tokens,
-                past_key_values=cache.kv,
-                use_cache=True,
-                return_dict=True,
-                **options,
-            )
+            output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
         logits: torch.Tensor = output.logits[0, -num_logits:]
         if not hidden_layers:
             return logits, None
@@ -221,7 +252,7 @@ class TransformersTarget:
         hidden_layers: Sequence[int] = (),
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See `BatchTarget.forward_slots`."""
-        from mtp_verify.caches.slots import slot_mask
+        from mtp_verify.caches.masks import slot_mask
 
         has_full, window = cache.windows
         starts = cache.lengths
@@ -248,12 +279,12 @@ class TransformersTarget:
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        from mtp_verify.cache import tree_mask
+        from mtp_verify.caches.masks import tree_mask
 
         past = cache.length
         has_full, window = cache.windows
         ancestors = ancestors.to(self.device)
-        full = tree_mask(ancestors, past, self._dtype)
+        full = tree_mask(ancestors, past, self._dtype, capacity=cache.capacity)
         if window is None:
             return full
         depths = torch.arange(ancestors.shape[0]) if positions is None else positions[0] - past
@@ -262,14 +293,19 @@ class TransformersTarget:
         )
         return {"full_attention": full, "sliding_attention": sliding} if has_full else sliding
 
-    def _find_tree_obstacle(self, *, takes_positions: bool) -> str | None:
+    def _find_tree_obstacle(self, *, is_recurrent: bool) -> str | None:
+        if is_recurrent:
+            return (
+                f"{type(self.model).__name__} has recurrent layers, which keep one state and not "
+                "one for each branch; use a drafter of chains"
+            )
         attention = self._config._attn_implementation
         if attention not in _TREE_ATTENTION:
             return (
                 f'attention "{attention}" takes no mask of a tree; load the model with '
                 'attn_implementation="sdpa" or "eager", or use a drafter of chains'
             )
-        if not takes_positions:
+        if not self._takes_positions:
             return "its forward takes no position_ids, so nodes cannot be placed by their depth"
         layer_types = getattr(self._config, "layer_types", None) or ()
         unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
@@ -301,12 +337,6 @@ def _refuse_unsuitable(model: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
         raise UnsupportedModelError(msg, slug="encoder_decoder")
-    if getattr(model, "_is_stateful", False):
-        msg = (
-            f"{name} keeps a recurrent state that cannot be rolled back after a rejected draft; "
-            "models of full and sliding-window attention are supported"
-        )
-        raise UnsupportedModelError(msg, slug="stateful_model")
     if not hasattr(model, "generation_config") or not model.can_generate():
         msg = f"{name} has no language-model head; load it with AutoModelForCausalLM"
         raise UnsupportedModelError(msg, slug="no_lm_head")

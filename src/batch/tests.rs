@@ -2,6 +2,8 @@ use super::*;
 use crate::choice::Purpose;
 use crate::dist::Preset;
 use crate::rng;
+use crate::tree::TokenTree;
+use crate::verify::law::Law;
 use crate::verify::lazy::Source;
 
 const VOCAB: usize = 40;
@@ -80,6 +82,7 @@ impl Setting {
             logits: Logits::Packed(RawRows::from_f32(&self.logits, VOCAB).unwrap()),
             params: Each::Own(&self.params),
             rules: Each::Same("auto"),
+            lossy: Each::Same(None),
             addresses: self.addresses.clone(),
         }
     }
@@ -96,6 +99,7 @@ impl Setting {
             logits: Logits::Own { rows, padded: false },
             params: Each::Own(&params),
             rules: Each::Same("auto"),
+            lossy: Each::Same(None),
             addresses: Addresses {
                 seeds: self.addresses.seeds.iter().rev().copied().collect(),
                 positions: self.addresses.positions.iter().rev().copied().collect(),
@@ -114,8 +118,8 @@ fn a_batch_gives_the_verdicts_of_its_sequences_alone() {
     let reversed = setting.reversed();
     assert_eq!(found.len(), 18);
     for (b, request) in batch.requests().unwrap().into_iter().enumerate() {
-        let Request { draft, drafter, logits, params, rule, noise } = request;
-        let alone = verify::verify(draft, drafter, logits, params, rule, None, noise).unwrap();
+        let Request { draft, drafter, logits, params, rule, lossy, noise } = request;
+        let alone = verify::verify(draft, drafter, logits, params, rule, lossy, noise).unwrap();
         assert_eq!(found.get(b), alone, "sequence {b}");
         assert_eq!(reversed.get(17 - b), alone, "sequence {b} from the end");
     }
@@ -130,8 +134,8 @@ fn threads_change_nothing() {
     pool::set_num_threads(7).unwrap();
     for threads in [1, 2, 7] {
         let found = pool::map(&requests, threads, |request| {
-            let &Request { draft, drafter, logits, params, rule, noise } = request;
-            verify::verify(draft, drafter, logits, params, rule, None, noise).unwrap()
+            let &Request { draft, drafter, logits, params, rule, lossy, noise } = request;
+            verify::verify(draft, drafter, logits, params, rule, lossy, noise).unwrap()
         });
         for (b, verdict) in found.into_iter().enumerate() {
             assert_eq!(verdict, wanted.get(b));
@@ -198,6 +202,24 @@ fn packed_drafts_are_those_given_one_by_one() {
     let error = unpack(&offsets, &[-1, 0, 0], &[5, 6, 7], Law::Deterministic, None).unwrap_err();
     assert_eq!((error.slug(), error.sequence(), error.node()), ("bad_parent", Some(1), Some(0)));
     assert!(unpack(&offsets, &[-1, 0], &[5, 6, 7], Law::Deterministic, None).is_err());
+}
+
+#[test]
+fn chains_end_at_their_lengths() {
+    let tokens = [vec![5, 6], vec![7, -1], vec![-1, -1]];
+    let drafts = chains(&tokens, &[2, 1, 0], &[1, 2, -1], Law::Deterministic).unwrap();
+    let found: Vec<&[i64]> = drafts.iter().map(Draft::tokens).collect();
+    assert_eq!(found, [&[1, 5, 6][..], &[2, 7], &[-1]]);
+    for (lengths, slug) in [
+        ([2, 2, 0], "token_out_of_vocabulary"),
+        ([2, 3, 0], "param_out_of_range"),
+        ([2, -1, 0], "param_out_of_range"),
+    ] {
+        let error = chains(&tokens, &lengths, &[1, 2, 3], Law::Deterministic).unwrap_err();
+        assert_eq!((error.slug(), error.sequence()), (slug, Some(1)));
+    }
+    assert!(chains(&tokens, &[2, 1], &[1, 2, 3], Law::Deterministic).is_err());
+    assert!(chains(&tokens, &[2, 1, 0], &[1, 2], Law::Deterministic).is_err());
 }
 
 #[test]

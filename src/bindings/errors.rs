@@ -65,6 +65,14 @@ pub(super) fn to_py(error: &Error) -> PyErr {
     Python::attach(|py| build(py, error).unwrap_or_else(|failure| failure))
 }
 
+/// An exception, said of one sequence of a batch where it is of the family.
+pub(super) fn in_sequence(error: PyErr, sequence: usize) -> PyErr {
+    Python::attach(|py| {
+        let said = error.value(py).call_method1("in_sequence", (sequence,));
+        said.map_or(error, PyErr::from_value)
+    })
+}
+
 /// The Python exception of a panic: `InternalError`, which `except Exception` catches.
 pub(super) fn internal(message: &str) -> PyErr {
     Python::attach(|py| {

@@ -13,11 +13,12 @@ use crate::error::{Error, Result};
 use crate::kv::{self, Commit};
 
 use super::buffer::{fill, give, writable};
+use super::drafts::Draft;
 use super::enter;
 use super::errors::{internal, to_py};
 use super::plans::{CommitPlanBatch, Reservation, ReservationBatch};
 use super::tensor::{integer, integers, size, token_ids};
-use super::types::{CommitPlan, Draft, TokenTree, Verdict};
+use super::types::{CommitPlan, TokenTree, Verdict};
 
 /// Sequences as lists of blocks from one fixed pool: the bookkeeping of a paged KV cache.
 ///

@@ -1,6 +1,9 @@
 //! The Python module `mtp_verify._core`: the only place that knows Python.
 
+mod batch;
 mod buffer;
+mod draft_batch;
+mod drafts;
 mod errors;
 mod kv;
 mod lossy;
@@ -27,10 +30,11 @@ use crate::verify::lazy::check_distribution;
 use crate::verify::{self, Core, Noise, RULES, optimum};
 use crate::{certify, rng};
 
+use drafts::{Draft, FLOATS};
 use errors::to_py;
 use lossy::Lossy;
 use tensor::{Tensor, integers};
-use types::{CommitPlan, CoreParams, Draft, TokenTree, Verdict, core_params};
+use types::{CommitPlan, CoreParams, TokenTree, Verdict, core_params};
 
 /// The one gate: runs pure Rust detached from the interpreter; errors and panics become exceptions.
 ///
@@ -107,7 +111,7 @@ fn alpha_star(
     law: &str,
 ) -> PyResult<f64> {
     let (p, q) = (Tensor::borrow(p, "p")?, Tensor::borrow(q, "q")?);
-    let (p, q) = (p.rows(types::FLOATS, true)?, q.rows(types::FLOATS, true)?);
+    let (p, q) = (p.rows(FLOATS, true)?, q.rows(FLOATS, true)?);
     enter(py, || alpha_star_of(&p, &q, n, Law::parse(law)?))
 }
 
@@ -322,6 +326,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(mutants, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
+    batch::register(module)?;
     kv::register(module)?;
     ngram::register(module)?;
     shape::register(module)

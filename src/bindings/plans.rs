@@ -126,7 +126,7 @@ impl CommitPlanBatch {
 }
 
 /// An index as Python has them, negative ones from the end.
-fn place(index: isize, len: usize) -> PyResult<usize> {
+pub(super) fn place(index: isize, len: usize) -> PyResult<usize> {
     let from_start = if index < 0 { index + len as isize } else { index };
     let inside = usize::try_from(from_start).ok().filter(|&at| at < len);
     inside.ok_or_else(|| PyIndexError::new_err("index out of range"))

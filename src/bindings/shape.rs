@@ -3,10 +3,11 @@
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
+use crate::bindings::drafts::Draft;
 use crate::bindings::errors::to_py;
 use crate::bindings::tensor::size;
 use crate::bindings::tensor::{Tensor, integers};
-use crate::bindings::types::{Draft, TokenTree, core_params};
+use crate::bindings::types::{TokenTree, core_params};
 use crate::bindings::{LOGITS, enter};
 use crate::choice::Philox;
 use crate::dist::{Params, Scratch, ShapedRows, Side};

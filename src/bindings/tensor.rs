@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use numpy::{PyArray1, PyArrayMethods};
@@ -202,6 +203,43 @@ impl Tensor {
         &self.shape
     }
 
+    /// Sees (B, M, V) as one matrix, without a copy.
+    pub(super) fn flatten(&mut self, sequences: usize) -> PyResult<Stack> {
+        let &[count, height, cols] = &self.shape[..] else {
+            return Err(to_py(&Error::ShapeMismatch {
+                what: self.what,
+                found: format!("{:?}", self.shape),
+                wanted: format!("({sequences}, M, vocabulary)"),
+            }));
+        };
+        if count != sequences {
+            return Err(to_py(&Error::ShapeMismatch {
+                what: self.what,
+                found: format!("{count} matrices"),
+                wanted: format!("{sequences}, one for each sequence"),
+            }));
+        }
+        // The stride of an axis of length 1 means nothing.
+        let (outer, inner) = match (count, height) {
+            (0, _) | (_, 0) => (0, cols as i64),
+            (1, _) => (0, self.strides[1]),
+            (_, 1) => (self.strides[0], self.strides[0]),
+            _ => (self.strides[0], self.strides[1]),
+        };
+        if inner < 1 || outer < 0 || outer % inner != 0 {
+            return Err(to_py(&Error::BadTensor {
+                what: self.what,
+                found: format!("strides {:?}", self.strides),
+                todo: "pass a contiguous tensor",
+            }));
+        }
+        let stack = Stack { count, step: (outer / inner) as usize, height };
+        let rows = if height == 0 { 0 } else { count.saturating_sub(1) * stack.step + height };
+        self.shape = vec![if count == 0 { 0 } else { rows }, cols];
+        self.strides = vec![inner, self.strides[2]];
+        Ok(stack)
+    }
+
     fn dtype_name(&self) -> String {
         let (code, bits) = self.dtype;
         match code {
@@ -272,6 +310,27 @@ impl Tensor {
     }
 }
 
+/// Matrices of equal height inside one matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Stack {
+    count: usize,
+    /// Rows from the start of one matrix to that of the next.
+    step: usize,
+    height: usize,
+}
+
+impl Stack {
+    /// The rows of each matrix.
+    pub(super) fn parts(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.count).map(move |matrix| matrix * self.step..matrix * self.step + self.height)
+    }
+
+    /// A row of a matrix.
+    pub(super) fn row(self, matrix: usize, row: usize) -> Option<usize> {
+        (row < self.height).then_some(matrix * self.step + row)
+    }
+}
+
 /// Whole numbers from a list, a NumPy array or a tensor.
 pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> {
     if let Ok(array) = object.cast::<PyArray1<i64>>()
@@ -286,6 +345,19 @@ pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResul
             what,
             found: format!("{found} that is not one-dimensional and integer"),
             wanted: "a one-dimensional integer array or list",
+        })
+    })
+}
+
+/// Lists of whole numbers from nested lists, a NumPy array or a tensor.
+pub(super) fn table(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<Vec<i64>>> {
+    let list = if object.hasattr("tolist")? { &object.call_method0("tolist")? } else { object };
+    list.extract().map_err(|_| {
+        let found = object.get_type().name().map_or_else(|_| "object".into(), |n| n.to_string());
+        to_py(&Error::BadDtype {
+            what,
+            found: format!("{found} that is not two-dimensional and integer"),
+            wanted: "a two-dimensional integer array or list of lists",
         })
     })
 }

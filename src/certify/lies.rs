@@ -49,7 +49,7 @@ const fn lie(
 }
 
 /// Every lie.
-pub static LIES: [Lie; 14] = [
+pub static LIES: [Lie; 15] = [
     lie(
         ("law/swor_claimed_iid", "drawn without replacement, declared independent"),
         ("E", Law::Swor, &[2]),
@@ -151,6 +151,13 @@ pub static LIES: [Lie; 14] = [
         (Law::Chain, Core::TopDown),
         (1, 7),
     ),
+    lie(
+        ("law/forbidden_token_dropped", "a drawn token that a grammar forbids is left out"),
+        ("masked", Law::Chain, &[1]),
+        drop_forbidden,
+        (Law::Chain, Core::TopDown),
+        (1, 4),
+    ),
 ];
 
 /// Every lie with the total variation that it causes.
@@ -201,15 +208,19 @@ impl Lie {
 
     fn rows(&self) -> Rows<Fraction> {
         let plain = WeightParams::neutral();
-        match MODELS.iter().find(|model| model.name == self.model) {
-            Some(model) => model.rows(&plain),
-            None => Rows::new(&[B0], &[B0_SQUARED], &plain),
+        match self.model {
+            "tempered" => Rows::new(&[B0], &[B0_SQUARED], &plain),
+            "masked" => Rows::new(&[MASKED], &[UNMASKED], &plain),
+            name => MODELS.iter().find(|model| model.name == name).unwrap().rows(&plain),
         }
     }
 }
 
 const B0: &[(i64, i64)] = &[(1, 2), (1, 3), (1, 6)];
 const B0_SQUARED: &[(i64, i64)] = &[(9, 14), (4, 14), (1, 14)];
+// A fair row of three tokens whose first one a grammar forbids, and a drafter that does not know.
+const MASKED: &[(i64, i64)] = &[(0, 1), (1, 2), (1, 2)];
+const UNMASKED: &[(i64, i64)] = &[(1, 2), (1, 2), (0, 1)];
 
 fn nothing(_: &mut Grown<Fraction>) {}
 
@@ -261,6 +272,12 @@ fn cut_before(grown: &mut Grown<Fraction>, bound: &Fraction, by_path: bool) {
     keep(grown, &(0..end).collect::<Vec<_>>());
 }
 
+fn drop_forbidden(grown: &mut Grown<Fraction>) {
+    let allowed = |node: usize| grown.rows[0].0[grown.tokens[node] as usize] > Fraction::zero();
+    let nodes: Vec<usize> = (0..grown.tokens.len()).filter(|&n| n == 0 || allowed(n)).collect();
+    keep(grown, &nodes);
+}
+
 fn sort_by_target(grown: &mut Grown<Fraction>) {
     let mut nodes: Vec<usize> = (1..grown.tokens.len()).collect();
     nodes.sort_by(|&a, &b| {
@@ -287,6 +304,13 @@ mod tests {
         let merged = Lie { declared: Law::Swor, ..LIES[1] };
         assert_eq!(merged.name, "law/iid_duplicates_merged");
         assert_eq!(merged.distance().unwrap(), Fraction::zero());
+    }
+
+    #[test]
+    fn a_forbidden_token_that_stays_in_the_draft_does_no_harm() {
+        let kept = Lie { change: nothing, ..LIES[14] };
+        assert_eq!(kept.name, "law/forbidden_token_dropped");
+        assert_eq!(kept.distance().unwrap(), Fraction::zero());
     }
 
     #[test]

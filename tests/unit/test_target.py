@@ -39,7 +39,7 @@ def test_encoder_decoder_is_refused():
 
 def test_recurrent_model_is_refused():
     config = MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4)
-    with pytest.raises(UnsupportedModelError, match="rolled back"):
+    with pytest.raises(UnsupportedModelError, match="cannot decode speculatively"):
         TransformersTarget(MambaForCausalLM(config).eval())
 
 
@@ -74,7 +74,7 @@ def test_trees_are_refused_under_flash_attention():
     model = tiny_model("llama")
     target = TransformersTarget(model)
     target._config._attn_implementation = "flash_attention_2"
-    assert "sdpa" in target._find_tree_obstacle(takes_positions=True)
+    assert "sdpa" in target._find_tree_obstacle(is_recurrent=False)
 
 
 def test_hidden_states_are_returned_on_request():

@@ -10,22 +10,21 @@ nothing, and what a rejected draft left behind is overwritten by the next forwar
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from mtp_verify.caches.base import DUMMY
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
-__all__ = ["SlotCache", "slot_mask"]
-
-# Stands for layers that read another layer's entries; early versions of transformers 5 have none.
-_DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+__all__ = ["SlotCache"]
 
 
 @dataclass
@@ -117,6 +116,8 @@ class SlotCache:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
     """
 
+    is_recurrent = False
+
     def __init__(self, cache: DynamicCache) -> None:
         self._aim = _Aim()
         layers: list[Any] = []
@@ -125,7 +126,7 @@ class SlotCache:
                 layers.append(_SlotLayer(self._aim, None))
             elif type(layer) is DynamicSlidingWindowLayer:
                 layers.append(_SlotLayer(self._aim, int(layer.sliding_window)))
-            elif isinstance(layer, _DUMMY):
+            elif isinstance(layer, DUMMY):
                 layers.append(layer)
             else:
                 msg = (
@@ -198,6 +199,11 @@ class SlotCache:
             rows = torch.arange(len(aim.starts), device=device)
             aim.index = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
 
+    def writing(self, count: int) -> AbstractContextManager[None]:
+        """Around a forward: its entries count once they are committed."""
+        del count
+        return nullcontext()
+
     def commit(self, moves: Sequence[tuple[int, int, int]], lengths: dict[int, int]) -> None:
         """Keep accepted paths.
 
@@ -214,39 +220,3 @@ class SlotCache:
                     places[slots, targets] = places[slots, sources]
         for slot, length in lengths.items():
             self.lengths[slot] = length
-
-
-def slot_mask(
-    starts: Sequence[int],
-    positions: torch.Tensor,
-    ancestors: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    window: int | None = None,
-) -> torch.Tensor:
-    """Return the additive attention mask of one tree for each slot.
-
-    Args:
-        starts: committed entries of each of B slots, visible to all nodes of its tree.
-        positions: (B, W) int64, the place of each node in its sequence.
-        ancestors: (B, W, W) bool: entry (b, i, j) is set where node i sees node j. Nodes that only
-            fill a row up see themselves.
-        dtype: of the model.
-        window: of a sliding-window layer: keys as old as that are hidden.
-
-    Returns:
-        (B, 1, W, max(starts) + W), 0 where visible and the lowest finite value elsewhere.
-    """
-    count, width = positions.shape
-    device = ancestors.device
-    begins = torch.tensor(starts, device=device)[:, None]
-    entries = torch.arange(max(starts) + width, device=device)[None]
-    visible = (entries < begins)[:, None].repeat(1, width, 1)
-    nodes = begins + torch.arange(width, device=device)
-    visible.scatter_(2, nodes[:, None].expand(count, width, width), ancestors)
-    if window is not None:
-        places = entries.repeat(count, 1).scatter_(1, nodes, positions)
-        visible &= positions[:, :, None] - places[:, None] < window
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~visible, torch.finfo(dtype).min)
-    return mask[:, None]

@@ -44,9 +44,11 @@ class Runner(Protocol):
 
     Attributes:
         rows: in no particular order, which may change when one leaves.
+        shares_forwards: whether one forward, as wide as the widest draft, serves all.
     """
 
     rows: list[Row]
+    shares_forwards: bool
 
     def add(self, row: Row, past: Any | None = None) -> None:
         """Take a request.
@@ -54,6 +56,9 @@ class Runner(Protocol):
         Raises:
             ParamsError: `past` does not fit the prompt.
         """
+
+    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
+        """Return one draft per row that its cache has room for: the empty one where it has not."""
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """Run what is not cached yet and one draft per row, in the order of `rows`."""
@@ -79,6 +84,8 @@ class Runner(Protocol):
 class Each:
     """Every request by itself: its own cache of any kind, its own forwards."""
 
+    shares_forwards = False
+
     def __init__(self, target: Target) -> None:
         self._target = target
         self.rows: list[Row] = []
@@ -96,8 +103,26 @@ class Each:
                 "it may hold all of the prompt but its last token, and no padding"
             )
             raise ParamsError(msg, slug="bad_past", sequence=0)
+        capacity = cache.capacity
+        if capacity is not None and (row.num_padding or capacity < row.max_total - 1):
+            cache.finish()
+            msg = (
+                f"past_key_values has room for {capacity} entries; {row.max_total - 1} are needed "
+                "for the prompt and its new tokens but the last, and none for padding: drop the "
+                "padding, or use a larger cache"
+            )
+            raise ParamsError(msg, slug="bad_past", sequence=0)
         self._caches[row.request.id] = cache
         self.rows.append(row)
+
+    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
+        """See `Runner.fit`."""
+        fitting = []
+        for row, draft in zip(self.rows, drafts, strict=True):
+            capacity = self._caches[row.request.id].capacity
+            fits = capacity is None or row.request.position + draft.num_nodes <= capacity
+            fitting.append(draft if fits else empty)
+        return fitting
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """See `Runner.forward`."""
@@ -119,18 +144,26 @@ class Each:
     def remove(self, row: Row) -> Any:
         """See `Runner.remove`."""
         self.rows.remove(row)
-        return self._caches.pop(row.request.id).finish(row.num_padding)
+        cache = self._caches.pop(row.request.id)
+        pending = row.request.tokens[cache.length : -1]
+        if pending and cache.is_recurrent and row.finish is not None and row.error is None:
+            # Accepted tokens that were to be run again: the user's cache shall hold them.
+            ids = torch.tensor([pending], device=self._target.device)
+            self._target.forward(ids, None, None, cache, num_logits=1)
+        return cache.finish(row.num_padding)
 
     def _forward(self, row: Row, draft: mv.Draft) -> Output:
         cache, tokens = self._caches[row.request.id], row.request.tokens
         pending = tokens[cache.length :]
         positions = mask = None
         before: tuple[torch.Tensor, ...] | None = None
-        if not draft.tree.is_chain:
-            if len(pending) > 1:
-                # The prompt is causal; only the tree itself needs a mask.
-                _, before = self._run(row, pending[:-1], None, None, 1)
-                pending = pending[-1:]
+        is_chain = draft.tree.is_chain
+        if len(pending) > 1 and not (is_chain and (draft.num_nodes == 1 or not cache.is_recurrent)):
+            # The prompt is causal; only the tree itself needs a mask. And a recurrent state can be
+            # put back to where a forward began: to the root, not to the prompt's beginning.
+            _, before = self._run(row, pending[:-1], None, None, 1)
+            pending = pending[-1:]
+        if not is_chain:
             depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
             positions = (row.request.position + depths)[None]
             mask = torch.from_numpy(np.asarray(draft.tree.mask()))
@@ -138,6 +171,9 @@ class Each:
         logits, hidden = self._run(row, pending, positions, mask, draft.num_nodes)
         if before is not None and hidden is not None:
             hidden = tuple(torch.cat(pair) for pair in zip(before, hidden, strict=True))
+        if hidden is not None and row.request.position >= row.request.prompt_len:
+            # Tokens that are run again have been shown before.
+            hidden = tuple(states[-draft.num_nodes :] for states in hidden)
         # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
         return Output(logits.cpu(), hidden)
 
@@ -164,6 +200,8 @@ class Each:
 class Together:
     """All requests in one forward over a `SlotCache`; row i has slot i."""
 
+    shares_forwards = True
+
     def __init__(self, target: BatchTarget) -> None:
         self._target = target
         self.rows: list[Row] = []
@@ -176,6 +214,11 @@ class Together:
             raise ParamsError(msg, slug="bad_past")
         self._cache.add()
         self.rows.append(row)
+
+    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
+        """See `Runner.fit`: the cache grows."""
+        del empty
+        return list(drafts)
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """See `Runner.forward`."""

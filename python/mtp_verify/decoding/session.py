@@ -16,6 +16,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify.decoding.rows import check_draft
 from mtp_verify.errors import MtpVerifyError
+from mtp_verify.planning import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mtp_verify.decoding.rows import Row
     from mtp_verify.decoding.runners import Output, Runner
     from mtp_verify.drafters.base import Drafter
+    from mtp_verify.planning import Planner
     from mtp_verify.target import Target
 
 __all__ = ["Session"]
@@ -35,12 +37,16 @@ class Session:
         target: the model.
         runner: how it is run over many requests.
         max_batch: most requests in flight; others wait in the order in which they came.
+        planner: chooses the budgets of drafts; None leaves their size to the drafters.
     """
 
-    def __init__(self, target: Target, runner: Runner, max_batch: int) -> None:
+    def __init__(
+        self, target: Target, runner: Runner, max_batch: int, planner: Planner | None = None
+    ) -> None:
         self._target = target
         self._runner = runner
         self._max_batch = max_batch
+        self._planner = planner
         self._waiting: deque[tuple[Row, Any]] = deque()
         # Plain decoding is verification of a draft that has no nodes but the root.
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
@@ -113,10 +119,11 @@ class Session:
 
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
-        drafts = self._propose(rows)
+        plans = self._plan(rows)
+        drafts = self._runner.fit(self._propose(rows, plans), self._empty)
         clock.tick("draft")
         outputs = self._runner.forward(drafts)
-        clock.tick("target")
+        forward = clock.tick("target")
         for drafter, members in _by_drafter(rows):
             observe = getattr(drafter, "observe", None)
             if observe is not None:
@@ -131,6 +138,7 @@ class Session:
             verdict = self._verify(row, drafts[i], outputs[i])
             if verdict is not None:
                 verdicts[i] = verdict
+        self._learn(rows, plans, drafts, verdicts, forward)
         clock.tick("verify")
         self._runner.commit(
             [rows[i] for i in verdicts],
@@ -147,13 +155,52 @@ class Session:
             drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
         clock.tick("commit")
 
-    def _propose(self, rows: list[Row]) -> list[mv.Draft]:
+    def _plan(self, rows: list[Row]) -> list[Plan]:
+        """Choose the budget of each row."""
+        if self._planner is None:
+            return [Plan(row.budget) for row in rows]
+        plans = self._planner.plan(
+            [row.request for row in rows],
+            [row.drafter for row in rows],
+            [row.budget for row in rows],
+            together=self._runner.shares_forwards,
+        )
+        for row, plan in zip(rows, plans, strict=True):
+            if row.drafter is not None:
+                row.stats.record_plan(plan.budget, is_probe=plan.is_probe)
+        return plans
+
+    def _learn(
+        self,
+        rows: list[Row],
+        plans: list[Plan],
+        drafts: list[mv.Draft],
+        verdicts: dict[int, mv.Verdict],
+        forward: float,
+    ) -> None:
+        """Tell the planner what became of the drafts."""
+        if self._planner is not None:
+            ran_prompts = any(row.stats.steps == 1 for row in rows)
+            self._planner.learn(
+                [row.request for row in rows],
+                [row.drafter for row in rows],
+                plans,
+                drafts,
+                [verdicts[i].path.tolist() if i in verdicts else None for i in range(len(rows))],
+                forward=None if ran_prompts else forward,
+                together=self._runner.shares_forwards,
+            )
+
+    def _propose(self, rows: list[Row], plans: list[Plan]) -> list[mv.Draft]:
         """Draft for each row, one call per drafter; a draft that cannot be run fails its row."""
         drafts = [self._empty] * len(rows)
         for drafter, members in _by_drafter(rows):
-            proposed = drafter.propose(
-                [rows[i].request for i in members], [rows[i].budget for i in members]
-            )
+            requests = [rows[i].request for i in members]
+            wanted = [plans[i] for i in members]
+            if self._planner is None:
+                proposed = drafter.propose(requests, [plan.budget for plan in wanted])
+            else:
+                proposed = self._planner.propose(drafter, requests, wanted)
             for i, draft in zip(members, proposed, strict=True):
                 drafts[i] = draft
         for i, row in enumerate(rows):
@@ -202,6 +249,8 @@ class Session:
         if row.error is not None:
             self._runner.roll_back(row)
         row.past = self._runner.remove(row)
+        if self._planner is not None:
+            self._planner.forget(row.request)
         if row.drafter is not None:
             row.drafter.release(row.request)
 
@@ -213,12 +262,13 @@ class _Clock:
         self._rows = rows
         self._last = perf_counter()
 
-    def tick(self, part: str) -> None:
+    def tick(self, part: str) -> float:
+        """Book the time since the last tick, and return it."""
         now = perf_counter()
-        share = (now - self._last) / len(self._rows)
-        self._last = now
+        spent, self._last = now - self._last, now
         for row in self._rows:
-            row.stats.seconds[part] += share
+            row.stats.seconds[part] += spent / len(self._rows)
+        return spent
 
 
 def _fail(row: Row, error: Exception) -> None:

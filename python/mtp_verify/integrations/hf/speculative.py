@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import StaticCache
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -203,10 +204,10 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpu
     if names:
         msg = f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
         raise ParamsError(msg, slug="unsupported_setting")
-    if config.cache_implementation not in (None, "dynamic"):
+    if config.cache_implementation not in (None, "dynamic", "static"):
         msg = (
             f'cache_implementation="{config.cache_implementation}" cannot be rolled back after a '
-            "rejected draft; leave it unset (the dynamic cache)"
+            'rejected draft; use "static", or leave it unset (the dynamic cache)'
         )
         raise UnsupportedModelError(msg, slug="unsupported_cache")
 
@@ -218,6 +219,9 @@ def _pad_token(config: Any) -> int | None:
 
 def _past(past: Any, num_rows: int) -> Any:
     """`generate` sends an empty cache along, which a batch does without."""
+    if num_rows > 1 and isinstance(past, StaticCache):
+        msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
+        raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
 
 

@@ -224,7 +224,6 @@ REFUSED = {
         {"return_dict_in_generate": True, "output_attentions": True},
         "output_attentions",
     ),
-    "static cache": ({"cache_implementation": "static"}, "static"),
     "own positions": ({"position_ids": torch.arange(9)[None] + 3}, "position_ids"),
 }
 
@@ -239,10 +238,21 @@ def test_unsupported_settings_are_refused_by_name(case, llama):
     assert drafter.calls == []
 
 
-def test_static_cache_object_is_refused(llama):
-    cache = StaticCache(config=llama.config, max_cache_len=64)
-    with pytest.raises(mv.UnsupportedModelError, match="StaticCache"):
-        run(llama, prompt(), do_sample=False, past_key_values=cache)
+def test_static_cache_is_used(llama):
+    ids = prompt()
+    expected = llama.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    for options in (
+        {"cache_implementation": "static"},
+        {"past_key_values": StaticCache(config=llama.config, max_cache_len=64)},
+    ):
+        output = run(
+            llama, ids, ScriptDrafter(expected[0].tolist()), do_sample=False, max_new_tokens=12,
+            return_dict_in_generate=True, **options,
+        )  # fmt: skip
+        assert torch.equal(output.sequences, expected)
+        assert isinstance(output.past_key_values, StaticCache)
+    with pytest.raises(mv.UnsupportedModelError, match="a static cache serves a single sequence"):
+        run(llama, ids.repeat(2, 1), do_sample=False, cache_implementation="static")
 
 
 def padded_batch():

@@ -5,13 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DynamicCache,
+    EncoderDecoderCache,
+    QuantizedCache,
+)
 from transformers.cache_utils import DynamicLayer
 
 import mtp_verify as mv
-from mtp_verify.cache import GrowingLayer, ModelCache, tree_mask
+from mtp_verify.caches.dynamic import GrowingLayer
+from mtp_verify.caches.masks import tree_mask
+from mtp_verify.caches.model import ModelCache
+from mtp_verify.decode import Decoder
 from mtp_verify.errors import CacheError, UnsupportedModelError
 from mtp_verify.target import TransformersTarget
+from tests.caches import assert_same_entries, fresh_cache
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 
 #      0
@@ -23,22 +33,6 @@ from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 #   7    8
 PARENTS = [-1, 0, 0, 0, 1, 2, 2, 4, 6]
 PATHS = [[], [1], [2], [1, 4], [2, 5], [2, 6, 8], [1, 4, 7], [3]]
-
-
-def fresh_cache(model, tokens):
-    """What one forward over the accepted text alone leaves."""
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(torch.tensor([tokens]), past_key_values=cache, use_cache=True)
-    return cache
-
-
-def assert_same_entries(found, expected, atol=1e-5):
-    assert len(found.layers) == len(expected.layers)
-    for mine, theirs in zip(found.layers, expected.layers, strict=True):
-        assert mine.get_seq_length() == theirs.get_seq_length()
-        torch.testing.assert_close(mine.keys, theirs.keys, atol=atol, rtol=0)
-        torch.testing.assert_close(mine.values, theirs.values, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,12 +197,6 @@ def test_crop_beyond_the_end_is_refused():
     assert cache.length == 3
 
 
-def test_static_cache_is_refused_by_name():
-    static = StaticCache(config=tiny_model("llama").config, max_cache_len=16)
-    with pytest.raises(UnsupportedModelError, match="StaticCache cannot be rolled back"):
-        ModelCache(static)
-
-
 def test_offloaded_cache_is_refused():
     cache = DynamicCache(config=tiny_model("llama").config)
     cache.offloading = True
@@ -224,3 +212,52 @@ def test_unknown_layer_is_refused_by_name():
     cache.layers[1] = StrangeLayer()
     with pytest.raises(UnsupportedModelError, match="layer 1 is a StrangeLayer"):
         ModelCache(cache)
+
+
+def test_quantised_cache_is_refused():
+    config = tiny_model("llama").config
+    cache = QuantizedCache("fp8", config)
+    with pytest.raises(UnsupportedModelError, match="QuantizedCache cannot be rolled back"):
+        ModelCache(cache)
+    with pytest.raises(UnsupportedModelError, match="quantised together"):
+        Decoder(tiny_model("llama")).generate(prompt(), max_new_tokens=2, past_key_values=cache)
+
+
+@torch.inference_mode()
+def test_cross_attention_is_left_alone():
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, max_position_embeddings=32, init_std=0.3,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config).eval()
+    memory = model.get_encoder()(prompt(5))
+
+    def run(tokens, kv):
+        model(
+            encoder_outputs=memory, decoder_input_ids=torch.tensor([tokens]), past_key_values=kv,
+            use_cache=True,
+        )  # fmt: skip
+
+    def new():
+        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+    text = prompt(9, seed=6)[0].tolist()
+    cache = ModelCache(new())
+    with cache.writing(9):
+        run(text, cache.kv)
+    crossed = [layer.keys for layer in cache.kv.cross_attention_cache.layers]
+    # A tree whose path is nodes 1 and 3 of 0 - 1 - 3, 0 - 2; its mask is another test's business.
+    cache.commit(mv.commit_plan(mv.TokenTree([-1, 0, 0, 1]), np.array([1, 3]), 5))
+    kv = cache.finish()
+    assert cache.length == 8
+    for layer, keys in zip(kv.cross_attention_cache.layers, crossed, strict=True):
+        assert layer.keys is keys
+    fresh = new()
+    run(text, fresh)
+    for mine, theirs in zip(
+        kv.self_attention_cache.layers, fresh.self_attention_cache.layers, strict=True
+    ):
+        kept = [*range(7), 8]
+        torch.testing.assert_close(mine.keys, theirs.keys[:, :, kept], atol=1e-6, rtol=0)

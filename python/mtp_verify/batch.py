@@ -1,0 +1,116 @@
+"""Many sequences in one call: `verify_batch`, and the threads that it may use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mtp_verify import _core
+from mtp_verify._core import Draft, DraftBatch, Lossy, VerdictBatch
+from mtp_verify.api import check_supported
+from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_words, on_host
+from mtp_verify.params import SamplingParams
+
+__all__ = ["set_num_threads", "verify_batch"]
+
+_DEFAULT = SamplingParams()
+
+
+def verify_batch(
+    drafts: DraftBatch | Sequence[Draft],
+    logits: Any,
+    params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+    *,
+    rule: str | Sequence[str] = "auto",
+    seeds: Any,
+    positions: Any,
+    lossy: Lossy | Sequence[Lossy | None] | None = None,
+) -> VerdictBatch:
+    """Verifies the drafts of many sequences, on several threads; otherwise as `verify`.
+
+    The verdict of a sequence is the one that `verify` gives for it alone, bit for bit: it depends
+    on no other sequence, on no order and on no number of threads. If one sequence has an error
+    there are no verdicts at all.
+
+    Args:
+        drafts: B drafts, each of its own law and shape, or a `DraftBatch`.
+        logits: (sum(N_b + 1), V), the rows of all nodes one after the other; or (B, M, V) with
+            M >= each N_b + 1, where what lies behind a draft is not read; or a list of B matrices
+            (N_b + 1, V). Dtypes and memory as for ``verify``.
+        params: How rows are shaped: one for all, or a list of one for each sequence.
+        rule: One for all, or a list of one for each sequence.
+        seeds: (B,) integers, each sequence's own, 0 <= seed < 2**64. Equal seeds at equal positions
+            are a bias: ``derive_seed(seed, b)`` gives each its own.
+        positions: (B,) integers, the index of each root among its sequence's own tokens.
+        lossy: One for all, or a list of one (or None) for each sequence.
+
+    Returns:
+        The verdicts in packed arrays; ``[b]`` is the `Verdict` of sequence b.
+
+    Raises:
+        DraftError, RuleError, NumericsError, ParamsError: As ``verify``, with the first sequence
+            (by its place in the batch) that is wrong as ``sequence``; or arguments of different
+            lengths.
+
+    Example:
+        >>> import numpy as np
+        >>> drafts = DraftBatch.chains([[2, 0], [1, -1]], lengths=[2, 1])
+        >>> logits = 9 * np.eye(3, dtype=np.float32)[[2, 0, 1, 0, 2]]
+        >>> greedy = SamplingParams(temperature=0)
+        >>> verdicts = verify_batch(drafts, logits, greedy, seeds=[0, 1], positions=[4, 7])
+        >>> verdicts.tokens, verdicts.offsets, verdicts[1].num_accepted
+        (array([2, 0, 1, 0]), array([0, 3, 4]), 0)
+    """
+    items = drafts if isinstance(drafts, DraftBatch) else list(drafts)
+    return _core.verify_batch(
+        items,
+        [on_host(rows) for rows in logits]
+        if isinstance(logits, (list, tuple))
+        else on_host(logits),
+        _core_params(params),
+        rule if isinstance(rule, str) else list(rule),
+        as_words("seeds", seeds),
+        as_words("positions", positions),
+        _each_lossy(lossy),
+    )
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads `verify_batch` uses, the calling one included.
+
+    Results do not depend on it. By default there is one for each core that the process may use;
+    small batches use fewer. ``verify`` itself has one.
+
+    Args:
+        n: 1 to 1024.
+
+    Raises:
+        ParamsError: ``n`` is out of range.
+
+    Example:
+        >>> set_num_threads(2)
+    """
+    _core.set_num_threads(n)
+
+
+def _core_params(
+    params: SamplingParams | Sequence[SamplingParams | None] | None,
+) -> _core.CoreParams | list[_core.CoreParams]:
+    if params is None or isinstance(params, SamplingParams):
+        chosen = params or _DEFAULT
+        check_supported(chosen)
+        return chosen._core
+    listed = [own or _DEFAULT for own in params]
+    for sequence, own in enumerate(listed):
+        try:
+            check_supported(own)
+        except ParamsError as error:
+            raise error.in_sequence(sequence) from None
+    return [own._core for own in listed]
+
+
+def _each_lossy(
+    lossy: Lossy | Sequence[Lossy | None] | None,
+) -> Lossy | list[Lossy | None] | None:
+    if lossy is None or isinstance(lossy, Lossy):
+        return lossy
+    return list(lossy)

@@ -1,0 +1,88 @@
+"""What every kind of cache layer can do, and how layers of attention do it.
+
+A step's forward writes one entry per node, the root first. A commit moves the entries of the
+accepted path together and drops the rest. Keys are rotated by depth already when they are written,
+so a move needs no further work (`CommitPlan` says which entries move).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from transformers import cache_utils
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DUMMY", "AttentionEntries", "LayerEntries"]
+
+# Stands for layers that read another layer's entries; early versions of transformers 5 have none.
+DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+
+
+class LayerEntries(Protocol):
+    """One layer of a sequence's cache while the decoder uses it.
+
+    Attributes:
+        layer: what the model is given; a stand-in for the user's own layer where that could not be
+            rolled back.
+    """
+
+    layer: Any
+
+    def move(self, moves: torch.Tensor) -> None:
+        """Copy entries.
+
+        Args:
+            moves: (M, 2) int64, entry from -> to, counted from the sequence's first token. All are
+                read before any is written.
+        """
+
+    def crop(self, length: int) -> None:
+        """Drop all entries after the first `length`; what was kept for a rollback may go too."""
+
+    def mark(self) -> Any:
+        """Return what `restore` needs to come back to here, whatever is written in between."""
+
+    def restore(self, mark: Any, length: int) -> None:
+        """Go back to a mark that was taken at `length` entries."""
+
+    def finish(self, num_padding: int) -> Any:
+        """Return the layer as the library's own generation leaves it.
+
+        Args:
+            num_padding: masked entries to put in front.
+        """
+
+
+class AttentionEntries:
+    """Entries of an attention layer: they stand side by side, so that the last can be dropped."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def move(self, moves: torch.Tensor) -> None:
+        """See `LayerEntries.move`."""
+        layer = self.layer
+        if layer.is_initialized:
+            # A sliding layer has dropped its oldest entries: its places count from there.
+            places = (moves - self._num_dropped()).to(layer.keys.device)
+            for entries in (layer.keys, layer.values):
+                entries[:, :, places[:, 1]] = entries[:, :, places[:, 0]]
+
+    def crop(self, length: int) -> None:
+        """See `LayerEntries.crop`."""
+        if self.layer.is_initialized:
+            # A forward that failed half-way has not reached every layer: none is made longer.
+            self.layer.crop(min(length - int(self.layer.get_seq_length()), 0))
+
+    def mark(self) -> None:
+        """See `LayerEntries.mark`: the length says it all."""
+
+    def restore(self, mark: None, length: int) -> None:
+        """See `LayerEntries.restore`."""
+        del mark
+        self.crop(length)
+
+    def _num_dropped(self) -> int:
+        return 0

@@ -1,0 +1,100 @@
+"""Layers with a recurrent state: Mamba, gated delta, linear attention, short convolutions.
+
+A state holds all tokens in one tensor, and none can be taken out again. Before each forward it is
+copied; after a rejection the copy is put back, and the accepted tokens are run again with the next
+forward. Some models combine such a state with attention in one layer; its keys and values then go
+back the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from mtp_verify.caches.dynamic import pad_left
+from mtp_verify.errors import InternalError
+
+__all__ = ["RECURRENT", "RecurrentEntries"]
+
+# Early versions of transformers 5 have fewer of them.
+RECURRENT: tuple[type, ...] = tuple(
+    getattr(cache_utils, name)
+    for name in (
+        "LinearAttentionLayer",
+        "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionAndSlidingWindowAttentionLayer",
+        "LinearAttentionAndStaticFullAttentionLayer",
+    )
+    if hasattr(cache_utils, name)
+)
+
+
+class RecurrentEntries:
+    """A layer of the library's own, with copies of its state."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def move(self, moves: torch.Tensor) -> None:
+        """See `LayerEntries.move`: a chain's accepted path is a prefix, and nothing moves."""
+        del moves
+        msg = "a recurrent state cannot be moved; trees are refused before their forward"
+        raise InternalError(msg, slug="recurrent_move")
+
+    def crop(self, length: int) -> None:
+        """See `LayerEntries.crop`: only `restore` alters a state."""
+
+    def mark(self) -> dict[str, Any]:
+        """See `LayerEntries.mark`: a copy of the state."""
+        return {name: self._copied(name, value) for name, value in vars(self.layer).items()}
+
+    def restore(self, mark: dict[str, Any], length: int) -> None:
+        """See `LayerEntries.restore`; a mark serves once."""
+        del length
+        for name, value in mark.items():
+            current = getattr(self.layer, name)
+            if isinstance(current, dict):
+                for index, saved in value.items():
+                    current[index] = _put_back(current[index], saved)
+            else:
+                setattr(self.layer, name, _put_back(current, value) if _is_count(name) else value)
+
+    def finish(self, num_padding: int) -> Any:
+        """See `LayerEntries.finish`; padding is not part of a state."""
+        layer = self.layer
+        if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+            pad_left(layer, min(num_padding, layer.sliding_window - 1 - layer.keys.shape[-2]))
+            layer.cumulative_length += num_padding
+        elif isinstance(layer, DynamicLayer):
+            pad_left(layer, num_padding)
+        return layer
+
+    def _copied(self, name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                index: item.clone() if isinstance(item, torch.Tensor) else item
+                for index, item in value.items()
+            }
+        if _is_count(name) and isinstance(value, torch.Tensor):
+            return value.clone()
+        # Keys and values: the dynamic kinds never write into them, and entries of the static kind
+        # that lie behind the length do not count.
+        return value
+
+
+def _is_count(name: str) -> bool:
+    return name == "cumulative_length"
+
+
+def _put_back(current: Any, saved: Any) -> Any:
+    """Return the saved value, in the current tensor where that fits: compiled code knows it."""
+    if (
+        isinstance(current, torch.Tensor)
+        and isinstance(saved, torch.Tensor)
+        and current.shape == saved.shape
+    ):
+        return current.copy_(saved)
+    return saved

@@ -1,0 +1,321 @@
+"""Chooses how many nodes the next drafts may have: what they will gain against what they will cost.
+
+A budget is chosen before the draft is made, from the tokens emitted so far and the costs alone,
+never from what is drafted: that keeps every law of a draft, and so every rule, lossless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.planning.acceptance import Rates, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify import Draft
+    from mtp_verify.drafters.base import Drafter, Request
+    from mtp_verify.planning.costs import CostModel
+
+__all__ = ["Plan", "Planner"]
+
+# Drafting must promise this much over plain decoding: estimates are noisy, plain decoding is sure.
+_MARGIN = 1.03
+# A probe is a small draft against better knowledge. Together they may cost this share of the time.
+_PROBE_NODES = 2
+_PROBE_SHARE = 0.01
+_DECAY = 0.9  # Of the time that drafting takes.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided for one request and step.
+
+    Attributes:
+        budget: most draft nodes; 0 decodes plainly.
+        is_probe: drafted to learn, not because it promises to pay.
+    """
+
+    budget: int
+    is_probe: bool = False
+
+
+@dataclass
+class _Record:
+    """What is known of one request.
+
+    Attributes:
+        rates: after a wrong first guess, and after a right one: copies come in runs.
+        was_right: whether the last first guess that is decided was right.
+        watches: drafts that the text has not reached the end of.
+        idle: steps since the last draft that was run; the first probe need not wait.
+    """
+
+    rates: tuple[Rates, Rates]
+    was_right: bool = False
+    watches: list[Watch] = field(default_factory=list)
+    idle: float = float("inf")
+
+    @property
+    def current(self) -> Rates:
+        """The rates that hold now."""
+        return self.rates[self.was_right]
+
+
+class Planner:
+    """Plans the width of steps so that tokens per second are most.
+
+    Each request's gain is estimated from what became of its earlier drafts, decayed, node by node.
+    Requests that share a forward are planned jointly: the widest draft makes it wide for all.
+
+    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
+    is asked for a full draft at every step, which is compared with the text as that grows, run or
+    not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
+
+    Output keeps its law whatever is planned. With "greedy" and `rule="coupled"` its tokens do not
+    depend on the plans at all. Under other rules the noise of a token depends on where steps begin:
+    a sampled text repeats for the same seed, costs and companions in the batch if its drafter is
+    pure; that of a drafter that has to be timed may differ from run to run.
+
+    Args:
+        costs: of the target's forward, such as `MeasuredCosts(target)`.
+        max_nodes: the largest budget.
+        clock: seconds; times drafters that are not pure.
+
+    Raises:
+        ParamsError: max_nodes below 1.
+
+    Example:
+        >>> from mtp_verify.planning import Costs
+        >>> planner = Planner(Costs({1: {1: 0.010, 9: 0.012}}), max_nodes=8)
+        >>> planner.plan([request], [drafter], [8])  # doctest: +SKIP
+        [Plan(budget=8, is_probe=False)]
+
+    References:
+        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066 (goodput).
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        *,
+        max_nodes: int = 32,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        if max_nodes < 1:
+            msg = f"max_nodes: found {max_nodes}, wanted an int >= 1"
+            raise ParamsError(msg, slug="param_out_of_range")
+        self.costs = costs
+        self.max_nodes = max_nodes
+        self._clock = clock
+        self._records: dict[int, _Record] = {}
+        self._curves: dict[int, NDArray[np.float64]] = {}
+        # Cost and nodes of past drafts, decayed.
+        self._drafting: WeakKeyDictionary[Drafter, tuple[float, float]] = WeakKeyDictionary()
+        self._spent: list[tuple[Drafter, float, int]] = []  # In the step that is under way.
+
+    def plan(
+        self,
+        requests: Sequence[Request],
+        drafters: Sequence[Drafter | None],
+        limits: Sequence[int],
+        *,
+        together: bool = False,
+    ) -> list[Plan]:
+        """Choose the budgets of one step.
+
+        Args:
+            requests: all that take part.
+            drafters: theirs; None decodes plainly.
+            limits: the most nodes that are of use to each.
+            together: they share one forward, padded to the widest; else each has its own.
+
+        Returns:
+            One plan per request.
+        """
+        limits = [
+            0 if drafter is None else max(0, min(limit, self.max_nodes))
+            for drafter, limit in zip(drafters, limits, strict=True)
+        ]
+        records = [self._look(request) for request in requests]
+        units = [self._node_cost(drafter) for drafter in drafters]
+        # Nothing but a probe is asked of a drafter whose cost is not known yet.
+        known = [
+            record.current.estimate(0 if unit is None else limit)
+            for record, unit, limit in zip(records, units, limits, strict=True)
+        ]
+        drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
+        plans = [Plan(0)] * len(requests)
+        everybody = range(len(requests))
+        for group in [list(everybody)] if together else [[i] for i in everybody]:
+            curve = self._curve(len(group))
+            costs = np.array([units[i] or 0.0 for i in group])
+            chosen, budget = best_budget(drafted[group], kept[group], costs, curve)
+            for i in (group[member] for member in chosen):
+                plans[i] = Plan(min(budget, limits[i]))
+            for i in group:
+                if plans[i].budget == 0 and limits[i] and not _is_pure(drafters[i]):
+                    plans[i] = self._probe(records[i], limits[i], units[i], curve, len(group))
+        for i, (request, drafter) in enumerate(zip(requests, drafters, strict=True)):
+            if drafter is not None and _is_pure(drafter) and limits[i]:
+                self._watch(records[i], request, drafter, limits[i])
+        return plans
+
+    def propose(
+        self, drafter: Drafter, requests: Sequence[Request], plans: Sequence[Plan]
+    ) -> list[Draft]:
+        """Have a drafter make the drafts of one step, and see how long it takes."""
+        start = self._clock()
+        drafts = drafter.propose(requests, [plan.budget for plan in plans])
+        if not _is_pure(drafter):
+            num_nodes = sum(draft.num_nodes - 1 for draft in drafts)
+            self._spent.append((drafter, self._clock() - start, num_nodes))
+        return drafts
+
+    def learn(
+        self,
+        requests: Sequence[Request],
+        drafters: Sequence[Drafter | None],
+        plans: Sequence[Plan],
+        drafts: Sequence[Draft],
+        paths: Sequence[Sequence[int] | None],
+        *,
+        forward: float | None = None,
+        together: bool = False,
+    ) -> None:
+        """Take note of what became of the drafts of a step.
+
+        Args:
+            requests: as in `plan`, and so the others.
+            drafters: theirs.
+            plans: theirs.
+            drafts: that were run.
+            paths: accepted nodes of each; None for a request that failed.
+            forward: seconds of the target's forward; None if prompts were run in it.
+            together: as in `plan`.
+        """
+        for request, drafter, plan, draft, path in zip(
+            requests, drafters, plans, drafts, paths, strict=True
+        ):
+            if path is None or plan.budget < 1 or _is_pure(drafter):
+                continue
+            record = self._records[request.id]
+            num_nodes = draft.num_nodes - 1
+            record.current.count_draft(num_nodes, plan.budget)
+            record.idle = 0.0
+            if num_nodes:
+                record.current.count_nodes(range(1, num_nodes + 1), set(path))
+                record.was_right = len(path) > 0
+        spent, self._spent = self._spent, []
+        if forward is None or not spent:
+            return
+        # Drafting and forward of one step suffer alike from the machine's load: their ratio counts.
+        widths = [draft.num_nodes for draft in drafts]
+        if together:
+            usual = self.costs.forward(max(widths), len(widths))
+        else:
+            usual = sum(self.costs.forward(width) for width in widths)
+        for drafter, seconds, num_nodes in spent:
+            if num_nodes:
+                cost, nodes = self._drafting.get(drafter, (0.0, 0.0))
+                cost = _DECAY * cost + seconds / max(forward, 1e-9) * usual
+                self._drafting[drafter] = (cost, _DECAY * nodes + num_nodes)
+
+    def forget(self, request: Request) -> None:
+        """Drop what is known of a request; unknown ones are ignored."""
+        self._records.pop(request.id, None)
+
+    def _look(self, request: Request) -> _Record:
+        """Return the request's record, its watched drafts compared with the text so far."""
+        record = self._records.get(request.id)
+        if record is None:
+            record = _Record((Rates(self.max_nodes), Rates(self.max_nodes, was_right=True)))
+            self._records[request.id] = record
+        for watch in record.watches:
+            was_right = watch.read(request.tokens)
+            if was_right is not None:
+                record.was_right = was_right
+        record.watches = [watch for watch in record.watches if watch.undecided]
+        return record
+
+    def _watch(self, record: _Record, request: Request, drafter: Drafter, limit: int) -> None:
+        """Have a full draft made, to be compared with what follows."""
+        (draft,) = drafter.propose([request], [limit])
+        record.current.count_draft(draft.num_nodes - 1, limit)
+        if draft.num_nodes > 1:
+            record.watches.append(Watch.over(draft, request.position, record.current))
+
+    def _probe(
+        self,
+        record: _Record,
+        limit: int,
+        unit: float | None,
+        curve: NDArray[np.float64],
+        batch: int,
+    ) -> Plan:
+        """Draft a little once enough plain steps have passed, else not at all."""
+        nodes = min(_PROBE_NODES, limit)
+        record.idle += 1.0
+        if unit is not None:
+            extra = (curve[nodes] + unit * nodes) / curve[0] - 1.0
+            if record.idle * _PROBE_SHARE < extra * batch:
+                return Plan(0)
+        return Plan(nodes, is_probe=True)
+
+    def _node_cost(self, drafter: Drafter | None) -> float | None:
+        """Seconds of drafting a node; None as long as that is not known."""
+        if drafter is None or _is_pure(drafter):
+            return 0.0
+        cost, nodes = self._drafting.get(drafter, (0.0, 0.0))
+        return cost / nodes if nodes else None
+
+    def _curve(self, batch: int) -> NDArray[np.float64]:
+        """(max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
+        if batch not in self._curves:
+            widths = range(1, self.max_nodes + 2)
+            self._curves[batch] = np.array([self.costs.forward(width, batch) for width in widths])
+        return self._curves[batch]
+
+
+def best_budget(
+    drafted: NDArray[np.float64],
+    kept: NDArray[np.float64],
+    unit: NDArray[np.float64],
+    curve: NDArray[np.float64],
+) -> tuple[list[int], int]:
+    """Choose who drafts, and how much, so that the step's tokens per second are most.
+
+    Args:
+        drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
+        kept: (B, L) probability that it is drafted and accepted.
+        unit: (B,) seconds of drafting a node.
+        curve: (L+1,) seconds of the forward by the largest number of draft nodes.
+
+    Returns:
+        Indices of those that draft, and their common budget; none and 0 if nothing pays.
+    """
+    count = len(drafted)
+    order = np.argsort(-kept.sum(axis=1), kind="stable")
+    drafted, kept, unit = drafted[order], kept[order], unit[order, None]
+    # Entry (m, b): the first m + 1 requests draft with budget b + 1.
+    gained = kept.cumsum(axis=1).cumsum(axis=0)
+    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
+    forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
+    drafting = (unit * drafted).cumsum(axis=1).cumsum(axis=0)
+    rates = (count + gained) / (forward + drafting)
+    members, budget = np.unravel_index(int(rates.argmax()), rates.shape)
+    if rates[members, budget] < _MARGIN * count / curve[0]:
+        return [], 0
+    return order[: int(members) + 1].tolist(), int(budget) + 1
+
+
+def _is_pure(drafter: Drafter | None) -> bool:
+    return bool(getattr(drafter, "is_pure", False))

@@ -1,0 +1,111 @@
+"""`mtp-verify view`: generate from a prompt and draw what each step drafted and kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mtp_verify as mv
+from mtp_verify.report import Report
+from mtp_verify.terminal import has_colour
+from mtp_verify.view.drawing import caption, to_lines
+from mtp_verify.view.page import to_html
+from mtp_verify.view.recorder import Recorder
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from mtp_verify.view.recorder import Step
+
+__all__ = ["DRAFTERS", "add_arguments", "run"]
+
+_TREE = {"max_nodes": 16, "max_children": 4}
+# Trees are what there is to see; the settings are those of `bench decode`.
+DRAFTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "suffix": ("Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
+    "ngram": ("NGram", {"num_tokens": 8, "min_ngram": 2}),
+    "recycling": ("Recycling", {"max_nodes": 16}),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("prompt", help="the user's message")
+    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
+    parser.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix")
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--html", default=None, metavar="FILE", help="also write a page of pictures"
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Generate from a prompt and report every step.
+
+    Raises:
+        ParamsError: a setting is out of range.
+        ImportError: torch, transformers or the packaged model is missing.
+        OSError: the page cannot be written.
+    """
+    import torch
+
+    from mtp_verify import threads
+    from mtp_verify.subjects import subject_for
+
+    params = mv.SamplingParams(temperature=args.temperature)
+    subject = subject_for(tiny=args.tiny)
+    model = subject.load("bfloat16")
+    threads.use_best(model)
+    kind, settings = DRAFTERS[args.drafter]
+    recorder = Recorder(getattr(mv.drafters, kind)(**settings))
+    made = mv.Decoder(model, recorder, params).generate(
+        torch.tensor([subject.encode(args.prompt)]),
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+    show = _shower(subject.decode)
+    steps = recorder.steps
+    summary = (
+        f"{sum(len(step.verdict.tokens) for step in steps)} tokens from {len(steps)} forwards: "
+        f"tau {made.stats.tau:.2f} ({subject.name}, drafter {args.drafter}, seed {args.seed})"
+    )
+    if args.html is not None:
+        page = to_html(steps, subject.decode, show, title=args.prompt, summary=summary)
+        Path(args.html).write_text(page, encoding="utf-8")
+    return Report(
+        "view",
+        data={"model": subject.name, "tau": made.stats.tau, "steps": [_data(s) for s in steps]},
+        sections=[_section(step, show) for step in steps],
+        summary=summary + (f"\npictures: {args.html}" if args.html is not None else ""),
+    )
+
+
+def _section(step: Step, show: Callable[[int], str]) -> str:
+    return "\n".join([caption(step), *to_lines(step, show, colour=has_colour(sys.stdout))])
+
+
+def _shower(decode: Callable[[Sequence[int]], str]) -> Callable[[int], str]:
+    def show(token: int) -> str:
+        # Special tokens decode to nothing, pieces of a character to the replacement character.
+        text = decode([token])
+        return repr(text) if text and "\ufffd" not in text else f"<{token}>"
+
+    return show
+
+
+def _data(step: Step) -> dict[str, Any]:
+    return {
+        "position": step.position,
+        "root": step.root,
+        "parents": step.draft.tree.parents,
+        "tokens": step.draft.tokens,
+        "law": step.draft.law,
+        "rule": step.verdict.rule,
+        "path": step.verdict.path,
+        "emitted": step.verdict.tokens,
+        "logprobs": step.verdict.logprobs,
+    }

@@ -1,0 +1,207 @@
+//! `DraftBatch`: the drafts of many sequences in packed arrays.
+
+#![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
+
+use std::sync::Arc;
+
+use numpy::PyArray1;
+use pyo3::prelude::*;
+
+use crate::batch::{Offsets, chains, unpack};
+use crate::error::Result;
+use crate::verify::law::{self, Law};
+use crate::verify::lazy::DrafterRows;
+
+use super::drafts::{Draft, GivenRows};
+use super::errors::{in_sequence, to_py};
+use super::plans::place;
+use super::tensor::{Tensor, integers, table};
+
+/// The drafts of a batch in packed arrays; `batch[b]` is the `Draft` of its sequence b.
+///
+/// Each draft is what `Draft` would take: nodes are numbered from the sequence's own root, and
+/// nothing is copied from the drafter's rows.
+///
+/// Args:
+///     offsets: int (B+1,); sequence b has nodes `offsets[b]` to `offsets[b + 1]` of the arrays below.
+///     parents: int (sum(N_b + 1),), -1 for each root, then the parent's number in its own tree.
+///     tokens: int (sum(N_b + 1),); a root's token may be -1 (unknown).
+///     law: How the tokens of all drafts were chosen, see `Draft`.
+///     probs: float (R, V), the drafter's rows of all sequences; NumPy or DLPack, borrowed.
+///     rows: int (sum(N_b + 1),): which row of `probs` follows each node (-1 = none); default: row i
+///         follows the i-th node of the batch.
+///     logits: float (R, V) in place of `probs`, shaped with `params`.
+///     params: The drafter's `SamplingParams`; None means `SamplingParams()`.
+///     vocab: int (V_d,) when the rows are over a sub-vocabulary: column j is token `vocab[j]`.
+///     sampled: bool (sum(N_b + 1),), for law "mixed": which nodes were drawn.
+///
+/// Raises:
+///     DraftError: Arrays that do not fit each other, or a draft that `Draft` would refuse; the error's
+///         `sequence` says which.
+///
+/// Example:
+///     >>> batch = DraftBatch([0, 3, 4], [-1, 0, 1, -1], [7, 8, 9, 5], "deterministic")
+///     >>> len(batch), batch[0]
+///     (2, Draft(2 tokens, law="deterministic"))
+#[pyclass(frozen, module = "mtp_verify")]
+pub(super) struct DraftBatch {
+    law: Law,
+    offsets: Offsets,
+    drafts: Vec<law::Draft>,
+    rows: Arc<GivenRows>,
+    index: Vec<i64>,
+}
+
+impl DraftBatch {
+    /// Checks each draft against the rows.
+    fn of(
+        law: Law,
+        offsets: Offsets,
+        drafts: Vec<law::Draft>,
+        rows: GivenRows,
+        index: Vec<i64>,
+    ) -> PyResult<Self> {
+        for (sequence, draft) in drafts.iter().enumerate() {
+            let checked = rows.check(draft, &index[offsets.part(sequence)]);
+            checked.map_err(|error| in_sequence(error, sequence))?;
+        }
+        Ok(Self { law, offsets, drafts, rows: Arc::new(rows), index })
+    }
+
+    /// The drafts as the core takes them.
+    pub(super) fn cores(&self) -> impl Iterator<Item = &law::Draft> {
+        self.drafts.iter()
+    }
+
+    /// The drafter's rows of each draft, borrowed.
+    pub(super) fn drafters(&self) -> PyResult<Vec<DrafterRows<'_>>> {
+        (0..self.drafts.len())
+            .map(|sequence| self.rows.of(&self.index[self.offsets.part(sequence)]))
+            .collect()
+    }
+
+    /// Checks that the drafter's rows are over the target's vocabulary, or map into it.
+    pub(super) fn check_columns(&self, vocab: usize) -> Result<()> {
+        self.rows.check_columns(vocab)
+    }
+}
+
+#[pymethods]
+impl DraftBatch {
+    #[new]
+    #[pyo3(signature = (offsets, parents, tokens, law, probs=None, rows=None, logits=None,
+        params=None, vocab=None, sampled=None))]
+    #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // The public signature.
+    fn new(
+        offsets: &Bound<'_, PyAny>,
+        parents: &Bound<'_, PyAny>,
+        tokens: &Bound<'_, PyAny>,
+        law: &str,
+        probs: Option<&Bound<'_, PyAny>>,
+        rows: Option<&Bound<'_, PyAny>>,
+        logits: Option<&Bound<'_, PyAny>>,
+        params: Option<&Bound<'_, PyAny>>,
+        vocab: Option<&Bound<'_, PyAny>>,
+        sampled: Option<Vec<bool>>,
+    ) -> PyResult<Self> {
+        let (parents, tokens) = (integers(parents, "parents")?, integers(tokens, "tokens")?);
+        let offsets = Offsets::new(&integers(offsets, "offsets")?);
+        let offsets = offsets.map_err(|error| to_py(&error))?;
+        let law = Law::parse(law).map_err(|error| to_py(&error))?;
+        let drafts = unpack(&offsets, &parents, &tokens, law, sampled.as_deref());
+        let drafts = drafts.map_err(|error| to_py(&error))?;
+        let given = GivenRows::new(
+            law,
+            probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?,
+            logits.map(|logits| Tensor::borrow(logits, "logits")).transpose()?,
+            params,
+            vocab,
+        )?;
+        let index = given.index(rows, offsets.total())?;
+        Self::of(law, offsets, drafts, given, index)
+    }
+
+    /// Chains of up to K tokens each.
+    ///
+    /// Args:
+    ///     tokens: int (B, K); what lies behind a sequence's length is not read.
+    ///     lengths: int (B,), 0 to K.
+    ///     probs: float (B, M, V) with M >= each length: row i of a sequence is the one that its token
+    ///         i was drawn from. Without it the drafts are deterministic.
+    ///     roots: int (B,), the token of each root; default -1 (unknown).
+    ///
+    /// Raises:
+    ///     DraftError: As above.
+    ///     ParamsError: A length is out of range; the error's `sequence` says which.
+    ///
+    /// Example:
+    ///     >>> DraftBatch.chains([[5, 6], [7, -1]], lengths=[2, 1]).tokens.tolist()
+    ///     [-1, 5, 6, -1, 7]
+    #[staticmethod]
+    #[pyo3(signature = (tokens, lengths, probs=None, roots=None),
+        text_signature = "(tokens, lengths, probs=None, roots=None)")]
+    fn chains(
+        tokens: &Bound<'_, PyAny>,
+        lengths: &Bound<'_, PyAny>,
+        probs: Option<&Bound<'_, PyAny>>,
+        roots: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let table = table(tokens, "tokens")?;
+        let lengths = integers(lengths, "lengths")?;
+        let roots = match roots {
+            Some(roots) => integers(roots, "roots")?,
+            None => vec![-1; table.len()],
+        };
+        let law = if probs.is_some() { Law::Chain } else { Law::Deterministic };
+        let drafts = chains(&table, &lengths, &roots, law).map_err(|error| to_py(&error))?;
+        let offsets = Offsets::of(drafts.iter().map(law::Draft::num_nodes));
+        let mut probs = probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?;
+        let stack = probs.as_mut().map(|probs| probs.flatten(drafts.len())).transpose()?;
+        let row = |sequence: usize, node: usize| {
+            stack.and_then(|stack| stack.row(sequence, node)).map_or(-1, |row| row as i64)
+        };
+        let index = (drafts.iter().enumerate())
+            .flat_map(|(sequence, draft)| (0..draft.num_nodes()).map(move |i| row(sequence, i)))
+            .collect();
+        let given = GivenRows::new(law, probs, None, None, None)?;
+        Self::of(law, offsets, drafts, given, index)
+    }
+
+    #[getter]
+    fn offsets<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_iter(py, self.offsets.values().iter().map(|&offset| offset as i64))
+    }
+
+    #[getter]
+    fn parents<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let parents = |draft: &law::Draft| {
+            let tree = draft.tree().clone();
+            (0..tree.num_nodes()).map(move |i| tree.parent(i).map_or(-1, |parent| parent as i64))
+        };
+        PyArray1::from_iter(py, self.drafts.iter().flat_map(parents))
+    }
+
+    #[getter]
+    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_iter(py, self.drafts.iter().flat_map(|draft| draft.tokens().iter().copied()))
+    }
+
+    #[getter]
+    fn law(&self) -> &'static str {
+        self.law.name()
+    }
+
+    fn __len__(&self) -> usize {
+        self.drafts.len()
+    }
+
+    fn __getitem__(&self, index: isize) -> PyResult<Draft> {
+        let sequence = place(index, self.drafts.len())?;
+        let index = self.index[self.offsets.part(sequence)].to_vec();
+        Ok(Draft::of(self.drafts[sequence].clone(), Arc::clone(&self.rows), index))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("DraftBatch({} drafts, {} nodes)", self.drafts.len(), self.offsets.total())
+    }
+}
