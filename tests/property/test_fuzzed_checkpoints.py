@@ -135,7 +135,7 @@ def _damaged_tensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(folder: Path, count: int, seed: int, traced: int = 1) -> dict[str, int]:
-    """Load `count` damaged checkpoints, every `traced`th under tracemalloc; the outcomes by kind."""
+    """Load damaged checkpoints, every `traced`th under tracemalloc; the outcomes by kind."""
     model, sound = sound_checkpoints(folder / "sound")
     place = folder / "case"
     outcomes: dict[str, int] = {}
