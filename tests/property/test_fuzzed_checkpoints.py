@@ -181,12 +181,12 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(5400)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.filterwarnings("ignore:.*made for other weights")
-def test_a_hundred_thousand_damaged_checkpoints(tmp_path):
-    outcomes = fuzz(tmp_path, 100_000, seed=2, traced=50)
-    print(outcomes)
-    assert sum(outcomes.values()) == 100_000
+def test_a_hundred_thousand_damaged_checkpoints(seed, tmp_path):
+    outcomes = fuzz(tmp_path, 10_000, seed, traced=50)
+    assert sum(outcomes.values()) == 10_000
 
 
 def test_memory_stays_in_proportion_to_the_header(tmp_path):

@@ -373,6 +373,13 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
         ({"num_key_value_heads": 3}, "divisor"),
         ({"rope_theta": "x"}, "rope is"),
         ({"rope_scaling": {"rope_type": "strange"}}, "kind 'strange'"),
+        ({"rope_scaling": {"rope_type": ["llama3"]}}, "a name for rope_type"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": "x"}}, "make no sense"),
+        ({"rope_theta": 10**300}, "rope_theta > 0"),
+        (
+            {"num_attention_heads": 1 << 30, "num_key_value_heads": 1, "head_dim": 1 << 30},
+            "make no sense",
+        ),
         ({"head_dim": 10**9}, "wrong shape"),
         ({"rms_norm_eps": []}, None),
         ({"vocab_size": None}, "vocab_size is None"),
