@@ -8,7 +8,7 @@ mod packed;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::dist::Params;
+use crate::dist::{Edits, Params, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::pool;
@@ -98,14 +98,15 @@ pub struct Batch<'a> {
     pub lossy: Each<'a, Option<Lossy>>,
     /// Noise addresses.
     pub addresses: Addresses,
+    /// What is done to each sequence's rows before they are shaped, or none for nothing at all.
+    pub edits: &'a [Edits<'a>],
 }
 
 /// One sequence's part of a batch.
 struct Request<'a> {
     draft: &'a Draft,
     drafter: DrafterRows<'a>,
-    logits: RawRows<'a>,
-    params: Params,
+    target: ShapedRows<'a>,
     rule: &'a str,
     lossy: Option<Lossy>,
     noise: Noise,
@@ -137,6 +138,9 @@ impl<'a> Batch<'a> {
         self.params.check("params", count)?;
         self.rules.check("rule", count)?;
         self.lossy.check("lossy", count)?;
+        if !self.edits.is_empty() {
+            check_len("histories", self.edits.len(), count)?;
+        }
         let offsets = Offsets::of(self.drafts.iter().map(|draft| draft.num_nodes()));
         match &self.logits {
             Logits::Packed(rows) if rows.num_rows() != offsets.total() => {
@@ -159,11 +163,11 @@ impl<'a> Batch<'a> {
                     }
                     Logits::Own { rows, padded: false } => rows[sequence],
                 };
+                let target = ShapedRows::new(logits, self.params.get(sequence), Side::Target);
                 Ok(Request {
                     draft,
                     drafter: self.drafters[sequence],
-                    logits,
-                    params: self.params.get(sequence),
+                    target: self.edits.get(sequence).map_or(target, |edits| target.edited(edits)),
                     rule: self.rules.get(sequence),
                     lossy: self.lossy.get(sequence),
                     noise: self.addresses.noise(sequence),
@@ -180,7 +184,7 @@ impl<'a> Batch<'a> {
     pub fn verify(&self) -> Result<VerdictBatch> {
         let requests = self.requests()?;
         let values: usize =
-            requests.iter().map(|r| r.logits.num_rows() * r.logits.num_cols()).sum();
+            requests.iter().map(|r| r.target.num_rows() * r.target.num_cols()).sum();
         // Sequences behind one that failed need no verdict.
         let failed = AtomicUsize::new(usize::MAX);
         let places: Vec<usize> = (0..requests.len()).collect();
@@ -188,8 +192,8 @@ impl<'a> Batch<'a> {
             if failed.load(Ordering::Relaxed) < place {
                 return None;
             }
-            let Request { draft, drafter, logits, params, rule, lossy, noise } = requests[place];
-            let verdict = verify::verify(draft, drafter, logits, params, rule, lossy, noise);
+            let Request { draft, drafter, target, rule, lossy, noise } = requests[place];
+            let verdict = verify::verify_shaped(draft, drafter, target, rule, lossy, noise);
             if verdict.is_err() {
                 failed.fetch_min(place, Ordering::Relaxed);
             }

@@ -13,7 +13,7 @@
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
 //! Modules import downwards only: `bindings` > `certify` > `batch`, `shape` > `verify`, `ngram` >
-//! `dist` > `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool`; `tree`
+//! `dist` > `history`, `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool`; `tree`
 //! and `kv` know no probabilities.
 
 pub mod batch;
@@ -23,6 +23,7 @@ pub mod dist;
 pub mod error;
 pub mod exact;
 pub mod fraction;
+pub mod history;
 pub mod kv;
 mod mutants;
 pub mod ngram;

@@ -20,7 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exact", &["choice", "error", "num", "rng"]),
     ("simd", &["choice", "rng"]),
     ("rows", &["error", "simd"]),
-    ("dist", &["error", "mutants", "num", "rows", "simd"]),
+    ("history", &["error", "mutants", "num"]),
+    ("dist", &["error", "history", "mutants", "num", "rows", "simd", "tree"]),
     ("verify", &["choice", "dist", "error", "exact", "mutants", "num", "rows", "simd", "tree"]),
     ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
     ("pool", &["error"]),
@@ -28,8 +29,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "certify",
         &[
-            "batch", "choice", "dist", "error", "exact", "fraction", "kv", "mutants", "num",
-            "pool", "rng", "rows", "shape", "tree", "verify",
+            "batch", "choice", "dist", "error", "exact", "fraction", "history", "kv", "mutants",
+            "num", "pool", "rng", "rows", "shape", "tree", "verify",
         ],
     ),
 ];

@@ -4,7 +4,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from mtp_verify.logprobs import TopLogprobs
 from mtp_verify.params import SamplingParams
+from mtp_verify.processors import Process
 
 __all__ = [
     "BlockTable",
@@ -52,10 +54,28 @@ MAX_NODES: int
 @final
 class CoreParams:
     def __new__(
-        cls, temperature: float, top_k: int, top_p: float, min_p: float, preset: str
+        cls,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        preset: str,
+        *,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        banned: Sequence[int] = ...,
+        min_new_tokens: int = 0,
+        stop_ids: Sequence[int] = ...,
     ) -> CoreParams: ...
     @property
     def is_greedy(self) -> bool: ...
+    @property
+    def changes_logits(self) -> bool: ...
+    @property
+    def needs_history(self) -> str | None: ...
 
 @final
 class TokenTree:
@@ -121,6 +141,8 @@ class Verdict:
     def rule(self) -> str: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def top_logprobs(self) -> TopLogprobs | None: ...
     def cut(self, n: int) -> Verdict: ...
 
 @final
@@ -264,6 +286,11 @@ def verify(
     seed: int,
     position: int,
     lossy: Lossy | None = None,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+    top_logprobs: int = 0,
 ) -> Verdict: ...
 def verify_batch(
     drafts: DraftBatch | Sequence[Draft],
@@ -273,9 +300,19 @@ def verify_batch(
     seeds: Sequence[int],
     positions: Sequence[int],
     lossy: Lossy | Sequence[Lossy | None] | None,
+    contexts: Sequence[tuple[Any | None, int, Any | None, Process | None]],
 ) -> VerdictBatch: ...
 def set_num_threads(n: int) -> None: ...
-def expected_accepted(draft: Draft, logits: Any, params: CoreParams, rule: str) -> float: ...
+def expected_accepted(
+    draft: Draft,
+    logits: Any,
+    params: CoreParams,
+    rule: str,
+    history: Any | None = None,
+    prompt_len: int = 0,
+    bitmask: Any | None = None,
+    process: Process | None = None,
+) -> float: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...

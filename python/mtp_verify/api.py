@@ -1,6 +1,6 @@
 """The functions: verify a draft, plan a commit, list the rules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mtp_verify import _core
@@ -8,20 +8,25 @@ from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
 from mtp_verify.intake import check_word, on_host
 from mtp_verify.params import SamplingParams
+from mtp_verify.processors import Process, Processor, check_processors, row_process
 
 __all__ = [
+    "Context",
     "alpha_star",
     "best_rule",
     "build_info",
-    "check_supported",
     "commit_plan",
     "derive_seed",
     "expected_accepted",
     "rules",
+    "step_context",
     "verify",
 ]
 
 _DEFAULT = SamplingParams()
+
+# History, how much of it is prompt, bitmask, and the function over some nodes' rows.
+Context = tuple[Sequence[int] | None, int, Any, Process | None]
 
 
 def verify(
@@ -35,7 +40,7 @@ def verify(
     history: Sequence[int] | None = None,
     prompt_len: int = 0,
     bitmask: Any = None,
-    processors: Sequence[Callable[..., Any]] = (),
+    processors: Sequence[Processor] = (),
     top_logprobs: int = 0,
     lossy: Lossy | None = None,
 ) -> Verdict:
@@ -55,25 +60,29 @@ def verify(
         position: Index of the root token among the sequence's own tokens, padding excluded; the
             first token emitted has index ``position + 1``. Using one (seed, position) twice for
             different steps is a bias.
-        history: (T,) tokens up to and including the root; read by history-dependent shaping only,
-            which this version does not have.
+        history: (T,) the sequence's own tokens up to and including the root, ``position + 1`` of
+            them; needed where shaping depends on them.
         prompt_len: How many tokens of ``history`` are prompt.
-        bitmask: Not supported yet.
-        processors: Not supported yet.
-        top_logprobs: Not supported yet.
+        bitmask: int32 (N+1, ceil(V/32)), bit ``t % 32`` of word ``t // 32`` set = token t is
+            allowed after that node; the form of xgrammar and llguidance. Borrowed.
+        processors: Functions as transformers' logits processors, called with each node's own
+            history and logits after the penalties and the mask; see ``mtp_verify.processors``.
+        top_logprobs: How many of the most likely tokens ``Verdict.top_logprobs`` lists behind each
+            emitted one.
         lossy: An acceptance of ``mv.lossy`` that decides in a rule's place and changes the law of
             the output; needs ``rule="auto"`` and a temperature above 0.
 
     Returns:
         The verdict: ``tokens`` int64 (A+1,), ``path`` int64 (A,), ``logprobs`` float32 (A+1,) under
-        the shaped target, ``rule``.
+        the shaped target, ``rule``; ``top_logprobs`` where asked for.
 
     Raises:
-        DraftError: Logits or drafter rows do not fit the draft.
+        DraftError: Logits, drafter rows or bitmask do not fit the draft.
         RuleError: The rule is unknown or not lossless for the draft's law; ``lossy`` does not go
             with the rule, the temperature or the law.
         NumericsError: A row that was read holds NaN or +inf, or leaves nothing to draw from.
-        ParamsError: A parameter is out of range or not supported yet.
+        ParamsError: A parameter is out of range; the history is missing, too short, or does not end
+            with the root.
 
     Example:
         >>> import numpy as np
@@ -86,21 +95,23 @@ def verify(
         arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
     """
     chosen = _DEFAULT if params is None else params
-    check_supported(chosen)
-    if bitmask is not None:
-        _refuse("bitmask")
-    if processors:
-        _refuse("processors")
-    if top_logprobs:
-        _refuse("top_logprobs")
     if not (lossy is None or isinstance(lossy, Lossy)):
         message = f"lossy: found {lossy!r}, wanted typical, threshold, topk or ensemble of mv.lossy"
         raise ParamsError(message, slug="param_out_of_range")
-    if history is not None:
-        _check_history(history, prompt_len, position)
     check_word("seed", seed)
     check_word("position", position)
-    return _core.verify(draft, on_host(logits), chosen._core, rule, seed, position, lossy)
+    context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
+    return _core.verify(
+        draft,
+        on_host(logits),
+        chosen._core,
+        rule,
+        seed,
+        position,
+        lossy,
+        *context,
+        top_logprobs,
+    )
 
 
 def expected_accepted(
@@ -108,6 +119,11 @@ def expected_accepted(
     logits: Any,
     params: SamplingParams | None = None,
     rule: str = "auto",
+    *,
+    history: Sequence[int] | None = None,
+    prompt_len: int = 0,
+    bitmask: Any = None,
+    processors: Sequence[Processor] = (),
 ) -> float:
     """The exact mean number of accepted tokens of one draft, over the verifier's noise.
 
@@ -119,6 +135,10 @@ def expected_accepted(
         logits: (N+1, V) float32, float16 or bfloat16, as for ``verify``; borrowed, not modified.
         params: How rows are shaped; None means ``SamplingParams()``.
         rule: "auto" or a name from ``rules()``. "coupled" means over all seeds.
+        history: As for ``verify``, as all that follow.
+        prompt_len: How many tokens of ``history`` are prompt.
+        bitmask: Allowed tokens.
+        processors: Functions over rows.
 
     Returns:
         E[num_accepted | the draft's tokens], in [0, depth of the tree]. The step emits one more.
@@ -128,7 +148,7 @@ def expected_accepted(
             rule "coupled".
         RuleError: The rule is unknown or not lossless for the draft.
         NumericsError: A row that was read is no distribution.
-        ParamsError: A parameter is not supported yet.
+        ParamsError: The history is missing or does not end with the root.
 
     Example:
         >>> import numpy as np
@@ -137,8 +157,8 @@ def expected_accepted(
         0.3125
     """
     chosen = _DEFAULT if params is None else params
-    check_supported(chosen)
-    return _core.expected_accepted(draft, on_host(logits), chosen._core, rule)
+    context = step_context(draft, logits, history, prompt_len, bitmask, processors, None)
+    return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
 
 
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
@@ -177,23 +197,37 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 
-def check_supported(params: SamplingParams) -> None:
-    """Refuse parameters that ask for what is not there yet.
+def step_context(
+    draft: Draft,
+    logits: Any,
+    history: Sequence[int] | None,
+    prompt_len: int,
+    bitmask: Any,
+    processors: Sequence[Processor],
+    position: int | None,
+) -> Context:
+    """What comes with a step beside its logits, checked and in the core's form.
 
     Raises:
-        ParamsError: names the first of them.
+        ParamsError: The history is missing, too short or too long for the position, or does not end
+            with the root; a processor cannot be called.
     """
-    if params.unsupported:
-        _refuse(params.unsupported[0])
+    process = None
+    if processors:
+        check_processors(processors)
+        if history is None:
+            message = "history: found None with processors, wanted the tokens up to the root"
+            raise ParamsError(message, slug="param_out_of_range")
+        process = row_process(processors, draft, history, logits)
+    if history is not None:
+        _check_history(history, prompt_len, draft, position)
+    return history, prompt_len, None if bitmask is None else on_host(bitmask), process
 
 
-def _refuse(name: str) -> None:
-    message = f"{name}: not supported yet; leave it at its default"
-    raise ParamsError(message, slug="not_supported")
-
-
-def _check_history(history: Sequence[int], prompt_len: int, position: int) -> None:
-    if len(history) != position + 1:
+def _check_history(
+    history: Sequence[int], prompt_len: int, draft: Draft, position: int | None
+) -> None:
+    if position is not None and len(history) != position + 1:
         message = (
             f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
             "the tokens up to and including the root"
@@ -201,6 +235,13 @@ def _check_history(history: Sequence[int], prompt_len: int, position: int) -> No
         raise ParamsError(message, slug="param_out_of_range")
     if not 0 <= prompt_len <= len(history):
         message = f"prompt_len: found {prompt_len}, wanted 0 <= prompt_len <= {len(history)}"
+        raise ParamsError(message, slug="param_out_of_range")
+    root = int(draft.tokens[0])
+    if len(history) and root >= 0 and int(history[-1]) != root:
+        message = (
+            f"history: ends with token {int(history[-1])}, wanted the root's token {root}: "
+            "the tokens up to and including the root"
+        )
         raise ParamsError(message, slug="param_out_of_range")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mtp_verify import derive_seed
 from mtp_verify.errors import ParamsError
+from mtp_verify.processors import check_processors, keeps_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "as_seeds",
     "check_tokens",
     "per_row",
+    "processors_of_rows",
     "says_stop",
 ]
 
@@ -182,6 +184,39 @@ def per_row(value: Any, kind: type, count: int, name: str) -> list[Any]:
         msg = f"{name}: wanted one {kind.__name__}, or a list of {count}"
         raise ParamsError(msg, slug=f"bad_{name}")
     return values
+
+
+def processors_of_rows(value: Sequence[Any], count: int) -> list[list[Any]]:
+    """Return each row's own processors, from a list for all or one list per row.
+
+    Raises:
+        ParamsError: something that cannot be called, lists for another number of rows, or one
+            processor for several rows that keeps state and cannot be forked.
+    """
+    rows = [list(value)] * count
+    if value and all(isinstance(item, (list, tuple)) for item in value):
+        rows = [list(item) for item in value]
+        if len(rows) != count:
+            msg = f"processors: found {len(rows)} lists for {count} sequences"
+            raise ParamsError(msg, slug="bad_processor")
+    for row in rows:
+        check_processors(row)
+    shared = count > 1 and rows[0] is rows[-1]
+    return [[_own(processor, shared=shared) for processor in row] for row in rows]
+
+
+def _own(processor: Any, *, shared: bool) -> Any:
+    if not keeps_state(processor):
+        return processor
+    if hasattr(processor, "fork"):
+        return processor.fork()
+    if shared:
+        msg = (
+            f"processor {type(processor).__name__} keeps state and has no fork: it serves a single "
+            "sequence; pass one list per row"
+        )
+        raise ParamsError(msg, slug="bad_processor")
+    return processor
 
 
 def as_ids(value: int | Iterable[int]) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ from typing import Any
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, DraftBatch, Lossy, VerdictBatch
-from mtp_verify.api import check_supported
-from mtp_verify.errors import ParamsError
+from mtp_verify.api import Context, step_context
+from mtp_verify.errors import MtpVerifyError, ParamsError
 from mtp_verify.intake import as_words, on_host
 from mtp_verify.params import SamplingParams
+from mtp_verify.processors import Processor
 
 __all__ = ["set_num_threads", "verify_batch"]
 
@@ -24,6 +25,10 @@ def verify_batch(
     seeds: Any,
     positions: Any,
     lossy: Lossy | Sequence[Lossy | None] | None = None,
+    histories: Sequence[Sequence[int] | None] | None = None,
+    prompt_lens: Sequence[int] | None = None,
+    bitmasks: Sequence[Any] | None = None,
+    processors: Sequence[Processor] = (),
 ) -> VerdictBatch:
     """Verifies the drafts of many sequences, on several threads; otherwise as `verify`.
 
@@ -42,6 +47,11 @@ def verify_batch(
             are a bias: ``derive_seed(seed, b)`` gives each its own.
         positions: (B,) integers, the index of each root among its sequence's own tokens.
         lossy: One for all, or a list of one (or None) for each sequence.
+        histories: One (or None) for each sequence, as ``history`` of ``verify``.
+        prompt_lens: One for each sequence; None means 0.
+        bitmasks: One (or None) for each sequence, int32 (N_b + 1, ceil(V/32)).
+        processors: The same for all sequences; each is called for one sequence at a time, from the
+            threads that verify, and must not keep state.
 
     Returns:
         The verdicts in packed arrays; ``[b]`` is the `Verdict` of sequence b.
@@ -61,16 +71,22 @@ def verify_batch(
         (array([2, 0, 1, 0]), array([0, 3, 4]), 0)
     """
     items = drafts if isinstance(drafts, DraftBatch) else list(drafts)
+    listed = _core_params(params)
+    contexts = _contexts(
+        items, logits, listed, as_words("positions", positions), histories, prompt_lens, bitmasks,
+        processors,
+    )  # fmt: skip
     return _core.verify_batch(
         items,
         [on_host(rows) for rows in logits]
         if isinstance(logits, (list, tuple))
         else on_host(logits),
-        _core_params(params),
+        listed,
         rule if isinstance(rule, str) else list(rule),
         as_words("seeds", seeds),
         as_words("positions", positions),
         _each_lossy(lossy),
+        contexts,
     )
 
 
@@ -96,16 +112,48 @@ def _core_params(
     params: SamplingParams | Sequence[SamplingParams | None] | None,
 ) -> _core.CoreParams | list[_core.CoreParams]:
     if params is None or isinstance(params, SamplingParams):
-        chosen = params or _DEFAULT
-        check_supported(chosen)
-        return chosen._core
-    listed = [own or _DEFAULT for own in params]
-    for sequence, own in enumerate(listed):
+        return (params or _DEFAULT)._core
+    return [(own or _DEFAULT)._core for own in params]
+
+
+def _contexts(
+    drafts: DraftBatch | list[Draft],
+    logits: Any,
+    params: _core.CoreParams | list[_core.CoreParams],
+    positions: list[int],
+    histories: Sequence[Sequence[int] | None] | None,
+    prompt_lens: Sequence[int] | None,
+    bitmasks: Sequence[Any] | None,
+    processors: Sequence[Processor],
+) -> list[Context]:
+    """What comes with each sequence beside its logits."""
+    count = len(drafts)
+    given = {"histories": histories, "prompt_lens": prompt_lens, "bitmasks": bitmasks}
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            message = f"{name}: found {len(values)} entries, wanted {count}, one for each draft"
+            raise ParamsError(message, slug="param_out_of_range")
+    shared = [params] if isinstance(params, _core.CoreParams) else params
+    if not any([histories, bitmasks, processors, *(own.changes_logits for own in shared)]):
+        return []
+    like = logits[0] if count and isinstance(logits, (list, tuple)) else logits
+    contexts = []
+    for sequence in range(count):
         try:
-            check_supported(own)
-        except ParamsError as error:
+            contexts.append(
+                step_context(
+                    drafts[sequence],
+                    like,
+                    None if histories is None else histories[sequence],
+                    0 if prompt_lens is None else prompt_lens[sequence],
+                    None if bitmasks is None else bitmasks[sequence],
+                    processors,
+                    positions[sequence] if sequence < len(positions) else None,
+                )
+            )
+        except MtpVerifyError as error:
             raise error.in_sequence(sequence) from None
-    return [own._core for own in listed]
+    return contexts
 
 
 def _each_lossy(

@@ -20,6 +20,8 @@ from mtp_verify import head_commands
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
+from mtp_verify.study import command as study_command
+from mtp_verify.training import command as train_command
 from mtp_verify.view import command as view_command
 
 if TYPE_CHECKING:
@@ -130,6 +132,22 @@ def build_parser() -> argparse.ArgumentParser:
             export,
             "Write a draft head in the layout that a serving engine reads.",
             "mtp-verify export my-head --layout in_checkpoint --base target --out served",
+        )
+    )
+    train_command.add_arguments(
+        add(
+            "train",
+            train,
+            "Train a draft head for a model, on text that the model writes itself.",
+            "mtp-verify train --model smollm2 --out my-head --minutes 38",
+        )
+    )
+    study_command.add_arguments(
+        add(
+            "study",
+            study,
+            "Run an experiment on a claim about multi-token prediction.",
+            "mtp-verify study choice-points\n  mtp-verify study all --quick --json",
         )
     )
     view_command.add_arguments(
@@ -265,6 +283,17 @@ def export(args: argparse.Namespace) -> Report:
     """Write a draft head in another layout; see `mtp_verify.heads.export`."""
     _tell_when_missing("torch", "transformers", extra="hf")
     return head_commands.export(args)
+
+
+def train(args: argparse.Namespace) -> Report:
+    """Train a draft head; see `mtp_verify.training`."""
+    _tell_when_missing("torch", "transformers", extra="demo")
+    return train_command.run(args)
+
+
+def study(args: argparse.Namespace) -> Report:
+    """Run an experiment, or all; see `mtp_verify.study`."""
+    return study_command.run(args)
 
 
 def view(args: argparse.Namespace) -> Report:

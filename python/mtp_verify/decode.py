@@ -20,6 +20,7 @@ from mtp_verify.arguments import (
     as_prompts,
     as_seeds,
     per_row,
+    processors_of_rows,
 )
 from mtp_verify.decoding.rows import Row, admit
 from mtp_verify.decoding.runners import Each, Together
@@ -120,7 +121,8 @@ class Decoder:
             # What cannot be combined is refused before anything runs.
             empty = mv.Draft(mv.TokenTree([-1]), [-1])
             row = np.zeros((1, 2), np.float32)
-            mv.verify(empty, row, self.params, rule=rule, seed=0, position=0, lossy=lossy)
+            bare = SamplingParams(temperature=self.params.temperature, preset=self.params.preset)
+            mv.verify(empty, row, bare, rule=rule, seed=0, position=0, lossy=lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 
@@ -139,6 +141,8 @@ class Decoder:
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
         past_key_values: Any | None = None,
         output_logits: bool = False,
+        processors: Sequence[Any] = (),
+        top_logprobs: int = 0,
     ) -> Generation:
         """Generate until an EOS token, a stopping criterion, `max_new_tokens` or the context's end.
 
@@ -153,7 +157,8 @@ class Decoder:
             streamer: `put` is called with the prompt, then with each step's tokens; `end` once. For
                 a single sequence.
             speculate: False decodes plainly, by the same rule and with the same noise.
-            eos_token_id: one or several ids; None takes the model's own, `()` none.
+            eos_token_id: one or several ids; None takes the model's own, `()` none. The params'
+                `stop_ids` end a sequence too.
             pad_token_id: fills `sequences` up where rows differ in length; None takes the first
                 EOS id, or 0.
             stopping_criteria: callables of (ids (1, n), None), evaluated per row after each emitted
@@ -161,6 +166,10 @@ class Decoder:
             past_key_values: a cache that holds the first tokens of the prompt, changed in place.
                 For a single sequence.
             output_logits: keep the raw row behind each emitted token.
+            processors: functions over rows, as `mv.verify` takes them, called with the sequence's
+                own tokens; the same for all rows, or one list per row. Those that keep state are
+                forked for each row, and told what was emitted.
+            top_logprobs: how many of the most likely tokens to list behind each emitted one.
 
         Returns:
             The generation, one entry per row; `past_key_values` (None for a batch) holds all of its
@@ -182,6 +191,7 @@ class Decoder:
         shaping = per_row(params or self.params, SamplingParams, count, "params")
         eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
         seeds = as_seeds(seed, count)
+        functions = processors_of_rows(processors, count)
         rows = [
             admit(
                 self.target,
@@ -196,6 +206,8 @@ class Decoder:
                 eos_ids=eos_ids,
                 criteria=as_criteria(stopping_criteria),
                 output_logits=output_logits,
+                processors=functions[index],
+                top_logprobs=top_logprobs,
             )
             for index, prompt in enumerate(prompts)
         ]
@@ -232,6 +244,8 @@ class Decoder:
         eos_token_id: int | Iterable[int] | None = None,
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
         output_logits: bool = False,
+        processors: Sequence[Any] = (),
+        top_logprobs: int = 0,
     ) -> int:
         """Hand in one request; it joins the batch at the next step that has room.
 
@@ -244,6 +258,8 @@ class Decoder:
             eos_token_id: as `generate`.
             stopping_criteria: as `generate`.
             output_logits: as `generate`.
+            processors: as `generate`.
+            top_logprobs: as `generate`.
 
         Returns:
             The request's number, for `step`, `results` and `cancel`.
@@ -272,6 +288,8 @@ class Decoder:
             eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),
             criteria=as_criteria(stopping_criteria),
             output_logits=output_logits,
+            processors=processors_of_rows(processors, 1)[0],
+            top_logprobs=top_logprobs,
         )
         if self._session is None:
             self._session = self._new_session(self._max_batch)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mtp_verify.arguments import Prompt
+    from mtp_verify.logprobs import TopLogprobs
 
 __all__ = ["Generation", "Stats"]
 
@@ -149,6 +150,7 @@ class Generation:
         past_key_values: the target's cache; it holds all tokens of `sequences` but the last. None
             where several sequences share one.
         logits: (n, V) float32 raw rows that the emitted tokens come from, or None if not asked for.
+        top_logprobs: the most likely tokens behind each emitted one, or None if not asked for.
         errors: what each failed with; None where it did not.
     """
 
@@ -159,6 +161,7 @@ class Generation:
     stats: Stats
     past_key_values: Any
     logits: list[torch.Tensor] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
     errors: list[Exception | None] = field(default_factory=list)
 
     @classmethod
@@ -189,5 +192,6 @@ class Generation:
             stats=stats,
             past_key_values=None,
             logits=[row.logits[0] for row in rows if row.logits] if has_logits else None,
+            top_logprobs=[top for row in rows for top in row.top_logprobs or ()] or None,
             errors=[row.errors[0] for row in rows],
         )

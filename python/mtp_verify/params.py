@@ -1,7 +1,7 @@
 """Sampling parameters: how raw logits become the row that is sampled from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -13,7 +13,10 @@ __all__ = ["Preset", "SamplingParams"]
 
 Preset = Literal["transformers", "vllm"]
 
-_CORE = ("temperature", "top_k", "top_p", "min_p", "preset")
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+_INTEGERS = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,25 @@ class SamplingParams:
     1e-5 meaning greedy; min-p, top-k, top-p). Tokens tied at the top-k threshold all stay; among
     equal logits at the top-p cut the lower ids stay.
 
+    Everything from ``repetition_penalty`` on comes before that, shapes the target's rows alone (a
+    draft's law is what it says), and is evaluated for each node with that node's own path behind
+    the history.
+
     Args:
         temperature: Divides the logits; 0 means greedy (lowest id among the maxima).
         top_k: How many tokens stay; 0 and -1 mean off.
         top_p: The smallest set with at least this mass stays, in (0, 1]; 1 means off.
         min_p: Tokens below this share of the largest probability go, in [0, 1]; 0 means off.
-        repetition_penalty: Not supported yet; 1 means off.
-        presence_penalty: Not supported yet; 0 means off.
-        frequency_penalty: Not supported yet; 0 means off.
-        no_repeat_ngram_size: Not supported yet; 0 means off.
-        logit_bias: Not supported yet; added to the logits of the given tokens.
-        banned: Not supported yet; token ids that are never emitted.
-        min_new_tokens: Not supported yet; stop tokens are held back before this many.
-        stop_ids: Token ids that end a sequence; honoured by the decoder.
+        repetition_penalty: Divides positive logits of tokens in prompt, output or path, and
+            multiplies negative ones, > 0; 1 means off.
+        presence_penalty: Taken off the logits of tokens in output or path; 0 means off.
+        frequency_penalty: Taken off as often as the token stands there; 0 means off.
+        no_repeat_ngram_size: No n-gram of this length comes twice, the prompt's included; 0 means
+            off.
+        logit_bias: Added to the logits of the given tokens, before the penalties; -inf bans.
+        banned: Token ids that are never emitted.
+        min_new_tokens: ``stop_ids`` are held back before this many tokens.
+        stop_ids: Token ids that end a sequence; the decoder cuts there, ``verify`` does not.
         preset: Whose order and conventions are followed.
 
     Raises:
@@ -64,16 +73,16 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Checks the ranges; the core's form is made once and kept."""
-        for name, kind, wanted in (
-            ("temperature", Real, "a number"),
-            ("top_p", Real, "a number"),
-            ("min_p", Real, "a number"),
-            ("top_k", Integral, "an integer"),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                message = f"{name}: found {value!r}, wanted {wanted}"
-                raise ParamsError(message, slug="param_out_of_range")
+        for name in _NUMBERS:
+            _check(name, getattr(self, name), Real, "a number")
+        for name in _INTEGERS:
+            _check(name, getattr(self, name), Integral, "an integer")
+        for name in ("banned", "stop_ids"):
+            for token in getattr(self, name):
+                _check(name, token, Integral, "token ids")
+        for token, bias in (self.logit_bias or {}).items():
+            _check("logit_bias", token, Integral, "token ids")
+            _check("logit_bias", bias, Real, "a number for each token")
         _ = self._core
 
     @cached_property
@@ -84,6 +93,14 @@ class SamplingParams:
             float(self.top_p),
             float(self.min_p),
             self.preset,
+            repetition_penalty=float(self.repetition_penalty),
+            presence_penalty=float(self.presence_penalty),
+            frequency_penalty=float(self.frequency_penalty),
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            logit_bias=[(int(t), float(bias)) for t, bias in (self.logit_bias or {}).items()],
+            banned=[int(token) for token in self.banned],
+            min_new_tokens=self.min_new_tokens,
+            stop_ids=[int(token) for token in self.stop_ids],
         )
 
     @property
@@ -91,14 +108,13 @@ class SamplingParams:
         """Whether rows are one-hot: temperature 0 (below 1e-5 under the vllm preset)."""
         return self._core.is_greedy
 
-    @cached_property
-    def unsupported(self) -> tuple[str, ...]:
-        """The names of fields that ask for something that is not supported yet."""
-        free = {*_CORE, "stop_ids"}
-        return tuple(f.name for f in fields(self) if f.name not in free and self._is_set(f.name))
+    @property
+    def needs_history(self) -> bool:
+        """Whether rows depend on the tokens before them, which ``verify`` then must be given."""
+        return self._core.needs_history is not None
 
-    def _is_set(self, name: str) -> bool:
-        value: Any = getattr(self, name)
-        if name in {"logit_bias", "banned"}:
-            return value is not None and len(value) > 0
-        return bool(value != (1.0 if name == "repetition_penalty" else 0))
+
+def _check(name: str, value: Any, kind: type, wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        message = f"{name}: found {value!r}, wanted {wanted}"
+        raise ParamsError(message, slug="param_out_of_range")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
 
-__all__ = ["Noise", "Tree", "Verdict", "philox", "shape", "verify"]
+__all__ = ["Noise", "Tree", "Verdict", "penalise", "philox", "shape", "verify"]
 
 Row = npt.NDArray[np.float64]
 
@@ -122,6 +122,46 @@ class Noise:
 def _softmax(logits: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Row:
     weights = np.where(kept, np.exp(logits.astype(np.float64) - logits.max()), 0.0)
     return np.asarray(weights / weights.sum())
+
+
+def penalise(
+    logits: npt.NDArray[Any], tokens: Sequence[int], prompt_len: int, params: SamplingParams
+) -> npt.NDArray[np.float32]:
+    """The logits that shaping starts from: what they owe to the tokens before them.
+
+    Args:
+        logits: (V,), as the model gave them.
+        tokens: Everything before: prompt, output, and a node's path.
+        prompt_len: How many of them are prompt.
+        params: Whose penalties, biases and bans.
+
+    Returns:
+        (V,) float32, computed in float32 as the libraries do.
+    """
+    row = np.array(logits, np.float32)
+    output = list(tokens[prompt_len:])
+    for token, bias in (params.logit_bias or {}).items():
+        row[token] += np.float32(bias)
+    theta = np.float32(params.repetition_penalty)
+    for token in set(tokens) if theta != 1 else ():
+        if row[token] < 0:
+            row[token] *= theta
+        elif params.preset == "transformers":
+            row[token] /= theta
+        else:
+            row[token] *= np.float32(1) / theta
+    for token in set(output):
+        row[token] -= np.float32(params.frequency_penalty) * np.float32(output.count(token))
+        row[token] -= np.float32(params.presence_penalty)
+    gone = list(params.banned)
+    if len(output) < params.min_new_tokens:
+        gone += params.stop_ids
+    if n := params.no_repeat_ngram_size:
+        last = list(tokens[len(tokens) - n + 1 :])
+        starts = range(len(tokens) - n + 1)
+        gone += [tokens[i + n - 1] for i in starts if list(tokens[i : i + n - 1]) == last]
+    row[gone] = -np.inf
+    return row
 
 
 def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:

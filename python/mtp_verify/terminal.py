@@ -42,9 +42,13 @@ class Progress:
     def step(self, text: str) -> None:
         """Say that the next step, `text`, begins."""
         self._done += 1
+        left = self._time_left() if self._shows_time_left else ""
+        self.show(f"[{self._done}/{self._total}] {left}{text}")
+
+    def show(self, text: str) -> None:
+        """Show a line of the caller's own making; no step is counted."""
         if self._is_shown:
-            left = self._time_left() if self._shows_time_left else ""
-            sys.stderr.write(f"{_CLEAR_LINE}[{self._done}/{self._total}] {left}{text}")
+            sys.stderr.write(f"{_CLEAR_LINE}{text}")
             sys.stderr.flush()
 
     def _time_left(self) -> str:

@@ -83,6 +83,7 @@ impl Setting {
             params: Each::Own(&self.params),
             rules: Each::Same("auto"),
             lossy: Each::Same(None),
+            edits: &[],
             addresses: self.addresses.clone(),
         }
     }
@@ -90,8 +91,10 @@ impl Setting {
     /// The batch in another order, its logits as matrices of their own.
     fn reversed(&self) -> VerdictBatch {
         let batch = self.batch();
-        let rows: Vec<RawRows<'_>> =
-            batch.requests().unwrap().iter().rev().map(|request| request.logits).collect();
+        let packed = RawRows::from_f32(&self.logits, VOCAB).unwrap();
+        let offsets = Offsets::of(batch.drafts.iter().map(|draft| draft.num_nodes()));
+        let part = |b| packed.part(offsets.part(b)).unwrap();
+        let rows: Vec<RawRows<'_>> = (0..self.drafts.len()).rev().map(part).collect();
         let params: Vec<Params> = self.params.iter().rev().copied().collect();
         Batch {
             drafts: batch.drafts.iter().rev().copied().collect(),
@@ -100,6 +103,7 @@ impl Setting {
             params: Each::Own(&params),
             rules: Each::Same("auto"),
             lossy: Each::Same(None),
+            edits: &[],
             addresses: Addresses {
                 seeds: self.addresses.seeds.iter().rev().copied().collect(),
                 positions: self.addresses.positions.iter().rev().copied().collect(),
@@ -118,8 +122,8 @@ fn a_batch_gives_the_verdicts_of_its_sequences_alone() {
     let reversed = setting.reversed();
     assert_eq!(found.len(), 18);
     for (b, request) in batch.requests().unwrap().into_iter().enumerate() {
-        let Request { draft, drafter, logits, params, rule, lossy, noise } = request;
-        let alone = verify::verify(draft, drafter, logits, params, rule, lossy, noise).unwrap();
+        let Request { draft, drafter, target, rule, lossy, noise } = request;
+        let alone = verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap();
         assert_eq!(found.get(b), alone, "sequence {b}");
         assert_eq!(reversed.get(17 - b), alone, "sequence {b} from the end");
     }
@@ -134,8 +138,8 @@ fn threads_change_nothing() {
     pool::set_num_threads(7).unwrap();
     for threads in [1, 2, 7] {
         let found = pool::map(&requests, threads, |request| {
-            let &Request { draft, drafter, logits, params, rule, lossy, noise } = request;
-            verify::verify(draft, drafter, logits, params, rule, lossy, noise).unwrap()
+            let &Request { draft, drafter, target, rule, lossy, noise } = request;
+            verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap()
         });
         for (b, verdict) in found.into_iter().enumerate() {
             assert_eq!(verdict, wanted.get(b));

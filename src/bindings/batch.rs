@@ -15,6 +15,7 @@ use crate::verify::lazy::DrafterRows;
 
 use super::draft_batch::DraftBatch;
 use super::drafts::Draft;
+use super::edits::Context;
 use super::errors::{in_sequence, to_py};
 use super::lossy::Lossy;
 use super::plans::place;
@@ -92,7 +93,7 @@ impl VerdictBatch {
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Verdict> {
-        Ok(Verdict { verdict: self.0.get(place(index, self.0.len())?) })
+        Ok(Verdict { verdict: self.0.get(place(index, self.0.len())?), top: None })
     }
 
     fn __repr__(&self) -> String {
@@ -161,6 +162,19 @@ impl<T: Copy> OneOrEach<T> {
     }
 }
 
+impl<T> OneOrEach<T> {
+    fn get(&self, sequence: usize) -> Option<&T> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::Each(values) => values.get(sequence),
+        }
+    }
+}
+
+/// A sequence's history, how much of it is prompt, its mask, and the function over its rows.
+type Given<'py> =
+    (Option<Bound<'py, PyAny>>, i64, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+
 /// The target's logits in one of their three forms.
 enum Target {
     /// (sum(N_b + 1), V).
@@ -224,16 +238,26 @@ fn verify_drafts(
     py: Python<'_>,
     drafts: Drafts<'_>,
     logits: &Bound<'_, PyAny>,
-    params: OneOrEach<CoreParams>,
+    params: OneOrEach<Bound<'_, CoreParams>>,
     rule: OneOrEach<String>,
     seeds: Vec<u64>,
     positions: Vec<u64>,
     lossy: OneOrEach<Option<Bound<'_, Lossy>>>,
+    contexts: Vec<Given<'_>>,
 ) -> PyResult<VerdictBatch> {
     let cores = drafts.cores();
     let target = Target::borrow(logits, cores.len())?;
     let logits = target.core()?;
-    let params = params.map(|params| params.0);
+    let context = |(sequence, given): (usize, &Given<'_>)| {
+        let (history, prompt_len, bitmask, process) = given;
+        let process = process.as_ref().map(|process| process.clone().unbind());
+        Context::new(history.as_ref(), *prompt_len, bitmask.as_ref(), process)
+            .map_err(|error| in_sequence(error, sequence))
+    };
+    let contexts = contexts.iter().enumerate().map(context).collect::<PyResult<Vec<_>>>()?;
+    let all = params.map(Bound::get);
+    let penalties = |sequence| all.get(sequence).and_then(|params| params.penalties.as_ref());
+    let params = params.map(|params| params.get().shaping);
     let rules = rule.map(String::as_str);
     let lossy = lossy.map(|lossy| lossy.as_ref().map(|lossy| lossy.get().0));
     let batch = Batch {
@@ -244,6 +268,7 @@ fn verify_drafts(
         rules: rules.core(),
         lossy: lossy.core(),
         addresses: Addresses { seeds, positions },
+        edits: &[],
     };
     let fits = (0..batch.drafts.len()).try_for_each(|sequence| {
         match vocabulary(&batch.logits, sequence) {
@@ -251,7 +276,18 @@ fn verify_drafts(
             None => Ok(()),
         }
     });
-    enter(py, || fits.and_then(|()| batch.verify())).map(VerdictBatch)
+    let result = enter(py, || {
+        fits?;
+        let mut edits = Vec::with_capacity(contexts.len());
+        for (sequence, (context, draft)) in contexts.iter().zip(&batch.drafts).enumerate() {
+            let vocab = vocabulary(&batch.logits, sequence).unwrap_or(0);
+            let own = context.edits(penalties(sequence), draft, vocab);
+            edits.push(own.map_err(|error| error.in_sequence(sequence as i64))?);
+        }
+        Batch { edits: &edits, ..batch }.verify()
+    });
+    // What a caller's function raised comes out as it is, the first sequence's first.
+    contexts.iter().rev().fold(result, |result, context| context.finish(result)).map(VerdictBatch)
 }
 
 #[pyfunction]

@@ -4,6 +4,7 @@ mod batch;
 mod buffer;
 mod draft_batch;
 mod drafts;
+mod edits;
 mod errors;
 mod kv;
 mod lossy;
@@ -27,13 +28,15 @@ use crate::simd::Kernels;
 use crate::tree::MAX_NODES;
 use crate::verify::law::Law;
 use crate::verify::lazy::check_distribution;
+use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Core, Noise, RULES, optimum};
 use crate::{certify, rng};
 
 use drafts::{Draft, FLOATS};
+use edits::Context;
 use errors::to_py;
 use lossy::Lossy;
-use tensor::{Tensor, integers};
+use tensor::{Tensor, integers, size};
 use types::{CommitPlan, CoreParams, TokenTree, Verdict, core_params};
 
 /// The one gate: runs pure Rust detached from the interpreter; errors and panics become exceptions.
@@ -57,7 +60,10 @@ fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send
 const LOGITS: &str = "float32, float16 or bfloat16";
 
 #[pyfunction]
-#[pyo3(name = "verify", signature = (draft, logits, params, rule, seed, position, lossy=None))]
+#[pyo3(name = "verify", signature = (
+    draft, logits, params, rule, seed, position, lossy=None, history=None, prompt_len=0, bitmask=None,
+    process=None, top_logprobs=0
+))]
 #[allow(clippy::too_many_arguments)] // The public function's.
 fn verify_draft(
     py: Python<'_>,
@@ -68,38 +74,61 @@ fn verify_draft(
     seed: u64,
     position: u64,
     lossy: Option<&Bound<'_, Lossy>>,
+    history: Option<&Bound<'_, PyAny>>,
+    prompt_len: i64,
+    bitmask: Option<&Bound<'_, PyAny>>,
+    process: Option<Py<PyAny>>,
+    top_logprobs: i64,
 ) -> PyResult<Verdict> {
     let draft = draft.get();
     let lossy = lossy.map(|lossy| lossy.get().0);
-    let params = params.get().0;
+    let params = params.get();
     let logits = Tensor::borrow(logits, "logits")?;
     let raw = logits.rows(LOGITS, false)?;
     let drafter = draft.drafter()?;
-    let verdict = enter(py, || {
+    let context = Context::new(history, prompt_len, bitmask, process)?;
+    let n = size("top_logprobs", top_logprobs).map_err(|error| to_py(&error))?;
+    let result = enter(py, || {
         draft.check_columns(raw.num_cols())?;
         let noise = Noise { seed, position };
-        verify::verify(&draft.core, drafter, raw, params, rule, lossy, noise)
-    })?;
-    Ok(Verdict { verdict })
+        let edits = context.edits(params.penalties.as_ref(), &draft.core, raw.num_cols())?;
+        let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
+        let verdict = verify::verify_shaped(&draft.core, drafter, target, rule, lossy, noise)?;
+        let top = (n > 0).then(|| TopLogprobs::new(&target, &verdict, n)).transpose()?;
+        Ok(Verdict { verdict, top })
+    });
+    context.finish(result)
 }
 
 #[pyfunction]
+#[pyo3(signature = (
+    draft, logits, params, rule, history=None, prompt_len=0, bitmask=None, process=None
+))]
+#[allow(clippy::too_many_arguments)] // The public function's.
 fn expected_accepted(
     py: Python<'_>,
     draft: &Bound<'_, Draft>,
     logits: &Bound<'_, PyAny>,
     params: &Bound<'_, CoreParams>,
     rule: &str,
+    history: Option<&Bound<'_, PyAny>>,
+    prompt_len: i64,
+    bitmask: Option<&Bound<'_, PyAny>>,
+    process: Option<Py<PyAny>>,
 ) -> PyResult<f64> {
     let draft = draft.get();
-    let params = params.get().0;
+    let params = params.get();
     let logits = Tensor::borrow(logits, "logits")?;
     let raw = logits.rows(LOGITS, false)?;
     let drafter = draft.drafter()?;
-    enter(py, || {
+    let context = Context::new(history, prompt_len, bitmask, process)?;
+    let result = enter(py, || {
         draft.check_columns(raw.num_cols())?;
-        verify::expected_accepted(&draft.core, drafter, raw, params, rule)
-    })
+        let edits = context.edits(params.penalties.as_ref(), &draft.core, raw.num_cols())?;
+        let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
+        verify::expected_accepted(&draft.core, drafter, target, rule)
+    });
+    context.finish(result)
 }
 
 #[pyfunction]

@@ -277,32 +277,58 @@ impl Tensor {
         let stride = if rows > 1 { stride as usize } else { cols };
         let len = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
         let values = match self.dtype {
-            (FLOAT, 32) => Values::F32(self.slice(len)?),
-            (FLOAT, 16) => Values::F16(self.slice(len)?),
-            (BFLOAT, 16) => Values::Bf16(self.slice(len)?),
-            (FLOAT, 64) if double => Values::F64(self.slice(len)?),
+            (FLOAT, 32) => self.slice(len).map(Values::F32),
+            (FLOAT, 16) => self.slice(len).map(Values::F16),
+            (BFLOAT, 16) => self.slice(len).map(Values::Bf16),
+            (FLOAT, 64) if double => self.slice(len).map(Values::F64),
             _ => {
-                return Err(to_py(&Error::BadDtype {
-                    what: self.what,
-                    found: self.dtype_name(),
-                    wanted,
-                }));
+                let found = self.dtype_name();
+                Err(Error::BadDtype { what: self.what, found, wanted })
             }
         };
-        RawRows::new(values, rows, cols, stride).map_err(|error| to_py(&error))
+        values
+            .and_then(|values| RawRows::new(values, rows, cols, stride))
+            .map_err(|error| to_py(&error))
     }
 
-    fn slice<T>(&self, len: usize) -> PyResult<&[T]> {
+    /// The tensor as rows of 32-bit words: the words, and (rows, width, words from row to row).
+    pub(super) fn words(&self) -> Result<(&[i32], [usize; 3]), Error> {
+        let (&[rows, width], &[stride, inner]) = (&self.shape[..], &self.strides[..]) else {
+            return Err(Error::ShapeMismatch {
+                what: self.what,
+                found: format!("{:?}", self.shape),
+                wanted: "(nodes, words)".into(),
+            });
+        };
+        if self.dtype != (INT, 32) {
+            let found = self.dtype_name();
+            return Err(Error::BadDtype { what: self.what, found, wanted: "int32" });
+        }
+        if rows == 0 || width == 0 {
+            return Ok((&[], [rows, width, width]));
+        }
+        if (inner != 1 && width > 1) || (rows > 1 && stride < width as i64) {
+            return Err(Error::BadTensor {
+                what: self.what,
+                found: format!("strides {:?}", self.strides),
+                todo: "pass rows that are contiguous and do not overlap",
+            });
+        }
+        let stride = if rows > 1 { stride as usize } else { width };
+        Ok((self.slice((rows - 1) * stride + width)?, [rows, width, stride]))
+    }
+
+    fn slice<T>(&self, len: usize) -> Result<&[T], Error> {
         if len == 0 {
             return Ok(&[]);
         }
         let pointer = self.data.cast::<T>();
         if pointer.is_null() || !pointer.is_aligned() {
-            return Err(to_py(&Error::BadTensor {
+            return Err(Error::BadTensor {
                 what: self.what,
                 found: "memory that is null or not aligned for its dtype".into(),
                 todo: "pass a copy",
-            }));
+            });
         }
         // SAFETY: the producer promises `shape` and `strides` to describe readable memory of this
         // dtype, which it keeps alive as long as `self`; `len` is the extent that they span.

@@ -4,22 +4,48 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::bindings::errors::to_py;
-use crate::bindings::tensor::integers;
+use crate::bindings::tensor::{integers, size};
 use crate::dist::{Params, Preset};
 use crate::error::Error;
+use crate::history::Penalties;
 use crate::kv;
 use crate::tree;
 use crate::verify;
+use crate::verify::top::TopLogprobs;
 
 /// Sampling parameters as the core takes them; made by `mtp_verify.SamplingParams`.
-#[pyclass(frozen, module = "mtp_verify._core", from_py_object)]
-#[derive(Clone)]
-pub(super) struct CoreParams(pub(super) Params);
+#[pyclass(frozen, module = "mtp_verify._core")]
+pub(super) struct CoreParams {
+    /// What every row is shaped by, the drafter's too.
+    pub(super) shaping: Params,
+    /// What the target's rows owe to tokens; `None` if nothing.
+    pub(super) penalties: Option<Penalties>,
+}
 
 #[pymethods]
 impl CoreParams {
     #[new]
-    fn new(temperature: f64, top_k: i64, top_p: f64, min_p: f64, preset: &str) -> PyResult<Self> {
+    #[allow(clippy::too_many_arguments)] // The fields of SamplingParams.
+    #[pyo3(signature = (
+        temperature, top_k, top_p, min_p, preset, *, repetition_penalty=1.0, presence_penalty=0.0,
+        frequency_penalty=0.0, no_repeat_ngram_size=0, logit_bias=Vec::new(), banned=Vec::new(),
+        min_new_tokens=0, stop_ids=Vec::new()
+    ))]
+    fn new(
+        temperature: f64,
+        top_k: i64,
+        top_p: f64,
+        min_p: f64,
+        preset: &str,
+        repetition_penalty: f64,
+        presence_penalty: f64,
+        frequency_penalty: f64,
+        no_repeat_ngram_size: i64,
+        logit_bias: Vec<(i64, f64)>,
+        banned: Vec<i64>,
+        min_new_tokens: i64,
+        stop_ids: Vec<i64>,
+    ) -> PyResult<Self> {
         let preset = match preset {
             "transformers" => Preset::Transformers,
             "vllm" => Preset::Vllm,
@@ -31,19 +57,60 @@ impl CoreParams {
                 }));
             }
         };
-        let params = Params::new(temperature, top_k, top_p, min_p, preset);
-        params.map(Self).map_err(|error| to_py(&error))
+        let build = || {
+            let bias_of = |(token, bias)| Ok((id("logit_bias", token)?, bias as f32));
+            let ids = |name, tokens: Vec<i64>| {
+                tokens.into_iter().map(|token| id(name, token)).collect::<Result<Vec<u32>, Error>>()
+            };
+            let penalties = Penalties {
+                repetition: repetition_penalty,
+                presence: presence_penalty,
+                frequency: frequency_penalty,
+                no_repeat_ngram: size("no_repeat_ngram_size", no_repeat_ngram_size)?,
+                bias: logit_bias.into_iter().map(bias_of).collect::<Result<_, Error>>()?,
+                banned: ids("banned", banned)?,
+                min_new_tokens: size("min_new_tokens", min_new_tokens)?,
+                stop_ids: ids("stop_ids", stop_ids)?,
+                by_reciprocal: preset == Preset::Vllm,
+            };
+            let penalties = penalties.check()?;
+            Ok(Self {
+                shaping: Params::new(temperature, top_k, top_p, min_p, preset)?,
+                penalties: (!penalties.is_neutral()).then_some(penalties),
+            })
+        };
+        build().map_err(|error| to_py(&error))
     }
 
     #[getter]
     fn is_greedy(&self) -> bool {
-        self.0.is_greedy()
+        self.shaping.is_greedy()
+    }
+
+    /// Whether logits are changed before they are shaped.
+    #[getter]
+    fn changes_logits(&self) -> bool {
+        self.penalties.is_some()
+    }
+
+    /// The parameter that cannot do without the sequence's tokens, if one cannot.
+    #[getter]
+    fn needs_history(&self) -> Option<&'static str> {
+        self.penalties.as_ref().and_then(Penalties::needs_history)
     }
 }
 
-/// The core's form of a `mtp_verify.SamplingParams`, which keeps it as `_core`.
+fn id(name: &'static str, token: i64) -> Result<u32, Error> {
+    u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
+        name,
+        value: format!("token {token}"),
+        wanted: "token ids from 0 to 2**32 - 1",
+    })
+}
+
+/// What a `mtp_verify.SamplingParams` shapes any row by, from its core's form, kept as `_core`.
 pub(super) fn core_params(params: &Bound<'_, PyAny>) -> PyResult<Params> {
-    Ok(params.getattr("_core")?.extract::<CoreParams>()?.0)
+    Ok(params.getattr("_core")?.cast::<CoreParams>()?.get().shaping)
 }
 
 /// A draft's tokens arranged as a tree.
@@ -128,6 +195,7 @@ impl TokenTree {
 #[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) verdict: verify::Verdict,
+    pub(super) top: Option<TopLogprobs>,
 }
 
 impl Verdict {
@@ -169,6 +237,24 @@ impl Verdict {
         self.verdict.is_lossless()
     }
 
+    /// The most likely tokens behind each emitted one: `mtp_verify.api.TopLogprobs`, or None.
+    #[getter]
+    fn top_logprobs<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(top) = &self.top else {
+            return Ok(None);
+        };
+        let shape = [top.emitted.len(), top.n];
+        let class = py.import("mtp_verify.logprobs")?.getattr("TopLogprobs")?;
+        class
+            .call1((
+                PyArray1::from_slice(py, &top.tokens).reshape(shape)?,
+                PyArray1::from_slice(py, &top.raw).reshape(shape)?,
+                PyArray1::from_slice(py, &top.shaped).reshape(shape)?,
+                PyArray1::from_slice(py, &top.emitted),
+            ))
+            .map(Some)
+    }
+
     fn cut(&self, n: i64) -> PyResult<Self> {
         let length = self.verdict.tokens.len();
         let Some(n) = usize::try_from(n).ok().filter(|&n| n >= 1 && n <= length) else {
@@ -178,9 +264,12 @@ impl Verdict {
                 wanted: "1 <= n <= number of emitted tokens",
             }));
         };
-        let mut verdict = self.verdict.clone();
+        let (mut verdict, mut top) = (self.verdict.clone(), self.top.clone());
         verdict.cut(n);
-        Ok(Self { verdict })
+        if let Some(top) = &mut top {
+            top.cut(n);
+        }
+        Ok(Self { verdict, top })
     }
 
     fn __repr__(&self) -> String {

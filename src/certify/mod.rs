@@ -10,6 +10,8 @@ mod lies;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod parallel;
+#[cfg(any(test, feature = "mutants"))]
+mod past;
 mod table;
 
 use crate::error::Result;

@@ -9,6 +9,7 @@ mod list;
 
 use crate::certify::golden::MODELS;
 use crate::certify::growth::Case;
+use crate::certify::past::{self, Setting};
 use crate::certify::{parallel, run, run_rounds};
 use crate::dist::weights::WeightParams;
 use crate::error::Result;
@@ -27,6 +28,8 @@ enum Check {
     Step(&'static str, Law, &'static [usize], Core),
     /// As many steps as a number of tokens takes.
     Rounds(&'static str, Law, &'static [usize], Core, usize),
+    /// One step of a deterministic chain on B, whose rows depend on their own past.
+    Past(&'static str, Setting),
     /// A shaped row.
     Shaping(&'static str, fn() -> Fraction),
     /// Something else, in words.
@@ -47,6 +50,10 @@ impl Check {
             Self::Rounds(model, law, shape, core, length) => {
                 run_rounds(&rows(model), &Case { law, shape }, core, length)?.distance
             }
+            Self::Past(_, setting) => {
+                let case = Case { law: Law::Deterministic, shape: &[1, 1] };
+                past::distance(&rows("B"), &case, Core::TargetOnly, setting)?
+            }
             Self::Shaping(_, distance) => distance(),
             Self::Other(_, distance) => distance()?,
         })
@@ -60,7 +67,7 @@ impl Check {
             Self::Rounds(model, law, shape, core, length) => {
                 format!("{}, {length} tokens in steps", step(model, law, shape, core))
             }
-            Self::Shaping(case, _) | Self::Other(case, _) => case.to_owned(),
+            Self::Shaping(case, _) | Self::Other(case, _) | Self::Past(case, _) => case.to_owned(),
         }
     }
 }

@@ -5,10 +5,13 @@
 //! token, a sum, a draw) is one streaming pass that compares with the cut. [`weights`] is the same
 //! definition over any number type, for the proof.
 //!
+//! What a node's history, a mask or the caller do to its logits comes before all that: [`Edits`].
+//!
 //! Logits are divided by the temperature in `f32`, as transformers and vLLM do, so that values that
 //! become equal there are equal here; probabilities and sums are `f64`.
 
 mod best;
+mod edits;
 mod scratch;
 mod select;
 pub mod weights;
@@ -18,6 +21,7 @@ use crate::mutants::mutate;
 use crate::rows::{Buffer, RawRows};
 use crate::simd::{self, BLOCK, Kernels, Scan, Taken};
 
+pub use edits::{Edits, Mask, Processor};
 pub use scratch::Scratch;
 
 /// Whose order and conventions shaping follows.
@@ -146,12 +150,33 @@ pub struct ShapedRows<'a> {
     params: Params,
     kernels: &'static Kernels,
     side: Side,
+    edits: Option<&'a Edits<'a>>,
 }
 
 impl<'a> ShapedRows<'a> {
     /// Logits to be shaped.
     pub fn new(raw: RawRows<'a>, params: Params, side: Side) -> Self {
-        Self { raw, params, kernels: Kernels::best(), side }
+        Self { raw, params, kernels: Kernels::best(), side, edits: None }
+    }
+
+    /// The same rows, changed by what their nodes' histories and the caller say before anything else.
+    pub fn edited(self, edits: &'a Edits<'a>) -> Self {
+        Self { edits: (!edits.is_empty()).then_some(edits), ..self }
+    }
+
+    /// The rows as the model gave them, at temperature 1.
+    pub fn unshaped(&self) -> Self {
+        Self::new(self.raw, Params::default(), self.side)
+    }
+
+    /// The number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.raw.num_rows()
+    }
+
+    /// The sampling parameters.
+    pub fn params(&self) -> Params {
+        self.params
     }
 
     /// The number of tokens in a row.
@@ -159,10 +184,26 @@ impl<'a> ShapedRows<'a> {
         self.raw.num_cols()
     }
 
+    /// A block of logits, edited.
+    fn block<'s>(&'s self, row: usize, start: usize, buffer: &'s mut Buffer) -> &'s [f32] {
+        match self.edits {
+            None => self.raw.block(self.kernels, row, start, buffer),
+            Some(edits) => edits.block(&self.raw, self.kernels, row, start, buffer),
+        }
+    }
+
+    /// One logit, edited.
+    fn value(&self, row: usize, token: u32) -> f64 {
+        match self.edits {
+            None => self.raw.value(row, token as usize),
+            Some(edits) => edits.value(&self.raw, row, token),
+        }
+    }
+
     /// A block of scaled logits: divided by the temperature unless that is 1.
     fn scaled<'s>(&'s self, row: usize, start: usize, buffers: &'s mut [Buffer; 2]) -> &'s [f32] {
         let [raw, out] = buffers;
-        let values = self.raw.block(self.kernels, row, start, raw);
+        let values = self.block(row, start, raw);
         if self.divisor().to_bits() == 1.0_f32.to_bits() {
             return values;
         }
@@ -177,7 +218,7 @@ impl<'a> ShapedRows<'a> {
     }
 
     fn scaled_value(&self, row: usize, token: u32) -> f32 {
-        self.raw.value(row, token as usize) as f32 / self.divisor()
+        self.value(row, token) as f32 / self.divisor()
     }
 
     /// Reads a row (once if nothing truncates it) and returns its five numbers.
@@ -189,6 +230,9 @@ impl<'a> ShapedRows<'a> {
     /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
     pub fn shape(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
         scratch.sums.forget();
+        if let Some(edits) = self.edits {
+            edits.prepare(&self.raw, self.kernels, row)?;
+        }
         if self.params.is_greedy() {
             let max = self.max(row, scratch)?;
             let token = self.first_maximum(row, max, scratch);
@@ -255,7 +299,7 @@ impl<'a> ShapedRows<'a> {
     fn max(&self, row: usize, scratch: &mut Scratch) -> Result<f32> {
         let mut max = f32::NEG_INFINITY;
         for start in self.raw.blocks() {
-            let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
+            let values = self.block(row, start, &mut scratch.buffers[0]);
             max = self.larger(row, max, (self.kernels.scan)(values))?;
         }
         // Division by a positive number keeps the order, so the largest stays the largest.
@@ -277,12 +321,14 @@ impl<'a> ShapedRows<'a> {
         if max.is_finite() {
             return Ok(());
         }
-        let has_infinity = (0..self.num_cols()).any(|t| self.raw.value(row, t) == f64::INFINITY);
+        let has_infinity = (0..self.num_cols() as u32).any(|t| self.value(row, t) == f64::INFINITY);
         if has_infinity {
             return Err(self.not_finite(row));
         }
         let reason = if max == f32::INFINITY {
             "the largest logit overflows when divided by the temperature"
+        } else if self.edits.is_some() {
+            "no token is left by masks, bans and processors; allow one, or leave the node out"
         } else {
             "every logit is -inf"
         };
@@ -292,13 +338,13 @@ impl<'a> ShapedRows<'a> {
     /// The error of a row that is known to hold NaN or `+inf`: finds the first one.
     fn not_finite(&self, row: usize) -> Error {
         let bad = |x: f64| x.is_nan() || x == f64::INFINITY;
-        let token = (0..self.num_cols()).find(|&token| bad(self.raw.value(row, token)));
+        let token = (0..self.num_cols() as u32).find(|&token| bad(self.value(row, token)));
         let token = token.unwrap_or(0);
         Error::RowNotFinite {
             side: self.side.name(),
             row,
-            token,
-            found: self.raw.value(row, token).to_string(),
+            token: token as usize,
+            found: self.value(row, token).to_string(),
             wanted: "logits are finite or -inf",
         }
     }
@@ -307,7 +353,7 @@ impl<'a> ShapedRows<'a> {
     fn first_maximum(&self, row: usize, max: f32, scratch: &mut Scratch) -> u32 {
         let below = max.next_down();
         for start in self.raw.blocks() {
-            let values = self.raw.block(self.kernels, row, start, &mut scratch.buffers[0]);
+            let values = self.block(row, start, &mut scratch.buffers[0]);
             let first = (self.kernels.first_above)(values, below, 0);
             let at = mutate!(
                 "greedy/tie_to_higher_id",

@@ -17,6 +17,7 @@ pub mod lossy;
 mod memory;
 pub mod optimum;
 mod target_only;
+pub mod top;
 mod topdown;
 pub mod view;
 
@@ -337,15 +338,31 @@ pub fn verify(
     lossy: Option<Lossy>,
     noise: Noise,
 ) -> Result<Verdict> {
-    let (core, mut name) = resolve_under(rule, draft, logits, params)?;
+    let target = ShapedRows::new(logits, params, Side::Target);
+    verify_shaped(draft, drafter, target, rule, lossy, noise)
+}
+
+/// The same for rows that may have been edited: see [`ShapedRows::edited`].
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_shaped(
+    draft: &Draft,
+    drafter: DrafterRows<'_>,
+    target: ShapedRows<'_>,
+    rule: &str,
+    lossy: Option<Lossy>,
+    noise: Noise,
+) -> Result<Verdict> {
+    let (core, mut name) = resolve_under(rule, draft, &target)?;
     if let Some(lossy) = lossy {
-        lossy.check(rule, draft, params)?;
+        lossy.check(rule, draft, target.params())?;
         name = lossy.name();
     }
     let tree = draft.tree();
     let deepest = (0..tree.num_nodes()).map(|node| tree.depth(node)).max().unwrap_or(0);
     let mut choices = noise.philox(deepest)?;
-    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, Side::Target), drafter);
+    let mut view = LazyView::new(draft, target, drafter);
     let outcome = match lossy {
         Some(lossy) => lossy::decide(lossy, draft, &mut view, &mut choices)?,
         None => decide(core, draft, &mut view, &mut choices)?,
@@ -365,23 +382,22 @@ pub fn verify(
 fn resolve_under(
     rule: &str,
     draft: &Draft,
-    logits: RawRows<'_>,
-    params: Params,
+    target: &ShapedRows<'_>,
 ) -> Result<(Core, &'static str)> {
     let (mut core, mut name) = resolve(rule, draft.law())?;
-    if params.is_greedy() {
+    if target.params().is_greedy() {
         (core, name) = (Core::Greedy, "greedy");
     } else if core == Core::Greedy {
-        return Err(Error::GreedyTemperature { temperature: params.temperature() });
+        return Err(Error::GreedyTemperature { temperature: target.params().temperature() });
     }
-    if logits.num_rows() != draft.num_nodes() {
+    if target.num_rows() != draft.num_nodes() {
         return Err(Error::ShapeMismatch {
             what: "logits",
-            found: format!("{} rows", logits.num_rows()),
+            found: format!("{} rows", target.num_rows()),
             wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
         });
     }
-    draft.check_vocabulary(logits.num_cols())?;
+    draft.check_vocabulary(target.num_cols())?;
     Ok((core, name))
 }
 
@@ -393,12 +409,11 @@ fn resolve_under(
 pub fn expected_accepted(
     draft: &Draft,
     drafter: DrafterRows<'_>,
-    logits: RawRows<'_>,
-    params: Params,
+    target: ShapedRows<'_>,
     rule: &str,
 ) -> Result<f64> {
-    let (core, _) = resolve_under(rule, draft, logits, params)?;
-    let mut view = LazyView::new(draft, ShapedRows::new(logits, params, Side::Target), drafter);
+    let (core, _) = resolve_under(rule, draft, &target)?;
+    let mut view = LazyView::new(draft, target, drafter);
     expected(core, draft, &mut view)
 }
 

@@ -1,8 +1,8 @@
 """The joint law of whole generations through `Decoder` equals the target's exact law.
 
 The target is a table, so the law of the first tokens is computed exactly, in float64, under the
-same shaping. Each case draws n independent generations (seeds 0, 1, 2, ...; one seed is one stream
-of noise) and compares the frequencies of whole token strings with that law:
+same shaping and penalties. Each case draws n independent generations (seeds 0, 1, 2, ...; one seed
+is one stream of noise) and compares the frequencies of whole token strings with that law:
 
 - a string of probability 0 is a failure at once;
 - the distance ||f - p||_1 must stay below the radius e of Weissman's bound,
@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import _core
+from mtp_verify import _core, reference
 from mtp_verify.decode import Decoder
 from mtp_verify.drafters import Model
 from mtp_verify.testing import TableTarget
@@ -60,7 +60,9 @@ def exact_law(
             if eos is not None and eos in string:
                 grown[string] = weight
                 continue
-            logits = np.asarray(target.rows((*prompt, *string)), np.float32)
+            text = [*prompt, *string]
+            logits = np.asarray(target.rows(tuple(text)), np.float32)
+            logits = reference.penalise(logits, text, len(prompt), params)
             row = _core.shaped_row(logits, params)
             row = np.asarray(row, np.float64) / np.sum(row)
             for token in np.flatnonzero(row):
@@ -140,6 +142,16 @@ SHAPES = st.builds(
 )
 
 
+TARGETS = st.builds(
+    lambda shape, **penalties: replace(shape, **penalties),
+    SHAPES,
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.6]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.8]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, -0.4]),
+    logit_bias=st.sampled_from([None, None, {1: 0.7}]),
+)
+
+
 @st.composite
 def cases(draw: Callable[..., Any]) -> Case:
     vocab = draw(st.integers(2, 3))
@@ -153,7 +165,7 @@ def cases(draw: Callable[..., Any]) -> Case:
         extra=draw(st.integers(0, 3)),
         target_seed=draw(st.integers(0, 1000)),
         spread=draw(st.sampled_from([0.5, 1.0, 2.0])),
-        params=draw(SHAPES),
+        params=draw(TARGETS),
         draft=draft,
         rule=draw(st.sampled_from(rules)),
         num_tokens=draw(st.integers(1, 4)),

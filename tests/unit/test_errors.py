@@ -275,21 +275,6 @@ def test_seeds_have_64_bits(seed: int) -> None:
         check(chain([]), rows(1), seed=seed)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"bitmask": np.zeros(1)}, {"processors": [print]}, {"top_logprobs": 3}],
-    ids=lambda options: next(iter(options)),
-)
-def test_what_is_not_supported_is_refused_by_name(options: dict[str, object]) -> None:
-    with pytest.raises(mv.ParamsError, match=f"{next(iter(options))}: not supported"):
-        check(chain([]), rows(1), **options)
-
-
-def test_penalties_are_refused_by_name() -> None:
-    with pytest.raises(mv.ParamsError, match="repetition_penalty: not supported"):
-        check(chain([]), rows(1), mv.SamplingParams(repetition_penalty=1.2))
-
-
 def test_a_panic_becomes_an_internal_error() -> None:
     with pytest.raises(mv.InternalError, match="please report") as caught:
         _core._panic()

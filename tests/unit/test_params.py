@@ -1,4 +1,4 @@
-"""`SamplingParams`: ranges, presets, what is refused."""
+"""`SamplingParams`: ranges, presets, what needs the tokens before."""
 
 import dataclasses
 
@@ -16,6 +16,14 @@ import mtp_verify as mv
         ("top_p", [0, -0.1, 1.1, float("nan")]),
         ("min_p", [-0.1, 1.1, float("nan")]),
         ("preset", ["llama.cpp"]),
+        ("repetition_penalty", [0, -1.0, float("nan"), float("inf"), None]),
+        ("presence_penalty", [float("nan"), float("inf"), "much"]),
+        ("frequency_penalty", [float("nan"), float("-inf")]),
+        ("no_repeat_ngram_size", [-1, 1.5]),
+        ("logit_bias", [{-1: 1.0}, {1.5: 1.0}, {1: "much"}, {1: float("nan")}, {1: float("inf")}]),
+        ("banned", [[-1], [1.5], [1 << 32]]),
+        ("min_new_tokens", [-1, True]),
+        ("stop_ids", [[-2], ["end"]]),
     ],
 )
 def test_values_outside_their_range_are_named(field: str, values: list[object]) -> None:
@@ -48,7 +56,20 @@ def test_frozen() -> None:
         mv.SamplingParams().temperature = 2
 
 
-def test_unsupported_fields_are_listed() -> None:
-    params = mv.SamplingParams(banned=[1], min_new_tokens=2, stop_ids=[3], logit_bias={})
-    assert params.unsupported == ("banned", "min_new_tokens")
-    assert mv.SamplingParams().unsupported == ()
+def test_what_needs_history_says_so() -> None:
+    needing: list[dict[str, object]] = [
+        {"repetition_penalty": 1.2},
+        {"presence_penalty": -0.5},
+        {"frequency_penalty": 0.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 2, "stop_ids": [3]},
+    ]
+    for fields in needing:
+        assert mv.SamplingParams(**fields).needs_history  # type: ignore[arg-type]
+    free: list[dict[str, object]] = [
+        {},
+        {"banned": [1], "stop_ids": [3], "logit_bias": {1: 0.5}},
+        {"min_new_tokens": 2},
+    ]
+    for fields in free:
+        assert not mv.SamplingParams(**fields).needs_history  # type: ignore[arg-type]

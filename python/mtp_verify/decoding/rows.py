@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from mtp_verify.arguments import check_tokens, says_stop
 from mtp_verify.drafters.base import Request
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
+from mtp_verify.logprobs import TopLogprobs
+from mtp_verify.processors import accept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +48,8 @@ class Row:
         max_total: greatest length of `request.tokens`.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
+        processors: functions over its rows.
+        top_logprobs: how many of the most likely tokens to list behind each emitted one.
         finish: why it ended; None while it has not.
         error: what it failed with, if it did.
         past: its cache, where the user gets it back.
@@ -61,6 +65,9 @@ class Row:
     max_total: int
     criteria: list[Callable[..., Any]]
     logits: list[torch.Tensor] | None = None
+    processors: list[Any] = field(default_factory=list)
+    top_logprobs: int = 0
+    top: list[TopLogprobs] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     logprobs: list[np.ndarray] = field(default_factory=list)
     finish: str | None = None
@@ -77,6 +84,12 @@ class Row:
         """Layers whose hidden states its drafter wants."""
         layers: tuple[int, ...] = tuple(getattr(self.drafter, "hidden_layers", ()))
         return layers
+
+    @property
+    def history(self) -> list[int] | None:
+        """Tokens so far, where its rows depend on them."""
+        needed = self.processors or self.request.params.needs_history
+        return self.request.tokens if needed else None
 
     def emit(self, verdict: Verdict) -> Verdict:
         """Append the verdict's tokens up to the first stop, and return it cut there."""
@@ -102,7 +115,10 @@ class Row:
             tokens, verdict = tokens[:count], verdict.cut(count)
         self.filled += count
         request.tokens.extend(tokens)
+        accept(self.processors, tokens)
         self.logprobs.append(verdict.logprobs)
+        if verdict.top_logprobs is not None:
+            self.top.append(verdict.top_logprobs)
         self.finish = reason
         return verdict
 
@@ -121,6 +137,7 @@ class Row:
             stats=self.stats,
             past_key_values=self.past,
             logits=logits,
+            top_logprobs=[TopLogprobs.join(self.top)] if self.top else None,
             errors=[self.error],
         )
 
@@ -139,6 +156,8 @@ def admit(
     eos_ids: tuple[int, ...],
     criteria: list[Callable[..., Any]],
     output_logits: bool,
+    processors: list[Any],
+    top_logprobs: int,
 ) -> Row:
     """Check one sequence against the target, and set up its row.
 
@@ -155,6 +174,8 @@ def admit(
         eos_ids: tokens that end it.
         criteria: called after each token.
         output_logits: keep the raw row behind each token.
+        processors: functions over its rows, its own where they keep state.
+        top_logprobs: how many of the most likely tokens to list behind each one.
 
     Raises:
         ParamsError: a token outside the vocabulary, or a prompt as long as the context.
@@ -177,6 +198,10 @@ def admit(
         max_total = target.max_length
     sequence = torch.empty(prompt.num_padding + max_total, dtype=torch.int64)
     sequence[: len(prompt.ids)] = prompt.ids
+    stop_ids = frozenset(eos_ids) | frozenset(params.stop_ids)
+    if params.min_new_tokens:
+        limit = max(stop_ids, default=0) + 1 if target.vocab_size is None else target.vocab_size
+        params = replace(params, stop_ids=sorted(t for t in stop_ids if 0 <= t < limit))
     # Plain decoding keeps the target's law: nothing is drafted that could be accepted.
     lossy = None if drafter is None else lossy
     return Row(
@@ -186,7 +211,7 @@ def admit(
             prompt_len=len(tokens),
             params=params,
             seed=seed,
-            eos_ids=frozenset(eos_ids),
+            eos_ids=stop_ids,
         ),
         drafter=drafter,
         rule=rule,
@@ -197,6 +222,8 @@ def admit(
         max_total=max_total,
         criteria=criteria,
         logits=[] if output_logits else None,
+        processors=processors,
+        top_logprobs=top_logprobs,
         stats=Stats(lossless=lossy is None),
     )
 

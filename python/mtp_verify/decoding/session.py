@@ -224,6 +224,10 @@ class Session:
                 rule=row.rule,
                 seed=request.seed,
                 position=request.position,
+                history=row.history,
+                prompt_len=request.prompt_len if row.history else 0,
+                processors=row.processors,
+                top_logprobs=row.top_logprobs,
                 lossy=row.lossy,
             )
             verdict = row.emit(verdict)

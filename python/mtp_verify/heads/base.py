@@ -184,6 +184,10 @@ class Head(nn.Module):
             rows = self._shared_rows = self.shared.output_weight.detach()[self.vocab]
         return nn.functional.linear(hidden, rows)
 
+    def logits(self, features: torch.Tensor, level: int) -> torch.Tensor:
+        """Logits (..., D) of what a level gives to its output head."""
+        raise NotImplementedError
+
     def new_state(self) -> Any:
         """The state of a sequence that nothing is known of."""
         raise NotImplementedError

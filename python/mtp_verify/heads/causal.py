@@ -245,10 +245,10 @@ class CausalHead(Head):
         fused: torch.Tensor = self.features(joined)
         return fused
 
-    def logits(self, output: torch.Tensor, level: int = 0) -> torch.Tensor:
+    def logits(self, features: torch.Tensor, level: int = 0) -> torch.Tensor:
         """Logits (..., D) of a module's output."""
         own: Any = self.levels[min(level, len(self.levels) - 1)].output
-        result: torch.Tensor = self.shared_logits(output) if own is None else own(output)
+        result: torch.Tensor = self.shared_logits(features) if own is None else own(features)
         return result
 
     def forward(

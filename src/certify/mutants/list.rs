@@ -1,8 +1,9 @@
 //! The list: name, change, killing case, bias.
 
-use super::Check::{self, Other, Rounds, Shaping, Step};
+use super::Check::{self, Other, Past, Rounds, Shaping, Step};
 use super::checks;
 use super::{Listed, Mutant};
+use crate::certify::past::Setting;
 use crate::verify::Core::{Coupled, Gbv, Lifted, TargetOnly, TopDown};
 use crate::verify::law::Law::{Chain, Deterministic, Iid, Mixed, Swor, TopPlusOne};
 
@@ -40,6 +41,14 @@ const E_TREE: Check = Step("E", Swor, &[2, 1], Lifted);
 const BATCH: Check = Other("B chain[1] and chain[1, 1] in one batch", checks::batch_of_two_seeds);
 
 const PAIR_AT_TWO: Check = Other("E iid[2] KSeq, rho=2", checks::sequence_at_two);
+
+const REPETITION: Check = Past("B deterministic[1, 1] after 2, theta=2", Setting::Repetition);
+const FREQUENCY: Check = Past("B deterministic[1, 1] after 2, frequency ln 2", Setting::Frequency);
+const PRESENCE: Check = Past("B deterministic[1, 1] after 1, presence ln 2", Setting::Presence);
+const PAIRS: Check = Past("B deterministic[1, 1] after 0 1 0, no pair twice", Setting::Pairs);
+const MIN_NEW_TOKENS: Check =
+    Past("B deterministic[1, 1] after 1, token 0 not first", Setting::MinNewTokens);
+const MASK: Check = Past("B deterministic[1, 1] after 1, mask of the last token", Setting::Mask);
 
 /// Every mutant.
 pub static MUTANTS: &[Mutant] = &[
@@ -285,6 +294,22 @@ pub static MUTANTS: &[Mutant] = &[
         Other("row (1/2,1/2) at temperature 0", checks::greedy_tie),
         (1, 1),
     ),
+    own(
+        "history/root_s_for_all_nodes",
+        "penalties of the root at every node",
+        REPETITION,
+        (495, 4991),
+    ),
+    own("history/path_not_counted", "path left out of the counts", FREQUENCY, (5, 132)),
+    own("history/prompt_is_counted", "prompt counted as output", PRESENCE, (61, 336)),
+    own("history/ngram_of_root", "n-grams looked up without the path", PAIRS, (1, 4)),
+    own(
+        "history/min_new_tokens_counts_prompt",
+        "min_new_tokens counted from the prompt's start",
+        MIN_NEW_TOKENS,
+        (1, 2),
+    ),
+    own("history/mask_of_root", "the root's mask at every node", MASK, (9, 20)),
     own(
         "commit/moves_reversed",
         "entries copied from the path's end",

@@ -4,6 +4,7 @@
 """
 
 from mtp_verify.integrations.hf.patch import patch
-from mtp_verify.integrations.hf.speculative import params_from_processors, speculative
+from mtp_verify.integrations.hf.processors import params_from_processors
+from mtp_verify.integrations.hf.speculative import speculative
 
 __all__ = ["params_from_processors", "patch", "speculative"]

@@ -1,8 +1,8 @@
 """`custom_generate`: our decoding loop inside `model.generate`.
 
 `model.generate(..., custom_generate=mv.hf.speculative(drafter))` honours the user's own
-`GenerationConfig` and returns what `generate` returns. Settings that are not supported yet are
-refused by name; none is ignored.
+`GenerationConfig` and returns what `generate` returns. Settings that cannot work are refused by
+name; none is ignored.
 """
 
 from __future__ import annotations
@@ -11,35 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StaticCache
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.params import SamplingParams
+from mtp_verify.integrations.hf.processors import split_processors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
+
+    from transformers import LogitsProcessorList
 
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
     from mtp_verify.lossy import Lossy
 
-__all__ = ["params_from_processors", "speculative"]
+__all__ = ["speculative"]
 
-# The order in which transformers applies its warpers, and in which the preset of that name does.
-_WARPERS: dict[type, tuple[str, str]] = {
-    TemperatureLogitsWarper: ("temperature", "temperature"),
-    TopKLogitsWarper: ("top_k", "top_k"),
-    TopPLogitsWarper: ("top_p", "top_p"),
-    MinPLogitsWarper: ("min_p", "min_p"),
-}
 # What `generate` always sends along, or sends as None.
 _KNOWN_KWARGS = frozenset(
     {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
@@ -56,8 +45,10 @@ def speculative(
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
-    The model's rows are shaped as its own processors would: temperature, top-k, top-p and min-p
-    (`do_sample=True` alone brings top-k 50). Every other processor is refused by name.
+    The model's rows are shaped as by its own processors (`do_sample=True` alone brings top-k 50),
+    each node's with that node's own tokens, and users' own likewise; only processors that keep
+    state (classifier-free guidance, SynthID watermarks) are refused, unless they have `fork` and
+    `accept` as `mtp_verify.processors` says.
 
     Args:
         drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.
@@ -86,23 +77,36 @@ def speculative(
     def decode(
         model: Any,
         input_ids: torch.Tensor,
-        logits_processor: Sequence[Any],
+        logits_processor: LogitsProcessorList,
         stopping_criteria: Iterable[Any],
         generation_config: Any,
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
         **model_kwargs: Any,
     ) -> Any:
         _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
-        params = params_from_processors(logits_processor, do_sample=generation_config.do_sample)
         max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
         _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
+        shown = torch.ones_like(input_ids) if mask is None else mask
+        splits = [
+            split_processors(
+                logits_processor,
+                do_sample=generation_config.do_sample,
+                prompt_width=input_ids.shape[1],
+                padding=ids[: int((visible == 0).sum())].cpu(),
+                row=row,
+            )
+            for row, (ids, visible) in enumerate(zip(input_ids, shown, strict=True))
+        ]
         as_dict = bool(generation_config.return_dict_in_generate)
         wants_scores = as_dict and bool(generation_config.output_scores)
         wants_logits = as_dict and bool(generation_config.output_logits)
-        generation = Decoder(model, drafter, params, rule, lossy=lossy).generate(
+        params = [params for params, _ in splits]
+        generation = Decoder(model, drafter, params[0], rule, lossy=lossy).generate(
             input_ids,
             mask,
+            params=params,
+            processors=[left for _, left in splits],
             max_new_tokens=max_length - input_ids.shape[1],
             seed=seed,
             streamer=streamer,
@@ -122,10 +126,11 @@ def speculative(
             # (steps, B, V); a row that ended earlier than others has zeros from there on.
             rows = torch.nn.utils.rnn.pad_sequence(generation.logits).to(input_ids.device)
             if wants_scores:
-                shaped = rows.flatten(0, 1)
-                for processor in logits_processor:
-                    shaped = processor(sequences, shaped)
-                scores = tuple(shaped.view(rows.shape).unbind(0))
+                width = input_ids.shape[1]
+                scores = tuple(
+                    logits_processor(sequences[:, : width + step], row.clone())
+                    for step, row in enumerate(rows)
+                )
             if wants_logits:
                 logits = tuple(rows.unbind(0))
         return GenerateDecoderOnlyOutput(
@@ -136,47 +141,6 @@ def speculative(
         )
 
     return decode
-
-
-def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> SamplingParams:
-    """Read sampling parameters from a prepared `LogitsProcessorList`.
-
-    Args:
-        processors: as transformers prepares it: temperature, top-k, top-p, min-p, each at most once
-            and in this order.
-        do_sample: False is greedy decoding, which these four do not change.
-
-    Raises:
-        ParamsError: another processor, another order, or settings with no counterpart; names it.
-    """
-    values: dict[str, Any] = {}
-    order = list(_WARPERS)
-    last = -1
-    for processor in processors:
-        kind, name = type(processor), type(processor).__name__
-        if kind not in _WARPERS:
-            msg = (
-                f"logits processor {name} is not supported yet; temperature, top-k, top-p and "
-                "min-p are: remove it, or call generate without custom_generate"
-            )
-            raise ParamsError(msg, slug="unsupported_processor")
-        if order.index(kind) <= last:
-            msg = (
-                f"logits processor {name} comes out of order or twice; supported is the library's "
-                "own order: temperature, top-k, top-p, min-p"
-            )
-            raise ParamsError(msg, slug="unsupported_processor")
-        last = order.index(kind)
-        if getattr(processor, "filter_value", -float("inf")) != -float("inf") or (
-            kind in (TopPLogitsWarper, MinPLogitsWarper) and processor.min_tokens_to_keep != 1
-        ):
-            msg = (
-                f"logits processor {name}: filter_value and min_tokens_to_keep must be the defaults"
-            )
-            raise ParamsError(msg, slug="unsupported_processor")
-        field, attribute = _WARPERS[kind]
-        values[field] = getattr(processor, attribute)
-    return SamplingParams(**values) if do_sample else SamplingParams(temperature=0.0)
 
 
 def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpus: bool) -> None:

@@ -208,12 +208,7 @@ def test_returned_cache_is_continued_by_both(llama):
 
 
 REFUSED = {
-    "repetition penalty": ({"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
-    "no repeat n-gram": ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
-    "min new tokens": ({"min_new_tokens": 3, "eos_token_id": 5}, "MinLengthLogitsProcessor"),
-    "bad words": ({"bad_words_ids": [[3]]}, "NoBadWordsLogitsProcessor"),
-    "typical": ({"do_sample": True, "typical_p": 0.5}, "TypicalLogitsWarper"),
-    "bias": ({"sequence_bias": [[[3], 1.0]]}, "SequenceBiasLogitsProcessor"),
+    "classifier-free guidance": ({"guidance_scale": 2.0}, "ClassifierFreeGuidance"),
     "beams": ({"num_beams": 2}, "num_beams"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
     "hidden states": (

@@ -1,0 +1,203 @@
+"""A prepared `LogitsProcessorList` as parameters of the core, and what is left of it.
+
+Nearly everything that `generate` does to logits is a function of a row and the tokens before it.
+What the core knows at the list's beginning (penalties, bans) and at its end (temperature, top-k,
+top-p, min-p) becomes `SamplingParams`; whatever stands between is called as it is, per node with
+that node's own tokens. Only processors that keep state of their own are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation import logits_process as hf
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+from mtp_verify.processors import keeps_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["params_from_processors", "split_processors"]
+
+# The order in which transformers applies its warpers, and in which the preset of that name does.
+_WARPERS: dict[type, str] = {
+    hf.TemperatureLogitsWarper: "temperature",
+    hf.TopKLogitsWarper: "top_k",
+    hf.TopPLogitsWarper: "top_p",
+    hf.MinPLogitsWarper: "min_p",
+}
+_STATEFUL = (
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor",
+    "WhisperTimeStampLogitsProcessor",
+    "WhisperNoSpeechDetection",
+)
+
+
+def split_processors(
+    processors: Sequence[Any],
+    *,
+    do_sample: bool,
+    prompt_width: int,
+    padding: torch.Tensor,
+    row: int,
+) -> tuple[SamplingParams, list[Callable[..., Any]]]:
+    """Split a prepared list for one row of a batch.
+
+    Args:
+        processors: as transformers prepares it, the user's own among them.
+        do_sample: False is greedy decoding.
+        prompt_width: of `input_ids`, padding included.
+        padding: (P,) what stands before the row's own tokens.
+        row: its place in the batch.
+
+    Returns:
+        What the core does before and after the processors, and the processors, which are called
+        with the row's own tokens.
+
+    Raises:
+        ParamsError: a processor that keeps state; names it.
+    """
+    for processor in processors:
+        name = type(processor).__name__
+        if name in _STATEFUL and not keeps_state(processor):
+            msg = (
+                f"logits processor {name} keeps state of its own and cannot be asked about several "
+                "continuations: remove it, or call generate without custom_generate"
+            )
+            raise ParamsError(msg, slug="unsupported_processor")
+    fields: dict[str, Any] = {}
+    rest = list(processors)
+    while rest and _take_first(rest[0], fields, prompt_width, has_padding=len(padding) > 0):
+        del rest[0]
+    warpers = _take_last(rest)
+    if not do_sample:
+        warpers = {"temperature": 0.0}  # the others keep the largest logit
+    left = [_for_row(processor, padding, row) for processor in rest]
+    return SamplingParams(**fields, **warpers), left
+
+
+def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> SamplingParams:
+    """Read sampling parameters from a prepared `LogitsProcessorList`.
+
+    Args:
+        processors: as transformers prepares it, for rows without padding: penalties, then
+            temperature, top-k, top-p, min-p, each at most once and in this order.
+        do_sample: False is greedy decoding.
+
+    Raises:
+        ParamsError: a processor that has no counterpart in `SamplingParams`; names it.
+    """
+    params, left = split_processors(
+        processors, do_sample=do_sample, prompt_width=0, padding=torch.empty(0), row=0
+    )
+    if left:
+        msg = (
+            f"logits processor {type(left[0]).__name__} has no counterpart in SamplingParams "
+            "(at its place, with its settings); pass it to processors="
+        )
+        raise ParamsError(msg, slug="unsupported_processor")
+    return params
+
+
+def _take_first(
+    processor: Any, fields: dict[str, Any], prompt_width: int, *, has_padding: bool
+) -> bool:
+    """Enter a processor of the list's beginning into `fields`, if the core can do the same."""
+    kind = type(processor)
+    if kind is hf.SequenceBiasLogitsProcessor:
+        taken = _single_tokens(processor)
+        if taken is None or fields:
+            return False
+        fields["logit_bias"] = taken
+    elif kind is hf.RepetitionPenaltyLogitsProcessor:
+        # An int of the user's own leaves out a part of the prompt; generate's tensor, the padding.
+        if "repetition_penalty" in fields or isinstance(processor.prompt_ignore_length, int):
+            return False
+        fields["repetition_penalty"] = processor.penalty
+    elif kind is hf.NoRepeatNGramLogitsProcessor:
+        # The library's looks for repeats in padding too.
+        if "no_repeat_ngram_size" in fields or has_padding:
+            return False
+        fields["no_repeat_ngram_size"] = processor.ngram_size
+    elif kind is hf.NoBadWordsLogitsProcessor:
+        words = _single_tokens(processor)
+        if words is None:
+            return False
+        fields["banned"] = [*fields.get("banned", []), *words]
+    elif kind is hf.SuppressTokensLogitsProcessor:
+        tokens = processor.suppress_tokens.reshape(-1).tolist()
+        fields["banned"] = [*fields.get("banned", []), *tokens]
+    elif kind in (hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor):
+        stop_ids = processor.eos_token_id.reshape(-1).tolist()
+        if kind is hf.MinLengthLogitsProcessor:
+            count = max(processor.min_length - prompt_width, 0)
+        elif processor.prompt_length_to_skip == prompt_width:
+            count = processor.min_new_tokens
+        else:
+            return False
+        if fields.get("stop_ids", stop_ids) != stop_ids:
+            return False
+        fields["stop_ids"] = stop_ids
+        fields["min_new_tokens"] = max(count, fields.get("min_new_tokens", 0))
+    else:
+        return False
+    return True
+
+
+def _single_tokens(processor: Any) -> dict[int, float] | None:
+    """The biases of a sequence bias by token; None if a sequence has several."""
+    if any(len(sequence) != 1 for sequence in processor.sequence_bias):
+        return None
+    return {int(sequence[0]): bias for sequence, bias in processor.sequence_bias.items()}
+
+
+def _take_last(rest: list[Any]) -> dict[str, Any]:
+    """Take the longest run of warpers, in the core's own order, off the end of a list."""
+    order = list(_WARPERS)
+    values: dict[str, Any] = {}
+    first = len(order)
+    while rest:
+        processor = rest[-1]
+        kind = type(processor)
+        if kind not in _WARPERS or order.index(kind) >= first:
+            break
+        plain = getattr(processor, "filter_value", -torch.inf) == -torch.inf
+        # For top-k the library has already raised k to this.
+        if not plain or (
+            kind is not hf.TopKLogitsWarper and getattr(processor, "min_tokens_to_keep", 1) != 1
+        ):
+            break
+        first = order.index(kind)
+        values[_WARPERS[kind]] = getattr(processor, _WARPERS[kind])
+        del rest[-1]
+    return values
+
+
+def _for_row(processor: Any, padding: torch.Tensor, row: int) -> Callable[..., Any]:
+    """The processor as one row calls it, with the padding before its tokens as in `generate`."""
+    processor = copy.copy(processor)
+    kind = type(processor)
+    if isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):
+        processor.prompt_ignore_length = len(padding)
+    # Three know the whole batch; each row's copy knows that row.
+    if kind is hf.PrefixConstrainedLogitsProcessor:
+        allowed = processor._prefix_allowed_tokens_fn
+        processor._prefix_allowed_tokens_fn = lambda _, tokens: allowed(row, tokens)
+    elif kind is hf.EncoderNoRepeatNGramLogitsProcessor:
+        processor.batch_size = 1
+        processor.generated_ngrams = processor.generated_ngrams[row : row + 1]
+    elif kind is hf.EncoderRepetitionPenaltyLogitsProcessor:
+        processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+    if len(padding) == 0:
+        return processor  # type: ignore[no-any-return]
+
+    def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        shown = torch.cat([padding.expand(len(input_ids), -1), input_ids], dim=1)
+        return processor(shown, scores)  # type: ignore[no-any-return]
+
+    return process

@@ -1,0 +1,1 @@
+"""Experiments on claims about multi-token prediction; `mtp-verify study` is the command."""

@@ -1,0 +1,150 @@
+"""Choice points: how much of the loss one hard transition gets, by counting.
+
+In a sequence of tokens one transition is hard, as a choice on which the rest depends, and all
+others are easy. Predicting k tokens ahead from position i asks for the hard choice if it lies
+between the two. With next-token training one term of the loss does; with n tokens ahead
+1 + 2 + ... + n do.
+
+Reference:
+    Gloeckle et al., Better & faster large language models via multi-token prediction,
+    arXiv 2404.19737, section 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.report import Table
+from mtp_verify.study.finding import Finding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Terms", "count_terms", "run"]
+
+_LENGTH = 40  # of the sequence that is plotted
+_MOST = 8
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of a loss.
+
+    Attributes:
+        hard: pairs (i, k): the token k places behind position i is predicted across the choice.
+        easy: all other pairs.
+    """
+
+    hard: tuple[tuple[int, int], ...]
+    easy: tuple[tuple[int, int], ...]
+
+    @property
+    def share(self) -> Fraction:
+        """Of the hard terms."""
+        return Fraction(len(self.hard), len(self.hard) + len(self.easy))
+
+
+def count_terms(length: int, n: int, choice: int, *, truncated: bool = False) -> Terms:
+    """List the terms of a loss, and which of them ask for the hard choice.
+
+    Args:
+        length: tokens of the sequence.
+        n: tokens that are predicted at each position; 1 is next-token prediction.
+        choice: c, where the step from token c to token c + 1 is the hard one.
+        truncated: count positions near the end too, which have fewer than n tokens ahead.
+
+    Raises:
+        ParamsError: no position has n tokens ahead, or the choice is outside of the sequence.
+
+    Example:
+        The note's figures: seven positions, one token ahead and three.
+
+        >>> count_terms(length=8, n=1, choice=3).share
+        Fraction(1, 7)
+        >>> terms = count_terms(length=10, n=3, choice=4)
+        >>> len(terms.hard), len(terms.hard) + len(terms.easy)
+        (6, 21)
+    """
+    if n < 1 or length <= n or not 0 <= choice < length - 1:
+        msg = (
+            f"length {length}, n {n}, choice {choice}: wanted 1 <= n < length, choice < length - 1"
+        )
+        raise ParamsError(msg, slug="param_out_of_range")
+    last = length - 2 if truncated else length - 1 - n
+    terms = [(i, k) for i in range(last + 1) for k in range(1, min(n, length - 1 - i) + 1)]
+    hard = tuple((i, k) for i, k in terms if i <= choice < i + k)
+    return Terms(hard, tuple(term for term in terms if term not in hard))
+
+
+def run(*, quick: bool = False) -> Finding:
+    """Count for any n and for every place of the choice."""
+    del quick  # it takes no time
+    middle = _LENGTH // 2
+    shares = {n: count_terms(_LENGTH, n, middle).share for n in range(1, _MOST + 1)}
+    noted = [_counts(count_terms(8, 1, 3)), _counts(count_terms(10, 3, 4))]
+    counts = {
+        n: [len(count_terms(10, n, choice).hard) for choice in range(9)] for n in (1, 2, 3, 4)
+    }
+    holds = noted == [(1, 7), (6, 21)] and all(
+        share == Fraction(n * (n + 1) // 2, n * (_LENGTH - n)) for n, share in shares.items()
+    )
+    table = Table(
+        f"share of the loss that one choice in the middle of {_LENGTH} tokens gets",
+        ("tokens ahead", "hard terms", "share", "against n = 1"),
+        tuple(
+            (
+                str(n),
+                str(n * (n + 1) // 2),
+                f"{float(share):.4f}",
+                f"{float(share / shares[1]):.2f} x",
+            )
+            for n, share in shares.items()
+        ),
+        left=0,
+    )
+    ends = Table(
+        "hard terms by the place of the choice, 10 tokens",
+        ("n", *(f"c = {choice}" for choice in range(9))),
+        tuple((str(n), *map(str, row)) for n, row in counts.items()),
+        left=0,
+        notes=("A choice near an end is crossed by fewer windows: its weight is lower.",),
+    )
+
+    def draw(path: Path) -> None:
+        from matplotlib import pyplot
+
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2))
+        left.plot(list(shares), [float(share) for share in shares.values()], "o-")
+        left.set(xlabel="tokens ahead (n)", ylabel="share of the loss", ylim=(0, None))
+        left.set_title(f"one choice in the middle of {_LENGTH} tokens", fontsize=9)
+        for n, row in counts.items():
+            right.plot(range(9), row, "o-", label=f"n = {n}")
+        right.set(xlabel="place of the choice (10 tokens)", ylabel="hard terms")
+        right.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+    return Finding(
+        claim="A hard transition gets 1/7 of the loss with next-token training, 6/21 with n = 3.",
+        rule="both fractions, and n (n + 1) / 2 hard terms in the middle for every n, exactly",
+        verdict="reproduced" if holds else "not reproduced",
+        result=f"{noted[0][0]} of {noted[0][1]} and {noted[1][0]} of {noted[1][1]}; the share "
+        "grows as (n + 1) / 2 while n is small against the length; within n tokens of an end it is "
+        "lower",
+        data={
+            "noted": noted,
+            "share_by_n": {n: str(share) for n, share in shares.items()},
+            "hard_terms_by_choice": counts,
+        },
+        tables=(table, ends),
+        draw=draw,
+    )
+
+
+def _counts(terms: Terms) -> tuple[int, int]:
+    """Hard terms, and all."""
+    return len(terms.hard), len(terms.hard) + len(terms.easy)

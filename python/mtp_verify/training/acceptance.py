@@ -1,0 +1,93 @@
+"""Acceptance on held-out text: greedy chains, replayed over text that the target wrote greedily.
+
+Decoding is replayed exactly: a draft is true text as long as it is accepted, so one roll-out over
+the text holds every draft that decoding would have made, and the walk visits the rows that decoding
+would have visited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtp_verify.training.batches import collate
+from mtp_verify.training.rollout import roll_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.heads import Head
+    from mtp_verify.training.shards import Text
+
+__all__ = ["Acceptance", "measure_acceptance"]
+
+_TOGETHER = 8  # sequences of one forward
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What greedy chains of a head reach.
+
+    Attributes:
+        tau: tokens per step, the target's own included.
+        by_depth: of the drafted tokens at each depth whose path was accepted so far, the share
+            that was accepted too.
+        num_steps: steps that were replayed.
+    """
+
+    tau: float
+    by_depth: tuple[float, ...]
+    num_steps: int
+
+
+def measure_acceptance(
+    head: Head,
+    texts: Sequence[Text],
+    places: torch.Tensor,
+    depth: int,
+    *,
+    max_tokens: int | None = None,
+) -> Acceptance:
+    """Replay greedy decoding with chains of `depth` drafted tokens.
+
+    Args:
+        head: attached to its target.
+        texts: written greedily by the target.
+        places: (V,) of each token in the draft vocabulary, or -1.
+        depth: of the chains.
+        max_tokens: count the first so many tokens of each answer only; None counts all.
+    """
+    emitted = steps = 0
+    reached, accepted = [0] * depth, [0] * depth
+    for start in range(0, len(texts), _TOGETHER):
+        group = texts[start : start + _TOGETHER]
+        batch = collate(group, places)
+        with torch.no_grad():
+            hits = torch.stack(
+                [
+                    head.logits(features, level).argmax(-1)
+                    == batch.shifted(batch.targets, level + 1)
+                    for level, features in enumerate(roll_out(head, batch, depth))
+                ],
+                dim=-1,
+            )
+        for text, rows in zip(group, hits.tolist(), strict=True):
+            # The first row that has a law is the prompt's last token.
+            row = int((text.top_probs.sum(1) > 0).nonzero()[0])
+            end = len(text) if max_tokens is None else min(len(text), row + max_tokens)
+            while row + 1 < end:
+                room = min(depth, len(rows[row]), end - 1 - row)
+                count = 0
+                while count < room:
+                    reached[count] += 1
+                    if not rows[row][count]:
+                        break
+                    accepted[count] += 1
+                    count += 1
+                steps += 1
+                emitted += count + 1
+                row += count + 1
+    by_depth = tuple(a / r if r else 0.0 for a, r in zip(accepted, reached, strict=True))
+    return Acceptance(emitted / max(steps, 1), by_depth, steps)

@@ -1,0 +1,119 @@
+"""Batches: which sequences a step trains on, and their rows side by side.
+
+The order is a function of seed, epoch and lengths alone, so a step's number is the whole position
+in the data.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.training.shards import Text
+
+__all__ = ["Batch", "collate", "plan_epoch"]
+
+_POOL = 64  # sequences that are sorted by length together, so that little is padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences side by side, filled up on the right with rows that count nothing.
+
+    Attributes:
+        hidden: per hidden layer (B, n, d).
+        tokens: (B, n) int64, the token after each row; 0 where filled up.
+        top_ids: (B, n, C) int64 places in the draft vocabulary, -1 outside of it.
+        top_probs: (B, n, C) float32; zeros where filled up and within prompts.
+        targets: (B, n) int64, `tokens` as places in the draft vocabulary, or -1.
+        lengths: (B,) rows of each sequence.
+    """
+
+    hidden: tuple[torch.Tensor, ...]
+    tokens: torch.Tensor
+    top_ids: torch.Tensor
+    top_probs: torch.Tensor
+    targets: torch.Tensor
+    lengths: torch.Tensor
+
+    def shifted(self, rows: torch.Tensor, by: int) -> torch.Tensor:
+        """(B, n, ...) moved `by` rows to the left; zeros come in."""
+        moved = torch.zeros_like(rows)
+        moved[:, : rows.shape[1] - by] = rows[:, by:]
+        return moved
+
+    def part(self, rank: int, world: int) -> Batch:
+        """The sequences of one of several processes."""
+        return Batch(
+            tuple(layer[rank::world] for layer in self.hidden),
+            self.tokens[rank::world],
+            self.top_ids[rank::world],
+            self.top_probs[rank::world],
+            self.targets[rank::world],
+            self.lengths[rank::world],
+        )
+
+
+def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> list[list[int]]:
+    """Cut all sequences into batches, in an order of this epoch's own.
+
+    Args:
+        lengths: rows of each sequence.
+        max_rows: of a batch, filled-up ones included; a longer sequence is a batch of its own.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        Indices of the sequences of each batch.
+
+    Example:
+        >>> sorted(sum(plan_epoch([3, 5, 4], 10, seed=0, epoch=0), []))
+        [0, 1, 2]
+    """
+    generator = random.Random(f"{seed}:{epoch}")
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), _POOL):
+        pool = sorted(order[start : start + _POOL], key=lambda index: lengths[index])
+        batch: list[int] = []
+        for index in pool:
+            if batch and (len(batch) + 1) * lengths[index] > max_rows:
+                batches.append(batch)
+                batch = []
+            batch.append(index)
+        batches.append(batch)
+    generator.shuffle(batches)
+    return batches
+
+
+def collate(texts: Sequence[Text], places: torch.Tensor) -> Batch:
+    """Put sequences side by side.
+
+    Args:
+        texts: of any lengths.
+        places: (V,) int64, the place of each token in the draft vocabulary, or -1.
+    """
+    count = max(len(text) for text in texts)
+
+    def stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        whole = parts[0].new_zeros((len(parts), count, *parts[0].shape[1:]))
+        for row, part in zip(whole, parts, strict=True):
+            row[: part.shape[0]] = part
+        return whole
+
+    tokens = stack([text.tokens for text in texts])
+    return Batch(
+        hidden=tuple(stack(layer) for layer in zip(*(t.hidden for t in texts), strict=True)),
+        tokens=tokens,
+        top_ids=places[stack([text.top_ids for text in texts])],
+        top_probs=stack([text.top_probs for text in texts]),
+        targets=places[tokens],
+        lengths=torch.tensor([len(text) for text in texts]),
+    )

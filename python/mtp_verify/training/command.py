@@ -1,0 +1,156 @@
+"""The options of `mtp-verify train`, and what they run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.report import Report, Table
+from mtp_verify.terminal import Progress
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+__all__ = ["add_arguments", "run"]
+
+# Short names of the families that train well without their target's own kind of block.
+_HEADS: dict[str, dict[str, Any]] = {
+    "mtp": {"family": "mimo"},
+    "eagle": {"family": "eagle", "feature_weight": 1.0},
+    "eagle3": {"family": "eagle3"},
+    "medusa": {"family": "medusa", "num_modules": 4, "plain_share": 0.0},
+    "hydra": {"family": "hydra", "num_modules": 4, "plain_share": 0.0},
+}
+_TINY: dict[str, Any] = {
+    "max_rows": 256,
+    "draft_vocab_size": 256,
+    "evaluate_every": 10,
+    "dtype": "float32",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; `--json` is the command's own."""
+    parser.add_argument(
+        "--model",
+        default="smollm2",
+        metavar="smollm2|tiny|FOLDER",
+        help="the target: SmolLM2-135M (default), a small random model, or a local checkpoint",
+    )
+    parser.add_argument("--head", choices=list(_HEADS), default="mtp", help="(default: mtp)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("trained-head"), metavar="FOLDER",
+        help="of the run; run the same command again to go on after a kill (default: trained-head)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
+    )
+    parser.add_argument("--tokens", type=int, default=None, help="most training text (200000)")
+    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
+    parser.add_argument(
+        "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
+    )
+    parser.add_argument("--layers", type=int, default=1, help="blocks per level (KOALA's K)")
+    parser.add_argument(
+        "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Train a head for a target.
+
+    Raises:
+        ParamsError: options that cannot be right, or a folder of another run.
+        ImportError: torch, transformers or the packaged model is missing.
+        OSError: the folder cannot be written.
+        NumericsError: the loss is not a number any more.
+    """
+    import torch
+
+    from mtp_verify.subjects import subject_for
+    from mtp_verify.training import run as stages
+    from mtp_verify.training.recipe import Recipe
+
+    is_tiny = args.model == "tiny"
+    if args.model not in ("tiny", "smollm2") and not Path(args.model).is_dir():
+        msg = f"--model {args.model}: no such folder (models are never downloaded)"
+        raise ParamsError(msg, slug="bad_options")
+    for name in ("minutes", "tokens", "epochs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            msg = f"--{name}: found {value}, wanted more than 0"
+            raise ParamsError(msg, slug="param_out_of_range")
+    settings: dict[str, Any] = {
+        **(_TINY if is_tiny else {}), **_HEADS[args.head], "num_layers": args.layers,
+        "adversarial_weight": args.adversarial, "seed": args.seed,
+    }  # fmt: skip
+    if args.loss is not None:
+        settings["loss"] = args.loss
+    recipe = Recipe(**settings)
+    limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
+    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs")}
+    limits |= {name: value for name, value in given.items() if value is not None}
+    budget = stages.Budget(**limits)
+    began = time.monotonic()
+    with _processes():
+        folder = None if args.model in ("tiny", "smollm2") else args.model
+        subject = subject_for(folder=folder, tiny=is_tiny)
+        model = subject.load(recipe.dtype)
+        lines = Progress(1)
+        _, found = stages.train(model, subject.encode, recipe, budget, args.out, lines.show)
+        lines.clear()
+    best = found["best"]
+    data = {
+        "model": subject.name,
+        "head": str(args.out / "head"),
+        "tau": best["tau"],
+        "by_depth": best["by_depth"],
+        "best_step": best["step"],
+        "seconds": time.monotonic() - began,
+        "threads": torch.get_num_threads(),
+        "recipe": recipe.as_dict(),
+        "plan": found["plan"],
+        "curve": found["curve"],
+    }
+    table = Table(
+        "acceptance of greedy chains of 4 on held-out topics",
+        ("step", "loss", "tau", *(f"depth {depth + 1}" for depth in range(4))),
+        tuple(
+            (
+                str(point["step"]),
+                f"{point['loss']:.3f}",
+                f"{point['tau']:.2f}",
+                *(f"{share:.2f}" for share in point["by_depth"]),
+            )
+            for point in found["curve"]
+        ),
+        left=0,
+    )
+    summary = (
+        f"The best head (tau {best['tau']:.2f}) is in {args.out / 'head'}; draft with it:\n"
+        f"  mv.drafters.Heads(mv.heads.load({str(args.out / 'head')!r}, target=model))"
+    )
+    return Report("train", data=data, sections=[table], summary=summary)
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    """Join the other processes where `torchrun` started several."""
+    from torch import distributed
+
+    is_one_of_many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_one_of_many:
+        # The others wait while the first writes the text.
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    try:
+        yield
+    finally:
+        if is_one_of_many:
+            distributed.destroy_process_group()

@@ -1,0 +1,317 @@
+"""The training loop: steps, measurements, and a state on disk that a run continues from exactly.
+
+All randomness is a function of the seed and the step's number, and the data's order of the seed and
+the epoch's. The state on disk is therefore small: weights, optimizers, the step's number and the
+measurements so far. A run that was killed and continued gives the same bits as one that was not, on
+the same number of threads.
+
+Under `torchrun` each process takes its share of every batch's sequences and gradients are added up;
+the losses are those of one process, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from mtp_verify.errors import NumericsError, ParamsError
+from mtp_verify.heads import save
+from mtp_verify.training.acceptance import measure_acceptance
+from mtp_verify.training.batches import Batch, collate, plan_epoch
+from mtp_verify.training.losses import (
+    LOSSES,
+    Discriminator,
+    cross_entropy,
+    feature_regression,
+)
+from mtp_verify.training.rollout import roll_out
+from mtp_verify.training.start import check_features, places_of
+from mtp_verify.training.states import load_state, save_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from mtp_verify.heads import Head
+    from mtp_verify.training.recipe import Recipe
+    from mtp_verify.training.shards import Shards
+
+__all__ = ["Trainer"]
+
+_STATE = "state.safetensors"
+_BEST = "head"
+_CHAIN = 4  # drafted tokens of the chains that acceptance is measured with
+_ADVERSARIAL_FROM = 0.3  # share of the steps before the adversarial term comes in
+_JUDGE_RATE = 0.25  # of the discriminator, relative to the vectors' rate
+
+
+class Trainer:
+    """Trains a head on shards.
+
+    Args:
+        head: attached to its target; changed.
+        shards: text to train on.
+        held_out: text that the target wrote greedily, to measure acceptance on.
+        recipe: how.
+        steps: number of optimizer steps; rates and stages are laid out over them.
+        folder: keeps the state and, in `head/`, the best head so far.
+        save_every: steps between two states on disk.
+        record: kept with the head: what else its result depends on.
+
+    Raises:
+        ParamsError: a recipe that does not fit the head, or no text.
+        UnsupportedModelError: the folder holds the state of another kind of run.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     head, shards, held_out, Recipe(), steps=400, folder=folder
+        ... )  # doctest: +SKIP
+        >>> trainer.run()["tau"]  # doctest: +SKIP
+        1.83
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        shards: Shards,
+        held_out: Shards,
+        recipe: Recipe,
+        *,
+        steps: int,
+        folder: Path,
+        save_every: int = 50,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_features(recipe, head.spec)
+        if not len(shards) or not len(held_out) or steps < 1:
+            msg = f"{len(shards)} texts, {len(held_out)} held out, {steps} steps: none may be 0"
+            raise ParamsError(msg, slug="nothing_to_train")
+        self.head = head
+        self.recipe = recipe
+        self.steps = steps
+        self.step = 0
+        self.curve: list[dict[str, Any]] = []
+        self._shards = shards
+        self._texts = [held_out[index] for index in range(len(held_out))]
+        self._folder = folder
+        self._save_every = save_every
+        self._record = dict(record or {})
+        self._places = places_of(head)
+        self._modules: dict[str, nn.Module] = {"head": head}
+        matrices = [p for p in head.parameters() if p.dim() == 2]
+        vectors = [p for p in head.parameters() if p.dim() != 2]
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "matrices": torch.optim.Muon(
+                matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, ns_steps=4
+            ),
+        }
+        if vectors:
+            self._optimizers["vectors"] = torch.optim.AdamW(
+                vectors, lr=recipe.vector_rate, betas=(0.9, 0.95), weight_decay=0.0
+            )
+        self._judge: Discriminator | None = None
+        self._judged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if recipe.adversarial_weight:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                self._judge = Discriminator(head.spec.known_sizes.hidden_size)
+            self._modules["judge"] = self._judge
+            self._optimizers["judge_rates"] = torch.optim.AdamW(
+                self._judge.parameters(), lr=recipe.vector_rate
+            )
+        self._rates = {name: o.param_groups[0]["lr"] for name, o in self._optimizers.items()}
+        if "judge_rates" in self._rates:
+            self._rates["judge_rates"] *= _JUDGE_RATE
+        shared = distributed.is_available() and distributed.is_initialized()
+        self._rank = distributed.get_rank() if shared else 0
+        self._world = distributed.get_world_size() if shared else 1
+        self._plans: dict[int, list[list[int]]] = {}
+        if (folder / _STATE).is_file():
+            progress = load_state(folder / _STATE, self._modules, self._optimizers)
+            self.step, self.curve = progress["step"], progress["curve"]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps that go once through the text (of the first epoch; others differ by a few)."""
+        return len(self._plan(0))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The measurement of the head that was kept."""
+        return max(self.curve, key=lambda point: point["tau"], default={"tau": 0.0, "step": 0})
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps were done, or acceptance stopped to rise."""
+        late = [point for point in self.curve if point["step"] > self.best["step"]]
+        return self.step >= self.steps or len(late) >= self.recipe.patience
+
+    def run(self, tell: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """Train until the steps are done or acceptance stops to rise.
+
+        Args:
+            tell: called with a line after each step.
+
+        Returns:
+            The measurement of the best head, which is in the folder.
+
+        Raises:
+            NumericsError: a loss that is not a number; the best head and the last state stay.
+            OSError: the disk is full or cannot be written.
+        """
+        began, first = time.monotonic(), self.step
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while not self.is_finished:
+            loss = self.take_step()
+            if tell is not None:
+                pace = (time.monotonic() - began) / (self.step - first)
+                left = pace * (self.steps - self.step) / 60
+                tau = f", tau {self.curve[-1]['tau']:.2f}" if self.curve else ""
+                tell(f"step {self.step} of {self.steps}, loss {loss:.3f}{tau}, {left:.0f} min left")
+            if self.step % self.recipe.evaluate_every == 0 or self.step == self.steps:
+                self._measure(loss)
+            if self.step % self._save_every == 0 or self.is_finished:
+                self._save()
+        return self.best
+
+    def take_step(self) -> float:
+        """Do one optimizer step.
+
+        Returns:
+            The loss before it.
+
+        Raises:
+            NumericsError: it is not a number; nothing was changed.
+        """
+        recipe, indices = self.recipe, self._indices(self.step)
+        batch = collate([self._shards[index] for index in indices], self._places)
+        count = max(int((batch.top_probs.sum(-1) > 0).sum()), 1)
+        hidden = self._with_noise(batch)
+        mine = batch.part(self._rank, self._world)
+        depth = 1 if self.step < recipe.plain_share * self.steps else recipe.depth
+        for module in self._modules.values():
+            module.zero_grad()
+        value = 0.0
+        if len(mine.lengths):
+            hidden = tuple(layer[self._rank :: self._world] for layer in hidden)
+            with self._products():
+                loss = self._loss(mine, hidden, depth) / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = float(loss.detach())
+            self._teach_judge(count)
+        value = self._add_up(value)
+        if not math.isfinite(value):
+            msg = (
+                f"the loss of step {self.step} is {value} (sequences {indices}); the head of step "
+                f"{self.best['step']} is kept in {self._folder / _BEST}: lower the rates, or look "
+                "at the text"
+            )
+            raise NumericsError(msg, slug="loss_not_finite")
+        factor = recipe.rate_at(self.step, self.steps)
+        for name, optimizer in self._optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
+            optimizer.step()
+        self.step += 1
+        return value
+
+    def _loss(self, batch: Batch, hidden: tuple[torch.Tensor, ...], depth: int) -> torch.Tensor:
+        """The sum over rows and levels."""
+        recipe = self.recipe
+        total = torch.zeros(())
+        levels = depth if self.head.max_depth is None else self.head.max_depth
+        for level, features in enumerate(roll_out(self.head, batch, levels, hidden)):
+            probs = batch.shifted(batch.top_probs, level + 1)
+            used = probs.sum(-1) > 0
+            picked = features[used]
+            logits = self.head.logits(picked, level)
+            if recipe.loss == "cross-entropy":
+                rows = cross_entropy(logits, batch.shifted(batch.targets, level + 1)[used])
+            else:
+                ids = batch.shifted(batch.top_ids, level + 1)[used]
+                rows = LOSSES[recipe.loss](logits, ids, probs[used])
+            if recipe.feature_weight or self._judge is not None:
+                true = batch.shifted(batch.hidden[0], level + 1)[used].float()
+                rows = rows + recipe.feature_weight * feature_regression(picked, true)
+                if self._judge is not None and self.step >= _ADVERSARIAL_FROM * self.steps:
+                    rows = rows + recipe.adversarial_weight * self._judge.head_loss(picked)
+                    self._judged.append((true, picked.detach()))
+            total = total + recipe.decay**level * rows.sum()
+        return total
+
+    def _teach_judge(self, count: int) -> None:
+        """Set the discriminator's gradients, which the head's loss has left dirty, from its own."""
+        if self._judge is None:
+            return
+        self._judge.zero_grad()
+        for true, made in self._judged:
+            loss = self._judge.own_loss(true, made).sum() / count
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._judged.clear()
+
+    def _products(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")
+
+    def _with_noise(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Hidden states as the head will see them where its own stand in: a little off."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        noisy = []
+        for layer in batch.hidden:
+            states = layer.float()
+            size = states.square().mean(-1, keepdim=True).sqrt()
+            noise = torch.randn(states.shape, generator=generator)
+            noisy.append(states + self.recipe.noise * size * noise)
+        return tuple(noisy)
+
+    def _add_up(self, value: float) -> float:
+        """Add gradients and the loss over all processes."""
+        if self._world == 1:
+            return value
+        gradients = [
+            p.grad if p.grad is not None else torch.zeros_like(p)
+            for module in self._modules.values()
+            for p in module.parameters()
+        ]
+        flat = torch.cat([torch.tensor([value]), *(g.reshape(-1) for g in gradients)])
+        distributed.all_reduce(flat)
+        parts = torch.split(flat[1:], [g.numel() for g in gradients])
+        parameters = (p for module in self._modules.values() for p in module.parameters())
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.reshape(parameter.shape).clone()
+        return float(flat[0])
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._plans:
+            lengths = self._shards.lengths
+            self._plans[epoch] = plan_epoch(lengths, self.recipe.max_rows, self.recipe.seed, epoch)
+        return self._plans[epoch]
+
+    def _indices(self, step: int) -> list[int]:
+        """The sequences of a step."""
+        epoch = 0
+        while step >= len(self._plan(epoch)):
+            step -= len(self._plan(epoch))
+            epoch += 1
+        return self._plan(epoch)[step]
+
+    def _measure(self, loss: float) -> None:
+        with self._products():
+            found = measure_acceptance(self.head, self._texts, self._places, _CHAIN)
+        point = {
+            "step": self.step,
+            "loss": loss,
+            "tau": found.tau,
+            "by_depth": list(found.by_depth),
+        }
+        self.curve.append(point)
+        if self.best is point and self._rank == 0:
+            record = {**self._record, "recipe": self.recipe.as_dict(), "curve": self.curve}
+            save(self.head, self._folder / _BEST, record=record)
+
+    def _save(self) -> None:
+        if self._rank == 0:
+            progress = {"step": self.step, "curve": self.curve}
+            save_state(self._folder / _STATE, self._modules, self._optimizers, progress)

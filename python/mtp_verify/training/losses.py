@@ -1,0 +1,171 @@
+"""Losses of draft heads, row by row, and how levels are put together.
+
+p is the target's law of a row, known through its most likely tokens; q the head's. The expected
+acceptance of a drafted token is the overlap, sum of min(p, q). What of p lies outside the draft
+vocabulary, or outside the kept tokens, counts as lost: an overlap is a lower bound.
+
+References:
+    DeepSeek-V3, arXiv 2412.19437 (weighted levels); EAGLE, arXiv 2401.15077 (features); KOALA,
+    arXiv 2408.08146 (adversarial); LK losses, arXiv 2602.23881; Meta, arXiv 2404.19737 (memory).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "LOSSES",
+    "Discriminator",
+    "cross_entropy",
+    "distillation",
+    "feature_regression",
+    "hybrid",
+    "log_overlap",
+    "mtp_loss",
+    "overlap",
+    "sequential_backward",
+    "total_variation",
+]
+
+_FLOOR = 1e-5  # a smaller overlap counts as this: its logarithm stays finite
+
+
+def _log_probs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (R, C) of the tokens at `ids`; -1 stands for whatever, to be masked."""
+    wide = logits.float()
+    return wide.gather(1, ids.clamp(min=0)) - wide.logsumexp(1, keepdim=True)
+
+
+def overlap(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """The expected acceptance (R,) of a sampled draft token, from below.
+
+    Args:
+        logits: (R, D) of the head.
+        ids: (R, C) places of the kept tokens in the draft vocabulary, -1 outside of it.
+        probs: (R, C) of the target.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0]])
+        >>> overlap(logits, torch.tensor([[0, -1]]), torch.tensor([[0.8, 0.2]]))
+        tensor([0.5000])
+    """
+    least = torch.minimum(_log_probs(logits, ids).exp(), probs)
+    return least.masked_fill(ids < 0, 0.0).sum(1)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log q of the text's own token (R,); 0 where it is outside the draft vocabulary."""
+    return -_log_probs(logits, targets[:, None])[:, 0].masked_fill(targets < 0, 0.0)
+
+
+def distillation(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """-sum p log q (R,); arguments as `overlap`."""
+    return -(_log_probs(logits, ids) * probs.masked_fill(ids < 0, 0.0)).sum(1)
+
+
+def total_variation(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """1 - overlap (R,): the chance that a drafted token is rejected.
+
+    Its gradient vanishes where q is far from p, so it is for heads that are trained already.
+    """
+    return 1 - overlap(logits, ids, probs)
+
+
+def log_overlap(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """-log overlap (R,): the gradient of `total_variation`, divided by the overlap."""
+    return -overlap(logits, ids, probs).clamp(min=_FLOOR).log()
+
+
+def hybrid(
+    logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor, rate: float = 3.0
+) -> torch.Tensor:
+    """Distillation where the overlap is small, total variation where it is large (R,)."""
+    share = overlap(logits, ids, probs)
+    weight = torch.exp(-rate * share.detach())
+    return weight * distillation(logits, ids, probs) + (1 - weight) * (1 - share)
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "distillation": distillation,
+    "total-variation": total_variation,
+    "log-overlap": log_overlap,
+    "hybrid": hybrid,
+}
+
+
+def feature_regression(features: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """EAGLE's smooth L1 distance (R,) between a head's output and the target's hidden state."""
+    return functional.smooth_l1_loss(features.float(), hidden.float(), reduction="none").mean(1)
+
+
+def mtp_loss(main: torch.Tensor, levels: Sequence[torch.Tensor], weight: float) -> torch.Tensor:
+    """DeepSeek's sum: the next-token loss, and the mean of the levels' times a weight.
+
+    Args:
+        main: scalar loss of the target itself.
+        levels: scalar loss of each level.
+        weight: lambda, 0.3 and later 0.1 in the paper.
+    """
+    return main + weight * torch.stack(tuple(levels)).mean()
+
+
+def sequential_backward(
+    trunk: torch.Tensor, losses: Sequence[Callable[[torch.Tensor], torch.Tensor]]
+) -> float:
+    """Backward of several heads over one trunk, with the logits of one head in memory at a time.
+
+    Args:
+        trunk: (B, n, d), the trunk's output, with its graph.
+        losses: one for each head, from the trunk's output to a scalar.
+
+    Returns:
+        The sum of the losses. Gradients are those of the sum's backward.
+    """
+    cut = trunk.detach().requires_grad_()
+    total = 0.0
+    for loss in losses:
+        value = loss(cut)
+        value.backward()  # type: ignore[no-untyped-call]
+        total += float(value.detach())
+    trunk.backward(cut.grad)  # type: ignore[no-untyped-call]
+    return total
+
+
+class Discriminator(nn.Module):
+    """Tells a target's hidden states from a head's, for KOALA's adversarial term.
+
+    The paper leaves its layers open; here they are d -> d -> 1.
+
+    Args:
+        width: d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(R, d) to the logit (R,) that they are the target's."""
+        logits: torch.Tensor = self.second(functional.silu(self.first(features)))
+        return logits[:, 0]
+
+    def own_loss(self, real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """What the discriminator learns from (R,); real rows count as 0.9, not as certain."""
+        true, false = self(real.detach()), self(made.detach())
+        sure = torch.full_like(true, 0.9)
+        loss: torch.Tensor = functional.binary_cross_entropy_with_logits(
+            true, sure, reduction="none"
+        ) + functional.softplus(false)
+        return loss
+
+    def head_loss(self, made: torch.Tensor) -> torch.Tensor:
+        """-log of the chance to pass as the target's (R,), for the head."""
+        return functional.softplus(-self(made))

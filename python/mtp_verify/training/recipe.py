@@ -1,0 +1,98 @@
+"""`Recipe`: everything that a run's result depends on besides the target and the text."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.training.losses import LOSSES
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is made and trained.
+
+    The defaults were found for heads of a few million parameters on a CPU: most steps train the
+    first level alone, which is cheap, and the rest roll the head out as drafting does.
+
+    Attributes:
+        family: of the head, one of `mtp_verify.heads.FAMILIES`.
+        num_modules: levels with weights of their own (all levels of a parallel head).
+        num_layers: blocks of each.
+        draft_vocab_size: tokens that the head drafts, the most frequent of the text.
+        loss: of the levels, one of `mtp_verify.training.losses.LOSSES`, or "cross-entropy".
+        depth: levels of the roll-out.
+        decay: weight of level k is decay ** k.
+        plain_share: share of the steps that train the first level alone, at the start.
+        feature_weight: of EAGLE's feature regression; 0 leaves it out.
+        adversarial_weight: of KOALA's adversarial term, after 30 % of the steps; 0 leaves it out.
+        noise: added to hidden states, relative to their size.
+        max_rows: of a batch.
+        matrix_rate: learning rate of matrices (Muon).
+        vector_rate: of norms and biases (AdamW).
+        weight_decay: of matrices.
+        warm_up: share of the steps in which the rates rise.
+        cool_down: share of the steps, at the end, in which they fall to 0.
+        evaluate_every: steps between two measurements of acceptance.
+        patience: measurements without a better one that end the run.
+        dtype: of products, "bfloat16" or "float32".
+        seed: of everything that is random.
+    """
+
+    family: str = "mimo"
+    num_modules: int = 1
+    num_layers: int = 1
+    draft_vocab_size: int = 8192
+    loss: str = "distillation"
+    depth: int = 3
+    decay: float = 0.8
+    plain_share: float = 0.7
+    feature_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    noise: float = 0.05
+    max_rows: int = 1200
+    matrix_rate: float = 0.02
+    vector_rate: float = 5e-3
+    weight_decay: float = 0.1
+    warm_up: float = 0.05
+    cool_down: float = 0.7
+    evaluate_every: int = 100
+    patience: int = 8
+    dtype: str = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be right."""
+        if self.loss not in (*LOSSES, "cross-entropy"):
+            msg = f"no loss is called {self.loss!r}; known are: {', '.join(LOSSES)}, cross-entropy"
+            raise ParamsError(msg, slug="unknown_loss")
+        for name in ("depth", "max_rows", "evaluate_every", "patience", "draft_vocab_size"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}; wanted an int >= 1"
+                raise ParamsError(msg, slug="param_out_of_range")
+        for name in ("plain_share", "warm_up", "cool_down"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                msg = f"{name} is {getattr(self, name)}; wanted a share of 0 to 1"
+                raise ParamsError(msg, slug="param_out_of_range")
+
+    def replace(self, **changes: object) -> Recipe:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The factor of the learning rates in a step: a rise, a plain, and a fall to 0.
+
+        Example:
+            >>> [round(Recipe().rate_at(step, 100), 2) for step in (0, 4, 20, 99)]
+            [0.2, 1.0, 1.0, 0.01]
+        """
+        up = self.warm_up * steps
+        down = self.cool_down * steps
+        return min(1.0, (step + 1) / max(up, 1.0), (steps - step) / max(down, 1.0))

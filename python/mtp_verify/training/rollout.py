@@ -1,0 +1,97 @@
+"""Roll-out: all levels of a head over whole sequences, as drafting would run them.
+
+Row i of level k predicts the token at i + 2 + k. Its inputs are true tokens, which is what a draft
+looks like as long as it is accepted; its hidden state from level 1 on is the head's own. A level
+that uses a module again sees that module's true rows up to its own and, of the drafted entries,
+those of its own path alone: EAGLE-3's training-time test.
+
+References:
+    EAGLE-3, arXiv 2503.01840 (training-time test); HASS, arXiv 2408.15766.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from mtp_verify.heads.causal import CausalHead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mtp_verify.caches.dynamic import GrowingLayer
+    from mtp_verify.heads.base import Head
+    from mtp_verify.heads.parallel import ParallelHead
+    from mtp_verify.training.batches import Batch
+
+__all__ = ["roll_out"]
+
+
+def roll_out(
+    head: Head, batch: Batch, depth: int, hidden: Sequence[torch.Tensor] | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield what the output head reads at each level.
+
+    Args:
+        head: attached to its target.
+        batch: of sequences.
+        depth: number of levels; a parallel head ends at its own.
+        hidden: instead of the batch's, as with noise.
+
+    Yields:
+        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target lies behind the
+        sequence's end hold whatever came out.
+    """
+    states = batch.hidden if hidden is None else hidden
+    if isinstance(head, CausalHead):
+        return _causal(head, batch, depth, states)
+    return _parallel(cast("ParallelHead", head), batch, depth, states)
+
+
+def _causal(
+    head: CausalHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    count = batch.tokens.shape[1]
+    device = batch.tokens.device
+    positions = torch.arange(count, device=device)
+    visible = positions[None] <= positions[:, None]
+    window = head.spec.known_sizes.window
+    if window is not None:
+        visible &= positions[None] > positions[:, None] - window
+    own = torch.eye(count, dtype=torch.bool, device=device)
+    last = head.spec.num_modules - 1
+    passed = head.fuse_features(states)
+    layers: list[DynamicLayer] = []
+    mask = visible
+    for level in range(depth):
+        # A module of its own starts from true rows alone; one that is used again goes on.
+        if level <= last:
+            layers, mask = [DynamicLayer() for _ in range(head.spec.num_layers)], visible
+        else:
+            mask = torch.cat((mask, own), dim=1)
+        output, passed = head(
+            passed,
+            batch.shifted(batch.tokens, level),
+            (positions + level)[None].expand_as(batch.tokens),
+            mask[None, None],
+            level,
+            cast("list[GrowingLayer]", layers),
+        )
+        yield output
+
+
+def _parallel(
+    head: ParallelHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    count = batch.tokens.shape[1]
+    positions = torch.arange(count, device=batch.tokens.device)
+    visible = (positions[None] <= positions[:, None])[None, None]
+    embeds: list[torch.Tensor] = []
+    for level in range(min(depth, head.spec.num_modules)):
+        if head.spec.fusion != "none":
+            embeds.append(head.shared.embed(batch.shifted(batch.tokens, level)))
+        yield head.features(
+            states[0], level, positions[None].expand_as(batch.tokens), visible, embeds
+        )

@@ -1,0 +1,205 @@
+"""A whole run in one folder: text, then a head; each stage goes on where it was left.
+
+`text/` and `held-out/` hold the shards, `plan.json` what was decided on the way (how much text, how
+many steps), `state.safetensors` the training's state, `head/` the best head.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from mtp_verify.checkpoints.tensors import write_atomically
+from mtp_verify.errors import ParamsError
+from mtp_verify.heads import CausalHead, ParallelHead
+from mtp_verify.training.loop import Trainer
+from mtp_verify.training.prompts import make_prompts
+from mtp_verify.training.shards import Shards, shard_path, write_shard
+from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of
+from mtp_verify.training.writing import write_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mtp_verify.heads import Head
+    from mtp_verify.training.recipe import Recipe
+
+__all__ = ["Budget", "train"]
+
+_TEMPERATURES = (0.0, 0.8, 0.0, 1.0)  # what drafts are asked for: greedy text, and sampled
+_HELD_OUT_SEED = 1 << 20
+_PROBES = 2  # timed steps of each kind, from which the number of steps is laid out
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a run may take.
+
+    Attributes:
+        minutes: of wall time for everything, or None: `tokens` and `epochs` alone decide.
+        tokens: most rows of training text.
+        epochs: most passes over it.
+        text_share: share of the minutes that the text may take.
+        answer: most tokens of an answer.
+        together: answers that are written at the same time, one shard.
+        held_out: prompts that measure acceptance.
+    """
+
+    minutes: float | None = 38.0
+    tokens: int = 200_000
+    epochs: float = 10.0
+    text_share: float = 0.35
+    answer: int = 220
+    together: int = 32
+    held_out: int = 32
+
+
+def train(
+    model: Any,
+    encode: Callable[[str], list[int]],
+    recipe: Recipe,
+    budget: Budget,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> tuple[Head, dict[str, Any]]:
+    """Write text with the target and train a head on it; call again to go on after a kill.
+
+    Args:
+        model: the target, in the recipe's dtype.
+        encode: from a user's message to the prompt's ids.
+        recipe: how.
+        budget: how much; what is in the folder already counts.
+        folder: of the run.
+        tell: called with a line of progress after each part.
+
+    Returns:
+        The head after its last step, and the measurement of the best one, in `folder/head`.
+
+    Raises:
+        ParamsError: the folder holds a run of another recipe.
+        OSError, NumericsError: as `Trainer.run` and `write_shard`.
+    """
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = _read_plan(folder, recipe)
+    spec = spec_of(recipe, model.config)
+    check_features(recipe, spec)
+    bare = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
+    layers = bare.hidden_layers
+
+    def write(kind: str, index: int) -> int:
+        path = shard_path(folder / kind, index)
+        is_held_out = kind == "held-out"
+        size = budget.held_out if is_held_out else budget.together
+        prompts = make_prompts(recipe.seed, held_out=is_held_out)
+        chosen = prompts[index * size : (index + 1) * size]
+        if not path.is_file() and chosen:
+            greedy = (0.0,) if is_held_out else _TEMPERATURES
+            texts = write_texts(
+                model,
+                [encode(prompt) for prompt in chosen],
+                layers,
+                temperatures=[greedy[place % len(greedy)] for place in range(len(chosen))],
+                max_new_tokens=budget.answer,
+                seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
+            )
+            write_shard(path, texts)
+        return sum(Shards([path]).lengths) if chosen else 0
+
+    limit = None if budget.minutes is None else budget.minutes * 60
+    shared = distributed.is_available() and distributed.is_initialized()
+    if plan.get("shards") is None and not (shared and distributed.get_rank()):
+        write("held-out", 0)
+        count = index = 0
+        while count < budget.tokens:
+            rows = write("text", index)
+            if not rows:
+                break
+            count, index = count + rows, index + 1
+            spent = time.monotonic() - began
+            tell(f"text: {count} of {budget.tokens} tokens, {spent / 60:.1f} min")
+            if limit is not None and spent > budget.text_share * limit:
+                break
+        plan["shards"] = index
+        _write_plan(folder, plan)
+    if shared:  # the first process has written, the others have waited
+        distributed.barrier()
+        plan = _read_plan(folder, recipe)
+    shards = Shards([shard_path(folder / "text", index) for index in range(plan["shards"])])
+    held_out = Shards([shard_path(folder / "held-out", 0)])
+    head = new_head(spec, model, count_tokens(shards, spec.known_sizes.vocab_size), recipe.seed)
+
+    def trainer(steps: int, subject: Head, place: Path) -> Trainer:
+        record = {"tokens": sum(shards.lengths), "steps": steps, "texts": len(shards)}
+        return Trainer(subject, shards, held_out, recipe, steps=steps, folder=place, record=record)
+
+    if plan.get("steps") is None:
+        most = round(budget.epochs * trainer(1, head, folder / "probe").batches_per_epoch)
+        if limit is not None:
+            left = limit - (time.monotonic() - began)
+            cost = _cost_of_a_step(head, recipe, lambda h: trainer(1, h, folder / "probe"))
+            most = min(most, round(left / cost))
+        steps = torch.tensor([max(most, 1)])
+        if shared:
+            distributed.broadcast(steps, 0)
+        plan["steps"] = int(steps)
+        _write_plan(folder, plan)
+    running = trainer(plan["steps"], head, folder)
+    best = running.run(tell)
+    return head, {"best": best, "curve": running.curve, "plan": plan}
+
+
+def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer]) -> float:
+    """Seconds of a mean step, from a few steps of both stages on a copy."""
+
+    def seconds(share: float) -> float:
+        copied = copy.deepcopy(head)
+        copied.attach(head.shared)
+        if head.vocab is not None:
+            copied.set_vocab(head.vocab)
+        probe = make(copied)
+        probe.recipe = recipe.replace(plain_share=share)
+        probe.steps = 1 << 30
+        best = float("inf")
+        for _ in range(_PROBES + 1):
+            start = time.monotonic()
+            probe.take_step()
+            best = min(best, time.monotonic() - start)
+        return best
+
+    share = recipe.plain_share
+    return share * seconds(1.0) + (1 - share) * seconds(0.0)
+
+
+def _read_plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    path = folder / "plan.json"
+    wanted = recipe.as_dict()
+    if not path.is_file():
+        plan: dict[str, Any] = {"recipe": wanted}
+        _write_plan(folder, plan)
+        return plan
+    try:
+        plan = json.loads(path.read_text())
+        different = [name for name in wanted if plan["recipe"].get(name) != wanted[name]]
+    except (ValueError, KeyError, AttributeError) as error:
+        msg = f"{path} is not the plan of a run ({error}); give another folder"
+        raise ParamsError(msg, slug="bad_run_folder") from None
+    if different:
+        name = different[0]
+        msg = (
+            f"{folder} holds a run with {name} = {plan['recipe'].get(name)!r}, and "
+            f"{wanted[name]!r} is asked for; give another folder, or the same settings"
+        )
+        raise ParamsError(msg, slug="bad_run_folder")
+    return plan
+
+
+def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
+    write_atomically(folder / "plan.json", [json.dumps(plan, indent=2).encode()])

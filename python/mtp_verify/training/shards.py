@@ -1,0 +1,139 @@
+"""Shards: text of the target with what a head learns from, one safetensors file each.
+
+A row is a position i of a sequence: the target's hidden states there, the token at i + 1, and the
+target's law of that token (its most likely tokens at temperature 1; all zeros within the prompt,
+where nothing is learned). Files are mapped, not read: a row comes from the disk when a batch needs
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mtp_verify.checkpoints.tensors import write_tensors
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Text", "Shards", "shard_path", "write_shard"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One sequence of T tokens, as T - 1 rows.
+
+    Attributes:
+        hidden: per hidden layer (T - 1, d).
+        tokens: (T - 1,) int64, the token after each row.
+        top_ids: (T - 1, C) int64, the target's most likely tokens there.
+        top_probs: (T - 1, C) float32, their probabilities; zeros within the prompt.
+        temperature: that the text was drawn at.
+    """
+
+    hidden: tuple[torch.Tensor, ...]
+    tokens: torch.Tensor
+    top_ids: torch.Tensor
+    top_probs: torch.Tensor
+    temperature: float
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.tokens.shape[0])
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where a shard is kept."""
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def write_shard(path: Path, sequences: Sequence[Text]) -> None:
+    """Write a shard; it appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or cannot be written; nothing is left behind.
+    """
+    tensors = {
+        "tokens": torch.cat([sequence.tokens for sequence in sequences]).to(torch.int32),
+        "top_ids": torch.cat([sequence.top_ids for sequence in sequences]).to(torch.int32),
+        "top_probs": torch.cat([sequence.top_probs for sequence in sequences]).to(torch.float16),
+        "lengths": torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int32),
+        "temperatures": torch.tensor([sequence.temperature for sequence in sequences]),
+    }
+    for index, states in enumerate(zip(*(s.hidden for s in sequences), strict=True)):
+        tensors[f"hidden.{index}"] = torch.cat(states)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_tensors(path, tensors)
+    except OSError as error:
+        needed = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        msg = (
+            f"{path} ({needed:.0f} MB) cannot be written: {error.strerror}; make room and run the "
+            "same command again: shards that are complete stay"
+        )
+        raise OSError(error.errno, msg) from error
+
+
+class Shards:
+    """All sequences of a folder of shards, in the order of their files.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        ParamsError: a file that is not a shard; says which.
+
+    Example:
+        >>> shards = Shards(sorted(folder.glob("shard-*")))  # doctest: +SKIP
+        >>> shards[0].tokens  # doctest: +SKIP
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: list[Any] = []
+        self._places: list[tuple[int, int, int]] = []
+        self.temperatures: list[float] = []
+        for number, path in enumerate(paths):
+            try:
+                file: Any = safe_open(path, "pt")
+                lengths = file.get_tensor("lengths").tolist()
+                self.temperatures += file.get_tensor("temperatures").tolist()
+            except (OSError, SafetensorError) as error:
+                msg = f"{path} is not a shard of training text ({error}); remove it and run again"
+                raise ParamsError(msg, slug="bad_shard") from None
+            self._files.append(file)
+            start = 0
+            for length in lengths:
+                self._places.append((number, start, start + length))
+                start += length
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self._places)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each sequence."""
+        return [end - start for _, start, end in self._places]
+
+    def __getitem__(self, index: int) -> Text:
+        """Read one sequence."""
+        number, start, end = self._places[index]
+        file = self._files[number]
+
+        def rows(name: str) -> torch.Tensor:
+            part: torch.Tensor = file.get_slice(name)[start:end]
+            return part
+
+        layers = sum(name.startswith("hidden.") for name in file.keys())  # noqa: SIM118
+        return Text(
+            hidden=tuple(rows(f"hidden.{layer}") for layer in range(layers)),
+            tokens=rows("tokens").to(torch.int64),
+            top_ids=rows("top_ids").to(torch.int64),
+            top_probs=rows("top_probs").float(),
+            temperature=self.temperatures[index],
+        )

@@ -1,0 +1,121 @@
+"""A head before its training: sizes of the target, vocabulary of the text, first weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family
+from mtp_verify.heads.blocks import RMSNorm
+
+if TYPE_CHECKING:
+    from mtp_verify.heads import Head, HeadSpec
+    from mtp_verify.training.recipe import Recipe
+    from mtp_verify.training.shards import Shards
+
+__all__ = ["count_tokens", "new_head", "spec_of"]
+
+_SPREAD = 0.035  # of the first weights
+_QUIET = 0.25  # of the target's final norm: with all of it the first losses exceed 11 nats
+_ENDS = ("o_proj", "down_proj")  # projections back into the stream: a block starts as the identity
+
+
+def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
+    """What the head is made of; its output rows are the target's own, which are not trained.
+
+    Args:
+        recipe: of the run.
+        config: the target's transformers configuration.
+
+    Raises:
+        ParamsError: no such family.
+    """
+    sizes = Sizes.of(config)
+    spec = family(recipe.family)
+    depth = int(config.get_text_config(decoder=True).num_hidden_layers)
+    aux = spec.aux_layers
+    if spec.feed == "aux":
+        aux = (2, depth // 2, depth - 3) if spec.kind == "causal" else (depth - 1,)
+    size = min(recipe.draft_vocab_size, sizes.vocab_size)
+    return spec.replace(
+        sizes=sizes,
+        block="llama" if spec.block in ("target", "foreign") else spec.block,
+        num_modules=recipe.num_modules,
+        num_layers=recipe.num_layers,
+        aux_layers=aux,
+        output_head="shared",
+        own_embedding=False,
+        draft_vocab_size=None if size == sizes.vocab_size else size,
+    )
+
+
+def count_tokens(shards: Shards, vocab_size: int) -> torch.Tensor:
+    """How often each token (V,) stands in the text."""
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for index in range(len(shards)):
+        counts += torch.bincount(shards[index].tokens, minlength=vocab_size)
+    return counts
+
+
+def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Head:
+    """Make a head with random weights, attached to its target.
+
+    Args:
+        spec: with sizes.
+        model: the target.
+        counts: (V,) of each token in the text; the draft vocabulary is the most frequent, and of
+            equally frequent ones those of lower id.
+        seed: of the weights.
+    """
+    head: Head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
+    head.attach(model)
+    if spec.draft_vocab_size is not None:
+        order = torch.argsort(counts, descending=True, stable=True)
+        head.set_vocab(order[: spec.draft_vocab_size].sort().values)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, module in head.named_modules():
+            if isinstance(module, nn.Linear) and spec.block != "residual":
+                is_end = name.rpartition(".")[2] in _ENDS
+                module.weight.normal_(0.0, 0.0 if is_end else _SPREAD, generator=generator)
+        _quieten(head)
+    return head
+
+
+def _quieten(head: Head) -> None:
+    """Start output norms from a fraction of the target's."""
+    weight = getattr(head.shared.norm, "weight", None)
+    if weight is None:
+        return
+    levels: Any = head.levels
+    for module in levels:
+        norm = getattr(module, "norm", None)
+        if isinstance(norm, RMSNorm):
+            norm.weight.copy_(_QUIET * weight.float() - (1.0 if norm.plus_one else 0.0))
+
+
+def places_of(head: Head) -> torch.Tensor:
+    """The place (V,) of each token in the head's draft vocabulary, or -1."""
+    size = head.spec.known_sizes.vocab_size
+    if head.vocab is None:
+        return torch.arange(size)
+    places = torch.full((size,), -1)
+    places[head.vocab] = torch.arange(head.vocab.numel())
+    return places
+
+
+def check_features(recipe: Recipe, spec: HeadSpec) -> None:
+    """Refuse losses on hidden states for heads whose output does not stand for one.
+
+    Raises:
+        ParamsError: such a head.
+    """
+    if (recipe.feature_weight or recipe.adversarial_weight) and spec.feed != "post":
+        msg = (
+            f"the output of a {spec.family} head does not stand for the hidden state that it reads;"
+            " feature and adversarial losses go with families that feed behind the final norm"
+        )
+        raise ParamsError(msg, slug="bad_recipe")

@@ -1,0 +1,132 @@
+"""Self-distillation: the target writes text, and what a head learns from is kept on the way.
+
+The recorder is a drafter that drafts nothing: a decoder hands it the hidden states and rows of each
+step, so that no second pass over the text is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mtp_verify as mv
+from mtp_verify.decode import Decoder
+from mtp_verify.params import SamplingParams
+from mtp_verify.training.shards import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.drafters.base import Request
+
+__all__ = ["Recorder", "write_texts"]
+
+TOP = 24  # tokens of a row that are kept: a soft target over them trains as well as the full row
+
+
+@dataclass
+class _Notes:
+    hidden: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+    top_ids: list[torch.Tensor] = field(default_factory=list)
+    top_probs: list[torch.Tensor] = field(default_factory=list)
+
+
+class Recorder:
+    """Keeps what the target computes about each request; drafts nothing.
+
+    Args:
+        hidden_layers: the states that are kept, as `mtp_verify.hidden` numbers them.
+        top: how many of a row's most likely tokens are kept.
+    """
+
+    makes_trees = False
+
+    def __init__(self, hidden_layers: Sequence[int], top: int = TOP) -> None:
+        self.hidden_layers = tuple(hidden_layers)
+        self._top = top
+        self._notes: dict[int, _Notes] = {}
+        self._last: list[Request] = []
+        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        self.texts: list[Text] = []
+
+    def start(self, request: Request) -> None:
+        """Begin a request."""
+        self._notes[request.id] = _Notes()
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+        """Draft nothing."""
+        del budgets
+        self._last = list(requests)
+        return [self._empty] * len(requests)
+
+    def observe(
+        self, requests: Sequence[Request], drafts: Sequence[mv.Draft], logits: Sequence[Any]
+    ) -> None:
+        """Keep the most likely tokens of each row, with their probabilities at temperature 1."""
+        del drafts
+        rows = torch.cat([row[-1:] for row in logits]).float()
+        top = rows.topk(min(self._top, rows.shape[1]), dim=1)
+        probs = (top.values - rows.logsumexp(1, keepdim=True)).exp()
+        for index, request in enumerate(requests):
+            notes = self._notes[request.id]
+            notes.top_ids.append(top.indices[index])
+            notes.top_probs.append(probs[index])
+
+    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+        """Keep the hidden states."""
+        del verdicts
+        alive = [request for request in self._last if request.id in self._notes]
+        for request, states in zip(alive, hidden or (), strict=True):
+            # Copies: the states are views of the whole batch's.
+            self._notes[request.id].hidden.append(tuple(layer.clone() for layer in states))
+
+    def release(self, request: Request) -> None:
+        """Turn what was kept of a finished request into a text."""
+        notes = self._notes.pop(request.id, None)
+        if notes is None or not notes.hidden:
+            return
+        hidden = tuple(torch.cat(layer) for layer in zip(*notes.hidden, strict=True))
+        count = hidden[0].shape[0]
+        ids, probs = torch.stack(notes.top_ids), torch.stack(notes.top_probs)
+        prompt = count - ids.shape[0]
+        self.texts.append(
+            Text(
+                hidden,
+                torch.tensor(request.tokens[1 : count + 1]),
+                torch.cat((ids.new_zeros(prompt, ids.shape[1]), ids)),
+                torch.cat((probs.new_zeros(prompt, ids.shape[1]), probs)),
+                request.params.temperature,
+            )
+        )
+
+
+def write_texts(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    hidden_layers: Sequence[int],
+    *,
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    seed: int,
+) -> list[Text]:
+    """Let the target answer prompts.
+
+    Args:
+        model: the target.
+        prompts: token ids.
+        hidden_layers: the states that the head reads.
+        temperatures: one for each prompt.
+        max_new_tokens: of each answer.
+        seed: of the draws.
+    """
+    recorder = Recorder(hidden_layers)
+    decoder = Decoder(model, recorder, max_batch=len(prompts))
+    decoder.generate(
+        [list(prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        params=[SamplingParams(temperature=temperature) for temperature in temperatures],
+    )
+    return recorder.texts
