@@ -2,8 +2,9 @@
 
 Sixty-four sequences, a tree of sixteen drafted nodes each, blocks of sixteen slots. One step is
 `reserve_batch`, `block_table` and `slot_mapping` into buffers that the caller keeps, and
-`commit_batch`; a sequence that has grown long is replaced by a new one, outside the clock. The
-floor is what one step writes: the block table and the slots, copied by NumPy.
+`commit_batch` of drafts and verdicts in packed arrays; a sequence that has grown long is replaced
+by a new one, outside the clock. The floor is what one step writes: the block table and the slots,
+copied by NumPy.
 
 The peer is vLLM's `KVCacheManager` on the same trace, where it is installed: slots for each
 request, block ids into rows, slots by NumPy. It knows no trees: it keeps the surplus, and moves
@@ -30,6 +31,7 @@ SEQUENCES = 64
 DRAFTED = 16
 BLOCK_SIZE = 16
 SHORT, LONG = 256, 1024
+POOL = 64
 MAX_BLOCKS = (LONG + 2 * DRAFTED) // BLOCK_SIZE + 1
 NUM_BLOCKS = SEQUENCES * MAX_BLOCKS
 PHASES = ("reserve_batch", "block_table", "slot_mapping", "commit_batch")
@@ -41,16 +43,22 @@ class Trace:
     def __init__(self, steps: int) -> None:
         rng = np.random.default_rng(7)
         parents = [-1, *(max(0, (node - 1) // 2) for node in range(1, DRAFTED + 1))]
-        self.drafts = []
-        self.verdicts = []
+        offsets = np.arange(SEQUENCES + 1) * len(parents)
+        self.drafts, self.verdicts, self.accepted = [], [], []
         # A pool of different decisions; making them is no bookkeeping.
-        for seed in range(256):
-            tokens = [0, *rng.permutation(DRAFTED)]
-            draft = mv.Draft(mv.TokenTree(parents), tokens)
-            logits = 2.0 * rng.standard_normal((DRAFTED + 1, DRAFTED)).astype(np.float32)
-            self.drafts.append(draft)
-            self.verdicts.append(mv.verify(draft, logits, seed=seed, position=0))
-        self.choice = rng.integers(0, 256, (steps, SEQUENCES))
+        for position in range(POOL):
+            tokens = np.zeros((SEQUENCES, len(parents)), int)
+            tokens[:, 1:] = [rng.permutation(DRAFTED) for _ in range(SEQUENCES)]
+            drafts = mv.DraftBatch(
+                offsets, np.tile(parents, SEQUENCES), tokens.ravel(), "deterministic"
+            )
+            logits = 2.0 * rng.standard_normal((tokens.size, DRAFTED)).astype(np.float32)
+            positions = [position] * SEQUENCES
+            verdicts = mv.verify_batch(drafts, logits, seeds=range(SEQUENCES), positions=positions)
+            self.drafts.append(drafts)
+            self.verdicts.append(verdicts)
+            self.accepted.append(verdicts.num_accepted.tolist())
+        self.choice = rng.integers(0, POOL, steps).tolist()
         self.prompts = rng.integers(SHORT // 2, SHORT, 1 << 16)
 
 
@@ -77,8 +85,7 @@ class Ours:
     def step(self, index: int) -> list[float]:
         """Seconds of each phase."""
         chosen = self.trace.choice[index]
-        drafts = [self.trace.drafts[i] for i in chosen]
-        verdicts = [self.trace.verdicts[i] for i in chosen]
+        drafts, verdicts = self.trace.drafts[chosen], self.trace.verdicts[chosen]
         clock = [time.perf_counter()]
         copies = self.table.reserve_batch(self.seqs, self.counts).copies
         clock.append(time.perf_counter())
@@ -155,6 +162,7 @@ class Vllm:
 
     def step(self, index: int) -> list[float]:
         """Seconds of each phase."""
+        accepted = self.trace.accepted[self.trace.choice[index]]
         clock = [time.perf_counter()]
         for request in self.requests:
             if self.manager.allocate_slots(request, DRAFTED + 1) is None:
@@ -169,8 +177,8 @@ class Vllm:
         blocks = np.take_along_axis(self.rows, entries // BLOCK_SIZE, axis=1)
         self.slots = (blocks * BLOCK_SIZE + entries % BLOCK_SIZE).ravel()
         clock.append(time.perf_counter())
-        for request, choice in zip(self.requests, self.trace.choice[index], strict=True):
-            request.num_computed_tokens += 1 + self.trace.verdicts[choice].num_accepted
+        for request, count in zip(self.requests, accepted, strict=True):
+            request.num_computed_tokens += 1 + count
         clock.append(time.perf_counter())
         for seq, request in enumerate(self.requests):
             if request.num_computed_tokens > LONG:

@@ -16,6 +16,7 @@ use crate::rows::RawRows;
 use crate::verify::law::Draft;
 use crate::verify::lazy::DrafterRows;
 use crate::verify::lossy::{self, Lossy};
+use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Noise, Verdict};
 
 pub use packed::{Offsets, chains, unpack};
@@ -100,6 +101,8 @@ pub struct Batch<'a> {
     pub addresses: Addresses,
     /// What is done to each sequence's rows before they are shaped, or none for nothing at all.
     pub edits: &'a [Edits<'a>],
+    /// How many of the most likely tokens to list behind each emitted one.
+    pub top_logprobs: Each<'a, usize>,
 }
 
 /// One sequence's part of a batch.
@@ -110,6 +113,16 @@ struct Request<'a> {
     rule: &'a str,
     lossy: Option<Lossy>,
     noise: Noise,
+    top_logprobs: usize,
+}
+
+impl Request<'_> {
+    fn verify(&self) -> Result<(Verdict, Option<TopLogprobs>)> {
+        let Self { draft, drafter, target, rule, lossy, noise, top_logprobs: n } = *self;
+        let verdict = verify::verify_shaped(draft, drafter, target, rule, lossy, noise)?;
+        let top = (n > 0).then(|| TopLogprobs::new(&target, &verdict, n)).transpose()?;
+        Ok((verdict, top))
+    }
 }
 
 /// This error, said of one sequence of the batch.
@@ -138,6 +151,7 @@ impl<'a> Batch<'a> {
         self.params.check("params", count)?;
         self.rules.check("rule", count)?;
         self.lossy.check("lossy", count)?;
+        self.top_logprobs.check("top_logprobs", count)?;
         if !self.edits.is_empty() {
             check_len("histories", self.edits.len(), count)?;
         }
@@ -171,6 +185,7 @@ impl<'a> Batch<'a> {
                     rule: self.rules.get(sequence),
                     lossy: self.lossy.get(sequence),
                     noise: self.addresses.noise(sequence),
+                    top_logprobs: self.top_logprobs.get(sequence),
                 })
             })
             .collect()
@@ -192,8 +207,7 @@ impl<'a> Batch<'a> {
             if failed.load(Ordering::Relaxed) < place {
                 return None;
             }
-            let Request { draft, drafter, target, rule, lossy, noise } = requests[place];
-            let verdict = verify::verify_shaped(draft, drafter, target, rule, lossy, noise);
+            let verdict = requests[place].verify();
             if verdict.is_err() {
                 failed.fetch_min(place, Ordering::Relaxed);
             }
@@ -202,7 +216,8 @@ impl<'a> Batch<'a> {
         let mut batch = VerdictBatch::default();
         for (sequence, verdict) in (0..).zip(verdicts) {
             if let Some(verdict) = verdict {
-                batch.push(&verdict.map_err(at(sequence))?);
+                let (verdict, top) = verdict.map_err(at(sequence))?;
+                batch.push(&verdict, top);
             }
         }
         Ok(batch)
@@ -222,12 +237,14 @@ pub struct VerdictBatch {
     pub logprobs: Vec<f32>,
     /// The rule that ran for each sequence.
     pub rules: Vec<&'static str>,
+    /// The most likely tokens behind the emitted ones of each sequence, where asked for.
+    pub tops: Vec<Option<TopLogprobs>>,
 }
 
 impl Default for VerdictBatch {
     fn default() -> Self {
         let (tokens, path, logprobs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { tokens, offsets: vec![0], path, logprobs, rules: Vec::new() }
+        Self { tokens, offsets: vec![0], path, logprobs, rules: Vec::new(), tops: Vec::new() }
     }
 }
 
@@ -242,12 +259,13 @@ impl VerdictBatch {
         self.rules.is_empty()
     }
 
-    fn push(&mut self, verdict: &Verdict) {
+    fn push(&mut self, verdict: &Verdict, top: Option<TopLogprobs>) {
         self.tokens.extend(verdict.tokens.iter().map(|&token| i64::from(token)));
         self.path.extend(verdict.path.iter().map(|&node| i64::from(node)));
         self.logprobs.extend(&verdict.logprobs);
         self.offsets.push(self.tokens.len());
         self.rules.push(verdict.rule);
+        self.tops.push(top);
     }
 
     /// Whether the tokens of all sequences have the target's law.
@@ -290,7 +308,11 @@ impl VerdictBatch {
                 return Err(at(sequence as i64)(error));
             };
             verdict.cut(n);
-            cut.push(&verdict);
+            let mut top = self.tops[sequence].clone();
+            if let Some(top) = &mut top {
+                top.cut(n);
+            }
+            cut.push(&verdict, top);
         }
         Ok(cut)
     }

@@ -82,6 +82,7 @@ __all__ = [
     "heads",
     "hf",
     "lossy",
+    "ops",
     "rules",
     "set_num_threads",
     "testing",
@@ -99,6 +100,7 @@ _LAZY = {
     "growers": ("mtp_verify.growers", None),
     "heads": ("mtp_verify.heads", None),
     "hf": ("mtp_verify.integrations.hf", None),
+    "ops": ("mtp_verify.ops", None),
     "Planner": ("mtp_verify.planning", "Planner"),
     "testing": ("mtp_verify.testing", None),
 }

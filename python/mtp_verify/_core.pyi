@@ -267,7 +267,10 @@ class BlockTable:
         self, seq: int, tree: TokenTree, path: Any, tokens: Any | None = None
     ) -> CommitPlan: ...
     def commit_batch(
-        self, seqs: Any, drafts: Iterable[Draft], verdicts: Iterable[Verdict]
+        self,
+        seqs: Any,
+        drafts: DraftBatch | Iterable[Draft],
+        verdicts: VerdictBatch | Iterable[Verdict],
     ) -> CommitPlanBatch: ...
     def rollback(self, seq: int, length: int) -> NDArray[np.int32]: ...
     def release(self, seq: int) -> NDArray[np.int32]: ...
@@ -301,6 +304,7 @@ def verify_batch(
     positions: Sequence[int],
     lossy: Lossy | Sequence[Lossy | None] | None,
     contexts: Sequence[tuple[Any | None, int, Any | None, Process | None]],
+    top_logprobs: int | Sequence[int],
 ) -> VerdictBatch: ...
 def set_num_threads(n: int) -> None: ...
 def expected_accepted(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prompt",
+    "as_count",
     "as_criteria",
     "as_ids",
-    "as_max_new_tokens",
     "as_prompts",
     "as_seeds",
     "check_tokens",
@@ -157,8 +157,8 @@ def _as_seed(seed: Any) -> int:
     return value
 
 
-def as_max_new_tokens(value: Any) -> int:
-    """Return a count of tokens.
+def as_count(value: Any, name: str) -> int:
+    """Return a count of tokens or sequences.
 
     Raises:
         ParamsError: not an integer of at least 1.
@@ -168,8 +168,8 @@ def as_max_new_tokens(value: Any) -> int:
     except TypeError:
         count = 0
     if count < 1:
-        msg = "max_new_tokens must be an integer of at least 1"
-        raise ParamsError(msg, slug="bad_max_new_tokens")
+        msg = f"{name} must be an integer of at least 1"
+        raise ParamsError(msg, slug=f"bad_{name}")
     return count
 
 

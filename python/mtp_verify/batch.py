@@ -28,7 +28,8 @@ def verify_batch(
     histories: Sequence[Sequence[int] | None] | None = None,
     prompt_lens: Sequence[int] | None = None,
     bitmasks: Sequence[Any] | None = None,
-    processors: Sequence[Processor] = (),
+    processors: Sequence[Processor] | Sequence[Sequence[Processor]] = (),
+    top_logprobs: int | Sequence[int] = 0,
 ) -> VerdictBatch:
     """Verifies the drafts of many sequences, on several threads; otherwise as `verify`.
 
@@ -50,8 +51,11 @@ def verify_batch(
         histories: One (or None) for each sequence, as ``history`` of ``verify``.
         prompt_lens: One for each sequence; None means 0.
         bitmasks: One (or None) for each sequence, int32 (N_b + 1, ceil(V/32)).
-        processors: The same for all sequences; each is called for one sequence at a time, from the
-            threads that verify, and must not keep state.
+        processors: As for ``verify``: a list for all sequences, or a list of one list for each.
+            They are called from the threads that verify; those that keep state of a sequence must
+            be its own.
+        top_logprobs: How many of the most likely tokens ``[b].top_logprobs`` lists behind each
+            emitted one; one number for all, or one for each sequence.
 
     Returns:
         The verdicts in packed arrays; ``[b]`` is the `Verdict` of sequence b.
@@ -59,7 +63,7 @@ def verify_batch(
     Raises:
         DraftError, RuleError, NumericsError, ParamsError: As ``verify``, with the first sequence
             (by its place in the batch) that is wrong as ``sequence``; or arguments of different
-            lengths.
+            lengths. What a processor raises comes out as it is, with that attribute.
 
     Example:
         >>> import numpy as np
@@ -87,6 +91,7 @@ def verify_batch(
         as_words("positions", positions),
         _each_lossy(lossy),
         contexts,
+        top_logprobs if isinstance(top_logprobs, int) else list(top_logprobs),
     )
 
 
@@ -124,17 +129,29 @@ def _contexts(
     histories: Sequence[Sequence[int] | None] | None,
     prompt_lens: Sequence[int] | None,
     bitmasks: Sequence[Any] | None,
-    processors: Sequence[Processor],
+    processors: Sequence[Processor] | Sequence[Sequence[Processor]],
 ) -> list[Context]:
     """What comes with each sequence beside its logits."""
     count = len(drafts)
-    given = {"histories": histories, "prompt_lens": prompt_lens, "bitmasks": bitmasks}
+    is_listed = any(isinstance(item, (list, tuple)) for item in processors)
+    own: Any = processors if is_listed else [processors] * count
+    given = {
+        "histories": histories,
+        "prompt_lens": prompt_lens,
+        "bitmasks": bitmasks,
+        "processors": own,
+    }
     for name, values in given.items():
         if values is not None and len(values) != count:
             message = f"{name}: found {len(values)} entries, wanted {count}, one for each draft"
             raise ParamsError(message, slug="param_out_of_range")
-    shared = [params] if isinstance(params, _core.CoreParams) else params
-    if not any([histories, bitmasks, processors, *(own.changes_logits for own in shared)]):
+    listed = [params] if isinstance(params, _core.CoreParams) else params
+    is_plain = not (
+        any(shaping.changes_logits for shaping in listed)
+        or any(own)
+        or any(items is not None and _any_given(items) for items in (histories, bitmasks))
+    )
+    if is_plain:
         return []
     like = logits[0] if count and isinstance(logits, (list, tuple)) else logits
     contexts = []
@@ -147,13 +164,17 @@ def _contexts(
                     None if histories is None else histories[sequence],
                     0 if prompt_lens is None else prompt_lens[sequence],
                     None if bitmasks is None else bitmasks[sequence],
-                    processors,
+                    own[sequence],
                     positions[sequence] if sequence < len(positions) else None,
                 )
             )
         except MtpVerifyError as error:
             raise error.in_sequence(sequence) from None
     return contexts
+
+
+def _any_given(items: Sequence[Any]) -> bool:
+    return any(item is not None for item in items)
 
 
 def _each_lossy(

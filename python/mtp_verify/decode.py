@@ -14,14 +14,15 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.arguments import (
+    as_count,
     as_criteria,
     as_ids,
-    as_max_new_tokens,
     as_prompts,
     as_seeds,
     per_row,
     processors_of_rows,
 )
+from mtp_verify.caches.settings import Paged
 from mtp_verify.decoding.rows import Row, admit
 from mtp_verify.decoding.runners import Each, Together
 from mtp_verify.decoding.session import Session
@@ -34,11 +35,12 @@ from mtp_verify.target import BatchTarget, as_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mtp_verify.caches.paged import PagePool
     from mtp_verify.decoding.runners import Runner
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.target import Target
 
-__all__ = ["Decoder", "Generation", "Stats"]
+__all__ = ["Decoder", "Generation", "Paged", "Stats"]
 
 _BATCHINGS = ("auto", "together", "each")
 # Says "as the decoder" where None means something else: no drafter.
@@ -64,6 +66,9 @@ class Decoder:
             the target's, and its tokens are those that it gets alone but for near-ties that kernels
             round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
+        cache: None gives every sequence room as it grows. `"paged"`, or a `Paged` with a pool of
+            one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
+            and where the pool is full the youngest request waits and goes on later.
         lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
             then say `lossless=False`.
         planner: chooses the size of drafts from what they cost and what they have earned, down to
@@ -74,7 +79,7 @@ class Decoder:
     Raises:
         RuleError: `lossy` with another rule than "auto", or at temperature 0.
         UnsupportedModelError: the model cannot decode speculatively, cannot attend along the trees
-            that the drafter makes, or cannot run requests together when asked to.
+            that the drafter makes, or cannot run requests together or paged when asked to.
 
     Example:
         >>> decoder = Decoder(model, mv.drafters.NGram())  # doctest: +SKIP
@@ -90,6 +95,7 @@ class Decoder:
         *,
         batching: str = "auto",
         max_batch: int = 32,
+        cache: str | Paged | None = None,
         lossy: mv.lossy.Lossy | None = None,
         planner: Planner | str | None = None,
     ) -> None:
@@ -104,12 +110,22 @@ class Decoder:
         if max_batch < 1:
             msg = f"max_batch is {max_batch}; wanted an integer of at least 1"
             raise ParamsError(msg, slug="bad_max_batch")
+        if cache not in (None, "paged") and not isinstance(cache, Paged):
+            msg = f'cache is {cache!r}; wanted None, "paged" or a Paged'
+            raise ParamsError(msg, slug="bad_cache")
+        if cache and batching == "each":
+            msg = 'batching="each" gives every request a cache of its own; leave out cache'
+            raise ParamsError(msg, slug="bad_batching")
         obstacle = self._find_batch_obstacle()
-        if batching == "together" and obstacle:
+        if (batching == "together" or cache) and obstacle:
             msg = f"requests cannot share a forward: {obstacle}"
             raise UnsupportedModelError(msg, slug="no_batches")
         self._together = batching != "each" and obstacle is None
         self._max_batch = max_batch
+        self._pool: PagePool | None = None
+        if cache:
+            target: Any = self.target
+            self._pool = target.new_pool(cache if isinstance(cache, Paged) else Paged())
         if isinstance(planner, str):
             if planner != "auto":
                 msg = f'planner is {planner!r}; wanted None, "auto" or a mv.Planner'
@@ -141,6 +157,7 @@ class Decoder:
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
         past_key_values: Any | None = None,
         output_logits: bool = False,
+        num_return_sequences: int = 1,
         processors: Sequence[Any] = (),
         top_logprobs: int = 0,
     ) -> Generation:
@@ -166,6 +183,9 @@ class Decoder:
             past_key_values: a cache that holds the first tokens of the prompt, changed in place.
                 For a single sequence.
             output_logits: keep the raw row behind each emitted token.
+            num_return_sequences: how often each prompt is continued; the rows of one prompt stand
+                side by side. Requests that share a forward run it once: its entries are copied, or
+                shared by a fork where the cache is paged.
             processors: functions over rows, as `mv.verify` takes them, called with the sequence's
                 own tokens; the same for all rows, or one list per row. Those that keep state are
                 forked for each row, and told what was emitted.
@@ -181,13 +201,14 @@ class Decoder:
             DraftError: a draft deeper than asked for, or with tokens out of the vocabulary.
             NumericsError: the model's rows hold NaN or +inf.
         """
-        prompts = as_prompts(input_ids, attention_mask)
+        copies = as_count(num_return_sequences, "num_return_sequences")
+        prompts = [p for p in as_prompts(input_ids, attention_mask) for _ in range(copies)]
         count = len(prompts)
         if count > 1 and (streamer is not None or past_key_values is not None):
             name = "streamer" if streamer is not None else "past_key_values"
-            msg = f"{name} serves a single sequence, and input_ids holds {count}"
+            msg = f"{name} serves a single sequence, and {count} are asked for"
             raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
-        limit = as_max_new_tokens(max_new_tokens)
+        limit = as_count(max_new_tokens, "max_new_tokens")
         shaping = per_row(params or self.params, SamplingParams, count, "params")
         eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
         seeds = as_seeds(seed, count)
@@ -284,7 +305,7 @@ class Decoder:
             lossy=self.lossy,
             params=self.params if params is None else params,
             seed=as_seeds(seed, 1)[0],
-            max_new_tokens=as_max_new_tokens(max_new_tokens),
+            max_new_tokens=as_count(max_new_tokens, "max_new_tokens"),
             eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),
             criteria=as_criteria(stopping_criteria),
             output_logits=output_logits,
@@ -334,14 +355,24 @@ class Decoder:
         return row.result()
 
     @property
+    def block_table(self) -> mv.BlockTable | None:
+        """Who holds which blocks of a paged cache; None where it is not paged."""
+        return None if self._pool is None else self._pool.table
+
+    @property
     def num_unfinished(self) -> int:
         """Number of submitted requests that are in flight or waiting."""
         return 0 if self._session is None else len(self._session)
 
     def _new_session(self, num_requests: int) -> Session:
-        together = self._together and num_requests > 1
         target: Any = self.target
-        runner: Runner = Together(target) if together else Each(target)
+        runner: Runner
+        if self._pool is not None:
+            runner = Together(target, self._pool.new_cache())
+        elif self._together and num_requests > 1:
+            runner = Together(target, target.new_slots())
+        else:
+            runner = Each(target)
         return Session(self.target, runner, self._max_batch, self.planner)
 
     def _find_batch_obstacle(self) -> str | None:

@@ -51,6 +51,12 @@ class MtpVerifyError(Exception):
         self.sequence = sequence
         return self
 
+    def alone(self) -> Self:
+        """This error without its place in a batch, for who has never seen the batch."""
+        self.args = (str(self).removeprefix(f"sequence {self.sequence}: "),)
+        self.sequence = None
+        return self
+
 
 class DraftError(MtpVerifyError, ValueError):
     """A tree, its tokens, its law or its tensors do not fit together."""

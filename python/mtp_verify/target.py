@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify import CommitPlan
+    from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.model import ModelCache
-    from mtp_verify.caches.slots import SlotCache
+    from mtp_verify.caches.paged import PagePool
+    from mtp_verify.caches.settings import Paged
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
 
@@ -122,15 +124,18 @@ class BatchTarget(Target, Protocol):
 
     batch_obstacle: str | None
 
-    def new_slots(self) -> SlotCache:
-        """Return an empty cache for many sequences."""
+    def new_slots(self) -> ManyCache:
+        """Return an empty cache for many sequences, which grows as they do."""
+
+    def new_pool(self, settings: Paged) -> PagePool:
+        """Return the blocks for paged caches."""
 
     def forward_slots(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         ancestors: torch.Tensor,
-        cache: SlotCache,
+        cache: ManyCache,
         hidden_layers: Sequence[int] = (),
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Write one tree behind each sequence of the cache and return the rows of all nodes.
@@ -139,7 +144,7 @@ class BatchTarget(Target, Protocol):
             tokens: (B, W) int64, B the sequences of the cache.
             positions: (B, W) int64.
             ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
-            cache: from `new_slots`; its lengths grow by `commit` only.
+            cache: of many sequences; its lengths grow by `commit` only.
             hidden_layers: layers whose hidden states are wanted.
 
         Returns:
@@ -235,7 +240,7 @@ class TransformersTarget:
             return logits, None
         return logits, tuple(state[0] for state in states.of(output))
 
-    def new_slots(self) -> SlotCache:
+    def new_slots(self) -> ManyCache:
         """See `BatchTarget.new_slots`."""
         from transformers.cache_utils import DynamicCache
 
@@ -243,12 +248,20 @@ class TransformersTarget:
 
         return SlotCache(DynamicCache(config=self.model.config))
 
+    def new_pool(self, settings: Paged) -> PagePool:
+        """See `BatchTarget.new_pool`."""
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.caches.paged import PagePool
+
+        return PagePool(DynamicCache(config=self.model.config), settings)
+
     def forward_slots(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         ancestors: torch.Tensor,
-        cache: SlotCache,
+        cache: ManyCache,
         hidden_layers: Sequence[int] = (),
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See `BatchTarget.forward_slots`."""

@@ -84,6 +84,7 @@ impl Setting {
             rules: Each::Same("auto"),
             lossy: Each::Same(None),
             edits: &[],
+            top_logprobs: Each::Same(0),
             addresses: self.addresses.clone(),
         }
     }
@@ -104,6 +105,7 @@ impl Setting {
             rules: Each::Same("auto"),
             lossy: Each::Same(None),
             edits: &[],
+            top_logprobs: Each::Same(0),
             addresses: Addresses {
                 seeds: self.addresses.seeds.iter().rev().copied().collect(),
                 positions: self.addresses.positions.iter().rev().copied().collect(),
@@ -122,7 +124,7 @@ fn a_batch_gives_the_verdicts_of_its_sequences_alone() {
     let reversed = setting.reversed();
     assert_eq!(found.len(), 18);
     for (b, request) in batch.requests().unwrap().into_iter().enumerate() {
-        let Request { draft, drafter, target, rule, lossy, noise } = request;
+        let Request { draft, drafter, target, rule, lossy, noise, .. } = request;
         let alone = verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap();
         assert_eq!(found.get(b), alone, "sequence {b}");
         assert_eq!(reversed.get(17 - b), alone, "sequence {b} from the end");
@@ -138,7 +140,7 @@ fn threads_change_nothing() {
     pool::set_num_threads(7).unwrap();
     for threads in [1, 2, 7] {
         let found = pool::map(&requests, threads, |request| {
-            let &Request { draft, drafter, target, rule, lossy, noise } = request;
+            let &Request { draft, drafter, target, rule, lossy, noise, .. } = request;
             verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap()
         });
         for (b, verdict) in found.into_iter().enumerate() {

@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
 
 use numpy::PyArray1;
+use pyo3::PyClass;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -93,7 +94,8 @@ impl VerdictBatch {
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Verdict> {
-        Ok(Verdict { verdict: self.0.get(place(index, self.0.len())?), top: None })
+        let sequence = place(index, self.0.len())?;
+        Ok(Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() })
     }
 
     fn __repr__(&self) -> String {
@@ -103,7 +105,6 @@ impl VerdictBatch {
 }
 
 /// Drafts in either form.
-#[derive(FromPyObject)]
 pub(super) enum Drafts<'py> {
     /// In packed arrays.
     Packed(Bound<'py, DraftBatch>),
@@ -111,7 +112,15 @@ pub(super) enum Drafts<'py> {
     List(Vec<Bound<'py, Draft>>),
 }
 
-impl Drafts<'_> {
+impl<'py> Drafts<'py> {
+    /// A batch, or any iterable of drafts.
+    pub(super) fn of(given: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(batch) = given.cast::<DraftBatch>() {
+            return Ok(Self::Packed(batch.clone()));
+        }
+        Ok(Self::List(items(given)?))
+    }
+
     /// The drafts as the core takes them.
     pub(super) fn cores(&self) -> Vec<&law::Draft> {
         match self {
@@ -137,6 +146,40 @@ impl Drafts<'_> {
     }
 }
 
+/// Verdicts in either form.
+pub(super) enum Verdicts<'py> {
+    /// In packed arrays.
+    Packed(Bound<'py, VerdictBatch>),
+    /// One by one: their paths.
+    List(Vec<Vec<i64>>),
+}
+
+impl<'py> Verdicts<'py> {
+    /// A batch, or any iterable of verdicts.
+    pub(super) fn of(given: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(batch) = given.cast::<VerdictBatch>() {
+            return Ok(Self::Packed(batch.clone()));
+        }
+        let verdicts = items::<Verdict>(given)?;
+        Ok(Self::List(verdicts.iter().map(|verdict| verdict.get().nodes()).collect()))
+    }
+
+    /// The accepted nodes of each sequence.
+    pub(super) fn paths(&self) -> Vec<&[i64]> {
+        match self {
+            Self::Packed(batch) => {
+                let batch = &batch.get().0;
+                (0..batch.len()).map(|sequence| batch.path_of(sequence)).collect()
+            }
+            Self::List(paths) => paths.iter().map(Vec::as_slice).collect(),
+        }
+    }
+}
+
+fn items<'py, T: PyClass>(list: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, T>>> {
+    list.try_iter()?.map(|item| Ok(item?.cast_into::<T>()?)).collect()
+}
+
 /// One for all sequences, or one for each.
 #[derive(FromPyObject)]
 enum OneOrEach<T> {
@@ -159,6 +202,22 @@ impl<T: Copy> OneOrEach<T> {
             Self::One(value) => Each::Same(*value),
             Self::Each(values) => Each::Own(values),
         }
+    }
+}
+
+impl OneOrEach<i64> {
+    fn sizes(&self, name: &'static str) -> PyResult<OneOrEach<usize>> {
+        let of = |value: &i64| size(name, *value);
+        let sizes = match self {
+            Self::One(value) => of(value).map(OneOrEach::One),
+            Self::Each(values) => {
+                let each = values.iter().zip(0..).map(|(value, sequence)| {
+                    of(value).map_err(|error| error.in_sequence(sequence))
+                });
+                each.collect::<Result<_>>().map(OneOrEach::Each)
+            }
+        };
+        sizes.map_err(|error| to_py(&error))
     }
 }
 
@@ -236,7 +295,7 @@ fn vocabulary(logits: &Logits<'_>, sequence: usize) -> Option<usize> {
 #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // Python's lists; the public function's.
 fn verify_drafts(
     py: Python<'_>,
-    drafts: Drafts<'_>,
+    drafts: &Bound<'_, PyAny>,
     logits: &Bound<'_, PyAny>,
     params: OneOrEach<Bound<'_, CoreParams>>,
     rule: OneOrEach<String>,
@@ -244,7 +303,9 @@ fn verify_drafts(
     positions: Vec<u64>,
     lossy: OneOrEach<Option<Bound<'_, Lossy>>>,
     contexts: Vec<Given<'_>>,
+    top_logprobs: OneOrEach<i64>,
 ) -> PyResult<VerdictBatch> {
+    let drafts = Drafts::of(drafts)?;
     let cores = drafts.cores();
     let target = Target::borrow(logits, cores.len())?;
     let logits = target.core()?;
@@ -260,6 +321,7 @@ fn verify_drafts(
     let params = params.map(|params| params.get().shaping);
     let rules = rule.map(String::as_str);
     let lossy = lossy.map(|lossy| lossy.as_ref().map(|lossy| lossy.get().0));
+    let top_logprobs = top_logprobs.sizes("top_logprobs")?;
     let batch = Batch {
         drafters: drafts.drafters()?,
         drafts: cores,
@@ -269,6 +331,7 @@ fn verify_drafts(
         lossy: lossy.core(),
         addresses: Addresses { seeds, positions },
         edits: &[],
+        top_logprobs: top_logprobs.core(),
     };
     let fits = (0..batch.drafts.len()).try_for_each(|sequence| {
         match vocabulary(&batch.logits, sequence) {
@@ -287,7 +350,11 @@ fn verify_drafts(
         Batch { edits: &edits, ..batch }.verify()
     });
     // What a caller's function raised comes out as it is, the first sequence's first.
-    contexts.iter().rev().fold(result, |result, context| context.finish(result)).map(VerdictBatch)
+    let finish = |result, (sequence, context): (usize, &Context)| match context.raised() {
+        Some(error) => Err(in_sequence(error, sequence)),
+        None => result,
+    };
+    contexts.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
 }
 
 #[pyfunction]

@@ -65,10 +65,13 @@ impl Context {
 
     /// The result of a step; what the caller's function raised goes before what came of it.
     pub(super) fn finish<T>(&self, result: PyResult<T>) -> PyResult<T> {
-        let raised = self.callback.as_ref().and_then(|callback| {
-            callback.raised.lock().unwrap_or_else(PoisonError::into_inner).take()
-        });
-        raised.map_or(result, Err)
+        self.raised().map_or(result, Err)
+    }
+
+    /// What the caller's function raised.
+    pub(super) fn raised(&self) -> Option<PyErr> {
+        let callback = self.callback.as_ref()?;
+        callback.raised.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -65,11 +65,15 @@ pub(super) fn to_py(error: &Error) -> PyErr {
     Python::attach(|py| build(py, error).unwrap_or_else(|failure| failure))
 }
 
-/// An exception, said of one sequence of a batch where it is of the family.
+/// An exception, said of one sequence of a batch; one of a caller's own only gets the attribute.
 pub(super) fn in_sequence(error: PyErr, sequence: usize) -> PyErr {
     Python::attach(|py| {
-        let said = error.value(py).call_method1("in_sequence", (sequence,));
-        said.map_or(error, PyErr::from_value)
+        if let Ok(said) = error.value(py).call_method1("in_sequence", (sequence,)) {
+            return PyErr::from_value(said);
+        }
+        // An exception may take no attributes; then it says what it says.
+        let _ = error.value(py).setattr("sequence", sequence);
+        error
     })
 }
 

@@ -6,19 +6,18 @@ use std::sync::{Mutex, MutexGuard};
 
 use numpy::ndarray::{Array2, ArrayViewMut2};
 use numpy::{Ix2, PyArray, PyArray1};
-use pyo3::PyClass;
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::kv::{self, Commit};
 
+use super::batch::{Drafts, Verdicts};
 use super::buffer::{fill, give, writable};
-use super::drafts::Draft;
 use super::enter;
 use super::errors::{internal, to_py};
 use super::plans::{CommitPlanBatch, Reservation, ReservationBatch};
 use super::tensor::{integer, integers, size, token_ids};
-use super::types::{CommitPlan, TokenTree, Verdict};
+use super::types::{CommitPlan, TokenTree};
 
 /// Sequences as lists of blocks from one fixed pool: the bookkeeping of a paged KV cache.
 ///
@@ -206,8 +205,8 @@ impl BlockTable {
     ///
     /// Args:
     ///     seqs: int (B,), distinct.
-    ///     drafts: B drafts: their trees and tokens.
-    ///     verdicts: B verdicts: their paths.
+    ///     drafts: B drafts or a `DraftBatch`: their trees and tokens.
+    ///     verdicts: B verdicts or a `VerdictBatch`: their paths.
     ///
     /// Returns:
     ///     The plans. Make their moves, in order, before anything else is written.
@@ -222,19 +221,17 @@ impl BlockTable {
         verdicts: &Bound<'_, PyAny>,
     ) -> PyResult<CommitPlanBatch> {
         let seqs = integers(seqs, "seqs")?;
-        let drafts = items::<Draft>(drafts)?;
-        let verdicts = items::<Verdict>(verdicts)?;
-        let drafts: Vec<&Draft> = drafts.iter().map(Bound::get).collect();
-        let paths: Vec<Vec<i64>> = verdicts.iter().map(|verdict| verdict.get().nodes()).collect();
+        let (drafts, verdicts) = (Drafts::of(drafts)?, Verdicts::of(verdicts)?);
+        let (drafts, paths) = (drafts.cores(), verdicts.paths());
         enter(py, || {
             check_len("drafts", drafts.len(), seqs.len())?;
             check_len("verdicts", paths.len(), seqs.len())?;
             let commits: Vec<Commit<'_>> = (seqs.iter().zip(&drafts).zip(&paths))
                 .map(|((&seq, draft), path)| Commit {
                     seq,
-                    tree: draft.core.tree(),
+                    tree: draft.tree(),
                     path,
-                    tokens: Some(draft.core.tokens()),
+                    tokens: Some(draft.tokens()),
                 })
                 .collect();
             self.table().commit_batch(&commits)
@@ -420,10 +417,6 @@ impl BlockTable {
 
 fn length(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     size(name, integer(value, name)?).map_err(|error| to_py(&error))
-}
-
-fn items<'py, T: PyClass>(list: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, T>>> {
-    list.try_iter()?.map(|item| Ok(item?.cast_into::<T>()?)).collect()
 }
 
 fn check_len(what: &'static str, found: usize, wanted: usize) -> Result<()> {

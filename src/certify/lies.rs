@@ -211,7 +211,11 @@ impl Lie {
         match self.model {
             "tempered" => Rows::new(&[B0], &[B0_SQUARED], &plain),
             "masked" => Rows::new(&[MASKED], &[UNMASKED], &plain),
-            name => MODELS.iter().find(|model| model.name == name).unwrap().rows(&plain),
+            name => MODELS
+                .iter()
+                .find(|model| model.name == name)
+                .expect("a model of the list")
+                .rows(&plain),
         }
     }
 }

@@ -135,17 +135,30 @@ class Machine(RuleBasedStateMachine):
         draft = mv.Draft(mv.TokenTree(parents), tokens)
         return draft, draft.tree.path(data.draw(st.integers(0, nodes - 1)))
 
-    @rule(data=st.data(), seed=st.integers(0, 2**32))
-    def commit_batch(self, data: st.DataObject, seed: int) -> None:
+    @rule(data=st.data(), seed=st.integers(0, 2**32), is_packed=st.booleans())
+    def commit_batch(self, data: st.DataObject, seed: int, is_packed: bool) -> None:
         seqs = [seq for seq, model in self.models.items() if model.slots]
         drafts = [self.draw(len(self.models[seq].slots), data)[0] for seq in seqs]
-        verdicts = [
-            mv.verify(draft, np.zeros((draft.num_nodes, 10), np.float32), seed=seed, position=0)
-            for draft in drafts
-        ]
+        sizes = [draft.num_nodes for draft in drafts]
+        logits = np.zeros((sum(sizes), 10), np.float32)
+        noise = {"seeds": range(seed, seed + len(seqs)), "positions": [0] * len(seqs)}
+        verdicts = mv.verify_batch(drafts, logits, **noise)
+        if is_packed:
+            parents = [parent for draft in drafts for parent in draft.tree.parents]
+            tokens = [token for draft in drafts for token in draft.tokens]
+            offsets = np.cumsum([0, *sizes])
+            drafts = mv.DraftBatch(offsets, parents, tokens, "deterministic")
+        else:
+            verdicts = list(verdicts)
         if seqs:
             twice = [*seqs, seqs[0]], [*drafts, drafts[0]], [*verdicts, verdicts[0]]
             self.refused(lambda: self.table.commit_batch(*twice))
+            # Plans of fewer or other sequences than those of the drafts.
+            more, fewer = [*seqs, 99], seqs[1:]
+            self.refused(lambda: self.table.commit_batch(more, drafts, verdicts), mv.DraftError)
+            self.refused(lambda: self.table.commit_batch(fewer, drafts, verdicts), mv.DraftError)
+            unknown = [*seqs[1:], 99]
+            self.refused(lambda: self.table.commit_batch(unknown, drafts, verdicts))
         texts = [self.forward(seq, draft) for seq, draft in zip(seqs, drafts, strict=True)]
         plans = self.table.commit_batch(seqs, drafts, verdicts)
         for seq, text, verdict, plan in zip(seqs, texts, verdicts, plans, strict=True):

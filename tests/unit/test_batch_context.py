@@ -35,24 +35,40 @@ def batch() -> tuple[list[mv.Draft], list[np.ndarray], list[np.ndarray]]:
     return drafts, logits, masks
 
 
-@pytest.mark.parametrize("with_processor", [False, True])
-def test_verdicts_are_those_of_each_alone(*, with_processor: bool) -> None:
+def first_banned(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    scores = scores.copy()
+    np.put_along_axis(scores, ids[:, :1], -np.inf, axis=1)
+    return scores
+
+
+@pytest.mark.parametrize("processors", [[], [last_banned], [[], [last_banned], [first_banned]]])
+@pytest.mark.parametrize("tops", [0, 3, [0, 2, 40]])
+def test_verdicts_are_those_of_each_alone(processors: list[Any], tops: int | list[int]) -> None:
     drafts, logits, masks = batch()
-    processors: list[Any] = [last_banned] if with_processor else []
-    for seed in range(10):
+    is_own = bool(processors) and isinstance(processors[0], list)
+    for seed in range(5):
         seeds = [mv.derive_seed(seed, b) for b in range(3)]
         found = mv.verify_batch(
             drafts, logits, PARAMS, seeds=seeds, positions=[3, 0, 2], histories=HISTORIES,
             prompt_lens=PROMPT_LENS, bitmasks=[masks[0], None, masks[2]], processors=processors,
+            top_logprobs=tops,
         )  # fmt: skip
         for b, mask in enumerate([masks[0], None, masks[2]]):
             alone = mv.verify(
                 drafts[b], logits[b], PARAMS[b], seed=seeds[b], position=len(HISTORIES[b]) - 1,
                 history=HISTORIES[b], prompt_len=PROMPT_LENS[b], bitmask=mask,
-                processors=processors,
+                processors=processors[b] if is_own else processors,
+                top_logprobs=tops[b] if isinstance(tops, list) else tops,
             )  # fmt: skip
-            assert found[b].tokens.tolist() == alone.tokens.tolist()
-            np.testing.assert_array_equal(found[b].logprobs, alone.logprobs)
+            cut = found.cut([1, 1, 1])[b]
+            for one, other in [(found[b], alone), (cut, alone.cut(1))]:
+                assert one.tokens.tolist() == other.tokens.tolist()
+                np.testing.assert_array_equal(one.logprobs, other.logprobs)
+                assert (one.top_logprobs is None) == (other.top_logprobs is None)
+                for mine, theirs in zip(
+                    one.top_logprobs or (), other.top_logprobs or (), strict=True
+                ):
+                    np.testing.assert_array_equal(mine, theirs)
 
 
 def test_biases_and_bans_need_no_history() -> None:
@@ -71,6 +87,11 @@ def test_biases_and_bans_need_no_history() -> None:
         ({"bitmasks": [None, None, np.zeros((4, 1), np.int32)]}, 2, r"wanted \(4, 2\)"),
         ({"histories": HISTORIES[:2]}, None, "histories: found 2 entries, wanted 3"),
         ({"processors": [last_banned]}, 0, "history: found None with processors"),
+        ({"processors": [[last_banned]]}, None, "processors: found 1 entries, wanted 3"),
+        ({"top_logprobs": -1}, None, "top_logprobs: found -1"),
+        ({"top_logprobs": [0, -1, 0]}, 1, "top_logprobs: found -1"),
+        ({"top_logprobs": [0, 1]}, None, "top_logprobs: found 2 entries"),
+        ({"top_logprobs": [0, 0, 41]}, 2, "at most the size of the vocabulary"),
     ],
 )
 def test_what_does_not_fit_names_the_sequence(
@@ -87,8 +108,9 @@ def test_what_a_processor_raises_comes_out_as_it_is() -> None:
         raise ZeroDivisionError
 
     drafts, logits, _ = batch()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         mv.verify_batch(
             drafts, logits, seeds=[1, 2, 3], positions=[3, 0, 2], histories=HISTORIES,
-            processors=[fail],
+            processors=[[last_banned], [fail], [fail]],
         )  # fmt: skip
+    assert caught.value.sequence == 1

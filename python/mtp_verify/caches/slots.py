@@ -2,10 +2,8 @@
 
 A library's batched cache holds sequences of one length and pads the rest. Here every sequence has a
 slot (a place along the batch dimension) and its own length, and a forward writes behind each
-sequence's own end: nothing is padded, nothing moves when a neighbour grows.
-
-Entries that a forward wrote count only after `commit`. A forward that failed has therefore changed
-nothing, and what a rejected draft left behind is overwritten by the next forward.
+sequence's own end: nothing is padded, nothing moves when a neighbour grows. What a rejected draft
+left behind is overwritten by the next forward.
 """
 
 from __future__ import annotations
@@ -15,14 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from mtp_verify.caches.base import DUMMY
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify import commit_plan
+from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
+
+    from transformers.cache_utils import DynamicCache
+
+    import mtp_verify as mv
 
 __all__ = ["SlotCache"]
 
@@ -39,20 +40,13 @@ class _Aim:
     index: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class _SlotLayer(DynamicLayer):
-    """The keys and values of one layer, (slots, heads, capacity, width).
-
-    A sliding-window layer keeps its whole past too: which part of it a node sees is the mask's
-    business, and no rollback can need an entry that is gone.
-    """
+class _SlotLayer(SharedLayer):
+    """The keys and values of one layer, (slots, heads, capacity, width)."""
 
     def __init__(self, aim: _Aim, sliding_window: int | None) -> None:
-        super().__init__()
+        super().__init__(sliding_window, lambda: aim.starts[0] if aim.starts else 0)
         self._aim = aim
         self.buffers: tuple[torch.Tensor, ...] = ()  # keys and values, once there are any
-        if sliding_window is not None:
-            self.is_sliding = True
-            self.sliding_window = sliding_window
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -69,14 +63,6 @@ class _SlotLayer(DynamicLayer):
                 slots.transpose(1, 2)[aim.index] = new.transpose(1, 2)
             shown.append(slots[:, :, : aim.end])
         return shown[0], shown[1]
-
-    def get_seq_length(self) -> int:
-        """Entries before this forward; asked for where one sequence runs alone."""
-        return self._aim.starts[0] if self._aim.starts else 0
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Entries shown and the place of the first one."""
-        return self.get_seq_length() + query_length, 0
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Make room for the slots that exist and the entries that are aimed at.
@@ -105,9 +91,7 @@ class _SlotLayer(DynamicLayer):
 
 
 class SlotCache:
-    """The cache of a batch whose sequences come, go and grow independently.
-
-    Slots in use are 0 to `len(lengths) - 1`, so that a forward over all of them is one slice.
+    """A `ManyCache` that grows as it needs to; a forward over all slots is one slice.
 
     Args:
         cache: empty, made for the model's configuration; its layers are replaced.
@@ -120,75 +104,59 @@ class SlotCache:
 
     def __init__(self, cache: DynamicCache) -> None:
         self._aim = _Aim()
-        layers: list[Any] = []
-        for index, layer in enumerate(cache.layers):
-            if type(layer) is DynamicLayer:
-                layers.append(_SlotLayer(self._aim, None))
-            elif type(layer) is DynamicSlidingWindowLayer:
-                layers.append(_SlotLayer(self._aim, int(layer.sliding_window)))
-            elif isinstance(layer, DUMMY):
-                layers.append(layer)
-            else:
-                msg = (
-                    f"cache layer {index} is a {type(layer).__name__}; requests share a forward "
-                    "only where all layers are of full or sliding-window attention"
-                )
-                raise UnsupportedModelError(msg, slug="unsupported_cache")
-        cache.layers = layers
+        self._layers: list[Any] = replace_layers(cache, lambda w: _SlotLayer(self._aim, w))
         self.kv = cache
         self.lengths: list[int] = []
-        self._slot_layers = [layer for layer in layers if isinstance(layer, _SlotLayer)]
 
     @property
     def windows(self) -> tuple[bool, int | None]:
-        """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
-        widths = [layer.sliding_window for layer in self._slot_layers if layer.is_sliding]
-        return len(widths) < len(self.kv.layers), widths[0] if widths else None
+        """See `ManyCache.windows`."""
+        return windows_of(self.kv)
 
-    def add(self) -> int:
-        """Return a new, empty slot: the number of those before it."""
+    def add(self, tokens: Sequence[int] = (), *, is_known: bool = True) -> None:
+        """See `ManyCache.add`; the slot is empty."""
+        del tokens, is_known
         self.lengths.append(0)
         self._aim.num_slots = len(self.lengths)
-        return len(self.lengths) - 1
 
     def remove(self, slot: int, *, wipe: bool = False) -> None:
-        """Free a slot; the last one moves into its place.
-
-        Args:
-            slot: one in use.
-            wipe: overwrite it. A broken model's NaN must not reach who comes next: a hidden entry
-                has weight 0, and 0 times NaN is NaN.
-        """
+        """See `ManyCache.remove`."""
         last = len(self.lengths) - 1
         if wipe:
-            for layer in self._slot_layers:
+            # A hidden entry has weight 0, and 0 times NaN is NaN.
+            for layer in self._layers:
                 for buffer in layer.buffers:
                     buffer[slot].zero_()
         if slot != last:
-            self.copy(last, slot, self.lengths[last])
+            self.share(last, slot, self.lengths[last])
         del self.lengths[last]
         self._aim.num_slots = len(self.lengths)
         if not self.lengths:
-            for layer in self._slot_layers:
+            for layer in self._layers:
                 layer.buffers = ()
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot `target` the first `length` entries of slot `source`, and no others."""
-        for layer in self._slot_layers:
+    def share(self, source: int, target: int, length: int) -> bool:
+        """See `ManyCache.share`: they are copied."""
+        for layer in self._layers:
             if layer.buffers:
                 layer.grow(*layer.buffers)
             for buffer in layer.buffers:
                 buffer[target, :, :length] = buffer[source, :, :length]
         self.lengths[target] = length
+        return True
+
+    def has_room(self) -> bool:
+        """See `ManyCache.has_room`."""
+        return True
+
+    def reserve(self, counts: Sequence[int]) -> None:
+        """See `ManyCache.reserve`: the buffers grow when they are written."""
+
+    def drop(self, slot: int) -> None:
+        """See `ManyCache.drop`."""
 
     def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
-        """Say where the next forward writes: at the end of one slot, or of each.
-
-        Args:
-            width: tokens of each sequence in that forward.
-            device: of the cache.
-            slot: None for all slots.
-        """
+        """See `ManyCache.aim`."""
         aim = self._aim
         aim.first = slot or 0
         aim.starts = list(self.lengths) if slot is None else [self.lengths[slot]]
@@ -200,23 +168,27 @@ class SlotCache:
             aim.index = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
 
     def writing(self, count: int) -> AbstractContextManager[None]:
-        """Around a forward: its entries count once they are committed."""
+        """See `ManyCache.writing`."""
         del count
         return nullcontext()
 
-    def commit(self, moves: Sequence[tuple[int, int, int]], lengths: dict[int, int]) -> None:
-        """Keep accepted paths.
+    def extend(self, slot: int, length: int) -> None:
+        """See `ManyCache.extend`."""
+        self.lengths[slot] = length
 
-        Args:
-            moves: (slot, from, to) entries to be moved together; all are read before any is
-                written.
-            lengths: new lengths by slot.
-        """
+    def commit(
+        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
+        """See `ManyCache.commit`."""
+        moves: list[tuple[int, int, int]] = []
+        for slot, draft, verdict in zip(slots, drafts, verdicts, strict=True):
+            plan = commit_plan(draft.tree, verdict.path, self.lengths[slot])
+            moves += [(slot, source, target) for source, target in plan.moves.tolist()]
+            self.lengths[slot] = plan.length
         if moves:
-            slots, sources, targets = torch.tensor(moves).T
-            for layer in self._slot_layers:
+            places, sources, targets = torch.tensor(moves).T
+            for layer in self._layers:
                 for buffer in layer.buffers:
-                    places = buffer.transpose(1, 2)
-                    places[slots, targets] = places[slots, sources]
-        for slot, length in lengths.items():
-            self.lengths[slot] = length
+                    # All sources are read before any target is written.
+                    entries = buffer.transpose(1, 2)
+                    entries[places, targets] = entries[places, sources]

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.errors import ParamsError
+from mtp_verify.errors import OutOfBlocksError, ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.caches.many import ManyCache
     from mtp_verify.decoding.rows import Row
     from mtp_verify.target import BatchTarget, Target, TargetCache
 
@@ -55,15 +56,27 @@ class Runner(Protocol):
 
         Raises:
             ParamsError: `past` does not fit the prompt.
+            OutOfBlocksError: there is no room for the prompt; nothing has changed.
         """
 
+    def has_room(self) -> bool:
+        """Whether every row can take one more entry; if not, one has to make room."""
+
     def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
-        """Return one draft per row that its cache has room for: the empty one where it has not."""
+        """Return one draft per row that its cache has room for: the empty one where it has not.
+
+        Whatever the law of a draft, a step without it keeps the target's.
+
+        Raises:
+            OutOfBlocksError: there is not even room for the roots.
+        """
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """Run what is not cached yet and one draft per row, in the order of `rows`."""
 
-    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+    def commit(
+        self, rows: Sequence[Row], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
         """Keep the root and the accepted path of each draft.
 
         Called when `request.tokens` has been extended already.
@@ -71,7 +84,7 @@ class Runner(Protocol):
         Args:
             rows: those that have a verdict.
             drafts: what was run for them.
-            paths: (A,) accepted nodes of each, after cuts.
+            verdicts: of each, cut to what was emitted.
         """
 
     def roll_back(self, row: Row) -> None:
@@ -115,6 +128,10 @@ class Each:
         self._caches[row.request.id] = cache
         self.rows.append(row)
 
+    def has_room(self) -> bool:
+        """See `Runner.has_room`: `add` has seen to it."""
+        return True
+
     def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
         """See `Runner.fit`."""
         fitting = []
@@ -128,9 +145,12 @@ class Each:
         """See `Runner.forward`."""
         return [self._forward(row, draft) for row, draft in zip(self.rows, drafts, strict=True)]
 
-    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+    def commit(
+        self, rows: Sequence[Row], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
         """See `Runner.commit`."""
-        for row, draft, path in zip(rows, drafts, paths, strict=True):
+        for row, draft, verdict in zip(rows, drafts, verdicts, strict=True):
+            path = verdict.path
             cache = self._caches[row.request.id]
             # The emitted tokens are appended already: the root stands that much further back.
             root = row.request.position - len(path) - 1
@@ -198,32 +218,44 @@ class Each:
 
 
 class Together:
-    """All requests in one forward over a `SlotCache`; row i has slot i."""
+    """All requests in one forward over a cache of many sequences; row i has slot i."""
 
     shares_forwards = True
 
-    def __init__(self, target: BatchTarget) -> None:
+    def __init__(self, target: BatchTarget, cache: ManyCache) -> None:
         self._target = target
         self.rows: list[Row] = []
-        self._cache = target.new_slots()
+        self._cache = cache
+        # Hidden states of prompts that were run for the coming forward, by request.
+        self._before: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def add(self, row: Row, past: Any | None = None) -> None:
         """See `Runner.add`."""
         if past is not None:
-            msg = "past_key_values can be given for a single sequence only"
+            msg = "past_key_values can be given for a single sequence that is not paged"
             raise ParamsError(msg, slug="bad_past")
-        self._cache.add()
+        # A drafter that wants hidden states needs those of all tokens: all are run.
+        self._cache.add(row.request.tokens[:-1], is_known=not row.hidden_layers)
         self.rows.append(row)
 
+    def has_room(self) -> bool:
+        """See `Runner.has_room`."""
+        return self._cache.has_room()
+
     def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
-        """See `Runner.fit`: the cache grows."""
-        del empty
+        """See `Runner.fit`: under pressure all rows go without drafts."""
+        for slot in range(len(self.rows)):
+            self._run_prompt(slot)
+        try:
+            self._cache.reserve([draft.num_nodes for draft in drafts])
+        except OutOfBlocksError:
+            self._cache.reserve([1] * len(drafts))
+            return [empty] * len(drafts)
         return list(drafts)
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """See `Runner.forward`."""
         device, rows = self._target.device, self.rows
-        prompts = [self._run_prompt(slot) for slot in range(len(rows))]
         width = max(draft.num_nodes for draft in drafts)
         tokens = np.empty((len(rows), width), np.int64)
         positions = np.empty((len(rows), width), np.int64)
@@ -258,53 +290,54 @@ class Together:
             mine = None
             if row.hidden_layers:
                 parts = [hidden[layers.index(n)][slot, : counts[slot]] for n in row.hidden_layers]
-                before = prompts[slot]
+                before = self._before.pop(row.request.id, None)
                 if before is not None:
                     parts = [torch.cat(pair) for pair in zip(before, parts, strict=True)]
                 mine = tuple(parts)
             outputs.append(Output(shares[slot], mine))
         return outputs
 
-    def commit(self, rows: Sequence[Row], drafts: Sequence[mv.Draft], paths: Sequence[Any]) -> None:
+    def commit(
+        self, rows: Sequence[Row], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
         """See `Runner.commit`."""
-        moves: list[tuple[int, int, int]] = []
-        lengths: dict[int, int] = {}
         slots = {row.request.id: slot for slot, row in enumerate(self.rows)}
-        for row, draft, path in zip(rows, drafts, paths, strict=True):
-            slot = slots[row.request.id]
-            plan = mv.commit_plan(draft.tree, path, self._cache.lengths[slot])
-            moves += [(slot, source, target) for source, target in plan.moves.tolist()]
-            lengths[slot] = plan.length
-        self._cache.commit(moves, lengths)
+        self._cache.commit([slots[row.request.id] for row in rows], drafts, verdicts)
 
     def roll_back(self, row: Row) -> None:
-        """See `Runner.roll_back`; entries that were not committed do not count anyway."""
+        """See `Runner.roll_back`."""
+        self._before.pop(row.request.id, None)
+        self._cache.drop(self.rows.index(row))
 
     def remove(self, row: Row) -> None:
         """See `Runner.remove`."""
         slot = self.rows.index(row)
+        self._before.pop(row.request.id, None)
         self._cache.remove(slot, wipe=row.error is not None)
         last = self.rows.pop()
         if last is not row:
             self.rows[slot] = last
 
-    def _run_prompt(self, slot: int) -> tuple[torch.Tensor, ...] | None:
-        """Bring a slot up to the root; return the hidden states of what had to be run."""
+    def _run_prompt(self, slot: int) -> None:
+        """Bring a slot up to the root; keep the hidden states of what had to be run."""
         row, cache = self.rows[slot], self._cache
         tokens = row.request.tokens
         start, end = cache.lengths[slot], len(tokens) - 1
         if start == end:
-            return None
+            return
         if not row.hidden_layers:
             for other, donor in enumerate(self.rows):
                 # Several samples of one prompt: it is run once, and its entries are copied.
-                if cache.lengths[other] >= end and donor.request.tokens[:end] == tokens[:end]:
-                    cache.copy(other, slot, end)
-                    return None
+                is_donor = (
+                    cache.lengths[other] >= end and donor.request.tokens[:end] == tokens[:end]
+                )
+                if is_donor and cache.share(other, slot, end):
+                    return
         device = self._target.device
         cache.aim(end - start, device, slot)
         ids = torch.tensor([tokens[start:end]], device=device)
         _, hidden = self._target.forward(ids, None, None, cache, row.hidden_layers, num_logits=1)
         row.stats.forwards += 1
-        cache.commit([], {slot: end})
-        return hidden
+        cache.extend(slot, end)
+        if hidden:
+            self._before[row.request.id] = hidden

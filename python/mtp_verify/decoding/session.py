@@ -15,7 +15,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.decoding.rows import check_draft
-from mtp_verify.errors import MtpVerifyError
+from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
 from mtp_verify.planning import Plan
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Session:
         self._max_batch = max_batch
         self._planner = planner
         self._waiting: deque[tuple[Row, Any]] = deque()
+        # Set when a row had to make room: nobody joins before somebody has ended.
+        self._is_full = False
         # Plain decoding is verification of a draft that has no nodes but the root.
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
 
@@ -58,9 +60,12 @@ class Session:
     @torch.inference_mode()
     def add(self, row: Row, past: Any | None = None) -> None:
         """Take a request; it starts at the next step, or when there is room."""
-        if not self._waiting and len(self._runner.rows) < self._max_batch:
+        if self._waiting or not self._may_join():
+            self._waiting.append((row, past))
+            return
+        try:
             self._start(row, past)
-        else:
+        except OutOfBlocksError:
             self._waiting.append((row, past))
 
     @torch.inference_mode()
@@ -94,11 +99,11 @@ class Session:
             `finish` have left.
         """
         began = perf_counter()
-        while self._waiting and len(self._runner.rows) < self._max_batch:
-            self._start(*self._waiting.popleft())
+        refused = self._admit()
+        self._make_room()
         rows = list(self._runner.rows)
         if not rows:
-            return []
+            return refused
         lengths = [len(row.request.tokens) for row in rows]
         try:
             self._step(rows)
@@ -113,15 +118,23 @@ class Session:
         share = (perf_counter() - began) / len(rows)
         for row in rows:
             row.stats.total_seconds += share
-        return [
+        return refused + [
             (row, row.request.tokens[length:]) for row, length in zip(rows, lengths, strict=True)
         ]
 
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
         plans = self._plan(rows)
-        drafts = self._runner.fit(self._propose(rows, plans), self._empty)
+        drafts = self._propose(rows, plans)
         clock.tick("draft")
+        try:
+            drafts = self._runner.fit(drafts, self._empty)
+        except OutOfBlocksError as error:
+            # It is alone (`_make_room`), and there is no block left.
+            for row in rows:
+                _fail(row, error)
+            return
+        clock.tick("target")
         outputs = self._runner.forward(drafts)
         forward = clock.tick("target")
         for drafter, members in _by_drafter(rows):
@@ -133,17 +146,13 @@ class Session:
                     [outputs[i].logits for i in members],
                 )
         # Those of the rows that have not failed, by place in the batch.
-        verdicts: dict[int, mv.Verdict] = {}
-        for i, row in enumerate(rows):
-            verdict = self._verify(row, drafts[i], outputs[i])
-            if verdict is not None:
-                verdicts[i] = verdict
+        verdicts = _emit(rows, drafts, outputs, _verify(rows, drafts, outputs))
         self._learn(rows, plans, drafts, verdicts, forward)
         clock.tick("verify")
         self._runner.commit(
             [rows[i] for i in verdicts],
             [drafts[i] for i in verdicts],
-            [verdict.path for verdict in verdicts.values()],
+            list(verdicts.values()),
         )
         for drafter, members in _by_drafter(rows):
             for i in members:
@@ -211,34 +220,37 @@ class Session:
                 drafts[i] = self._empty
         return drafts
 
-    def _verify(self, row: Row, draft: mv.Draft, output: Output) -> mv.Verdict | None:
-        """Return the row's verdict, its tokens appended; None if the row fails, or has before."""
-        if row.error is not None:
-            return None
-        request, logits = row.request, output.logits
-        try:
-            verdict = mv.verify(
-                draft,
-                logits,
-                request.params,
-                rule=row.rule,
-                seed=request.seed,
-                position=request.position,
-                history=row.history,
-                prompt_len=request.prompt_len if row.history else 0,
-                processors=row.processors,
-                top_logprobs=row.top_logprobs,
-                lossy=row.lossy,
-            )
-            verdict = row.emit(verdict)
-        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
-            _fail(row, error)
-            return None
-        if row.logits is not None:
-            row.logits.append(logits[[0, *verdict.path.tolist()]].float())
-        depth = int(draft.tree.depths.max())
-        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
-        return verdict
+    def _may_join(self) -> bool:
+        return len(self._runner.rows) < self._max_batch and not self._is_full
+
+    def _admit(self) -> list[tuple[Row, list[int]]]:
+        """Start who waits, in order; return those that can never start, with what they emitted."""
+        refused: list[tuple[Row, list[int]]] = []
+        while self._waiting and self._may_join():
+            row, past = self._waiting.popleft()
+            try:
+                self._start(row, past)
+            except OutOfBlocksError as error:
+                if self._runner.rows:
+                    # Others will end and leave their blocks.
+                    self._waiting.appendleft((row, past))
+                    break
+                _fail(row, error)
+                refused.append((row, []))
+        return refused
+
+    def _make_room(self) -> None:
+        """Send the youngest back to wait while the cache cannot take one more token of each.
+
+        What it has emitted stays; its entries are computed again when it comes back.
+        """
+        while len(self._runner.rows) > 1 and not self._runner.has_room():
+            row = max(self._runner.rows, key=lambda row: row.request.id)
+            self._runner.remove(row)
+            if row.drafter is not None:
+                row.drafter.release(row.request)
+            self._waiting.appendleft((row, None))
+            self._is_full = True
 
     def _start(self, row: Row, past: Any | None) -> None:
         self._runner.add(row, past)
@@ -253,6 +265,7 @@ class Session:
         if row.error is not None:
             self._runner.roll_back(row)
         row.past = self._runner.remove(row)
+        self._is_full = False
         if self._planner is not None:
             self._planner.forget(row.request)
         if row.drafter is not None:
@@ -273,6 +286,61 @@ class _Clock:
         for row in self._rows:
             row.stats.seconds[part] += spent / len(self._rows)
         return spent
+
+
+def _verify(
+    rows: Sequence[Row], drafts: Sequence[mv.Draft], outputs: Sequence[Output]
+) -> dict[int, mv.Verdict]:
+    """Verify all rows that have not failed, in one call; a row that fails leaves it."""
+    places = [i for i, row in enumerate(rows) if row.error is None]
+    while places:
+        members = [rows[i] for i in places]
+        try:
+            verdicts = mv.verify_batch(
+                [drafts[i] for i in places],
+                [outputs[i].logits for i in places],
+                [row.request.params for row in members],
+                rule=[row.rule for row in members],
+                seeds=[row.request.seed for row in members],
+                positions=[row.request.position for row in members],
+                lossy=[row.lossy for row in members],
+                histories=[row.history for row in members],
+                prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
+                processors=[row.processors for row in members],
+                top_logprobs=[row.top_logprobs for row in members],
+            )
+        except Exception as error:  # a user's processor may raise anything
+            sequence = getattr(error, "sequence", None)
+            if sequence is None:
+                raise
+            alone = error.alone() if isinstance(error, MtpVerifyError) else error
+            _fail(rows[places.pop(sequence)], alone)
+            continue
+        return {i: verdicts[place] for place, i in enumerate(places)}
+    return {}
+
+
+def _emit(
+    rows: Sequence[Row],
+    drafts: Sequence[mv.Draft],
+    outputs: Sequence[Output],
+    verdicts: dict[int, mv.Verdict],
+) -> dict[int, mv.Verdict]:
+    """Append each verdict's tokens to its row; return the verdicts as they were cut there."""
+    emitted = {}
+    for i, whole in verdicts.items():
+        row, draft = rows[i], drafts[i]
+        try:
+            verdict = row.emit(whole)
+        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
+            _fail(row, error)
+            continue
+        if row.logits is not None:
+            row.logits.append(outputs[i].logits[[0, *verdict.path.tolist()]].float())
+        depth = int(draft.tree.depths.max())
+        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
+        emitted[i] = verdict
+    return emitted
 
 
 def _fail(row: Row, error: Exception) -> None:

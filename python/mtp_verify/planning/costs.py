@@ -17,7 +17,7 @@ from mtp_verify.errors import ParamsError
 from mtp_verify.planning import store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mtp_verify.target import Target
 
@@ -122,7 +122,11 @@ class MeasuredCosts:
 
 
 def measure(
-    target: Target, batch: int = 1, *, clock: Callable[[], float] = perf_counter
+    target: Target,
+    batch: int = 1,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[int, float]:
     """Time the target's forward at several widths.
 
@@ -132,6 +136,7 @@ def measure(
     Args:
         target: a transformers model as `Target`, or any other.
         batch: requests in a forward; more than one needs a `BatchTarget`.
+        widths: tokens of each request, from 1 on.
         clock: seconds.
 
     Returns:
@@ -143,10 +148,10 @@ def measure(
     rounds: list[dict[int, float]] = []
     began = clock()
     with torch.inference_mode():
-        run(WIDTHS[0])
+        run(widths[0])
         while len(rounds) < _ROUNDS:
             times = {}
-            for width in WIDTHS:
+            for width in widths:
                 start = clock()
                 run(width)
                 times[width] = max(clock() - start, 1e-9)
@@ -154,9 +159,9 @@ def measure(
             if len(rounds) >= _MIN_ROUNDS and clock() - began > _MAX_SECONDS:
                 break
     unit = median(times[1] for times in rounds)
-    relative = [median(times[width] / times[1] for times in rounds) for width in WIDTHS]
+    relative = [median(times[width] / times[1] for times in rounds) for width in widths]
     seconds = unit * np.maximum.accumulate(relative)
-    return dict(zip(WIDTHS, seconds.tolist(), strict=True))
+    return dict(zip(widths, seconds.tolist(), strict=True))
 
 
 def _alone(target: Target) -> Callable[[int], None]:
@@ -185,7 +190,7 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
 
     cache = target.new_slots()
     for _ in range(batch):
-        cache.add()
+        cache.add((), is_known=False)
 
     def run(width: int) -> None:
         start = cache.lengths[0]
@@ -202,5 +207,6 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
         context = max(1, min(context, target.max_length - max(WIDTHS)))
     with torch.inference_mode():
         run(context)
-        cache.commit([], dict.fromkeys(range(batch), context))
+        for slot in range(batch):
+            cache.extend(slot, context)
     return run

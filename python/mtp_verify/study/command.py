@@ -22,6 +22,7 @@ __all__ = ["STUDIES", "add_arguments", "run"]
 # Name -> module; its `run(quick)` gives a `Finding`. Imported when it is run: most need torch.
 STUDIES = {
     "choice-points": "choice_points",
+    "scale": "scale",
 }
 
 

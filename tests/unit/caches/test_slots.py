@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache, StaticCache
@@ -25,7 +27,7 @@ def fresh_entries(target, tokens):
     cache.add()
     cache.aim(len(tokens), target.device, 0)
     target.forward(torch.tensor([tokens]), None, None, cache, num_logits=1)
-    cache.commit([], {0: len(tokens)})
+    cache.extend(0, len(tokens))
     return entries(cache, 0)
 
 
@@ -45,8 +47,7 @@ def run(target, cache, drafts, texts):
 
 
 def commit(cache, slot, draft, path):
-    plan = mv.commit_plan(draft.tree, path, cache.lengths[slot])
-    cache.commit([(slot, a, b) for a, b in plan.moves.tolist()], {slot: plan.length})
+    cache.commit([slot], [draft], [SimpleNamespace(path=path)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,20 +60,22 @@ def test_entries_equal_those_of_a_fresh_forward(kind):
     cache = target.new_slots()
     texts = [prompt(n, seed=n)[0].tolist() for n in (3, 11, 6)]
     for text in texts:
-        slot = cache.add()
+        cache.add()
+        slot = len(cache.lengths) - 1
         cache.aim(len(text) - 1, target.device, slot)
         target.forward(torch.tensor([text[:-1]]), None, None, cache, num_logits=1)
-        cache.commit([], {slot: len(text) - 1})
+        cache.extend(slot, len(text) - 1)
     for step in range(6):
         if step == 3:
             cache.remove(0, wipe=True)
             texts[0] = texts.pop()
             text = prompt(5, seed=40)[0].tolist()
             texts.append(text)
-            slot = cache.add()
+            cache.add()
+            slot = 2
             cache.aim(4, target.device, slot)
             target.forward(torch.tensor([text[:-1]]), None, None, cache, num_logits=1)
-            cache.commit([], {slot: 4})
+            cache.extend(slot, 4)
         drafts, paths = [], []
         for text in texts:
             size = int(torch.randint(1, 9, (), generator=generator))
@@ -105,15 +108,15 @@ def test_copy_gives_a_slot_of_its_own():
     cache.add()
     cache.aim(8, target.device, 0)
     target.forward(tokens, None, None, cache, num_logits=1)
-    cache.commit([], {0: 8})
+    cache.extend(0, 8)
     cache.add()
-    cache.copy(0, 1, 5)
+    assert cache.share(0, 1, 5)
     assert cache.lengths == [8, 5]
     for mine, theirs in zip(entries(cache, 1), entries(cache, 0), strict=True):
         assert torch.equal(mine, theirs[:, :5])
     cache.aim(2, target.device, 1)
     target.forward(torch.tensor([[3, 4]]), None, None, cache, num_logits=1)
-    cache.commit([], {1: 7})
+    cache.extend(1, 7)
     fresh = fresh_entries(target, [*tokens[0, :5].tolist(), 3, 4])
     for mine, theirs in zip(entries(cache, 1), fresh, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -129,7 +132,7 @@ def test_forward_that_is_not_committed_changes_nothing():
     cache.add()
     cache.aim(6, target.device, 0)
     target.forward(prompt(6), None, None, cache, num_logits=1)
-    cache.commit([], {0: 6})
+    cache.extend(0, 6)
     before = [e.clone() for e in entries(cache, 0)]
     draft = mv.Draft(mv.TokenTree([-1, 0, 1]), [1, 2, 3])
     run(target, cache, [draft], [[0] * 7])
@@ -145,7 +148,7 @@ def test_nan_of_a_removed_sequence_reaches_nobody():
         cache.add()
         cache.aim(length, target.device, slot)
         target.forward(prompt(length), None, None, cache, num_logits=1)
-        cache.commit([], {slot: length})
+        cache.extend(slot, length)
     for layer in cache.kv.layers:
         for buffer in layer.buffers:
             buffer[0] = float("nan")

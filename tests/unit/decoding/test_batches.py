@@ -333,3 +333,19 @@ def test_submit_refuses_what_cannot_be_right():
         decoder.submit([1], max_new_tokens=0)
     assert decoder.num_unfinished == 0
     assert decoder.step() == {}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_prompt_is_continued_several_times(policy):
+    model = tiny_model("llama")
+    decoder = Decoder(model, mv.drafters.NGram(), rule="coupled", batching=policy)
+    ids = [prompt(5)[0], prompt(8)[0]]
+    result = decoder.generate(ids, max_new_tokens=6, seed=3, num_return_sequences=3)
+    assert result.sequences.shape == (6, 14)
+    for row in range(6):
+        single = decoder.generate(ids[row // 3], max_new_tokens=6, seed=mv.derive_seed(3, row))
+        assert result.tokens[row] == single.tokens[0]
+    with pytest.raises(mv.ParamsError, match="num_return_sequences must be an integer"):
+        decoder.generate(ids, max_new_tokens=6, num_return_sequences=0)
+    with pytest.raises(mv.ParamsError, match="single sequence, and 2 are asked for"):
+        decoder.generate(ids[0], max_new_tokens=2, num_return_sequences=2, streamer=StubDrafter())

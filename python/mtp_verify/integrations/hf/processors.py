@@ -30,11 +30,11 @@ _WARPERS: dict[type, str] = {
     hf.TopPLogitsWarper: "top_p",
     hf.MinPLogitsWarper: "min_p",
 }
+# They run the model, or count their calls.
 _STATEFUL = (
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-    "SynthIDTextWatermarkLogitsProcessor",
-    "WhisperTimeStampLogitsProcessor",
-    "WhisperNoSpeechDetection",
+    hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    hf.SynthIDTextWatermarkLogitsProcessor,
+    hf.WhisperNoSpeechDetection,
 )
 
 
@@ -63,11 +63,11 @@ def split_processors(
         ParamsError: a processor that keeps state; names it.
     """
     for processor in processors:
-        name = type(processor).__name__
-        if name in _STATEFUL and not keeps_state(processor):
+        if isinstance(processor, _STATEFUL) and not keeps_state(processor):
             msg = (
-                f"logits processor {name} keeps state of its own and cannot be asked about several "
-                "continuations: remove it, or call generate without custom_generate"
+                f"logits processor {type(processor).__name__} keeps state of its own and cannot be "
+                "asked about several continuations: remove it, or call generate without "
+                "custom_generate"
             )
             raise ParamsError(msg, slug="unsupported_processor")
     fields: dict[str, Any] = {}

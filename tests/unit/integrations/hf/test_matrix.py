@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, WatermarkingConfig
+from transformers import (
+    PreTrainedTokenizerFast,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StopStringCriteria
 
 import mtp_verify as mv
@@ -240,9 +244,18 @@ def test_stop_strings_cut_in_mid_path(llama: Any, tokenizer: PreTrainedTokenizer
     check_equal(ours(llama, prompt(), options, ScriptDrafter(free, 8)), expected, 9)
 
 
-def test_processors_that_keep_state_are_refused_by_name(llama: Any) -> None:
-    with pytest.raises(mv.ParamsError, match="UnbatchedClassifierFreeGuidance"):
-        ours(llama, prompt(), {"guidance_scale": 1.5}, mv.drafters.NGram())
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidance"),
+        ({"watermarking_config": SynthIDTextWatermarkingConfig(5, [654, 400])}, "SynthIDText"),
+    ],
+)
+def test_processors_that_keep_state_are_refused_by_name(
+    llama: Any, options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(mv.ParamsError, match=name):
+        ours(llama, prompt(), options, mv.drafters.NGram())
 
 
 class ForkingBan(LogitsProcessor):

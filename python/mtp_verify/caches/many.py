@@ -1,0 +1,162 @@
+"""What caches of many sequences have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from mtp_verify.caches.base import DUMMY
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+
+    import mtp_verify as mv
+
+__all__ = ["ManyCache", "SharedLayer", "replace_layers", "windows_of"]
+
+
+class ManyCache(Protocol):
+    """A cache whose sequences come, go and grow independently, each in a slot of its own.
+
+    Slots in use are 0 to `len(lengths) - 1`. Entries that a forward wrote count only after
+    `commit` or `extend`: one that failed has changed nothing.
+
+    Attributes:
+        kv: for the model's forward.
+        lengths: entries of each slot.
+        is_recurrent: False: no layer of the kinds that can be shared has a recurrent state.
+    """
+
+    kv: Any
+    lengths: list[int]
+    is_recurrent: bool
+
+    @property
+    def windows(self) -> tuple[bool, int | None]:
+        """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
+
+    def add(self, tokens: Sequence[int], *, is_known: bool) -> None:
+        """Take a sequence into a new, last slot; its length may be greater than 0 already.
+
+        Args:
+            tokens: those that it is to hold entries of before its first draft.
+            is_known: entries of the same tokens may be taken from other sequences.
+
+        Raises:
+            OutOfBlocksError: there is no room; nothing has changed.
+        """
+
+    def remove(self, slot: int, *, wipe: bool = False) -> None:
+        """Free a slot; the last one moves into its place.
+
+        Args:
+            slot: one in use.
+            wipe: it may hold NaN, which must not reach who comes next.
+        """
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Give slot `target` the first `length` entries of slot `source`, and no others.
+
+        Returns:
+            Whether that could be done; if not, they have to be computed.
+        """
+
+    def has_room(self) -> bool:
+        """Whether every slot can take one more entry."""
+
+    def reserve(self, counts: Sequence[int]) -> None:
+        """Make room for a draft in each slot.
+
+        Args:
+            counts: nodes of each.
+
+        Raises:
+            OutOfBlocksError: there is no room; nothing has changed.
+        """
+
+    def drop(self, slot: int) -> None:
+        """Take back what was reserved for a slot."""
+
+    def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
+        """Say where the next forward writes: at the end of one slot, or of each.
+
+        Args:
+            width: tokens of each sequence in that forward.
+            device: of the model.
+            slot: None for all slots, for which room was reserved.
+        """
+
+    def writing(self, count: int) -> AbstractContextManager[None]:
+        """Around a forward over one slot."""
+
+    def extend(self, slot: int, length: int) -> None:
+        """Count the entries of a forward over one slot."""
+
+    def commit(
+        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
+        """Keep the root and the accepted path of each draft."""
+
+
+class SharedLayer(DynamicLayer):
+    """What a layer that holds many sequences tells the library, which knows of one.
+
+    A sliding-window layer keeps its whole past too: which part of it a node sees is the mask's
+    business, and no rollback can need an entry that is gone.
+    """
+
+    def __init__(self, sliding_window: int | None, start: Callable[[], int]) -> None:
+        super().__init__()
+        self._start = start
+        if sliding_window is not None:
+            self.is_sliding = True
+            self.sliding_window = sliding_window
+
+    def get_seq_length(self) -> int:
+        """Entries before this forward; asked for where one sequence runs alone."""
+        return self._start()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Entries shown and the place of the first one."""
+        return self.get_seq_length() + query_length, 0
+
+
+def replace_layers(
+    cache: DynamicCache, make: Callable[[int | None], SharedLayer]
+) -> list[SharedLayer]:
+    """Replace the layers of an empty cache, and return the new ones.
+
+    Args:
+        cache: made for the model's configuration.
+        make: given the width of a sliding window, or None.
+
+    Raises:
+        UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
+    """
+    layers: list[Any] = []
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            layers.append(make(None))
+        elif type(layer) is DynamicSlidingWindowLayer:
+            layers.append(make(int(layer.sliding_window)))
+        elif isinstance(layer, DUMMY):
+            layers.append(layer)
+        else:
+            msg = (
+                f"cache layer {index} is a {type(layer).__name__}; requests share a forward "
+                "only where all layers are of full or sliding-window attention"
+            )
+            raise UnsupportedModelError(msg, slug="unsupported_cache")
+    cache.layers = layers
+    return [layer for layer in layers if isinstance(layer, SharedLayer)]
+
+
+def windows_of(cache: DynamicCache) -> tuple[bool, int | None]:
+    """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
+    widths = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    return len(widths) < len(cache.layers), widths[0] if widths else None

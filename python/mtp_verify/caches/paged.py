@@ -1,0 +1,252 @@
+"""A paged KV cache over plain tensors, kept by a `BlockTable`.
+
+The entries of all sequences lie in one pool of fixed size, in blocks that need not be neighbours; a
+layer gathers what a forward may see. Sequences with the same beginning share its blocks, and a
+block that two of them would write to is copied first. Production engines read blocks in their
+attention kernels; here the gather costs a copy of what is seen, in every layer of every forward.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtp_verify import BlockTable
+from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from transformers.cache_utils import DynamicCache
+
+    import mtp_verify as mv
+    from mtp_verify.caches.settings import Paged
+
+__all__ = ["PagePool", "PagedCache"]
+
+
+@dataclass
+class _Aim:
+    """What the forward that comes next writes and sees: shared by all layers of a pool."""
+
+    start: int
+    # (n,) pool slots that are written, and which of the forward's (row, column) go there.
+    targets: torch.Tensor
+    nodes: tuple[torch.Tensor, torch.Tensor]
+    # (B, S) pool slots that are seen; the last slot of the pool is never written and stands for
+    # entries that do not exist.
+    seen: torch.Tensor
+
+
+class _PagedLayer(SharedLayer):
+    """The keys and values of one layer, (pool slots + 1, heads, width)."""
+
+    def __init__(self, aim: _Aim, num_slots: int, sliding_window: int | None) -> None:
+        super().__init__(sliding_window, lambda: aim.start)
+        self._aim = aim
+        self._num_slots = num_slots
+        self.buffers: tuple[torch.Tensor, ...] = ()  # keys and values, once there are any
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write entries (B, heads, W, width) where the aim says; gather all that may be seen."""
+        aim, states = self._aim, (key_states, value_states)
+        if not self.buffers:
+            # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
+            self.buffers = tuple(
+                new.new_zeros((self._num_slots + 1, new.shape[1], new.shape[3])) for new in states
+            )
+        for buffer, new in zip(self.buffers, states, strict=True):
+            buffer[aim.targets] = new.transpose(1, 2)[aim.nodes]
+        keys, values = (buffer[aim.seen].transpose(1, 2) for buffer in self.buffers)
+        return keys, values
+
+    def copy(self, pairs: torch.Tensor) -> None:
+        """Copy entries; all are read before any is written."""
+        for buffer in self.buffers:
+            buffer[pairs[:, 1]] = buffer[pairs[:, 0]]
+
+
+class PagePool:
+    """The entries of a decoder's requests: one block table, and a tensor pair per layer.
+
+    Args:
+        cache: empty, made for the model's configuration; its layers are replaced.
+        settings: its size.
+
+    Attributes:
+        table: who holds which blocks.
+
+    Raises:
+        ParamsError: a size is out of range.
+        UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
+    """
+
+    def __init__(self, cache: DynamicCache, settings: Paged) -> None:
+        self.table = BlockTable(settings.num_blocks, settings.block_size, settings.prefix_cache)
+        none = torch.empty(0, dtype=torch.int64)
+        self.aim = _Aim(0, none, (none, none), none)
+        num_slots = settings.num_blocks * settings.block_size
+        self._layers: list[Any] = replace_layers(
+            cache, lambda window: _PagedLayer(self.aim, num_slots, window)
+        )
+        self.kv = cache
+        self.hole = num_slots
+        self._num_sequences = 0
+
+    def new_sequence(self) -> int:
+        """Return a number that no sequence has had."""
+        self._num_sequences += 1
+        return self._num_sequences
+
+    def new_cache(self) -> PagedCache:
+        """Return a cache of no sequences over this pool."""
+        return PagedCache(self)
+
+    def copy(self, pairs: np.ndarray) -> None:
+        """Carry out the copies of a reservation or the moves of a plan, (M, 2) int64."""
+        if len(pairs):
+            # A move never reads what an earlier move of its plan has written.
+            both = torch.from_numpy(pairs)
+            for layer in self._layers:
+                layer.copy(both)
+
+
+class PagedCache:
+    """A `ManyCache` over a pool, which other sessions of the decoder may use as well.
+
+    Args:
+        pool: where its entries are.
+    """
+
+    is_recurrent = False
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._table = pool.table
+        self.kv: Any = pool.kv
+        # Entries that are computed: those of a prompt have their blocks before.
+        self.lengths: list[int] = []
+        self._sequences: list[int] = []
+        self._parents: list[int | None] = []
+        self._prompts: list[list[int]] = []
+        self._counts: list[int] = []
+
+    @property
+    def windows(self) -> tuple[bool, int | None]:
+        """See `ManyCache.windows`."""
+        return windows_of(self.kv)
+
+    def add(self, tokens: Sequence[int], *, is_known: bool) -> None:
+        """See `ManyCache.add`: a sequence that begins with the same tokens is forked."""
+        table, sequence, tokens = self._table, self._pool.new_sequence(), list(tokens)
+        same = None
+        if is_known and tokens:
+            same = next((s for s, other in enumerate(self._prompts) if other == tokens), None)
+        if same is None:
+            cached = table.add_sequence(sequence, len(tokens), tokens if is_known else None)
+            parent = None
+        else:
+            parent = self._sequences[same]
+            table.fork(parent, sequence)
+            table.rollback(sequence, len(tokens))
+            cached = min(self.lengths[same], len(tokens))
+        self._sequences.append(sequence)
+        self._parents.append(parent)
+        self._prompts.append(tokens)
+        self.lengths.append(cached)
+
+    def remove(self, slot: int, *, wipe: bool = False) -> None:
+        """See `ManyCache.remove`: blocks are written before they are seen, by whomever."""
+        del wipe
+        self._table.release(self._sequences[slot])
+        columns: tuple[list[Any], ...] = (
+            self.lengths,
+            self._sequences,
+            self._parents,
+            self._prompts,
+        )
+        for column in columns:
+            last = column.pop()
+            if slot < len(column):
+                column[slot] = last
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """See `ManyCache.share`: where `add` forked the one from the other."""
+        is_fork = self._parents[target] == self._sequences[source]
+        if is_fork:
+            self.lengths[target] = length
+        return is_fork
+
+    def has_room(self) -> bool:
+        """See `ManyCache.has_room`."""
+        num_free = self._table.num_free
+        if num_free >= len(self.lengths):
+            return True
+        lengths, size = self._table.lengths(self._sequences), self._table.block_size
+        blocks = self._table.block_table(self._sequences)
+        # Entry n goes into block n // size: a new one, or a copy where others hold it as well.
+        tails = [
+            int(row[place]) if place < len(row) else -1
+            for row, place in zip(blocks, lengths // size, strict=True)
+        ]
+        needed = sum(tail < 0 or int((blocks == tail).sum()) > 1 for tail in tails)
+        return needed <= num_free
+
+    def reserve(self, counts: Sequence[int]) -> None:
+        """See `ManyCache.reserve`."""
+        reservation = self._table.reserve_batch(self._sequences, list(counts))
+        self._pool.copy(reservation.copies)
+        self._counts = list(counts)
+
+    def drop(self, slot: int) -> None:
+        """See `ManyCache.drop`."""
+        sequence = self._sequences[slot]
+        self._table.rollback(sequence, int(self._table.lengths([sequence])[0]))
+
+    def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
+        """See `ManyCache.aim`."""
+        aim, size = self._pool.aim, self._table.block_size
+        slots = range(len(self.lengths)) if slot is None else [slot]
+        starts = np.array([self.lengths[s] for s in slots])
+        counts = np.array(self._counts if slot is None else [width])
+        blocks = self._table.block_table([self._sequences[s] for s in slots]).astype(np.int64)
+        entries = np.arange(starts.max() + width)
+        exists = entries < (starts + counts)[:, None]
+        seen = np.full(exists.shape, self._pool.hole)
+        rows, columns = np.nonzero(exists)
+        seen[rows, columns] = blocks[rows, columns // size] * size + columns % size
+        is_new = exists & (entries >= starts[:, None])
+        rows, columns = np.nonzero(is_new)
+        aim.start = int(starts[0])
+        aim.seen = torch.from_numpy(seen).to(device)
+        aim.targets = torch.from_numpy(seen[is_new]).to(device)
+        aim.nodes = (
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(columns - starts[rows]).to(device),
+        )
+
+    def writing(self, count: int) -> AbstractContextManager[None]:
+        """See `ManyCache.writing`."""
+        del count
+        return nullcontext()
+
+    def extend(self, slot: int, length: int) -> None:
+        """See `ManyCache.extend`."""
+        self.lengths[slot] = length
+
+    def commit(
+        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+    ) -> None:
+        """See `ManyCache.commit`."""
+        sequences = [self._sequences[slot] for slot in slots]
+        plans = self._table.commit_batch(sequences, drafts, verdicts)
+        self._pool.copy(plans.moves)
+        for slot, length in zip(slots, plans.lengths.tolist(), strict=True):
+            self.lengths[slot] = length
