@@ -40,10 +40,10 @@ QUIET := $(if $(CI),--quiet)
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 NOT_HERE := not gpu and not net
 
-.PHONY: help dev demo test test-all lint fmt bench certify vllm docs wheel clean FORCE
+.PHONY: help dev demo test test-all lint fmt bench certify certify-docs vllm docs wheel clean FORCE
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 dev: $(EXT) ## Set up .venv and build the extension into it
 	@echo "ready: source $(BIN)/activate"
@@ -84,6 +84,10 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 
 certify: $(CERTIFY) ## Prove the shipped rules by exact enumeration, and find every mutant
 	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
+
+certify-docs: $(CERTIFY) ## Renew docs/proof.json and docs/proof.md from the proof
+	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self --json > build/proof.json
+	$(PY) scripts/gen_proof_docs.py build/proof.json
 
 vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both
 	@mkdir -p build/vllm

@@ -1,7 +1,6 @@
 """Write `docs/proof.md` from `docs/proof.json`, which is what `make certify ARGS=--json` prints.
 
-    make certify ARGS=--json > build/certify.json
-    .venv/bin/python scripts/gen_proof_docs.py build/certify.json
+    make certify-docs
 
 With an argument the committed JSON is renewed first (seconds left out, they differ from run to
 run); without one only the page is. `tests/docs/test_proof_page.py` checks that the two agree.
@@ -16,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "proof.json"
+OPTIMUM = ROOT / "docs" / "optimum.json"
 PAGE = ROOT / "docs" / "proof.md"
 
 HEAD = """\
@@ -34,14 +34,21 @@ LINES = """\
 
 A case is a golden model (two to four tokens), a tree shape and a shaping (temperature, top-k,
 top-p, min-p, in the orders of transformers and of vLLM). "In steps" counts cases of three tokens
-over as many steps as they take, so that the noise of one step meets that of the next. "float64"
-is the largest difference of a probability when the same code runs over float64.
+over as many steps as they take, so that the noise of one step meets that of the next. "Generated"
+counts models of random rows full of zeros, ties, point masses and near-certainties. "float64" is
+the largest difference of a probability when the same code runs over float64. `unknown` drafts are
+drawn and then pruned. `coupled` drafts have no line: they are a function of the race's noise, which
+has no finite list of branches, and the rule `coupled` on them equals plain decoding with the same
+seed, token for token (a property test).
 """
 
 EXPECTED = """\
 ## Expected tokens
 
-Mean emitted tokens of one step on the golden models, unshaped, by rule.
+Mean emitted tokens of one step on the golden models, unshaped, by rule. "Best possible" is the
+optimum over all lossless rules for drafts of that law and shape: a linear programme over drafted
+trees, solved by the tests (`tests/property/test_tree_optimum.py`). No rule can be above it; block
+verification reaches it on every chain.
 """
 
 LIES = """\
@@ -50,7 +57,8 @@ LIES = """\
 A rule is a theorem about the law of the draft. These drafts declare another law than the one they
 were made by, or were changed after their tokens were drawn, and the rule believes them. The bias
 (total variation) is the reason why such pairs are refused, and why the growers never remove a
-drawn token.
+drawn token. `pair/` are rules on laws that they are refused for. Not every refused pair is biased:
+`kseq` on a chain is token verification under another name.
 """
 
 MUTANTS = """\
@@ -67,7 +75,7 @@ def render(data: dict[str, Any]) -> str:
     """Return the page for a certificate."""
     rows, lies, mutants = data["rows"], data["lies"], data["mutants"]
     total = sum(row["branches"] for row in rows)
-    cases = sum(row["cases"] + row["rounds"] for row in rows)
+    cases = sum(row["cases"] + row["rounds"] + row["generated"] for row in rows)
     parts = [
         HEAD,
         f"{len(rows)} pairs of rule and law, {cases:,} cases, {total:,} branches: every distance "
@@ -75,13 +83,17 @@ def render(data: dict[str, Any]) -> str:
         f"{sum(trial['killed'] for trial in [*lies, *mutants])} found.\n",
         LINES,
         _table(
-            ["rule", "law", "cases", "in steps", "branches", "distance", "float64"],
+            [
+                *("rule", "law", "cases", "in steps", "generated"),
+                *("branches", "distance", "float64"),
+            ],
             [
                 [
                     f"`{row['rule']}`",
                     f"`{row['law']}`",
                     f"{row['cases']:,}",
                     f"{row['rounds']:,}",
+                    f"{row['generated']:,}",
                     f"{row['branches']:,}",
                     row["distance"],
                     f"{row['f64_difference']:.0e}",
@@ -107,8 +119,12 @@ def _largest(rows: list[dict[str, Any]]) -> str:
 def _expected(law: str, rows: list[dict[str, Any]]) -> str:
     mine = [row for row in rows if row["law"] == law]
     tables = [dict(row["expected"]) for row in mine]
-    lines = [[case, *(_length(table.get(case)) for table in tables)] for case in tables[0]]
-    heading = ["model, shape", *(f"`{row['rule']}`" for row in mine)]
+    best = json.loads(OPTIMUM.read_text()).get(law, {})
+    lines = [
+        [case, *(_length(table.get(case)) for table in tables), _optimum(best.get(case))]
+        for case in tables[0]
+    ]
+    heading = ["model, shape", *(f"`{row['rule']}`" for row in mine), "best possible"]
     return f"### `{law}`\n\n{_table(heading, lines)}"
 
 
@@ -117,6 +133,10 @@ def _length(fraction: str | None) -> str:
         return "-"
     num, _, den = fraction.partition("/")
     return f"{fraction} = {int(num) / int(den or 1):.4f}"
+
+
+def _optimum(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _trials(trials: list[dict[str, Any]]) -> str:

@@ -173,15 +173,22 @@ def as_count(value: Any, name: str) -> int:
     return count
 
 
-def per_row(value: Any, kind: type, count: int, name: str) -> list[Any]:
+def per_row(value: Any, kind: Any, count: int, name: str) -> list[Any]:
     """Return one value per row: the same for all, or a sequence of `count`.
+
+    Args:
+        value: what the user gave.
+        kind: its type, or a union of types.
+        count: of rows.
+        name: of the argument.
 
     Raises:
         ParamsError: a sequence of another length, or with something else in it.
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count or not all(isinstance(item, kind) for item in values):
-        msg = f"{name}: wanted one {kind.__name__}, or a list of {count}"
+        wanted = getattr(kind, "__name__", str(kind))
+        msg = f"{name}: wanted one {wanted}, or a list of {count}"
         raise ParamsError(msg, slug=f"bad_{name}")
     return values
 

@@ -23,6 +23,7 @@ from mtp_verify.arguments import (
     processors_of_rows,
 )
 from mtp_verify.caches.settings import Paged
+from mtp_verify.constraints import Constraint
 from mtp_verify.decoding.rows import Row, admit
 from mtp_verify.decoding.runners import Each, Together
 from mtp_verify.decoding.session import Session
@@ -150,6 +151,7 @@ class Decoder:
         max_new_tokens: int,
         seed: int | Sequence[int] | None = None,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
         streamer: Any | None = None,
         speculate: bool = True,
         eos_token_id: int | Iterable[int] | None = None,
@@ -171,6 +173,8 @@ class Decoder:
             seed: of all noise; None takes one draw from torch's global generator. An int s gives
                 row r `mv.derive_seed(s, r)`; a sequence gives one seed per row.
             params: instead of the decoder's own; one for all rows, or one per row.
+            constraint: of `mv.constraints`: a grammar that the output obeys; one for all rows, or
+                one (or None) per row.
             streamer: `put` is called with the prompt, then with each step's tokens; `end` once. For
                 a single sequence.
             speculate: False decodes plainly, by the same rule and with the same noise.
@@ -199,7 +203,8 @@ class Decoder:
             ParamsError: arguments that cannot be right (named); nothing has been run.
             UnsupportedModelError: the cache cannot be rolled back.
             DraftError: a draft deeper than asked for, or with tokens out of the vocabulary.
-            NumericsError: the model's rows hold NaN or +inf.
+            NumericsError: the model's rows hold NaN or +inf, or the constraint has come to a dead
+                end; names the tokens before it.
         """
         copies = as_count(num_return_sequences, "num_return_sequences")
         prompts = [p for p in as_prompts(input_ids, attention_mask) for _ in range(copies)]
@@ -210,6 +215,7 @@ class Decoder:
             raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
         limit = as_count(max_new_tokens, "max_new_tokens")
         shaping = per_row(params or self.params, SamplingParams, count, "params")
+        constraints = per_row(constraint, Constraint | None, count, "constraint")
         eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
         seeds = as_seeds(seed, count)
         functions = processors_of_rows(processors, count)
@@ -222,6 +228,7 @@ class Decoder:
                 rule=self.rule,
                 lossy=self.lossy,
                 params=shaping[index],
+                constraint=constraints[index],
                 seed=seeds[index],
                 max_new_tokens=limit,
                 eos_ids=eos_ids,
@@ -261,6 +268,7 @@ class Decoder:
         max_new_tokens: int,
         seed: int | None = None,
         params: SamplingParams | None = None,
+        constraint: Constraint | None = None,
         drafter: Drafter | None = _OWN,
         eos_token_id: int | Iterable[int] | None = None,
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
@@ -275,6 +283,7 @@ class Decoder:
             max_new_tokens: as `generate`.
             seed: as `generate`.
             params: as `generate`.
+            constraint: as `generate`.
             drafter: instead of the decoder's own; None decodes plainly.
             eos_token_id: as `generate`.
             stopping_criteria: as `generate`.
@@ -304,6 +313,7 @@ class Decoder:
             rule=self.rule,
             lossy=self.lossy,
             params=self.params if params is None else params,
+            constraint=per_row(constraint, Constraint | None, 1, "constraint")[0],
             seed=as_seeds(seed, 1)[0],
             max_new_tokens=as_count(max_new_tokens, "max_new_tokens"),
             eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),

@@ -257,6 +257,7 @@ fn certify_rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
             row.set_item("law", line.law)?;
             row.set_item("cases", line.cases)?;
             row.set_item("rounds", line.rounds)?;
+            row.set_item("generated", line.generated)?;
             row.set_item("branches", line.branches)?;
             row.set_item("distance", &line.distance)?;
             row.set_item("f64_difference", line.f64_difference)?;

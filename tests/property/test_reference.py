@@ -86,14 +86,18 @@ def draft(model, shape, law, branches):
                 drawn = [(branches.draw(0, rest / rest.sum()), True)] if rest.sum() > 1e-12 else []
                 children = drawn + [(t, False) for t in top]
             else:
+                # Mixed: one token that has nothing to do with the row, after the drawn ones.
+                fixed = [len(paths[node]) % len(q)] if law == "mixed" else []
                 children, rest = [], q.copy()
-                for _ in range(width):
+                rest[fixed] = 0
+                for _ in range(width - len(fixed)):
                     if rest.sum() < 1e-12:
                         break
                     token = branches.draw(0, rest / rest.sum())
                     children.append((token, True))
-                    if law == "swor":
+                    if law != "iid":
                         rest[token] = 0
+                children += [(token, False) for token in fixed]
             for token, drawn in children:
                 below.append(len(parents))
                 parents.append(node)

@@ -18,6 +18,7 @@ def line(**changes):
         "law": "chain",
         "cases": 1,
         "rounds": 2,
+        "generated": 3,
         "branches": 12_345,
         "distance": "0",
         "f64_difference": 1e-16,

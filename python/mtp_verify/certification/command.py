@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="0 is off")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument(
+        "--batch", type=int, default=0, help="strings drawn together by this package (default 0: 1)"
+    )
+    parser.add_argument(
         "--tie", type=float, default=1e-4, help="logit gap of a tie at temperature 0 (default 1e-4)"
     )
     parser.add_argument("--seed", type=int, default=None, help="of the first call (default 0)")
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> Report:
         seed = 0 if args.seed is None else args.seed
         settings = (args.temperature, args.top_k, args.top_p, args.length, args.min_tv, args.alpha)
         modes = args.mode or engines.default_modes(args.engine)
-        plans = [Plan(args.engine, mode, *settings, args.tie, seed) for mode in modes]
+        plans = [Plan(args.engine, mode, *settings, args.tie, seed, args.batch) for mode in modes]
     found = [_certify(plan, args.resume, args.max_seconds) for plan in plans]
     made = report(found)
     if args.html is not None:
@@ -110,6 +113,7 @@ def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Cert
             subject = engines.user_engine(plan.engine, **options)
             name = plan.engine
         else:
+            options["batch"] = plan.batch or None
             subject = engines.make_engine(plan.engine, plan.mode, **options)
             name = subject.name
         sys.stderr.write(f"certifying {name} ...\n")

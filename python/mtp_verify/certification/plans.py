@@ -25,6 +25,7 @@ class Plan:
     Attributes:
         engine: A key of `engines.MODES`, or MODULE:FUNCTION.
         mode: Of the engine; empty for a function.
+        batch: Strings that this package's loops draw together; 0 means one at a time.
     """
 
     engine: str
@@ -37,6 +38,7 @@ class Plan:
     alpha: float
     tie: float
     seed: int
+    batch: int
 
     def params(self) -> SamplingParams:
         """How rows are shaped."""

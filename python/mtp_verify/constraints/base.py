@@ -166,6 +166,8 @@ class Matcher(ABC):
     def _refill(self, mask: NDArray[np.int32]) -> None:
         mask[:] = 0
         self.fill(mask)
+        if self.vocab_size % 32:
+            mask[-1] &= (1 << self.vocab_size % 32) - 1
 
 
 def without(draft: Draft, forbidden: NDArray[np.bool_]) -> Draft:

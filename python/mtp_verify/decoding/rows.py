@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from mtp_verify.arguments import check_tokens, says_stop
+from mtp_verify.constraints.base import without
 from mtp_verify.drafters.base import Request
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
 from mtp_verify.logprobs import TopLogprobs
 from mtp_verify.processors import accept
@@ -20,8 +21,11 @@ from mtp_verify.processors import accept
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from mtp_verify import Draft, Verdict
     from mtp_verify.arguments import Prompt
+    from mtp_verify.constraints import Constraint
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
@@ -31,6 +35,8 @@ __all__ = ["Row", "admit", "check_draft"]
 
 # Decoders in different threads may share a drafter, which tells requests apart by their number.
 _REQUEST_IDS = itertools.count()
+# Laws whose rules hold no token against a drafter's row.
+_WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
 
 
 @dataclass(eq=False)
@@ -48,6 +54,8 @@ class Row:
         max_total: greatest length of `request.tokens`.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
+        masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the step's
+            draft; None without a constraint.
         processors: functions over its rows.
         top_logprobs: how many of the most likely tokens to list behind each emitted one.
         finish: why it ended; None while it has not.
@@ -65,6 +73,7 @@ class Row:
     max_total: int
     criteria: list[Callable[..., Any]]
     logits: list[torch.Tensor] | None = None
+    masks: NDArray[np.int32] | None = None
     processors: list[Any] = field(default_factory=list)
     top_logprobs: int = 0
     top: list[TopLogprobs] = field(default_factory=list)
@@ -84,6 +93,43 @@ class Row:
         """Layers whose hidden states its drafter wants."""
         layers: tuple[int, ...] = tuple(getattr(self.drafter, "hidden_layers", ()))
         return layers
+
+    def constrain(self, draft: Draft) -> Draft:
+        """Compute the masks of a draft, and leave out of it what need not be run.
+
+        Raises:
+            NumericsError: nothing may follow the root.
+        """
+        matcher = self.request.matcher
+        if matcher is None:
+            return draft
+        self.masks, allowed = matcher.masks(draft)
+        if draft.law in _WITHOUT_ROWS and not allowed.all():
+            draft, self.masks = without(draft, ~allowed), self.masks[allowed]
+        if not self.masks[0].any():
+            raise self._dead_end(draft, 0)
+        return draft
+
+    def masks_of(self, draft: Draft) -> NDArray[np.int32] | None:
+        """Return the masks of what was run: the draft, or the empty one if it found no room."""
+        return None if self.masks is None else self.masks[: draft.num_nodes]
+
+    def explain(self, error: Exception, draft: Draft) -> Exception:
+        """Return the error of verification, as a dead end where it is one."""
+        if self.masks is not None and isinstance(error, NumericsError):
+            node = error.node or error.row or 0
+            if not self.masks[node].any():
+                return self._dead_end(draft, node)
+        return error
+
+    def _dead_end(self, draft: Draft, node: int) -> NumericsError:
+        """Return the error of a node after which nothing is allowed."""
+        emitted = self.request.tokens[self.request.prompt_len :]
+        path = emitted + draft.tokens[draft.tree.path(node)].tolist()
+        msg = (
+            f"the constraint allows no token after {path}: no string that obeys goes on from there"
+        )
+        return NumericsError(msg, slug="dead_end", node=node, sequence=self.request.id)
 
     @property
     def history(self) -> list[int] | None:
@@ -115,6 +161,8 @@ class Row:
             tokens, verdict = tokens[:count], verdict.cut(count)
         self.filled += count
         request.tokens.extend(tokens)
+        if request.matcher is not None:
+            request.matcher.commit(tokens)
         accept(self.processors, tokens)
         self.logprobs.append(verdict.logprobs)
         if verdict.top_logprobs is not None:
@@ -151,6 +199,7 @@ def admit(
     rule: str,
     lossy: Lossy | None,
     params: SamplingParams,
+    constraint: Constraint | None,
     seed: int,
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
@@ -169,6 +218,7 @@ def admit(
         rule: of verification.
         lossy: of `mv.lossy`, or None.
         params: how its rows are shaped.
+        constraint: what its tokens obey, or None.
         seed: of its noise.
         max_new_tokens: at least 1; cut, with a warning, to what the context has room for.
         eos_ids: tokens that end it.
@@ -178,7 +228,8 @@ def admit(
         top_logprobs: how many of the most likely tokens to list behind each one.
 
     Raises:
-        ParamsError: a token outside the vocabulary, or a prompt as long as the context.
+        ParamsError: a token outside the vocabulary, a prompt as long as the context, or a
+            constraint made for another model.
     """
     tokens = prompt.tokens
     check_tokens(tokens, target.vocab_size, prompt.num_padding, index)
@@ -199,6 +250,11 @@ def admit(
     sequence = torch.empty(prompt.num_padding + max_total, dtype=torch.int64)
     sequence[: len(prompt.ids)] = prompt.ids
     stop_ids = frozenset(eos_ids) | frozenset(params.stop_ids)
+    matcher = None
+    if constraint is not None:
+        _check_constraint(constraint, target)
+        matcher = constraint.start(tuple(tokens))
+        stop_ids |= constraint.stop_ids
     if params.min_new_tokens:
         limit = max(stop_ids, default=0) + 1 if target.vocab_size is None else target.vocab_size
         params = replace(params, stop_ids=sorted(t for t in stop_ids if 0 <= t < limit))
@@ -212,6 +268,7 @@ def admit(
             params=params,
             seed=seed,
             eos_ids=stop_ids,
+            matcher=matcher,
         ),
         drafter=drafter,
         rule=rule,
@@ -226,6 +283,28 @@ def admit(
         top_logprobs=top_logprobs,
         stats=Stats(lossless=lossy is None),
     )
+
+
+def _check_constraint(constraint: Constraint, target: Target) -> None:
+    """Refuse a constraint that was made with another tokenizer, as far as that can be seen.
+
+    Raises:
+        ParamsError: another number of tokens, or none of the tokens that end the model's output.
+    """
+    if target.vocab_size not in (None, constraint.vocab_size):
+        msg = (
+            f"the constraint is over {constraint.vocab_size} tokens and the model's rows over "
+            f"{target.vocab_size}; make it with the model's tokenizer and "
+            f"vocab_size={target.vocab_size}"
+        )
+        raise ParamsError(msg, slug="vocab_mismatch")
+    if target.eos_ids and not constraint.stop_ids.intersection(target.eos_ids):
+        msg = (
+            f"the constraint ends with {sorted(constraint.stop_ids)} and the model with "
+            f"{sorted(target.eos_ids)}; make it with the model's tokenizer, or with the model's "
+            "ids as stop_ids"
+        )
+        raise ParamsError(msg, slug="eos_mismatch")
 
 
 def check_draft(draft: Draft, row: Row, target: Target) -> int:

@@ -125,7 +125,7 @@ class Session:
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
         plans = self._plan(rows)
-        drafts = self._propose(rows, plans)
+        drafts = self._constrain(rows, self._propose(rows, plans))
         clock.tick("draft")
         try:
             drafts = self._runner.fit(drafts, self._empty)
@@ -159,6 +159,8 @@ class Session:
                 if i not in verdicts:
                     drafter.release(rows[i].request)
             kept = [i for i in members if i in verdicts]
+            if not kept:
+                continue
             hidden = [_committed(outputs[i], drafts[i], verdicts[i].path) for i in kept]
             has_hidden = any(states is not None for states in hidden)
             drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
@@ -219,6 +221,17 @@ class Session:
                 _fail(row, error)
                 drafts[i] = self._empty
         return drafts
+
+    def _constrain(self, rows: list[Row], drafts: list[mv.Draft]) -> list[mv.Draft]:
+        """Mask each draft as its row's constraint says; one that cannot be fails its row."""
+        masked = list(drafts)
+        for i, row in enumerate(rows):
+            try:
+                masked[i] = row.constrain(drafts[i])
+            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
+                _fail(row, error)
+                masked[i] = self._empty
+        return masked
 
     def _may_join(self) -> bool:
         return len(self._runner.rows) < self._max_batch and not self._is_full
@@ -288,6 +301,18 @@ class _Clock:
         return spent
 
 
+# The laws that each rule is legal for.
+_LAWS = {rule["name"]: rule["laws"] for rule in mv.rules()}
+
+
+def _rule_of(row: Row, draft: mv.Draft) -> str:
+    """The row's rule; where nothing was drafted, one that takes an empty draft of any law."""
+    is_empty = draft.num_nodes == 1
+    if is_empty and draft.law not in _LAWS.get(row.rule, (draft.law,)):
+        return "target_only"
+    return row.rule
+
+
 def _verify(
     rows: Sequence[Row], drafts: Sequence[mv.Draft], outputs: Sequence[Output]
 ) -> dict[int, mv.Verdict]:
@@ -300,12 +325,13 @@ def _verify(
                 [drafts[i] for i in places],
                 [outputs[i].logits for i in places],
                 [row.request.params for row in members],
-                rule=[row.rule for row in members],
+                rule=[_rule_of(rows[i], drafts[i]) for i in places],
                 seeds=[row.request.seed for row in members],
                 positions=[row.request.position for row in members],
                 lossy=[row.lossy for row in members],
                 histories=[row.history for row in members],
                 prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
+                bitmasks=[rows[i].masks_of(drafts[i]) for i in places],
                 processors=[row.processors for row in members],
                 top_logprobs=[row.top_logprobs for row in members],
             )
@@ -314,7 +340,8 @@ def _verify(
             if sequence is None:
                 raise
             alone = error.alone() if isinstance(error, MtpVerifyError) else error
-            _fail(rows[places.pop(sequence)], alone)
+            place = places.pop(sequence)
+            _fail(rows[place], rows[place].explain(alone, drafts[place]))
             continue
         return {i: verdicts[place] for place, i in enumerate(places)}
     return {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify import Draft, Verdict
+    from mtp_verify.constraints import Matcher
 
 __all__ = ["Drafter", "Request"]
 
@@ -26,6 +27,7 @@ class Request:
         params: how the target's rows are shaped.
         seed: key of all noise of this sequence, 0 <= seed < 2**64.
         eos_ids: tokens that end the sequence; drafting below one is useless.
+        matcher: where the sequence stands in its constraint, or None if it has none.
     """
 
     id: int
@@ -34,6 +36,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     eos_ids: frozenset[int] = frozenset()
+    matcher: Matcher | None = None
 
     @property
     def position(self) -> int:
@@ -54,6 +57,10 @@ class Drafter(Protocol):
     function of what it knows and leaves nothing behind: a planner may ask for drafts that are never
     run. One that drafts from the target's hidden states
     names the layers in `hidden_layers`, as `mtp_verify.hidden` numbers them.
+
+    A drafter that draws from rows should let `request.matcher` mask them first. One that does not
+    stays lossless: forbidden nodes of a deterministic draft are left out before it is run, drawn
+    ones are rejected.
     """
 
     def start(self, request: Request) -> None:

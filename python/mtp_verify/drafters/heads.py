@@ -192,6 +192,9 @@ class Heads:
                 first = state.head.num_nodes
                 rows = head.step(state.head, above, drafted)
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
+            if request.matcher is not None:
+                paths = [grower.path(node) for node in nodes]
+                rows = request.matcher.mask_rows(rows, paths, self._vocab)
             grower.extend(rows)
         return grower.finish()
 

@@ -154,6 +154,8 @@ class Model:
         while len(tokens) < length:
             ids = torch.tensor([pending], device=target.device)
             row = target.forward(ids, None, None, cache, num_logits=1)[0].cpu()
+            if request.matcher is not None:
+                row = request.matcher.mask_rows(row, [tokens])
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
             token = _core.draw(row, params, request.seed, position, len(tokens) + 1)

@@ -81,7 +81,7 @@ class ModelTree(Model):
         if state is None:
             msg = f"request {request.id} was never started; call start(request) first"
             raise DraftError(msg, slug="unknown_request", sequence=request.id)
-        target, cache = self.target, state.cache
+        target, cache, matcher = self.target, state.cache, request.matcher
         state.root = position = request.position
         if target.max_length is not None:
             # The deepest inner node runs at position + length - 1, which must lie in the context.
@@ -100,7 +100,8 @@ class ModelTree(Model):
         device = target.device
         pending = torch.tensor([request.tokens[cache.length :]], device=device)
         heap.frontier()
-        heap.extend(target.forward(pending, None, None, cache, num_logits=1)[0].cpu())
+        rows = target.forward(pending, None, None, cache, num_logits=1)[0].cpu()
+        heap.extend(rows if matcher is None else matcher.mask_rows(rows, [[]]))
         inner: list[int] = []
         try:
             while nodes := heap.frontier():
@@ -114,8 +115,10 @@ class ModelTree(Model):
                     torch.from_numpy(mask),
                     cache,
                     num_logits=len(nodes),
-                )[0]
-                heap.extend(rows.cpu())
+                )[0].cpu()
+                if matcher is not None:
+                    rows = matcher.mask_rows(rows, [heap.path(node) for node in nodes])
+                heap.extend(rows)
         finally:
             cache.crop(position + 1)
         return heap.finish()

@@ -1,10 +1,10 @@
 """SGLang: a plug-in that puts our verifier in the place of its tree verification.
 
 Installed with the package (entry point group `sglang.srt.plugins`), off unless the environment says
-`MTP_VERIFY_SGLANG=1`. It replaces `eagle_sample`, which every EAGLE, MTP and n-gram worker calls
-after the target's forward, and keeps the tensors that the engine's kernels take and give: D rows a
-request, the root included; links to the first child and the next sibling, -1 for none; `predicts`,
-`accept_index` and `accept_token_num` written in place.
+`MTP_VERIFY_SGLANG=1`, or `=coupled` for seed-exact output. It replaces `eagle_sample`, which every
+EAGLE, MTP and n-gram worker calls after the target's forward, and keeps the tensors that the
+engine's kernels take and give: D rows a request, the root included; links to the first child and
+the next sibling, -1 for none; `predicts`, `accept_index` and `accept_token_num` written in place.
 
 What changes for users: sampling is sampling on every device (the engine commits the most likely
 token on CPU and XPU), siblings may repeat, `min_p` counts, and drafts that were sampled from a
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.api import verify
+from mtp_verify._core import Draft, TokenTree
+from mtp_verify.batch import verify_batch
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
 from mtp_verify.intake import on_host
 from mtp_verify.params import SamplingParams
@@ -54,18 +54,18 @@ _TOP_K_ALL = 1 << 30
 
 
 def register() -> None:
-    """Register the hook with SGLang if `MTP_VERIFY_SGLANG` is 1; the engine calls this at start.
+    """Register the hook with SGLang if `MTP_VERIFY_SGLANG` says so; the engine calls this at start.
 
     Raises:
         UnsupportedModelError: Another version of SGLang than those known; nothing was registered.
             (The engine logs what a plug-in raises, and goes on without it.)
-        ParamsError: The variable is neither 0 nor 1.
+        ParamsError: The variable is none of 0, 1 and coupled.
     """
     switch = os.environ.get(SWITCH, "0")
-    if switch not in {"0", "1", ""}:
-        msg = f"{SWITCH}: found {switch!r}, wanted 0 or 1"
+    if switch not in {"0", "1", "coupled", ""}:
+        msg = f"{SWITCH}: found {switch!r}, wanted 0, 1 or coupled"
         raise ParamsError(msg, slug="param_out_of_range")
-    if switch != "1":
+    if switch in {"0", ""}:
         return
     import sglang
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -174,6 +174,7 @@ def verify_trees(
     seeds: Sequence[int],
     positions: Sequence[int],
     draft_probs: torch.Tensor | None = None,
+    rule: str = "auto",
 ) -> None:
     """Verify one tree a request, on the tensors of the engine's own kernels (and their spelling).
 
@@ -197,6 +198,8 @@ def verify_trees(
         positions: The absolute index of each root.
         draft_probs: None: the drafts were chosen somehow, and are verified by a rule that ignores
             how. Else (B, D - 1, V): the trees are chains, node i + 1 was sampled from row i.
+        rule: As `verify`. With "coupled" the tokens are a function of the seed and their positions,
+            whatever was drafted.
 
     Raises:
         DraftError: Tensors that do not fit together, or links that are no tree; names the request.
@@ -226,34 +229,39 @@ def verify_trees(
     tokens = candidates.tolist()
     links = zip(retrive_next_token.tolist(), retrive_next_sibling.tolist(), strict=True)
     index = on_host(retrive_index).numpy()
-    found: list[tuple[Verdict, NDArray[np.int64]]] = []
+    drafts: list[Draft] = []
+    columns: list[NDArray[np.int64]] = []
     for b, (children, siblings) in enumerate(links):
         try:
-            tree, columns = tree_from_links(children, siblings)
-            in_order = len(columns) == width and bool((np.diff(columns) == 1).all())
-            draft = _draft(tree, [tokens[b][i] for i in columns], draft_probs, b)
-            verdict = verify(
-                draft,
-                rows[b] if in_order else rows[b, columns],
-                params[b],
-                seed=seeds[b],
-                position=positions[b],
-            )
+            tree, own = tree_from_links(children, siblings)
+            drafts.append(_draft(tree, [tokens[b][i] for i in own], draft_probs, b))
         except DraftError as error:
             msg = f"request {b}: {error}"
             raise DraftError(msg, slug=error.slug, node=error.node, sequence=b) from error
-        found.append((verdict.cut(min(verdict.num_accepted + 1, accept_index.shape[1])), columns))
+        columns.append(own)
+    in_order = all(np.array_equal(own, np.arange(len(own))) for own in columns)
+    batched = verify_batch(
+        drafts,
+        rows if in_order else [rows[b, own] for b, own in enumerate(columns)],
+        params,
+        rule=rule,
+        seeds=seeds,
+        positions=positions,
+    )
+    room = accept_index.shape[1]
+    verdicts = [batched[b] for b in range(batch)]
+    verdicts = [verdict.cut(min(verdict.num_accepted + 1, room)) for verdict in verdicts]
 
     accepted = np.full(tuple(accept_index.shape), -1, np.int64)
-    for b, (verdict, columns) in enumerate(found):
-        path = columns[np.concatenate([[0], verdict.path])]
+    for b, verdict in enumerate(verdicts):
+        path = columns[b][np.concatenate([[0], verdict.path])]
         accepted[b, : len(path)] = index[b, path]
     # One write each: on a device every one of them is a launch.
-    emitted = np.concatenate([verdict.tokens for verdict, _ in found])
+    emitted = np.concatenate([verdict.tokens for verdict in verdicts])
     written = torch.from_numpy(accepted[accepted >= 0]).to(predicts.device)
     predicts[written] = torch.from_numpy(emitted).to(predicts)
     accept_index.copy_(torch.from_numpy(accepted))
-    accept_token_num.copy_(torch.tensor([verdict.num_accepted for verdict, _ in found]))
+    accept_token_num.copy_(torch.tensor([verdict.num_accepted for verdict in verdicts]))
 
 
 def _draft(
@@ -326,6 +334,7 @@ def eagle_sample(
         draft_probs=(
             verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
         ),
+        rule="coupled" if os.environ.get(SWITCH) == "coupled" else "auto",
     )
     _synchronise(predict, accept_index, accepted)
     return predict, accepted + 1, accept_index

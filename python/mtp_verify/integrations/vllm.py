@@ -103,8 +103,11 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether the vLLM in this process verifies with this package."""
-    return hasattr(_sampler_class().forward, _MARK)
+    """Whether the vLLM in this process verifies with this package; never, where unsupported."""
+    try:
+        return hasattr(_sampler_class().forward, _MARK)
+    except UnsupportedModelError:
+        return False
 
 
 def is_supported(version: str) -> bool:

@@ -9,14 +9,13 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify import cli
-from mtp_verify.certification import certify, engines
+from mtp_verify.certification import certify, engines, own
 from mtp_verify.certification.checkpoints import VOCAB
 from mtp_verify.testing import mutants
 
 pytest.importorskip("transformers")
 
 PARAMS = mv.SamplingParams()
-LOSSY = ("typical", "threshold", "topk", "ensemble")
 biased = mutants.engine("biased", tv=0.1)
 accepts_at_zero = mutants.accept("le_at_zero")
 
@@ -28,11 +27,11 @@ def without_target(prompt, n, seed):
 def right_on_checkpoint(prompt, n, seed, *, target, params, length):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mtp_verify.certification.engines import _transformers
+    from mtp_verify.certification.loops import generate_loop
 
     assert len(AutoTokenizer.from_pretrained(target)) == VOCAB
     model = AutoModelForCausalLM.from_pretrained(target)
-    return _transformers(model, params, length, {})(prompt, n, seed)
+    return generate_loop(model, params, length, {})(prompt, n, seed)
 
 
 @pytest.fixture
@@ -73,25 +72,74 @@ def test_a_transformers_without_such_layers_is_refused(make, monkeypatch):
         make("transformers", "mtp")
 
 
+OURS = [
+    *((kind, mode) for kind in ("mtp-verify", "drop-in") for mode in own.MODES),
+    *(("drop-in", mode) for mode in ("patch-assisted", "patch-mtp", "patch-gemma4")),
+]
+RIGHT = [(kind, mode) for kind, mode in OURS if mode not in own.LOSSY]
+
+
+@pytest.mark.parametrize(("kind", "mode"), OURS)
+def test_a_seed_repeats_the_strings_of_every_mode(make, kind, mode):
+    engine = make(kind, mode)
+    first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
+    assert first.shape == (3, 2 + own.NUM_DRAFTS)
+    assert np.array_equal(first, again)
+    assert mode in own.LOSSY or len({tuple(row) for row in first.tolist()}) > 1
+
+
+@pytest.mark.parametrize("mode", ["traversal", "ngram"])
+def test_a_batch_of_the_decoder_has_the_strings_of_its_rows(tmp_path, mode):
+    params = mv.SamplingParams(temperature=0.8)
+    alone, together = (
+        engines.make_engine("mtp-verify", mode, params=params, length=2, folder=tmp_path, batch=b)
+        for b in (None, 4)
+    )
+    assert np.array_equal(alone([1, 2, 3], 7, 5), together([1, 2, 3], 7, 5))
+    assert together.name == f"mtp-verify {mode}, batches of 4"
+
+
+@pytest.mark.parametrize("kind", ["mtp-verify", "drop-in"])
+@pytest.mark.parametrize("mode", ["hu", "race", "block"])
+def test_strings_of_temperature_0_are_the_greedy_one(make, kind, mode):
+    found = make(kind, mode, mv.SamplingParams(temperature=0))([1, 2, 3], 3, 5)
+    assert len({tuple(row) for row in found.tolist()}) == 1
+
+
+@pytest.mark.timeout(120)
+def test_a_tree_rule_inside_transformers_passes_in_padded_batches(tmp_path):
+    params = mv.SamplingParams(temperature=0.8, top_k=6)
+    options = {"params": params, "length": 2, "folder": tmp_path, "batch": 16}
+    found = certify(engines.make_engine("drop-in", "lifted_hu", **options), length=2, min_tv=0.3)
+    assert found.verdict == "pass"
+
+
+def test_mutants_are_controls_without_a_model(tmp_path):
+    options = {"params": PARAMS, "length": 2, "folder": tmp_path}
+    right, wrong = (engines.make_engine("mutants", mode, **options) for mode in ("none", "biased"))
+    assert certify(right, length=2, min_tv=0.1).verdict == "pass"
+    assert certify(wrong, length=2, min_tv=0.02).verdict == "biased"
+
+
+# The whole matrix with other shapings, and one string at a time: scripts/certify_engines.py.
 @pytest.mark.slow
 @pytest.mark.stat
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        *(("transformers", mode) for mode in ("assisted", "lookup", "mtp")),
-        *(("mtp-verify", mode) for mode in engines.MODES["mtp-verify"] if mode not in LOSSY),
-    ],
+    ("kind", "mode"), [*(("transformers", mode) for mode in ("assisted", "lookup", "mtp")), *RIGHT]
 )
-def test_right_engines_pass(make, kind, mode):
-    engine = make(kind, mode, mv.SamplingParams(temperature=0.8))
-    assert certify(engine, length=2, min_tv=0.1).verdict == "pass"
+def test_right_engines_pass(tmp_path, kind, mode):
+    params = mv.SamplingParams(temperature=0.8)
+    options = {"params": params, "length": 2, "folder": tmp_path, "batch": 16}
+    assert (
+        certify(engines.make_engine(kind, mode, **options), length=2, min_tv=0.1).verdict == "pass"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.stat
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("mode", LOSSY)
+@pytest.mark.parametrize("mode", own.LOSSY)
 def test_lossy_modes_say_so_and_their_bias_is_above_zero(make, mode):
     found = certify(make("mtp-verify", mode), length=2, min_tv=0.1)
     assert found.verdict == "lossy"
@@ -130,7 +178,7 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--engine", "magic"], "wanted one of: transformers, mtp-verify, vllm"),
+        (["--engine", "magic"], "wanted one of: transformers, drop-in, mtp-verify, vllm, mutants"),
         (["--engine", "transformers", "--mode", "magic"], "wanted one of: plain"),
         (["--engine", "no_such_module:f"], "no_such_module"),
         (["--engine", f"{__name__}:nothing"], "no callable nothing"),
@@ -167,7 +215,7 @@ def test_a_failing_configuration_runs_again_from_its_report(capsys, tmp_path):
 
 SETTINGS = {
     "engine": "transformers", "mode": "plain", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-    "length": 2, "min_tv": 0.1, "alpha": 1e-4, "tie": 1e-4, "seed": 0,
+    "length": 2, "min_tv": 0.1, "alpha": 1e-4, "tie": 1e-4, "seed": 0, "batch": 0,
 }  # fmt: skip
 
 

@@ -181,6 +181,28 @@ def test_target_without_hidden_states_is_refused():
         Decoder(TableTarget(lambda path: [0.0] * 8, 8), Heads(head))
 
 
+@pytest.mark.parametrize(("rule", "shape"), [("kseq", (2, 1)), ("gbv", (2, 1)), ("kseq", (2,))])
+def test_rules_of_drawn_trees_take_steps_without_a_draft(rule, shape):
+    # The first step has no hidden states to draft from, and the last one no room.
+    model = tiny_model("llama")
+    drafter = Heads(
+        tiny_head("medusa", model), shape=Shape.by_depth(*shape), law="iid", params=WARM
+    )
+    decoder = Decoder(model, drafter, mv.SamplingParams(), rule)
+    found = decoder.generate(prompt(), max_new_tokens=9, seed=5)
+    assert len(found.tokens[0]) == 9
+    assert found.stats.drafted > 0
+    plain = decoder.generate(prompt(), max_new_tokens=9, seed=5, speculate=False)
+    assert len(plain.tokens[0]) == 9
+
+
+def test_an_illegal_rule_is_named_although_the_head_then_gets_nothing():
+    model = tiny_model("llama")
+    decoder = Decoder(model, Heads(tiny_head("medusa", model)), WARM, "kseq")
+    with pytest.raises(mv.RuleError, match="kseq"):
+        decoder.generate(prompt(), max_new_tokens=9, seed=5)
+
+
 def test_unknown_request_is_refused():
     drafter = Heads(tiny_head("eagle", tiny_model("llama")))
     with pytest.raises(mv.DraftError, match="never started"):

@@ -6,6 +6,7 @@ what they do to given coins.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import sys
@@ -412,6 +413,32 @@ def test_as_many_seeds_as_requests_are_wanted():
         run(given, seeds=[1, 2])
 
 
+def test_coupled_tokens_are_those_of_the_seeds_whatever_was_drafted():
+    rng = np.random.default_rng(8)
+    table = rng.normal(size=(97, 5)).astype(np.float32)
+
+    def row(path):
+        return table[functools.reduce(lambda place, token: (place * 7 + token + 1) % 97, path, 0)]
+
+    empty = mv.Draft(mv.TokenTree([-1]), [0])
+    for seed in range(30):
+        plain = []
+        for step in range(6):
+            verdict = mv.verify(
+                empty, row([0, *plain])[None], rule="coupled", seed=seed, position=10 + step
+            )
+            plain += verdict.tokens.tolist()
+        trees = [random_tree(rng, 5) for _ in range(3)]
+        tokens = [distinct_tokens(rng, tree, 5) for tree in trees]
+        rows = [
+            [row([0, *own[tree.path(node)]]) for node in range(6)]
+            for tree, own in zip(trees, tokens, strict=True)
+        ]
+        given = tensors(trees, tokens, np.array(rows))
+        for tokens in run(given, seeds=[seed] * 3, positions=[10] * 3, rule="coupled"):
+            assert tokens == plain[: len(tokens)]
+
+
 # ---- the hook ------------------------------------------------------------------------------------
 
 
@@ -606,7 +633,7 @@ def test_the_plug_in_is_off_unless_asked_for(engine, monkeypatch):
     sglang.register()
     assert engine.registered == []
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "yes")
-    with pytest.raises(mv.ParamsError, match="wanted 0 or 1"):
+    with pytest.raises(mv.ParamsError, match="wanted 0, 1 or coupled"):
         sglang.register()
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     sglang.register()

@@ -308,6 +308,7 @@ def test_other_versions_are_refused_and_left_untouched(engine, monkeypatch, vers
     with pytest.warns(RuntimeWarning, match=rf"vLLM {version} is not supported .supported: 0\.32"):
         plugin.register()
     assert engine.forward is own
+    assert not plugin.is_installed()
 
 
 def test_another_signature_is_refused(engine, monkeypatch):

@@ -14,12 +14,14 @@ from transformers import StaticCache
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from mtp_verify.arguments import per_row
+from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.processors import split_processors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from transformers import LogitsProcessorList
 
@@ -42,6 +44,7 @@ def speculative(
     streamer: Any | None = None,
     stats: Stats | None = None,
     lossy: Lossy | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
@@ -59,6 +62,7 @@ def speculative(
             there.
         stats: is filled with the figures of each run.
         lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
+        constraint: as `Decoder.generate`: of `mv.constraints`, a grammar that the output obeys.
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
@@ -107,6 +111,7 @@ def speculative(
             mask,
             params=params,
             processors=[left for _, left in splits],
+            constraint=constraint,
             max_new_tokens=max_length - input_ids.shape[1],
             seed=seed,
             streamer=streamer,
@@ -127,9 +132,14 @@ def speculative(
             rows = torch.nn.utils.rnn.pad_sequence(generation.logits).to(input_ids.device)
             if wants_scores:
                 width = input_ids.shape[1]
+                allowed = rows.clone()
+                for row, matcher in enumerate(_matchers(constraint, input_ids, shown)):
+                    for step, token in enumerate(generation.tokens[row] if matcher else ()):
+                        allowed[step, row] = matcher.mask_rows(rows[step, row, None], [[]])[0]
+                        matcher.commit([token])
                 scores = tuple(
-                    logits_processor(sequences[:, : width + step], row.clone())
-                    for step, row in enumerate(rows)
+                    logits_processor(sequences[:, : width + step], row)
+                    for step, row in enumerate(allowed)
                 )
             if wants_logits:
                 logits = tuple(rows.unbind(0))
@@ -174,6 +184,15 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpu
             'rejected draft; use "static", or leave it unset (the dynamic cache)'
         )
         raise UnsupportedModelError(msg, slug="unsupported_cache")
+
+
+def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> list[Any]:
+    """Start the constraint of each row once more, to mask its scores."""
+    each = per_row(constraint, Constraint | None, len(input_ids), "constraint")
+    return [
+        None if one is None else one.start(tuple(ids[visible != 0].tolist()))
+        for one, ids, visible in zip(each, input_ids, shown, strict=True)
+    ]
 
 
 def _pad_token(config: Any) -> int | None:

@@ -1,0 +1,124 @@
+"""transformers' own ways to generate, as samplers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify.params import SamplingParams
+
+    Sample = Callable[[Sequence[int], int, int], NDArray[np.int64]]
+
+__all__ = ["as_assistant", "generate_loop", "left_padded"]
+
+
+def generate_loop(
+    model: Any,
+    params: SamplingParams,
+    num: int,
+    options: dict[str, Any],
+    *,
+    batch: int | None = None,
+) -> Sample:
+    """A sampler that calls `generate`.
+
+    Args:
+        model: The target.
+        params: How rows are shaped.
+        num: Tokens of each string.
+        options: More arguments of `generate`; `mtp_layers` are layers for `use_mtp`.
+        batch: Strings of each call; None draws all in one. From two on a longer prompt keeps them
+            company, so that they are padded on the left.
+    """
+    import torch
+
+    settings: dict[str, Any] = {
+        "max_new_tokens": num,
+        "do_sample": not params.is_greedy,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        **options,
+    }
+    if not params.is_greedy:
+        # All four, as generate's own defaults are not "off".
+        settings |= {
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p or None,
+        }
+    layers = settings.pop("mtp_layers", None)
+
+    def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
+        rows = left_padded(prompt, batch or n, is_accompanied=batch is not None and batch > 1)
+        # The mask is given: generate would take token 0 of a prompt for padding.
+        ids, mask = (torch.from_numpy(array) for array in rows)
+        found: list[NDArray[np.int64]] = []
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(),
+            _quiet(),
+            _with_mtp_layers(layers),
+        ):
+            torch.manual_seed(seed)
+            for _ in range(0, n, batch or n):
+                out = model.generate(ids, attention_mask=mask, **settings)
+                found.append(out[: batch or n, ids.shape[1] :].numpy())
+        return np.concatenate(found)[:n]
+
+    return sample
+
+
+def left_padded(
+    prompt: Sequence[int], count: int, *, is_accompanied: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens and mask of a prompt's copies, a longer one below them if wanted."""
+    prompts = [list(prompt)] * count
+    if is_accompanied:
+        prompts.append([*prompt, *prompt[:2]])
+    width = max(map(len, prompts))
+    ids = np.array([[0] * (width - len(row)) + row for row in prompts])
+    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    return ids, mask
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' notices, which come with every one of thousands of calls, away."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
+    """Let transformers find a target's MTP layers in memory; see `families.mtp`."""
+    if layers is None:
+        yield
+        return
+    from transformers.modeling_layers import MtpModel
+
+    with mock.patch.object(MtpModel, "from_pretrained", return_value=layers):
+        yield
+
+
+def as_assistant(model: Any, num_drafts: int) -> Any:
+    """Fixed drafts, no confidence stop: every sample then has the same shape of steps."""
+    config = model.generation_config
+    config.num_assistant_tokens = num_drafts
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0
+    return model

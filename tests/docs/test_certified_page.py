@@ -1,0 +1,41 @@
+"""`docs/certified.md` is what its script makes of the committed figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from mtp_verify.certification import engines
+
+ROOT = Path(__file__).parents[2]
+FIGURES = json.loads((ROOT / "docs" / "certified.json").read_text())
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("gen", ROOT / "scripts" / "certify_engines.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_generated_from_the_figures():
+    assert (ROOT / "docs" / "certified.md").read_text() == generator().render(FIGURES)
+
+
+def test_figures_are_of_the_commands_of_the_script():
+    commands = generator().COMMANDS
+    assert {name: block["options"] for name, block in FIGURES.items()}.items() <= commands.items()
+
+
+def test_what_is_right_passed_and_what_is_wrong_was_found():
+    verdicts = {
+        found["engine"].split(", batches")[0]: found["verdict"]
+        for block in FIGURES.values()
+        for found in block["found"]
+    }
+    wrong = {"transformers gemma4", "transformers, accept function", "mutant biased"}
+    lossy = {f"mtp-verify {mode}" for mode in engines.own.LOSSY}
+    for engine, verdict in verdicts.items():
+        wanted = "biased" if engine in wrong else "lossy" if engine in lossy else "pass"
+        assert verdict == wanted, engine
