@@ -253,4 +253,4 @@ def _is_noise(matrix: torch.Tensor) -> bool:
     for _ in range(_ITERATIONS):
         vector = matrix.T @ (matrix @ vector)
         vector /= vector.norm().clamp_min(1e-30)
-    return float((matrix @ vector).norm()) < (1.0 + _NOISE) * expected
+    return bool(float((matrix @ vector).norm()) < (1.0 + _NOISE) * expected)
