@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
+from mtp_verify import head_commands
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
@@ -107,6 +108,30 @@ def build_parser() -> argparse.ArgumentParser:
             bench,
             "Measure tokens per step and speed of the drafters on prompts.",
             "mtp-verify bench decode --per-category 1 --plot tau.svg",
+        )
+    )
+    head_commands.add_inspect_arguments(
+        add(
+            "inspect",
+            inspect,
+            "Say what a checkpoint's draft head is, what is wrong with it, and what it is worth.",
+            "mtp-verify inspect path/to/checkpoint --json",
+        )
+    )
+    head_commands.add_reattach_arguments(
+        add(
+            "reattach",
+            reattach,
+            "Put the original's draft modules back into a fine-tune that lost them.",
+            "mtp-verify reattach --base original --tuned tuned --out tuned-with-head",
+        )
+    )
+    head_commands.add_export_arguments(
+        add(
+            "export",
+            export,
+            "Write a draft head in the layout that a serving engine reads.",
+            "mtp-verify export my-head --layout in_checkpoint --base target --out served",
         )
     )
     train_command.add_arguments(
@@ -240,6 +265,24 @@ def bench(args: argparse.Namespace) -> Report:
     """Compare the drafters with plain decoding; see `mtp_verify.benchmark`."""
     _tell_when_missing("torch", "transformers", extra="demo")
     return bench_command.run(args)
+
+
+def inspect(args: argparse.Namespace) -> Report:
+    """Look at a draft head; see `mtp_verify.heads.inspection`."""
+    _tell_when_missing("torch", "transformers", extra="hf")
+    return head_commands.inspect(args)
+
+
+def reattach(args: argparse.Namespace) -> Report:
+    """Put lost draft modules back; see `mtp_verify.heads.reattach`."""
+    _tell_when_missing("torch", extra="torch")
+    return head_commands.reattach(args)
+
+
+def export(args: argparse.Namespace) -> Report:
+    """Write a draft head in another layout; see `mtp_verify.heads.export`."""
+    _tell_when_missing("torch", "transformers", extra="hf")
+    return head_commands.export(args)
 
 
 def train(args: argparse.Namespace) -> Report:

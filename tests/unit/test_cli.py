@@ -11,7 +11,17 @@ import mtp_verify as mv
 from mtp_verify import cli
 from mtp_verify.report import Report
 
-COMMANDS = ("demo", "generate", "doctor", "certify", "bench", "view")
+COMMANDS = (
+    "demo",
+    "generate",
+    "doctor",
+    "certify",
+    "bench",
+    "view",
+    "inspect",
+    "reattach",
+    "export",
+)
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:

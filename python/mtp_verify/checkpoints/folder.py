@@ -13,9 +13,10 @@ from mtp_verify.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["INDEX", "Checkpoint"]
+__all__ = ["INDEX", "Checkpoint", "is_plain"]
 
 INDEX = ".safetensors.index.json"
+_MAX_NAME = 255  # bytes, of every common file system
 _PICKLES = (".pt", ".pth", ".bin")
 _HOW_TO_CONVERT = (
     "a pickle can run code when it is opened. To convert it where you trust it: "
@@ -108,7 +109,7 @@ class Checkpoint:
 
     def _follow(self, index: Path) -> None:
         where = read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not all(_is_plain(file) for file in where.values()):
+        if not isinstance(where, dict) or not all(is_plain(file) for file in where.values()):
             bad_checkpoint(index, "its weight_map does not say which file holds each tensor")
         shards = sorted(set(where.values()))
         missing = [shard for shard in shards if not (self.folder / shard).is_file()]
@@ -145,9 +146,11 @@ class Checkpoint:
         self.files |= dict.fromkeys(found, "")
 
 
-def _is_plain(file: object) -> bool:
-    """Whether it names a file of the folder itself, and nothing outside of it."""
-    return isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")
+def is_plain(file: object) -> bool:
+    """Whether it can name a file of the folder itself, and nothing outside of it."""
+    if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
+        return False
+    return len(file.encode("utf-8", "replace")) <= _MAX_NAME
 
 
 def _listed(names: list[str], limit: int = 8) -> str:

@@ -142,9 +142,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UnsupportedModelError: it does not, or is larger than any such file.
     """
     with path.open("rb") as file:
-        text = file.read(_MAX_JSON + 1)
-    if len(text) > _MAX_JSON:
-        bad_checkpoint(path, f"it has more than {_MAX_JSON} bytes")
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_JSON:
+            bad_checkpoint(path, f"it has {size} bytes, more than any such file")
+        text = file.read(size)
     return _parse(path, text, unique=False)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks import Rotary
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.heads.parallel import ParallelHead
@@ -42,12 +42,20 @@ def empty_head(spec: HeadSpec, target: Any | None) -> Head:
 
     Raises:
         ParamsError: `spec` is not that of a head.
-        UnsupportedModelError: a family that cannot be run, or a target of another kind.
+        UnsupportedModelError: a family that cannot be run, a target of another kind, or sizes that
+            make no head.
     """
-    with torch.device("meta"):
-        if spec.kind == "parallel":
-            return ParallelHead(spec)
-        return CausalHead(spec, target if spec.block == "target" else None)
+    try:
+        with torch.device("meta"):
+            if spec.kind == "parallel":
+                return ParallelHead(spec)
+            return CausalHead(spec, target if spec.block == "target" else None)
+    except MtpVerifyError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Sizes and rotary parameters come from a file, and libraries meet them unprepared.
+        msg = f"the sizes of this {spec.family} head make no sense: {str(error)[:200]}"
+        raise UnsupportedModelError(msg, slug="bad_head_spec") from None
 
 
 def assemble(

@@ -160,6 +160,20 @@ class Head(nn.Module):
         """The deepest level that the head can draft, or None."""
         return self.spec.num_modules if self.spec.kind == "parallel" else None
 
+    def choose(self, **choices: Any) -> None:
+        """Change fields of the spec that no parameter depends on, as `feed` or `recycle`.
+
+        Args:
+            choices: the fields.
+
+        Raises:
+            ParamsError: a word that no head knows.
+        """
+        self.spec = self.spec.replace(**choices)
+        level: Any
+        for level in self.get_submodule("levels").children():
+            level.spec = self.spec
+
     def shared_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's output head on (..., d), over the draft vocabulary if there is one."""
         if self.vocab is None:

@@ -247,6 +247,9 @@ class TargetBlock(nn.Module):
 
     Raises:
         UnsupportedModelError: its layers cannot be found.
+
+    Attributes:
+        window: width of its sliding attention, or None where it sees all.
     """
 
     def __init__(self, model: Any) -> None:
@@ -262,6 +265,13 @@ class TargetBlock(nn.Module):
             raise UnsupportedModelError(msg, slug="unsupported_block")
         config, index = _config_of_head(model.config, len(layers))
         self.layer = type(layers[-1])(config, index)
+        types = getattr(config, "layer_types", None)
+        kind = types[index] if types else "full_attention"
+        # The rotary parameters may be one table for each kind of layer.
+        rope = getattr(config, "rope_parameters", None) or {}
+        is_nested = any(isinstance(value, dict) for value in rope.values())
+        self._rope_options = {"layer_type": kind} if is_nested else {}
+        self.window: int | None = config.sliding_window if kind == "sliding_attention" else None
         # The target's own, without weights of its own; outside of this module's parameters.
         self._shared = (rotary,)
 
@@ -286,7 +296,7 @@ class TargetBlock(nn.Module):
             x,
             attention_mask=mask,
             position_ids=positions,
-            position_embeddings=self._shared[0](x, position_ids=positions),
+            position_embeddings=self._shared[0](x, position_ids=positions, **self._rope_options),
             past_key_values=None if layer is None else _OneLayer(layer),
             use_cache=layer is not None,
         )

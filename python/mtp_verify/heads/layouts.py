@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import UnsupportedModelError
@@ -170,7 +171,7 @@ def _matched(
     numbers = set().union(*hits.values()) - {-1}
     if "{i}" in block and "{i}" not in layout.prefix and numbers == set():
         # Modules that share all parts but the block: count the blocks.
-        pattern = re.compile(_regex(layout.prefix + block, layout) + ".*")
+        pattern = _pattern(layout.prefix + block, layout.prefix, layout.infix, ".*")
         names = (name for form in forms.values() for name in form)
         numbers = {int(match["number"]) for match in map(pattern.fullmatch, names) if match}
     # As many signs as can be; among equals, the layout that misses the fewest.
@@ -179,7 +180,7 @@ def _matched(
 
 def _hits(template: str, layout: Layout, forms: Mapping[str, list[str]]) -> set[int]:
     """Numbers of the modules that have such a tensor; -1 where the name has no number."""
-    pattern = re.compile(_regex(template, layout))
+    pattern = _pattern(template, layout.prefix, layout.infix)
     plain = _NUMBER.sub("#", re.sub(r"\{\w+\}", "#", template))
     names = list(forms.get(plain, []))
     if layout.infix:
@@ -189,16 +190,17 @@ def _hits(template: str, layout: Layout, forms: Mapping[str, list[str]]) -> set[
     return {int(match["number"]) if "number" in match.groupdict() else -1 for match in matches}
 
 
-def _regex(template: str, layout: Layout) -> str:
+@cache
+def _pattern(template: str, prefix: str, infix: str, rest: str = "") -> re.Pattern[str]:
     """A template as a pattern: the module's number is a group, and the infix may be there."""
-    head = layout.prefix if template.startswith(layout.prefix) else ""
+    head = prefix if template.startswith(prefix) else ""
     text = re.escape(head)
-    if layout.infix:
-        text += f"(?:{re.escape(layout.infix)})?"
+    if infix:
+        text += f"(?:{re.escape(infix)})?"
     text += re.escape(template.removeprefix(head))
     for field in (r"\{layer\}", r"\{i\}"):
         text = text.replace(field, r"(?P<number>\d{1,9})", 1)
-    return text.replace(r"\{l\}", r"\d{1,9}")
+    return re.compile(text.replace(r"\{l\}", r"\d{1,9}") + rest)
 
 
 def _filled(template: str, **fields: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.heads.native import HEAD_FILE, load_native
+from mtp_verify.heads.probe import settle
 from mtp_verify.heads.published import Published
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def load(
     tokenizer: Any | None = None,
     dtype: torch.dtype | None = None,
     allow_pickle: bool = False,
+    probe: bool = True,
 ) -> Head:
     """Read a head.
 
@@ -40,6 +42,8 @@ def load(
         dtype: of the parameters, if not the target's.
         allow_pickle: read `.pt` and `.bin` files too, by torch's weights-only loader, where there
             are no safetensors files. Pickles are refused otherwise.
+        probe: where serving engines read a family in different ways, measure each on some 256
+            tokens that the target writes, and keep the best (see `probe`); needs the target.
 
     Returns:
         The head, in evaluation mode; attached if there is a target.
@@ -56,4 +60,7 @@ def load(
     """
     if (Path(path) / HEAD_FILE).is_file():
         return load_native(Path(path), target, tokenizer=tokenizer, dtype=dtype)
-    return Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)
+    head = Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)
+    if probe and target is not None and head.spec.disputed:
+        settle(head, target)
+    return head

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.checkpoints.folder import is_plain
 from mtp_verify.checkpoints.tensors import (
     TensorFile,
     bad_checkpoint,
@@ -103,7 +104,7 @@ def load_native(
             folder / HEAD_FILE, f"its format is {document.get('format')!r}; known is {_FORMAT}"
         )
     weights = document.get("weights")
-    if not isinstance(weights, str) or set(weights) & set("/\\\0"):
+    if not isinstance(weights, str) or not is_plain(weights):
         bad_checkpoint(folder / HEAD_FILE, "it does not name the file of its tensors")
     if not (folder / weights).is_file():
         bad_checkpoint(folder / HEAD_FILE, f"the file of its tensors is missing: {weights[:200]}")

@@ -11,6 +11,7 @@ from mtp_verify.checkpoints.tensors import bad_checkpoint
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.assemble import Stored, assemble, empty_head
 from mtp_verify.heads.base import Shared, check_target
+from mtp_verify.heads.blocks import TargetBlock
 from mtp_verify.heads.convert import from_checkpoint
 from mtp_verify.heads.layouts import Found, find_head, published_name
 from mtp_verify.heads.spec import HeadSpec, Sizes
@@ -53,6 +54,14 @@ class Published:
         self.found = find_head(checkpoint.tensors, self.config)
         infix = self.found.layout.infix
         self._names = {_without(name, self._prefixes, infix): name for name in checkpoint.tensors}
+        if (
+            "lm_head.weight" in self._names
+            and self.found.layout.names.get("output") == "lm_heads.{i}"
+        ):
+            # vLLM's Medusa heads may share one output head.
+            shared = self._names.pop("lm_head.weight")
+            for module in range(self.found.spec.num_modules):
+                self._names.setdefault(f"lm_heads.{module}.weight", shared)
         self._used: set[str] = set()
         self.copies: dict[str, bool] = {}
         try:
@@ -111,6 +120,40 @@ class Published:
                 shape = tuple(tensor.shape)
                 stored[name] = Stored(label, shape, partial(torch.zeros, shape))
         return stored, extra + self._left_over()
+
+    def names(self) -> list[str]:
+        """The checkpoint's names of all tensors that belong to the head."""
+        embedding = published_name(self.found, "embedding.weight")
+        return sorted(
+            name
+            for label, name in self._names.items()
+            if self._is_mine(label) or (label == embedding and self._prefixes)
+        )
+
+    def is_fusion(self, name: str) -> bool:
+        """Whether a tensor of the checkpoint is a module's projection of its two inputs."""
+        levels = range(self.spec.num_modules)
+        labels = [published_name(self.found, f"levels.{level}.fusion.weight") for level in levels]
+        return name in (self._names.get(label) for label in labels if label)
+
+    def main_of(self, copy: str) -> str:
+        """The target's own tensor that a stored copy equals, in a checkpoint with both.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        is_embedding = copy == self._names.get(
+            published_name(self.found, "embedding.weight") or ""
+        ) or copy.endswith(_EMBEDDINGS)
+        main = self._main(_EMBEDDINGS if is_embedding else (*_OUTPUTS, *_EMBEDDINGS))
+        if main is None:
+            bad_checkpoint(self.checkpoint.folder, f"{copy} is a copy of nothing")
+        return main
+
+    @property
+    def main_embedding(self) -> str | None:
+        """The target's own embedding, in a checkpoint with both."""
+        return self._main(_EMBEDDINGS)
 
     def label(self, name: str) -> str:
         """The name of a parameter as the checkpoint would have it."""
@@ -206,12 +249,17 @@ class Published:
                 config["vocab_size"] = self.target.config.get_text_config(decoder=True).vocab_size
             return Sizes.from_table(config, head_dim=0, intermediate_size=0)
         if spec.block == "target":
-            return Sizes.from_table(config)
+            window = None
+            if self.target is not None:
+                with torch.device("meta"):
+                    window = TargetBlock(self.target).window
+            return Sizes.from_table(config, window=window)
         block = "levels.0.layers.0."
         wide = self._shape(f"{block}mlp.gate_proj.weight")
         return Sizes.from_table(
             config,
             **({"intermediate_size": wide[0]} if wide else {}),
+            activation=config.get("hidden_act") or "silu",
             qkv_bias=has(f"{block}self_attn.q_proj.bias"),
             output_bias=has(f"{block}self_attn.o_proj.bias"),
             mlp_bias=has(f"{block}mlp.gate_proj.bias"),
@@ -232,14 +280,17 @@ class Published:
             if (label := published_name(self.found, f"levels.{module}.output.weight"))
             in self._names
         ]
-        if spec.kind == "parallel" or spec.draft_vocab_size is not None:
-            changes["output_head"] = "own" if outputs else "shared"
-            token_map = self._names.get("token_map")
-            if outputs and token_map is not None:
-                rows = self.checkpoint.tensors[self._names[outputs[0]]].shape[:1]
-                changes["draft_vocab_size"] = rows[0] if rows else None
-            return changes
         weight = shared.output_weight if shared else None
+        if spec.kind == "parallel" and outputs and "token_map" in self._names:
+            rows = self.checkpoint.tensors[self._names[outputs[0]]].shape[:1]
+            changes["draft_vocab_size"] = rows[0] if rows else None
+            if weight is not None:
+                tokens = self.checkpoint.read("token_map").to(weight.device, torch.int64)
+                is_sound = tokens.numel() and tokens.min() >= 0 and tokens.max() < len(weight)
+                weight = weight[tokens] if is_sound else None
+        elif spec.draft_vocab_size is not None:
+            changes["output_head"] = "own" if outputs else "shared"
+            return changes
         same = [self._same(label, weight, (*_OUTPUTS, *_EMBEDDINGS)) for label in outputs]
         changes["output_head"] = "shared" if all(same) else "own"
         return changes
@@ -270,6 +321,8 @@ class Published:
 
     def _main(self, endings: tuple[str, ...]) -> str | None:
         """The target's own matrix in the checkpoint: the shortest name with such an ending."""
+        if not self._prefixes:
+            return None
         mine = {self._names[label] for label in self._names if label.startswith(self._prefixes)}
         for ending in endings:
             found = [
@@ -349,19 +402,22 @@ class Published:
 
     def _left_over(self) -> list[str]:
         """Tensors under the head's prefixes that are no parameter's."""
-        names = self._names
-        if self._prefixes:
-            mine = [name for label, name in names.items() if label.startswith(self._prefixes)]
-        elif self.spec.family == "ernie4_5_moe":
-            mine = [name for label, name in names.items() if label.startswith("model.mtp_")]
-        else:
-            mine = list(names.values())
         aside = {"d2t", "t2d", "token_map"}
         return sorted(
             name
-            for name in mine
-            if name not in self._used and name not in aside and not name.endswith(_MEANINGLESS)
+            for label, name in self._names.items()
+            if self._is_mine(label)
+            and name not in self._used
+            and name not in aside
+            and not name.endswith(_MEANINGLESS)
         )
+
+    def _is_mine(self, label: str) -> bool:
+        """Whether a tensor belongs to the head and not to the target around it."""
+        if self._prefixes:
+            return label.startswith(self._prefixes)
+        # Ernie's modules have no prefix of their own.
+        return self.spec.family != "ernie4_5_moe" or label.startswith("model.mtp_")
 
     def _vocab(self) -> Stored | None:
         """The draft vocabulary: EAGLE-3 stores offsets, vLLM's Medusa the tokens."""

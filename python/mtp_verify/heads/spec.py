@@ -30,6 +30,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+_LARGEST = (1 << 31) - 1  # far above every size there is
+_LARGEST_THETA = 1e15
 _ACTIVATIONS = ("gelu", "relu", "silu")
 
 
@@ -85,7 +87,7 @@ class Sizes:
             least = 1 if name in counts else 0
             if name == "window" and value is None:
                 continue
-            if type(value) is not int or not least <= value < 1 << 40:
+            if type(value) is not int or not least <= value <= _LARGEST:
                 _refuse(name, value, f"an int >= {least}")
         if self.num_heads % self.num_kv_heads:
             _refuse("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads, {self.num_heads}")
@@ -100,8 +102,10 @@ class Sizes:
         theta, factor = (self.rope.get(key, 1.0) for key in ("rope_theta", "partial_rotary_factor"))
         if not isinstance(theta, int | float) or not isinstance(factor, int | float):
             _refuse("rope", dict(self.rope), "numbers")
-        if not (theta > 0 and 0 < factor <= 1):
+        if not (0 < theta < _LARGEST_THETA and 0 < factor <= 1):
             _refuse("rope", dict(self.rope), "rope_theta > 0 and 0 < partial_rotary_factor <= 1")
+        if not isinstance(self.rope.get("rope_type", ""), str):
+            _refuse("rope", dict(self.rope), "a name for rope_type")
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
@@ -154,6 +158,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         rope = {}  # One table a kind of layer; a block of the target's own kind reads them itself.
     if "type" in rope:
         rope["rope_type"] = rope.pop("type")
+    if rope.get("rope_type") == "default":
+        del rope["rope_type"]
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     rope |= {"rope_theta": theta}
     if config.get("partial_rotary_factor"):

@@ -50,7 +50,7 @@ def assert_drafts(model, head):
 @pytest.mark.parametrize("name", IN_CHECKPOINT)
 def test_module_inside_a_targets_checkpoint(name, tmp_path):
     model, head = write_in_checkpoint(name, tmp_path)
-    found = load(tmp_path, model)
+    found = load(tmp_path, model, probe=False)
     assert found.spec.family == name
     assert found.spec.replace(disputed=()) == head.spec.replace(disputed=())
     assert torch.equal(rows(found), rows(head))
@@ -95,7 +95,7 @@ def test_missing_option_of_speculators_is_disputed(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["norm_before_residual"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load(tmp_path, model).spec.disputed == ("norm_before_residual",)
+    assert load(tmp_path, model, probe=False).spec.disputed == ("norm_before_residual",)
 
 
 def test_medusa_with_several_blocks(tmp_path):
@@ -188,10 +188,10 @@ def test_other_copies_are_kept(tmp_path):
 
 def test_equal_names_are_told_apart_by_model_type_or_left_to_the_probe(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path)
-    assert load(tmp_path, model).spec.recycle == "pre"
+    assert load(tmp_path, model, probe=False).spec.recycle == "pre"
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "unheard_of"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "recycle" in load(tmp_path, model).spec.disputed
+    assert "recycle" in load(tmp_path, model, probe=False).spec.disputed
 
 
 def test_eight_bit_blocks_are_scaled(tmp_path):
@@ -373,6 +373,13 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
         ({"num_key_value_heads": 3}, "divisor"),
         ({"rope_theta": "x"}, "rope is"),
         ({"rope_scaling": {"rope_type": "strange"}}, "kind 'strange'"),
+        ({"rope_scaling": {"rope_type": ["llama3"]}}, "a name for rope_type"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": "x"}}, "make no sense"),
+        ({"rope_theta": 10**300}, "rope_theta > 0"),
+        (
+            {"num_attention_heads": 1 << 30, "num_key_value_heads": 1, "head_dim": 1 << 30},
+            "make no sense",
+        ),
         ({"head_dim": 10**9}, "wrong shape"),
         ({"rms_norm_eps": []}, None),
         ({"vocab_size": None}, "vocab_size is None"),

@@ -1,0 +1,114 @@
+"""A checkpoint with further tensors: shards that do not change are linked, not copied."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.checkpoints.folder import INDEX
+from mtp_verify.checkpoints.tensors import write_tensors
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from mtp_verify.checkpoints.folder import Checkpoint
+
+__all__ = ["extend", "write_folder"]
+
+_TENSOR_FILES = (".safetensors", ".bin", ".pt", ".pth", INDEX)
+
+
+def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that appears in one rename, complete.
+
+    Args:
+        out: must not exist, or be empty.
+        fill: writes into a temporary folder beside it.
+
+    Raises:
+        ParamsError: there is something at `out`.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        msg = f"{out} is not empty; give a new folder"
+        raise ParamsError(msg, slug="folder_not_empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        fill(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def extend(
+    base: Checkpoint,
+    tensors: Mapping[str, torch.Tensor],
+    out: str | Path,
+    *,
+    config: Mapping[str, Any],
+) -> None:
+    """Write a copy of a checkpoint with more tensors in a shard of their own.
+
+    Shards of the base are hard links (copies on another disk) and are never rewritten, unless they
+    hold a tensor of the same name, which must go.
+
+    Args:
+        base: the checkpoint.
+        tensors: to be added, by name.
+        out: the new folder.
+        config: its `config.json`.
+
+    Raises:
+        ParamsError: there is something at `out`.
+    """
+    taken = set(base.files.values())
+    shard = next(
+        name for number in count(1) if (name := f"mtp-{number:05}.safetensors") not in taken
+    )
+    replaced = {base.files[name] for name in tensors if name in base.files}
+
+    def fill(folder: Path) -> None:
+        for path in sorted(base.folder.iterdir()):
+            skipped = path.name == "config.json" or path.name.endswith(_TENSOR_FILES)
+            if path.is_file() and not skipped:
+                shutil.copy2(path, folder / path.name)
+        where: dict[str, str] = {}
+        for file in sorted(taken):
+            kept = [name for name, holder in base.files.items() if holder == file]
+            if file in replaced:
+                kept = [name for name in kept if name not in tensors]
+                if kept:
+                    write_tensors(folder / file, {name: base.read(name) for name in kept})
+            else:
+                _link(base.folder / file, folder / file)
+            where |= dict.fromkeys(kept, file)
+        write_tensors(folder / shard, tensors)
+        where |= dict.fromkeys(tensors, shard)
+        size = sum((folder / file).stat().st_size for file in set(where.values()))
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+        (folder / f"model{INDEX}").write_text(json.dumps(index, indent=2))
+        (folder / "config.json").write_text(json.dumps(dict(config), indent=2))
+
+    write_folder(out, fill)
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source.resolve(), place)
+    except OSError:
+        shutil.copy2(source, place)

@@ -1,0 +1,217 @@
+"""What a head is worth on its target's own text, and which of several readings of it is right.
+
+Serving engines disagree on what some families feed and hand on. A wrong choice costs acceptance,
+never exactness, so it goes unnoticed; here each is measured, and the best is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtp_verify.errors import ParamsError
+from mtp_verify.hidden import BEFORE_NORM, HiddenStates
+from mtp_verify.report import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.heads.base import Head
+
+__all__ = ["Probe", "Reading", "probe", "settle"]
+
+_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "feed": ("post", "pre"),
+    "recycle": ("post", "pre"),
+    "zero_first": (False, True),
+    "norm_before_residual": (False, True),
+}
+_STANDARD_ERRORS = 3.0  # by so many must a reading be better before it replaces the engines' own
+_NUM_STARTS = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a head, measured.
+
+    Attributes:
+        choices: the fields of its spec that it sets.
+        accepted: for depth 1, 2, ... the share of positions at which a greedy chain's tokens down
+            to there are all the target's.
+        counts: (positions,) tokens of each chain that are.
+    """
+
+    choices: dict[str, Any]
+    accepted: tuple[float, ...]
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All readings, that of the head's own spec first.
+
+    Attributes:
+        readings: what was measured.
+        best: index of the reading to keep.
+        num_positions: chains that each was measured with.
+    """
+
+    readings: tuple[Reading, ...]
+    best: int
+    num_positions: int
+
+    def table(self) -> Table:
+        """One row for each reading."""
+        names = list(self.readings[0].choices)
+        depths = [f"depth {depth}" for depth in range(1, len(self.readings[0].accepted) + 1)]
+        rows = tuple(
+            (
+                *(str(reading.choices[name]) for name in names),
+                *(f"{share:.1%}" for share in reading.accepted),
+                "kept" if index == self.best else "",
+            )
+            for index, reading in enumerate(self.readings)
+        )
+        return Table(
+            f"Agreement with the target's own text, {self.num_positions} greedy chains",
+            (*names, *depths, ""),
+            rows,
+            left=len(names),
+        )
+
+
+def probe(
+    head: Head,
+    model: Any,
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    num_tokens: int = 256,
+    depth: int = 3,
+) -> Probe:
+    """Measure a head on text that its target writes greedily.
+
+    Nothing is changed; `settle` keeps the best reading.
+
+    Args:
+        head: attached to the target.
+        model: the target, a transformers model.
+        prompts: token ids to start from; None: a few single tokens. Text of the kind that will be
+            served measures better than that.
+        num_tokens: written in all.
+        depth: of the chains.
+
+    Returns:
+        The reading of the head's own spec and, where `spec.disputed` names fields, all others.
+
+    Raises:
+        ParamsError: an empty prompt, or too few tokens to measure anything.
+
+    Example:
+        >>> print(mv.heads.probe(head, model).table().to_text())  # doctest: +SKIP
+    """
+    depth = min(depth, head.max_depth or depth)
+    spec = head.spec
+    starts = prompts or [[token] for token in _starts(spec.known_sizes.vocab_size)]
+    if not all(starts) or num_tokens < len(starts) * (depth + 2):
+        msg = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
+        raise ParamsError(msg, slug="bad_probe")
+    fields = [name for name in _OPTIONS if name in spec.disputed]
+    combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
+    combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
+    layers = {layer for values in combinations for layer in _layers(head, fields, values)}
+    with torch.inference_mode():
+        texts = [_written(model, start, num_tokens // len(starts), layers) for start in starts]
+        readings = []
+        for values in combinations:
+            choices = dict(zip(fields, values, strict=True))
+            head.choose(**choices)
+            try:
+                counts = torch.cat(
+                    [
+                        _agreement(head, *text, len(start), depth)
+                        for start, text in zip(starts, texts, strict=True)
+                    ]
+                )
+            finally:
+                head.choose(**{name: getattr(spec, name) for name in fields})
+            shares = tuple(float((counts >= d).float().mean()) for d in range(1, depth + 1))
+            readings.append(Reading(choices, shares, counts))
+    best = 0
+    for index in range(1, len(readings)):
+        gain = (readings[index].counts - readings[0].counts).double()
+        error = float(gain.std()) / len(gain) ** 0.5
+        better = float(
+            readings[index].counts.double().mean() - readings[best].counts.double().mean()
+        )
+        if float(gain.mean()) > _STANDARD_ERRORS * error and better > 0:
+            best = index
+    return Probe(tuple(readings), best, len(readings[0].counts))
+
+
+def settle(head: Head, model: Any, **options: Any) -> Probe:
+    """Probe a head and keep the best reading; its spec is disputed no more.
+
+    Args:
+        head: attached to the target; its spec changes.
+        model: the target.
+        options: see `probe`.
+    """
+    found = probe(head, model, **options)
+    head.choose(**found.readings[found.best].choices, disputed=())
+    return found
+
+
+def _starts(vocab_size: int) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (_NUM_STARTS,), generator=generator).tolist()
+
+
+def _layers(head: Head, fields: list[str], values: tuple[Any, ...]) -> tuple[int, ...]:
+    if "feed" in fields:
+        return (-1,) if values[fields.index("feed")] == "post" else (BEFORE_NORM,)
+    return head.hidden_layers
+
+
+def _written(
+    model: Any, start: Sequence[int], count: int, layers: set[int]
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """A greedy text (T,), and the target's hidden states (T, d) over it by layer."""
+    ids = torch.tensor([list(start)], device=next(model.parameters()).device)
+    text = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    order = sorted(layers)
+    with HiddenStates(model, order) as states:
+        found = states.of(model(text, **states.options))
+    return text[0], {layer: state[0] for layer, state in zip(order, found, strict=True)}
+
+
+def _agreement(
+    head: Head, text: torch.Tensor, states: dict[int, torch.Tensor], prompt_len: int, depth: int
+) -> torch.Tensor:
+    """For each root the number of a greedy chain's tokens that are the text's, up to a miss."""
+    hidden = [states[layer] for layer in head.hidden_layers]
+    state = head.new_state()
+    counts: list[int] = []
+    words = text.tolist()
+    done = 0
+    # Tokens of the prompt are not the target's choice: the first root is the prompt's last.
+    for root in range(max(1, prompt_len - 1), len(words) - depth):
+        row = head.read(state, [h[done:root] for h in hidden], text[done + 1 : root + 1])
+        done = root
+        agreed = 0
+        while True:
+            token = int(row.argmax())
+            token = token if head.vocab is None else int(head.vocab[token])
+            if token != words[root + 1 + agreed]:
+                break
+            agreed += 1
+            if agreed == depth:
+                break
+            row = head.step(state, [agreed - 1], text.new_tensor([token]))
+        counts.append(agreed)
+    return torch.tensor(counts)
