@@ -60,8 +60,8 @@ fn each_acceptance_is_biased_and_accepts_more_than_the_rule_it_stands_for() {
     let token = run(&model("E"), &Case { law: Law::Chain, shape: &[1, 1] }, Core::TopDown).unwrap();
     for (name, values) in [
         ("typical", &[0.3, 0.3][..]),
-        ("threshold", &[0.15]),
-        ("topk", &[3.0]),
+        ("threshold", &[0.0625]),
+        ("topk", &[4.0]),
         ("ensemble", &[0.5]),
     ] {
         let lossy = Lossy::new(name, values).unwrap();

@@ -334,8 +334,8 @@ def test_prompt_forms(ids):
 BAD_CALLS = {
     "an empty row": ({"input_ids": [[1], []]}, r"input_ids\[1\] has shape \(0,\)"),
     "three dimensions": ({"input_ids": torch.zeros((2, 3, 1), dtype=torch.int64)}, r"\(B, T\)"),
-    "streamed batch": ({"input_ids": [[1], [2, 3]], "streamer": object()}, "holds 2"),
-    "cached batch": ({"input_ids": [[1], [2, 3]], "past_key_values": [1]}, "holds 2"),
+    "streamed batch": ({"input_ids": [[1], [2, 3]], "streamer": object()}, "2 are asked for"),
+    "cached batch": ({"input_ids": [[1], [2, 3]], "past_key_values": [1]}, "2 are asked for"),
     "bad row of a batch": ({"input_ids": [[1], [2, 9]]}, r"input_ids\[1, 1\] is 9"),
     "mask of one row": (
         {"input_ids": [[1, 2], [2, 3]], "attention_mask": [[1, 1]]},

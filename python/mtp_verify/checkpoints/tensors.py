@@ -153,7 +153,8 @@ def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if unique and len(found) != len(pairs):
-            bad_checkpoint(path, "a name stands twice in its header")
+            msg = "a name stands twice"
+            raise ValueError(msg)
         return found
 
     # An empty list costs two bytes of text and fifty of memory.
