@@ -20,7 +20,7 @@ class Finding:
 
     Attributes:
         claim: what is claimed, in one sentence.
-        rule: when the claim counts as reproduced; fixed before the experiment runs.
+        rule: when the claim counts as reproduced.
         verdict: "reproduced", "mixed" or "not reproduced".
         result: what was found, in one sentence with figures.
         data: everything that was measured, for JSON.
