@@ -26,7 +26,9 @@ from mtp_verify.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
 
 SIZES = (1, 4, 8)
-COLOURS = {"transformers": "#9ca3af", "plain": "#60a5fa", "suffix": "#15803d"}
+# The rivals: transformers, ours without drafts, with drafts of fixed size, with planned ones.
+COLOURS = {"transformers": "#9ca3af", "plain": "#60a5fa", "suffix": "#86efac", "planned": "#15803d"}
+OURS = ("plain", "suffix", "planned")
 GREEDY = mv.SamplingParams(temperature=0.0)
 
 
@@ -71,10 +73,11 @@ def take_turns(
 def measure(model: Any, rows: list[list[int]], count: int, rounds: int) -> dict[str, Any]:
     """One line of the report."""
     ids, mask = padded(rows)
-    drafters = {"plain": None, "suffix": mv.drafters.Suffix()}
 
     def ours(name: str) -> Callable[[], Stats]:
-        decoder = Decoder(model, drafters[name], GREEDY)
+        drafter = None if name == "plain" else mv.drafters.Suffix()
+        planner = "auto" if name == "planned" else None
+        decoder = Decoder(model, drafter, GREEDY, planner=planner)
         return lambda: decoder.generate(ids, mask, max_new_tokens=count, eos_token_id=()).stats
 
     def theirs() -> None:
@@ -84,7 +87,7 @@ def measure(model: Any, rows: list[list[int]], count: int, rounds: int) -> dict[
         )  # fmt: skip
 
     times, figures = take_turns(
-        {"transformers": theirs, "plain": ours("plain"), "suffix": ours("suffix")}, rounds
+        {"transformers": theirs, **{name: ours(name) for name in OURS}}, rounds
     )
     total = count * len(rows)
     line: dict[str, Any] = {"batch": len(rows), "tokens": total}
@@ -116,9 +119,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(5.6, 3.0), layout="constrained")
         panel = figure.subplots()
         for rank, (name, colour) in enumerate(COLOURS.items()):
-            places = [place + 0.27 * (rank - 1) for place in range(len(lines))]
+            places = [place + 0.21 * (rank - 1.5) for place in range(len(lines))]
             speeds = [line[name]["tokens_per_second"] for line in lines]
-            panel.bar(places, [s["median"] for s in speeds], 0.25, color=colour, label=name)
+            panel.bar(places, [s["median"] for s in speeds], 0.2, color=colour, label=name)
             panel.plot(places, [s["best"] for s in speeds], "_", color="black", markersize=9)
         panel.set_xticks(range(len(lines)), [f"batch {line['batch']}" for line in lines])
         panel.set_ylabel("tokens/s, whole batch")
@@ -144,24 +147,19 @@ def main() -> None:
     texts = [prompt.prompt for prompt in prompts]
     lines = []
     print(f"SmolLM2-135M, {options.dtype}, {torch.get_num_threads()} threads, greedy, tokens/s")
-    print(f"{'batch':>5} {'HF':>7} {'plain':>7} {'suffix':>7} {'plain/HF':>9} {'suffix/HF':>10}"
-          f" {'tau':>5} {'ours, plain':>12} {'ours, suffix':>13}")  # fmt: skip
+    print("batch      HF" + "".join(f"{name:>9}  /HF  tau  ours" for name in OURS))
     for size in SIZES:
         rows = tokenized(tokenizer, texts, size)
         line = measure(model, rows, options.max_new_tokens, options.rounds)
         lines.append(line)
-        speed = {
-            name: line[name]["tokens_per_second"]["median"]
-            for name in ("transformers", "plain", "suffix")
-        }
-        print(
-            f"{size:5} {speed['transformers']:7.1f} {speed['plain']:7.1f} {speed['suffix']:7.1f} "
-            f"{line['plain']['over_transformers']:8.2f}x "
-            f"{line['suffix']['over_transformers']:9.2f}x "
-            f"{line['suffix']['tau']:5.2f} {line['plain']['ours']:11.1%} "
-            f"{line['suffix']['ours']:12.1%}",
-            flush=True,
-        )
+        found = [f"{size:5}{line['transformers']['tokens_per_second']['median']:8.1f}"]
+        for name in OURS:
+            entry = line[name]
+            found.append(
+                f"{entry['tokens_per_second']['median']:9.1f}{entry['over_transformers']:5.2f}"
+                f"{entry['tau']:5.2f}{entry['ours']:6.1%}"
+            )
+        print("".join(found), flush=True)
     report = {
         "bench": "decode_batch",
         "model": "SmolLM2-135M-Instruct",

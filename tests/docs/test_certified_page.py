@@ -25,7 +25,7 @@ def test_page_is_generated_from_the_figures():
 
 def test_figures_are_of_the_commands_of_the_script():
     commands = generator().COMMANDS
-    assert {name: block["options"] for name, block in FIGURES.items()}.items() <= commands.items()
+    assert {name: block["options"] for name, block in FIGURES.items()}.items() == commands.items()
 
 
 def test_what_is_right_passed_and_what_is_wrong_was_found():
