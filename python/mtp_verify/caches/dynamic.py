@@ -22,6 +22,8 @@ class GrowingLayer(DynamicLayer):
     """
 
     is_initialized: bool
+    keys: Any  # a tensor; None until the first update, as in the library's layers
+    values: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -60,31 +62,36 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-        views = self._views
-        is_ours = views is not None and views[0] is self.keys and views[1] is self.values
-        if self._buffers is None or not is_ours or end > self._buffers[0].shape[-2]:
-            self._grow(start, end, key_states, value_states)
-        keys, values = self._buffers  # type: ignore[misc]
+        buffers = self._buffers
+        if buffers is None or not self._is_ours() or end > buffers[0].shape[-2]:
+            buffers = self._buffers = self._grown(start, end, key_states, value_states)
+        keys, values = buffers
         keys[:, :, start:end] = key_states
         values[:, :, start:end] = value_states
-        self._show(end)
+        self._show(buffers, end)
         return self.keys, self.values
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` entries; their room is used again."""
-        views = self._views
-        is_ours = views is not None and views[0] is self.keys and views[1] is self.values
-        if tokens_to_remove < 0 and is_ours:
-            self._show(self.get_seq_length() + tokens_to_remove)
+        if tokens_to_remove < 0 and self._buffers is not None and self._is_ours():
+            self._show(self._buffers, self.get_seq_length() + tokens_to_remove)
         else:
             super().crop(tokens_to_remove)
 
-    def _show(self, length: int) -> None:
-        keys, values = self._buffers  # type: ignore[misc]
+    def _is_ours(self) -> bool:
+        """Whether nobody has put other tensors in the place of the buffers' views."""
+        views = self._views
+        return views is not None and views[0] is self.keys and views[1] is self.values
+
+    def _show(self, buffers: tuple[torch.Tensor, torch.Tensor], length: int) -> None:
+        keys, values = buffers
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         self._views = (self.keys, self.values)
 
-    def _grow(self, start: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _grown(
+        self, start: int, end: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Buffers with room for `end` entries and more, holding the first `start`."""
         room = end + max(64, end // 4)
         old = (self.keys, self.values)
         fresh = []
@@ -93,7 +100,7 @@ class GrowingLayer(DynamicLayer):
             if start:
                 buffer[:, :, :start] = kept
             fresh.append(buffer)
-        self._buffers = (fresh[0], fresh[1])
+        return fresh[0], fresh[1]
 
 
 class DynamicEntries(AttentionEntries):

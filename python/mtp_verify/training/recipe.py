@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.training.losses import LOSSES
@@ -78,9 +79,9 @@ class Recipe:
                 msg = f"{name} is {getattr(self, name)}; wanted a share of 0 to 1"
                 raise ParamsError(msg, slug="param_out_of_range")
 
-    def replace(self, **changes: object) -> Recipe:
+    def replace(self, **changes: Any) -> Recipe:
         """A copy with other fields."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
