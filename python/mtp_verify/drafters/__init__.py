@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.drafters.base import Drafter, Request
+from mtp_verify.drafters.combined import Combined
 from mtp_verify.drafters.ngram import NGram, Suffix
 from mtp_verify.drafters.recycling import Recycling
 
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.independent import Model
     from mtp_verify.drafters.model_tree import ModelTree
 
-__all__ = ["Drafter", "Heads", "Model", "ModelTree", "NGram", "Recycling", "Request", "Suffix"]
+__all__ = [
+    "Combined",
+    "Drafter",
+    "Heads",
+    "Model",
+    "ModelTree",
+    "NGram",
+    "Recycling",
+    "Request",
+    "Suffix",
+]
 
 
 _LAZY = {"Heads": "heads", "Model": "independent", "ModelTree": "model_tree"}

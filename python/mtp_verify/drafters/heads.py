@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import mtp_verify as mv
@@ -30,6 +31,14 @@ class _State:
 
     head: Any
     pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+    vocab: Any | None = None  # the token of each column, where rows are over a sub-vocabulary
+
+    def update_vocab(self, base: Any | None) -> None:
+        """Let the tokens of the context follow those that the head always drafts."""
+        if base is not None:
+            context = self.head.context.tokens
+            if self.vocab is None or len(self.vocab) != len(base) + len(context):
+                self.vocab = np.concatenate((base, np.fromiter(context, np.int64, len(context))))
 
 
 class Heads:
@@ -182,7 +191,8 @@ class Heads:
         tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
         rows = head.read(state.head, hidden, tokens)
         state.pending.clear()
-        grower = self._grower(request, depth)
+        state.update_vocab(self._vocab)
+        grower = self._grower(request, depth, state.vocab)
         numbers = {0: 0}
         while nodes := grower.frontier():
             if nodes != [0]:
@@ -194,16 +204,16 @@ class Heads:
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
             if request.matcher is not None:
                 paths = [grower.path(node) for node in nodes]
-                rows = request.matcher.mask_rows(rows, paths, self._vocab)
+                rows = request.matcher.mask_rows(rows, paths, state.vocab)
             grower.extend(rows)
         return grower.finish()
 
-    def _grower(self, request: Request, depth: int) -> growers.Grower:
+    def _grower(self, request: Request, depth: int, vocab: Any | None) -> growers.Grower:
         own: dict[str, Any] = {
             "root": request.tokens[-1],
             "eos_ids": request.eos_ids,
             "params": self.params,
-            "vocab": self._vocab,
+            "vocab": vocab,
         }
         if self.max_nodes is not None:
             return growers.Heap(

@@ -16,7 +16,7 @@ position i + 2. The token at i + 1 is known to the target already; a head guesse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["Head", "Shared", "check_pairs", "check_target"]
+__all__ = ["Context", "Head", "Shared", "check_pairs", "check_target"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ class Shared:
         return cls(embed, output, output.weight, norm)
 
 
+@dataclass
+class Context:
+    """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft.
+
+    Attributes:
+        tokens: in the order in which they came; the keys alone count.
+        rows: (E, d) of the target's output head, or None where there are none.
+    """
+
+    tokens: dict[int, None] = field(default_factory=dict)
+    rows: torch.Tensor | None = None
+
+
 class Head(nn.Module):
     """A draft head; make a `CausalHead` or a `ParallelHead`.
 
@@ -89,6 +102,7 @@ class Head(nn.Module):
         # In a tuple, so that the target's parameters do not become this module's.
         self._shared: tuple[Shared, ...] = ()
         self._shared_rows: torch.Tensor | None = None
+        self._inside: torch.Tensor | None = None  # (V,) whether a token is in the draft vocabulary
 
     @property
     def shared(self) -> Shared:
@@ -144,7 +158,7 @@ class Head(nn.Module):
             )
             raise ParamsError(msg, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
-        self._shared_rows = None
+        self._shared_rows = self._inside = None
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -174,18 +188,57 @@ class Head(nn.Module):
         for level in self.get_submodule("levels").children():
             level.spec = self.spec
 
-    def shared_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The target's output head on (..., d), over the draft vocabulary if there is one."""
+    def shared_logits(
+        self, hidden: torch.Tensor, extra: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The target's output head on (..., d), over the draft vocabulary if there is one.
+
+        Args:
+            hidden: what it reads.
+            extra: (E, d), rows of further tokens, whose logits come last.
+        """
         if self.vocab is None:
             return self.shared.output(hidden)
         rows = self._shared_rows
         if rows is None:
             # One compact copy: gathered rows would be read from all over the matrix at each step.
             rows = self._shared_rows = self.shared.output_weight.detach()[self.vocab]
-        return nn.functional.linear(hidden, rows)
+        logits = nn.functional.linear(hidden, rows)
+        if extra is None:
+            return logits
+        return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
 
-    def logits(self, features: torch.Tensor, level: int) -> torch.Tensor:
-        """Logits (..., D) of what a level gives to its output head."""
+    def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows (E, d) of the target's output head for tokens (E,)."""
+        return self.shared.output_weight.detach()[tokens]
+
+    def meet(self, context: Context, tokens: torch.Tensor) -> None:
+        """Take the tokens outside the draft vocabulary that a sequence has shown.
+
+        Args:
+            context: of the sequence; changed.
+            tokens: (n,) int64.
+        """
+        if not self.spec.context_tokens:
+            return
+        inside = self._inside
+        if inside is None:
+            inside = self._inside = torch.zeros(
+                self.spec.known_sizes.vocab_size, dtype=torch.bool, device=tokens.device
+            )
+            inside[self.vocab] = True
+        met = dict.fromkeys(tokens[~inside[tokens]].tolist())
+        fresh = [token for token in met if token not in context.tokens]
+        if fresh:
+            rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
+            old = context.rows
+            context.rows = rows if old is None else torch.cat((old, rows))
+            context.tokens.update(dict.fromkeys(fresh))
+
+    def logits(
+        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (..., D + E) of what a level gives to its output head; `extra` as above."""
         raise NotImplementedError
 
     def new_state(self) -> Any:
@@ -203,7 +256,8 @@ class Head(nn.Module):
             tokens: (n,) int64, the token after each.
 
         Returns:
-            Logits (1, D) after the root, the last token.
+            Logits (1, D + E) after the root, the last token; E tokens of the context follow the
+            draft vocabulary where the head drafts those.
 
         Raises:
             DraftError: shapes that do not fit together.
@@ -219,7 +273,7 @@ class Head(nn.Module):
             tokens: (n,) int64.
 
         Returns:
-            Logits (n, D) after each; the nodes take the next n numbers.
+            Logits (n, D + E) after each; the nodes take the next n numbers.
 
         Raises:
             DraftError: a parent that was not run, or a level that the head does not have.

@@ -19,7 +19,7 @@ from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.heads.base import Head, check_pairs
+from mtp_verify.heads.base import Context, Head, check_pairs
 from mtp_verify.heads.blocks import Block, RMSNorm, Rotary, TargetBlock
 
 if TYPE_CHECKING:
@@ -138,11 +138,13 @@ class CausalState:
         layers: per module and block the keys and values.
         num_true: per module the entries that come from true pairs.
         first: position of the first pair's hidden state.
+        context: tokens that may be drafted besides the draft vocabulary.
     """
 
     layers: list[list[GrowingLayer]]
     num_true: list[int]
     first: int = 0
+    context: Context = field(default_factory=Context)
     _carry: list[torch.Tensor | None] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
 
@@ -245,10 +247,14 @@ class CausalHead(Head):
         fused: torch.Tensor = self.features(joined)
         return fused
 
-    def logits(self, features: torch.Tensor, level: int = 0) -> torch.Tensor:
-        """Logits (..., D) of a module's output."""
+    def logits(
+        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Head.logits`."""
         own: Any = self.levels[min(level, len(self.levels) - 1)].output
-        result: torch.Tensor = self.shared_logits(features) if own is None else own(features)
+        if own is None:
+            return self.shared_logits(features, extra)
+        result: torch.Tensor = own(features)
         return result
 
     def forward(
@@ -308,6 +314,7 @@ class CausalHead(Head):
         """
         check_pairs(self.spec, hidden, tokens)
         state.rollback()
+        self.meet(state.context, tokens)
         passed = self.fuse_features(hidden)[None]
         for module in range(self.spec.num_modules):
             count = passed.shape[1]
@@ -325,7 +332,7 @@ class CausalHead(Head):
             )
             state.num_true[module] = past + count
             if module == 0:
-                logits = self.logits(output[:, -1:], 0)[0]
+                logits = self.logits(output[:, -1:], 0, state.context.rows)[0]
                 state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
             carry = state._carry[module]
             state._carry[module] = recycled[:, -1:]
@@ -405,7 +412,8 @@ class CausalHead(Head):
         for node, word, rows, end in zip(above, words, hidden, ends, strict=True):
             own = recycled[:, end - rows.shape[1] : end]
             fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
-        return self.logits(output[:, [end - 1 for end in ends]], module)[0], fresh
+        last = output[:, [end - 1 for end in ends]]
+        return self.logits(last, module, state.context.rows)[0], fresh
 
     def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
         window = self.spec.known_sizes.window

@@ -18,7 +18,7 @@ from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import Head, check_pairs
+from mtp_verify.heads.base import Context, Head, check_pairs
 from mtp_verify.heads.blocks import Block, ResidualBlock, Rotary
 
 if TYPE_CHECKING:
@@ -68,11 +68,13 @@ class ParallelState:
         layers: per level and block the keys and values; empty for residual blocks.
         num_true: pairs read so far.
         first: position of the first pair's hidden state.
+        context: tokens that may be drafted besides the draft vocabulary.
     """
 
     layers: list[list[GrowingLayer]]
     num_true: int = 0
     first: int = 0
+    context: Context = field(default_factory=Context)
     _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
     _paths: list[list[int]] = field(default_factory=list)
@@ -150,13 +152,17 @@ class ParallelHead(Head):
             x = block(x, positions, rotation, mask, layer)
         return x
 
-    def logits(self, features: torch.Tensor, level: int) -> torch.Tensor:
-        """Logits (..., D) of a level's features."""
+    def logits(
+        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Head.logits`."""
         if self.rotary is not None and self.shared.norm is not None:
             # Meta's heads end where the target's last layer does: before its final norm.
             features = self.shared.norm(features)
         own: Any = self.levels[level].output
-        result: torch.Tensor = self.shared_logits(features) if own is None else own(features)
+        if own is None:
+            return self.shared_logits(features, extra)
+        result: torch.Tensor = own(features)
         return result
 
     def new_state(self) -> ParallelState:
@@ -170,6 +176,7 @@ class ParallelHead(Head):
         """See `Head.read`."""
         count = check_pairs(self.spec, hidden, tokens)
         state.rollback()
+        self.meet(state.context, tokens)
         state._rows.clear()
         stream = hidden[0][None]
         past, state.num_true = state.num_true, state.num_true + count
@@ -229,10 +236,10 @@ class ParallelHead(Head):
             msg = "nothing was read yet; call head.read(state, hidden, tokens) first"
             raise DraftError(msg, slug="nothing_read")
         if self.rotary is not None:
-            return self.logits(features[level : level + 1], level)
+            return self.logits(features[level : level + 1], level, state.context.rows)
         embeds: list[torch.Tensor] = []
         if self.spec.fusion != "none":
             ids = torch.tensor(path, device=features.device)
             embeds = list(self.shared.embed(ids)[:, None, None])
         mixed = self.features(features[None], level, embeds=embeds)
-        return self.logits(mixed[0], level)
+        return self.logits(mixed[0], level, state.context.rows)

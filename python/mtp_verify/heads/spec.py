@@ -224,6 +224,8 @@ class HeadSpec:
         output_head: the target's ("shared") or "own".
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
+        context_tokens: besides the draft vocabulary, the head drafts tokens outside of it that the
+            sequence has shown: names and rare words come back. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
         pair_position: a pair stands at the position of its "hidden" state or of its "token". The
             rotary embedding sees differences alone, so this changes rounding, nothing else.
@@ -253,6 +255,7 @@ class HeadSpec:
     output_head: str = "shared"
     own_embedding: bool = False
     draft_vocab_size: int | None = None
+    context_tokens: bool = False
     zero_first: bool = False
     pair_position: str = "hidden"
     disputed: tuple[str, ...] = ()
@@ -277,6 +280,8 @@ class HeadSpec:
         for spec_field in dataclasses.fields(self):
             if spec_field.type == "bool" and type(getattr(self, spec_field.name)) is not bool:
                 _refuse(spec_field.name, getattr(self, spec_field.name), "true or false")
+        if self.context_tokens and (self.draft_vocab_size is None or self.output_head == "own"):
+            _refuse("context_tokens", "set", "a draft vocabulary and a shared output head with it")
 
     def replace(self, **changes: Any) -> HeadSpec:
         """A copy with other fields."""

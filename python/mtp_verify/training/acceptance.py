@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtp_verify.training.batches import collate
-from mtp_verify.training.rollout import roll_out
+from mtp_verify.training.rollout import level_logits, roll_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,11 +63,14 @@ def measure_acceptance(
     reached, accepted = [0] * depth, [0] * depth
     for start in range(0, len(texts), _TOGETHER):
         group = texts[start : start + _TOGETHER]
-        batch = collate(group, places)
+        batch = collate(group, places, with_context=head.spec.context_tokens)
+        every = torch.ones_like(batch.tokens, dtype=torch.bool)
         with torch.no_grad():
             hits = torch.stack(
                 [
-                    head.logits(features, level).argmax(-1)
+                    level_logits(head, batch, features[every], level, every)
+                    .argmax(-1)
+                    .view_as(batch.tokens)
                     == batch.shifted(batch.targets, level + 1)
                     for level, features in enumerate(roll_out(head, batch, depth))
                 ],

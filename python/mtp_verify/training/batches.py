@@ -29,10 +29,14 @@ class Batch:
     Attributes:
         hidden: per hidden layer (B, n, d).
         tokens: (B, n) int64, the token after each row; 0 where filled up.
-        top_ids: (B, n, C) int64 places in the draft vocabulary, -1 outside of it.
+        top_ids: (B, n, C) int64 places among what the head can draft, -1 outside of it.
         top_probs: (B, n, C) float32; zeros where filled up and within prompts.
-        targets: (B, n) int64, `tokens` as places in the draft vocabulary, or -1.
+        targets: (B, n) int64, `tokens` as such places, or -1.
         lengths: (B,) rows of each sequence.
+        extra: (E,) int64, tokens of the batch outside the draft vocabulary whose places follow it;
+            none unless the head drafts tokens of its context.
+        known: (B, n, E) whether a sequence has shown them up to a row's token.
+        vocab_size: of the draft vocabulary.
     """
 
     hidden: tuple[torch.Tensor, ...]
@@ -41,6 +45,22 @@ class Batch:
     top_probs: torch.Tensor
     targets: torch.Tensor
     lengths: torch.Tensor
+    extra: torch.Tensor
+    known: torch.Tensor
+    vocab_size: int
+
+    def reachable(self, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Places (R, C) of some rows, -1 where a row's sequence has not shown the token yet.
+
+        Args:
+            places: of those rows.
+            rows: (B, n), which.
+        """
+        if not self.extra.numel():
+            return places
+        late = places - self.vocab_size
+        is_known = self.known[rows].gather(1, late.clamp(min=0))
+        return places.masked_fill((late >= 0) & ~is_known, -1)
 
     def shifted(self, rows: torch.Tensor, by: int) -> torch.Tensor:
         """(B, n, ...) moved `by` rows to the left; zeros come in."""
@@ -57,6 +77,9 @@ class Batch:
             self.top_probs[rank::world],
             self.targets[rank::world],
             self.lengths[rank::world],
+            self.extra,
+            self.known[rank::world],
+            self.vocab_size,
         )
 
 
@@ -93,12 +116,13 @@ def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> 
     return batches
 
 
-def collate(texts: Sequence[Text], places: torch.Tensor) -> Batch:
+def collate(texts: Sequence[Text], places: torch.Tensor, *, with_context: bool = False) -> Batch:
     """Put sequences side by side.
 
     Args:
         texts: of any lengths.
         places: (V,) int64, the place of each token in the draft vocabulary, or -1.
+        with_context: the head drafts tokens of its context too.
     """
     count = max(len(text) for text in texts)
 
@@ -109,6 +133,13 @@ def collate(texts: Sequence[Text], places: torch.Tensor) -> Batch:
         return whole
 
     tokens = stack([text.tokens for text in texts])
+    vocab_size = int(places.max()) + 1
+    extra = tokens.new_empty(0)
+    if with_context:
+        met = torch.unique(torch.cat([text.tokens for text in texts]))
+        extra = met[places[met] < 0]
+        places = places.clone()
+        places[extra] = torch.arange(vocab_size, vocab_size + extra.numel())
     return Batch(
         hidden=tuple(stack(layer) for layer in zip(*(t.hidden for t in texts), strict=True)),
         tokens=tokens,
@@ -116,4 +147,7 @@ def collate(texts: Sequence[Text], places: torch.Tensor) -> Batch:
         top_probs=stack([text.top_probs for text in texts]),
         targets=places[tokens],
         lengths=torch.tensor([len(text) for text in texts]),
+        extra=extra,
+        known=(tokens[..., None] == extra).cumsum(1) > 0,
+        vocab_size=vocab_size,
     )

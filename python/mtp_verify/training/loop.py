@@ -20,7 +20,7 @@ from torch import distributed, nn
 
 from mtp_verify.errors import NumericsError, ParamsError
 from mtp_verify.heads import save
-from mtp_verify.training.acceptance import measure_acceptance
+from mtp_verify.training.acceptance import Acceptance, measure_acceptance
 from mtp_verify.training.batches import Batch, collate, plan_epoch
 from mtp_verify.training.losses import (
     LOSSES,
@@ -28,7 +28,8 @@ from mtp_verify.training.losses import (
     cross_entropy,
     feature_regression,
 )
-from mtp_verify.training.rollout import roll_out
+from mtp_verify.training.muon import Muon
+from mtp_verify.training.rollout import level_logits, roll_out
 from mtp_verify.training.start import check_features, places_of
 from mtp_verify.training.states import load_state, save_state
 
@@ -105,9 +106,7 @@ class Trainer:
         matrices = [p for p in head.parameters() if p.dim() == 2]
         vectors = [p for p in head.parameters() if p.dim() != 2]
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "matrices": torch.optim.Muon(
-                matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, ns_steps=4
-            ),
+            "matrices": Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay),
         }
         if vectors:
             self._optimizers["vectors"] = torch.optim.AdamW(
@@ -173,7 +172,7 @@ class Trainer:
                 tau = f", tau {self.curve[-1]['tau']:.2f}" if self.curve else ""
                 tell(f"step {self.step} of {self.steps}, loss {loss:.3f}{tau}, {left:.0f} min left")
             if self.step % self.recipe.evaluate_every == 0 or self.step == self.steps:
-                self._measure(loss)
+                self._keep_if_best(loss)
             if self.step % self._save_every == 0 or self.is_finished:
                 self._save()
         return self.best
@@ -188,7 +187,11 @@ class Trainer:
             NumericsError: it is not a number; nothing was changed.
         """
         recipe, indices = self.recipe, self._indices(self.step)
-        batch = collate([self._shards[index] for index in indices], self._places)
+        batch = collate(
+            [self._shards[index] for index in indices],
+            self._places,
+            with_context=self.head.spec.context_tokens,
+        )
         count = max(int((batch.top_probs.sum(-1) > 0).sum()), 1)
         hidden = self._with_noise(batch)
         mine = batch.part(self._rank, self._world)
@@ -227,11 +230,12 @@ class Trainer:
             probs = batch.shifted(batch.top_probs, level + 1)
             used = probs.sum(-1) > 0
             picked = features[used]
-            logits = self.head.logits(picked, level)
+            logits = level_logits(self.head, batch, picked, level, used)
             if recipe.loss == "cross-entropy":
-                rows = cross_entropy(logits, batch.shifted(batch.targets, level + 1)[used])
+                targets = batch.shifted(batch.targets, level + 1)[used]
+                rows = cross_entropy(logits, batch.reachable(targets[:, None], used)[:, 0])
             else:
-                ids = batch.shifted(batch.top_ids, level + 1)[used]
+                ids = batch.reachable(batch.shifted(batch.top_ids, level + 1)[used], used)
                 rows = LOSSES[recipe.loss](logits, ids, probs[used])
             if recipe.feature_weight or self._judge is not None:
                 true = batch.shifted(batch.hidden[0], level + 1)[used].float()
@@ -297,9 +301,13 @@ class Trainer:
             epoch += 1
         return self._plan(epoch)[step]
 
-    def _measure(self, loss: float) -> None:
+    def measure(self) -> Acceptance:
+        """Acceptance on the held-out text."""
         with self._products():
-            found = measure_acceptance(self.head, self._texts, self._places, _CHAIN)
+            return measure_acceptance(self.head, self._texts, self._places, _CHAIN)
+
+    def _keep_if_best(self, loss: float) -> None:
+        found = self.measure()
         point = {
             "step": self.step,
             "loss": loss,

@@ -24,6 +24,7 @@ class Recipe:
         num_modules: levels with weights of their own (all levels of a parallel head).
         num_layers: blocks of each.
         draft_vocab_size: tokens that the head drafts, the most frequent of the text.
+        context_tokens: the head drafts the other tokens of a sequence too, once it has shown them.
         loss: of the levels, one of `mtp_verify.training.losses.LOSSES`, or "cross-entropy".
         depth: levels of the roll-out.
         decay: weight of level k is decay ** k.
@@ -39,7 +40,7 @@ class Recipe:
         cool_down: share of the steps, at the end, in which they fall to 0.
         evaluate_every: steps between two measurements of acceptance.
         patience: measurements without a better one that end the run.
-        dtype: of products, "bfloat16" or "float32".
+        dtype: of products, "float32", or "bfloat16" where the machine multiplies it faster.
         seed: of everything that is random.
     """
 
@@ -47,6 +48,7 @@ class Recipe:
     num_modules: int = 1
     num_layers: int = 1
     draft_vocab_size: int = 8192
+    context_tokens: bool = True
     loss: str = "distillation"
     depth: int = 3
     decay: float = 0.8
@@ -60,9 +62,9 @@ class Recipe:
     weight_decay: float = 0.1
     warm_up: float = 0.05
     cool_down: float = 0.7
-    evaluate_every: int = 100
+    evaluate_every: int = 200
     patience: int = 8
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:

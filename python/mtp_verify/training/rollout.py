@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads.parallel import ParallelHead
     from mtp_verify.training.batches import Batch
 
-__all__ = ["roll_out"]
+__all__ = ["level_logits", "roll_out"]
 
 
 def roll_out(
@@ -48,6 +48,25 @@ def roll_out(
     if isinstance(head, CausalHead):
         return _causal(head, batch, depth, states)
     return _parallel(cast("ParallelHead", head), batch, depth, states)
+
+
+def level_logits(
+    head: Head, batch: Batch, features: torch.Tensor, level: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """Logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown yet.
+
+    Args:
+        head: attached to its target.
+        batch: that the rows come from.
+        features: (R, d), what `roll_out` gave for them.
+        level: of the roll-out.
+        rows: (B, n), which rows of the batch they are.
+    """
+    if not batch.extra.numel():
+        return head.logits(features, level)
+    logits = head.logits(features, level, head.output_rows(batch.extra))
+    logits[:, batch.vocab_size :].masked_fill_(~batch.known[rows], -torch.inf)
+    return logits
 
 
 def _causal(

@@ -35,7 +35,7 @@ __all__ = ["Budget", "train"]
 
 _TEMPERATURES = (0.0, 0.8, 0.0, 1.0)  # what drafts are asked for: greedy text, and sampled
 _HELD_OUT_SEED = 1 << 20
-_PROBES = 2  # timed steps of each kind, from which the number of steps is laid out
+_PROBES = 5  # timed steps of each kind, from which the number of steps is laid out
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Budget:
     epochs: float = 10.0
     text_share: float = 0.35
     answer: int = 220
-    together: int = 32
+    together: int = 96
     held_out: int = 32
 
 
@@ -157,7 +157,7 @@ def train(
 
 
 def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer]) -> float:
-    """Seconds of a mean step, from a few steps of both stages on a copy."""
+    """Seconds of a mean step, measurements included, from a few steps of both stages on a copy."""
 
     def seconds(share: float) -> float:
         copied = copy.deepcopy(head)
@@ -167,15 +167,17 @@ def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer])
         probe = make(copied)
         probe.recipe = recipe.replace(plain_share=share)
         probe.steps = 1 << 30
-        best = float("inf")
-        for _ in range(_PROBES + 1):
-            start = time.monotonic()
+        probe.take_step()  # the first one warms up
+        start = time.monotonic()
+        for _ in range(_PROBES):
             probe.take_step()
-            best = min(best, time.monotonic() - start)
-        return best
+        return (time.monotonic() - start) / _PROBES
 
     share = recipe.plain_share
-    return share * seconds(1.0) + (1 - share) * seconds(0.0)
+    step = share * seconds(1.0) + (1 - share) * seconds(0.0)
+    start = time.monotonic()
+    make(head).measure()
+    return step + (time.monotonic() - start) / recipe.evaluate_every
 
 
 def _read_plan(folder: Path, recipe: Recipe) -> dict[str, Any]:

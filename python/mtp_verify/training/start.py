@@ -49,6 +49,7 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
         output_head="shared",
         own_embedding=False,
         draft_vocab_size=None if size == sizes.vocab_size else size,
+        context_tokens=recipe.context_tokens and size < sizes.vocab_size,
     )
 
 

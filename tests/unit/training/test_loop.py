@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_head(
     trainer = _trainer(stand, recipe, tmp_path)
     while trainer.step < 8:
         loss = trainer.take_step()
-    trainer._measure(loss)
+    trainer._keep_if_best(loss)
     before = [w.clone() for w in _weights(trainer)]
     shards = trainer._shards
 

@@ -1,0 +1,136 @@
+"""Several drafters as one: copying where the text repeats itself, a model or a head elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify import Draft, TokenTree, _core
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify import Verdict
+    from mtp_verify.drafters.base import Drafter, Request
+
+__all__ = ["Combined"]
+
+_MODES = ("first", "merge")
+
+
+class Combined:
+    """Asks several drafters.
+
+    With mode "first", each step takes the draft of the first drafter that has one, with its law:
+    put the one that is right when it speaks (`Suffix`) before the one that always speaks (`Heads`).
+    With mode "merge", the drafts of all become one tree: nodes of the first, then what each further
+    one adds; all must be deterministic. On a CPU, where a forward's time grows with its width,
+    "first" is the faster one.
+
+    Args:
+        drafters: in the order of their precedence, two or more; at most one may read hidden states.
+        mode: "first" or "merge".
+        max_nodes: most drafted nodes of a merged tree; None is no limit.
+
+    Raises:
+        ParamsError: settings that cannot be right.
+
+    Example:
+        >>> from mtp_verify.drafters import Combined, NGram, Request, Suffix
+        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 6], prompt_len=5)
+        >>> drafter = Combined([Suffix(), NGram(num_tokens=2)])
+        >>> drafter.start(request)
+        >>> drafter.propose([request], [8])[0].tokens.tolist()  # Suffix wants a match of two tokens
+        [6, 7, 8]
+    """
+
+    def __init__(
+        self, drafters: Sequence[Drafter], mode: str = "first", *, max_nodes: int | None = None
+    ) -> None:
+        if len(drafters) < 2:
+            msg = f"drafters: found {len(drafters)}, wanted two or more"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        if mode not in _MODES:
+            msg = f"mode is {mode!r}; wanted one of: {', '.join(_MODES)}"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        if max_nodes is not None and (mode != "merge" or max_nodes < 1):
+            msg = f"max_nodes is {max_nodes}; it is an int >= 1, and goes with mode 'merge'"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        readers = [drafter for drafter in drafters if getattr(drafter, "hidden_layers", ())]
+        if len(readers) > 1:
+            msg = "at most one of the drafters may read the target's hidden states"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        self.drafters = tuple(drafters)
+        self.mode = mode
+        self.max_nodes = max_nodes
+        self.hidden_layers: tuple[int, ...] = readers[0].hidden_layers if readers else ()  # type: ignore[attr-defined]
+        self.makes_trees = mode == "merge" or any(
+            getattr(drafter, "makes_trees", False) for drafter in drafters
+        )
+        self.is_pure = all(getattr(drafter, "is_pure", False) for drafter in drafters)
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Let each drafter that knows a vocabulary refuse the target's.
+
+        Raises:
+            UnsupportedModelError: as the drafter says.
+        """
+        for drafter in self.drafters:
+            check = getattr(drafter, "check_vocabulary", None)
+            if check is not None:
+                check(vocab_size)
+
+    def start(self, request: Request) -> None:
+        """Begin a request with every drafter."""
+        for drafter in self.drafters:
+            drafter.start(request)
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+        """Return one draft per request.
+
+        Raises:
+            DraftError: a draft that is to be merged is not deterministic.
+        """
+        found: list[list[Draft]] = [[] for _ in requests]
+        open_budgets = list(budgets)
+        for drafter in self.drafters:
+            # All drafters see all requests, so that `commit` finds them in one order; a budget of 0
+            # asks for nothing.
+            for index, draft in enumerate(drafter.propose(requests, open_budgets)):
+                if draft.tree.num_nodes > 1:
+                    found[index].append(draft)
+                    if self.mode == "first":
+                        open_budgets[index] = 0
+        return [
+            self._join(drafts, request, budget)
+            for drafts, request, budget in zip(found, requests, budgets, strict=True)
+        ]
+
+    def observe(
+        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
+    ) -> None:
+        """Hand the target's rows to the drafters that learn from them."""
+        for drafter in self.drafters:
+            observe = getattr(drafter, "observe", None)
+            if observe is not None:
+                observe(requests, drafts, logits)
+
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
+        """Tell every drafter what was emitted."""
+        for drafter in self.drafters:
+            drafter.commit(verdicts, hidden)
+
+    def release(self, request: Request) -> None:
+        """Let every drafter forget a request."""
+        for drafter in self.drafters:
+            drafter.release(request)
+
+    def _join(self, drafts: list[Draft], request: Request, budget: int) -> Draft:
+        if not drafts:
+            return Draft(TokenTree([-1]), [request.tokens[-1]])
+        if len(drafts) == 1:
+            return drafts[0]
+        most = sum(draft.tree.num_nodes for draft in drafts)
+        limit = min(budget, most if self.max_nodes is None else self.max_nodes)
+        parents, tokens = _core.merge(drafts, limit)
+        return Draft(TokenTree(parents), tokens, law="deterministic")

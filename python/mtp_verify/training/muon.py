@@ -1,0 +1,85 @@
+"""Muon in float32.
+
+torch's own rounds to bfloat16 on the way. On a CPU without bfloat16 units that takes twice the time
+of float32, and it makes a run depend on the order of sums: two processes drift away from one.
+
+References:
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; momentum, decay
+    and scale as in `torch.optim.Muon`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Muon"]
+
+# Of the polynomial whose iteration drives every singular value towards 1.
+_FIRST, _THIRD, _FIFTH = 3.4445, -4.7750, 2.0315
+_EPS = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along the momentum's nearest orthogonal matrix.
+
+    Args:
+        matrices: parameters of two dimensions.
+        lr: length of a step; a matrix that is taller than wide gets more.
+        weight_decay: share of a weight, times `lr`, that a step takes away.
+        momentum: of the gradients' mean.
+        num_iterations: of Newton and Schulz.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[torch.nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        num_iterations: int = 4,
+    ) -> None:
+        super().__init__(
+            matrices,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "num_iterations": num_iterations,
+            },
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        del closure
+        for group in self.param_groups:
+            momentum, rate = group["momentum"], group["lr"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["mean"] = torch.zeros_like(matrix.grad)
+                mean = state["mean"].lerp_(matrix.grad, 1 - momentum)
+                ahead = matrix.grad.lerp(mean, momentum)
+                rows, columns = matrix.shape
+                scale = max(1.0, rows / columns) ** 0.5
+                matrix.mul_(1 - rate * group["weight_decay"])
+                matrix.sub_(_orthogonal(ahead, group["num_iterations"]), alpha=rate * scale)
+
+
+def _orthogonal(matrix: torch.Tensor, num_iterations: int) -> torch.Tensor:
+    """A matrix of the same singular vectors whose singular values are near 1."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=_EPS)
+    for _ in range(num_iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_THIRD, alpha=_FIFTH), x, beta=_FIRST)
+    return x.T if is_tall else x
