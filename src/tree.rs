@@ -83,6 +83,11 @@ impl TokenTree {
         self.parents.len()
     }
 
+    /// The parent of each node; the root's place holds 0.
+    pub fn parents(&self) -> &[u32] {
+        &self.parents
+    }
+
     /// The parent of a node, `None` for the root.
     pub fn parent(&self, node: usize) -> Option<usize> {
         (node > 0).then(|| self.parents[node] as usize)
@@ -156,24 +161,33 @@ impl TokenTree {
         next
     }
 
-    /// Checks that `path` leads from below the root downwards, node by node.
+    /// See [`check_path`].
     ///
     /// # Errors
-    /// [`Error::NotAPath`] names the first place that does not.
+    /// Those of [`check_path`].
     pub fn check_path(&self, path: &[i64]) -> Result<()> {
-        let mut above = 0_usize;
-        for (index, &node) in path.iter().enumerate() {
-            let fail = |reason| Err(Error::NotAPath { index, node, reason });
-            let Some(current) = usize::try_from(node).ok().filter(|&n| n < self.num_nodes()) else {
-                return fail("no such node in the tree");
-            };
-            if self.parent(current) != Some(above) {
-                return fail("its parent is not the node before it (the root before the first)");
-            }
-            above = current;
-        }
-        Ok(())
+        check_path(&self.parents, path)
     }
+}
+
+/// Checks that `path` leads from below the root downwards, node by node, in the tree of `parents` (see
+/// [`TokenTree::parents`]).
+///
+/// # Errors
+/// [`Error::NotAPath`] names the first place that does not.
+pub fn check_path(parents: &[u32], path: &[i64]) -> Result<()> {
+    let mut above = 0_usize;
+    for (index, &node) in path.iter().enumerate() {
+        let fail = |reason| Err(Error::NotAPath { index, node, reason });
+        let Some(current) = usize::try_from(node).ok().filter(|&n| n < parents.len()) else {
+            return fail("no such node in the tree");
+        };
+        if current == 0 || parents[current] as usize != above {
+            return fail("its parent is not the node before it (the root before the first)");
+        }
+        above = current;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

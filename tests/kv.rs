@@ -351,7 +351,8 @@ impl Driver {
         if legal {
             self.forward(seq, &tree, tokens);
         }
-        let outcome = self.table.commit(Commit { seq, tree: &tree, path: &path, tokens });
+        let outcome =
+            self.table.commit(Commit { seq, parents: tree.parents(), path: &path, tokens });
         assert_eq!(outcome.is_ok(), legal);
         self.applied(seq, &path, outcome?);
         Ok(())
@@ -380,15 +381,17 @@ impl Driver {
             .iter()
             .map(|(seq, (tree, path, tokens))| Commit {
                 seq: *seq,
-                tree,
+                parents: tree.parents(),
                 path,
                 tokens: Some(tokens),
             })
             .collect();
         let outcome = self.table.commit_batch(&commits);
         assert_eq!(outcome.is_ok(), legal);
-        for ((seq, (_, path, _)), plan) in drawn.iter().zip(outcome?) {
-            self.applied(*seq, path, plan);
+        let plans = outcome?;
+        assert_eq!((plans.len(), plans.get(plans.len())), (drawn.len(), None));
+        for (index, (seq, (_, path, _))) in drawn.iter().enumerate() {
+            self.applied(*seq, path, plans.get(index).unwrap());
         }
         Ok(())
     }

@@ -171,7 +171,11 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=7, help="of the sampled comparison")
     parser.add_argument(
-        "--drafter", choices=("suffix", "ngram"), default="suffix", help="(default: suffix)"
+        "--drafter",
+        choices=("head", "suffix", "ngram"),
+        default=None,
+        help="head: suffix drafting, and a trained head where nothing repeats (default: head if "
+        "the model has one, else suffix)",
     )
 
 
@@ -192,7 +196,9 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule", choices=names, default="auto", metavar="RULE", help=f"one of: {', '.join(names)}"
     )
-    parser.add_argument("--drafter", choices=("suffix", "ngram", "none"), default="suffix")
+    parser.add_argument(
+        "--drafter", choices=("head", "suffix", "ngram", "none"), default=None, help="as in demo"
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
 
 

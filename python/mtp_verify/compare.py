@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
 
-__all__ = ["Identity", "Race", "identical", "race"]
+__all__ = ["Identity", "Race", "identical", "library_generate", "race"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ def race(
     winner = None
     for turn in range(max(repeats, 1)):
         start = perf_counter()
-        count = _generate(model, input_ids, params, max_new_tokens, seed)
-        best["transformers"] = max(best["transformers"], count / (perf_counter() - start))
+        made = library_generate(model, input_ids, params, max_new_tokens, seed)
+        speed = (made.shape[1] - input_ids.shape[1]) / (perf_counter() - start)
+        best["transformers"] = max(best["transformers"], speed)
         plain = decoder.generate(
             input_ids, max_new_tokens=max_new_tokens, seed=seed, speculate=False
         )
@@ -193,11 +194,28 @@ def identical(
     )
 
 
-def _generate(
-    model: Any, input_ids: torch.Tensor, params: SamplingParams, max_new_tokens: int, seed: int
-) -> int:
-    """Run transformers' own loop with the same settings; return how many tokens it emitted."""
-    options: dict[str, Any] = {"do_sample": not params.is_greedy}
+def library_generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    params: SamplingParams,
+    max_new_tokens: int,
+    seed: int,
+    **options: Any,
+) -> torch.Tensor:
+    """Run transformers' own loop with the same settings.
+
+    Args:
+        model: a transformers causal language model.
+        input_ids: (1, T) int64.
+        params: how to sample.
+        max_new_tokens: an EOS token may end it earlier.
+        seed: of torch's generator, set for the run only.
+        options: further ones of `generate`.
+
+    Returns:
+        (1, T + n) int64, prompt and new tokens.
+    """
+    options["do_sample"] = not params.is_greedy
     if not params.is_greedy:
         options |= {
             "temperature": params.temperature,
@@ -207,10 +225,10 @@ def _generate(
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        output = model.generate(
+        output: torch.Tensor = model.generate(
             input_ids.to(model.device),
             attention_mask=torch.ones_like(input_ids, device=model.device),
             max_new_tokens=max_new_tokens,
             **options,
         )
-    return int(output.shape[1] - input_ids.shape[1])
+    return output

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     import torch
 
     from mtp_verify.compare import Identity, Race
+    from mtp_verify.drafters import Drafter
     from mtp_verify.threads import ThreadReport
 
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
 # Matches of one token only cost time on free text; `Suffix` leaves them out by itself.
-_DRAFTERS: dict[str, dict[str, int]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "suffix": {"num_tokens": 16},
     "ngram": {"num_tokens": 8, "min_ngram": 2},
+    # Where `suffix` has no match. A doubtful token is seldom right and makes the forward wider.
+    "head": {"num_tokens": 6, "min_top": 0.15},
 }
 _GREEDY = mv.SamplingParams(temperature=0.0)
 _SAMPLED = mv.SamplingParams(temperature=0.8, top_p=0.95)
@@ -128,7 +131,7 @@ def run(
     max_new_tokens: int | None = None,
     repeats: int = 2,
     seed: int = 7,
-    drafter: str = "suffix",
+    drafter: str | None = None,
 ) -> Report:
     """Generate, measure and compare on each of `PROMPTS`.
 
@@ -137,7 +140,8 @@ def run(
         max_new_tokens: Per prompt; by default 128, with `tiny` 24.
         repeats: Timed runs of each way, interleaved; the fastest counts.
         seed: Of the sampled comparison.
-        drafter: "suffix" or "ngram".
+        drafter: "head" (suffix drafting, and a trained head where nothing repeats), "suffix" or
+            "ngram"; None is "head" if the model has one.
 
     Returns:
         A report that is not `ok` if any speculative output differs from the plain one in float32.
@@ -145,7 +149,7 @@ def run(
     Raises:
         ImportError: torch, transformers or the packaged model is missing; says what to install.
     """
-    from mtp_verify import threads
+    from mtp_verify import packing, threads
     from mtp_verify.compare import identical, race
 
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
@@ -153,21 +157,24 @@ def run(
     progress = Progress(3 + 4 * len(PROMPTS))
     progress.step("loading the model")
     model = subject.load("bfloat16")
+    packing.prepack(model)
     progress.step("choosing the number of threads")
     policy = threads.use_best(model)
+    drafter = drafter or _default(subject)
+    draft = _make_drafter(drafter, subject, model)
 
     inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
     races = []
     for prompt, ids in zip(PROMPTS, inputs, strict=True):
         progress.step(f"generating: {prompt.kind}")
         progress.clear()
-        _show(prompt, subject, model, ids, drafter, length)
+        _show(prompt, subject, model, ids, draft, length)
         progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
         races.append(
             race(
                 model,
                 ids,
-                _drafter(drafter),
+                draft,
                 max_new_tokens=length,
                 params=_GREEDY,
                 repeats=repeats,
@@ -176,6 +183,7 @@ def run(
 
     progress.step("loading the model in float32")
     model = subject.load("float32")
+    draft = _make_drafter(drafter, subject, model)
     found = []
     for prompt, ids, raced in zip(PROMPTS, inputs, races, strict=True):
         identity = {}
@@ -184,7 +192,7 @@ def run(
             identity[name] = identical(
                 model,
                 ids,
-                _drafter(drafter),
+                draft,
                 max_new_tokens=length,
                 params=params,
                 rule=rule,
@@ -205,7 +213,7 @@ def generate(
     max_new_tokens: int = 256,
     seed: int | None = None,
     rule: str = "auto",
-    drafter: str = "suffix",
+    drafter: str | None = None,
     raw: bool = False,
 ) -> Report:
     """Answer `prompt`, printing the text as it comes.
@@ -219,7 +227,7 @@ def generate(
         max_new_tokens: At most.
         seed: Of all choices; `None` draws one, which the report names.
         rule: As in `mtp_verify.verify`.
-        drafter: "suffix", "ngram" or "none".
+        drafter: as in `run`, or "none".
         raw: Do not use the chat template.
 
     Returns:
@@ -227,14 +235,17 @@ def generate(
     """
     import secrets
 
-    from mtp_verify import threads
+    from mtp_verify import packing, threads
 
     subject = subject_for(folder=folder, tiny=tiny)
     model = subject.load(dtype)
+    packing.prepack(model)
     threads.use_best(model)
     chosen = secrets.randbits(32) if seed is None else seed
-    speculate = drafter != "none"
-    decoder = mv.Decoder(model, _drafter(drafter if speculate else "suffix"), params, rule=rule)
+    draft = None
+    if drafter != "none":
+        draft = _make_drafter(drafter or _default(subject), subject, model)
+    decoder = mv.Decoder(model, draft, params, rule=rule)
     ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
     printer = TokenPrinter(subject.decode)
     start = time.perf_counter()
@@ -243,7 +254,6 @@ def generate(
         max_new_tokens=max_new_tokens,
         seed=chosen,
         streamer=printer,
-        speculate=speculate,
     )
     seconds = time.perf_counter() - start
     tokens = _tokens(made)
@@ -264,13 +274,13 @@ def generate(
 
 
 def _show(
-    prompt: Prompt, subject: Subject, model: Any, ids: torch.Tensor, drafter: str, length: int
+    prompt: Prompt, subject: Subject, model: Any, ids: torch.Tensor, draft: Drafter, length: int
 ) -> None:
     """Print one speculative answer as it comes; this also warms what is timed later."""
     out = sys.stdout
     note = " (green: accepted draft tokens)" if has_colour(out) else ""
     out.write(f"== {prompt.kind}{note}\n")
-    mv.Decoder(model, _drafter(drafter), _GREEDY).generate(
+    mv.Decoder(model, draft, _GREEDY).generate(
         ids, max_new_tokens=length, seed=0, streamer=TokenPrinter(subject.decode)
     )
     out.write("\n")
@@ -314,7 +324,7 @@ def _report(
     data = {
         "model": subject.name,
         "drafter": drafter,
-        "drafter_settings": _DRAFTERS[drafter],
+        "drafter_settings": _SETTINGS[drafter],
         "seed": seed,
         "threads": policy.best,
         "thread_milliseconds": policy.milliseconds,
@@ -339,9 +349,22 @@ def _identity(same: Identity) -> str:
     return "identical" if same.is_identical else f"DIFFERS at {same.first_difference}"
 
 
-def _drafter(name: str) -> Any:
-    kind = mv.drafters.Suffix if name == "suffix" else mv.drafters.NGram
-    return kind(**_DRAFTERS[name])
+def _default(subject: Subject) -> str:
+    return "suffix" if subject.load_head is None else "head"
+
+
+def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
+    """A drafter by its name, for one load of the subject's model."""
+    if name == "ngram":
+        return mv.drafters.NGram(**_SETTINGS[name])
+    suffix = mv.drafters.Suffix(**_SETTINGS["suffix"])
+    if name == "suffix":
+        return suffix
+    if subject.load_head is None:
+        msg = f"there is no trained head for {subject.name}; choose another drafter"
+        raise mv.ParamsError(msg, slug="bad_options")
+    head = mv.drafters.Heads(subject.load_head(model), **_SETTINGS["head"])
+    return mv.drafters.Combined([suffix, head])
 
 
 def _tensor(ids: Sequence[int]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ class Subject:
         encode: From a user's message to the prompt's ids, chat template included.
         encode_raw: From a text to its ids.
         decode: From ids to text, special tokens left out.
+        load_head: From a loaded model to the draft head that this package brings along for it, or
+            None.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Subject:
     encode: Callable[[str], list[int]]
     encode_raw: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
+    load_head: Callable[[Any], Any] | None = None
 
 
 def subject_for(*, folder: str | None = None, tiny: bool = False) -> Subject:
@@ -47,7 +50,10 @@ def _smollm2() -> Subject:
     from mtp_verify.integrations import smollm2
 
     _, tokenizer = smollm2.load("bfloat16")
-    return _with_tokenizer("SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer)
+    subject = _with_tokenizer(
+        "SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer
+    )
+    return replace(subject, load_head=smollm2.load_head)
 
 
 def _checkpoint(folder: Path) -> Subject:

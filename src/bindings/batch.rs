@@ -7,7 +7,7 @@ use pyo3::PyClass;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::batch::{self, Addresses, Batch, Each, Logits};
+use crate::batch::{self, Addresses, Batch, Each, Logits, Offsets};
 use crate::error::Result;
 use crate::pool;
 use crate::rows::RawRows;
@@ -129,6 +129,25 @@ impl<'py> Drafts<'py> {
         }
     }
 
+    /// The number of drafts.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Packed(batch) => batch.get().len(),
+            Self::List(drafts) => drafts.len(),
+        }
+    }
+
+    /// The parent and the token of each node of a sequence's draft.
+    pub(super) fn nodes(&self, sequence: usize) -> (&[u32], &[i64]) {
+        match self {
+            Self::Packed(batch) => batch.get().nodes(sequence),
+            Self::List(drafts) => {
+                let draft = &drafts[sequence].get().core;
+                (draft.tree().parents(), draft.tokens())
+            }
+        }
+    }
+
     fn drafters(&self) -> PyResult<Vec<DrafterRows<'_>>> {
         match self {
             Self::Packed(batch) => batch.get().drafters(),
@@ -150,8 +169,8 @@ impl<'py> Drafts<'py> {
 pub(super) enum Verdicts<'py> {
     /// In packed arrays.
     Packed(Bound<'py, VerdictBatch>),
-    /// One by one: their paths.
-    List(Vec<Vec<i64>>),
+    /// One by one: their paths in one array, and where each begins.
+    List(Vec<i64>, Offsets),
 }
 
 impl<'py> Verdicts<'py> {
@@ -161,17 +180,23 @@ impl<'py> Verdicts<'py> {
             return Ok(Self::Packed(batch.clone()));
         }
         let verdicts = items::<Verdict>(given)?;
-        Ok(Self::List(verdicts.iter().map(|verdict| verdict.get().nodes()).collect()))
+        let offsets = Offsets::of(verdicts.iter().map(|verdict| verdict.get().num_accepted()));
+        Ok(Self::List(verdicts.iter().flat_map(|verdict| verdict.get().nodes()).collect(), offsets))
     }
 
-    /// The accepted nodes of each sequence.
-    pub(super) fn paths(&self) -> Vec<&[i64]> {
+    /// The number of verdicts.
+    pub(super) fn len(&self) -> usize {
         match self {
-            Self::Packed(batch) => {
-                let batch = &batch.get().0;
-                (0..batch.len()).map(|sequence| batch.path_of(sequence)).collect()
-            }
-            Self::List(paths) => paths.iter().map(Vec::as_slice).collect(),
+            Self::Packed(batch) => batch.get().0.len(),
+            Self::List(_, offsets) => offsets.len(),
+        }
+    }
+
+    /// The accepted nodes of a sequence.
+    pub(super) fn path(&self, sequence: usize) -> &[i64] {
+        match self {
+            Self::Packed(batch) => batch.get().0.path_of(sequence),
+            Self::List(nodes, offsets) => &nodes[offsets.part(sequence)],
         }
     }
 }

@@ -48,6 +48,9 @@ pub(super) struct DraftBatch {
     law: Law,
     offsets: Offsets,
     drafts: Vec<law::Draft>,
+    /// Of all drafts, one after the other, so that a commit reads three arrays and not all drafts.
+    parents: Vec<u32>,
+    tokens: Vec<i64>,
     rows: Arc<GivenRows>,
     index: Vec<i64>,
 }
@@ -65,12 +68,25 @@ impl DraftBatch {
             let checked = rows.check(draft, &index[offsets.part(sequence)]);
             checked.map_err(|error| in_sequence(error, sequence))?;
         }
-        Ok(Self { law, offsets, drafts, rows: Arc::new(rows), index })
+        let parents = drafts.iter().flat_map(|draft| draft.tree().parents()).copied().collect();
+        let tokens = drafts.iter().flat_map(law::Draft::tokens).copied().collect();
+        Ok(Self { law, offsets, drafts, parents, tokens, rows: Arc::new(rows), index })
     }
 
     /// The drafts as the core takes them.
     pub(super) fn cores(&self) -> impl Iterator<Item = &law::Draft> {
         self.drafts.iter()
+    }
+
+    /// The number of drafts.
+    pub(super) fn len(&self) -> usize {
+        self.drafts.len()
+    }
+
+    /// The parent and the token of each node of a draft.
+    pub(super) fn nodes(&self, sequence: usize) -> (&[u32], &[i64]) {
+        let part = self.offsets.part(sequence);
+        (&self.parents[part.clone()], &self.tokens[part])
     }
 
     /// The drafter's rows of each draft, borrowed.
@@ -183,7 +199,7 @@ impl DraftBatch {
 
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.drafts.iter().flat_map(|draft| draft.tokens().iter().copied()))
+        PyArray1::from_slice(py, &self.tokens)
     }
 
     #[getter]

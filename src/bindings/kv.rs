@@ -196,8 +196,8 @@ impl BlockTable {
     ) -> PyResult<CommitPlan> {
         let (seq, path) = (integer(seq, "seq")?, integers(path, "path")?);
         let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
-        let tree = &tree.get().0;
-        let commit = Commit { seq, tree, path: &path, tokens: tokens.as_deref() };
+        let parents = tree.get().0.parents();
+        let commit = Commit { seq, parents, path: &path, tokens: tokens.as_deref() };
         enter(py, || self.table().commit(commit)).map(CommitPlan)
     }
 
@@ -222,21 +222,15 @@ impl BlockTable {
     ) -> PyResult<CommitPlanBatch> {
         let seqs = integers(seqs, "seqs")?;
         let (drafts, verdicts) = (Drafts::of(drafts)?, Verdicts::of(verdicts)?);
-        let (drafts, paths) = (drafts.cores(), verdicts.paths());
-        enter(py, || {
-            check_len("drafts", drafts.len(), seqs.len())?;
-            check_len("verdicts", paths.len(), seqs.len())?;
-            let commits: Vec<Commit<'_>> = (seqs.iter().zip(&drafts).zip(&paths))
-                .map(|((&seq, draft), path)| Commit {
-                    seq,
-                    tree: draft.tree(),
-                    path,
-                    tokens: Some(draft.tokens()),
-                })
-                .collect();
-            self.table().commit_batch(&commits)
-        })
-        .map(CommitPlanBatch)
+        check_len("drafts", drafts.len(), seqs.len())
+            .and_then(|()| check_len("verdicts", verdicts.len(), seqs.len()))
+            .map_err(|error| to_py(&error))?;
+        let commit = |(sequence, &seq): (usize, &i64)| {
+            let (parents, tokens) = drafts.nodes(sequence);
+            Commit { seq, parents, path: verdicts.path(sequence), tokens: Some(tokens) }
+        };
+        let commits: Vec<Commit<'_>> = seqs.iter().enumerate().map(commit).collect();
+        enter(py, || self.table().commit_batch(&commits)).map(CommitPlanBatch)
     }
 
     /// Drops an open reservation, and all entries from `length` on.

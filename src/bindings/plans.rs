@@ -26,7 +26,7 @@ impl Reservation {
     }
 
     #[getter]
-    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    fn copies<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
         pairs(py, &self.0.copies)
     }
 
@@ -62,7 +62,7 @@ impl ReservationBatch {
     }
 
     #[getter]
-    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    fn copies<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
         pairs(py, &self.0.copies)
     }
 
@@ -88,28 +88,28 @@ impl ReservationBatch {
 ///     lengths: int64 (B,), entries of each sequence after the commit.
 ///     state_select: int64 (B,), the node of each tree whose recurrent and hidden state is kept.
 #[pyclass(frozen, module = "mtp_verify")]
-pub(super) struct CommitPlanBatch(pub(super) Vec<kv::CommitPlan>);
+pub(super) struct CommitPlanBatch(pub(super) kv::CommitPlanBatch);
 
 #[pymethods]
 impl CommitPlanBatch {
     #[getter]
-    fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        pairs(py, &self.0.iter().flat_map(|plan| plan.moves.iter().copied()).collect::<Vec<_>>())
+    fn moves<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
+        pairs(py, &self.0.moves)
     }
 
     #[getter]
     fn freed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i32>> {
-        PyArray1::from_iter(py, self.0.iter().flat_map(|plan| plan.freed.iter().copied()))
+        PyArray1::from_slice(py, &self.0.freed)
     }
 
     #[getter]
     fn lengths<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.0.iter().map(|plan| plan.length))
+        PyArray1::from_slice(py, &self.0.lengths)
     }
 
     #[getter]
     fn state_select<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.0.iter().map(|plan| plan.state_select))
+        PyArray1::from_slice(py, &self.0.state_select)
     }
 
     fn __len__(&self) -> usize {
@@ -117,7 +117,8 @@ impl CommitPlanBatch {
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<CommitPlan> {
-        Ok(CommitPlan(self.0[place(index, self.0.len())?].clone()))
+        let part = self.0.get(place(index, self.0.len())?);
+        part.map(CommitPlan).ok_or_else(|| PyIndexError::new_err("index out of range"))
     }
 
     fn __repr__(&self) -> String {

@@ -1,5 +1,6 @@
 //! The classes: parameters, trees, verdicts and commit plans. All of them are frozen.
 
+use numpy::ndarray::ArrayView2;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
@@ -200,8 +201,8 @@ pub(super) struct Verdict {
 
 impl Verdict {
     /// The path as plans take it.
-    pub(super) fn nodes(&self) -> Vec<i64> {
-        self.verdict.path.iter().map(|&node| i64::from(node)).collect()
+    pub(super) fn nodes(&self) -> impl Iterator<Item = i64> {
+        self.verdict.path.iter().map(|&node| i64::from(node))
     }
 }
 
@@ -214,11 +215,11 @@ impl Verdict {
 
     #[getter]
     fn path<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_vec(py, self.nodes())
+        PyArray1::from_iter(py, self.nodes())
     }
 
     #[getter]
-    fn num_accepted(&self) -> usize {
+    pub(super) fn num_accepted(&self) -> usize {
         self.verdict.path.len()
     }
 
@@ -280,12 +281,9 @@ impl Verdict {
 }
 
 /// Slots from -> to as an array (M, 2).
-pub(super) fn pairs<'py>(
-    py: Python<'py>,
-    slots: &[(i64, i64)],
-) -> PyResult<Bound<'py, PyArray2<i64>>> {
-    let flat: Vec<i64> = slots.iter().flat_map(|&(from, to)| [from, to]).collect();
-    PyArray1::from_vec(py, flat).reshape([slots.len(), 2])
+pub(super) fn pairs<'py>(py: Python<'py>, slots: &[(i64, i64)]) -> Bound<'py, PyArray2<i64>> {
+    let rows: Vec<[i64; 2]> = slots.iter().map(|&(from, to)| [from, to]).collect();
+    PyArray2::from_array(py, &ArrayView2::from(&rows[..]))
 }
 
 /// What a commit does to a cache.
@@ -295,7 +293,7 @@ pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
 #[pymethods]
 impl CommitPlan {
     #[getter]
-    fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    fn moves<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
         pairs(py, &self.0.moves)
     }
 

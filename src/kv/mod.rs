@@ -12,7 +12,7 @@ mod pool;
 mod prefix;
 mod table;
 
-pub use batch::{Commit, Reservation, ReservationBatch};
+pub use batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch};
 pub use table::BlockTable;
 
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
             limit: (i64::MAX - tree.num_nodes() as i64) as u64,
         });
     }
-    let scattered = moves(path, |node| start + node as i64);
+    let scattered: Vec<_> = moves(path, |node| start + node as i64).collect();
     Ok(CommitPlan {
         moves: mutate!("commit/moves_reversed", scattered, scattered.into_iter().rev().collect()),
         freed: Vec::new(),
@@ -67,13 +67,12 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
 }
 
 /// From where to where the entries of a checked path go; `slot` says where a node's entry lies.
-fn moves(path: &[i64], slot: impl Fn(usize) -> i64) -> Vec<(i64, i64)> {
+fn moves(path: &[i64], slot: impl Fn(usize) -> i64) -> impl Iterator<Item = (i64, i64)> {
     (1..)
         .zip(path)
         .map(|(to, &from)| (from as usize, to))
         .filter(|(from, to)| from != to)
-        .map(|(from, to)| (slot(from), slot(to)))
-        .collect()
+        .map(move |(from, to)| (slot(from), slot(to)))
 }
 
 fn state_select(path: &[i64]) -> i64 {

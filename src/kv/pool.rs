@@ -72,16 +72,14 @@ impl Pool {
         true
     }
 
-    /// A holder leaves all blocks of its list from `keep` on; those without a holder are given back.
-    pub(super) fn leave_from(&mut self, blocks: &mut Vec<i32>, keep: usize) -> Vec<i32> {
+    /// A holder leaves all blocks of its list from `keep` on; those without a holder are appended to
+    /// `freed`.
+    pub(super) fn leave_from(&mut self, blocks: &mut Vec<i32>, keep: usize, freed: &mut Vec<i32>) {
+        let before = freed.len();
         // The last one first: the cache then evicts ends before the beginnings they need.
-        let mut freed: Vec<i32> = blocks
-            .drain(keep.min(blocks.len())..)
-            .rev()
-            .filter(|&block| self.leave(block))
-            .collect();
-        freed.reverse();
-        freed
+        let left = blocks.drain(keep.min(blocks.len())..).rev();
+        freed.extend(left.filter(|&block| self.leave(block)));
+        freed[before..].reverse();
     }
 
     /// The only holder is about to write into a block.

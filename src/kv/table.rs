@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use super::batch::{Commit, Reservation, ReservationBatch, check_distinct};
+use super::batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch, check_distinct};
 use super::pool::Pool;
 use super::prefix::{NO_PARENT, PrefixCache};
 use super::{CommitPlan, moves, state_select};
 use crate::error::{Error, Result};
+use crate::tree::check_path;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Sequence {
@@ -188,7 +189,7 @@ impl BlockTable {
     /// [`Error::OutOfBlocks`]; [`Error::ParamOutOfRange`] for 0 nodes, [`Error::Overflow`].
     pub fn reserve_batch(&mut self, wanted: &[(i64, usize)]) -> Result<ReservationBatch> {
         check_distinct(wanted.iter().map(|&(seq, _)| seq))?;
-        let mut needed = 0_usize;
+        let (mut needed, mut nodes) = (0_usize, 0_usize);
         let mut writers: BTreeMap<i32, u32> = BTreeMap::new();
         for &(seq, n) in wanted {
             let sequence = self.idle_sequence(seq)?;
@@ -203,6 +204,7 @@ impl BlockTable {
                 return Err(Error::Overflow { what: "n", found, limit }.in_sequence(seq));
             }
             let end = sequence.length + n;
+            nodes = nodes.saturating_add(n);
             needed = needed
                 .saturating_add(end.div_ceil(self.block_size))
                 .saturating_sub(sequence.blocks.len());
@@ -215,6 +217,7 @@ impl BlockTable {
         }
         self.check_free(needed)?;
         let mut batch = ReservationBatch {
+            slots: Vec::with_capacity(nodes),
             offsets: Vec::with_capacity(wanted.len() + 1),
             copy_offsets: Vec::with_capacity(wanted.len() + 1),
             ..ReservationBatch::default()
@@ -237,8 +240,9 @@ impl BlockTable {
     /// # Errors
     /// Those of [`Self::commit_batch`].
     pub fn commit(&mut self, commit: Commit<'_>) -> Result<CommitPlan> {
-        self.check_commit(&commit)?;
-        Ok(self.apply_commit(&commit))
+        let CommitPlanBatch { moves, freed, lengths, state_select, .. } =
+            self.commit_batch(&[commit])?;
+        Ok(CommitPlan { moves, freed, length: lengths[0], state_select: state_select[0] })
     }
 
     /// Keeps the root and the path of each tree whose nodes were written: of all or of none.
@@ -249,12 +253,16 @@ impl BlockTable {
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::DuplicateSequence`], [`Error::NoReservation`],
     /// [`Error::ReservationMismatch`], [`Error::NotAPath`], [`Error::ShapeMismatch`] (tokens).
-    pub fn commit_batch(&mut self, commits: &[Commit<'_>]) -> Result<Vec<CommitPlan>> {
+    pub fn commit_batch(&mut self, commits: &[Commit<'_>]) -> Result<CommitPlanBatch> {
         check_distinct(commits.iter().map(|commit| commit.seq))?;
         for commit in commits {
             self.check_commit(commit)?;
         }
-        Ok(commits.iter().map(|commit| self.apply_commit(commit)).collect())
+        let mut batch = CommitPlanBatch::with_capacity(commits.len());
+        for commit in commits {
+            self.apply_commit(commit, &mut batch);
+        }
+        Ok(batch)
     }
 
     /// Drops an open reservation and all entries from `length` on; gives the blocks that are free now.
@@ -275,7 +283,9 @@ impl BlockTable {
         sequence.tokens.truncate(length);
         sequence.chain.truncate(length / self.block_size);
         let kept = length.div_ceil(self.block_size);
-        Ok(self.pool.leave_from(&mut sequence.blocks, kept))
+        let mut freed = Vec::new();
+        self.pool.leave_from(&mut sequence.blocks, kept, &mut freed);
+        Ok(freed)
     }
 
     /// Removes a sequence, with or without an open reservation; gives the blocks that are free now.
@@ -285,7 +295,9 @@ impl BlockTable {
     pub fn release(&mut self, seq: i64) -> Result<Vec<i32>> {
         let removed = self.sequences.remove(&seq);
         let mut blocks = removed.ok_or(Error::UnknownSequence { sequence: seq })?.blocks;
-        Ok(self.pool.leave_from(&mut blocks, 0))
+        let mut freed = Vec::new();
+        self.pool.leave_from(&mut blocks, 0, &mut freed);
+        Ok(freed)
     }
 
     /// The blocks of each sequence; block `i` holds its entries from `i * block_size` on.
@@ -301,11 +313,14 @@ impl BlockTable {
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::NoReservation`].
     pub fn slot_mapping(&self, seqs: &[i64]) -> Result<(Vec<i64>, Vec<i64>)> {
-        let mut slots = Vec::new();
+        let sequences =
+            seqs.iter().map(|&seq| self.open_sequence(seq)).collect::<Result<Vec<_>>>()?;
+        let mut slots =
+            Vec::with_capacity(sequences.iter().map(|sequence| sequence.reserved).sum());
         let mut offsets = Vec::with_capacity(seqs.len() + 1);
         offsets.push(0);
-        for &seq in seqs {
-            self.open_sequence(seq)?.list_open(self.block_size, &mut slots);
+        for sequence in sequences {
+            sequence.list_open(self.block_size, &mut slots);
             offsets.push(slots.len() as i64);
         }
         Ok((slots, offsets))
@@ -373,13 +388,13 @@ impl BlockTable {
     }
 
     fn check_commit(&self, commit: &Commit<'_>) -> Result<()> {
-        let Commit { seq, tree, path, tokens } = *commit;
+        let Commit { seq, parents, path, tokens } = *commit;
         let reserved = self.open_sequence(seq)?.reserved;
-        let nodes = tree.num_nodes();
+        let nodes = parents.len();
         if nodes != reserved {
             return Err(Error::ReservationMismatch { sequence: seq, nodes, reserved });
         }
-        tree.check_path(path).map_err(|error| error.in_sequence(seq))?;
+        check_path(parents, path).map_err(|error| error.in_sequence(seq))?;
         match tokens {
             Some(tokens) if tokens.len() != nodes => Err(Error::ShapeMismatch {
                 what: "tokens",
@@ -391,17 +406,17 @@ impl BlockTable {
         }
     }
 
-    /// Carries out a checked commit.
-    fn apply_commit(&mut self, commit: &Commit<'_>) -> CommitPlan {
+    /// Carries out a checked commit, and appends its plan.
+    fn apply_commit(&mut self, commit: &Commit<'_>, plans: &mut CommitPlanBatch) {
         let Commit { seq, path, tokens, .. } = *commit;
         let size = self.block_size;
         let sequence = self.sequences.entry(seq).or_default();
         let base = sequence.length;
-        let moves = moves(path, |node| sequence.slot(base + node, size));
+        plans.moves.extend(moves(path, |node| sequence.slot(base + node, size)));
         sequence.length = base + 1 + path.len();
         sequence.reserved = 0;
         let kept = sequence.length.div_ceil(size);
-        let freed = self.pool.leave_from(&mut sequence.blocks, kept);
+        self.pool.leave_from(&mut sequence.blocks, kept, &mut plans.freed);
         if self.pool.prefix().is_some() {
             if let Some(tokens) = tokens.filter(|_| sequence.tokens.len() == base) {
                 let kept = std::iter::once(0).chain(path.iter().map(|&node| node as usize));
@@ -410,12 +425,10 @@ impl BlockTable {
             }
             sequence.publish(&mut self.pool, size);
         }
-        CommitPlan {
-            moves,
-            freed,
-            length: sequence.length as i64,
-            state_select: state_select(path),
-        }
+        plans.move_offsets.push(plans.moves.len() as i64);
+        plans.freed_offsets.push(plans.freed.len() as i64);
+        plans.lengths.push(sequence.length as i64);
+        plans.state_select.push(state_select(path));
     }
 }
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mtp_verify as mv
-from mtp_verify.benchmark.entrants import ENTRANTS
-from mtp_verify.benchmark.prompts import OWN, load, pick
+from mtp_verify.benchmark.entrants import ENTRANTS, Entrant
+from mtp_verify.benchmark.prompts import OWN, BenchPrompt, held_out, load, pick
 from mtp_verify.errors import ParamsError
 from mtp_verify.report import Report
 
@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='one JSON object a line with "id", "category", "prompt" (default: a small set)',
     )
     parser.add_argument(
+        "--held-out",
+        type=int,
+        default=None,
+        metavar="N",
+        help="instead, N prompts on the topics that `mtp-verify train` holds out",
+    )
+    parser.add_argument(
         "--per-category", type=int, default=None, metavar="N", help="prompts of each (default: all)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=64, help="per run (default 64)")
@@ -45,10 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drafter",
         action="append",
         choices=list(ENTRANTS),
-        help="may be repeated (default: all); self is the target itself, an upper bound",
+        help="may be repeated (default: all that can run); self is the target itself, an upper "
+        "bound",
     )
     parser.add_argument(
         "--model", default=None, metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)"
+    )
+    parser.add_argument(
+        "--head",
+        default=None,
+        metavar="FOLDER",
+        help="a trained head for the model (default: the one that comes with SmolLM2)",
     )
     parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
@@ -70,7 +84,7 @@ def run(args: argparse.Namespace) -> Report:
         ImportError: torch, transformers, the packaged model or matplotlib is missing.
         OSError: a file cannot be read or written.
     """
-    for name in ("per_category", "max_new_tokens"):
+    for name in ("per_category", "max_new_tokens", "held_out"):
         value = getattr(args, name)
         if value is not None and value < 1:
             msg = f"--{name.replace('_', '-')}: found {value}, wanted an int >= 1"
@@ -80,24 +94,29 @@ def run(args: argparse.Namespace) -> Report:
         raise ParamsError(msg, slug="bad_options")
     if args.plot is not None:
         _check_plot(args.plot)
-    source = OWN if args.prompts is None else load(args.prompts)
-    prompts = pick(source, args.per_category)
+    prompts = _prompts(args)
 
     import torch
     import transformers
 
-    from mtp_verify import threads
+    from mtp_verify import packing, threads
     from mtp_verify.benchmark import report
     from mtp_verify.benchmark.measure import measure
     from mtp_verify.subjects import subject_for
     from mtp_verify.terminal import Progress
 
-    entrants = [ENTRANTS[name] for name in dict.fromkeys(args.drafter or ENTRANTS)]
     modes = list(dict.fromkeys(args.mode or _MODES))
     subject = subject_for(folder=args.model, tiny=args.tiny)
     model = subject.load(args.dtype)
+    head = None
+    if args.head is not None:
+        head = mv.heads.load(args.head, model)
+    elif subject.load_head is not None:
+        head = subject.load_head(model)
+    entrants = _entrants(args.drafter, has_head=head is not None)
+    packing.prepack(model)
     policy = threads.use_best(model)
-    progress = Progress(len(prompts) * len(modes) * (1 + len(entrants)), shows_time_left=True)
+    progress = Progress(len(prompts) * len(modes) * (2 + len(entrants)), shows_time_left=True)
     runs = list(
         measure(
             model,
@@ -106,6 +125,7 @@ def run(args: argparse.Namespace) -> Report:
             modes,
             max_new_tokens=args.max_new_tokens,
             seed=args.seed,
+            head=head,
             tell=lambda index, mode, name: progress.step(f"{prompts[index].id}: {name}, {mode}"),
         )
     )
@@ -115,7 +135,7 @@ def run(args: argparse.Namespace) -> Report:
         "model": subject.name,
         "dtype": args.dtype,
         "threads": policy.best,
-        "prompts": "own" if args.prompts is None else args.prompts.name,
+        "prompts": _source(args),
         "num_prompts": len(prompts),
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,
@@ -125,9 +145,8 @@ def run(args: argparse.Namespace) -> Report:
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
         },
-        "settings": {
-            entrant.name: {"drafter": entrant.kind, **entrant.settings} for entrant in entrants
-        },
+        "head": None if head is None else {**head.record, "curve": None},
+        "settings": {entrant.name: entrant.describe() for entrant in entrants},
         "figures": report.as_data(figures),
         "runs": [
             {
@@ -145,6 +164,39 @@ def run(args: argparse.Namespace) -> Report:
         report.draw(figures, title, args.plot)
     summary = f"{title}, {args.dtype}, {policy.best} thread(s)"
     return Report("bench", data=data, sections=list(report.tables(figures)), summary=summary)
+
+
+def _prompts(args: argparse.Namespace) -> list[BenchPrompt]:
+    if args.held_out is not None:
+        if args.prompts is not None:
+            msg = "--held-out and --prompts name two sets of prompts; give one of them"
+            raise ParamsError(msg, slug="bad_options")
+        return held_out(args.held_out)
+    source = OWN if args.prompts is None else load(args.prompts)
+    return pick(source, args.per_category)
+
+
+def _source(args: argparse.Namespace) -> str:
+    """Where the prompts come from."""
+    if args.held_out is not None:
+        return "held-out topics"
+    return "own" if args.prompts is None else str(args.prompts.name)
+
+
+def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:
+    """The drafters that were asked for, or all that can run.
+
+    Raises:
+        ParamsError: a drafter that needs a head, and there is none.
+    """
+    if names is None:
+        return [entrant for entrant in ENTRANTS.values() if has_head or not entrant.needs_head]
+    chosen = [ENTRANTS[name] for name in dict.fromkeys(names)]
+    for entrant in chosen:
+        if entrant.needs_head and not has_head:
+            msg = f"--drafter {entrant.name!r} needs a trained head; give --head FOLDER"
+            raise ParamsError(msg, slug="bad_options")
+    return chosen
 
 
 def _check_plot(path: Path) -> None:

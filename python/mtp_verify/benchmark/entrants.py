@@ -21,6 +21,7 @@ class Entrant:
         name: short, for options, tables and JSON.
         kind: class of the drafter.
         settings: of the class.
+        parts: those that a `Combined` asks.
         is_upper_bound: it drafts with the target itself: its tau is what a drafter could reach at
             best with these limits, and its speed means nothing.
     """
@@ -28,32 +29,59 @@ class Entrant:
     name: str
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Entrant, ...] = ()
     is_upper_bound: bool = False
 
-    def make(self, model: Any, params: SamplingParams) -> Any:
+    @property
+    def needs_head(self) -> bool:
+        """Whether it drafts with a trained head."""
+        return self.kind == "Heads" or any(part.needs_head for part in self.parts)
+
+    def make(self, model: Any, params: SamplingParams, head: Any | None = None) -> Any:
         """Return a fresh drafter.
 
         Args:
             model: the target.
             params: of the target.
+            head: a trained head for it, where `needs_head`.
         """
         make = getattr(drafters, self.kind)
-        if not self.is_upper_bound:
-            return make(**self.settings)
-        # Greedy rows have one candidate; a tree of them would be a chain.
-        return make(model, **self.settings, params=None if params.is_greedy else params)
+        if self.parts:
+            return make([part.make(model, params, head) for part in self.parts], **self.settings)
+        if self.kind == "Heads":
+            # A tree is deterministic whatever it is ranked by; a chain follows the target's way.
+            is_chain = "max_nodes" not in self.settings and not params.is_greedy
+            return make(head, **self.settings, params=params if is_chain else None)
+        if self.is_upper_bound:
+            # Greedy rows have one candidate; a tree of them would be a chain.
+            return make(model, **self.settings, params=None if params.is_greedy else params)
+        return make(**self.settings)
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON."""
+        parts = {"parts": [part.describe() for part in self.parts]} if self.parts else {}
+        return {"drafter": self.kind, **self.settings, **parts}
 
 
 _TREE = {"max_nodes": 16, "max_children": 4}
+_SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
+_HEAD = Entrant("head", "Heads", {"num_tokens": 4})
+# A doubtful token is seldom right and makes the forward wider.
+_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_top": 0.15})
+_HEAD_TREE = Entrant("head tree", "Heads", {"max_nodes": 8, "num_tokens": 6})
 
 ENTRANTS = {
     entrant.name: entrant
     for entrant in (
         Entrant("ngram", "NGram", {"num_tokens": 8, "min_ngram": 2}),
-        Entrant("suffix", "Suffix", {"num_tokens": 16}),
+        _SUFFIX,
         # Short contexts are worth a tree: it costs one wide forward and hedges.
         Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
         Entrant("recycling", "Recycling", {"max_nodes": 16}),
+        _HEAD,
+        Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
+        _HEAD_TREE,
+        Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX)),
         Entrant("self", "ModelTree", {**_TREE, "max_depth": 6}, is_upper_bound=True),
     )
 }

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify import derive_seed
+from mtp_verify.compare import library_generate
 from mtp_verify.decode import Decoder
+from mtp_verify.generation import Stats
 from mtp_verify.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mtp_verify.benchmark.entrants import Entrant
-    from mtp_verify.generation import Stats
 
-__all__ = ["MODES", "PLAIN", "Run", "measure"]
+__all__ = ["LIBRARY", "MODES", "PLAIN", "Run", "measure"]
 
 PLAIN = "plain"
+LIBRARY = "transformers"
 MODES = {
     "greedy": SamplingParams(temperature=0.0),
     "sampled": SamplingParams(temperature=0.8, top_p=0.95),
@@ -34,14 +37,16 @@ class Run:
     Attributes:
         prompt: index of the prompt.
         mode: of `MODES`.
-        entrant: its name, or `PLAIN`.
+        entrant: its name, `PLAIN`, or `LIBRARY` for transformers' own loop.
         stats: the decoder's; the time is that of decoding alone, without the prompt's forward.
+        tokens: that were emitted.
     """
 
     prompt: int
     mode: str
     entrant: str
     stats: Stats
+    tokens: list[int]
 
 
 def measure(
@@ -52,9 +57,10 @@ def measure(
     *,
     max_new_tokens: int,
     seed: int = 0,
+    head: Any | None = None,
     tell: Callable[[int, str, str], None] | None = None,
 ) -> Iterator[Run]:
-    """Generate from each prompt in each mode: plainly, and with each drafter.
+    """Generate from each prompt in each mode: plainly, by transformers, and with each drafter.
 
     Runs on one prompt follow one another, in an order that rotates from prompt to prompt, so that a
     change of the machine's load meets all of them. The target reads the prompt once; every run
@@ -67,6 +73,7 @@ def measure(
         modes: of `MODES`.
         max_new_tokens: an EOS token may end a run earlier.
         seed: prompt i takes `derive_seed(seed, i)`.
+        head: a trained head for the model, where an entrant drafts with one.
         tell: called before each run with prompt, mode and entrant.
 
     Yields:
@@ -80,20 +87,40 @@ def measure(
             params = MODES[mode]
             # Fresh drafters: nothing is known from other prompts.
             ways: list[tuple[str, Any]] = [
-                (entrant.name, entrant.make(model, params)) for entrant in entrants
+                (entrant.name, entrant.make(model, params, head)) for entrant in entrants
             ]
-            ways.insert(0, (PLAIN, None))
+            ways[:0] = [(PLAIN, None), (LIBRARY, None)]
             shift = index % len(ways)
             for name, drafter in ways[shift:] + ways[:shift]:
                 if tell is not None:
                     tell(index, mode, name)
+                own = derive_seed(seed, index)
+                cache = copy.deepcopy(past)
+                if name == LIBRARY:
+                    stats, emitted = _library(model, ids, params, max_new_tokens, own, cache)
+                    yield Run(index, mode, name, stats, emitted)
+                    continue
                 made = Decoder(model, drafter, params).generate(
                     ids,
                     max_new_tokens=max_new_tokens,
-                    seed=derive_seed(seed, index),
-                    past_key_values=copy.deepcopy(past),
+                    seed=own,
+                    past_key_values=cache,
                 )
-                yield Run(index, mode, name, made.stats)
+                yield Run(index, mode, name, made.stats, made.tokens[0])
+
+
+def _library(
+    model: Any, ids: torch.Tensor, params: SamplingParams, count: int, seed: int, cache: Any
+) -> tuple[Stats, list[int]]:
+    """Generate with transformers' own loop; each of its steps emits a token."""
+    start = time.perf_counter()
+    output = library_generate(model, ids, params, count, seed, past_key_values=cache)
+    seconds = time.perf_counter() - start
+    tokens = output[0, ids.shape[1] :].tolist()
+    stats = Stats(
+        steps=len(tokens), forwards=len(tokens), emitted=len(tokens), total_seconds=seconds
+    )
+    return stats, tokens
 
 
 def _read(model: Any, ids: torch.Tensor) -> Any:

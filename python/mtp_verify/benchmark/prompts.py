@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.training.prompts import make_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["OWN", "BenchPrompt", "load", "pick"]
+__all__ = ["OWN", "BenchPrompt", "held_out", "load", "pick"]
 
 _MAX_BYTES = 64 << 20
 _FIELDS = ("id", "category", "prompt")
@@ -153,3 +154,12 @@ def pick(prompts: Sequence[BenchPrompt], per_category: int | None) -> list[Bench
         if per_category is None or seen[prompt.category] <= per_category:
             kept.append(prompt)
     return kept
+
+
+def held_out(count: int) -> list[BenchPrompt]:
+    """Prompts on the topics that training holds out, the first `count` of a random order."""
+    texts = make_prompts(0, held_out=True)[:count]
+    return [
+        BenchPrompt(f"held-out-{number}", "held-out topics", text)
+        for number, text in enumerate(texts, 1)
+    ]

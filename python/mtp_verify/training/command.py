@@ -15,7 +15,7 @@ from mtp_verify.terminal import Progress
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["add_arguments", "run"]
 
@@ -60,6 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
     )
+    parser.add_argument(
+        "--from", dest="start", type=Path, default=None, metavar="HEAD",
+        help="start from the weights of a head trained before instead of random ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE",
+        help="any other field of the recipe, as plain_share=0; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -93,7 +101,7 @@ def run(args: argparse.Namespace) -> Report:
     }  # fmt: skip
     if args.loss is not None:
         settings["loss"] = args.loss
-    recipe = Recipe(**settings)
+    recipe = Recipe(**settings, **_changes(args.changes, settings))
     limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
     given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs")}
     limits |= {name: value for name, value in given.items() if value is not None}
@@ -104,7 +112,9 @@ def run(args: argparse.Namespace) -> Report:
         subject = subject_for(folder=folder, tiny=is_tiny)
         model = subject.load(recipe.dtype)
         lines = Progress(1)
-        _, found = stages.train(model, subject.encode, recipe, budget, args.out, lines.show)
+        _, found = stages.train(
+            model, subject.encode, recipe, budget, args.out, lines.show, start=args.start
+        )
         lines.clear()
     best = found["best"]
     data = {
@@ -138,6 +148,34 @@ def run(args: argparse.Namespace) -> Report:
         f"  mv.drafters.Heads(mv.heads.load({str(args.out / 'head')!r}, target=model))"
     )
     return Report("train", data=data, sections=[table], summary=summary)
+
+
+def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe from words like `depth=4`.
+
+    Raises:
+        ParamsError: not of that form, no such field, or one that has an option of its own.
+    """
+    import dataclasses
+
+    from mtp_verify.training.recipe import Recipe
+
+    kinds = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    read: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+    changes: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        kind = kinds.get(name)
+        if kind not in read or name in taken:
+            free = sorted(name for name in kinds if kinds[name] in read and name not in taken)
+            msg = f"--set {word}: wanted NAME=VALUE with one of these names: {', '.join(free)}"
+            raise ParamsError(msg, slug="bad_options")
+        try:
+            changes[name] = read[str(kind)](value)
+        except ValueError:
+            msg = f"--set {word}: wanted a value of type {kind}"
+            raise ParamsError(msg, slug="bad_options") from None
+    return changes
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mtp_verify.heads import CausalHead, ParallelHead
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
 from mtp_verify.training.shards import Shards, shard_path, write_shard
-from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of
+from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of, start_from
 from mtp_verify.training.writing import write_texts
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def train(
     budget: Budget,
     folder: Path,
     tell: Callable[[str], None],
+    *,
+    start: Path | None = None,
 ) -> tuple[Head, dict[str, Any]]:
     """Write text with the target and train a head on it; call again to go on after a kill.
 
@@ -78,12 +80,14 @@ def train(
         budget: how much; what is in the folder already counts.
         folder: of the run.
         tell: called with a line of progress after each part.
+        start: a head trained before, of the same form; its weights and its draft vocabulary are
+            where the run starts.
 
     Returns:
         The head after its last step, and the measurement of the best one, in `folder/head`.
 
     Raises:
-        ParamsError: the folder holds a run of another recipe.
+        ParamsError: the folder holds a run of another recipe, or `start` is of another form.
         OSError, NumericsError: as `Trainer.run` and `write_shard`.
     """
     began = time.monotonic()
@@ -136,8 +140,14 @@ def train(
     held_out = Shards([shard_path(folder / "held-out", 0)])
     head = new_head(spec, model, count_tokens(shards, spec.known_sizes.vocab_size), recipe.seed)
 
+    before = None if start is None else start_from(head, start)
+
     def trainer(steps: int, subject: Head, place: Path) -> Trainer:
-        record = {"tokens": sum(shards.lengths), "steps": steps, "texts": len(shards)}
+        record: dict[str, Any] = {
+            "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards),
+        }  # fmt: skip
+        if before is not None:
+            record["start"] = before
         return Trainer(subject, shards, held_out, recipe, steps=steps, folder=place, record=record)
 
     if plan.get("steps") is None:

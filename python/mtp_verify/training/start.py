@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family
+from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family, load
 from mtp_verify.heads.blocks import RMSNorm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mtp_verify.heads import Head, HeadSpec
     from mtp_verify.training.recipe import Recipe
     from mtp_verify.training.shards import Shards
 
-__all__ = ["count_tokens", "new_head", "spec_of"]
+__all__ = ["check_features", "count_tokens", "new_head", "places_of", "spec_of", "start_from"]
 
 _SPREAD = 0.035  # of the first weights
 _QUIET = 0.25  # of the target's final norm: with all of it the first losses exceed 11 nats
@@ -84,6 +87,28 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
                 module.weight.normal_(0.0, 0.0 if is_end else _SPREAD, generator=generator)
         _quieten(head)
     return head
+
+
+def start_from(head: Head, folder: Path) -> dict[str, Any]:
+    """Give a new head the weights and the draft vocabulary of one that was trained before.
+
+    Returns:
+        How that one was trained.
+
+    Raises:
+        ParamsError: it is of another form; names the field.
+        UnsupportedModelError: it cannot be read.
+    """
+    old = load(folder, dtype=torch.float32)
+    for field in dataclasses.fields(head.spec):
+        mine, theirs = getattr(head.spec, field.name), getattr(old.spec, field.name)
+        if mine != theirs:
+            msg = f"the head in {folder} has {field.name} = {theirs!r}; the recipe wants {mine!r}"
+            raise ParamsError(msg, slug="bad_recipe")
+    head.load_state_dict(old.state_dict())
+    if old.vocab is not None:
+        head.set_vocab(old.vocab)
+    return old.record
 
 
 def _quieten(head: Head) -> None:

@@ -38,17 +38,21 @@ def test_report_gives_tau_by_category_and_speed(capsys, tmp_path):
     code, out, _ = run(capsys, "--prompts", str(prompts_file(tmp_path)), "--json")
     data = json.loads(out)
     assert (code, data["status"], data["num_prompts"]) == (0, "ok", 6)
-    assert len(data["runs"]) == 6 * 2 * 6
+    assert len(data["runs"]) == 6 * 2 * 7
     for mode in ("greedy", "sampled"):
         found = data["figures"][mode]["drafters"]
         assert list(found) == ["ngram", "suffix", "suffix tree", "recycling", "self"]
         for name, entry in found.items():
-            assert list(entry["tau"]) == ["talk", "code", "all"]
+            assert [name for name in entry["tau"] if name != "low repetition"] == [
+                "talk",
+                "code",
+                "all",
+            ]
             assert entry["tau"]["all"]["num_prompts"] == 6
             assert 1 <= entry["tau"]["all"]["value"] <= 7
             assert entry["is_upper_bound"] == (name == "self")
             # The target as its own drafter cannot be fast; its speed is not a finding.
-            assert ("over_plain" in entry) == (name != "self")
+            assert ("over_plain" in entry) == ("over_transformers" in entry) == (name != "self")
 
 
 def test_text_marks_the_upper_bound(capsys, tmp_path):

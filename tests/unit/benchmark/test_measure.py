@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mtp_verify.benchmark.entrants import ENTRANTS
-from mtp_verify.benchmark.measure import PLAIN, measure
+from mtp_verify.benchmark.measure import LIBRARY, PLAIN, measure
+from tests.heads import tiny_head
 from tests.models import greedy_tokens, prompt, tiny_model
 
 
@@ -28,12 +29,12 @@ def test_every_way_runs_once_a_prompt_and_mode_in_rotating_order(model):
         )
     )
     assert [(run.prompt, run.mode, run.entrant) for run in runs] == told
-    assert told[:3] == [(0, "greedy", PLAIN), (0, "greedy", "ngram"), (0, "greedy", "self")]
-    assert [name for _, _, name in told[6:9]] == ["ngram", "self", PLAIN]
-    assert len(set(told)) == len(told) == 12
+    assert [name for _, _, name in told[:4]] == [PLAIN, LIBRARY, "ngram", "self"]
+    assert [name for _, _, name in told[8:12]] == [LIBRARY, "ngram", "self", PLAIN]
+    assert len(set(told)) == len(told) == 16
     for run in runs:
-        assert run.stats.emitted == 6
-        if run.entrant == PLAIN:
+        assert run.stats.emitted == len(run.tokens) == 6
+        if run.entrant in (PLAIN, LIBRARY):
             assert run.stats.tau == 1
 
 
@@ -42,6 +43,7 @@ def test_runs_go_on_from_one_reading_of_the_prompt(model, length, monkeypatch):
     """Every run emits what plain generation over the whole prompt emits."""
     from mtp_verify.decode import Decoder
 
+    head = tiny_head("mimo", model)
     seen = []
     original = Decoder.generate
 
@@ -52,15 +54,31 @@ def test_runs_go_on_from_one_reading_of_the_prompt(model, length, monkeypatch):
 
     monkeypatch.setattr(Decoder, "generate", watching)
     ids = prompt(length)
-    list(measure(model, [ids[0].tolist()], list(ENTRANTS.values()), ["greedy"], max_new_tokens=8))
+    runs = list(
+        measure(
+            model,
+            [ids[0].tolist()],
+            list(ENTRANTS.values()),
+            ["greedy"],
+            max_new_tokens=8,
+            head=head,
+        )
+    )
     assert len(seen) == 1 + len(ENTRANTS)
+    assert len(runs) == 2 + len(ENTRANTS)
+    assert all(run.tokens == seen[0] for run in runs)
     assert all(tokens == greedy_tokens(model, ids, 8) for tokens in seen)
 
 
 def test_target_as_its_own_drafter_is_the_best_of_all(model):
     runs = list(
         measure(
-            model, [prompt()[0].tolist()], list(ENTRANTS.values()), ["sampled"], max_new_tokens=48
+            model,
+            [prompt()[0].tolist()],
+            list(ENTRANTS.values()),
+            ["sampled"],
+            max_new_tokens=48,
+            head=tiny_head("mimo", model),
         )
     )
     taus = {run.entrant: run.stats.tau for run in runs}

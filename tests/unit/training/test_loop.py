@@ -13,7 +13,7 @@ from mtp_verify.errors import NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.training.acceptance import measure_acceptance
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.recipe import Recipe
-from mtp_verify.training.start import places_of
+from mtp_verify.training.start import places_of, start_from
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +114,22 @@ def test_a_run_ends_where_acceptance_stops_to_rise(
     trainer.run()
     assert trainer.step == 8
     assert trainer.best["step"] == 2
+
+
+def test_a_head_trained_before_gives_weights_and_vocabulary(
+    stand: Any, recipe: Recipe, tmp_path: Path
+) -> None:
+    old, _, _ = stand.head(recipe.replace(seed=3))
+    words = (torch.arange(recipe.draft_vocab_size) + 8).sort().values
+    old.set_vocab(words)
+    mv.heads.save(old, tmp_path, record={"tau": 1.5})
+    head, _, _ = stand.head(recipe)
+    assert start_from(head, tmp_path) == {"tau": 1.5}
+    assert torch.equal(head.vocab, words)
+    assert all(map(torch.equal, head.parameters(), old.parameters()))
+    other, _, _ = stand.head(recipe.replace(context_tokens=False))
+    with pytest.raises(ParamsError, match="context_tokens = True; the recipe wants False"):
+        start_from(other, tmp_path)
 
 
 def test_measured_acceptance_is_that_of_decoding(stand: Any, recipe: Recipe) -> None:

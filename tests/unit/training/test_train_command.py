@@ -59,6 +59,45 @@ def test_a_run_gives_a_head_that_drafts_and_is_not_done_twice(
     assert again["curve"] == report["curve"]
 
 
+def test_a_run_starts_from_a_head_trained_before(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(tmp_path / "one") == 0
+    first = json.loads(capsys.readouterr().out)
+    start = ["--from", first["head"], "--set", "plain_share=0", "--set", "matrix_rate=0.001"]
+    assert _train(tmp_path / "two", *start) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["recipe"]["matrix_rate"] == 0.001
+    old, new = (mv.heads.load(report["head"]) for report in (first, second))
+    assert new.record["start"]["recipe"] == first["recipe"]
+    # Two small steps from the old weights, not from random ones.
+    before, after = (head.get_parameter("levels.0.fusion.weight") for head in (old, new))
+    assert 0 < (after - before).norm() < 0.2 * before.norm()
+
+    assert _train(tmp_path / "three", "--layers", "2", *start[:2]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["slug"] == "bad_recipe"
+    assert "num_layers = 1; the recipe wants 2" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("depth", "wanted a value of type int"),
+        ("depth=many", "wanted a value of type int"),
+        ("seed=3", "wanted NAME=VALUE with one of these names: cool_down, decay, depth"),
+        ("curve=1", "wanted NAME=VALUE"),
+    ],
+)
+def test_settings_that_no_recipe_has_are_refused(
+    word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(tmp_path, "--set", word) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["slug"] == "bad_options"
+    assert message in error["message"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

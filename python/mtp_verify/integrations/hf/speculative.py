@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
     from transformers import LogitsProcessorList
 
+    from mtp_verify.caches.settings import Paged
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
     from mtp_verify.lossy import Lossy
+    from mtp_verify.planning import Planner
 
 __all__ = ["speculative"]
 
@@ -45,6 +47,8 @@ def speculative(
     stats: Stats | None = None,
     lossy: Lossy | None = None,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
+    planner: Planner | str | None = None,
+    cache: str | Paged | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
@@ -63,10 +67,15 @@ def speculative(
         stats: is filled with the figures of each run.
         lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
         constraint: as `Decoder.generate`: of `mv.constraints`, a grammar that the output obeys.
+        planner: as `Decoder`: "auto" or a `mv.Planner` chooses how large drafts are, down to none.
+        cache: None takes the cache that `generate` sends along: the dynamic one, a static one, or
+            the user's own. "paged" or a `Paged`, as `Decoder`, keeps the rows of a call in a pool
+            of their own instead, which lives as long as the call.
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
-        `return_dict_in_generate` is set.
+        `return_dict_in_generate` is set; its `past_key_values` is None for a batch and where the
+        cache is paged.
 
     Raises:
         ParamsError: (by the callable) a setting that is not supported; nothing has been generated.
@@ -88,6 +97,10 @@ def speculative(
         **model_kwargs: Any,
     ) -> Any:
         _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
+        past = model_kwargs.get("past_key_values")
+        if cache is not None:
+            _refuse_caches(past, generation_config)
+            past = None
         max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
         _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
@@ -106,7 +119,10 @@ def speculative(
         wants_scores = as_dict and bool(generation_config.output_scores)
         wants_logits = as_dict and bool(generation_config.output_logits)
         params = [params for params, _ in splits]
-        generation = Decoder(model, drafter, params[0], rule, lossy=lossy).generate(
+        decoder = Decoder(
+            model, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
+        )
+        generation = decoder.generate(
             input_ids,
             mask,
             params=params,
@@ -118,7 +134,7 @@ def speculative(
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
             stopping_criteria=criteria,
-            past_key_values=_past(model_kwargs.get("past_key_values"), len(input_ids)),
+            past_key_values=_past(past, len(input_ids)),
             output_logits=wants_scores or wants_logits,
         )
         if stats is not None:
@@ -198,6 +214,18 @@ def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> 
 def _pad_token(config: Any) -> int | None:
     token = config.pad_token_id
     return int(token) if token is not None else None
+
+
+def _refuse_caches(past: Any, config: Any) -> None:
+    """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
+    name = None
+    if config.cache_implementation is not None:
+        name = f'cache_implementation="{config.cache_implementation}"'
+    elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
+        name = "past_key_values"
+    if name is not None:
+        msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
+        raise ParamsError(msg, slug="unsupported_setting")
 
 
 def _past(past: Any, num_rows: int) -> Any:

@@ -21,6 +21,7 @@ from mtp_verify.decode import Decoder
 from mtp_verify.drafters import Model
 from mtp_verify.generation import Stats
 from mtp_verify.integrations import hf
+from mtp_verify.planning import Costs
 from tests.models import KINDS, ScriptDrafter, TreeDrafter, prompt, tiny_model
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
@@ -248,6 +249,56 @@ def test_static_cache_is_used(llama):
         assert isinstance(output.past_key_values, StaticCache)
     with pytest.raises(mv.UnsupportedModelError, match="a static cache serves a single sequence"):
         run(llama, ids.repeat(2, 1), do_sample=False, cache_implementation="static")
+
+
+def run_with(model, ids, options, mask=None, **settings):
+    """Greedy tokens; `options` go to `speculative`, `settings` to `generate`."""
+    call = mv.hf.speculative(mv.drafters.NGram(), **options)
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids) if mask is None else mask,
+        custom_generate=call,
+        **{"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **settings},
+    )
+
+
+def test_planner_chooses_what_is_drafted(llama):
+    # A second token costs as much as nine plain steps: nothing pays.
+    dear, cheap = {1: 0.01, 2: 0.1}, {1: 0.01, 33: 0.0101}
+    for curve, drafts in ((dear, False), (cheap, True)):
+        stats = Stats()
+        planner = mv.Planner(Costs({1: curve}))
+        found = run_with(llama, prompt(), {"planner": planner, "stats": stats})
+        assert torch.equal(found, reference(llama, prompt()))
+        assert sum(stats.budgets) == stats.steps
+        assert (stats.drafted > 0) == drafts
+    with pytest.raises(mv.ParamsError, match="planner is 'always'"):
+        run_with(llama, prompt(), {"planner": "always"})
+
+
+@pytest.mark.parametrize("cache", ["paged", mv.decode.Paged(16, 4, prefix_cache=True)])
+def test_paged_cache_of_one_and_of_many_rows(llama, cache):
+    ids, mask = padded_batch()
+    options = {"cache": cache}
+    assert torch.equal(run_with(llama, ids, options, mask), reference(llama, ids, mask))
+    found = run_with(llama, prompt(), options, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, reference(llama, prompt()))
+    assert found.past_key_values is None
+
+
+def test_what_a_paged_cache_cannot_take_is_refused_by_name(llama):
+    filled = reference(llama, prompt(), return_dict_in_generate=True).past_key_values
+    static = StaticCache(config=llama.config, max_cache_len=64)
+    text = reference(llama, prompt())
+    for settings in ({"past_key_values": filled}, {"past_key_values": static},
+                     {"cache_implementation": "static"}):  # fmt: skip
+        name = next(iter(settings))
+        with pytest.raises(mv.ParamsError, match=f"unset {name}"):
+            run_with(llama, text, {"cache": "paged"}, **settings)
+    with pytest.raises(mv.ParamsError, match="cache is 'dynamic'"):
+        run_with(llama, text, {"cache": "dynamic"})
+    with pytest.raises(mv.UnsupportedModelError, match="requests cannot share a forward"):
+        run_with(tiny_model("qwen3_next"), prompt(), {"cache": "paged"})
 
 
 def padded_batch():
