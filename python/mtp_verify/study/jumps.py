@@ -41,7 +41,7 @@ def jumping(generator: torch.Generator, count: int) -> torch.Tensor:
 
 def learn(*, quick: bool = False) -> dict[int, Course]:
     """Train on one token and on three ahead; score the next token, hard places and easy ones."""
-    seeds, every, num_marks = ((0,), 20, 1) if quick else ((0, 1, 2), 50, 10)
+    seeds, every, num_marks = ((0,), 20, 1) if quick else ((0, 1, 2), 25, 10)
     texts = jumping(torch.Generator().manual_seed(1_000_003), 100 if quick else 500)
     hard = torch.arange(2, _NUM_RUNS) * _RUN
     easy = torch.tensor([place for place in range(_RUN + 1, texts.shape[1]) if place % _RUN])
