@@ -66,6 +66,8 @@ class Entrant:
 _TREE = {"max_nodes": 16, "max_children": 4}
 _SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
 _HEAD = Entrant("head", "Heads", {"num_tokens": 4})
+# A doubtful token is seldom right and makes the forward wider.
+_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_top": 0.15})
 _HEAD_TREE = Entrant("head tree", "Heads", {"max_nodes": 8, "num_tokens": 6})
 
 ENTRANTS = {
@@ -77,7 +79,7 @@ ENTRANTS = {
         Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
         Entrant("recycling", "Recycling", {"max_nodes": 16}),
         _HEAD,
-        Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _HEAD)),
+        Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
         _HEAD_TREE,
         Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX)),
         Entrant("self", "ModelTree", {**_TREE, "max_depth": 6}, is_upper_bound=True),

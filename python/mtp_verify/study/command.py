@@ -23,6 +23,8 @@ __all__ = ["STUDIES", "add_arguments", "run"]
 STUDIES = {
     "choice-points": "choice_points",
     "teacher-forcing": "teacher_forcing",
+    "heads": "heads",
+    "training-to-inference": "training_to_inference",
     "scale": "scale",
 }
 

@@ -25,6 +25,15 @@ def test_models_of_one_seed_start_from_the_same_next_token_path() -> None:
         assert not torch.equal(Toy(5, 1, seed=3)(tokens), Toy(5, 1, seed=4)(tokens))
 
 
+def test_the_small_form_measures_both_ways_of_reading() -> None:
+    found = teacher_forcing.run(quick=True)
+    first, *_, last = found.data["gaps"][1]
+    assert first == 0.0  # one token behind the given ones both have read the same
+    assert last == pytest.approx(found.data["last_gap_by_seed"][1][0])
+    assert 0.0 < found.data["forced"][1][-1] <= 1.0
+    assert "overwritten" in found.tables[0].to_text()
+
+
 @pytest.mark.timeout(180)
 def test_every_head_learns_its_own_distance() -> None:
     def count(generator: torch.Generator) -> torch.Tensor:
