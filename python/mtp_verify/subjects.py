@@ -53,8 +53,6 @@ def _smollm2() -> Subject:
     subject = _with_tokenizer(
         "SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer
     )
-    if not smollm2.HEAD_FOLDER.is_dir():
-        return subject
     return replace(subject, load_head=smollm2.load_head)
 
 

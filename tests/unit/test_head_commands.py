@@ -254,7 +254,7 @@ def test_reattach_refuses_what_does_not_fit(tmp_path):
 def test_export_command_writes_what_load_reads(tmp_path, capsys):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")
-    save(tiny_head("eagle3", model), tmp_path / "head")
+    save(tiny_head("eagle3", model, aux_layers=(0, 1)), tmp_path / "head")
     words = ("--layout", "speculators", "--base", tmp_path / "base", "--out", tmp_path / "out")
     code, found = run(capsys, "export", tmp_path / "head", *words)
     assert (code, found["family"]) == (0, "eagle3")

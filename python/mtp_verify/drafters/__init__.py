@@ -2,7 +2,8 @@
 
 `NGram` and `Suffix` copy from the sequence's own history, `Recycling` reuses the target's rows of
 past steps; they need numpy alone. `Heads` drafts with a head on the target's hidden states, `Model`
-and `ModelTree` with an independent transformers model; they import torch when they are first used.
+and `ModelTree` with an independent transformers model, across tokenizers by a `Translation`; they
+import torch when they are first used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mtp_verify.drafters.base import Drafter, Request
 from mtp_verify.drafters.combined import Combined
 from mtp_verify.drafters.ngram import NGram, Suffix
 from mtp_verify.drafters.recycling import Recycling
+from mtp_verify.drafters.translation import Translation
 
 if TYPE_CHECKING:
     from mtp_verify.drafters.heads import Heads
@@ -30,6 +32,7 @@ __all__ = [
     "Recycling",
     "Request",
     "Suffix",
+    "Translation",
 ]
 
 

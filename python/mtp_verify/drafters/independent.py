@@ -5,7 +5,7 @@ References: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.translation import Transcript, Translation
     from mtp_verify.target import Target, TargetCache
 
 __all__ = ["Model"]
@@ -27,14 +28,50 @@ __all__ = ["Model"]
 
 @dataclass
 class _State:
-    """What the drafter keeps of a request: its cache, and where its last draft hangs."""
+    """What the drafter keeps of a request: its cache, and where its last draft hangs.
+
+    Attributes:
+        transcript: the sequence in the drafter's tokens, where these are not the target's.
+        ids: the drafter's tokens that the cache's entries stand for, and maybe more.
+        root: position, among the drafter's tokens, of the root that the last draft hangs below.
+    """
 
     cache: TargetCache
-    root: int = 0  # position of the root that the last draft hangs below
+    transcript: Transcript | None = None
+    ids: list[int] = field(default_factory=list)
+    root: int = 0
+
+    def read(self, tokens: list[int]) -> list[int]:
+        """Keep in the cache what still holds, and return the drafter's tokens behind it."""
+        ids = tokens if self.transcript is None else self.transcript.update(tokens)
+        # A text that grew may be cut otherwise near its end, and a step that failed after drafting
+        # leaves entries of tokens that were never accepted.
+        kept = min(_num_equal(self.ids[: self.cache.length], ids), len(ids) - 1)
+        self.cache.crop(max(kept, 0))
+        self.ids = list(ids)
+        self.root = len(ids) - 1
+        return ids[self.cache.length :]
+
+
+def _check_width(whose: str, last: int, vocab_size: int | None) -> None:
+    if vocab_size is not None and last >= vocab_size:
+        msg = (
+            f"the translation knows token {last} of the {whose}, whose vocabulary has "
+            f"{vocab_size} tokens: it was made for another tokenizer, or with the two exchanged"
+        )
+        raise UnsupportedModelError(msg, slug="vocab_mismatch")
+
+
+def _num_equal(held: list[int], ids: list[int]) -> int:
+    """How many tokens of `held` stand at the beginning of `ids`."""
+    if ids[: len(held)] == held:
+        return len(held)
+    pairs = enumerate(zip(held, ids, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), len(ids))
 
 
 class Model:
-    """Drafts a chain with a second, smaller model that shares the target's vocabulary.
+    """Drafts a chain with a second, smaller model.
 
     With `params=None` or temperature 0 the chain is greedy, a function of the past (law
     Deterministic). Otherwise each token is sampled from the model's row shaped by `params` (law
@@ -50,6 +87,8 @@ class Model:
             temperature, before truncation) is below this; 0 never stops. A stop that looks at the
             row but not at the token drawn from it keeps the chain's law; dropping a token that was
             already drawn would not.
+        translation: for a model whose tokenizer is not the target's. Its rows are then restricted
+            to the tokens that both know, before anything else is done to them.
 
     Raises:
         UnsupportedModelError: the model cannot draft; says why.
@@ -72,6 +111,7 @@ class Model:
         num_tokens: int = 4,
         params: SamplingParams | None = None,
         min_confidence: float = 0.0,
+        translation: Translation | None = None,
     ) -> None:
         if num_tokens < 1:
             msg = f"num_tokens is {num_tokens}; a chain needs at least 1"
@@ -83,28 +123,38 @@ class Model:
         self.num_tokens = num_tokens
         self.params = SamplingParams(temperature=0.0) if params is None else params
         self.min_confidence = min_confidence
+        self.translation = translation
+        self._vocab = None if translation is None else translation.target_ids
+        if translation is not None:
+            _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
         self._states: dict[int, _State] = {}
         self._last: list[Request] = []
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Refuse a target whose rows have another width.
+        """Refuse a target whose rows have another width, or lack a token of the translation.
 
         Raises:
-            UnsupportedModelError: the vocabularies differ in size.
+            UnsupportedModelError: the vocabularies do not fit.
         """
+        if self.translation is not None:
+            _check_width("target", self.translation.target_ids.max(), vocab_size)
+            return
         mine = self.target.vocab_size
         if mine is not None and vocab_size is not None and mine != vocab_size:
             msg = (
                 f"the drafter's vocabulary has {mine} tokens and the target's {vocab_size}; "
-                "drafting across vocabularies needs a translation, which is not supported yet: use "
-                "a drafter that was trained with the target's tokenizer"
+                "give translation=Translation(draft_tokenizer, target_tokenizer), or use a drafter "
+                "that was trained with the target's tokenizer"
             )
             raise UnsupportedModelError(msg, slug="vocab_mismatch")
 
     def start(self, request: Request) -> None:
         """Begin a request with an empty cache."""
-        self._states[request.id] = _State(self.target.new_cache())
+        way = self.translation
+        self._states[request.id] = _State(
+            self.target.new_cache(), None if way is None else way.start()
+        )
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
         """Draft one chain per request, of at most `num_tokens` and its budget."""
@@ -136,41 +186,55 @@ class Model:
         length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        state = self._state_of(request)
         target, cache, params = self.target, state.cache, self.params
-        state.root = position = request.position
+        pending = state.read(request.tokens)
         limit = target.max_length
         if limit is not None:
-            # Node i runs at position + i - 1 at the latest, which must lie inside the context.
-            length = min(length, limit - position)
-        # A step that failed after drafting leaves entries of tokens that were never accepted.
-        cache.crop(min(cache.length, position))
-        pending = request.tokens[cache.length :]
+            # Node i runs at root + i - 1 at the latest, which must lie inside the context.
+            length = min(length, limit - state.root)
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
-        while len(tokens) < length:
+        while pending and len(tokens) < length:
             ids = torch.tensor([pending], device=target.device)
-            row = target.forward(ids, None, None, cache, num_logits=1)[0].cpu()
+            row = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
             if request.matcher is not None:
-                row = request.matcher.mask_rows(row, [tokens])
+                row = request.matcher.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
-            token = _core.draw(row, params, request.seed, position, len(tokens) + 1)
-            tokens.append(token)
+            column = _core.draw(row, params, request.seed, request.position, len(tokens) + 1)
+            tokens.append(column if self._vocab is None else int(self._vocab[column]))
             rows.append(row)
-            if token in request.eos_ids:
+            if tokens[-1] in request.eos_ids:
                 break
-            pending = [token]
+            pending = self._own(tokens[-1:])
+            state.ids += pending
         if not tokens:
             return self._empty
         tree = mv.TokenTree(range(-1, len(tokens)))
         nodes = [request.tokens[-1], *tokens]
         if params.is_greedy:
             return mv.Draft(tree, nodes)
-        return mv.Draft(tree, nodes, law="chain", logits=torch.cat(rows), params=params)
+        logits = torch.cat(rows)
+        return mv.Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
+
+    def _shared(self, rows: torch.Tensor) -> torch.Tensor:
+        """The columns of the tokens that the target knows, too; never nothing at all."""
+        if self.translation is None:
+            return rows
+        rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
+        return rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
+
+    def _own(self, tokens: list[int]) -> list[int]:
+        """Drafted tokens as the drafter numbers them."""
+        return tokens if self.translation is None else self.translation.to_draft(tokens)
+
+    def _state_of(self, request: Request) -> _State:
+        state = self._states.get(request.id)
+        if state is None:
+            msg = f"request {request.id} was never started; call start(request) first"
+            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        return state
 
     def _confidence(self, row: torch.Tensor) -> float:
         """Largest probability of the row at the drafter's temperature (1 where that is 0)."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mtp_verify.drafters.independent import Model
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.growers import Heap
 from mtp_verify.params import SamplingParams
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import mtp_verify as mv
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.translation import Translation
 
 __all__ = ["ModelTree"]
 
@@ -39,6 +40,7 @@ class ModelTree(Model):
         params: how the model's rows are shaped before candidates are ranked; the target's own
             params rank best, save that temperature 0 leaves one candidate a node. None is
             temperature 1.
+        translation: for a model whose tokenizer is not the target's; see `Model`.
 
     Raises:
         UnsupportedModelError: the model cannot draft trees; says why.
@@ -59,6 +61,7 @@ class ModelTree(Model):
         max_depth: int = 6,
         max_children: int = 4,
         params: SamplingParams | None = None,
+        translation: Translation | None = None,
     ) -> None:
         limits = {"max_nodes": max_nodes, "max_depth": max_depth, "max_children": max_children}
         for name, value in limits.items():
@@ -66,7 +69,7 @@ class ModelTree(Model):
                 msg = f"{name}: found {value}, wanted an int >= 1"
                 raise ParamsError(msg, slug="param_out_of_range")
         params = SamplingParams() if params is None else params
-        super().__init__(model, num_tokens=max_depth, params=params)
+        super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
             msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"
             raise UnsupportedModelError(msg, slug="no_tree_attention")
@@ -77,17 +80,16 @@ class ModelTree(Model):
         length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+        state = self._state_of(request)
         target, cache, matcher = self.target, state.cache, request.matcher
-        state.root = position = request.position
+        device = target.device
+        pending = state.read(request.tokens)
+        position = state.root
         if target.max_length is not None:
             # The deepest inner node runs at position + length - 1, which must lie in the context.
             length = min(length, target.max_length - position)
-            if length < 1:
-                return self._empty
+        if length < 1 or not pending:
+            return self._empty
         heap = Heap(
             min(self.max_nodes, budget),
             max_depth=length,
@@ -95,29 +97,30 @@ class ModelTree(Model):
             root=request.tokens[-1],
             eos_ids=request.eos_ids,
             params=self.params,
+            vocab=self._vocab,
         )
-        cache.crop(min(cache.length, position))
-        device = target.device
-        pending = torch.tensor([request.tokens[cache.length :]], device=device)
         heap.frontier()
-        rows = target.forward(pending, None, None, cache, num_logits=1)[0].cpu()
-        heap.extend(rows if matcher is None else matcher.mask_rows(rows, [[]]))
+        ids = torch.tensor([pending], device=device)
+        rows = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
+        heap.extend(rows if matcher is None else matcher.mask_rows(rows, [[]], self._vocab))
         inner: list[int] = []
         try:
             while nodes := heap.frontier():
                 inner += nodes
-                ids = torch.from_numpy(heap.tokens[inner]).to(device)[None]
+                ids = torch.tensor([self._own(heap.tokens[inner].tolist())], device=device)
                 mask, depths = _ancestors(heap.parents, inner)
                 cache.crop(position + 1)
-                rows = target.forward(
+                rows, _ = target.forward(
                     ids,
                     (position + torch.from_numpy(depths).to(device))[None],
                     torch.from_numpy(mask),
                     cache,
                     num_logits=len(nodes),
-                )[0].cpu()
+                )
+                rows = self._shared(rows).cpu()
                 if matcher is not None:
-                    rows = matcher.mask_rows(rows, [heap.path(node) for node in nodes])
+                    paths = [heap.path(node) for node in nodes]
+                    rows = matcher.mask_rows(rows, paths, self._vocab)
                 heap.extend(rows)
         finally:
             cache.crop(position + 1)

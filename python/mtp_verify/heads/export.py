@@ -15,6 +15,7 @@ from mtp_verify.heads.convert import to_checkpoint
 from mtp_verify.heads.families import FAMILIES, OTHER_LAYOUTS
 from mtp_verify.heads.layouts import Found, published_name
 from mtp_verify.heads.native import save
+from mtp_verify.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,8 @@ def export(
             "in_checkpoint", a copy of the target's checkpoint with the modules inside, in the names
             of the head's family. A MiMo module goes into a Llama or Qwen2 checkpoint so that vLLM
             serves the whole as MiMo.
-        base: with "in_checkpoint" and "speculators" the folder of the target's checkpoint.
+        base: the folder of the target's checkpoint, for "in_checkpoint", "speculators", and
+            EAGLE-3 heads whose layers are counted from the end.
         target: the target, where the head is made of its own kind of layer; with "native" its
             fingerprint is kept.
 
@@ -114,7 +116,7 @@ def _repository(
         vocab = head.vocab.cpu()
         tensors["d2t"] = vocab - torch.arange(size)
         tensors["t2d"] = torch.zeros(sizes.vocab_size, dtype=torch.bool).scatter(0, vocab, True)  # noqa: FBT003
-    layers = list(spec.aux_layers)
+    layers = _aux_layers(spec, base)
     options: dict[str, Any] = {
         "draft_vocab_size": size,
         # vLLM takes yes for a missing answer here, speculators no.
@@ -177,14 +179,7 @@ def _inside(head: Head, path: str | Path, base: Checkpoint, target: Any | None) 
             _refuse(spec, "an own output head over a draft vocabulary has no place in a checkpoint")
         spec = spec.replace(draft_vocab_size=None)
     config = json.loads(json.dumps(base.config))
-    text = config
-    for key in ("text_config", "llm_config"):
-        if isinstance(config.get(key), dict):
-            text = config[key]
-            break
-    layers = text.get("num_hidden_layers")
-    if type(layers) is not int:
-        _refuse(spec, f"{base.folder} does not say how many layers it has")
+    text, layers = _text_config(spec, base, config)
     numbers = tuple(range(spec.num_modules))
     if "{layer}" in spec.layout.prefix:
         numbers = tuple(layers + number for number in numbers)
@@ -194,6 +189,37 @@ def _inside(head: Head, path: str | Path, base: Checkpoint, target: Any | None) 
     if spec.family == "mimo" and text.get("model_type") in ("llama", "qwen2"):
         tensors |= _as_mimo(text, base, layers)
     extend(base, tensors, path, config=config)
+
+
+def _text_config(
+    spec: HeadSpec, base: Checkpoint, config: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The part of the target's configuration that is about text, and its number of layers."""
+    text = config
+    for key in ("text_config", "llm_config"):
+        if isinstance(config.get(key), dict):
+            text = config[key]
+            break
+    layers = text.get("num_hidden_layers")
+    if type(layers) is not int:
+        _refuse(spec, f"{base.folder} does not say how many layers it has")
+    return text, layers
+
+
+def _aux_layers(spec: HeadSpec, base: str | Path | None) -> list[int]:
+    """The hidden states that the head reads, counted from the first layer as engines do."""
+    layers, end = list(spec.aux_layers), BEFORE_NORM
+    if base is not None:
+        checkpoint = Checkpoint(base)
+        end = _text_config(spec, checkpoint, checkpoint.config)[1]
+        layers = [layer if layer >= 0 else end + 1 + layer for layer in layers]
+    if any(not 0 <= layer < end for layer in layers):
+        _refuse(
+            spec,
+            f"it reads hidden states {spec.aux_layers}; engines give what enters a layer, counted "
+            "from the first (base= tells how many there are), and not what the final norm gives",
+        )
+    return layers
 
 
 def _as_mimo(config: dict[str, Any], base: Checkpoint, layers: int) -> dict[str, torch.Tensor]:

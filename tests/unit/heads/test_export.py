@@ -32,12 +32,16 @@ REPOSITORIES = [
     ("koala-causal", "eagle", {}),
     ("eagle", "eagle", {"fusion_bias": True}),
     ("eagle", "eagle", {"own_embedding": True}),
-    ("eagle3", "eagle", {}),
-    ("eagle3", "eagle", {"draft_vocab_size": None}),
-    ("eagle3", "speculators", {}),
-    ("eagle3", "speculators", {"recycle": "post", "norm_before_residual": True}),
-    ("eagle3", "speculators", {"feature_norm": "each", "num_layers": 2}),
-    ("eagle3", "eagle", {"feature_norm": "all"}),
+    ("eagle3", "eagle", {"aux_layers": (0, 1)}),
+    ("eagle3", "eagle", {"aux_layers": (0, 1), "draft_vocab_size": None}),
+    ("eagle3", "speculators", {"aux_layers": (0, 1)}),
+    (
+        "eagle3",
+        "speculators",
+        {"aux_layers": (0, 1), "recycle": "post", "norm_before_residual": True},
+    ),
+    ("eagle3", "speculators", {"aux_layers": (0, 1), "feature_norm": "each", "num_layers": 2}),
+    ("eagle3", "eagle", {"aux_layers": (0, 1), "feature_norm": "all"}),
     ("medusa", "medusa", {}),
     ("koala-parallel", "medusa", {}),
     ("medusa", "medusa", {"draft_vocab_size": 9}),
@@ -143,12 +147,12 @@ def test_second_export_replaces_the_module(tmp_path):
 def test_configurations_say_what_engines_ask_for(tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")
-    head = tiny_head("eagle3", model, aux_layers=(1, 2))
+    head = tiny_head("eagle3", model, aux_layers=(0, 1))
     export(head, tmp_path / "eagle3", "eagle")
     config = json.loads((tmp_path / "eagle3/config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLMEagle3"]
-    assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2]
-    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 1]
+    assert config["eagle_aux_hidden_state_layer_ids"] == [0, 1]
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [-1, 0]
     assert (config["draft_vocab_size"], config["vocab_size"]) == (20, VOCAB)
     export(head, tmp_path / "speculators", "speculators", base=tmp_path / "base")
     config = json.loads((tmp_path / "speculators/config.json").read_text())
@@ -164,6 +168,20 @@ def test_configurations_say_what_engines_ask_for(tmp_path):
     assert {"blocks.0.layers.0.weight", "blocks.0.layers.0.bias", "lm_heads.3.weight"} <= set(
         tensors
     )
+
+
+def test_layers_counted_from_the_end_are_counted_from_the_first_for_engines(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=3)
+    model.save_pretrained(tmp_path / "base")
+    head = tiny_head("eagle3", model, aux_layers=(0, -3, -2))
+    export(head, tmp_path / "out", "speculators", base=tmp_path / "base")
+    again = load(tmp_path / "out", model)
+    assert again.spec.aux_layers == (0, 1, 2)
+    assert torch.equal(rows(again), rows(head))
+    # -1 is what the final norm gives; engines have that state before the norm.
+    head = tiny_head("eagle3", model, aux_layers=(0, -1))
+    with pytest.raises(mv.ParamsError, match="not what the final norm gives"):
+        export(head, tmp_path / "last", "speculators", base=tmp_path / "base")
 
 
 def test_rotary_parameters_survive(tmp_path):
@@ -189,6 +207,7 @@ def test_rotary_parameters_survive(tmp_path):
         ("eagle", "in_checkpoint", {}, "repository of their own"),
         ("mimo", "in_checkpoint", {}, "give base="),
         ("eagle3", "speculators", {}, "give base="),
+        ("eagle3", "eagle", {"aux_layers": (0, -2)}, "base= tells how many"),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused(name, layout, changes, message, tmp_path):
