@@ -104,7 +104,7 @@ def _accuracies(model: Toy, texts: torch.Tensor) -> tuple[list[float], list[floa
 
 def run(*, quick: bool = False) -> Finding:
     """Train the pair on several seeds and measure the gap."""
-    seeds, steps, trials = ((0,), 30, 50) if quick else ((0, 1, 2), 100, 1000)
+    seeds, steps, trials = ((0,), 10, 20) if quick else ((0, 1, 2), 100, 1000)
     curves: dict[int, list[tuple[list[float], list[float]]]] = {1: [], 3: []}
     shown: list[ForcedStep] = []
     for seed in seeds:
