@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::prefix::NO_PARENT;
-use super::table::{BlockTable, Sequence};
+use super::table::{BlockTable, Known, Sequence};
 
 impl BlockTable {
     /// Recomputes everything from scratch; takes time in proportion to the pool.
@@ -18,9 +18,12 @@ impl BlockTable {
         let contents: BTreeMap<i32, &[u32]> =
             published.values().map(|(_, entry)| (entry.block, &*entry.tokens)).collect();
         let mut held: Vec<u32> = Vec::new();
-        for (seq, sequence) in &self.sequences {
+        let ordered: BTreeMap<i64, &Sequence> =
+            self.sequences.iter().map(|(&seq, sequence)| (seq, sequence)).collect();
+        for (seq, sequence) in ordered {
             let wrong = |what: &str| Err(format!("sequence {seq}: {what}"));
-            let Sequence { blocks, length, reserved, tokens, chain } = sequence;
+            let Sequence { blocks, length, reserved, known } = sequence;
+            let Known { tokens, chain } = &**known;
             let size = self.block_size;
             if blocks.len() != (length + reserved).div_ceil(size) {
                 return wrong("it holds more or fewer blocks than its entries need");

@@ -8,6 +8,7 @@
 
 mod batch;
 mod integrity;
+mod numbers;
 mod pool;
 mod prefix;
 mod table;

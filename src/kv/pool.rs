@@ -7,6 +7,8 @@ pub(super) struct Pool {
     num_blocks: usize,
     /// Holders of each block ever used. Those beyond are free, and take no memory yet.
     refs: Vec<u32>,
+    /// Holders beyond the first, of all blocks.
+    sharers: usize,
     /// Free blocks that the prefix cache does not know; the last one is used first.
     blank: Vec<i32>,
     prefix: Option<PrefixCache>,
@@ -14,7 +16,7 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(num_blocks: usize, prefix: Option<PrefixCache>) -> Self {
-        Self { num_blocks, refs: Vec::new(), blank: Vec::new(), prefix }
+        Self { num_blocks, refs: Vec::new(), sharers: 0, blank: Vec::new(), prefix }
     }
 
     pub(super) fn num_blocks(&self) -> usize {
@@ -35,6 +37,11 @@ impl Pool {
         self.refs[block as usize]
     }
 
+    /// Whether a block has several holders. Where none has, nothing is looked up.
+    pub(super) fn is_shared(&self, block: i32) -> bool {
+        self.sharers > 0 && self.refs(block) > 1
+    }
+
     /// A free block for one holder; the caller has counted that there is one. Blocks with a content
     /// that the cache knows come last, the longest idle first.
     pub(super) fn take(&mut self) -> i32 {
@@ -52,9 +59,9 @@ impl Pool {
 
     /// One more holder of a block that is held or idle.
     pub(super) fn share(&mut self, block: i32) {
-        if self.refs(block) == 0
-            && let Some(prefix) = &mut self.prefix
-        {
+        if self.refs(block) > 0 {
+            self.sharers += 1;
+        } else if let Some(prefix) = &mut self.prefix {
             prefix.wake(block);
         }
         self.refs[block as usize] += 1;
@@ -64,6 +71,7 @@ impl Pool {
     pub(super) fn leave(&mut self, block: i32) -> bool {
         self.refs[block as usize] -= 1;
         if self.refs(block) > 0 {
+            self.sharers -= 1;
             return false;
         }
         if !self.prefix.as_mut().is_some_and(|prefix| prefix.rest(block)) {
@@ -101,6 +109,11 @@ impl Pool {
             || self.refs.len() > self.num_blocks
         {
             return Err("blocks are held by other numbers of sequences than were counted".into());
+        }
+        if self.refs.iter().map(|&refs| refs.saturating_sub(1) as usize).sum::<usize>()
+            != self.sharers
+        {
+            return Err("more or fewer holders share a block than were counted".into());
         }
         let mut free: Vec<i32> = self.blank.clone();
         free.sort_unstable();

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch, check_distinct};
+use super::numbers::ByNumber;
 use super::pool::Pool;
 use super::prefix::{NO_PARENT, PrefixCache};
 use super::{CommitPlan, moves, state_select};
@@ -20,7 +21,14 @@ pub(super) struct Sequence {
     pub(super) length: usize,
     /// Slots of the open reservation; 0 without one.
     pub(super) reserved: usize,
-    /// Tokens of the first entries, as far as they are known; empty without a prefix cache.
+    /// Apart, so that what every step reads of many sequences lies close together.
+    pub(super) known: Box<Known>,
+}
+
+/// What the prefix cache knows of a sequence; nothing without one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Known {
+    /// Tokens of the first entries, as far as they are known.
     pub(super) tokens: Vec<u32>,
     /// Serial numbers of the contents of the first blocks, as far as they are published.
     pub(super) chain: Vec<u64>,
@@ -33,24 +41,27 @@ impl Sequence {
 
     /// Appends the slots of the open reservation, block by block.
     fn list_open(&self, block_size: usize, slots: &mut Vec<i64>) {
-        let (mut entry, end) = (self.length, self.length + self.reserved);
-        while entry < end {
-            let inside = (block_size - entry % block_size).min(end - entry);
-            let first = self.slot(entry, block_size);
+        // Divisions are what costs here: one, and not one for each block.
+        let (mut index, mut used) = (self.length / block_size, self.length % block_size);
+        let mut left = self.reserved;
+        while left > 0 {
+            let inside = (block_size - used).min(left);
+            let first = slot(self.blocks[index], used, block_size);
             slots.extend(first..first + inside as i64);
-            entry += inside;
+            (index, used, left) = (index + 1, 0, left - inside);
         }
     }
 
     /// Publishes the full blocks that are known and not yet published.
     fn publish(&mut self, pool: &mut Pool, block_size: usize) {
-        let known = self.tokens.chunks_exact(block_size).zip(&self.blocks);
-        for (tokens, &block) in known.skip(self.chain.len()) {
-            let parent = self.chain.last().copied().unwrap_or(NO_PARENT);
+        let Known { tokens, chain } = &mut *self.known;
+        let full = tokens.chunks_exact(block_size).zip(&self.blocks);
+        for (tokens, &block) in full.skip(chain.len()) {
+            let parent = chain.last().copied().unwrap_or(NO_PARENT);
             let Some(serial) = pool.publish(parent, tokens, block) else {
                 break;
             };
-            self.chain.push(serial);
+            chain.push(serial);
         }
     }
 }
@@ -64,7 +75,7 @@ fn slot(block: i32, offset: usize, block_size: usize) -> i64 {
 pub struct BlockTable {
     pub(super) block_size: usize,
     pub(super) pool: Pool,
-    pub(super) sequences: BTreeMap<i64, Sequence>,
+    pub(super) sequences: ByNumber<Sequence>,
 }
 
 impl BlockTable {
@@ -90,7 +101,7 @@ impl BlockTable {
             return overflow("block_size", block_size, limit);
         }
         let pool = Pool::new(num_blocks, prefix_cache.then(PrefixCache::new));
-        Ok(Self { block_size, pool, sequences: BTreeMap::new() })
+        Ok(Self { block_size, pool, sequences: ByNumber::default() })
     }
 
     /// The slots of a block.
@@ -142,10 +153,10 @@ impl BlockTable {
                 };
                 idle += usize::from(self.pool.refs(block) == 0);
                 added.blocks.push(block);
-                added.chain.push(serial);
+                added.known.chain.push(serial);
                 parent = serial;
             }
-            added.tokens = tokens.to_vec();
+            added.known.tokens = tokens.to_vec();
         }
         let shared = added.blocks.len();
         let fresh = length.div_ceil(self.block_size) - shared;
@@ -280,8 +291,8 @@ impl BlockTable {
         }
         sequence.length = length;
         sequence.reserved = 0;
-        sequence.tokens.truncate(length);
-        sequence.chain.truncate(length / self.block_size);
+        sequence.known.tokens.truncate(length);
+        sequence.known.chain.truncate(length / self.block_size);
         let kept = length.div_ceil(self.block_size);
         let mut freed = Vec::new();
         self.pool.leave_from(&mut sequence.blocks, kept, &mut freed);
@@ -384,7 +395,7 @@ impl BlockTable {
             return None;
         }
         let tail = sequence.blocks[sequence.length / self.block_size];
-        (self.pool.refs(tail) > 1).then_some(tail)
+        self.pool.is_shared(tail).then_some(tail)
     }
 
     fn check_commit(&self, commit: &Commit<'_>) -> Result<()> {
@@ -418,10 +429,10 @@ impl BlockTable {
         let kept = sequence.length.div_ceil(size);
         self.pool.leave_from(&mut sequence.blocks, kept, &mut plans.freed);
         if self.pool.prefix().is_some() {
-            if let Some(tokens) = tokens.filter(|_| sequence.tokens.len() == base) {
+            if let Some(tokens) = tokens.filter(|_| sequence.known.tokens.len() == base) {
                 let kept = std::iter::once(0).chain(path.iter().map(|&node| node as usize));
                 let known = kept.map_while(|node| u32::try_from(tokens[node]).ok());
-                sequence.tokens.extend(known);
+                sequence.known.tokens.extend(known);
             }
             sequence.publish(&mut self.pool, size);
         }
@@ -443,7 +454,7 @@ fn open(
     let (index, used) = (sequence.length / block_size, sequence.length % block_size);
     if used > 0 {
         let tail = sequence.blocks[index];
-        if pool.refs(tail) > 1 {
+        if pool.is_shared(tail) {
             let own = pool.take();
             copies.extend(
                 (0..used).map(|at| (slot(tail, at, block_size), slot(own, at, block_size))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,8 +37,10 @@ class Run:
         prompt: index of the prompt.
         mode: of `MODES`.
         entrant: its name, `PLAIN`, or `LIBRARY` for transformers' own loop.
-        stats: the decoder's; the time is that of decoding alone, without the prompt's forward.
+        stats: the decoder's.
         tokens: that were emitted.
+        late_tokens: of them, those after the first step, which reads the prompt.
+        late_seconds: in which these came.
     """
 
     prompt: int
@@ -47,6 +48,31 @@ class Run:
     entrant: str
     stats: Stats
     tokens: list[int]
+    late_tokens: int
+    late_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding alone; 0 for a run of a single step."""
+        return self.late_tokens / self.late_seconds
+
+
+class _Clock:
+    """A streamer that notes when the first tokens came, and how many."""
+
+    def __init__(self) -> None:
+        self.first = 0.0
+        self.num_first = 0
+        self._calls = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, then tokens."""
+        self._calls += 1
+        if self._calls == 2:
+            self.first, self.num_first = time.perf_counter(), value.numel()
+
+    def end(self) -> None:
+        """Take no notice."""
 
 
 def measure(
@@ -63,8 +89,7 @@ def measure(
     """Generate from each prompt in each mode: plainly, by transformers, and with each drafter.
 
     Runs on one prompt follow one another, in an order that rotates from prompt to prompt, so that a
-    change of the machine's load meets all of them. The target reads the prompt once; every run
-    starts from a copy of that cache.
+    change of the machine's load meets all of them.
 
     Args:
         model: a transformers causal language model in evaluation mode.
@@ -81,8 +106,7 @@ def measure(
     """
     for index, tokens in enumerate(prompts):
         ids = torch.tensor([list(tokens)])
-        with torch.inference_mode():
-            past = _read(model, ids)
+        own = derive_seed(seed, index)
         for mode in modes:
             params = MODES[mode]
             # Fresh drafters: nothing is known from other prompts.
@@ -94,37 +118,16 @@ def measure(
             for name, drafter in ways[shift:] + ways[:shift]:
                 if tell is not None:
                     tell(index, mode, name)
-                own = derive_seed(seed, index)
-                cache = copy.deepcopy(past)
+                clock = _Clock()
                 if name == LIBRARY:
-                    stats, emitted = _library(model, ids, params, max_new_tokens, own, cache)
-                    yield Run(index, mode, name, stats, emitted)
-                    continue
-                made = Decoder(model, drafter, params).generate(
-                    ids,
-                    max_new_tokens=max_new_tokens,
-                    seed=own,
-                    past_key_values=cache,
-                )
-                yield Run(index, mode, name, made.stats, made.tokens[0])
-
-
-def _library(
-    model: Any, ids: torch.Tensor, params: SamplingParams, count: int, seed: int, cache: Any
-) -> tuple[Stats, list[int]]:
-    """Generate with transformers' own loop; each of its steps emits a token."""
-    start = time.perf_counter()
-    output = library_generate(model, ids, params, count, seed, past_key_values=cache)
-    seconds = time.perf_counter() - start
-    tokens = output[0, ids.shape[1] :].tolist()
-    stats = Stats(
-        steps=len(tokens), forwards=len(tokens), emitted=len(tokens), total_seconds=seconds
-    )
-    return stats, tokens
-
-
-def _read(model: Any, ids: torch.Tensor) -> Any:
-    """Return the cache of all tokens but the last, or None if there is one token only."""
-    if ids.shape[1] < 2:
-        return None
-    return model(input_ids=ids[:, :-1].to(model.device), use_cache=True).past_key_values
+                    made = library_generate(model, ids, params, max_new_tokens, own, streamer=clock)
+                    emitted = made[0, ids.shape[1] :].tolist()
+                    stats = Stats(steps=len(emitted), forwards=len(emitted), emitted=len(emitted))
+                else:
+                    found = Decoder(model, drafter, params).generate(
+                        ids, max_new_tokens=max_new_tokens, seed=own, streamer=clock
+                    )
+                    emitted, stats = found.tokens[0], found.stats
+                seconds = time.perf_counter() - clock.first
+                late = len(emitted) - clock.num_first
+                yield Run(index, mode, name, stats, emitted, late, seconds)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mtp_verify.benchmark.entrants import Entrant
     from mtp_verify.benchmark.measure import Run
     from mtp_verify.benchmark.prompts import BenchPrompt
-    from mtp_verify.generation import Stats
 
 __all__ = ["ALL", "LOW_REPETITION", "as_data", "draw", "repetition", "summarise", "tables"]
 
@@ -42,18 +41,15 @@ def summarise(
     """
     figures: dict[str, Any] = {}
     for mode in dict.fromkeys(run.mode for run in runs):
-        found = {(run.prompt, run.entrant): run.stats for run in runs if run.mode == mode}
+        found = {(run.prompt, run.entrant): run for run in runs if run.mode == mode}
         plain = [found[index, PLAIN] for index in range(len(prompts))]
         library = [found[index, LIBRARY] for index in range(len(prompts))]
-        shares = {
-            run.prompt: repetition(run.tokens)
-            for run in runs
-            if (run.mode, run.entrant) == (mode, PLAIN)
-        }
+        shares = [repetition(run.tokens) for run in plain]
         members = _members(prompts, shares)
         by_entrant = {}
         for entrant in entrants:
-            stats = [found[index, entrant.name] for index in range(len(prompts))]
+            mine = [found[index, entrant.name] for index in range(len(prompts))]
+            stats = [run.stats for run in mine]
             entry: dict[str, Any] = {
                 "is_upper_bound": entrant.is_upper_bound,
                 "tau": {
@@ -67,9 +63,9 @@ def summarise(
                 / max(1, sum(run.drafted for run in stats)),
             }
             if not entrant.is_upper_bound:
-                entry["tokens_per_second"] = _speed(stats)
-                entry["over_plain"] = _over(stats, plain, members)
-                entry["over_transformers"] = _over(stats, library, members)
+                entry["tokens_per_second"] = _speed(mine)
+                entry["over_plain"] = _over(mine, plain, members)
+                entry["over_transformers"] = _over(mine, library, members)
             by_entrant[entrant.name] = entry
         figures[mode] = {
             "plain": {"tokens_per_second": _speed(plain)},
@@ -94,7 +90,7 @@ def repetition(tokens: Sequence[int]) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _members(prompts: Sequence[BenchPrompt], shares: dict[int, float]) -> dict[str, list[int]]:
+def _members(prompts: Sequence[BenchPrompt], shares: Sequence[float]) -> dict[str, list[int]]:
     """Indices of the prompts of each category, in order of appearance, of low repetition, of all.
 
     Args:
@@ -109,18 +105,21 @@ def _members(prompts: Sequence[BenchPrompt], shares: dict[int, float]) -> dict[s
 
 
 def _over(
-    mine: Sequence[Stats], theirs: Sequence[Stats], members: dict[str, list[int]]
+    mine: Sequence[Run], theirs: Sequence[Run], members: dict[str, list[int]]
 ) -> dict[str, Estimate]:
     """How much faster the runs of each group of prompts are, prompt by prompt."""
-    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(mine, theirs, strict=True)]
+    ratios = [
+        a.tokens_per_second / b.tokens_per_second if a.late_tokens and b.late_tokens else 1.0
+        for a, b in zip(mine, theirs, strict=True)
+    ]
     return {
         category: geometric_mean([ratios[index] for index in indices])
         for category, indices in members.items()
     }
 
 
-def _speed(stats: Sequence[Any]) -> Estimate:
-    return ratio([run.emitted for run in stats], [run.total_seconds for run in stats])
+def _speed(runs: Sequence[Run]) -> Estimate:
+    return ratio([run.late_tokens for run in runs], [run.late_seconds for run in runs])
 
 
 def as_data(figures: Any) -> Any:
@@ -160,7 +159,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         )
         made.append(
             Table(
-                title=f"speed, {mode} (decoding alone; the prompt's forward is not counted)",
+                title=f"speed, {mode} (decoding alone, from the first token on)",
                 columns=(
                     "drafter",
                     "drafted/step",

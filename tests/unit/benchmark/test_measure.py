@@ -39,8 +39,8 @@ def test_every_way_runs_once_a_prompt_and_mode_in_rotating_order(model):
 
 
 @pytest.mark.parametrize("length", [1, 9])
-def test_runs_go_on_from_one_reading_of_the_prompt(model, length, monkeypatch):
-    """Every run emits what plain generation over the whole prompt emits."""
+def test_runs_emit_what_plain_generation_emits(model, length, monkeypatch):
+    """And their clocks leave out the step that reads the prompt."""
     from mtp_verify.decode import Decoder
 
     head = tiny_head("mimo", model)
@@ -67,6 +67,8 @@ def test_runs_go_on_from_one_reading_of_the_prompt(model, length, monkeypatch):
     assert len(seen) == 1 + len(ENTRANTS)
     assert len(runs) == 2 + len(ENTRANTS)
     assert all(run.tokens == seen[0] for run in runs)
+    assert all(0 < run.late_tokens < 8 and run.late_seconds > 0 for run in runs)
+    assert {run.late_tokens for run in runs if run.entrant in (PLAIN, LIBRARY)} == {7}
     assert all(tokens == greedy_tokens(model, ids, 8) for tokens in seen)
 
 
