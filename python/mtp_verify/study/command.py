@@ -23,6 +23,9 @@ __all__ = ["STUDIES", "add_arguments", "run"]
 STUDIES = {
     "choice-points": "choice_points",
     "teacher-forcing": "teacher_forcing",
+    "planning": "planning",
+    "signal": "training_signal",
+    "reasoning": "reasoning",
     "heads": "heads",
     "training-to-inference": "training_to_inference",
     "scale": "scale",

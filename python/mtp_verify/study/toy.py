@@ -20,9 +20,7 @@ from mtp_verify.training.losses import sequential_backward
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Toy", "fit"]
-
-_RATE = 1e-3
+__all__ = ["Toy", "complete", "fit"]
 
 
 class Toy(nn.Module):
@@ -97,6 +95,8 @@ def fit(
     *,
     first: int = 0,
     seed: int = 0,
+    rate: float = 1e-3,
+    watch: Callable[[int], None] | None = None,
 ) -> float:
     """Train on fresh samples, every head with equal weight.
 
@@ -106,14 +106,16 @@ def fit(
         steps: number of updates.
         first: the first position whose token counts in the loss.
         seed: of the samples.
+        rate: of learning.
+        watch: is given the number of updates after each.
 
     Returns:
-        The last next-token loss.
+        The last loss, summed over the heads.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     last = 0.0
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         tokens = sample(generator)
 
         def loss_of(index: int, tokens: torch.Tensor = tokens) -> Callable[..., torch.Tensor]:
@@ -131,4 +133,36 @@ def fit(
         losses = [loss_of(index) for index in range(len(model.heads))]
         last = sequential_backward(model.trunk(tokens), losses)
         optimizer.step()
+        if watch is not None:
+            watch(step)
     return last
+
+
+def complete(
+    model: Toy,
+    prompts: torch.Tensor,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Let a model read its own output.
+
+    Args:
+        model: reads by its next-token path.
+        prompts: (B, T) tokens.
+        count: of the tokens to append.
+        generator: of samples at temperature 1; None takes the most likely token.
+
+    Returns:
+        (B, count) tokens.
+    """
+    texts = prompts
+    with torch.no_grad():
+        for _ in range(count):
+            logits = model(texts)[:, -1]
+            if generator is None:
+                token = logits.argmax(-1, keepdim=True)
+            else:
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            texts = torch.cat((texts, token), dim=1)
+    return texts[:, prompts.shape[1] :]
