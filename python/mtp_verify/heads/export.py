@@ -177,7 +177,7 @@ def _inside(head: Head, path: str | Path, base: Checkpoint, target: Any | None) 
         # The engines' modules draft from all tokens, with the target's own output head.
         if spec.output_head == "own":
             _refuse(spec, "an own output head over a draft vocabulary has no place in a checkpoint")
-        spec = spec.replace(draft_vocab_size=None)
+        spec = spec.replace(draft_vocab_size=None, context_tokens=False)
     config = json.loads(json.dumps(base.config))
     text, layers = _text_config(spec, base, config)
     numbers = tuple(range(spec.num_modules))

@@ -120,6 +120,23 @@ def test_module_for_a_llama_is_served_as_mimo(tmp_path):
     torch.testing.assert_close(rows(again), rows(head), rtol=0.0, atol=1e-5)
 
 
+def test_module_over_a_draft_vocabulary_goes_in_without_it(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")
+    changes = {"output_head": "shared", "draft_vocab_size": 9, "context_tokens": True}
+    head = tiny_head("mimo", model, **changes)
+    export(head, tmp_path / "out", "in_checkpoint", base=tmp_path / "base")
+    again = load(tmp_path / "out", model)
+    assert (again.vocab, again.spec.context_tokens) == (None, False)
+    # The engine drafts from all tokens; among the head's own they are scored alike.
+    state, own = again.new_state(), head.new_state()
+    hidden, tokens = random_hidden(head, 5), torch.arange(1, 6)
+    with torch.no_grad():
+        full = again.read(state, hidden, tokens)[..., head.vocab]
+        part = head.read(own, hidden, tokens)[..., : len(head.vocab)]
+    torch.testing.assert_close(full, part, rtol=0.0, atol=1e-5)
+
+
 def test_several_modules_stand_behind_each_other(tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")
