@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NUM_NODES", "run", "stars"]
 
-NUM_NODES = 7
+NUM_NODES = 8
 _ARM = 3  # edges from the centre to a tip; there are two arms
-_BATCH = 32
+_BATCH = 64
 _PROMPT = 2 * _ARM + 2  # edges, centre, tip
 _VOCAB = NUM_NODES * NUM_NODES + NUM_NODES  # edges, then nodes
 
@@ -76,13 +76,13 @@ def _task(num_tests: int, *, backwards: bool) -> Task:
 
 def run(*, quick: bool = False) -> Finding:
     """Train on the next token, on the whole path ahead, and on the next token of reversed paths."""
-    seeds, every, num_marks, num_tests = ((0,), 20, 2, 100) if quick else ((0, 1, 2), 100, 12, 300)
+    seeds, every, num_marks, num_tests = ((0,), 20, 2, 100) if quick else ((0, 1, 2), 125, 12, 300)
     marks = tuple(every * (index + 1) for index in range(num_marks))
     forwards, backwards = (_task(num_tests, backwards=flag) for flag in (False, True))
     courses = {
-        "next token": train(forwards, 1, marks, seeds, num_blocks=2),
-        f"{_ARM} ahead": train(forwards, _ARM, marks, seeds, num_blocks=2),
-        "next token, path reversed": train(backwards, 1, marks[:4], seeds, num_blocks=2),
+        "next token": train(forwards, 1, marks, seeds, width=48, num_blocks=2),
+        f"{_ARM} ahead": train(forwards, _ARM, marks, seeds, width=48, num_blocks=2),
+        "next token, path reversed": train(backwards, 1, marks[:4], seeds, width=48, num_blocks=2),
     }
     plain, ahead, reverse = courses.values()
     gain = advantage(ahead, plain, "path")
