@@ -56,14 +56,15 @@ class Combined:
         if max_nodes is not None and (mode != "merge" or max_nodes < 1):
             msg = f"max_nodes is {max_nodes}; it is an int >= 1, and goes with mode 'merge'"
             raise ParamsError(msg, slug="bad_draft_settings")
-        readers = [drafter for drafter in drafters if getattr(drafter, "hidden_layers", ())]
+        wanted = [tuple(getattr(drafter, "hidden_layers", ())) for drafter in drafters]
+        readers = [layers for layers in wanted if layers]
         if len(readers) > 1:
             msg = "at most one of the drafters may read the target's hidden states"
             raise ParamsError(msg, slug="bad_draft_settings")
         self.drafters = tuple(drafters)
         self.mode = mode
         self.max_nodes = max_nodes
-        self.hidden_layers: tuple[int, ...] = readers[0].hidden_layers if readers else ()  # type: ignore[attr-defined]
+        self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
         self.makes_trees = mode == "merge" or any(
             getattr(drafter, "makes_trees", False) for drafter in drafters
         )

@@ -55,10 +55,11 @@ class Problems:
         found: dict[tuple[int, ...], list[Sequence[str]]] = {}
         for _ in range(tries):
             program = random.choices(INSTRUCTIONS, k=random.randint(1, _LONGEST))
-            values = tuple(execute(program, argument) for argument in range(MODULUS))
-            if None in values or len(set(values)) == 1:
+            results = (execute(program, argument) for argument in range(MODULUS))
+            values = tuple(value for value in results if value is not None)
+            if len(values) < MODULUS or len(set(values)) == 1:
                 continue
-            known = found.setdefault(values, [])  # type: ignore[arg-type]
+            known = found.setdefault(values, [])
             if known and len(program) > len(known[0]):
                 continue
             if known and len(program) < len(known[0]):

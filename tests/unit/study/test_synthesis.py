@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def test_only_programs_that_pass_every_test_count(
     empty = torch.full_like(right, synthesis._END)
     written = torch.stack([right, wrong, empty]).repeat(len(trained.values), 1)
     monkeypatch.setattr(synthesis, "complete", lambda *_, **__: written)
-    model, generator = None, torch.Generator().manual_seed(0)
-    counts = trained.solve(model, generator, len(trained.values), 3)  # type: ignore[arg-type]
+    model: Any = None
+    counts = trained.solve(model, torch.Generator().manual_seed(0), len(trained.values), 3)
     identity = list(range(MODULUS))
     assert counts[row] == 1 + (trained.values[row].tolist() == identity)
     assert len(counts) == len(trained.values)
