@@ -24,6 +24,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark.prompts import OWN, load
 from mtp_verify.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
+from mtp_verify.packing import prepack
 
 SIZES = (1, 4, 8)
 # The rivals: transformers, ours without drafts, with drafts of fixed size, with planned ones.
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
     model, tokenizer = smollm2.load(options.dtype)
+    prepack(model)
     prompts = load(options.prompts) if options.prompts else list(OWN)
     texts = [prompt.prompt for prompt in prompts]
     lines = []

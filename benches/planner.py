@@ -1,18 +1,18 @@
 """Plain decoding, fixed budgets and planned ones, in turn on the same prompts of SmolLM2.
 
 The promise of a planner: never worse than plain decoding beyond noise, and on text that copies
-close to the best fixed budget. All ways start from one copy of the prompt's cache, follow one
-another, and rotate from round to round, so that the machine's load meets all of them; what is
-reported is the time of each relative to plain decoding in the same round.
+close to the best fixed budget. The generations of all ways run at once, a step of one after a step
+of another, so that the machine's load meets all of them; what is reported is the speed of each
+relative to plain decoding in the same round, from the first token on.
 
     python benches/planner.py --json build/bench/planner.json
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark.figures import Estimate, geometric_mean
 from mtp_verify.benchmark.prompts import OWN, load, pick
 from mtp_verify.decode import Decoder, Stats
+from mtp_verify.packing import prepack
 from mtp_verify.planning import MeasuredCosts
 from mtp_verify.subjects import subject_for
 from mtp_verify.target import as_target
@@ -38,27 +39,55 @@ def ways(model: Any, costs: MeasuredCosts) -> dict[str, Decoder]:
         return mv.drafters.Suffix(max_nodes=nodes, min_match=1, depth_factor=2.0)
 
     return {
-        PLAIN: Decoder(model, None, GREEDY),
-        PLANNED: Decoder(model, suffix(16), GREEDY, planner=mv.Planner(costs)),
-        **{f"fixed {nodes}": Decoder(model, suffix(nodes), GREEDY) for nodes in FIXED},
+        PLAIN: Decoder(model, None, GREEDY, max_batch=1),
+        PLANNED: Decoder(model, suffix(16), GREEDY, planner=mv.Planner(costs), max_batch=1),
+        **{f"fixed {n}": Decoder(model, suffix(n), GREEDY, max_batch=1) for n in FIXED},
     }
 
 
+def race(rivals: dict[str, Decoder], ids: list[int], count: int) -> dict[str, tuple[float, Stats]]:
+    """One generation by each way, their steps interleaved: whoever is furthest behind goes next.
+
+    All ways pass through the same stretch of time, step by step, so that the machine's load meets
+    them alike, however fast it changes.
+
+    Returns:
+        Tokens per second after the first step, which reads the prompt, and statistics, by way.
+    """
+    running = {
+        name: rival.submit(ids, max_new_tokens=count, eos_token_id=())
+        for name, rival in rivals.items()
+    }
+    # Tokens of the step that reads the prompt; tokens and seconds of those that follow.
+    first, made, seconds = {}, dict.fromkeys(rivals, 0), dict.fromkeys(rivals, 0.0)
+    done = {}
+    while running:
+        name = min(running, key=made.__getitem__)
+        start = time.perf_counter()
+        emitted = len(rivals[name].step()[running[name]])
+        spent = time.perf_counter() - start
+        made[name] += emitted
+        if name in first:
+            seconds[name] += spent
+        else:
+            first[name] = emitted
+        if (result := rivals[name].results().get(running[name])) is not None:
+            done[name] = ((made[name] - first[name]) / seconds[name], result.stats)
+            del running[name]
+    return done
+
+
 def measure(
-    rivals: dict[str, Decoder], ids: torch.Tensor, past: Any, count: int, rounds: int
-) -> Any:
+    rivals: dict[str, Decoder], ids: list[int], count: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Stats]]:
     """Tokens per second of every way, round by round, and its last statistics."""
     speeds: dict[str, list[float]] = {name: [] for name in rivals}
     last: dict[str, Stats] = {}
-    order = list(rivals)
     for turn in range(rounds + 1):
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            made = rivals[name].generate(
-                ids, max_new_tokens=count, eos_token_id=(), past_key_values=copy.deepcopy(past)
-            )
-            last[name] = made.stats
+        for name, (speed, stats) in race(rivals, ids, count).items():
+            last[name] = stats
             if turn:  # the first turn warms up
-                speeds[name].append(made.stats.tokens_per_second)
+                speeds[name].append(speed)
     return speeds, last
 
 
@@ -84,6 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     subject = subject_for()
     model = subject.load(options.dtype)
+    prepack(model)
     costs = MeasuredCosts(as_target(model))
     curve = {width: costs.forward(width) for width in (1, 2, 4, 8, 16)}
     shape = ", ".join(f"{width}: {value / curve[1]:.2f}" for width, value in curve.items())
@@ -93,10 +123,8 @@ def main() -> None:
     rivals = ways(model, costs)
     lines = []
     for prompt in prompts:
-        ids = torch.tensor([subject.encode(prompt.prompt)])
-        with torch.inference_mode():
-            past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        speeds, last = measure(rivals, ids, past, options.max_new_tokens, options.rounds)
+        ids = subject.encode(prompt.prompt)
+        speeds, last = measure(rivals, ids, options.max_new_tokens, options.rounds)
         ratios = {name: over(mine, speeds[PLAIN]) for name, mine in speeds.items()}
         best = max(
             (name for name in ratios if name.startswith("fixed")), key=lambda n: ratios[n].value

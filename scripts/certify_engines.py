@@ -26,6 +26,8 @@ REPORTS = ROOT / "build" / "certified"
 # Two tokens: 64 strings after each of three prompts.
 _SIZE = "--length 2 --min-tv 0.2"
 _SHAPED = "--temperature 0.9 --top-k 6 --top-p 0.9"
+# Rows that depend on the history: of each node, its own path.
+_HISTORY = "--temperature 0.8 --repetition-penalty 1.3 --no-repeat-ngram-size 2"
 
 
 def _modes(*names: str) -> str:
@@ -43,6 +45,10 @@ COMMANDS = {
     "patched": f"--engine drop-in {_modes('patch-assisted', 'patch-mtp', 'patch-gemma4')} {_SIZE}",
     "drop-in-batch": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 --temperature 0.8 {_SIZE}",
     "drop-in-shaped": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_SHAPED} {_SIZE}",
+    "drop-in-history": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_HISTORY} {_SIZE}",
+    "drop-in-history-alone": f"--engine drop-in {_modes(*_ALONE)} {_HISTORY} {_SIZE}",
+    "patched-history": f"--engine drop-in --mode patch-assisted {_HISTORY} {_SIZE}",
+    "assisted-history": f"--engine transformers --mode assisted {_HISTORY} {_SIZE}",
     "drop-in": f"--engine drop-in {_modes(*_ALONE)} --temperature 0.8 {_SIZE}",
     "mtp-verify": f"--engine mtp-verify {_modes(*_RIGHT)} --batch 16 {_SIZE}",
     "lossy": f"--engine mtp-verify {_modes(*own.LOSSY)} {_SIZE}",
@@ -96,6 +102,9 @@ def _shaping(settings: dict[str, Any]) -> str:
     parts = [f"temperature {settings['temperature']}"]
     parts += [f"top-k {settings['top_k']}"] if settings["top_k"] else []
     parts += [f"top-p {settings['top_p']}"] if settings["top_p"] < 1 else []
+    penalty, size = settings.get("repetition_penalty", 1), settings.get("no_repeat_ngram_size", 0)
+    parts += [f"repetition penalty {penalty}"] if penalty != 1 else []
+    parts += [f"no {size}-gram twice"] if size else []
     return ", ".join(parts)
 
 

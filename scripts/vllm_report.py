@@ -1,9 +1,10 @@
 """Run SmolLM2 in vLLM without speculation, with its own n-gram speculation, and with the plug-in.
 
-`make vllm` runs this in the environment with vLLM's CPU build. It checks that greedy decoding gives
-the same tokens all three ways (float32), and times them in turn (bfloat16), the best of several
-rounds each. Exit code 1 if tokens differ. Stock sampled speculation is timed too, although its law
-is wrong there (see `mtp-verify certify --engine vllm`): its text is another one, its work is alike.
+`make vllm` runs this in the environment with vLLM's CPU build. The plug-in is run with vLLM's
+n-gram drafts and with this package's suffix drafts. Greedy decoding is checked to give the same
+tokens all ways (float32), and all are timed in turn (bfloat16), the best of several rounds each.
+Exit code 1 if tokens differ. Stock sampled speculation is timed too, although its law is wrong
+there (see `mtp-verify certify --engine vllm`): its text is another one, its work is alike.
 """
 
 from __future__ import annotations
@@ -26,17 +27,22 @@ from mtp_verify.demo import PROMPTS
 from mtp_verify.integrations import smollm2
 from mtp_verify.integrations import vllm as plugin
 
-WAYS = ("plain", "stock", "plugin")
+WAYS = ("plain", "stock", "plugin", "suffix")
 NGRAM = {
     "method": "ngram",
     "num_speculative_tokens": 8,
     "prompt_lookup_max": 3,
     "prompt_lookup_min": 2,
 }
+SUFFIX = {
+    "method": "custom_class",
+    "num_speculative_tokens": 8,
+    "model": "mtp_verify.integrations.vllm.SuffixProposer",
+}
 
 
 class Engines:
-    """One engine without speculation and one with, and the three ways to use them."""
+    """Three engines (no drafts, n-gram drafts, suffix drafts) and the four ways to use them."""
 
     def __init__(self, dtype: str, folder: Path) -> None:
         from vllm import LLM
@@ -54,8 +60,10 @@ class Engines:
                 speculative_config=speculation,
             )
 
-        self.plain, self.speculative = make(None), make(NGRAM)
-        tokenizer = self.plain.get_tokenizer()
+        # Once numba is loaded, as n-gram speculation does, vLLM 0.32 fails to make another engine.
+        plain, suffix, ngram = make(None), make(SUFFIX), make(NGRAM)
+        self.engines = {"plain": plain, "stock": ngram, "plugin": ngram, "suffix": suffix}
+        tokenizer = plain.get_tokenizer()
         self.prompts = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt.text}],
@@ -70,16 +78,18 @@ class Engines:
         """Generate for one prompt after the other: the tokens, and the seconds it took."""
         from vllm import SamplingParams
 
-        if way == "plugin":
+        if way in {"plugin", "suffix"}:
             plugin.install()
         else:
             plugin.uninstall()
-        engine = self.plain if way == "plain" else self.speculative
+        engine = self.engines[way]
         params = SamplingParams(ignore_eos=True, detokenize=False, **settings)
         started = time.perf_counter()
         tokens = []
         for prompt in self.prompts:
-            found = engine.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+            found = self.engines[way].generate(
+                [{"prompt_token_ids": prompt}], params, use_tqdm=False
+            )
             tokens.append(list(found[0].outputs[0].token_ids))
         return tokens, time.perf_counter() - started
 
@@ -119,8 +129,7 @@ def main() -> int:
     import vllm
 
     folder = smollm2.prepare()
-    # A process for each pair of engines: once numba is loaded, as n-gram speculation does, vLLM
-    # 0.32 fails to make another engine in the same process.
+    # A process for each dtype's engines, as n-gram speculation must be the last of a process.
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as processes:
@@ -132,16 +141,22 @@ def main() -> int:
         "prompts": [prompt.kind for prompt in PROMPTS],
         "tokens_per_prompt": args.tokens,
         "repeats": args.repeats,
-        "speculation": NGRAM,
+        "speculation": {"stock": NGRAM, "plugin": NGRAM, "suffix": SUFFIX},
         "greedy_equal_to_plain_float32": equal,
         "tokens_per_second_bfloat16": rates,
-        "ratio_to_stock_speculation": {k: v["plugin"] / v["stock"] for k, v in rates.items()},
-        "ratio_to_plain": {k: v["plugin"] / v["plain"] for k, v in rates.items()},
+        "ratio_to_stock": {
+            kind: {way: speeds[way] / speeds["stock"] for way in ("plugin", "suffix")}
+            for kind, speeds in rates.items()
+        },
+        "ratio_to_plain": {
+            kind: {way: speeds[way] / speeds["plain"] for way in WAYS[1:]}
+            for kind, speeds in rates.items()
+        },
     }
     text = json.dumps(report, indent=2)
     args.json.write_text(text + "\n")
     sys.stdout.write(text + "\n")
-    return 0 if equal["plugin"] else 1
+    return 0 if equal["plugin"] and equal["suffix"] else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtp_verify.packing import can_prepack, prepack
+from mtp_verify.packing import can_prepack, is_prepacked, prepack
 from tests.models import prompt, tiny_model
 
 
@@ -58,6 +58,8 @@ def test_a_model_gives_the_same_rows(layer: nn.Linear) -> None:
     ids = prompt(6)
     with torch.inference_mode():
         before = model(ids).logits.float()
+        assert not is_prepacked(model)
         assert prepack(model) > 0
+        assert is_prepacked(model)
         after = model(ids).logits.float()
     assert torch.allclose(before, after, atol=0.05)

@@ -154,7 +154,7 @@ def certify(
     levels = stats.spend(alpha, _NUM_LOOKS)
     needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
     declared = getattr(subject, "lossy", None)
-    ties = Ties(rows, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
+    ties = Ties(rows, laws[0].length, tie, dict(zip(chosen, laws, strict=True)), params)
     tallies = [Tally(law) for law in laws]
     run = Run(subject, chosen, tallies, needed, seed, ties if params.is_greedy else None)
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))

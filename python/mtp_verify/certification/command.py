@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0, help="0 is off")
     parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
+    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is off")
     parser.add_argument(
         "--batch", type=int, default=0, help="strings drawn together by this package (default 0: 1)"
     )
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> Report:
         plans = plans_of(args.rerun, seed=args.seed)
     else:
         seed = 0 if args.seed is None else args.seed
-        settings = (args.temperature, args.top_k, args.top_p, args.length, args.min_tv, args.alpha)
+        history = (args.repetition_penalty, args.no_repeat_ngram_size)
+        shaping = (args.temperature, args.top_k, args.top_p, *history)
+        settings = (*shaping, args.length, args.min_tv, args.alpha)
         modes = args.mode or engines.default_modes(args.engine)
         plans = [Plan(args.engine, mode, *settings, args.tie, seed, args.batch) for mode in modes]
     found = [_certify(plan, args.resume, args.max_seconds) for plan in plans]

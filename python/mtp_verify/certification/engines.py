@@ -46,7 +46,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
     "drop-in": (*own.MODES, "patch-assisted", "patch-mtp", "patch-gemma4"),
     "mtp-verify": tuple(own.MODES),
-    "vllm": ("plain", "ngram"),
+    # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
+    "vllm": ("plain", "suffix", "ngram"),
     "mutants": tuple(mutants.ENGINES),
 }
 
@@ -188,14 +189,17 @@ def need(*modules: str, extra: str = "", command: str = "") -> None:
 def _vllm(folder: Path, mode: str, params: SamplingParams, num: int) -> Sample:
     import vllm
 
-    drafts = None
+    if params.no_repeat_ngram_size:
+        message = "vLLM has no no_repeat_ngram_size: leave it out"
+        raise ParamsError(message, slug="bad_options")
+    drafts: dict[str, Any] | None = None
     if mode == "ngram":
-        drafts = {
-            "method": "ngram",
-            "num_speculative_tokens": own.NUM_DRAFTS,
-            "prompt_lookup_max": 2,
-            "prompt_lookup_min": 1,
-        }
+        drafts = {"method": mode, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    elif mode == "suffix":
+        proposer = "mtp_verify.integrations.vllm.SuffixProposer"
+        drafts = {"method": "custom_class", "model": proposer}
+    if drafts is not None:
+        drafts["num_speculative_tokens"] = own.NUM_DRAFTS
     llm = vllm.LLM(
         model=str(folder),
         skip_tokenizer_init=True,
@@ -214,6 +218,7 @@ def _vllm(folder: Path, mode: str, params: SamplingParams, num: int) -> Sample:
                 top_k=params.top_k or -1,
                 top_p=params.top_p,
                 min_p=params.min_p,
+                repetition_penalty=params.repetition_penalty,
                 max_tokens=num,
                 seed=seed * (1 << 20) + row,
                 detokenize=False,

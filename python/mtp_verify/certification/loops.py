@@ -56,6 +56,11 @@ def generate_loop(
             "top_p": params.top_p,
             "min_p": params.min_p or None,
         }
+    # They need the history, and change the greedy token too.
+    if params.repetition_penalty != 1:
+        settings["repetition_penalty"] = params.repetition_penalty
+    if params.no_repeat_ngram_size:
+        settings["no_repeat_ngram_size"] = params.no_repeat_ngram_size
     layers = settings.pop("mtp_layers", None)
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:

@@ -33,6 +33,8 @@ class Plan:
     temperature: float
     top_k: int
     top_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
     length: int
     min_tv: float
     alpha: float
@@ -42,7 +44,13 @@ class Plan:
 
     def params(self) -> SamplingParams:
         """How rows are shaped."""
-        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
 
 
 def plans_of(path: Path, *, seed: int | None = None) -> list[Plan]:

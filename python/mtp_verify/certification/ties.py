@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtp_verify.reference import penalise
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from mtp_verify.params import SamplingParams
     from mtp_verify.testing.laws import JointLaw
 
 __all__ = ["Ties"]
@@ -27,8 +30,9 @@ class Ties:
         length: int,
         gap: float,
         laws: Mapping[tuple[int, ...], JointLaw],
+        params: SamplingParams,
     ) -> None:
-        self.rows, self.length, self.gap = rows, length, gap
+        self.rows, self.length, self.gap, self.params = rows, length, gap, params
         self.greedy = {prompt: law.string(int(law.probs.argmax())) for prompt, law in laws.items()}
         self.num = 0
 
@@ -46,7 +50,8 @@ class Ties:
 
     def _is_tied(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
         for place, token in enumerate(tokens):
-            row = np.asarray(self.rows((*prompt, *tokens[:place])), np.float64)
+            path = (*prompt, *tokens[:place])
+            row = penalise(np.asarray(self.rows(path)), path, len(prompt), self.params)
             if not 0 <= token < len(row) or not row.max() - row[token] <= self.gap:
                 return False
         return True

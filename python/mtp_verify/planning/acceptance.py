@@ -129,20 +129,18 @@ class Watch:
             token = text[self.place]
             children = (n for n in self.undecided if self.parents[n] == self.node)
             right = next((n for n in children if self.tokens[n] == token), None)
-            open_still = (
-                [] if right is None else [n for n in self.undecided if self._below(n, right)]
-            )
-            decided = [n for n in self.undecided if n not in open_still]
+            # Parents come before their children: one pass finds all that lie below the right one.
+            below: set[int | None] = {right}
+            open_still, decided = [], []
+            for node in self.undecided:
+                if self.parents[node] in below:
+                    below.add(node)
+                    open_still.append(node)
+                else:
+                    decided.append(node)
             self.rates.count_nodes(decided, () if right is None else (right,))
             if self.node == 0:
                 first = right is not None
             self.undecided, self.node = open_still, right or 0
             self.place += 1
         return first
-
-    def _below(self, node: int, ancestor: int) -> bool:
-        """Whether a node lies strictly below another."""
-        above = self.parents[node]
-        while above > ancestor:
-            above = self.parents[above]
-        return above == ancestor

@@ -29,6 +29,10 @@ __all__ = ["Plan", "Planner"]
 
 # Drafting must promise this much over plain decoding: estimates are noisy, plain decoding is sure.
 _MARGIN = 1.03
+# A request whose drafts have cost more than they earned, by this share of plain decoding and this
+# many steps besides, drafts only where much is promised: it then loses no more than about that.
+_LOSS_SHARE, _LOSS_STEPS = 0.01, 0.3
+_STRICT_MARGIN = 1.5
 # A probe is a small draft against better knowledge. Together they may cost this share of the time.
 _PROBE_NODES = 2
 _PROBE_SHARE = 0.01
@@ -56,12 +60,18 @@ class _Record:
         rates: after a wrong first guess, and after a right one: copies come in runs.
         was_right: whether the last first guess that is decided was right.
         watches: drafts that the text has not reached the end of.
+        full: the draft of the full budget, if the drafter is pure; made anew in every step.
+        emitted: tokens so far, and so the steps that plain decoding would have taken.
+        earned: by drafts, in plain steps: tokens accepted, less what the steps cost more.
         idle: steps since the last draft that was run; the first probe need not wait.
     """
 
     rates: tuple[Rates, Rates]
     was_right: bool = False
     watches: list[Watch] = field(default_factory=list)
+    full: Draft | None = None
+    emitted: int = 0
+    earned: float = 0.0
     idle: float = float("inf")
 
     @property
@@ -71,10 +81,11 @@ class _Record:
 
 
 class Planner:
-    """Plans the width of steps so that tokens per second are most.
+    """Plans the width of steps so that requests are fastest.
 
     Each request's gain is estimated from what became of its earlier drafts, decayed, node by node.
-    Requests that share a forward are planned jointly: the widest draft makes it wide for all.
+    Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
+    what counts is the geometric mean of their speeds.
 
     A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
     is asked for a full draft at every step, which is compared with the text as that grows, run or
@@ -100,7 +111,8 @@ class Planner:
         [Plan(budget=8, is_probe=False)]
 
     References:
-        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066 (goodput).
+        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066
+        (goodput); F. Kelly, 1997 (proportional fairness).
     """
 
     def __init__(
@@ -158,7 +170,8 @@ class Planner:
         for group in [list(everybody)] if together else [[i] for i in everybody]:
             curve = self._curve(len(group))
             costs = np.array([units[i] or 0.0 for i in group])
-            chosen, budget = best_budget(drafted[group], kept[group], costs, curve)
+            margin = _margin([records[i] for i in group])
+            chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin)
             for i in (group[member] for member in chosen):
                 plans[i] = Plan(min(budget, limits[i]))
             for i in group:
@@ -173,12 +186,20 @@ class Planner:
         self, drafter: Drafter, requests: Sequence[Request], plans: Sequence[Plan]
     ) -> list[Draft]:
         """Have a drafter make the drafts of one step, and see how long it takes."""
+        if _is_pure(drafter):
+            return [self._cut(drafter, *each) for each in zip(requests, plans, strict=True)]
         start = self._clock()
         drafts = drafter.propose(requests, [plan.budget for plan in plans])
-        if not _is_pure(drafter):
-            num_nodes = sum(draft.num_nodes - 1 for draft in drafts)
-            self._spent.append((drafter, self._clock() - start, num_nodes))
+        num_nodes = sum(draft.num_nodes - 1 for draft in drafts)
+        self._spent.append((drafter, self._clock() - start, num_nodes))
         return drafts
+
+    def _cut(self, drafter: Drafter, request: Request, plan: Plan) -> Draft:
+        """A pure drafter's draft of the planned size: often the one that is watched."""
+        full = self._records[request.id].full
+        if full is not None and full.num_nodes - 1 <= plan.budget:
+            return full
+        return drafter.propose([request], [plan.budget])[0]
 
     def learn(
         self,
@@ -202,6 +223,7 @@ class Planner:
             forward: seconds of the target's forward; None if prompts were run in it.
             together: as in `plan`.
         """
+        self._charge(requests, drafters, drafts, paths, together=together)
         for request, drafter, plan, draft, path in zip(
             requests, drafters, plans, drafts, paths, strict=True
         ):
@@ -239,6 +261,7 @@ class Planner:
         if record is None:
             record = _Record((Rates(self.max_nodes), Rates(self.max_nodes, was_right=True)))
             self._records[request.id] = record
+        record.full = None
         for watch in record.watches:
             was_right = watch.read(request.tokens)
             if was_right is not None:
@@ -246,9 +269,35 @@ class Planner:
         record.watches = [watch for watch in record.watches if watch.undecided]
         return record
 
+    def _charge(
+        self,
+        requests: Sequence[Request],
+        drafters: Sequence[Drafter | None],
+        drafts: Sequence[Draft],
+        paths: Sequence[Sequence[int] | None],
+        *,
+        together: bool,
+    ) -> None:
+        """Book what the step's drafts have earned and cost; a shared step costs all alike."""
+        nodes = [draft.num_nodes - 1 for draft in drafts]
+        curve = self._curve(len(drafts) if together else 1)
+        drafting = [
+            (self._node_cost(drafter) or 0.0) * num
+            for drafter, num in zip(drafters, nodes, strict=True)
+        ]
+        for i, (request, path) in enumerate(zip(requests, paths, strict=True)):
+            if path is not None:
+                seconds = (
+                    curve[max(nodes)] + sum(drafting) if together else curve[nodes[i]] + drafting[i]
+                )
+                record = self._records[request.id]
+                record.emitted += len(path) + 1
+                record.earned += len(path) - (seconds / curve[0] - 1.0)
+
     def _watch(self, record: _Record, request: Request, drafter: Drafter, limit: int) -> None:
         """Have a full draft made, to be compared with what follows."""
         (draft,) = drafter.propose([request], [limit])
+        record.full = draft
         record.current.count_draft(draft.num_nodes - 1, limit)
         if draft.num_nodes > 1:
             record.watches.append(Watch.over(draft, request.position, record.current))
@@ -285,19 +334,33 @@ class Planner:
         return self._curves[batch]
 
 
+def _margin(group: Sequence[_Record]) -> float:
+    """What drafting must promise to requests that share a forward, after what it has earned."""
+    lost = -sum(record.earned for record in group)
+    allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
+    return _STRICT_MARGIN if lost > allowed else _MARGIN
+
+
 def best_budget(
     drafted: NDArray[np.float64],
     kept: NDArray[np.float64],
     unit: NDArray[np.float64],
     curve: NDArray[np.float64],
+    margin: float = _MARGIN,
 ) -> tuple[list[int], int]:
-    """Choose who drafts, and how much, so that the step's tokens per second are most.
+    """Choose who drafts, and how much, so that the requests' speeds are most in the geometric mean.
+
+    A shared step lasts for all as long as its widest draft. By their sum of tokens per second one
+    request that copies would outweigh seven that wait for it, and a batch that ends when its
+    slowest member does would end later than without drafts. The geometric mean weighs a gain by
+    the speed that a request has already (proportional fairness).
 
     Args:
         drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
         kept: (B, L) probability that it is drafted and accepted.
         unit: (B,) seconds of drafting a node.
         curve: (L+1,) seconds of the forward by the largest number of draft nodes.
+        margin: the gain over plain decoding that must be promised.
 
     Returns:
         Indices of those that draft, and their common budget; none and 0 if nothing pays.
@@ -306,13 +369,13 @@ def best_budget(
     order = np.argsort(-kept.sum(axis=1), kind="stable")
     drafted, kept, unit = drafted[order], kept[order], unit[order, None]
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
-    gained = kept.cumsum(axis=1).cumsum(axis=0)
+    gained = np.log1p(kept.cumsum(axis=1)).cumsum(axis=0) / count
     is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
     forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
     drafting = (unit * drafted).cumsum(axis=1).cumsum(axis=0)
-    rates = (count + gained) / (forward + drafting)
-    members, budget = np.unravel_index(int(rates.argmax()), rates.shape)
-    if rates[members, budget] < _MARGIN * count / curve[0]:
+    gains = gained - np.log((forward + drafting) / curve[0])
+    members, budget = np.unravel_index(int(gains.argmax()), gains.shape)
+    if gains[members, budget] < np.log(margin):
         return [], 0
     return order[: int(members) + 1].tolist(), int(budget) + 1
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["key_of", "load", "path_of", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def key_of(target: Target) -> dict[str, Any] | None:
     """Return all that the costs of a target depend on; None if its identity is not known."""
     import torch
+
+    from mtp_verify.packing import is_prepacked
 
     model: Any = getattr(target, "model", None)
     config = getattr(model, "config", None)
@@ -46,6 +48,7 @@ def key_of(target: Target) -> dict[str, Any] | None:
         "model": hashlib.sha256(settings.encode()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(weights.dtype),
+        "is_prepacked": is_prepacked(model),
         "attention": str(getattr(config, "_attn_implementation", "")),
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
-from mtp_verify.reference import shape
+from mtp_verify.reference import penalise, shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ def exact_law(
             what `model_rows` returns are such functions.
         prompt: The tokens that come first.
         length: How many tokens, at least 1.
-        params: How rows are shaped; None means `SamplingParams()`.
+        params: How rows are shaped, by the history too; None means `SamplingParams()`.
 
     Raises:
         ParamsError: More than `MAX_OUTCOMES` strings; says how short or small it must be.
@@ -121,7 +121,9 @@ def exact_law(
         grown = np.zeros((len(strings), vocab))
         for i, string in enumerate(strings):
             if probs[i] > 0:
-                row = shape(np.asarray(rows((*start, *string)), np.float64), params)
+                path = (*start, *string)
+                raw = np.asarray(rows(path), np.float64)
+                row = shape(penalise(raw, path, len(start), params), params)
                 grown[i] = probs[i] * row / row.sum()
         probs = grown.reshape(-1)
         strings = [(*string, token) for string in strings for token in range(vocab)]

@@ -114,6 +114,23 @@ def test_a_tree_rule_inside_transformers_passes_in_padded_batches(tmp_path):
     assert found.verdict == "pass"
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mode", ["traversal", "ngram"])
+def test_rows_that_depend_on_the_history_pass_inside_transformers(tmp_path, mode):
+    params = mv.SamplingParams(temperature=0.8, repetition_penalty=1.3, no_repeat_ngram_size=2)
+    options = {"params": params, "length": 2, "folder": tmp_path, "batch": 16}
+    found = certify(engines.make_engine("drop-in", mode, **options), length=2, min_tv=0.3)
+    assert found.verdict == "pass"
+
+
+@pytest.mark.timeout(120)
+def test_an_engine_that_forgets_the_penalties_is_found(tmp_path):
+    params = mv.SamplingParams(repetition_penalty=1.8, no_repeat_ngram_size=2)
+    options = {"length": 2, "folder": tmp_path}
+    engine = engines.make_engine("transformers", "plain", params=PARAMS, **options)
+    assert certify(engine, params=params, length=2, min_tv=0.3).verdict == "biased"
+
+
 def test_mutants_are_controls_without_a_model(tmp_path):
     options = {"params": PARAMS, "length": 2, "folder": tmp_path}
     right, wrong = (engines.make_engine("mutants", mode, **options) for mode in ("none", "biased"))
@@ -215,6 +232,7 @@ def test_a_failing_configuration_runs_again_from_its_report(capsys, tmp_path):
 
 SETTINGS = {
     "engine": "transformers", "mode": "plain", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
     "length": 2, "min_tv": 0.1, "alpha": 1e-4, "tie": 1e-4, "seed": 0, "batch": 0,
 }  # fmt: skip
 

@@ -6,10 +6,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +14,10 @@ import mtp_verify as mv
 from mtp_verify.decode import Decoder
 from mtp_verify.drafters import Heads
 from mtp_verify.heads import Sizes, export
+from tests.engines import interpreter, run_vllm
 from tests.heads import tiny_head
 from tests.models import tiny_model
 
-ROOT = Path(__file__).parents[3]
 GREEDY = mv.SamplingParams(temperature=0.0)
 DEPTH, LENGTH = 3, 48
 PROMPTS = [[first, second, 1] for first in range(4) for second in range(4, 8)]
@@ -37,15 +34,6 @@ for name, tensor in load_file(f"{sys.argv[1]}/model.safetensors").items():
     assert torch.equal(state[name], tensor), name
 print(type(model).__name__)
 """
-
-
-def interpreter(variable, default, module):
-    path = Path(os.environ.get(variable, ROOT / default)) / "bin" / "python"
-    if not path.exists():
-        pytest.skip(f"{path} is not there; {variable} says where {module} is installed")
-    if subprocess.run([path, "-c", f"import {module}"], capture_output=True).returncode:
-        pytest.skip(f"{path} cannot import {module}")
-    return path
 
 
 def exported(kind, folder):
@@ -65,16 +53,11 @@ def exported(kind, folder):
     return model, head, folder / where, speculation
 
 
-def run_vllm(python, folder, model, speculation):
-    request = {
+def request(model, speculation):
+    return {
         "model": str(model), "speculation": speculation, "prompts": PROMPTS, "dtype": "float32",
         "max_length": 128, "max_tokens": LENGTH,
     }  # fmt: skip
-    (folder / "request.json").write_text(json.dumps(request))
-    words = [python, ROOT / "tests/vllm_worker.py", folder / "request.json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -94,7 +77,7 @@ def test_speculators_loads_what_is_exported(tmp_path):
 def test_vllm_drafts_with_what_is_exported_as_we_do(kind, tmp_path):
     python = interpreter("VLLM_VENV", ".venv-vllm", "vllm")
     model, head, folder, speculation = exported(kind, tmp_path)
-    theirs = run_vllm(python, tmp_path, folder, speculation)
+    theirs = run_vllm(python, tmp_path, request(folder, speculation))
     stats = []
     decoder = Decoder(model, Heads(head, num_tokens=DEPTH), GREEDY)
     for prompt, tokens in zip(PROMPTS, theirs["tokens"], strict=True):

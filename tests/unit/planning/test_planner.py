@@ -100,7 +100,34 @@ def test_wrong_drafts_are_hardly_ever_run(costs, tries):
     assert sum(plan.budget > 0 for plan in plans) <= tries
     assert speed > 0.99
     # And yet it was watched: a full draft at every step but the last, which has no room for one.
-    assert len(drafter.budgets) == 2 * len(plans) - 1
+    assert len(drafter.budgets) >= len(plans) - 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_drafts_that_are_seldom_right_cost_a_bounded_share(seed, rate):
+    rights = np.random.default_rng(seed).random(len(TEXT)) < rate
+    guesses = np.where(rights, TEXT, WRONG).tolist()
+    _, speed = simulate(Planner(STEP), Copies(guesses, length=6), TEXT, STEP)
+    # 1 %, 0.3 of 400 steps, and the last draft that was run on credit.
+    assert speed > 1 / 1.015
+
+
+def test_what_was_earned_may_be_spent_and_what_was_lost_is_watched():
+    # A text that copies, then does not, then copies again.
+    drafter = Copies(TEXT, knows=lambda place: True)
+    half = len(TEXT) // 2
+    drafter.text = [token + (1000 if half - 60 < place < half else 0)
+                    for place, token in enumerate(TEXT)]  # fmt: skip
+    plans, speed = simulate(Planner(STEP), drafter, TEXT, STEP)
+    assert plans[-3].budget >= 6
+    assert speed > 2.5
+
+
+def test_a_full_draft_that_fits_the_plan_is_not_made_twice():
+    drafter = Copies(TEXT, length=4)
+    simulate(Planner(FLAT), drafter, TEXT, FLAT, steps=20)
+    assert len(drafter.budgets) == 20
 
 
 def test_where_every_token_costs_a_forward_nothing_pays():
@@ -203,8 +230,8 @@ def test_one_good_request_does_not_widen_a_shared_forward_in_vain():
     assert budget == 8
 
 
-def joint_rate(drafted, kept, curve, members, budget):
-    """Tokens per second, by going through all sizes of the members' drafts."""
+def joint_speed(drafted, kept, curve, members, budget):
+    """Geometric mean of the requests' speeds, by going through all sizes of the members' drafts."""
     cost = 0.0
     for sizes in itertools.product(range(budget + 1), repeat=len(members)):
         weight = 1.0
@@ -212,7 +239,7 @@ def joint_rate(drafted, kept, curve, members, budget):
             reach = [1.0, *drafted[member, :budget], 0.0]
             weight *= reach[size] - reach[size + 1]
         cost += weight * curve[max(sizes, default=0)]
-    return (len(drafted) + kept[members, :budget].sum()) / cost
+    return np.exp(np.log1p(kept[members, :budget].sum(axis=1)).sum() / len(drafted)) / cost
 
 
 def test_joint_choice_is_the_best_of_all_prefixes():
@@ -224,9 +251,9 @@ def test_joint_choice_is_the_best_of_all_prefixes():
         members, budget = best_budget(drafted, kept, np.zeros(3), curve)
         order = np.argsort(-kept.sum(axis=1), kind="stable").tolist()
         options = itertools.product((1, 2, 3), (1, 2, 3, 4))
-        best = max(joint_rate(drafted, kept, curve, order[:m], b) for m, b in options)
-        found = joint_rate(drafted, kept, curve, members, budget)
-        assert found == pytest.approx(best if best >= 1.03 * 3 else 3.0)
+        best = max(joint_speed(drafted, kept, curve, order[:m], b) for m, b in options)
+        found = joint_speed(drafted, kept, curve, members, budget)
+        assert found == pytest.approx(best if best >= 1.03 else 1.0)
 
 
 def test_bad_settings_are_refused():

@@ -26,6 +26,16 @@ def test_shaping_is_that_of_the_parameters():
     assert np.count_nonzero(law.probs) == 1
 
 
+def test_penalties_see_the_prompt_and_the_string_so_far():
+    params = mv.SamplingParams(repetition_penalty=2.0, no_repeat_ngram_size=2)
+    law = exact_law(lambda path: [2.0, 1.0, -1.0], [0, 1], 2, params)
+    first = np.exp([1.0, 0.5, -1.0]) / np.exp([1.0, 0.5, -1.0]).sum()
+    assert law.marginal(0) == pytest.approx(first)
+    # After 0, 1, 0 a 1 would make the pair (0, 1) twice.
+    after = np.exp([1.0, -np.inf, -1.0]) / np.exp([1.0, -1.0]).sum()
+    assert law.probs[:3] == pytest.approx(first[0] * after)
+
+
 def test_strings_and_indices_are_inverse():
     law = exact_law(lambda path: [0.0, 1.0, 2.0], [0], 3)
     strings = [law.string(i) for i in range(27)]
