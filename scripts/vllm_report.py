@@ -87,9 +87,7 @@ class Engines:
         started = time.perf_counter()
         tokens = []
         for prompt in self.prompts:
-            found = self.engines[way].generate(
-                [{"prompt_token_ids": prompt}], params, use_tqdm=False
-            )
+            found = engine.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
             tokens.append(list(found[0].outputs[0].token_ids))
         return tokens, time.perf_counter() - started
 
