@@ -194,7 +194,6 @@ class Session:
             ran_prompts = any(row.stats.steps == 1 for row in rows)
             self._planner.learn(
                 [row.request for row in rows],
-                [row.drafter for row in rows],
                 plans,
                 drafts,
                 [verdicts[i].path.tolist() if i in verdicts else None for i in range(len(rows))],

@@ -107,6 +107,23 @@ class Combined:
             for drafts, request, budget in zip(found, requests, budgets, strict=True)
         ]
 
+    def choose(self, request: Request, limit: int) -> Drafter:
+        """The one of the drafters that drafts next, for a planner; itself if none is alone.
+
+        Args:
+            request: the sequence.
+            limit: the most nodes that are of use.
+        """
+        if self.mode != "first":
+            return self
+        for drafter in self.drafters[:-1]:
+            if not getattr(drafter, "is_pure", False):
+                return self
+            (draft,) = drafter.propose([request], [limit])
+            if draft.num_nodes > 1:
+                return drafter
+        return self.drafters[-1]
+
     def observe(
         self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
     ) -> None:

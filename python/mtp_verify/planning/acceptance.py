@@ -69,11 +69,14 @@ class Rates:
                 self._seen[node] = _DECAY * self._seen[node] + 1.0
                 self._accepted[node] = _DECAY * self._accepted[node] + (node in accepted)
 
-    def estimate(self, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def estimate(
+        self, limit: int, *, is_sure: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what to expect of each node of the next draft.
 
         Args:
             limit: the largest budget that is possible; nodes beyond have probability 0.
+            is_sure: the next draft is known to have that many nodes.
 
         Returns:
             (L,) the probability that node 1, 2, ... is drafted, and (L,) that it is drafted and
@@ -84,8 +87,9 @@ class Rates:
         for node in range(1, min(limit, self._limit) + 1):
             prior = _WEIGHT * min(1.0, rate * _NEXT)
             rate = (self._accepted[node] + prior) / (self._seen[node] + _WEIGHT)
-            share = (self._drafted[node] + _WEIGHT) / (self._drafts[node] + _WEIGHT)
-            exists = min(exists, share)
+            if not is_sure:
+                share = (self._drafted[node] + _WEIGHT) / (self._drafts[node] + _WEIGHT)
+                exists = min(exists, share)
             drafted[node - 1] = exists
             kept[node - 1] = exists * rate
         return drafted, kept

@@ -1,20 +1,22 @@
 """Chooses how many nodes the next drafts may have: what they will gain against what they will cost.
 
-A budget is chosen before the draft is made, from the tokens emitted so far and the costs alone,
-never from what is drafted: that keeps every law of a draft, and so every rule, lossless.
+A budget is chosen from the tokens emitted so far and the costs alone, never from what is drawn:
+that keeps every law of a draft, and so every rule, lossless. Drafts that follow from the text,
+those of pure drafters, may be looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+import mtp_verify as mv
 from mtp_verify.errors import ParamsError
-from mtp_verify.planning.acceptance import Rates, Watch
+from mtp_verify.planning.records import Record, Source, is_pure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,34 +52,6 @@ class Plan:
 
     budget: int
     is_probe: bool = False
-
-
-@dataclass
-class _Record:
-    """What is known of one request.
-
-    Attributes:
-        rates: after a wrong first guess, and after a right one: copies come in runs.
-        was_right: whether the last first guess that is decided was right.
-        watches: drafts that the text has not reached the end of.
-        full: the draft of the full budget, if the drafter is pure; made anew in every step.
-        emitted: tokens so far, and so the steps that plain decoding would have taken.
-        earned: by drafts, in plain steps: tokens accepted, less what the steps cost more.
-        idle: steps since the last draft that was run; the first probe need not wait.
-    """
-
-    rates: tuple[Rates, Rates]
-    was_right: bool = False
-    watches: list[Watch] = field(default_factory=list)
-    full: Draft | None = None
-    emitted: int = 0
-    earned: float = 0.0
-    idle: float = float("inf")
-
-    @property
-    def current(self) -> Rates:
-        """The rates that hold now."""
-        return self.rates[self.was_right]
 
 
 class Planner:
@@ -128,7 +102,7 @@ class Planner:
         self.costs = costs
         self.max_nodes = max_nodes
         self._clock = clock
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, Record] = {}
         self._curves: dict[int, NDArray[np.float64]] = {}
         # Cost and nodes of past drafts, decayed.
         self._drafting: WeakKeyDictionary[Drafter, tuple[float, float]] = WeakKeyDictionary()
@@ -157,12 +131,14 @@ class Planner:
             0 if drafter is None else max(0, min(limit, self.max_nodes))
             for drafter, limit in zip(drafters, limits, strict=True)
         ]
-        records = [self._look(request) for request in requests]
-        units = [self._node_cost(drafter) for drafter in drafters]
+        records = [self._look(*each) for each in zip(requests, drafters, limits, strict=True)]
+        sources = [record.source for record in records]
+        units = [self._node_cost(source) for source in sources]
+        nothing = np.zeros(self.max_nodes)
         # Nothing but a probe is asked of a drafter whose cost is not known yet.
         known = [
-            record.current.estimate(0 if unit is None else limit)
-            for record, unit, limit in zip(records, units, limits, strict=True)
+            (nothing, nothing) if source is None or unit is None else source.estimate(limit)
+            for source, unit, limit in zip(sources, units, limits, strict=True)
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
         plans = [Plan(0)] * len(requests)
@@ -175,36 +151,33 @@ class Planner:
             for i in (group[member] for member in chosen):
                 plans[i] = Plan(min(budget, limits[i]))
             for i in group:
-                if plans[i].budget == 0 and limits[i] and not _is_pure(drafters[i]):
-                    plans[i] = self._probe(records[i], limits[i], units[i], curve, len(group))
-        for i, (request, drafter) in enumerate(zip(requests, drafters, strict=True)):
-            if drafter is not None and _is_pure(drafter) and limits[i]:
-                self._watch(records[i], request, drafter, limits[i])
+                source = sources[i]
+                if source is not None and source.full is None and plans[i].budget == 0:
+                    plans[i] = _probe(source, limits[i], units[i], curve, len(group))
         return plans
 
     def propose(
         self, drafter: Drafter, requests: Sequence[Request], plans: Sequence[Plan]
     ) -> list[Draft]:
         """Have a drafter make the drafts of one step, and see how long it takes."""
-        if _is_pure(drafter):
-            return [self._cut(drafter, *each) for each in zip(requests, plans, strict=True)]
+        sources = [self._records[request.id].source for request in requests]
+        if is_pure(drafter):
+            return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
         start = self._clock()
         drafts = drafter.propose(requests, [plan.budget for plan in plans])
-        num_nodes = sum(draft.num_nodes - 1 for draft in drafts)
-        self._spent.append((drafter, self._clock() - start, num_nodes))
+        spent = self._clock() - start
+        # What copies is as good as free: the time is that of the others, by their nodes.
+        nodes: dict[Drafter, int] = {}
+        for source, draft in zip(sources, drafts, strict=True):
+            if source is not None and source.full is None:
+                nodes[source.drafter] = nodes.get(source.drafter, 0) + draft.num_nodes - 1
+        total = max(1, sum(nodes.values()))
+        self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
         return drafts
-
-    def _cut(self, drafter: Drafter, request: Request, plan: Plan) -> Draft:
-        """A pure drafter's draft of the planned size: often the one that is watched."""
-        full = self._records[request.id].full
-        if full is not None and full.num_nodes - 1 <= plan.budget:
-            return full
-        return drafter.propose([request], [plan.budget])[0]
 
     def learn(
         self,
         requests: Sequence[Request],
-        drafters: Sequence[Drafter | None],
         plans: Sequence[Plan],
         drafts: Sequence[Draft],
         paths: Sequence[Sequence[int] | None],
@@ -216,26 +189,23 @@ class Planner:
 
         Args:
             requests: as in `plan`, and so the others.
-            drafters: theirs.
             plans: theirs.
             drafts: that were run.
             paths: accepted nodes of each; None for a request that failed.
             forward: seconds of the target's forward; None if prompts were run in it.
             together: as in `plan`.
         """
-        self._charge(requests, drafters, drafts, paths, together=together)
-        for request, drafter, plan, draft, path in zip(
-            requests, drafters, plans, drafts, paths, strict=True
-        ):
-            if path is None or plan.budget < 1 or _is_pure(drafter):
+        self._charge(requests, drafts, paths, together=together)
+        for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
+            source = self._records[request.id].source
+            if path is None or plan.budget < 1 or source is None or source.full is not None:
                 continue
-            record = self._records[request.id]
             num_nodes = draft.num_nodes - 1
-            record.current.count_draft(num_nodes, plan.budget)
-            record.idle = 0.0
+            source.current.count_draft(num_nodes, plan.budget)
+            source.idle = 0.0
             if num_nodes:
-                record.current.count_nodes(range(1, num_nodes + 1), set(path))
-                record.was_right = len(path) > 0
+                source.current.count_nodes(range(1, num_nodes + 1), set(path))
+                source.was_right = len(path) > 0
         spent, self._spent = self._spent, []
         if forward is None or not spent:
             return
@@ -255,24 +225,15 @@ class Planner:
         """Drop what is known of a request; unknown ones are ignored."""
         self._records.pop(request.id, None)
 
-    def _look(self, request: Request) -> _Record:
-        """Return the request's record, its watched drafts compared with the text so far."""
-        record = self._records.get(request.id)
-        if record is None:
-            record = _Record((Rates(self.max_nodes), Rates(self.max_nodes, was_right=True)))
-            self._records[request.id] = record
-        record.full = None
-        for watch in record.watches:
-            was_right = watch.read(request.tokens)
-            if was_right is not None:
-                record.was_right = was_right
-        record.watches = [watch for watch in record.watches if watch.undecided]
+    def _look(self, request: Request, drafter: Drafter | None, limit: int) -> Record:
+        """Bring the request's record up to date."""
+        record = self._records.setdefault(request.id, Record(self.max_nodes))
+        record.look(request, drafter, limit)
         return record
 
     def _charge(
         self,
         requests: Sequence[Request],
-        drafters: Sequence[Drafter | None],
         drafts: Sequence[Draft],
         paths: Sequence[Sequence[int] | None],
         *,
@@ -281,49 +242,24 @@ class Planner:
         """Book what the step's drafts have earned and cost; a shared step costs all alike."""
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
+        records = [self._records[request.id] for request in requests]
         drafting = [
-            (self._node_cost(drafter) or 0.0) * num
-            for drafter, num in zip(drafters, nodes, strict=True)
+            (self._node_cost(record.source) or 0.0) * num
+            for record, num in zip(records, nodes, strict=True)
         ]
-        for i, (request, path) in enumerate(zip(requests, paths, strict=True)):
+        for i, (record, path) in enumerate(zip(records, paths, strict=True)):
             if path is not None:
                 seconds = (
                     curve[max(nodes)] + sum(drafting) if together else curve[nodes[i]] + drafting[i]
                 )
-                record = self._records[request.id]
                 record.emitted += len(path) + 1
                 record.earned += len(path) - (seconds / curve[0] - 1.0)
 
-    def _watch(self, record: _Record, request: Request, drafter: Drafter, limit: int) -> None:
-        """Have a full draft made, to be compared with what follows."""
-        (draft,) = drafter.propose([request], [limit])
-        record.full = draft
-        record.current.count_draft(draft.num_nodes - 1, limit)
-        if draft.num_nodes > 1:
-            record.watches.append(Watch.over(draft, request.position, record.current))
-
-    def _probe(
-        self,
-        record: _Record,
-        limit: int,
-        unit: float | None,
-        curve: NDArray[np.float64],
-        batch: int,
-    ) -> Plan:
-        """Draft a little once enough plain steps have passed, else not at all."""
-        nodes = min(_PROBE_NODES, limit)
-        record.idle += 1.0
-        if unit is not None:
-            extra = (curve[nodes] + unit * nodes) / curve[0] - 1.0
-            if record.idle * _PROBE_SHARE < extra * batch:
-                return Plan(0)
-        return Plan(nodes, is_probe=True)
-
-    def _node_cost(self, drafter: Drafter | None) -> float | None:
+    def _node_cost(self, source: Source | None) -> float | None:
         """Seconds of drafting a node; None as long as that is not known."""
-        if drafter is None or _is_pure(drafter):
+        if source is None or source.full is not None:
             return 0.0
-        cost, nodes = self._drafting.get(drafter, (0.0, 0.0))
+        cost, nodes = self._drafting.get(source.drafter, (0.0, 0.0))
         return cost / nodes if nodes else None
 
     def _curve(self, batch: int) -> NDArray[np.float64]:
@@ -334,7 +270,29 @@ class Planner:
         return self._curves[batch]
 
 
-def _margin(group: Sequence[_Record]) -> float:
+def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
+    """A pure drafter's draft of the planned size: often the one that is watched."""
+    if source is None or source.full is None:
+        return mv.Draft.chain([], root=request.tokens[-1])
+    if source.full.num_nodes - 1 <= plan.budget:
+        return source.full
+    return source.drafter.propose([request], [plan.budget])[0]
+
+
+def _probe(
+    source: Source, limit: int, unit: float | None, curve: NDArray[np.float64], batch: int
+) -> Plan:
+    """Draft a little once enough plain steps have passed, else not at all."""
+    nodes = min(_PROBE_NODES, limit)
+    source.idle += 1.0
+    if unit is not None:
+        extra = (curve[nodes] + unit * nodes) / curve[0] - 1.0
+        if source.idle * _PROBE_SHARE < extra * batch:
+            return Plan(0)
+    return Plan(nodes, is_probe=True)
+
+
+def _margin(group: Sequence[Record]) -> float:
     """What drafting must promise to requests that share a forward, after what it has earned."""
     lost = -sum(record.earned for record in group)
     allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
@@ -378,7 +336,3 @@ def best_budget(
     if gains[members, budget] < np.log(margin):
         return [], 0
     return order[: int(members) + 1].tolist(), int(budget) + 1
-
-
-def _is_pure(drafter: Drafter | None) -> bool:
-    return bool(getattr(drafter, "is_pure", False))

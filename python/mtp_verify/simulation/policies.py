@@ -81,15 +81,8 @@ class Planned:
 
     def learn(self, drafts: Sequence[Draft], paths: Sequence[list[int]], forward: float) -> None:
         """See `Policy.learn`."""
-        source: Any = self
         self._planner.learn(
-            self._requests,
-            [source] * len(drafts),
-            self._plans,
-            drafts,
-            paths,
-            forward=forward,
-            together=True,
+            self._requests, self._plans, drafts, paths, forward=forward, together=True
         )
 
     def forget(self, request: Request) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.drafters import Request
+from mtp_verify.drafters import Combined, Request
 from mtp_verify.planning import Costs, Plan, Planner
 from mtp_verify.planning.planner import best_budget
 
@@ -27,6 +27,15 @@ class Copies:
     def __init__(self, text, length=8, knows=lambda position: True):
         self.text, self.length, self.knows = text, length, knows
         self.budgets = []
+
+    def start(self, request):
+        pass
+
+    def commit(self, verdicts, hidden):
+        pass
+
+    def release(self, request):
+        pass
 
     def propose(self, requests, budgets):
         self.budgets += budgets
@@ -75,7 +84,7 @@ def simulate(planner, drafter, text, costs, steps=10**6):
             path.append(node)
         place = len(request.tokens)
         request.tokens += text[place : place + len(path) + 1]
-        planner.learn([request], [drafter], [plan], [draft], [path], forward=forward)
+        planner.learn([request], [plan], [draft], [path], forward=forward)
         spent += forward + getattr(drafter, "seconds", 0.0) * (draft.num_nodes - 1)
         plans.append(plan)
     return plans, (len(request.tokens) - 1) / (spent / costs.forward(1))
@@ -128,6 +137,19 @@ def test_a_full_draft_that_fits_the_plan_is_not_made_twice():
     drafter = Copies(TEXT, length=4)
     simulate(Planner(FLAT), drafter, TEXT, FLAT, steps=20)
     assert len(drafter.budgets) == 20
+
+
+def test_parts_of_a_combined_drafter_are_judged_apart():
+    # Copies that are right, for every other run of 40 tokens; a slow model that is always wrong.
+    clock = FakeClock()
+    good = Copies(TEXT, knows=lambda place: place // 40 % 2)
+    bad = Slow(WRONG, clock, 0.05)
+    drafter = Combined([good, bad])
+    plans, speed = simulate(Planner(STEP, clock=clock), drafter, TEXT, STEP)
+    copying = [plan.budget for plan in plans[-12:]]
+    assert max(copying) >= 6
+    assert sum(plan.is_probe for plan in plans) < 12
+    assert speed > 1.6
 
 
 def test_where_every_token_costs_a_forward_nothing_pays():
@@ -210,12 +232,13 @@ def test_limits_and_missing_drafters_are_honoured():
 
 def test_forgotten_requests_start_anew():
     planner = Planner(STEP)
-    simulate(planner, Copies(TEXT), TEXT, STEP, steps=30)
+    drafter = Copies(TEXT)
+    simulate(planner, drafter, TEXT, STEP, steps=30)
     request = Request(id=0, tokens=TEXT[:300], prompt_len=1)
-    assert planner.plan([request], [Copies(TEXT)], [9])[0].budget > 0
+    assert planner.plan([request], [drafter], [9])[0].budget > 0
     planner.forget(request)
     planner.forget(request)
-    assert planner.plan([request], [Copies(TEXT)], [9])[0].budget == 0
+    assert planner.plan([request], [drafter], [9])[0].budget == 0
 
 
 def test_one_good_request_does_not_widen_a_shared_forward_in_vain():
