@@ -22,6 +22,7 @@ class Entrant:
         kind: class of the drafter.
         settings: of the class.
         parts: those that a `Combined` asks.
+        is_planned: a planner chooses the size of its drafts.
         is_upper_bound: it drafts with the target itself: its tau is what a drafter could reach at
             best with these limits, and its speed means nothing.
     """
@@ -30,6 +31,7 @@ class Entrant:
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Entrant, ...] = ()
+    is_planned: bool = False
     is_upper_bound: bool = False
 
     @property
@@ -60,11 +62,14 @@ class Entrant:
     def describe(self) -> dict[str, Any]:
         """For JSON."""
         parts = {"parts": [part.describe() for part in self.parts]} if self.parts else {}
-        return {"drafter": self.kind, **self.settings, **parts}
+        planned = {"planner": "auto"} if self.is_planned else {}
+        return {"drafter": self.kind, **self.settings, **parts, **planned}
 
 
 _TREE = {"max_nodes": 16, "max_children": 4}
 _SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
+# Short contexts are worth a tree: it costs one wide forward and hedges.
+_SUFFIX_TREE = Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0})
 _HEAD = Entrant("head", "Heads", {"num_tokens": 4})
 # A doubtful token is seldom right and makes the forward wider.
 _SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_top": 0.15})
@@ -75,11 +80,11 @@ ENTRANTS = {
     for entrant in (
         Entrant("ngram", "NGram", {"num_tokens": 8, "min_ngram": 2}),
         _SUFFIX,
-        # Short contexts are worth a tree: it costs one wide forward and hedges.
-        Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
+        _SUFFIX_TREE,
         Entrant("recycling", "Recycling", {"max_nodes": 16}),
         _HEAD,
         Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
+        Entrant("planned", "Combined", parts=(_SUFFIX_TREE, _SURE_HEAD), is_planned=True),
         _HEAD_TREE,
         Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX)),
         Entrant("self", "ModelTree", {**_TREE, "max_depth": 6}, is_upper_bound=True),

@@ -13,6 +13,8 @@ from mtp_verify.compare import library_generate
 from mtp_verify.decode import Decoder
 from mtp_verify.generation import Stats
 from mtp_verify.params import SamplingParams
+from mtp_verify.planning import MeasuredCosts, Planner
+from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,18 +106,24 @@ def measure(
     Yields:
         The runs as they end.
     """
+    costs = MeasuredCosts(as_target(model))  # measured when they are first asked for
     for index, tokens in enumerate(prompts):
         ids = torch.tensor([list(tokens)])
         own = derive_seed(seed, index)
         for mode in modes:
             params = MODES[mode]
             # Fresh drafters: nothing is known from other prompts.
-            ways: list[tuple[str, Any]] = [
-                (entrant.name, entrant.make(model, params, head)) for entrant in entrants
+            ways: list[tuple[str, Any, Planner | None]] = [
+                (
+                    entrant.name,
+                    entrant.make(model, params, head),
+                    Planner(costs) if entrant.is_planned else None,
+                )
+                for entrant in entrants
             ]
-            ways[:0] = [(PLAIN, None), (LIBRARY, None)]
+            ways[:0] = [(PLAIN, None, None), (LIBRARY, None, None)]
             shift = index % len(ways)
-            for name, drafter in ways[shift:] + ways[:shift]:
+            for name, drafter, planner in ways[shift:] + ways[:shift]:
                 if tell is not None:
                     tell(index, mode, name)
                 clock = _Clock()
@@ -124,7 +132,7 @@ def measure(
                     emitted = made[0, ids.shape[1] :].tolist()
                     stats = Stats(steps=len(emitted), forwards=len(emitted), emitted=len(emitted))
                 else:
-                    found = Decoder(model, drafter, params).generate(
+                    found = Decoder(model, drafter, params, planner=planner).generate(
                         ids, max_new_tokens=max_new_tokens, seed=own, streamer=clock
                     )
                     emitted, stats = found.tokens[0], found.stats

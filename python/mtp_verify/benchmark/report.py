@@ -24,8 +24,11 @@ ALL = "all"
 LOW_REPETITION = "low repetition"
 _LOW = 0.2
 _GRAM = 4
-# Okabe and Ito's colours, told apart by colour-blind people too.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00")
+# Okabe and Ito's colours, told apart by colour-blind people too, and three more.
+_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00",
+    "#56b4e9", "#8b5a2b", "#000000", "#9acd32",
+)  # fmt: skip
 
 
 def summarise(
@@ -200,7 +203,7 @@ def _cell(estimate: Estimate, digits: int = 2) -> str:
 
 
 def draw(figures: dict[str, Any], title: str, path: Path) -> None:
-    """Draw tau by category and drafter, one panel a mode.
+    """Draw tau and speed by category and drafter, two panels a mode.
 
     Args:
         figures: of `summarise`.
@@ -215,48 +218,56 @@ def draw(figures: dict[str, Any], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     categories = list(next(iter(next(iter(figures.values()))["drafters"].values()))["tau"])
-    height = 1.6 + 0.36 * len(categories)
+    height = 2.0 + 0.42 * len(categories)
+    kinds = {"tau": "tokens per step (tau)", "over_plain": "speed, plain decoding = 1"}
     # Text stays text in an SVG, and the same figures give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtp-verify", "font.size": 9}):
-        figure = Figure(figsize=(1.5 + 4.2 * len(figures), height), layout="constrained")
-        panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
-        for panel, (mode, found) in zip(panels, figures.items(), strict=True):
-            drafters = found["drafters"]
-            for rank, (name, entry) in enumerate(drafters.items()):
-                offset = 0.7 * ((rank + 0.5) / len(drafters) - 0.5)
-                estimates = [entry["tau"][category] for category in categories]
-                colour = _COLOURS[rank % len(_COLOURS)]
-                places = [place + offset for place in range(len(categories))]
-                panel.hlines(
-                    places,
-                    [max(1.0, _or(e.low, e.value)) for e in estimates],
-                    [_or(e.high, e.value) for e in estimates],
-                    color=colour,
-                    linewidth=0.8,
-                    alpha=0.6,
-                )
-                panel.plot(
-                    [e.value for e in estimates],
-                    places,
-                    "o",
-                    markersize=4,
-                    color=colour,
-                    markerfacecolor="white" if entry["is_upper_bound"] else colour,
-                    label=name + " (upper bound)" * entry["is_upper_bound"],
-                )
-            panel.set_title(mode)
-            panel.set_xlabel("tokens per step (tau)")
-            # Intervals from two or three prompts can be very wide: the points set the scale.
-            largest = max(e.value for entry in drafters.values() for e in entry["tau"].values())
-            panel.set_xlim(0.9, 1.1 * largest)
-            panel.axvline(1.0, color="black", linewidth=0.6)
-            panel.grid(axis="x", linewidth=0.3)
+        figure = Figure(figsize=(1.5 + 6.4 * len(figures), height), layout="constrained")
+        panels = figure.subplots(1, 2 * len(figures), sharey=True, squeeze=False)[0]
+        for place, (mode, found) in enumerate(figures.items()):
+            for panel, (kind, label) in zip(panels[2 * place :], kinds.items(), strict=False):
+                _fill(panel, found["drafters"], kind, categories)
+                panel.set_title(mode)
+                panel.set_xlabel(label)
         panels[0].set_yticks(range(len(categories)), categories)
         panels[0].set_ylim(len(categories) - 0.4, -0.6)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
         figure.suptitle(title)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _fill(panel: Any, drafters: dict[str, Any], kind: str, categories: Sequence[str]) -> None:
+    """Draw one kind of figure: a point with its interval for each drafter and category."""
+    for rank, (name, entry) in enumerate(drafters.items()):
+        if kind not in entry:  # the speed of an upper bound means nothing
+            continue
+        offset = 0.7 * ((rank + 0.5) / len(drafters) - 0.5)
+        estimates = [entry[kind][category] for category in categories]
+        colour = _COLOURS[rank % len(_COLOURS)]
+        places = [place + offset for place in range(len(categories))]
+        panel.hlines(
+            places,
+            [_or(e.low, e.value) for e in estimates],
+            [_or(e.high, e.value) for e in estimates],
+            color=colour,
+            linewidth=0.8,
+            alpha=0.6,
+        )
+        panel.plot(
+            [e.value for e in estimates],
+            places,
+            "o",
+            markersize=3.5,
+            color=colour,
+            markerfacecolor="white" if entry["is_upper_bound"] else colour,
+            label=name + " (upper bound)" * entry["is_upper_bound"],
+        )
+    # Intervals from two or three prompts can be very wide: the points set the scale.
+    values = [e.value for entry in drafters.values() for e in entry.get(kind, {}).values()]
+    panel.set_xlim(min(0.9, 0.95 * min(values, default=1.0)), 1.05 * max(values, default=1.0))
+    panel.axvline(1.0, color="black", linewidth=0.6)
+    panel.grid(axis="x", linewidth=0.3)
 
 
 def _or(value: float | None, other: float) -> float:

@@ -59,7 +59,7 @@ class Planner:
 
     Each request's gain is estimated from what became of its earlier drafts, decayed, node by node.
     Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
-    what counts is the geometric mean of their speeds.
+    what counts is the mean of their times for a token.
 
     A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
     is asked for a full draft at every step, which is compared with the text as that grows, run or
@@ -86,7 +86,7 @@ class Planner:
 
     References:
         Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066
-        (goodput); F. Kelly, 1997 (proportional fairness).
+        (goodput, the sum of tokens per second).
     """
 
     def __init__(
@@ -306,12 +306,12 @@ def best_budget(
     curve: NDArray[np.float64],
     margin: float = _MARGIN,
 ) -> tuple[list[int], int]:
-    """Choose who drafts, and how much, so that the requests' speeds are most in the geometric mean.
+    """Choose who drafts, and how much, so that a token takes the least time, on average.
 
     A shared step lasts for all as long as its widest draft. By their sum of tokens per second one
     request that copies would outweigh seven that wait for it, and a batch that ends when its
-    slowest member does would end later than without drafts. The geometric mean weighs a gain by
-    the speed that a request has already (proportional fairness).
+    slowest member does would end later than without drafts. The mean over the requests of their
+    time for a token (the harmonic mean of their speeds) counts what the others lose.
 
     Args:
         drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
@@ -327,12 +327,12 @@ def best_budget(
     order = np.argsort(-kept.sum(axis=1), kind="stable")
     drafted, kept, unit = drafted[order], kept[order], unit[order, None]
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
-    gained = np.log1p(kept.cumsum(axis=1)).cumsum(axis=0) / count
+    saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
     is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
     forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
     drafting = (unit * drafted).cumsum(axis=1).cumsum(axis=0)
-    gains = gained - np.log((forward + drafting) / curve[0])
-    members, budget = np.unravel_index(int(gains.argmax()), gains.shape)
-    if gains[members, budget] < np.log(margin):
+    times = (1.0 - saved) * (forward + drafting) / curve[0]
+    members, budget = np.unravel_index(int(times.argmin()), times.shape)
+    if times[members, budget] * margin > 1.0:
         return [], 0
     return order[: int(members) + 1].tolist(), int(budget) + 1
