@@ -22,6 +22,7 @@ VLLM := $(VLLM_VENV)/.stamp
 VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
 VLLM_RUN := VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VLLM_PY)
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
+PYTHON_SOURCES := $(shell find python/mtp_verify -name '*.py')
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
@@ -130,7 +131,7 @@ $(EXT): $(DEPS) $(RUST_SOURCES) pyproject.toml
 	@touch $@
 
 # The same sources with the mutants compiled in, installed beside the environment and not into it.
-$(CERTIFY): $(DEPS) $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py) pyproject.toml
+$(CERTIFY): $(DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
 	rm -rf build/certify
 	$(BIN)/maturin build --profile certify --features python,mutants $(QUIET) --out build/certify >&2
 	$(PY) -m pip install --quiet --no-deps --target $(CERTIFY_SITE) build/certify/*.whl >&2
@@ -138,7 +139,7 @@ $(CERTIFY): $(DEPS) $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py) pyproject
 
 # vLLM needs another torch and another transformers: an environment of its own, this package's wheel
 # in it. The settings are those under which its CPU build runs in one process.
-$(VLLM): $(DEPS) requirements-vllm.txt $(RUST_SOURCES) $(wildcard python/mtp_verify/*.py python/mtp_verify/*/*.py) pyproject.toml
+$(VLLM): $(DEPS) requirements-vllm.txt $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
 	@$(VLLM_PY) -m pip --version >/dev/null 2>&1 || \
 	    { echo "setting up $(VLLM_VENV) (some GB; once)"; $(PYTHON) -m venv --clear $(VLLM_VENV); }
 	$(VLLM_PY) -m pip install $(QUIET) -r requirements-vllm.txt

@@ -1,6 +1,6 @@
 """Program synthesis in the small: find a program from three examples of what it does.
 
-Problems are functions from 11 arguments to 11 values that short programs of `stack` compute. A
+Problems are functions from 11 arguments to 11 values that short programs of `machine` compute. A
 quarter of them is never trained on. A program is right if it passes all unit tests: the value at
 every argument, of which the model has seen three.
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtp_verify.study.stack import INSTRUCTIONS, MODULUS, execute
+from mtp_verify.study.machine import INSTRUCTIONS, MODULUS, execute
 from mtp_verify.study.toy import Toy, complete
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PROGRAM", "PROMPT", "VOCAB", "Problems", "pass_at_k"]
 
 _SHOWN = 3
-_LONGEST = 4
+_LONGEST = 5
 PROMPT = 2 * _SHOWN
 PROGRAM = _LONGEST + 1  # and the end
 _END = MODULUS + len(INSTRUCTIONS)

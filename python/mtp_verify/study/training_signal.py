@@ -35,8 +35,8 @@ _BATCH = 32
 
 def run(*, quick: bool = False) -> Finding:
     """Train on 1, 2 and 4 tokens ahead in every size."""
-    seeds, every, num_marks, num_tests = ((0,), 10, 1, 5) if quick else ((0, 1, 2), 200, 2, 40)
-    tries, samples = (2_000, 10) if quick else (20_000, 20)
+    seeds, every, num_marks, num_tests = ((0,), 10, 1, 5) if quick else ((0, 1, 2), 400, 4, 40)
+    tries, samples = (2_000, 10) if quick else (40_000, 20)
     trained, held_out = (Problems(tries, trained=flag) for flag in (True, False))
     texts = held_out.texts(torch.Generator().manual_seed(0), 50 * num_tests)
 

@@ -39,7 +39,7 @@ def step(proposer, texts, emitted=None):
 
 def expected(text, budget=WIDTH):
     request = Request(0, list(text), prompt_len=len(text))
-    (draft,) = Suffix(WIDTH).propose([request], [budget])
+    (draft,) = Suffix(WIDTH, depth_factor=2.0).propose([request], [budget])
     return draft.tokens[1:].tolist()
 
 
@@ -102,7 +102,7 @@ def test_in_vllm_it_drafts_as_in_our_decoder_and_the_engines_metrics_say_so(tmp_
         },
         MTP_VERIFY_VLLM="1",
     )  # fmt: skip
-    decoder = Decoder(model, Suffix(WIDTH), mv.SamplingParams(temperature=0.0))
+    decoder = Decoder(model, Suffix(WIDTH, depth_factor=2.0), mv.SamplingParams(temperature=0.0))
     stats = []
     for prompt, tokens in zip(prompts, theirs["tokens"], strict=True):
         result = decoder.generate([prompt], max_new_tokens=length, eos_token_id=())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtp_verify.study import synthesis
-from mtp_verify.study.stack import INSTRUCTIONS, MODULUS, execute
+from mtp_verify.study.machine import INSTRUCTIONS, MODULUS, execute
 from mtp_verify.study.synthesis import PROGRAM, PROMPT, Problems, pass_at_k
 
 
@@ -34,7 +34,7 @@ def test_no_function_is_on_both_sides(problems: tuple[Problems, Problems]) -> No
 
 def test_a_text_shows_what_its_program_does(problems: tuple[Problems, Problems]) -> None:
     for text in problems[0].texts(torch.Generator().manual_seed(0), 50).tolist():
-        program = [INSTRUCTIONS[i - MODULUS] for i in text[PROMPT:] if i < MODULUS + 8]
+        program = [INSTRUCTIONS[i - MODULUS] for i in text[PROMPT:] if i < synthesis._END]
         arguments, values = text[:PROMPT:2], text[1:PROMPT:2]
         assert len(set(arguments)) == 3
         assert [execute(program, argument) for argument in arguments] == values
