@@ -8,8 +8,8 @@ copied by NumPy.
 
 The peer is vLLM's `KVCacheManager` on the same trace, where it is installed: slots for each
 request, block ids into rows, slots by NumPy. It knows no trees: it keeps the surplus, and moves
-nothing. Where vLLM is missing, the report says so. economize 0.3.2 has no table of blocks to compare
-with: each row has fixed slots, and accepted paths are gathered over the tensors themselves.
+nothing. Where vLLM is missing, the report says so. economize 0.3.2 has no table of blocks to
+compare with: rows have fixed slots, and accepted paths are gathered over the tensors themselves.
 
     python benches/block_table.py --json build/bench/block_table.json
 """

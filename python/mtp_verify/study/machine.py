@@ -8,6 +8,7 @@ table is a fault.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,16 +19,15 @@ __all__ = ["INSTRUCTIONS", "MODULUS", "execute"]
 MODULUS = 11
 _MAX_STEPS = 60
 _AGAIN = "again"
-# From the number and the argument to the next number.
-_TABLE: dict[str, Callable[[int, int], int]] = {
-    "inc": lambda number, argument: number + 1,
-    "double": lambda number, argument: 2 * number,
-    "negate": lambda number, argument: -number,
-    "square": lambda number, argument: number * number,
-    "add": lambda number, argument: number + argument,
-    "times": lambda number, argument: number * argument,
+# From the number to the next one, and from the number and the argument.
+_UNARY: dict[str, Callable[[int], int]] = {
+    "inc": lambda number: number + 1,
+    "double": lambda number: 2 * number,
+    "negate": lambda number: -number,
+    "square": lambda number: number * number,
 }
-INSTRUCTIONS = (*_TABLE, _AGAIN)
+_BINARY: dict[str, Callable[[int, int], int]] = {"add": operator.add, "times": operator.mul}
+INSTRUCTIONS = (*_UNARY, *_BINARY, _AGAIN)
 
 
 def execute(program: Sequence[str], argument: int) -> int | None:
@@ -53,8 +53,10 @@ def execute(program: Sequence[str], argument: int) -> int | None:
             return number
         word = program[place]
         place += 1
-        if word in _TABLE:
-            number = _TABLE[word](number, argument) % MODULUS
+        if word in _UNARY:
+            number = _UNARY[word](number) % MODULUS
+        elif word in _BINARY:
+            number = _BINARY[word](number, argument) % MODULUS
         elif word == _AGAIN:
             place = 0 if number else place
         else:
