@@ -18,6 +18,7 @@ from mtp_verify.params import SamplingParams
 if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
+    from mtp_verify.planning import Planner
 
 __all__ = ["Identity", "Race", "identical", "library_generate", "race"]
 
@@ -85,6 +86,7 @@ def race(
     max_new_tokens: int,
     params: SamplingParams | None = None,
     rule: str = "auto",
+    planner: Planner | None = None,
     seed: int = 0,
     repeats: int = 1,
     streamer: Any | None = None,
@@ -100,6 +102,7 @@ def race(
         max_new_tokens: an EOS token may end a run earlier.
         params: of all three; None is `SamplingParams()`.
         rule: of the speculative runs.
+        planner: of their drafts' size.
         seed: of our runs, and of torch's generator for transformers' ones (set for the run only).
         repeats: at least 1.
         streamer: receives the first speculative run.
@@ -111,7 +114,7 @@ def race(
         ParamsError, UnsupportedModelError: as `Decoder.generate`.
     """
     params = SamplingParams() if params is None else params
-    decoder = Decoder(model, drafter, params, rule)
+    decoder = Decoder(model, drafter, params, rule, planner=planner)
     best = {"transformers": 0.0, "plain": 0.0, "speculative": 0.0}
     winner = None
     for turn in range(max(repeats, 1)):
@@ -149,6 +152,7 @@ def identical(
     max_new_tokens: int,
     params: SamplingParams | None = None,
     rule: str = "auto",
+    planner: Planner | None = None,
     seed: int = 0,
 ) -> Identity:
     """Compare the tokens of plain and speculative decoding: greedy, or with `rule="coupled"`.
@@ -161,13 +165,14 @@ def identical(
         params: of both; None is `SamplingParams()`.
         rule: of both. At temperatures above 0 the rules other than "coupled" give the same law, but
             not the same tokens.
+        planner: of the speculative run's drafts.
         seed: of both.
 
     Returns:
         Whether they are equal, and if not where they part.
     """
     params = SamplingParams() if params is None else params
-    decoder = Decoder(model, drafter, params, rule)
+    decoder = Decoder(model, drafter, params, rule, planner=planner)
     runs = [
         decoder.generate(input_ids, max_new_tokens=max_new_tokens, seed=seed, speculate=speculate)
         for speculate in (False, True)

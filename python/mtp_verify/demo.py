@@ -154,7 +154,7 @@ def run(
 
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
     subject = subject_for(tiny=tiny)
-    progress = Progress(3 + 4 * len(PROMPTS))
+    progress = Progress(4 + 4 * len(PROMPTS))
     progress.step("loading the model")
     model = subject.load("bfloat16")
     packing.prepack(model)
@@ -162,13 +162,17 @@ def run(
     policy = threads.use_best(model)
     drafter = drafter or _default(subject)
     draft = _make_drafter(drafter, subject, model)
+    planner = None
+    if drafter == "head":
+        progress.step("measuring what a forward costs")
+        planner = _planner(model)
 
     inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
     races = []
     for prompt, ids in zip(PROMPTS, inputs, strict=True):
         progress.step(f"generating: {prompt.kind}")
         progress.clear()
-        _show(prompt, subject, model, ids, draft, length)
+        _show(prompt, subject, model, ids, draft, planner, length)
         progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
         races.append(
             race(
@@ -177,6 +181,7 @@ def run(
                 draft,
                 max_new_tokens=length,
                 params=_GREEDY,
+                planner=planner,
                 repeats=repeats,
             )
         )
@@ -196,6 +201,7 @@ def run(
                 max_new_tokens=length,
                 params=params,
                 rule=rule,
+                planner=planner,
                 seed=seed,
             )
         found.append(_Found(prompt, int(ids.shape[1]), raced, identity))
@@ -242,10 +248,12 @@ def generate(
     packing.prepack(model)
     threads.use_best(model)
     chosen = secrets.randbits(32) if seed is None else seed
-    draft = None
+    draft = planner = None
     if drafter != "none":
-        draft = _make_drafter(drafter or _default(subject), subject, model)
-    decoder = mv.Decoder(model, draft, params, rule=rule)
+        drafter = drafter or _default(subject)
+        draft = _make_drafter(drafter, subject, model)
+        planner = _planner(model) if drafter == "head" else None
+    decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
     ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
     printer = TokenPrinter(subject.decode)
     start = time.perf_counter()
@@ -274,13 +282,19 @@ def generate(
 
 
 def _show(
-    prompt: Prompt, subject: Subject, model: Any, ids: torch.Tensor, draft: Drafter, length: int
+    prompt: Prompt,
+    subject: Subject,
+    model: Any,
+    ids: torch.Tensor,
+    draft: Drafter,
+    planner: mv.Planner | None,
+    length: int,
 ) -> None:
     """Print one speculative answer as it comes; this also warms what is timed later."""
     out = sys.stdout
     note = " (green: accepted draft tokens)" if has_colour(out) else ""
     out.write(f"== {prompt.kind}{note}\n")
-    mv.Decoder(model, draft, _GREEDY).generate(
+    mv.Decoder(model, draft, _GREEDY, planner=planner).generate(
         ids, max_new_tokens=length, seed=0, streamer=TokenPrinter(subject.decode)
     )
     out.write("\n")
@@ -351,6 +365,16 @@ def _identity(same: Identity) -> str:
 
 def _default(subject: Subject) -> str:
     return "suffix" if subject.load_head is None else "head"
+
+
+def _planner(model: Any) -> mv.Planner:
+    """Leaves the head out where its drafts cost more than they save."""
+    from mtp_verify.planning import MeasuredCosts
+    from mtp_verify.target import as_target
+
+    costs = MeasuredCosts(as_target(model))
+    costs.forward(1)
+    return mv.Planner(costs)
 
 
 def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
