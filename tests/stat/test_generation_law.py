@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 import mtp_verify as mv
 from mtp_verify import _core, reference
 from mtp_verify.decode import Decoder
-from mtp_verify.drafters import Model
+from mtp_verify.drafters import Combined, Model, Suffix
+from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
 from tests.models import ScriptDrafter, StubDrafter, TreeDrafter, tiny_model
 
@@ -257,6 +258,20 @@ def test_law_holds_for_a_transformers_pair(rule: str) -> None:
     params = mv.SamplingParams(temperature=0.8)
     decoder = Decoder(model, Model(small, num_tokens=2, params=params), params, rule)
     assert_law(decoder, TableTarget(rows, 3), [1, 2], length=3, extra=1, num_samples=700)
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_law_holds_whatever_is_planned(rule: str) -> None:
+    # Copies are looked at before their size is chosen, drawn drafts are not; both in one drafter.
+    target, other = table(3, 1, 1.5), table(3, 2, 1.5)
+    params = mv.SamplingParams(temperature=0.8)
+    drafter = Combined([Suffix(3, min_match=1), Model(other, num_tokens=2, params=params)])
+    ticks = itertools.count()
+    planner = mv.Planner(Costs({1: {1: 1.0, 9: 1.3}}), clock=lambda: 1e-6 * next(ticks))
+    decoder = Decoder(target, drafter, params, rule, planner=planner)
+    made = decoder.generate([1, 0, 1], max_new_tokens=40, seed=0).stats
+    assert sum(made.budgets[1:]) > 5  # and some are drafted, some plain
+    assert_law(decoder, target, [1, 0, 1], length=3, extra=2, num_samples=FAST // 2)
 
 
 class _Biased(StubDrafter):
