@@ -154,13 +154,13 @@ def run(
 
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
     subject = subject_for(tiny=tiny)
-    progress = Progress(4 + 4 * len(PROMPTS))
+    drafter = drafter or _default(subject)
+    progress = Progress((4 if drafter == "head" else 3) + 4 * len(PROMPTS))
     progress.step("loading the model")
     model = subject.load("bfloat16")
     packing.prepack(model)
     progress.step("choosing the number of threads")
     policy = threads.use_best(model)
-    drafter = drafter or _default(subject)
     draft = _make_drafter(drafter, subject, model)
     planner = None
     if drafter == "head":
@@ -252,7 +252,10 @@ def generate(
     if drafter != "none":
         drafter = drafter or _default(subject)
         draft = _make_drafter(drafter, subject, model)
-        planner = _planner(model) if drafter == "head" else None
+        # Plans depend on measured times: only where tokens do not depend on plans does a seed
+        # still name a text.
+        if drafter == "head" and (params.is_greedy or rule == "coupled"):
+            planner = _planner(model)
     decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
     ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
     printer = TokenPrinter(subject.decode)

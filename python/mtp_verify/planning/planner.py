@@ -272,7 +272,7 @@ class Planner:
 
 def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
     """A pure drafter's draft of the planned size: often the one that is watched."""
-    if source is None or source.full is None:
+    if source is None or source.full is None or plan.budget == 0:
         return mv.Draft.chain([], root=request.tokens[-1])
     if source.full.num_nodes - 1 <= plan.budget:
         return source.full
