@@ -72,7 +72,7 @@ _SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
 _SUFFIX_TREE = Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0})
 _HEAD = Entrant("head", "Heads", {"num_tokens": 4})
 # A doubtful token is seldom right and makes the forward wider.
-_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_top": 0.15})
+_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_path": 0.2})
 _HEAD_TREE = Entrant("head tree", "Heads", {"max_nodes": 8, "num_tokens": 6})
 
 ENTRANTS = {

@@ -62,7 +62,9 @@ class Heads:
         shape: fill this fixed shape instead.
         law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
             "coupled"; None is "swor", or "deterministic" where `params` is None.
-        min_top: end a chain at a row whose largest probability is below this.
+        min_path: of a chain or a best-first tree; nothing is drafted below a path that the head
+            gives less than this probability, and a tree leaves such nodes out. A level costs the
+            same however doubtful its tokens are.
 
     Raises:
         ParamsError: settings that contradict each other or the head.
@@ -85,7 +87,7 @@ class Heads:
         max_children: int = 8,
         shape: Shape | None = None,
         law: str | None = None,
-        min_top: float = 0.0,
+        min_path: float = 0.0,
     ) -> None:
         for name, value in (
             ("num_tokens", num_tokens), ("max_nodes", 1 if max_nodes is None else max_nodes),
@@ -100,9 +102,12 @@ class Heads:
         if law is not None and (shape is None or law not in _SHAPED_LAWS):
             msg = f"law {law!r} goes with a shape, and is one of: {', '.join(_SHAPED_LAWS)}"
             raise ParamsError(msg, slug="bad_draft_settings")
-        if min_top and (shape is not None or max_nodes is not None):
-            msg = "min_top ends chains; a tree has its own limits"
+        if min_path and shape is not None:
+            msg = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
             raise ParamsError(msg, slug="bad_draft_settings")
+        if not 0.0 <= min_path <= 1.0:
+            msg = f"min_path is {min_path}; wanted a probability"
+            raise ParamsError(msg, slug="param_out_of_range")
         self.head = head
         self.hidden_layers = head.hidden_layers
         self.num_tokens = num_tokens
@@ -112,7 +117,7 @@ class Heads:
         self.max_nodes = max_nodes
         self.max_children = max_children
         self.law = law or ("deterministic" if params is None else "swor")
-        self.min_top = min_top
+        self.min_path = min_path
         # A shape's levels below what the head, or a step, has room for are left out.
         self._shapes: dict[int, Shape] = {}
         if shape is not None:
@@ -217,11 +222,15 @@ class Heads:
         }
         if self.max_nodes is not None:
             return growers.Heap(
-                self.max_nodes, max_depth=depth, max_children=self.max_children, **own
+                self.max_nodes,
+                max_depth=depth,
+                max_children=self.max_children,
+                min_score=self.min_path,
+                **own,
             )
         own |= {"seed": request.seed, "position": request.position}
         if not self._shapes:
-            return growers.Chain(depth, greedy=self.params is None, min_top=self.min_top, **own)
+            return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
         if self.law == "coupled":
             return growers.Coupled(self._shapes[depth], **own)
         return growers.Fixed(self._shapes[depth], self.law, **own)

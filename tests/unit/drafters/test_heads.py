@@ -157,12 +157,38 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
         ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "two ways"),
         ({"law": "swor"}, "goes with a shape"),
         ({"law": "unknown", "shape": Shape.by_depth(2)}, "is one of: swor"),
-        ({"min_top": 0.5, "max_nodes": 4}, "min_top ends chains"),
+        ({"min_path": 0.5, "shape": Shape.by_depth(2)}, "min_path is of chains"),
+        ({"min_path": 1.5}, "wanted a probability"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(mv.ParamsError, match=message):
         Heads(tiny_head("eagle", tiny_model("llama")), **options)
+
+
+def test_nothing_is_drafted_below_a_doubtful_path():
+    model = tiny_model("llama")
+
+    def drafts(**options):
+        drafter = Heads(tiny_head("eagle", model), num_tokens=5, **options)
+        request = Request(id=1, tokens=[3, 7, 9], prompt_len=3)
+        drafter.start(request)
+        drafter.propose([request], [9])
+        verdict = mv.verify(
+            mv.Draft.chain([], root=9), np.zeros((1, 32), np.float32), seed=0, position=2
+        )
+        states = torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
+        drafter.commit([verdict], [(states,)])
+        (draft,) = drafter.propose([request], [9])
+        return draft.tokens.tolist()
+
+    whole = drafts()
+    assert len(whole) == 6
+    # The first token is doubtful; nothing is drafted below it. A tree does without it.
+    assert drafts(min_path=1.0) == whole[:2]
+    assert drafts(min_path=1e-9) == whole
+    assert len(drafts(max_nodes=8)) == 9
+    assert len(drafts(max_nodes=8, min_path=1.0)) == 1
 
 
 def test_head_without_a_target_still_says_what_it_reads():
