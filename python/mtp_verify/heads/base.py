@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -163,11 +162,7 @@ class Head(nn.Module):
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """The target's hidden states that `read` takes, as `mtp_verify.hidden` numbers them."""
-        if self.spec.feed == "post":
-            return (-1,)
-        if self.spec.feed == "pre":
-            return (BEFORE_NORM,)
-        return self.spec.aux_layers
+        return self.spec.hidden_layers
 
     @property
     def max_depth(self) -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -298,6 +299,15 @@ class HeadSpec:
             msg = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
             raise ParamsError(msg, slug="bad_head_spec")
         return self.sizes
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The target's hidden states that go in, as `mtp_verify.hidden` numbers them."""
+        if self.feed == "post":
+            return (-1,)
+        if self.feed == "pre":
+            return (BEFORE_NORM,)
+        return self.aux_layers
 
     def to_json(self) -> str:
         """All fields as one JSON document."""

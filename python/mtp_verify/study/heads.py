@@ -63,7 +63,7 @@ ENTRANTS = (
     ),
     Entrant("EAGLE", "causal", _eagle(1)),
     Entrant("DeepSeek MTP", "causal", {"family": "deepseek_v3"}),
-    Entrant("independent", "independent", {}, {"intermediate_size": 152}),
+    Entrant("independent", "independent", {"plain_share": 1.0}, {"intermediate_size": 152}),
     # KOALA's, whose K sets the number of weights; EAGLE above is its K = 1.
     Entrant("Medusa, K = 1", "parallel", _medusa(1)),
     Entrant("Medusa, K = 1, adv.", "parallel", _medusa(1, _ADVERSARIAL)),

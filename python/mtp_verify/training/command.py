@@ -26,7 +26,10 @@ _HEADS: dict[str, dict[str, Any]] = {
     "eagle3": {"family": "eagle3"},
     "medusa": {"family": "medusa", "num_modules": 4, "plain_share": 0.0},
     "hydra": {"family": "hydra", "num_modules": 4, "plain_share": 0.0},
-}
+    "model": {
+        "family": "independent", "num_layers": 2, "plain_share": 1.0, "context_tokens": False,
+    },
+}  # fmt: skip
 _TINY: dict[str, Any] = {
     "max_rows": 256,
     "draft_vocab_size": 256,
@@ -43,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="smollm2|tiny|FOLDER",
         help="the target: SmolLM2-135M (default), a small random model, or a local checkpoint",
     )
-    parser.add_argument("--head", choices=list(_HEADS), default="mtp", help="(default: mtp)")
+    parser.add_argument(
+        "--head", choices=list(_HEADS), default="mtp",
+        help="mtp (default), ..., or model: an independent draft model of the target's own layers",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("trained-head"), metavar="FOLDER",
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
@@ -51,12 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (200000)")
-    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
+    parser.add_argument("--tokens", type=int, default=None, help="most training text (300000)")
+    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (15)")
     parser.add_argument(
         "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
     )
-    parser.add_argument("--layers", type=int, default=1, help="blocks per level (KOALA's K)")
+    parser.add_argument(
+        "--layers", type=int, default=None,
+        help="blocks per level (1; KOALA's K), or layers of the model (2)",
+    )  # fmt: skip
     parser.add_argument(
         "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
     )
@@ -84,7 +93,7 @@ def run(args: argparse.Namespace) -> Report:
 
     from mtp_verify.subjects import subject_for
     from mtp_verify.training import run as stages
-    from mtp_verify.training.recipe import Recipe
+    from mtp_verify.training.recipe import Recipe, quick_dtype
 
     is_tiny = args.model == "tiny"
     if args.model not in ("tiny", "smollm2") and not Path(args.model).is_dir():
@@ -96,12 +105,15 @@ def run(args: argparse.Namespace) -> Report:
             msg = f"--{name}: found {value}, wanted more than 0"
             raise ParamsError(msg, slug="param_out_of_range")
     settings: dict[str, Any] = {
-        **(_TINY if is_tiny else {}), **_HEADS[args.head], "num_layers": args.layers,
+        **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,
     }  # fmt: skip
+    if args.layers is not None:
+        settings["num_layers"] = args.layers
     if args.loss is not None:
         settings["loss"] = args.loss
-    recipe = Recipe(**settings, **_changes(args.changes, settings))
+    changes = _changes(args.changes, settings)
+    recipe = Recipe(**{"dtype": quick_dtype(), **settings, **changes})
     limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
     given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs")}
     limits |= {name: value for name, value in given.items() if value is not None}
@@ -116,10 +128,10 @@ def run(args: argparse.Namespace) -> Report:
             model, subject.encode, recipe, budget, args.out, lines.show, start=args.start
         )
         lines.clear()
-    best = found["best"]
+    best, place = found["best"], str(args.out / "head")
     data = {
         "model": subject.name,
-        "head": str(args.out / "head"),
+        "head": place,
         "tau": best["tau"],
         "by_depth": best["by_depth"],
         "best_step": best["step"],
@@ -143,10 +155,10 @@ def run(args: argparse.Namespace) -> Report:
         ),
         left=0,
     )
-    summary = (
-        f"The best head (tau {best['tau']:.2f}) is in {args.out / 'head'}; draft with it:\n"
-        f"  mv.drafters.Heads(mv.heads.load({str(args.out / 'head')!r}, target=model))"
-    )
+    use = f"mv.drafters.Heads(mv.heads.load({place!r}, target=model))"
+    if args.head == "model":
+        use = f"mv.drafters.Model(AutoModelForCausalLM.from_pretrained({place!r}))"
+    summary = f"The best one (tau {best['tau']:.2f}) is in {place}; draft with it:\n  {use}"
     return Report("train", data=data, sections=[table], summary=summary)
 
 

@@ -22,6 +22,7 @@ from mtp_verify.errors import NumericsError, ParamsError
 from mtp_verify.heads import save
 from mtp_verify.training.acceptance import Acceptance, measure_acceptance
 from mtp_verify.training.batches import Batch, collate, plan_epoch
+from mtp_verify.training.independent import IndependentDraft
 from mtp_verify.training.losses import (
     LOSSES,
     Discriminator,
@@ -103,10 +104,18 @@ class Trainer:
         self._record = dict(record or {})
         self._places = places_of(head)
         self._modules: dict[str, nn.Module] = {"head": head}
-        matrices = [p for p in head.parameters() if p.dim() == 2]
-        vectors = [p for p in head.parameters() if p.dim() != 2]
+        # Rows of an embedding, and of an output head tied to it, are no matrix's directions.
+        tables = {id(m.weight) for m in head.modules() if isinstance(m, nn.Embedding)}
+        trained = [p for p in head.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.dim() == 2 and id(p) not in tables]
+        vectors = [p for p in trained if p.dim() != 2 or id(p) in tables]
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "matrices": Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay),
+            "matrices": Muon(
+                matrices,
+                lr=recipe.matrix_rate,
+                weight_decay=recipe.weight_decay,
+                dtype=getattr(torch, recipe.dtype),
+            ),
         }
         if vectors:
             self._optimizers["vectors"] = torch.optim.AdamW(
@@ -317,7 +326,10 @@ class Trainer:
         self.curve.append(point)
         if self.best is point and self._rank == 0:
             record = {**self._record, "recipe": self.recipe.as_dict(), "curve": self.curve}
-            save(self.head, self._folder / _BEST, record=record)
+            if isinstance(self.head, IndependentDraft):
+                self.head.save(self._folder / _BEST, record)
+            else:
+                save(self.head, self._folder / _BEST, record=record)
 
     def _save(self) -> None:
         if self._rank == 0:

@@ -1,7 +1,8 @@
-"""Muon in float32.
+"""Muon in a dtype of choice.
 
-torch's own rounds to bfloat16 on the way. On a CPU without bfloat16 units that takes twice the time
-of float32, and it makes a run depend on the order of sums: two processes drift away from one.
+torch's own always rounds to bfloat16 on the way. On a CPU without bfloat16 units that takes twice
+the time of float32, and it makes a run depend on the order of sums: two processes drift away from
+one. On a CPU with them it takes a third of the time.
 
 References:
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; momentum, decay
@@ -33,6 +34,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: share of a weight, times `lr`, that a step takes away.
         momentum: of the gradients' mean.
         num_iterations: of Newton and Schulz.
+        dtype: of their products.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         num_iterations: int = 4,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(
             matrices,
@@ -53,6 +56,7 @@ class Muon(torch.optim.Optimizer):
                 "num_iterations": num_iterations,
             },
         )
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -71,14 +75,15 @@ class Muon(torch.optim.Optimizer):
                 rows, columns = matrix.shape
                 scale = max(1.0, rows / columns) ** 0.5
                 matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.sub_(_orthogonal(ahead, group["num_iterations"]), alpha=rate * scale)
+                turned = _orthogonal(ahead, group["num_iterations"], self._dtype)
+                matrix.sub_(turned, alpha=rate * scale)
 
 
-def _orthogonal(matrix: torch.Tensor, num_iterations: int) -> torch.Tensor:
+def _orthogonal(matrix: torch.Tensor, num_iterations: int, dtype: torch.dtype) -> torch.Tensor:
     """A matrix of the same singular vectors whose singular values are near 1."""
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=_EPS)
+    x = (x / x.norm().clamp(min=_EPS)).to(dtype)
     for _ in range(num_iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_THIRD, alpha=_FIFTH), x, beta=_FIRST)

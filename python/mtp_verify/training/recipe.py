@@ -6,10 +6,25 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mtp_verify.errors import ParamsError
 from mtp_verify.training.losses import LOSSES
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "quick_dtype"]
+
+
+def quick_dtype() -> str:
+    """What a recipe's `dtype` should be on this CPU: "bfloat16" where it has units for products.
+
+    Without them bfloat16 takes twice the time of float32, with them a third.
+
+    Example:
+        >>> quick_dtype() in ("bfloat16", "float32")
+        True
+    """
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if has_units else "float32"
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Recipe:
         cool_down: share of the steps, at the end, in which they fall to 0.
         evaluate_every: steps between two measurements of acceptance.
         patience: measurements without a better one that end the run.
-        dtype: of products, "float32", or "bfloat16" where the machine multiplies it faster.
+        dtype: of products, "float32" or "bfloat16"; the command's own choice is `quick_dtype`.
         seed: of everything that is random.
     """
 
@@ -52,7 +67,7 @@ class Recipe:
     loss: str = "distillation"
     depth: int = 3
     decay: float = 0.8
-    plain_share: float = 0.7
+    plain_share: float = 0.5
     feature_weight: float = 0.0
     adversarial_weight: float = 0.0
     noise: float = 0.05

@@ -17,6 +17,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from mtp_verify.heads.causal import CausalHead
+from mtp_verify.training.independent import IndependentDraft
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +46,8 @@ def roll_out(
         sequence's end hold whatever came out.
     """
     states = batch.hidden if hidden is None else hidden
+    if isinstance(head, IndependentDraft):
+        return _independent(head, batch, depth)
     if isinstance(head, CausalHead):
         return _causal(head, batch, depth, states)
     return _parallel(cast("ParallelHead", head), batch, depth, states)
@@ -99,6 +102,12 @@ def _causal(
             cast("list[GrowingLayer]", layers),
         )
         yield output
+
+
+def _independent(head: IndependentDraft, batch: Batch, depth: int) -> Iterator[torch.Tensor]:
+    features = head.features(batch.tokens)
+    for level in range(depth):
+        yield batch.shifted(features, level)
 
 
 def _parallel(

@@ -17,7 +17,6 @@ from torch import distributed
 
 from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
-from mtp_verify.heads import CausalHead, ParallelHead
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
 from mtp_verify.training.shards import Shards, shard_path, write_shard
@@ -53,8 +52,8 @@ class Budget:
     """
 
     minutes: float | None = 38.0
-    tokens: int = 200_000
-    epochs: float = 10.0
+    tokens: int = 300_000
+    epochs: float = 15.0
     text_share: float = 0.35
     answer: int = 220
     together: int = 96
@@ -95,8 +94,6 @@ def train(
     plan = _read_plan(folder, recipe)
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
-    bare = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
-    layers = bare.hidden_layers
 
     def write(kind: str, index: int) -> int:
         path = shard_path(folder / kind, index)
@@ -109,7 +106,7 @@ def train(
             texts = write_texts(
                 model,
                 [encode(prompt) for prompt in chosen],
-                layers,
+                spec.hidden_layers,
                 temperatures=[greedy[place % len(greedy)] for place in range(len(chosen))],
                 max_new_tokens=budget.answer,
                 seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
@@ -170,11 +167,7 @@ def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer])
     """Seconds of a mean step, measurements included, from a few steps of both stages on a copy."""
 
     def seconds(share: float) -> float:
-        copied = copy.deepcopy(head)
-        copied.attach(head.shared)
-        if head.vocab is not None:
-            copied.set_vocab(head.vocab)
-        probe = make(copied)
+        probe = make(copy.deepcopy(head))
         probe.recipe = recipe.replace(plain_share=share)
         probe.steps = 1 << 30
         probe.take_step()  # the first one warms up

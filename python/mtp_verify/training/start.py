@@ -11,6 +11,7 @@ from torch import nn
 from mtp_verify.errors import ParamsError
 from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family, load
 from mtp_verify.heads.blocks import RMSNorm
+from mtp_verify.training import independent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,8 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
     Raises:
         ParamsError: no such family.
     """
+    if recipe.family == independent.FAMILY:
+        return independent.spec_of_draft(config, recipe.num_layers)
     sizes = Sizes.of(config)
     spec = family(recipe.family)
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
@@ -67,6 +70,8 @@ def count_tokens(shards: Shards, vocab_size: int) -> torch.Tensor:
 def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Head:
     """Make a head with random weights, attached to its target.
 
+    An independent draft model gets its first weights from the target's layers.
+
     Args:
         spec: with sizes.
         model: the target.
@@ -74,6 +79,8 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
             equally frequent ones those of lower id.
         seed: of the weights.
     """
+    if spec.family == independent.FAMILY:
+        return independent.IndependentDraft(independent.shrink(model, spec.num_layers))
     head: Head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
     head.attach(model)
     if spec.draft_vocab_size is not None:
@@ -99,6 +106,9 @@ def start_from(head: Head, folder: Path) -> dict[str, Any]:
         ParamsError: it is of another form; names the field.
         UnsupportedModelError: it cannot be read.
     """
+    if head.spec.family == independent.FAMILY:
+        msg = "a run from weights of an earlier one is for heads; an independent model has none"
+        raise ParamsError(msg, slug="bad_recipe")
     old = load(folder, dtype=torch.float32)
     for field in dataclasses.fields(head.spec):
         mine, theirs = getattr(head.spec, field.name), getattr(old.spec, field.name)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from mtp_verify.heads import CausalHead, ParallelHead
 from mtp_verify.training.recipe import Recipe
 from mtp_verify.training.shards import Shards, shard_path, write_shard
 from mtp_verify.training.start import count_tokens, new_head, spec_of
@@ -56,8 +55,7 @@ class Stand:
     def head(self, recipe: Recipe) -> tuple[Head, Shards, Shards]:
         """A fresh head with the shards that it reads."""
         spec = spec_of(recipe, self.model.config)
-        bare = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
-        text, held_out = self.shards(bare.hidden_layers)
+        text, held_out = self.shards(spec.hidden_layers)
         return (
             new_head(spec, self.model, count_tokens(text, VOCAB), recipe.seed), text, held_out
         )  # fmt: skip

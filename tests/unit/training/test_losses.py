@@ -36,6 +36,22 @@ def test_overlap_and_distillation_equal_their_dense_formulas() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_have_the_gradient_that_autograd_finds(dtype: torch.dtype) -> None:
+    start = _logits().detach().to(dtype)
+    start[1, 0] = -torch.inf  # a token that its sequence has not shown
+    ids = torch.tensor([[2, 0, 0], [3, 1, 2]])
+    grad = torch.tensor([[0.5, -1.0, 0.25], [1.0, 0.0, 2.0]])
+    mine, own = (start.clone().requires_grad_() for _ in range(2))
+    found = losses._log_probs(mine, ids)
+    wanted = own.float().log_softmax(1).gather(1, ids)
+    assert torch.equal(found, wanted)
+    found.backward(grad)
+    wanted.backward(grad)
+    assert mine.grad.dtype == dtype
+    torch.testing.assert_close(mine.grad, own.grad)
+
+
 def test_the_gradient_of_the_overlap_is_the_known_one() -> None:
     logits = _logits()
     p, q = _full(IDS, PROBS), logits.softmax(1).detach()

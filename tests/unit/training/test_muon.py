@@ -1,4 +1,4 @@
-"""Muon in float32 against torch's own, and what a step looks like."""
+"""Muon against torch's own, and what a step looks like."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _walk(make, steps=6):
     return weights, optimizer
 
 
-def _ours(weights):
-    return Muon(weights, lr=RATE, weight_decay=DECAY)
+def _ours(weights, dtype=torch.float32):
+    return Muon(weights, lr=RATE, weight_decay=DECAY, dtype=dtype)
 
 
 def _torchs(weights):
@@ -41,9 +41,10 @@ def test_equals_torchs_own_without_its_rounding(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
 
 
-def test_equals_torchs_own_up_to_its_rounding():
-    start = _walk(_ours, steps=0)[0]
-    for mine, theirs, first in zip(_walk(_ours)[0], _walk(_torchs)[0], start, strict=True):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_torchs_own_up_to_rounding(dtype):
+    start, (moved_to, _) = _walk(_ours, steps=0)[0], _walk(lambda w: _ours(w, dtype))
+    for mine, theirs, first in zip(moved_to, _walk(_torchs)[0], start, strict=True):
         moved = (mine - first).norm()
         assert 0 < (mine - theirs).norm() < 0.02 * moved
 

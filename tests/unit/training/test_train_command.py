@@ -80,6 +80,18 @@ def test_a_run_starts_from_a_head_trained_before(
     assert "num_layers = 1; the recipe wants 2" in error["message"]
 
 
+def test_an_independent_model_is_trained_and_told_how_to_be_used(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(tmp_path, "--head", "model", "--layers", "1") == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["num_layers"] == 1
+    words = ["--tokens", "100", "--epochs", "2", "--head", "model", "--layers", "1"]
+    assert cli.main(["train", "--model", "tiny", "--out", str(tmp_path), *words]) == 0
+    assert "mv.drafters.Model(AutoModelForCausalLM.from_pretrained(" in capsys.readouterr().out
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 1
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
