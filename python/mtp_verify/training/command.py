@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (300000)")
-    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (15)")
+    parser.add_argument("--tokens", type=int, default=None, help="most training text (600000)")
+    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
     parser.add_argument(
         "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
     )
@@ -125,7 +126,14 @@ def run(args: argparse.Namespace) -> Report:
         model = subject.load(recipe.dtype)
         lines = Progress(1)
         _, found = stages.train(
-            model, subject.encode, recipe, budget, args.out, lines.show, start=args.start
+            model,
+            subject.encode,
+            recipe,
+            budget,
+            args.out,
+            lines.show,
+            start=args.start,
+            load=None if is_tiny else partial(_load, folder, recipe.dtype),
         )
         lines.clear()
     best, place = found["best"], str(args.out / "head")
@@ -160,6 +168,13 @@ def run(args: argparse.Namespace) -> Report:
         use = f"mv.drafters.Model(AutoModelForCausalLM.from_pretrained({place!r}))"
     summary = f"The best one (tau {best['tau']:.2f}) is in {place}; draft with it:\n  {use}"
     return Report("train", data=data, sections=[table], summary=summary)
+
+
+def _load(folder: str | None, dtype: str) -> Any:
+    """The target, in another process."""
+    from mtp_verify.subjects import subject_for
+
+    return subject_for(folder=folder).load(dtype)
 
 
 def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
-from mtp_verify.training.shards import Shards, shard_path, write_shard
+from mtp_verify.training.shards import Shards, shard_path
 from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of, start_from
-from mtp_verify.training.writing import write_texts
+from mtp_verify.training.writers import Job, write_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mtp_verify.heads import Head
@@ -52,9 +52,9 @@ class Budget:
     """
 
     minutes: float | None = 38.0
-    tokens: int = 300_000
-    epochs: float = 15.0
-    text_share: float = 0.35
+    tokens: int = 600_000
+    epochs: float = 10.0
+    text_share: float = 0.5
     answer: int = 220
     together: int = 96
     held_out: int = 32
@@ -69,6 +69,7 @@ def train(
     tell: Callable[[str], None],
     *,
     start: Path | None = None,
+    load: Callable[[], Any] | None = None,
 ) -> tuple[Head, dict[str, Any]]:
     """Write text with the target and train a head on it; call again to go on after a kill.
 
@@ -81,13 +82,15 @@ def train(
         tell: called with a line of progress after each part.
         start: a head trained before, of the same form; its weights and its draft vocabulary are
             where the run starts.
+        load: how further processes get the target, to write text side by side; None: this process
+            writes alone.
 
     Returns:
         The head after its last step, and the measurement of the best one, in `folder/head`.
 
     Raises:
         ParamsError: the folder holds a run of another recipe, or `start` is of another form.
-        OSError, NumericsError: as `Trainer.run` and `write_shard`.
+        OSError, NumericsError: as `Trainer.run` and `write_shards`.
     """
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,39 +98,43 @@ def train(
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
 
-    def write(kind: str, index: int) -> int:
-        path = shard_path(folder / kind, index)
+    def job(kind: str, index: int) -> Job | None:
         is_held_out = kind == "held-out"
         size = budget.held_out if is_held_out else budget.together
         prompts = make_prompts(recipe.seed, held_out=is_held_out)
         chosen = prompts[index * size : (index + 1) * size]
-        if not path.is_file() and chosen:
-            greedy = (0.0,) if is_held_out else _TEMPERATURES
-            texts = write_texts(
-                model,
-                [encode(prompt) for prompt in chosen],
-                spec.hidden_layers,
-                temperatures=[greedy[place % len(greedy)] for place in range(len(chosen))],
-                max_new_tokens=budget.answer,
-                seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
-            )
-            write_shard(path, texts)
-        return sum(Shards([path]).lengths) if chosen else 0
+        laws = (0.0,) if is_held_out else _TEMPERATURES
+        return None if not chosen else Job(
+            shard_path(folder / kind, index),
+            [encode(prompt) for prompt in chosen],
+            spec.hidden_layers,
+            temperatures=[laws[place % len(laws)] for place in range(len(chosen))],
+            max_new_tokens=budget.answer,
+            seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
+        )  # fmt: skip
 
     limit = None if budget.minutes is None else budget.minutes * 60
     shared = distributed.is_available() and distributed.is_initialized()
     if plan.get("shards") is None and not (shared and distributed.get_rank()):
-        write("held-out", 0)
         count = index = 0
-        while count < budget.tokens:
-            rows = write("text", index)
-            if not rows:
-                break
-            count, index = count + rows, index + 1
-            spent = time.monotonic() - began
-            tell(f"text: {count} of {budget.tokens} tokens, {spent / 60:.1f} min")
-            if limit is not None and spent > budget.text_share * limit:
-                break
+
+        def jobs() -> Iterator[Job]:
+            nonlocal index
+            found = job("held-out", 0)
+            while found is not None:
+                yield found
+                spent = time.monotonic() - began
+                is_late = limit is not None and spent > budget.text_share * limit
+                if count >= budget.tokens or (is_late and index > 0):
+                    return
+                found = job("text", index)
+                index += found is not None
+
+        for done in write_shards(model, jobs(), load, torch.get_num_threads()):
+            if done.path.parent.name == "text":
+                count += sum(Shards([done.path]).lengths)
+            spent = (time.monotonic() - began) / 60
+            tell(f"text: {count} of {budget.tokens} tokens, {spent:.1f} min")
         plan["shards"] = index
         _write_plan(folder, plan)
     if shared:  # the first process has written, the others have waited

@@ -1,0 +1,152 @@
+"""Shards of text, by one process or by several side by side.
+
+A forward of a hundred rows is hardly half large products, which use all threads; the rest is small
+operations, one after the other. Two processes of one thread each therefore write 1.3 times as much
+as one process of two threads, on two cores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtp_verify.training.shards import write_shard
+from mtp_verify.training.writing import write_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.connection import Connection
+    from pathlib import Path
+
+__all__ = ["Job", "write_shards"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be written.
+
+    Attributes:
+        path: of its file; one that is there already is left as it is.
+        prompts: token ids of each.
+        layers: hidden states that are kept.
+        temperatures: one for each prompt.
+        max_new_tokens: of an answer.
+        seed: of the draws.
+    """
+
+    path: Path
+    prompts: list[list[int]]
+    layers: tuple[int, ...]
+    temperatures: list[float]
+    max_new_tokens: int
+    seed: int
+
+    def run(self, model: Any) -> None:
+        """Write it.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        if not self.path.is_file():
+            texts = write_texts(
+                model,
+                self.prompts,
+                self.layers,
+                temperatures=self.temperatures,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+            )
+            write_shard(self.path, texts)
+
+
+def write_shards(
+    model: Any, jobs: Iterable[Job], load: Callable[[], Any] | None, processes: int
+) -> Iterator[Job]:
+    """Write shards, and yield each job when it is done.
+
+    Args:
+        model: the target.
+        jobs: asked for the next one when somebody is free to write it.
+        load: how another process gets the target; a function that can be pickled. None: this
+            process writes them all.
+        processes: that write side by side.
+
+    Raises:
+        OSError: the disk is full or cannot be written; also from another process.
+        RuntimeError: another process died.
+    """
+    if load is None or processes < 2:
+        for job in jobs:
+            job.run(model)
+            yield job
+        return
+    crew = [_Writer(load) for _ in range(processes)]
+    busy: dict[_Writer, Job] = {}
+    try:
+        todo = iter(jobs)
+        while True:
+            for writer in crew:
+                if writer not in busy and (fresh := next(todo, None)) is not None:
+                    writer.connection.send(fresh)
+                    busy[writer] = fresh
+            if not busy:
+                return
+            ready = wait([writer.connection for writer in busy])
+            for writer in [writer for writer in busy if writer.connection in ready]:
+                writer.check()
+                yield busy.pop(writer)
+    finally:
+        for writer in crew:
+            writer.stop()
+
+
+class _Writer:
+    """A process that holds the target and writes what it is sent."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        # Not forked: the threads of torch do not live through that.
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(load, other), daemon=True)
+        self._process.start()
+        other.close()
+
+    def check(self) -> None:
+        """Take its answer: nothing, or why it failed."""
+        try:
+            fault = self.connection.recv()
+        except EOFError:
+            fault = RuntimeError("a process that wrote text has died; run the same command again")
+        if fault is not None:
+            raise fault
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(load: Callable[[], Any], connection: Connection) -> None:
+    """Write what comes, until nobody is at the other end: the parent may have been killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    torch.set_num_threads(1)
+    model = load()
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            job.run(model)
+        except OSError as error:
+            connection.send(error)
+        except Exception as error:  # noqa: BLE001, whatever it is, the parent must say it
+            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(None)
