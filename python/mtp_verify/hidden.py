@@ -47,7 +47,9 @@ class HiddenStates:
         self.options: dict[str, Any] = {}
         if not self._layers:
             return
-        self.options = {"output_hidden_states": True}
+        # Asking for all states makes transformers listen at every layer; the norm needs one ear.
+        if any(layer != BEFORE_NORM for layer in self._layers):
+            self.options = {"output_hidden_states": True}
         count = int(model.config.get_text_config(decoder=True).num_hidden_layers)
         known = {BEFORE_NORM, *range(-count - 1, count + 1)}
         wrong = [layer for layer in self._layers if layer not in known]

@@ -11,12 +11,17 @@ use crate::verify::lazy::{DrafterRows, LazyView};
 use crate::verify::view::{Mix, View};
 
 /// What the columns of a sub-vocabulary stand for.
+///
+/// A head's columns ascend but for a few at their end, and a vocabulary is made for every draft:
+/// only the end is sorted.
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
     /// Token of each column.
     tokens: Vec<u32>,
-    /// `(token, column)` by ascending token.
-    columns: Vec<(u32, u32)>,
+    /// How many of the first columns ascend.
+    ascending: usize,
+    /// `(token, column)` of the others, by ascending token.
+    others: Vec<(u32, u32)>,
 }
 
 impl Vocabulary {
@@ -25,16 +30,24 @@ impl Vocabulary {
     /// # Errors
     /// [`Error::ShapeMismatch`] if two columns stand for one token.
     pub fn new(tokens: Vec<u32>) -> Result<Self> {
-        let mut columns: Vec<(u32, u32)> = tokens.iter().copied().zip(0..).collect();
-        columns.sort_unstable();
-        if let Some(pair) = columns.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let falls = |pair: &[u32]| pair[0] >= pair[1];
+        let ascending = tokens.windows(2).position(falls).map_or(tokens.len(), |at| at + 1);
+        let mut others: Vec<(u32, u32)> = tokens.iter().copied().zip(0..).skip(ascending).collect();
+        others.sort_unstable();
+        let first = |token| tokens[..ascending].binary_search(&token).ok().map(|at| at as u32);
+        let same = others
+            .windows(2)
+            .find(|pair| pair[0].0 == pair[1].0)
+            .map(|pair| (pair[0].1, pair[1].1))
+            .or_else(|| others.iter().find_map(|&(token, at)| first(token).map(|one| (one, at))));
+        if let Some((one, other)) = same {
             return Err(Error::ShapeMismatch {
                 what: "vocab",
-                found: format!("token {} at columns {} and {}", pair[0].0, pair[0].1, pair[1].1),
+                found: format!("token {} at columns {one} and {other}", tokens[one as usize]),
                 wanted: "distinct tokens".into(),
             });
         }
-        Ok(Self { tokens, columns })
+        Ok(Self { tokens, ascending, others })
     }
 
     /// The number of columns.
@@ -46,9 +59,12 @@ impl Vocabulary {
         self.tokens[column as usize]
     }
 
-    fn column(&self, token: u32) -> Option<u32> {
-        let at = self.columns.binary_search_by_key(&token, |pair| pair.0).ok()?;
-        Some(self.columns[at].1)
+    pub(super) fn column(&self, token: u32) -> Option<u32> {
+        if let Ok(at) = self.tokens[..self.ascending].binary_search(&token) {
+            return Some(at as u32);
+        }
+        let at = self.others.binary_search_by_key(&token, |pair| pair.0).ok()?;
+        Some(self.others[at].1)
     }
 }
 

@@ -204,7 +204,26 @@ fn sub_vocabularies_are_mapped() {
     grow_logits(&mut whole, NOISE, None, params(0), spread);
     let tokens = |grower: &Coupled| Grower::<f64>::growth(grower).tokens().to_vec();
     assert_eq!(tokens(&coupled), tokens(&whole));
-    assert!(Vocabulary::new(vec![3, 3]).is_err());
+}
+
+#[test]
+fn a_vocabulary_finds_tokens_in_any_order() {
+    for tokens in
+        [vec![], vec![4], vec![2, 5, 9], vec![9, 5, 2], vec![2, 5, 9, 7, 3], vec![1, 0, 2]]
+    {
+        let vocab = Vocabulary::new(tokens.clone()).unwrap();
+        for token in 0..11 {
+            let at = tokens.iter().position(|&other| other == token).map(|at| at as u32);
+            assert_eq!(vocab.column(token), at, "token {token} of {tokens:?}");
+        }
+    }
+    let fault = |tokens: &[u32]| match Vocabulary::new(tokens.to_vec()) {
+        Err(Error::ShapeMismatch { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(fault(&[3, 3]), "token 3 at columns 0 and 1");
+    assert_eq!(fault(&[2, 5, 7, 4, 5]), "token 5 at columns 1 and 4");
+    assert_eq!(fault(&[2, 5, 3, 4, 3]), "token 3 at columns 2 and 4");
 }
 
 /// The scores of all paths of at most `depth` tokens, by token path.
