@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
             "train",
             train,
             "Train a draft head for a model, on text that the model writes itself.",
-            "mtp-verify train --model smollm2 --out my-head --minutes 38",
+            "mtp-verify train --model smollm2 --out my-head --minutes 37",
         )
     )
     study_command.add_arguments(

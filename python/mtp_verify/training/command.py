@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
+        "--minutes", type=float, default=None, help="wall time for everything (default 37; tiny 1)"
     )
     parser.add_argument("--tokens", type=int, default=None, help="most training text (600000)")
     parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")

@@ -51,7 +51,7 @@ class Budget:
         held_out: prompts that measure acceptance.
     """
 
-    minutes: float | None = 38.0
+    minutes: float | None = 37.0
     tokens: int = 600_000
     epochs: float = 10.0
     text_share: float = 0.5
