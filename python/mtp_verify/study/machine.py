@@ -1,9 +1,8 @@
 """A tiny programming language, and the sandbox that runs it.
 
 A program is a sequence of instructions on one number modulo 11, which is the argument at the start.
-`again` starts the program over, on the number as it is, unless that is 0: so programs can run for
-ever, and are stopped. Nothing else can be reached from inside: an instruction that is not in the
-table is a fault.
+Each instruction changes the number and prints it. Nothing else can be reached from inside: an
+instruction that is not in the table is a fault.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["INSTRUCTIONS", "MODULUS", "execute"]
 
 MODULUS = 11
-_MAX_STEPS = 60
-_AGAIN = "again"
+_LONGEST = 60
 # From the number to the next one, and from the number and the argument.
 _UNARY: dict[str, Callable[[int], int]] = {
     "inc": lambda number: number + 1,
@@ -27,38 +25,33 @@ _UNARY: dict[str, Callable[[int], int]] = {
     "square": lambda number: number * number,
 }
 _BINARY: dict[str, Callable[[int, int], int]] = {"add": operator.add, "times": operator.mul}
-INSTRUCTIONS = (*_UNARY, *_BINARY, _AGAIN)
+INSTRUCTIONS = (*_UNARY, *_BINARY)
 
 
-def execute(program: Sequence[str], argument: int) -> int | None:
+def execute(program: Sequence[str], argument: int) -> list[int] | None:
     """Run a program.
 
     Args:
-        program: instructions.
+        program: at most 60 instructions.
         argument: the number at the start.
 
     Returns:
-        The number at the end. None for a fault: an unknown instruction, or more than 60 steps.
+        What it prints, a number for each instruction. None for a fault.
 
     Example:
-        >>> execute(["square", "inc"], 5)  # 5 * 5 + 1 modulo 11
-        4
-        >>> execute(["square", "again"], 5) is None  # never 0: stopped
+        >>> execute(["square", "inc", "add"], 5)  # 25, 26 and 31 modulo 11
+        [3, 4, 9]
+        >>> execute(["import os"], 5) is None
         True
     """
     number = argument % MODULUS
-    place = 0
-    for _ in range(_MAX_STEPS):
-        if place == len(program):
-            return number
-        word = program[place]
-        place += 1
+    printed: list[int] = []
+    for word in program[: _LONGEST + 1]:
         if word in _UNARY:
             number = _UNARY[word](number) % MODULUS
         elif word in _BINARY:
             number = _BINARY[word](number, argument) % MODULUS
-        elif word == _AGAIN:
-            place = 0 if number else place
         else:
             return None
-    return None
+        printed.append(number)
+    return printed if len(printed) <= _LONGEST else None

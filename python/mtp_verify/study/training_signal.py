@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mtp_verify.study.finding import Finding
 from mtp_verify.study.learning import Course, Task, advantage, course_table, train
-from mtp_verify.study.synthesis import PROMPT, VOCAB, Problems, pass_at_k
+from mtp_verify.study.synthesis import VOCAB, make_problems, pass_at_k
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,15 @@ _BATCH = 32
 def run(*, quick: bool = False) -> Finding:
     """Train on 1, 2 and 4 tokens ahead in every size."""
     seeds, every, num_marks, num_tests = ((0,), 10, 1, 5) if quick else ((0, 1, 2), 400, 4, 40)
-    tries, samples = (2_000, 10) if quick else (40_000, 20)
-    trained, held_out = (Problems(tries, trained=flag) for flag in (True, False))
+    length, samples = (2, 10) if quick else (5, 20)
+    trained, held_out = make_problems(length)
+    first = held_out.prompt_len
     texts = held_out.texts(torch.Generator().manual_seed(0), 50 * num_tests)
 
     def score(model: Toy) -> Mapping[str, float]:
         with torch.no_grad():
-            logits = model(texts[:, :-1])[:, PROMPT - 1 :]
-        loss = functional.cross_entropy(logits.flatten(0, 1), texts[:, PROMPT:].flatten()).item()
+            logits = model(texts[:, :-1])[:, first - 1 :]
+        loss = functional.cross_entropy(logits.flatten(0, 1), texts[:, first:].flatten()).item()
         right = held_out.solve(model, torch.Generator().manual_seed(1), num_tests, samples)
         passed = {
             f"pass@{k}": sum(pass_at_k(samples, count, k) for count in right) / len(right)
@@ -51,7 +52,7 @@ def run(*, quick: bool = False) -> Finding:
         }
         return {"loss": loss, **passed}
 
-    task = Task(VOCAB, lambda generator: trained.texts(generator, _BATCH), score, first=PROMPT)
+    task = Task(VOCAB, lambda generator: trained.texts(generator, _BATCH), score, first=first)
     marks = [every * (index + 1) for index in range(num_marks)]
     courses = {
         (size, n): train(task, n, marks, seeds, width=width, num_blocks=blocks)

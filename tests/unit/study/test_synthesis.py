@@ -10,12 +10,12 @@ import torch
 
 from mtp_verify.study import synthesis
 from mtp_verify.study.machine import INSTRUCTIONS, MODULUS, execute
-from mtp_verify.study.synthesis import PROGRAM, PROMPT, Problems, pass_at_k
+from mtp_verify.study.synthesis import VOCAB, Problems, make_problems, pass_at_k
 
 
 @pytest.fixture(scope="module")
 def problems() -> tuple[Problems, Problems]:
-    return Problems(1_000, trained=True), Problems(1_000, trained=False)
+    return make_problems(2)
 
 
 @pytest.mark.parametrize("right", range(6))
@@ -27,17 +27,20 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(right: int) -> None:
 
 
 def test_no_function_is_on_both_sides(problems: tuple[Problems, Problems]) -> None:
-    trained, held_out = ({tuple(row) for row in side.values.tolist()} for side in problems)
+    trained, held_out = (set(map(str, side.values.tolist())) for side in problems)
     assert not trained & held_out
-    assert len(trained) > 2 * len(held_out) > 0
+    assert len(trained) == 3 * len(held_out) == 18
+    assert len(problems[0]._programs) + len(problems[1]._programs) == len(INSTRUCTIONS) ** 2
 
 
-def test_a_text_shows_what_its_program_does(problems: tuple[Problems, Problems]) -> None:
-    for text in problems[0].texts(torch.Generator().manual_seed(0), 50).tolist():
-        program = [INSTRUCTIONS[i - MODULUS] for i in text[PROMPT:] if i < synthesis._END]
-        arguments, values = text[:PROMPT:2], text[1:PROMPT:2]
-        assert len(set(arguments)) == 3
-        assert [execute(program, argument) for argument in arguments] == values
+def test_a_text_shows_what_its_program_prints(problems: tuple[Problems, Problems]) -> None:
+    side = problems[0]
+    for text in side.texts(torch.Generator().manual_seed(0), 50).tolist():
+        program = [INSTRUCTIONS[i - MODULUS] for i in text[side.prompt_len :]]
+        assert len(program) == side.length
+        examples = text[:3], text[3:6]
+        assert examples[0][0] != examples[1][0]
+        assert all(execute(program, argument) == printed for argument, *printed in examples)
 
 
 def test_only_programs_that_pass_every_test_count(
@@ -47,12 +50,11 @@ def test_only_programs_that_pass_every_test_count(
     row = int(trained._functions[0])
     right = trained._programs[0]
     wrong = torch.full_like(right, 3)  # a number where an instruction should be
-    empty = torch.full_like(right, synthesis._END)
-    written = torch.stack([right, wrong, empty]).repeat(len(trained.values), 1)
+    other = right.roll(1) if right[0] != right[1] else (right - MODULUS + 1) % 6 + MODULUS
+    written = torch.stack([right, wrong, other]).repeat(len(trained.values), 1)
     monkeypatch.setattr(synthesis, "complete", lambda *_, **__: written)
     model: Any = None
     counts = trained.solve(model, torch.Generator().manual_seed(0), len(trained.values), 3)
-    identity = list(range(MODULUS))
-    assert counts[row] == 1 + (trained.values[row].tolist() == identity)
+    assert counts[row] == 1
     assert len(counts) == len(trained.values)
-    assert written.shape[1] == PROGRAM
+    assert int(right.max()) < VOCAB
