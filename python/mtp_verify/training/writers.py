@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "write_shards"]
 
+_PROCESSES = 2
+_LARGEST = 1 << 30  # bytes of a model of which each process may hold a copy
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,7 +68,7 @@ class Job:
 
 
 def write_shards(
-    model: Any, jobs: Iterable[Job], load: Callable[[], Any] | None, processes: int
+    model: Any, jobs: Iterable[Job], load: Callable[[], Any] | None, threads: int
 ) -> Iterator[Job]:
     """Write shards, and yield each job when it is done.
 
@@ -73,19 +76,20 @@ def write_shards(
         model: the target.
         jobs: asked for the next one when somebody is free to write it.
         load: how another process gets the target; a function that can be pickled. None: this
-            process writes them all.
-        processes: that write side by side.
+            process writes them all, as it does where a second copy would take much memory.
+        threads: of all that write.
 
     Raises:
         OSError: the disk is full or cannot be written; also from another process.
         RuntimeError: another process died.
     """
-    if load is None or processes < 2:
+    size = sum(weight.nbytes for weight in model.parameters())
+    if load is None or threads < _PROCESSES or size > _LARGEST:
         for job in jobs:
             job.run(model)
             yield job
         return
-    crew = [_Writer(load) for _ in range(processes)]
+    crew = [_Writer(load, threads // _PROCESSES) for _ in range(_PROCESSES)]
     busy: dict[_Writer, Job] = {}
     try:
         todo = iter(jobs)
@@ -108,11 +112,11 @@ def write_shards(
 class _Writer:
     """A process that holds the target and writes what it is sent."""
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    def __init__(self, load: Callable[[], Any], threads: int) -> None:
         # Not forked: the threads of torch do not live through that.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(load, other), daemon=True)
+        self._process = context.Process(target=_serve, args=(load, other, threads), daemon=True)
         self._process.start()
         other.close()
 
@@ -132,10 +136,10 @@ class _Writer:
         self._process.join()
 
 
-def _serve(load: Callable[[], Any], connection: Connection) -> None:
+def _serve(load: Callable[[], Any], connection: Connection, threads: int) -> None:
     """Write what comes, until nobody is at the other end: the parent may have been killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     model = load()
     while True:
         try:

@@ -30,7 +30,7 @@ def _jobs(folder: Path, count: int) -> list[Job]:
 
 def test_several_write_what_one_writes(tmp_path: Path) -> None:
     alone = [job.path for job in write_shards(load(), _jobs(tmp_path / "a", 3), None, 2)]
-    others = [job.path for job in write_shards(None, _jobs(tmp_path / "b", 3), load, 2)]
+    others = [job.path for job in write_shards(load(), _jobs(tmp_path / "b", 3), load, 2)]
     assert sorted(path.name for path in others) == [path.name for path in alone]
     for one, two in zip(Shards(alone), Shards(sorted(others)), strict=True):
         assert torch.equal(one.tokens, two.tokens)
@@ -43,7 +43,7 @@ def test_a_fault_of_one_ends_all(tmp_path: Path) -> None:
     first, second = _jobs(tmp_path, 2)
     second = dataclasses.replace(second, path=tmp_path / "file" / "1")
     with pytest.raises(OSError, match="file"):
-        list(write_shards(None, [first, second], load, 2))
+        list(write_shards(load(), [first, second], load, 2))
     assert not multiprocessing.active_children()
 
 
