@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=None, help="wall time for everything (default 37; tiny 1)"
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (600000)")
+    parser.add_argument("--tokens", type=int, default=None, help="most training text (1200000)")
+    parser.add_argument(
+        "--questions", type=float, default=None, metavar="SHARE",
+        help="share of the text whose prompts the target makes up itself (0)",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
     parser.add_argument(
         "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
@@ -105,6 +109,9 @@ def run(args: argparse.Namespace) -> Report:
         if value is not None and not value > 0:
             msg = f"--{name}: found {value}, wanted more than 0"
             raise ParamsError(msg, slug="param_out_of_range")
+    if args.questions is not None and not 0 <= args.questions <= 1:
+        msg = f"--questions: found {args.questions}, wanted a share of 0 to 1"
+        raise ParamsError(msg, slug="param_out_of_range")
     settings: dict[str, Any] = {
         **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,
@@ -116,7 +123,7 @@ def run(args: argparse.Namespace) -> Report:
     changes = _changes(args.changes, settings)
     recipe = Recipe(**{"dtype": quick_dtype(), **settings, **changes})
     limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
-    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs")}
+    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
     limits |= {name: value for name, value in given.items() if value is not None}
     budget = stages.Budget(**limits)
     began = time.monotonic()

@@ -19,6 +19,7 @@ from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
+from mtp_verify.training.questions import frame_of
 from mtp_verify.training.shards import Shards, shard_path
 from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of, start_from
 from mtp_verify.training.writers import Job, write_shards
@@ -49,15 +50,18 @@ class Budget:
         answer: most tokens of an answer.
         together: answers that are written at the same time, one shard.
         held_out: prompts that measure acceptance.
+        questions: share of the shards whose prompts the target makes up itself; none where it has
+            no form for a user's message.
     """
 
     minutes: float | None = 37.0
-    tokens: int = 600_000
+    tokens: int = 1_200_000
     epochs: float = 10.0
     text_share: float = 0.5
     answer: int = 220
     together: int = 96
     held_out: int = 32
+    questions: float = 0.0
 
 
 def train(
@@ -98,19 +102,26 @@ def train(
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
 
+    frame = frame_of(encode)
+    asked = 0.0 if frame is None else budget.questions
+
     def job(kind: str, index: int) -> Job | None:
         is_held_out = kind == "held-out"
         size = budget.held_out if is_held_out else budget.together
-        prompts = make_prompts(recipe.seed, held_out=is_held_out)
-        chosen = prompts[index * size : (index + 1) * size]
+        if frame is not None and not is_held_out and int((index + 1) * asked) > int(index * asked):
+            chosen, closing = [list(frame.opening)] * size, frame.closing
+        else:
+            prompts = make_prompts(recipe.seed, held_out=is_held_out)
+            chosen, closing = [encode(p) for p in prompts[index * size : (index + 1) * size]], ()
         laws = (0.0,) if is_held_out else _TEMPERATURES
         return None if not chosen else Job(
             shard_path(folder / kind, index),
-            [encode(prompt) for prompt in chosen],
+            chosen,
             spec.hidden_layers,
             temperatures=[laws[place % len(laws)] for place in range(len(chosen))],
             max_new_tokens=budget.answer,
             seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
+            closing=closing,
         )  # fmt: skip
 
     limit = None if budget.minutes is None else budget.minutes * 60
@@ -148,7 +159,7 @@ def train(
 
     def trainer(steps: int, subject: Head, place: Path) -> Trainer:
         record: dict[str, Any] = {
-            "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards),
+            "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards), "questions": asked,
         }  # fmt: skip
         if before is not None:
             record["start"] = before

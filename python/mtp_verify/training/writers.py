@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.training.questions import finish_messages
 from mtp_verify.training.shards import write_shard
 from mtp_verify.training.writing import write_texts
 
@@ -27,6 +28,7 @@ __all__ = ["Job", "write_shards"]
 
 _PROCESSES = 2
 _LARGEST = 1 << 30  # bytes of a model of which each process may hold a copy
+_MESSAGE_SEED = 1 << 30  # so that messages are not drawn with the numbers of their answers
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Job:
         temperatures: one for each prompt.
         max_new_tokens: of an answer.
         seed: of the draws.
+        closing: if given, the prompts stop within a user's message; the target writes the rest of
+            each, and these token ids follow.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Job:
     temperatures: list[float]
     max_new_tokens: int
     seed: int
+    closing: tuple[int, ...] = ()
 
     def run(self, model: Any) -> None:
         """Write it.
@@ -55,16 +60,20 @@ class Job:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        if not self.path.is_file():
-            texts = write_texts(
-                model,
-                self.prompts,
-                self.layers,
-                temperatures=self.temperatures,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-            )
-            write_shard(self.path, texts)
+        if self.path.is_file():
+            return
+        prompts = self.prompts
+        if self.closing:
+            prompts = finish_messages(model, prompts, self.closing, self.seed + _MESSAGE_SEED)
+        texts = write_texts(
+            model,
+            prompts,
+            self.layers,
+            temperatures=self.temperatures,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+        write_shard(self.path, texts)
 
 
 def write_shards(
