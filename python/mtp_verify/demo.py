@@ -33,7 +33,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "suffix": {"num_tokens": 16},
     "ngram": {"num_tokens": 8, "min_ngram": 2},
     # Where `suffix` has no match. A doubtful token is seldom right and makes the forward wider.
-    "head": {"num_tokens": 6, "min_path": 0.2},
+    "head": {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1},
 }
 _GREEDY = mv.SamplingParams(temperature=0.0)
 _SAMPLED = mv.SamplingParams(temperature=0.8, top_p=0.95)

@@ -72,7 +72,7 @@ _SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
 _SUFFIX_TREE = Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0})
 _HEAD = Entrant("head", "Heads", {"num_tokens": 4})
 # A doubtful token is seldom right and makes the forward wider.
-_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 6, "min_path": 0.2})
+_SURE_HEAD = Entrant("sure head", "Heads", {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1})
 _HEAD_TREE = Entrant("head tree", "Heads", {"max_nodes": 8, "num_tokens": 6})
 
 ENTRANTS = {
@@ -86,7 +86,7 @@ ENTRANTS = {
         Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
         Entrant("planned", "Combined", parts=(_SUFFIX_TREE, _SURE_HEAD), is_planned=True),
         _HEAD_TREE,
-        Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX)),
+        Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX_TREE)),
         Entrant("self", "ModelTree", {**_TREE, "max_depth": 6}, is_upper_bound=True),
     )
 }

@@ -23,8 +23,10 @@ __all__ = ["Rates", "Watch"]
 
 # What is assumed of a drafter that nothing is known of: how often its first node is kept (after a
 # wrong guess, after a right one), and how much less often each further node than the one before.
-# Two observations weigh as much as that.
-_FIRST = (0.2, 0.5)
+# Two observations weigh as much as that. Copies come in runs; a model or a head guesses always, and
+# was trained to guess right.
+_FIRST_COPY = (0.2, 0.5)
+_FIRST_GUESS = (0.5, 0.5)
 _NEXT = 0.8
 _WEIGHT = 2.0
 _DECAY = 0.93  # A sum of past observations is worth about 14 of them.
@@ -36,11 +38,12 @@ class Rates:
     Args:
         limit: the largest node number.
         was_right: they are of drafts that follow a right guess.
+        copies: they are of a drafter that copies.
     """
 
-    def __init__(self, limit: int, *, was_right: bool = False) -> None:
+    def __init__(self, limit: int, *, was_right: bool = False, copies: bool = True) -> None:
         self._limit = limit
-        self._first = _FIRST[was_right]
+        self._first = (_FIRST_COPY if copies else _FIRST_GUESS)[was_right]
         self._drafts = [0.0] * (limit + 1)
         self._drafted = [0.0] * (limit + 1)
         self._seen = [0.0] * (limit + 1)

@@ -105,8 +105,12 @@ class Record:
         if drafter is not None and limit > 0:
             part = source_of(drafter, request, limit)
             if part not in self.sources:
-                rates = Rates(self.limit), Rates(self.limit, was_right=True)
-                self.sources[part] = Source(part, rates)
+                copies = is_pure(part)
+                wrong, right = (
+                    Rates(self.limit, was_right=was_right, copies=copies)
+                    for was_right in (False, True)
+                )
+                self.sources[part] = Source(part, (wrong, right))
             self.source = self.sources[part]
             if is_pure(part):
                 self.source.watch(request, limit)

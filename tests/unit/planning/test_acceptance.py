@@ -28,6 +28,15 @@ def test_rates_forget():
     assert rates.estimate(1)[1][0] > 0.75
 
 
+def test_a_trained_drafter_is_trusted_before_one_that_copies():
+    copies, guesses = Rates(4), Rates(4, copies=False)
+    assert np.all(guesses.estimate(4)[1] > copies.estimate(4)[1])
+    for rates in (copies, guesses):
+        for _ in range(50):
+            rates.count_nodes([1], [])
+    assert guesses.estimate(1)[1][0] < 0.1, "what is seen outweighs that"
+
+
 def test_nodes_beyond_the_budget_are_neither_drafted_nor_missing():
     rates = Rates(4)
     for _ in range(30):

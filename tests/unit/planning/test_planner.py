@@ -185,7 +185,9 @@ def test_a_drafter_that_must_be_run_is_probed_rarely_and_found_again():
     drafter = Slow(TEXT, clock, 0.01)
     plans, speed = simulate(Planner(STEP, clock=clock), drafter, text, STEP)
     early = [plan for plan in plans[:290] if plan.budget]
-    assert all(plan.is_probe and plan.budget == 2 for plan in early)
+    # What was trained to guess gets one draft on credit.
+    assert sum(not plan.is_probe for plan in early) <= 1
+    assert all(plan.budget == 2 for plan in early if plan.is_probe)
     # An idle request's probe costs 1 %: about 0.57 of a forward every 57 steps.
     assert 4 <= len(early) <= 7
     assert speed > 0.98
