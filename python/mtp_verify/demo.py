@@ -382,6 +382,8 @@ def _planner(model: Any) -> mv.Planner:
 
 def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
     """A drafter by its name, for one load of the subject's model."""
+    from mtp_verify import packing
+
     if name == "ngram":
         return mv.drafters.NGram(**_SETTINGS[name])
     suffix = mv.drafters.Suffix(**_SETTINGS["suffix"])
@@ -390,8 +392,9 @@ def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
     if subject.load_head is None:
         msg = f"there is no trained head for {subject.name}; choose another drafter"
         raise mv.ParamsError(msg, slug="bad_options")
-    head = mv.drafters.Heads(subject.load_head(model), **_SETTINGS["head"])
-    return mv.drafters.Combined([suffix, head])
+    head = subject.load_head(model)
+    packing.prepack(head)
+    return mv.drafters.Combined([suffix, mv.drafters.Heads(head, **_SETTINGS["head"])])
 
 
 def _tensor(ids: Sequence[int]) -> torch.Tensor:

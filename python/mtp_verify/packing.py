@@ -9,30 +9,65 @@ and 1.2 times with weights that were laid out beforehand. The operators are thos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["can_prepack", "is_prepacked", "prepack"]
+__all__ = ["Product", "can_prepack", "is_prepacked", "prepack"]
 
 _WIDEST = 64  # rows; from about there on the layout is a small part of a product
 _LAID_OUT_FOR = 8  # rows that the layout is chosen for
 
 
+class Product:
+    """rows @ weight.T + bias; of 2 to 64 rows with a copy of the weights that was laid out for it.
+
+    Inference only: where gradients are wanted, or rows have another dtype than the weights
+    (autocast), torch's own product is taken. Weights that change later are not seen. Results differ
+    from torch's own by rounding, as those of other widths do.
+
+    Args:
+        weight: (m, d).
+        bias: (m,), or None.
+        packed: the copy, if there is one of this weight already; None makes one where the CPU has
+            kernels for it.
+
+    Example:
+        >>> Product(torch.eye(2))(torch.tensor([[3.0, 4.0]])).tolist()
+        [[3.0, 4.0]]
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        packed: torch.Tensor | None = None,
+    ) -> None:
+        self.weight, self.bias = weight, bias
+        if packed is None and _has_kernels(weight):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAID_OUT_FOR)
+        self.packed = packed
+
+    def __reduce__(self) -> tuple[type[Product], tuple[torch.Tensor, torch.Tensor | None]]:
+        """Copies and pickles lay the weights out anew: the layout cannot be copied."""
+        return Product, (self.weight, self.bias)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """(..., d) rows -> (..., m)."""
+        weight = self.weight
+        count = rows.numel() // rows.shape[-1]
+        wants_gradients = torch.is_grad_enabled() and (weight.requires_grad or rows.requires_grad)
+        is_narrow = 1 < count <= _WIDEST and rows.dtype == weight.dtype
+        if self.packed is None or wants_gradients or not is_narrow:
+            return nn.functional.linear(rows, weight, self.bias)
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.packed, self.bias, "none", [], ""
+        )
+        return result
+
+
 def can_prepack(model: nn.Module) -> bool:
     """Whether weights of this model can be laid out beforehand: bfloat16, on a CPU that has it."""
-    weight = next(model.parameters())
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch._C._has_mkldnn
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    return _has_kernels(next(model.parameters()))
 
 
 def is_prepacked(model: nn.Module) -> bool:
@@ -41,13 +76,11 @@ def is_prepacked(model: nn.Module) -> bool:
 
 
 def prepack(model: nn.Module) -> int:
-    """Let every linear layer keep a second copy of its weights for products of 2 to 64 rows.
-
-    Inference only: a forward that needs gradients takes the ordinary way, and weights that change
-    later are not seen. Results differ from torch's own by rounding, as those of other widths do.
+    """Let every linear layer keep a second copy of its weights, as a `Product`.
 
     Args:
-        model: in evaluation mode; its linear layers get another `forward`.
+        model: in evaluation mode, a target or a draft head; its linear layers get another
+            `forward`.
 
     Returns:
         Bytes of the weights that were copied; 0, and nothing changed, where `can_prepack` is false.
@@ -59,30 +92,24 @@ def prepack(model: nn.Module) -> int:
     if not can_prepack(model):
         return 0
     # Of tied layers one copy: they are the same parameter.
-    copies: dict[int, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor | None] = {}
     size = 0
     for layer in model.modules():
         if type(layer) is nn.Linear:
-            weight = layer.weight.detach()
-            packed = copies.get(weight.data_ptr())
-            if packed is None:
-                packed = torch.ops.mkldnn._reorder_linear_weight(weight, _LAID_OUT_FOR)
-                copies[weight.data_ptr()] = packed
-                size += weight.nbytes
-            layer.forward = _narrow(layer, packed)  # type: ignore[assignment, method-assign]
+            place = layer.weight.data_ptr()
+            product = Product(layer.weight, layer.bias, copies.get(place))
+            if place not in copies:
+                copies[place] = product.packed
+                size += layer.weight.nbytes
+            layer.forward = product  # type: ignore[assignment, method-assign]
     return size
 
 
-def _narrow(layer: nn.Linear, packed: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    bias: Any = layer.bias
-
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        count = rows.numel() // rows.shape[-1]
-        if not 1 < count <= _WIDEST or (torch.is_grad_enabled() and layer.weight.requires_grad):
-            return nn.functional.linear(rows, layer.weight, bias)
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, packed, bias, "none", [], ""
-        )
-        return result
-
-    return forward
+def _has_kernels(weight: torch.Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch._C._has_mkldnn
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )

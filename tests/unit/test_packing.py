@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from mtp_verify.packing import can_prepack, is_prepacked, prepack
+from mtp_verify.packing import Product, can_prepack, is_prepacked, prepack
+from tests.heads import tiny_head
 from tests.models import prompt, tiny_model
 
 
@@ -63,3 +66,31 @@ def test_a_model_gives_the_same_rows(layer: nn.Linear) -> None:
         assert is_prepacked(model)
         after = model(ids).logits.float()
     assert torch.allclose(before, after, atol=0.05)
+
+
+def test_a_product_leaves_gradients_and_other_dtypes_to_torch(layer: nn.Linear) -> None:
+    product = Product(layer.weight.detach())
+    assert product.packed is not None
+    rows = torch.randn(3, 96, dtype=torch.bfloat16, requires_grad=True)
+    product(rows).sum().backward()
+    assert rows.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert product(rows.detach().float()).shape == (3, 160)
+    assert copy.deepcopy(product)(rows).shape == (3, 160)
+
+
+def test_a_head_drafts_with_laid_out_weights(layer: nn.Linear) -> None:
+    del layer
+    model = tiny_model("llama").to(torch.bfloat16)
+    head = tiny_head("mimo", model).to(torch.bfloat16)
+    hidden = torch.randn(4, head.spec.known_sizes.hidden_size).to(torch.bfloat16)
+    tokens = torch.tensor([3, 5, 7, 2])
+    rows = []
+    for _ in range(2):
+        state = head.new_state()
+        with torch.inference_mode():
+            head.read(state, [hidden], tokens)
+            rows.append(head.step(state, [0, 0, 0], tokens[:3]).float())
+        prepack(head)
+    assert is_prepacked(head)
+    assert torch.allclose(*rows, atol=0.05)

@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> Report:
         head = subject.load_head(model)
     entrants = _entrants(args.drafter, has_head=head is not None)
     packing.prepack(model)
+    if head is not None:
+        packing.prepack(head)
     policy = threads.use_best(model)
     progress = Progress(len(prompts) * len(modes) * (2 + len(entrants)), shows_time_left=True)
     runs = list(

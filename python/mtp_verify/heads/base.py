@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.packing import Product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ class Head(nn.Module):
         self.register_buffer("vocab", vocab, persistent=False)
         # In a tuple, so that the target's parameters do not become this module's.
         self._shared: tuple[Shared, ...] = ()
-        self._shared_rows: torch.Tensor | None = None
+        self._shared_rows: Product | None = None
         self._inside: torch.Tensor | None = None  # (V,) whether a token is in the draft vocabulary
 
     @property
@@ -197,8 +198,8 @@ class Head(nn.Module):
         rows = self._shared_rows
         if rows is None:
             # One compact copy: gathered rows would be read from all over the matrix at each step.
-            rows = self._shared_rows = self.shared.output_weight.detach()[self.vocab]
-        logits = nn.functional.linear(hidden, rows)
+            rows = self._shared_rows = Product(self.shared.output_weight.detach()[self.vocab])
+        logits = rows(hidden)
         if extra is None:
             return logits
         return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
