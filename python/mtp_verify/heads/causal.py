@@ -353,21 +353,23 @@ class CausalHead(Head):
         modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
         words = tokens.tolist()
         fresh: list[_Node | None] = [None] * len(parents)
-        logits = None
+        found: list[torch.Tensor] = []
+        order: list[int] = []
         for module in sorted(set(modules)):
             mine = [index for index, other in enumerate(modules) if other == module]
             above = [nodes[parents[index]] for index in mine]
             rows, run = self._run(state, module, above, [words[index] for index in mine])
-            if logits is None:
-                logits = rows.new_empty((len(parents), rows.shape[1]))
-            logits[mine] = rows
+            found.append(rows)
+            order += mine
             for index, node in zip(mine, run, strict=True):
                 fresh[index] = node
         nodes.extend(node for node in fresh if node is not None)
-        if logits is None:
+        if not found:
             msg = "no tokens to run; give at least one"
             raise DraftError(msg, slug="shape_mismatch")
-        return logits
+        if len(found) == 1:
+            return found[0]
+        return torch.cat(found)[torch.tensor(order).argsort()]
 
     def _run(
         self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[int]
