@@ -92,12 +92,14 @@ def prepack(model: nn.Module) -> int:
     if not can_prepack(model):
         return 0
     # Of tied layers one copy: they are the same parameter.
-    copies: dict[int, torch.Tensor | None] = {}
+    copies: dict[int, torch.Tensor] = {}
     size = 0
     for layer in model.modules():
         if type(layer) is nn.Linear:
             place = layer.weight.data_ptr()
             product = Product(layer.weight, layer.bias, copies.get(place))
+            if product.packed is None:  # of another dtype than the first: left as it is
+                continue
             if place not in copies:
                 copies[place] = product.packed
                 size += layer.weight.nbytes

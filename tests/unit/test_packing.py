@@ -55,6 +55,12 @@ def test_tied_weights_are_copied_once_and_gradients_take_the_ordinary_way(
     assert layer.weight.grad is not None
 
 
+def test_layers_of_another_dtype_are_left_and_not_counted(layer: nn.Linear) -> None:
+    other = nn.Linear(96, 160)
+    assert prepack(nn.ModuleList([layer, other])) == layer.weight.nbytes
+    assert "forward" not in vars(other)
+
+
 def test_a_model_gives_the_same_rows(layer: nn.Linear) -> None:
     del layer  # skips where there are no kernels
     model = tiny_model("llama").to(torch.bfloat16)
