@@ -23,6 +23,7 @@ import transformers
 import mtp_verify as mv
 from mtp_verify.benchmark.prompts import OWN, load
 from mtp_verify.decode import Decoder, Stats
+from mtp_verify.fused import fuse
 from mtp_verify.integrations import smollm2
 from mtp_verify.packing import prepack
 
@@ -144,7 +145,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
     model, tokenizer = smollm2.load(options.dtype)
-    prepack(model)
+    prepack(model)  # for all rivals
+    fuse(model)
     prompts = load(options.prompts) if options.prompts else list(OWN)
     texts = [prompt.prompt for prompt in prompts]
     lines = []

@@ -22,7 +22,7 @@ import mtp_verify as mv
 from mtp_verify.benchmark.figures import Estimate, geometric_mean
 from mtp_verify.benchmark.prompts import OWN, load, pick
 from mtp_verify.decode import Decoder, Stats
-from mtp_verify.packing import prepack
+from mtp_verify.fused import fuse
 from mtp_verify.planning import MeasuredCosts
 from mtp_verify.subjects import subject_for
 from mtp_verify.target import as_target
@@ -113,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     subject = subject_for()
     model = subject.load(options.dtype)
-    prepack(model)
+    fuse(model)
     costs = MeasuredCosts(as_target(model))
     curve = {width: costs.forward(width) for width in (1, 2, 4, 8, 16)}
     shape = ", ".join(f"{width}: {value / curve[1]:.2f}" for width, value in curve.items())

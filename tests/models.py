@@ -64,7 +64,7 @@ def tiny_model(kind: str, seed: int = 1, **overrides: Any) -> Any:
     """
     torch.manual_seed(seed)
     if kind == "llama":
-        options = {**_ATTENTION, "num_hidden_layers": 2, "max_position_embeddings": 128}
+        options = {**_ATTENTION, "num_hidden_layers": 2, "max_position_embeddings": 256}
         model = LlamaForCausalLM(LlamaConfig(**{**options, **overrides}))
     elif kind == "gpt2":
         options = {

@@ -149,8 +149,9 @@ def run(
     Raises:
         ImportError: torch, transformers or the packaged model is missing; says what to install.
     """
-    from mtp_verify import packing, threads
+    from mtp_verify import threads
     from mtp_verify.compare import identical, race
+    from mtp_verify.fused import fuse
 
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
     subject = subject_for(tiny=tiny)
@@ -158,7 +159,7 @@ def run(
     progress = Progress((4 if drafter == "head" else 3) + 4 * len(PROMPTS))
     progress.step("loading the model")
     model = subject.load("bfloat16")
-    packing.prepack(model)
+    fuse(model)
     progress.step("choosing the number of threads")
     policy = threads.use_best(model)
     draft = _make_drafter(drafter, subject, model)
@@ -241,11 +242,12 @@ def generate(
     """
     import secrets
 
-    from mtp_verify import packing, threads
+    from mtp_verify import threads
+    from mtp_verify.fused import fuse
 
     subject = subject_for(folder=folder, tiny=tiny)
     model = subject.load(dtype)
-    packing.prepack(model)
+    fuse(model)
     threads.use_best(model)
     chosen = secrets.randbits(32) if seed is None else seed
     draft = planner = None
@@ -382,7 +384,7 @@ def _planner(model: Any) -> mv.Planner:
 
 def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
     """A drafter by its name, for one load of the subject's model."""
-    from mtp_verify import packing
+    from mtp_verify.fused import fuse
 
     if name == "ngram":
         return mv.drafters.NGram(**_SETTINGS[name])
@@ -393,7 +395,7 @@ def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
         msg = f"there is no trained head for {subject.name}; choose another drafter"
         raise mv.ParamsError(msg, slug="bad_options")
     head = subject.load_head(model)
-    packing.prepack(head)
+    fuse(head)
     return mv.drafters.Combined([suffix, mv.drafters.Heads(head, **_SETTINGS["head"])])
 
 

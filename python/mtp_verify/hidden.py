@@ -16,10 +16,23 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["BEFORE_NORM", "HiddenStates"]
+__all__ = ["BEFORE_NORM", "HiddenStates", "check_layers"]
 
 BEFORE_NORM = 1 << 16  # A number that no layer has.
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Refuse numbers of hidden states that a model of `count` layers does not have.
+
+    Raises:
+        UnsupportedModelError: names the first of them.
+    """
+    known = {BEFORE_NORM, *range(-count - 1, count + 1)}
+    wrong = [layer for layer in layers if layer not in known]
+    if wrong:
+        msg = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
+        raise UnsupportedModelError(msg, slug="no_such_layer")
 
 
 class HiddenStates:
@@ -50,12 +63,9 @@ class HiddenStates:
         # Asking for all states makes transformers listen at every layer; the norm needs one ear.
         if any(layer != BEFORE_NORM for layer in self._layers):
             self.options = {"output_hidden_states": True}
-        count = int(model.config.get_text_config(decoder=True).num_hidden_layers)
-        known = {BEFORE_NORM, *range(-count - 1, count + 1)}
-        wrong = [layer for layer in self._layers if layer not in known]
-        if wrong:
-            msg = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
-            raise UnsupportedModelError(msg, slug="no_such_layer")
+        check_layers(
+            self._layers, int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        )
         if BEFORE_NORM in self._layers:
             decoder = model.get_decoder()
             found = (getattr(decoder, name, None) for name in _FINAL_NORMS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Product", "can_prepack", "is_prepacked", "prepack"]
+__all__ = ["Product", "can_prepack", "is_prepacked", "lay_out", "multiply", "prepack"]
 
 _WIDEST = 64  # rows; from about there on the layout is a small part of a product
 _LAID_OUT_FOR = 8  # rows that the layout is chosen for
@@ -43,9 +43,7 @@ class Product:
         packed: torch.Tensor | None = None,
     ) -> None:
         self.weight, self.bias = weight, bias
-        if packed is None and _has_kernels(weight):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAID_OUT_FOR)
-        self.packed = packed
+        self.packed = lay_out(weight) if packed is None else packed
 
     def __reduce__(self) -> tuple[type[Product], tuple[torch.Tensor, torch.Tensor | None]]:
         """Copies and pickles lay the weights out anew: the layout cannot be copied."""
@@ -59,10 +57,21 @@ class Product:
         is_narrow = 1 < count <= _WIDEST and rows.dtype == weight.dtype
         if self.packed is None or wants_gradients or not is_narrow:
             return nn.functional.linear(rows, weight, self.bias)
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed, self.bias, "none", [], ""
-        )
-        return result
+        return multiply(rows, self.packed, self.bias)
+
+
+def lay_out(weight: torch.Tensor) -> torch.Tensor | None:
+    """Return a copy of a weight (m, d) for `multiply`; None where the CPU has no kernels for it."""
+    if not _has_kernels(weight):
+        return None
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAID_OUT_FOR)
+    return packed
+
+
+def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(..., d) rows by a weight that was laid out, and a bias (m,) or None -> (..., m)."""
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return result
 
 
 def can_prepack(model: nn.Module) -> bool:

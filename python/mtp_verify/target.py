@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mtp_verify.caches.model import ModelCache
     from mtp_verify.caches.paged import PagePool
     from mtp_verify.caches.settings import Paged
+    from mtp_verify.fused import FusedModel
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
 
@@ -221,6 +223,11 @@ class TransformersTarget:
         num_logits: int,
     ) -> tuple[torch.Tensor, Any | None]:
         """See `Target.forward`."""
+        fused = self._fused_for(tokens, cache)
+        if fused is not None:
+            return self._forward_fused(
+                fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
+            )
         options: dict[str, Any] = {self._cache_name or "": cache.kv}
         if positions is None and cache.is_recurrent and self._takes_positions:
             # Some hybrid models count positions from 0 in every forward (Bamba, transformers 5.23).
@@ -239,6 +246,45 @@ class TransformersTarget:
         if not hidden_layers:
             return logits, None
         return logits, tuple(state[0] for state in states.of(output))
+
+    def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
+        """What runs a forward over these tokens instead of the model's own code, or None."""
+        if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
+            return None
+        from mtp_verify.caches.model import ModelCache
+
+        # Of caches of many sequences one is read here, its prompt; a static layer shows entries
+        # that are not written yet, and a sliding one not all that are.
+        is_plain = (
+            isinstance(cache, ModelCache)
+            and cache.capacity is None
+            and cache.windows == (True, None)
+        )
+        return fused if is_plain else None
+
+    def _forward_fused(
+        self,
+        fused: FusedModel,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: ModelCache,
+        hidden_layers: Sequence[int],
+        num_logits: int,
+    ) -> tuple[torch.Tensor, Any | None]:
+        width, past = tokens.shape[1], cache.length
+        if positions is None:
+            positions = torch.arange(past, past + width)[None]
+        if tree_mask is None and width > 1:
+            tree_mask = torch.ones((width, width), dtype=torch.bool).tril_()
+        mask: Any = None
+        if tree_mask is not None:
+            mask = self._attention_mask(tree_mask, positions, cache)
+        with cache.writing(width):
+            logits, states = fused(
+                tokens, positions, mask, cache.kv, hidden_layers, num_logits=num_logits
+            )
+        return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
     def new_slots(self) -> ManyCache:
         """See `BatchTarget.new_slots`."""
@@ -277,6 +323,9 @@ class TransformersTarget:
                 starts, positions, ancestors, self._dtype, window=window
             )
         cache.aim(tokens.shape[1], tokens.device)
+        fused = fused_model(self.model)
+        if fused is not None and window is None and is_narrow(tokens.numel()):
+            return fused(tokens, positions, masks["full_attention"], cache.kv, hidden_layers)
         with HiddenStates(self.model, hidden_layers) as states:
             output = self.model(
                 input_ids=tokens,

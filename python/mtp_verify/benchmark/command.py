@@ -99,9 +99,10 @@ def run(args: argparse.Namespace) -> Report:
     import torch
     import transformers
 
-    from mtp_verify import packing, threads
+    from mtp_verify import threads
     from mtp_verify.benchmark import report
     from mtp_verify.benchmark.measure import measure
+    from mtp_verify.fused import fuse
     from mtp_verify.subjects import subject_for
     from mtp_verify.terminal import Progress
 
@@ -114,9 +115,9 @@ def run(args: argparse.Namespace) -> Report:
     elif subject.load_head is not None:
         head = subject.load_head(model)
     entrants = _entrants(args.drafter, has_head=head is not None)
-    packing.prepack(model)
+    fuse(model)
     if head is not None:
-        packing.prepack(head)
+        fuse(head)
     policy = threads.use_best(model)
     progress = Progress(len(prompts) * len(modes) * (2 + len(entrants)), shows_time_left=True)
     runs = list(

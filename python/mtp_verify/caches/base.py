@@ -68,7 +68,7 @@ class AttentionEntries:
             # A sliding layer has dropped its oldest entries: its places count from there.
             places = (moves - self._num_dropped()).to(layer.keys.device)
             for entries in (layer.keys, layer.values):
-                entries[:, :, places[:, 1]] = entries[:, :, places[:, 0]]
+                entries.index_copy_(2, places[:, 1], entries.index_select(2, places[:, 0]))
 
     def crop(self, length: int) -> None:
         """See `LayerEntries.crop`."""

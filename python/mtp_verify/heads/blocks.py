@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mtp_verify.attention import attend, grouped_mask
 from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.fused import fused_layer, is_narrow, turn_of
 
 if TYPE_CHECKING:
     from mtp_verify.caches.dynamic import GrowingLayer
@@ -126,7 +128,7 @@ class _Attention(nn.Module):
         self.k_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)
         self.v_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)
         self.o_proj = nn.Linear(width, sizes.hidden_size, bias=sizes.output_bias)
-        self.is_grouped = sizes.num_kv_heads != sizes.num_heads
+        self.group = sizes.num_heads // sizes.num_kv_heads
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if sizes.qk_norm:
@@ -147,9 +149,11 @@ class _Attention(nn.Module):
         values = self.v_proj(x).view(shape).transpose(1, 2)
         if layer is not None:
             keys, values = layer.update(keys, values)
-        mixed = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, enable_gqa=self.is_grouped
-        )
+            mixed = attend(queries, keys, values, grouped_mask(mask, self.group))
+        else:
+            mixed = functional.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, enable_gqa=self.group > 1
+            )
         output: torch.Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, count, -1))
         return output
 
@@ -161,15 +165,18 @@ class _MLP(nn.Module):
         self.gate_proj = nn.Linear(narrow, wide, bias=sizes.mlp_bias)
         self.up_proj = nn.Linear(narrow, wide, bias=sizes.mlp_bias)
         self.down_proj = nn.Linear(wide, narrow, bias=sizes.mlp_bias)
-        self.activation = getattr(functional, sizes.activation)
+        self.act_fn = getattr(functional, sizes.activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        output: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return output
 
 
 class Block(nn.Module):
     """A pre-norm transformer block.
+
+    Attributes:
+        is_fusable: it is a Llama layer, which `mtp_verify.fused` can run.
 
     Args:
         sizes: of the block.
@@ -194,6 +201,8 @@ class Block(nn.Module):
         self.self_attn = _Attention(sizes, inputs or width)
         self.post_attention_layernorm = RMSNorm(width, eps, plus_one=plus_one)
         self.mlp = _MLP(sizes)
+        is_whole = sizes.rope.get("partial_rotary_factor", 1.0) == 1.0
+        self.is_fusable = inputs is None and not plus_one and is_whole
 
     def forward(
         self,
@@ -216,6 +225,9 @@ class Block(nn.Module):
             residual: (B, n, hidden size), the stream that the block adds to; None: x.
         """
         del positions
+        fused = fused_layer(self)
+        if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
+            return fused(x, turn_of(*rotation), grouped_mask(mask, fused.group), layer.update)
         stream = x if residual is None else residual
         stream = stream + self.self_attn(self.input_layernorm(x), rotation, mask, layer)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))

@@ -29,6 +29,7 @@ def key_of(target: Target) -> dict[str, Any] | None:
     """Return all that the costs of a target depend on; None if its identity is not known."""
     import torch
 
+    from mtp_verify.fused import fused_model
     from mtp_verify.packing import is_prepacked
 
     model: Any = getattr(target, "model", None)
@@ -49,6 +50,7 @@ def key_of(target: Target) -> dict[str, Any] | None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(weights.dtype),
         "is_prepacked": is_prepacked(model),
+        "is_fused": fused_model(model) is not None,
         "attention": str(getattr(config, "_attn_implementation", "")),
     }
 

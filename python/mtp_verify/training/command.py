@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=None, help="wall time for everything (default 37; tiny 1)"
+        "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (1200000)")
+    parser.add_argument("--tokens", type=int, default=None, help="most training text (850000)")
     parser.add_argument(
         "--questions", type=float, default=None, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",

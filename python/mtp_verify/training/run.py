@@ -54,10 +54,10 @@ class Budget:
             no form for a user's message.
     """
 
-    minutes: float | None = 37.0
-    tokens: int = 1_200_000
+    minutes: float | None = 38.0
+    tokens: int = 850_000
     epochs: float = 10.0
-    text_share: float = 0.5
+    text_share: float = 0.4
     answer: int = 220
     together: int = 96
     held_out: int = 32

@@ -107,7 +107,9 @@ def test_batches_are_measured_when_they_are_first_asked_for(cache):
     assert sorted(found) == [1, 4]
 
 
-@pytest.mark.parametrize("change", ["threads", "model", "mtp_verify", "dtype", "is_prepacked"])
+@pytest.mark.parametrize(
+    "change", ["threads", "model", "mtp_verify", "dtype", "is_prepacked", "is_fused"]
+)
 def test_another_key_measures_anew(cache, change):
     key = store.key_of(TransformersTarget(tiny_model("llama")))
     store.save(key, {1: {1: 0.5}})
