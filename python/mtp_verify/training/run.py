@@ -10,6 +10,7 @@ import copy
 import json
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +36,7 @@ __all__ = ["Budget", "train"]
 
 _TEMPERATURES = (0.0, 0.8, 0.0, 1.0)  # what drafts are asked for: greedy text, and sampled
 _HELD_OUT_SEED = 1 << 20
-_PROBES = 5  # timed steps of each kind, from which the number of steps is laid out
+_WARM_UP, _PROBES = 2, 7  # untimed and timed steps of each kind: how many steps there is time for
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def train(
     """Write text with the target and train a head on it; call again to go on after a kill.
 
     Args:
-        model: the target, in the recipe's dtype.
+        model: the target, in the recipe's dtype; its parameters want no gradients afterwards.
         encode: from a user's message to the prompt's ids.
         recipe: how.
         budget: how much; what is in the folder already counts.
@@ -101,6 +102,8 @@ def train(
     plan = _read_plan(folder, recipe)
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
+    # Nothing of the target is trained: its embedding's gradients would fill its whole table.
+    model.requires_grad_(requires_grad=False)
 
     frame = frame_of(encode)
     asked = 0.0 if frame is None else budget.questions
@@ -182,17 +185,21 @@ def train(
 
 
 def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer]) -> float:
-    """Seconds of a mean step, measurements included, from a few steps of both stages on a copy."""
+    """Seconds of a mean step, measurements included, from a few steps of both stages on a copy.
+
+    Medians: the machine's load, and pages touched for the first time, are no part of it.
+    """
 
     def seconds(share: float) -> float:
         probe = make(copy.deepcopy(head))
         probe.recipe = recipe.replace(plain_share=share)
         probe.steps = 1 << 30
-        probe.take_step()  # the first one warms up
-        start = time.monotonic()
-        for _ in range(_PROBES):
+        times = []
+        for _ in range(_WARM_UP + _PROBES):
+            start = time.monotonic()
             probe.take_step()
-        return (time.monotonic() - start) / _PROBES
+            times.append(time.monotonic() - start)
+        return median(times[_WARM_UP:])
 
     share = recipe.plain_share
     step = share * seconds(1.0) + (1 - share) * seconds(0.0)
