@@ -135,6 +135,19 @@ def test_the_models_own_generation_stays_as_it_was(pair: Any) -> None:
     assert not is_prepacked(twin.model)
 
 
+def test_custom_generate_runs_fused(counted: Any) -> None:
+    target, calls = counted
+    ids = torch.tensor([[5, 9, 2, 5, 9]])
+    plain = greedy_tokens(target.model, ids, 16)
+    assert calls.count == 0
+    made = target.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False,
+        pad_token_id=0, custom_generate=mv.hf.speculative(drafter=mv.drafters.Suffix()),
+    )  # fmt: skip
+    assert made[0, 5:].tolist() == plain
+    assert calls.count > 0
+
+
 class _Calls:
     """Counts the calls of a fused model."""
 
