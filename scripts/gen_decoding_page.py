@@ -26,7 +26,8 @@ HEAD = """\
 tau is the mean number of tokens that a step emits: 1 is plain decoding. It depends on model,
 prompts and drafter, not on the machine. Speed is that of decoding from the first token on, as a
 ratio to this package's plain loop and to transformers' plain `generate` on the same prompt in the
-same run; {threads} thread(s) of a CPU, whose load other programs share. "repeats" is the share of
+same run; {threads} thread(s) of a CPU, whose load other programs share. All of this package's
+own decoding, the plain loop included, runs [fused forwards](forwards.md). "repeats" is the share of
 the plain text's 4-grams that occurred in it before: text that runs in circles flatters drafters
 that copy. {model}, {dtype}, {num_prompts} prompts ({per_category}
 of each category of `{prompts}`), at most {max_new_tokens} new tokens each, seed {seed};
