@@ -25,6 +25,10 @@ from mtp_verify.packing import Product, lay_out, multiply, prepack
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    # What `turn_of` gives, and what takes new keys and values and gives all that there are.
+    _Turn = tuple[torch.Tensor, torch.Tensor]
+    _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 __all__ = [
     "FusedLayer",
     "FusedModel",
@@ -78,11 +82,7 @@ class FusedLayer:
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        update: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        self, x: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, update: _Update
     ) -> torch.Tensor:
         """Run the layer.
 
@@ -102,11 +102,7 @@ class FusedLayer:
         return x + self._down(self._activation(gate).mul_(up))
 
     def _attend(
-        self,
-        x: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        update: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        self, x: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, update: _Update
     ) -> torch.Tensor:
         batch, width, _ = x.shape
         dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
@@ -124,7 +120,7 @@ class FusedLayer:
         return self._out(mixed.reshape(batch, width, num_queries * dim))
 
 
-def turn_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def turn_of(cos: torch.Tensor, sin: torch.Tensor) -> _Turn:
     """Rotary cosines and sines (B, W, head_dim) as `FusedLayer` takes them.
 
     A rotation negates the second half of what it swaps; here the sines are negated instead, once

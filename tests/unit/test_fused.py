@@ -165,7 +165,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[TransformersTarget, _Calls
     fuse(model)
     watch, inner = fused._MODELS[model]
     calls = _Calls(inner)
-    monkeypatch.setitem(fused._MODELS, model, (watch, calls))  # type: ignore[arg-type]
+    monkeypatch.setitem(fused._MODELS, model, (watch, calls))
     return TransformersTarget(model), calls
 
 
@@ -318,7 +318,7 @@ def test_a_heads_weights_that_change_are_noticed() -> None:
     block = next(block for block in head.modules() if getattr(block, "is_fusable", False))
     assert fused_layer(block) is not None
     with torch.no_grad():
-        block.mlp.up_proj.weight.zero_()  # type: ignore[union-attr, operator]
+        block.mlp.up_proj.weight.zero_()
     assert fused_layer(block) is None
 
 

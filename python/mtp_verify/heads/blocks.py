@@ -175,14 +175,14 @@ class _MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block.
 
-    Attributes:
-        is_fusable: it is a Llama layer, which `mtp_verify.fused` can run.
-
     Args:
         sizes: of the block.
         inputs: width of what the attention reads; None: of the hidden state.
         input_norm: normalise what the attention reads.
         plus_one: norms store their weight's difference from 1.
+
+    Attributes:
+        is_fusable: it is a Llama layer, which `mtp_verify.fused` can run.
     """
 
     def __init__(
