@@ -16,19 +16,38 @@ class GrowingLayer(DynamicLayer):
     """A dynamic layer that keeps spare room, so that a step copies its own entries and no others.
 
     `DynamicLayer` concatenates, that is, copies the whole cache in every layer of every step. Here
-    `keys` and `values` are views of a larger buffer that grows by a quarter when it is full.
-    Whatever else assigns to `keys` or `values` (reordering, repeating, a user) is noticed and
-    taken over.
+    `keys` and `values` are the filled part of larger buffers that grow by a quarter when they are
+    full, and dropping entries is a matter of one number. Whatever assigns to `keys` or `values`
+    (reordering, repeating, a user) is taken over: those tensors are the entries then.
     """
 
     is_initialized: bool
-    keys: Any  # a tensor; None until the first update, as in the library's layers
-    values: Any
 
     def __init__(self, **kwargs: Any) -> None:
+        # What holds the entries, and how many: None until the first update, as `keys` is in the
+        # library's layers.
+        self._buffers: list[Any] = [None, None]
+        self._lengths = [0, 0]
+        self._is_taken = [True, True]  # somebody else's tensors are never written behind
         super().__init__(**kwargs)
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._views: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def keys(self) -> Any:
+        """(B, heads, length, width) keys, a view; None until the first update."""
+        return self._shown(0)
+
+    @keys.setter
+    def keys(self, entries: Any) -> None:
+        self._take(0, entries)
+
+    @property
+    def values(self) -> Any:
+        """(B, heads, length, width) values, a view; None until the first update."""
+        return self._shown(1)
+
+    @values.setter
+    def values(self, entries: Any) -> None:
+        self._take(1, entries)
 
     @classmethod
     def from_layer(cls, layer: DynamicLayer) -> GrowingLayer:
@@ -51,56 +70,50 @@ class GrowingLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Number of entries held."""
-        return 0 if self.keys is None or self.keys.dim() < 4 else int(self.keys.shape[-2])
+        return self._lengths[0]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append entries (B, heads, n, width) and return all of them."""
-        start = self.get_seq_length()
+        start = self._lengths[0]
         end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-        buffers = self._buffers
-        if buffers is None or not self._is_ours() or end > buffers[0].shape[-2]:
-            buffers = self._buffers = self._grown(start, end, key_states, value_states)
-        keys, values = buffers
-        keys[:, :, start:end] = key_states
-        values[:, :, start:end] = value_states
-        self._show(buffers, end)
+        for index, entries in enumerate((key_states, value_states)):
+            buffer = self._buffers[index]
+            if buffer is None or self._is_taken[index] or end > buffer.shape[-2]:
+                buffer = self._buffers[index] = self._grown(index, end, entries)
+            buffer[:, :, start:end] = entries
+        self._lengths = [end, end]
         return self.keys, self.values
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` entries; their room is used again."""
-        if tokens_to_remove < 0 and self._buffers is not None and self._is_ours():
-            self._show(self._buffers, self.get_seq_length() + tokens_to_remove)
+        if tokens_to_remove < 0:
+            self._lengths = [max(length + tokens_to_remove, 0) for length in self._lengths]
         else:
             super().crop(tokens_to_remove)
 
-    def _is_ours(self) -> bool:
-        """Whether nobody has put other tensors in the place of the buffers' views."""
-        views = self._views
-        return views is not None and views[0] is self.keys and views[1] is self.values
+    def _shown(self, index: int) -> Any:
+        buffer, length = self._buffers[index], self._lengths[index]
+        is_full = buffer is None or buffer.dim() < 4 or buffer.shape[-2] == length
+        return buffer if is_full else buffer[:, :, :length]
 
-    def _show(self, buffers: tuple[torch.Tensor, torch.Tensor], length: int) -> None:
-        keys, values = buffers
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
-        self._views = (self.keys, self.values)
+    def _take(self, index: int, entries: Any) -> None:
+        self._buffers[index] = entries
+        self._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
+        self._is_taken[index] = True
 
-    def _grown(
-        self, start: int, end: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Buffers with room for `end` entries and more, holding the first `start`."""
+    def _grown(self, index: int, end: int, like: torch.Tensor) -> torch.Tensor:
+        """A buffer with room for `end` entries and more, holding those that there are."""
         room = end + max(64, end // 4)
-        old = (self.keys, self.values)
-        fresh = []
-        for new, kept in zip((keys, values), old, strict=True):
-            buffer = new.new_empty((*new.shape[:2], room, new.shape[3]))
-            if start:
-                buffer[:, :, :start] = kept
-            fresh.append(buffer)
-        return fresh[0], fresh[1]
+        fresh = like.new_empty((*like.shape[:2], room, like.shape[3]))
+        if length := self._lengths[index]:
+            fresh[:, :, :length] = self._shown(index)
+        self._is_taken[index] = False
+        return fresh
 
 
 class DynamicEntries(AttentionEntries):

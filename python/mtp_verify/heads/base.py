@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -102,7 +103,7 @@ class Head(nn.Module):
         # In a tuple, so that the target's parameters do not become this module's.
         self._shared: tuple[Shared, ...] = ()
         self._shared_rows: Product | None = None
-        self._inside: torch.Tensor | None = None  # (V,) whether a token is in the draft vocabulary
+        self._inside: np.ndarray | None = None  # (V,) whether a token is in the draft vocabulary
 
     @property
     def shared(self) -> Shared:
@@ -219,12 +220,10 @@ class Head(nn.Module):
             return
         inside = self._inside
         if inside is None:
-            inside = self._inside = torch.zeros(
-                self.spec.known_sizes.vocab_size, dtype=torch.bool, device=tokens.device
-            )
-            inside[self.vocab] = True
-        met = dict.fromkeys(tokens[~inside[tokens]].tolist())
-        fresh = [token for token in met if token not in context.tokens]
+            inside = self._inside = np.zeros(self.spec.known_sizes.vocab_size, bool)
+            inside[[] if self.vocab is None else self.vocab.cpu().numpy()] = True
+        met = dict.fromkeys(tokens.tolist())
+        fresh = [token for token in met if not (inside[token] or token in context.tokens)]
         if fresh:
             rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
             old = context.rows

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mtp_verify.attention import attend, grouped_mask
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.fused import fused_layer, is_narrow, turn_of
+from mtp_verify.fused import fused_layer, is_narrow
 
 if TYPE_CHECKING:
     from mtp_verify.caches.dynamic import GrowingLayer
@@ -42,16 +42,18 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        weight, shape = self.weight, self.weight.shape
         if self.plus_one:
             # The weight is added before anything is rounded: 1 + w is not exact in bfloat16.
-            return (wide * (1.0 + self.weight.float())).to(x.dtype)
-        return self.weight * wide.to(x.dtype)
+            wide = functional.rms_norm(x.float(), shape, 1.0 + weight.float(), self.eps)
+            return wide.to(x.dtype)
+        return functional.rms_norm(x, shape, weight, self.eps)
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of rotary positions.
+    """Cosines and sines of rotary positions, in the form that `mtp_verify.fused` takes.
+
+    A rotation negates the second half of what it swaps; the sines are negated instead.
 
     Args:
         sizes: `rope` holds the parameters in transformers' names; kinds other than the default are
@@ -68,16 +70,22 @@ class Rotary(nn.Module):
             frequencies = 1.0 / (rope["rope_theta"] ** powers)
         else:
             frequencies, self.scale = _scaled_frequencies(sizes, rope)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        signs = torch.full_like(frequencies, self.scale)
+        # Of both halves of a head's columns; the signs carry the scale.
+        self.register_buffer("frequencies", torch.cat((frequencies, frequencies)), persistent=False)
+        self.register_buffer("signs", torch.cat((-signs, signs)), persistent=False)
         self.frequencies: torch.Tensor
+        self.signs: torch.Tensor
 
     def forward(
         self, positions: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n) positions -> cosines and sines (B, n, width) in `dtype`."""
-        angles = positions[..., None].float() * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+        """(B, n) positions -> cosines and signed sines (B, 1, n, width) in `dtype`."""
+        angles = positions[:, None, :, None] * self.frequencies
+        cos = angles.cos()
+        if self.scale != 1.0:
+            cos *= self.scale
+        return cos.to(dtype), (angles.sin() * self.signs).to(dtype)
 
 
 def _scaled_frequencies(sizes: Sizes, rope: dict[str, Any]) -> tuple[torch.Tensor, float]:
@@ -108,11 +116,8 @@ def _names(table: Any) -> str:
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the first columns of (B, heads, n, head_dim); the rest pass through."""
     width = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]
     turned = x if width == x.shape[-1] else x[..., :width]
-    half = width // 2
-    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-    rotated = turned * cos + swapped * sin
+    rotated = turned * cos + turned.roll(width // 2, -1) * sin
     return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
@@ -227,7 +232,7 @@ class Block(nn.Module):
         del positions
         fused = fused_layer(self)
         if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
-            return fused(x, turn_of(*rotation), grouped_mask(mask, fused.group), layer.update)
+            return fused(x, rotation, grouped_mask(mask, fused.group), layer.update)
         stream = x if residual is None else residual
         stream = stream + self.self_attn(self.input_layernorm(x), rotation, mask, layer)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))

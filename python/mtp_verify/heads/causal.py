@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -336,8 +337,9 @@ class CausalHead(Head):
                 state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
             carry = state._carry[module]
             state._carry[module] = recycled[:, -1:]
-            passed = recycled if carry is None else torch.cat((carry, recycled), dim=1)
-            passed = passed[:, :-1]
+            if module + 1 < self.spec.num_modules:
+                passed = recycled if carry is None else torch.cat((carry, recycled), dim=1)
+                passed = passed[:, :-1]
         return logits
 
     def step(
@@ -401,12 +403,11 @@ class CausalHead(Head):
                 seen.append(entries)
             ends.append(len(seen))
         device = hidden[0].device
-        positions = torch.tensor(places, device=device)
         output, recycled = self(
             torch.cat(hidden, dim=1),
             torch.tensor([tokens], device=device),
-            positions[None],
-            self._tree_mask(state, module, seen, past, positions),
+            torch.tensor([places], device=device),
+            self._tree_mask(state, module, seen, past, places, device),
             module,
             state.layers[module],
         )
@@ -414,7 +415,7 @@ class CausalHead(Head):
         for node, word, rows, end in zip(above, words, hidden, ends, strict=True):
             own = recycled[:, end - rows.shape[1] : end]
             fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
-        last = output[:, [end - 1 for end in ends]]
+        last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
         return self.logits(last, module, state.context.rows)[0], fresh
 
     def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
@@ -434,19 +435,20 @@ class CausalHead(Head):
         module: int,
         seen: list[list[int]],
         past: int,
-        positions: torch.Tensor,
+        places: list[int],
+        device: torch.device,
     ) -> torch.Tensor | None:
         count, true = len(seen), state.num_true[module]
         window = self.spec.known_sizes.window
         if window is None and all(len(entries) == past + count - true for entries in seen):
             return None
-        device = positions.device
-        visible = torch.zeros((count, past + count), dtype=torch.bool, device=device)
+        # On the host: a few rows are filled there before an operator of a device has started.
+        visible = np.zeros((count, past + count), bool)
         visible[:, :true] = True
         if window is not None:
-            keys = torch.arange(true, device=device)[None] + state.first + module
-            visible[:, :true] &= keys > positions[:, None] - window
+            keys = np.arange(true) + (state.first + module)
+            visible[:, :true] = keys > np.array(places)[:, None] - window
         for row, entries in enumerate(seen):
             kept = entries if window is None else entries[-window:]
             visible[row, [true + entry for entry in kept]] = True
-        return visible[None, None]
+        return torch.from_numpy(visible[None, None]).to(device)

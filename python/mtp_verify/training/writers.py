@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.fused import fuse
 from mtp_verify.training.questions import finish_messages
 from mtp_verify.training.shards import write_shard
 from mtp_verify.training.writing import write_texts
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "write_shards"]
 
 _PROCESSES = 2
-_LARGEST = 1 << 30  # bytes of a model of which each process may hold a copy
+_LARGEST = 1 << 30  # bytes of a model of which each process may hold a copy, and a fused one
 _MESSAGE_SEED = 1 << 30  # so that messages are not drawn with the numbers of their answers
 
 
@@ -150,6 +151,7 @@ def _serve(load: Callable[[], Any], connection: Connection, threads: int) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     torch.set_num_threads(threads)
     model = load()
+    fuse(model)
     while True:
         try:
             job: Job = connection.recv()
