@@ -1,11 +1,24 @@
-"""Attention of a few rows over many keys."""
+"""Attention of a few rows over many keys, with the same bits however many rows come together.
+
+torch's CPU kernels sum in another order for other numbers of rows and of keys, so that in bfloat16
+a token may depend on the draft that it was verified with. Both numbers are therefore rounded up:
+rows here, to a multiple of eight, and keys by the caller, to `num_shown`; the mask hides what is
+too much. Products of laid-out weights (`mtp_verify.packing`) do not depend on their rows' number.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
-__all__ = ["attend", "grouped_mask"]
+__all__ = ["attend", "grouped_mask", "num_shown"]
+
+_ROW_STEP, _KEY_STEP = 8, 16
+
+
+def num_shown(num_entries: int) -> int:
+    """How many keys `attend` should be shown for that many entries; the mask hides the others."""
+    return -(-num_entries // _KEY_STEP) * _KEY_STEP
 
 
 def attend(
@@ -32,13 +45,15 @@ def attend(
     """
     batch, heads, width, dim = queries.shape
     kept = keys.shape[1]
-    group = heads // kept
-    rows = queries.reshape(batch, kept, group * width, dim)
-    if rows.shape[2] == 1 and rows.dtype == torch.bfloat16:
+    count = heads // kept * width
+    rows = queries.reshape(batch, kept, count, dim)
+    if mask is not None:
+        rows = functional.pad(rows, (0, 0, 0, mask.shape[2] - count))
+    elif count == 1 and rows.dtype == torch.bfloat16:
         # torch's CPU kernel takes twice as long for a single bfloat16 row as for two.
         rows = rows.expand(-1, -1, 2, -1)
     mixed = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-    return mixed[:, :, : group * width].reshape(batch, heads, width, dim)
+    return mixed[:, :, :count].reshape(batch, heads, width, dim)
 
 
 def grouped_mask(mask: torch.Tensor | None, group: int) -> torch.Tensor | None:
@@ -49,6 +64,12 @@ def grouped_mask(mask: torch.Tensor | None, group: int) -> torch.Tensor | None:
         group: queries that share a key.
 
     Returns:
-        (B or 1, 1, group * W, K), or None.
+        (B or 1, 1, group * W and up to seven more, K), or None.
     """
-    return mask if mask is None or group == 1 else mask.repeat(1, 1, group, 1)
+    if mask is None:
+        return None
+    rows = mask if group == 1 else mask.repeat(1, 1, group, 1)
+    # What fills the rows up sees everything: a row without keys would be NaN.
+    return functional.pad(
+        rows, (0, 0, 0, -rows.shape[2] % _ROW_STEP), value=float(mask.dtype is torch.bool)
+    )

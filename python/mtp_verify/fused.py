@@ -10,7 +10,6 @@ where it rounds; what differs is the order of sums.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -152,7 +151,7 @@ class FusedModel:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor | None,
-        cache: Any,
+        updates: Sequence[_Update],
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int | None = None,
@@ -163,7 +162,7 @@ class FusedModel:
             tokens: (B, W) int64.
             positions: (B, W) int64.
             mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
-            cache: a transformers cache of full-attention layers, extended by W entries.
+            updates: of each layer, what keeps the keys and values of these rows; see `FusedLayer`.
             hidden_layers: layers whose hidden states are wanted, as `mtp_verify.hidden` numbers
                 them.
             num_logits: last rows of each sequence whose logits are wanted; None: all.
@@ -176,8 +175,8 @@ class FusedModel:
         turn = turn_of(*self._rotary(x, positions))
         mask = grouped_mask(mask, self._layers[0].group)
         states = [x]
-        for index, layer in enumerate(self._layers):
-            x = layer(x, turn, mask, partial(cache.update, layer_idx=index))
+        for layer, update in zip(self._layers, updates, strict=True):
+            x = layer(x, turn, mask, update)
             states.append(x)
         last = self._norm(x)
         # As transformers numbers them: the last layer's state is the one behind the final norm.
@@ -337,7 +336,8 @@ def _agrees(fused: FusedModel, model: Any) -> bool:
     config = model.config
     tokens = torch.arange(_PROBE_TOKENS)[None] % config.vocab_size
     mask = torch.full((_PROBE_TOKENS, _PROBE_TOKENS), -torch.inf).triu(1).to(model.dtype)
-    mine, _ = fused(tokens, tokens, mask[None, None], DynamicCache(config=config))
+    cache = DynamicCache(config=config)
+    mine, _ = fused(tokens, tokens, mask[None, None], [layer.update for layer in cache.layers])
     # Positions are the tokens: both count from 0.
     other = model(input_ids=tokens).logits
     distance = (mine - other).float().abs().mean() / other.float().std()

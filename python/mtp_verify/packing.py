@@ -16,6 +16,9 @@ __all__ = ["Product", "can_prepack", "is_prepacked", "lay_out", "multiply", "pre
 
 _WIDEST = 64  # rows; from about there on the layout is a small part of a product
 _LAID_OUT_FOR = 8  # rows that the layout is chosen for
+# Columns: the sums of a single longer row are put together from parts, and round otherwise than
+# those of a row among others.
+_LONGEST_ALONE = 1024
 
 
 class Product:
@@ -69,9 +72,15 @@ def lay_out(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(..., d) rows by a weight that was laid out, and a bias (m,) or None -> (..., m)."""
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return result
+    """(..., d) rows by a weight that was laid out, and a bias (m,) or None -> (..., m).
+
+    A row's result has the same bits, however many rows it comes with.
+    """
+    width = rows.shape[-1]
+    is_odd = rows.numel() == width > _LONGEST_ALONE
+    given = rows.expand(*rows.shape[:-2], 2, width) if is_odd else rows
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(given, packed, bias, "none", [], "")
+    return result[..., :1, :] if is_odd else result
 
 
 def can_prepack(model: nn.Module) -> bool:

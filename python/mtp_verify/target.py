@@ -7,10 +7,12 @@ tests use a table of known laws.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from mtp_verify.attention import num_shown
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
@@ -251,15 +253,11 @@ class TransformersTarget:
         """What runs a forward over these tokens instead of the model's own code, or None."""
         if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
             return None
-        from mtp_verify.caches.model import ModelCache
+        from mtp_verify.caches.dynamic import GrowingLayer
 
-        # Of caches of many sequences one is read here, its prompt; a static layer shows entries
-        # that are not written yet, and a sliding one not all that are.
-        is_plain = (
-            isinstance(cache, ModelCache)
-            and cache.capacity is None
-            and cache.windows == (True, None)
-        )
+        # A cache without a configuration has no layers before the first forward.
+        layers = getattr(cache.kv, "layers", ())
+        is_plain = bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
         return fused if is_plain else None
 
     def _forward_fused(
@@ -267,22 +265,24 @@ class TransformersTarget:
         fused: FusedModel,
         tokens: torch.Tensor,
         positions: torch.Tensor | None,
-        tree_mask: torch.Tensor | None,
+        ancestors: torch.Tensor | None,
         cache: ModelCache,
         hidden_layers: Sequence[int],
         num_logits: int,
     ) -> tuple[torch.Tensor, Any | None]:
+        from mtp_verify.caches.masks import tree_mask
+
         width, past = tokens.shape[1], cache.length
         if positions is None:
             positions = torch.arange(past, past + width)[None]
-        if tree_mask is None and width > 1:
-            tree_mask = torch.ones((width, width), dtype=torch.bool).tril_()
-        mask: Any = None
-        if tree_mask is not None:
-            mask = self._attention_mask(tree_mask, positions, cache)
+        if ancestors is None:
+            ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
+        shown = num_shown(past + width)
+        mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
+        updates = [partial(layer.update, num_shown=shown) for layer in cache.kv.layers]
         with cache.writing(width):
             logits, states = fused(
-                tokens, positions, mask, cache.kv, hidden_layers, num_logits=num_logits
+                tokens, positions, mask, updates, hidden_layers, num_logits=num_logits
             )
         return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
@@ -325,7 +325,8 @@ class TransformersTarget:
         cache.aim(tokens.shape[1], tokens.device)
         fused = fused_model(self.model)
         if fused is not None and window is None and is_narrow(tokens.numel()):
-            return fused(tokens, positions, masks["full_attention"], cache.kv, hidden_layers)
+            updates = [layer.update for layer in cache.kv.layers]
+            return fused(tokens, positions, masks["full_attention"], updates, hidden_layers)
         with HiddenStates(self.model, hidden_layers) as states:
             output = self.model(
                 input_ids=tokens,

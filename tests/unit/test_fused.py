@@ -21,7 +21,14 @@ from mtp_verify.hidden import BEFORE_NORM
 from mtp_verify.packing import can_prepack, is_prepacked
 from mtp_verify.target import TransformersTarget
 from tests.heads import CAUSAL, random_hidden, tiny_head
-from tests.models import VOCAB, TreeDrafter, greedy_tokens, prompt, tiny_model
+from tests.models import (
+    VOCAB,
+    TreeDrafter,
+    greedy_tokens,
+    on_measured_cpus,
+    prompt,
+    tiny_model,
+)
 
 LAYERS = (-1, 0, 1, -2, BEFORE_NORM)
 TREE = [-1, 0, 0, 1, 1, 2, 5]
@@ -281,6 +288,44 @@ def test_bfloat16_is_laid_out_and_agrees_by_rounding() -> None:
             rows.append(target.forward(prompt(7), None, None, target.new_cache(), num_logits=7)[0])
             assert fuse(model) > 0
     assert torch.allclose(rows[0].float(), rows[1].float(), atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> TransformersTarget:
+    """A fused target in bfloat16, with products of every kind."""
+    model = tiny_model("llama", intermediate_size=1040).to(torch.bfloat16)
+    assert fuse(model) > 0
+    return TransformersTarget(model)
+
+
+@on_measured_cpus
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_in_any_company(narrow: TransformersTarget) -> None:
+    """So that chains change no token in bfloat16 either."""
+    text = prompt(60)
+    for past in (3, 14, 15, 16, 40):
+        rows = []
+        for widths in ([1] * 12, [2, 3, 7], [12], [5, 1, 6]):
+            cache, start, found = narrow.new_cache(), past, []
+            narrow.forward(text[:, :past], None, None, cache, num_logits=1)
+            for width in widths:
+                some = text[:, start : start + width]
+                found.append(narrow.forward(some, None, None, cache, num_logits=width)[0])
+                start += width
+            rows.append(torch.cat(found))
+        for other in rows[1:]:
+            assert torch.equal(other, rows[0]), past
+
+
+@on_measured_cpus
+@pytest.mark.parametrize("seed", range(4))
+def test_chains_change_no_token_in_bfloat16(narrow: TransformersTarget, seed: int) -> None:
+    plain, drafted = (
+        mv.Decoder(narrow, drafter, GREEDY).generate(prompt(12, seed), max_new_tokens=120)
+        for drafter in (None, mv.drafters.NGram(num_tokens=6, min_ngram=1))
+    )
+    assert drafted.tokens == plain.tokens
+    assert 0 < drafted.stats.accepted < drafted.stats.drafted
 
 
 def _write(model: Any) -> None:

@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from mtp_verify.packing import Product, can_prepack, is_prepacked, prepack
+from mtp_verify.packing import (
+    Product,
+    can_prepack,
+    is_prepacked,
+    lay_out,
+    multiply,
+    prepack,
+)
 from tests.heads import tiny_head
-from tests.models import prompt, tiny_model
+from tests.models import on_measured_cpus, prompt, tiny_model
 
 
 def test_float32_is_left_as_it_is() -> None:
@@ -43,6 +50,21 @@ def test_products_agree_at_every_width(layer: nn.Linear) -> None:
         else:
             exact = rows[count].double() @ layer.weight.double().T + layer.bias.double()
             assert torch.allclose(after[count].double(), exact, rtol=2**-7, atol=2**-6)
+
+
+@on_measured_cpus
+@pytest.mark.parametrize("width", [96, 1040])
+def test_a_row_has_the_same_bits_in_any_company(layer: nn.Linear, width: int) -> None:
+    """1,040 columns are more than torch's kernel for a single row sums up in one go."""
+    weight = lay_out(torch.randn(64, width).to(layer.weight.dtype))
+    assert weight is not None
+    rows = (torch.randn(24, width) * torch.rand(24, width) ** 4).to(layer.weight.dtype)
+    whole = multiply(rows, weight, None)
+    for count in (1, 2, 3, 5, 8, 13):
+        for start in range(24 - count):
+            some = slice(start, start + count)
+            assert torch.equal(multiply(rows[some], weight, None), whole[some])
+            assert torch.equal(multiply(rows[None, some], weight, None), whole[None, some])
 
 
 def test_tied_weights_are_copied_once_and_gradients_take_the_ordinary_way(

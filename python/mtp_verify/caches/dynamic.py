@@ -73,21 +73,35 @@ class GrowingLayer(DynamicLayer):
         return self._lengths[0]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *_args: Any,
+        num_shown: int = 0,
+        **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries (B, heads, n, width) and return all of them."""
+        """Append entries and return all of them.
+
+        Args:
+            key_states: (B, heads, n, width).
+            value_states: likewise.
+            num_shown: return as many where there are fewer; those behind the last are finite, and
+                the caller's mask must hide them.
+        """
         start = self._lengths[0]
         end = start + key_states.shape[-2]
+        room = max(end, num_shown)
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
         for index, entries in enumerate((key_states, value_states)):
             buffer = self._buffers[index]
-            if buffer is None or self._is_taken[index] or end > buffer.shape[-2]:
-                buffer = self._buffers[index] = self._grown(index, end, entries)
+            if buffer is None or self._is_taken[index] or room > buffer.shape[-2]:
+                buffer = self._buffers[index] = self._grown(index, room, entries)
             buffer[:, :, start:end] = entries
         self._lengths = [end, end]
-        return self.keys, self.values
+        keys, values = self._buffers
+        return keys[:, :, :room], values[:, :, :room]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` entries; their room is used again."""
@@ -106,10 +120,11 @@ class GrowingLayer(DynamicLayer):
         self._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
         self._is_taken[index] = True
 
-    def _grown(self, index: int, end: int, like: torch.Tensor) -> torch.Tensor:
-        """A buffer with room for `end` entries and more, holding those that there are."""
-        room = end + max(64, end // 4)
-        fresh = like.new_empty((*like.shape[:2], room, like.shape[3]))
+    def _grown(self, index: int, room: int, like: torch.Tensor) -> torch.Tensor:
+        """A buffer with room for so many entries and more, holding those that there are."""
+        room += max(64, room // 4)
+        # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
+        fresh = like.new_zeros((*like.shape[:2], room, like.shape[3]))
         if length := self._lengths[index]:
             fresh[:, :, :length] = self._shown(index)
         self._is_taken[index] = False
