@@ -47,7 +47,7 @@ class RMSNorm(nn.Module):
             # The weight is added before anything is rounded: 1 + w is not exact in bfloat16.
             wide = functional.rms_norm(x.float(), shape, 1.0 + weight.float(), self.eps)
             return wide.to(x.dtype)
-        return functional.rms_norm(x, shape, weight, self.eps)
+        return functional.rms_norm(x.to(weight.dtype), shape, weight, self.eps)
 
 
 class Rotary(nn.Module):
