@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["attend", "grouped_mask", "num_shown"]
+__all__ = ["GroupedMask", "attend", "num_shown"]
 
 _ROW_STEP, _KEY_STEP = 8, 16
 
@@ -21,8 +21,45 @@ def num_shown(num_entries: int) -> int:
     return -(-num_entries // _KEY_STEP) * _KEY_STEP
 
 
+class GroupedMask:
+    """The mask of `attend` for all layers of a forward, and room for the queries of one of them.
+
+    Args:
+        mask: (B or 1, 1, W, K), additive or True where visible.
+        group: queries that share a key.
+
+    Attributes:
+        mask: (B or 1, 1, group * W and up to seven more, K).
+    """
+
+    def __init__(self, mask: torch.Tensor, group: int) -> None:
+        if mask.shape[2] == 1:
+            self.mask = mask.expand(-1, -1, group + -group % _ROW_STEP, -1)
+        else:
+            rows = mask.repeat(1, 1, group, 1)
+            # What fills the rows up sees everything: a row without keys would be NaN.
+            seen = float(mask.dtype is torch.bool)
+            self.mask = functional.pad(rows, (0, 0, 0, -rows.shape[2] % _ROW_STEP), value=seen)
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def rows_of(self, queries: torch.Tensor, kept: int) -> torch.Tensor:
+        """Queries (B, H, W, head_dim) as rows (B, kept, as many as the mask has, head_dim)."""
+        batch, heads, width, dim = queries.shape
+        group, count = heads // kept, self.mask.shape[2]
+        if torch.is_grad_enabled():
+            rows = queries.reshape(batch, kept, group * width, dim)
+            return functional.pad(rows, (0, 0, 0, count - group * width))
+        split = (batch, kept, group, width, dim)
+        if self._room is None:
+            room = queries.new_zeros((batch, kept, count, dim))
+            self._room = room, room[:, :, : group * width].view(split)
+        room, part = self._room
+        part.copy_(queries.view(split))
+        return room
+
+
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: GroupedMask | None
 ) -> torch.Tensor:
     """Scaled dot-product attention whose queries may share keys.
 
@@ -33,43 +70,27 @@ def attend(
         queries: (B, H, W, head_dim).
         keys: (B, G, K, head_dim), G a divisor of H: heads h with equal h // (H / G) share one.
         values: likewise.
-        mask: from `grouped_mask`; None shows all keys to all rows.
+        mask: None shows all keys to all rows.
 
     Returns:
-        (B, H, W, head_dim).
+        (B, W, H * head_dim), the heads side by side.
 
     Example:
         >>> ones = torch.ones(1, 4, 1, 8)
         >>> attend(ones, ones[:, :2], ones[:, :2], None).shape
-        torch.Size([1, 4, 1, 8])
+        torch.Size([1, 1, 32])
     """
     batch, heads, width, dim = queries.shape
     kept = keys.shape[1]
     count = heads // kept * width
-    rows = queries.reshape(batch, kept, count, dim)
     if mask is not None:
-        rows = functional.pad(rows, (0, 0, 0, mask.shape[2] - count))
-    elif count == 1 and rows.dtype == torch.bfloat16:
-        # torch's CPU kernel takes twice as long for a single bfloat16 row as for two.
-        rows = rows.expand(-1, -1, 2, -1)
-    mixed = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-    return mixed[:, :, :count].reshape(batch, heads, width, dim)
-
-
-def grouped_mask(mask: torch.Tensor | None, group: int) -> torch.Tensor | None:
-    """The mask of `attend`, for all layers of a model.
-
-    Args:
-        mask: (B or 1, 1, W, K), additive or True where visible, or None.
-        group: queries that share a key.
-
-    Returns:
-        (B or 1, 1, group * W and up to seven more, K), or None.
-    """
-    if mask is None:
-        return None
-    rows = mask if group == 1 else mask.repeat(1, 1, group, 1)
-    # What fills the rows up sees everything: a row without keys would be NaN.
-    return functional.pad(
-        rows, (0, 0, 0, -rows.shape[2] % _ROW_STEP), value=float(mask.dtype is torch.bool)
-    )
+        rows = mask.rows_of(queries, kept)
+    else:
+        rows = queries.reshape(batch, kept, count, dim)
+        if count == 1 and rows.dtype == torch.bfloat16:
+            # torch's CPU kernel takes twice as long for a single bfloat16 row as for two.
+            rows = rows.expand(-1, -1, 2, -1)
+    shown = None if mask is None else mask.mask
+    mixed = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=shown)
+    by_row = mixed[:, :, :count].unflatten(2, (heads // kept, width)).permute(0, 3, 1, 2, 4)
+    return by_row.reshape(batch, width, heads * dim)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.attention import attend, grouped_mask
+from mtp_verify.attention import GroupedMask, attend
 from mtp_verify.hidden import BEFORE_NORM, check_layers
 from mtp_verify.packing import Product, lay_out, multiply, prepack
 
@@ -81,14 +81,14 @@ class FusedLayer:
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
-        self, x: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, update: _Update
+        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
         """Run the layer.
 
         Args:
             x: (B, W, d) hidden states.
             turn: from `turn_of`.
-            mask: from `grouped_mask` for `group`, or None where every row sees every key.
+            mask: for `group`, or None where every row sees every key.
             update: keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those
                 of all K entries.
 
@@ -101,7 +101,7 @@ class FusedLayer:
         return x + self._down(self._activation(gate).mul_(up))
 
     def _attend(
-        self, x: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, update: _Update
+        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
         batch, width, _ = x.shape
         dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
@@ -115,8 +115,7 @@ class FusedLayer:
         cos, sin = turn
         turned = (turned * cos).add_(turned.roll(dim // 2, -1).mul_(sin))
         keys, values = update(turned[:, num_queries:], heads[:, num_turned:])
-        mixed = attend(turned[:, :num_queries], keys, values, mask).transpose(1, 2)
-        return self._out(mixed.reshape(batch, width, num_queries * dim))
+        return self._out(attend(turned[:, :num_queries], keys, values, mask))
 
 
 def turn_of(cos: torch.Tensor, sin: torch.Tensor) -> _Turn:
@@ -173,10 +172,10 @@ class FusedModel:
         check_layers(hidden_layers, len(self._layers))
         x = functional.embedding(tokens, self._embedding)
         turn = turn_of(*self._rotary(x, positions))
-        mask = grouped_mask(mask, self._layers[0].group)
+        shared = None if mask is None else GroupedMask(mask, self._layers[0].group)
         states = [x]
         for layer, update in zip(self._layers, updates, strict=True):
-            x = layer(x, turn, mask, update)
+            x = layer(x, turn, shared, update)
             states.append(x)
         last = self._norm(x)
         # As transformers numbers them: the last layer's state is the one behind the final norm.

@@ -17,7 +17,7 @@ __all__ = ["Product", "can_prepack", "is_prepacked", "lay_out", "multiply", "pre
 _WIDEST = 64  # rows; from about there on the layout is a small part of a product
 _LAID_OUT_FOR = 8  # rows that the layout is chosen for
 # Columns: the sums of a single longer row are put together from parts, and round otherwise than
-# those of a row among others.
+# those of a row among others. Four rows take the time of one, two take more.
 _LONGEST_ALONE = 1024
 
 
@@ -78,7 +78,7 @@ def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
     """
     width = rows.shape[-1]
     is_odd = rows.numel() == width > _LONGEST_ALONE
-    given = rows.expand(*rows.shape[:-2], 2, width) if is_odd else rows
+    given = rows.expand(*rows.shape[:-2], 4, width) if is_odd else rows
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(given, packed, bias, "none", [], "")
     return result[..., :1, :] if is_odd else result
 

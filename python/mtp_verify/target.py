@@ -275,10 +275,14 @@ class TransformersTarget:
         width, past = tokens.shape[1], cache.length
         if positions is None:
             positions = torch.arange(past, past + width)[None]
-        if ancestors is None:
-            ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
         shown = num_shown(past + width)
-        mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
+        if width == 1:
+            mask = torch.zeros((1, 1, 1, shown), dtype=self._dtype)
+            mask[..., past + 1 :] = torch.finfo(self._dtype).min
+        else:
+            if ancestors is None:
+                ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
+            mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
         updates = [partial(layer.update, num_shown=shown) for layer in cache.kv.layers]
         with cache.writing(width):
             logits, states = fused(

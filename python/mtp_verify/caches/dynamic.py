@@ -85,8 +85,8 @@ class GrowingLayer(DynamicLayer):
         Args:
             key_states: (B, heads, n, width).
             value_states: likewise.
-            num_shown: return as many where there are fewer; those behind the last are finite, and
-                the caller's mask must hide them.
+            num_shown: return as many where there are fewer; those behind the last are zeros, or
+                entries that were dropped, and the caller's mask must hide them.
         """
         start = self._lengths[0]
         end = start + key_states.shape[-2]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.attention import attend, grouped_mask
+from mtp_verify.attention import GroupedMask, attend
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.fused import fused_layer, is_narrow
 
@@ -154,12 +154,14 @@ class _Attention(nn.Module):
         values = self.v_proj(x).view(shape).transpose(1, 2)
         if layer is not None:
             keys, values = layer.update(keys, values)
-            mixed = attend(queries, keys, values, grouped_mask(mask, self.group))
+            shared = None if mask is None else GroupedMask(mask, self.group)
+            mixed = attend(queries, keys, values, shared)
         else:
-            mixed = functional.scaled_dot_product_attention(
+            by_head = functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, enable_gqa=self.group > 1
             )
-        output: torch.Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, count, -1))
+            mixed = by_head.transpose(1, 2).reshape(batch, count, -1)
+        output: torch.Tensor = self.o_proj(mixed)
         return output
 
 
@@ -232,7 +234,8 @@ class Block(nn.Module):
         del positions
         fused = fused_layer(self)
         if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
-            return fused(x, rotation, grouped_mask(mask, fused.group), layer.update)
+            shared = None if mask is None else GroupedMask(mask, fused.group)
+            return fused(x, rotation, shared, layer.update)
         stream = x if residual is None else residual
         stream = stream + self.self_attn(self.input_layernorm(x), rotation, mask, layer)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
