@@ -92,5 +92,5 @@ def attend(
             rows = rows.expand(-1, -1, 2, -1)
     shown = None if mask is None else mask.mask
     mixed = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=shown)
-    by_row = mixed[:, :, :count].unflatten(2, (heads // kept, width)).permute(0, 3, 1, 2, 4)
-    return by_row.reshape(batch, width, heads * dim)
+    by_head = mixed[:, :, :count].view(batch, kept, heads // kept, width, dim)
+    return by_head.permute(0, 3, 1, 2, 4).reshape(batch, width, heads * dim)
