@@ -35,7 +35,6 @@ __all__ = [
     "fused_layer",
     "fused_model",
     "is_narrow",
-    "turn_of",
 ]
 
 # Their layers are Llama's but for biases and for norms of queries and keys.

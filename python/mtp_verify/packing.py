@@ -72,7 +72,7 @@ def lay_out(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(..., d) rows by a weight that was laid out, and a bias (m,) or None -> (..., m).
+    """(..., n, d) rows by a laid-out weight, and a bias (m,) or None -> (..., n, m).
 
     A row's result has the same bits, however many rows it comes with.
     """

@@ -277,6 +277,7 @@ class TransformersTarget:
             positions = torch.arange(past, past + width)[None]
         shown = num_shown(past + width)
         if width == 1:
+            # What plain decoding runs at every step: three operators instead of eleven.
             mask = torch.zeros((1, 1, 1, shown), dtype=self._dtype)
             mask[..., past + 1 :] = torch.finfo(self._dtype).min
         else:
