@@ -59,7 +59,9 @@ class Grower:
         eos_ids: tokens that end the sequence; nothing is grown below them.
         params: how the drafter's rows are shaped before they are drawn from; None means
             ``SamplingParams()``. They need not be the target's.
-        seed: of the sequence, 0 <= seed < 2**64; growers that draw nothing need none.
+        seed: of the sequence, 0 <= seed < 2**64. Growers that can draw need it, and the position,
+            whatever their settings: two drafts grown at one (seed, position) would share their
+            noise, which is a bias that nothing later can see. There is no default, as for `verify`.
         position: the root's position, the one that `verify` will get.
         vocab: int (V_d,), the token of each column, if the rows are over a sub-vocabulary.
     """
@@ -185,7 +187,7 @@ class Chain(Grower):
     Example:
         >>> import numpy as np
         >>> rows = np.eye(4, dtype=np.float32) * 9
-        >>> chain = Chain(3, greedy=True, root=0)
+        >>> chain = Chain(3, greedy=True, root=0, seed=1, position=4)
         >>> chain.grow(lambda paths: rows[[len(path) for path in paths]]).tokens.tolist()
         [0, 0, 1, 2]
 
@@ -203,8 +205,8 @@ class Chain(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
@@ -248,8 +250,8 @@ class Fixed(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
@@ -345,8 +347,8 @@ class Stochastic(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
@@ -385,8 +387,8 @@ class Union(Grower):
         max_nodes: int = _UNLIMITED,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(int(hits.tokens[0]), eos_ids, params, seed, position, vocab)
