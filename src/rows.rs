@@ -44,13 +44,14 @@ impl<'a> RawRows<'a> {
     /// `rows` rows of `cols` values, `stride` values apart.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if the values do not hold that matrix, or if its rows have no tokens.
+    /// [`Error::ShapeMismatch`] if the values do not hold that matrix, or if its rows have no tokens or
+    /// more than token ids can name.
     pub fn new(values: Values<'a>, rows: usize, cols: usize, stride: usize) -> Result<Self> {
-        if cols == 0 {
+        if cols == 0 || cols > u32::MAX as usize {
             return Err(Error::ShapeMismatch {
                 what: "rows",
-                found: format!("({rows}, 0)"),
-                wanted: "rows of at least one token".into(),
+                found: format!("({rows}, {cols})"),
+                wanted: "rows of 1 to 2**32 - 1 tokens".into(),
             });
         }
         let needed = rows
@@ -80,6 +81,18 @@ impl<'a> RawRows<'a> {
     /// [`Error::ShapeMismatch`] if there is no such row.
     pub fn row(&self, row: usize) -> Result<Self> {
         self.part(row..row.saturating_add(1))
+    }
+
+    /// Checks that there is one row.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] about `what`.
+    pub fn check_single(&self, what: &'static str) -> Result<()> {
+        if self.rows == 1 {
+            return Ok(());
+        }
+        let found = format!("{} rows", self.rows);
+        Err(Error::ShapeMismatch { what, found, wanted: "one row, (V,)".into() })
     }
 
     /// Some rows as a matrix of their own.
@@ -262,5 +275,6 @@ mod tests {
         for rows in 0..3 {
             assert!(RawRows::new(Values::F32(&values), rows, 0, 5).is_err());
         }
+        assert!(RawRows::new(Values::F32(&values), 0, 1 << 32, 1 << 32).is_err());
     }
 }

@@ -6,8 +6,8 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import check_word, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.intake import as_word, on_host
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Process, Processor, check_processors, row_process
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "step_context",
     "verify",
 ]
-
-_DEFAULT = SamplingParams()
 
 # History, how much of it is prompt, bitmask, and the function over some nodes' rows.
 Context = tuple[Sequence[int] | None, int, Any, Process | None]
@@ -94,12 +92,11 @@ def verify(
     References:
         arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
     """
-    chosen = _DEFAULT if params is None else params
+    chosen = as_params(params)
     if not (lossy is None or isinstance(lossy, Lossy)):
         message = f"lossy: found {lossy!r}, wanted typical, threshold, topk or ensemble of mv.lossy"
         raise ParamsError(message, slug="param_out_of_range")
-    check_word("seed", seed)
-    check_word("position", position)
+    seed, position = as_word("seed", seed), as_word("position", position)
     context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
     return _core.verify(
         draft,
@@ -156,7 +153,7 @@ def expected_accepted(
         >>> expected_accepted(draft, np.zeros((3, 4), np.float32))  # 1/4 + 1/16
         0.3125
     """
-    chosen = _DEFAULT if params is None else params
+    chosen = as_params(params)
     context = step_context(draft, logits, history, prompt_len, bitmask, processors, None)
     return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
 
@@ -191,9 +188,6 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     References:
         arXiv 2310.15141 (the transport problem), 2502.18779 (its dual and top-plus-one).
     """
-    if n < 1:
-        message = f"n: found {n}, wanted n >= 1"
-        raise ParamsError(message, slug="param_out_of_range")
     return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 

@@ -1,6 +1,6 @@
 """Many sequences in one call: `verify_batch`, and the threads that it may use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mtp_verify import _core
@@ -8,12 +8,10 @@ from mtp_verify._core import Draft, DraftBatch, Lossy, VerdictBatch
 from mtp_verify.api import Context, step_context
 from mtp_verify.errors import MtpVerifyError, ParamsError
 from mtp_verify.intake import as_words, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Processor
 
 __all__ = ["set_num_threads", "verify_batch"]
-
-_DEFAULT = SamplingParams()
 
 
 def verify_batch(
@@ -91,7 +89,7 @@ def verify_batch(
         as_words("positions", positions),
         _each_lossy(lossy),
         contexts,
-        top_logprobs if isinstance(top_logprobs, int) else list(top_logprobs),
+        list(top_logprobs) if isinstance(top_logprobs, Iterable) else top_logprobs,
     )
 
 
@@ -116,9 +114,15 @@ def set_num_threads(n: int) -> None:
 def _core_params(
     params: SamplingParams | Sequence[SamplingParams | None] | None,
 ) -> _core.CoreParams | list[_core.CoreParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return (params or _DEFAULT)._core
-    return [(own or _DEFAULT)._core for own in params]
+    if not isinstance(params, Sequence):
+        return as_params(params)._core
+    listed = []
+    for sequence, own in enumerate(params):
+        try:
+            listed.append(as_params(own)._core)
+        except MtpVerifyError as error:
+            raise error.in_sequence(sequence) from None
+    return listed
 
 
 def _contexts(

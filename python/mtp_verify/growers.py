@@ -24,8 +24,8 @@ import numpy as np
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError
-from mtp_verify.intake import check_word, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.intake import as_word, on_host
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ __all__ = [
     "share",
 ]
 
-_NEUTRAL = SamplingParams()
 _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
@@ -70,7 +69,7 @@ class Grower:
         self, core: _core.Grower, params: SamplingParams | None, vocab: Any | None
     ) -> None:
         self._core = core
-        self._params = params or _NEUTRAL
+        self._params = as_params(params)
         self._vocab = vocab
         self._rows: list[Any] = []
 
@@ -161,9 +160,8 @@ def _start(
     position: int,
     vocab: Any | None,
 ) -> tuple[int, list[int], SamplingParams, int, int, Any | None]:
-    check_word("seed", seed)
-    check_word("position", position)
-    return root, sorted(eos_ids), params or _NEUTRAL, seed, position, vocab
+    seed, position = as_word("seed", seed), as_word("position", position)
+    return root, list(eos_ids), as_params(params), seed, position, vocab
 
 
 class Chain(Grower):
@@ -299,7 +297,7 @@ class Heap(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, 0, 0, vocab)
-        limits = (max_nodes, max_depth, max_children, width, min_score, list(times))
+        limits = (max_nodes, max_depth, max_children, width, min_score, times)
         super().__init__(_core.Grower.best_first(start, *limits), params, vocab)
 
     @property
@@ -392,7 +390,7 @@ class Union(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(int(hits.tokens[0]), eos_ids, params, seed, position, vocab)
-        super().__init__(_core.Grower.union(start, hits, list(counts), max_nodes), params, vocab)
+        super().__init__(_core.Grower.union(start, hits, counts, max_nodes), params, vocab)
 
 
 class Coupled(Grower):
@@ -449,7 +447,7 @@ def allocate(scores: Sequence[Sequence[float]], budget: int, *, minimum: int = 0
     References:
         arXiv 2501.12162, 2406.14066.
     """
-    return _core.allocate([list(request) for request in scores], budget, minimum)
+    return _core.allocate(scores, budget, minimum)
 
 
 def share(heaps: Sequence[Heap], budget: int, *, minimum: int = 0) -> list[Draft]:
@@ -475,7 +473,7 @@ def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
     if not drafts:
         msg = "drafts: found none, wanted at least one"
         raise DraftError(msg, slug="shape_mismatch")
-    parents, tokens = _core.merge(list(drafts), max_nodes)
+    parents, tokens = _core.merge(drafts, max_nodes)
     return Draft(TokenTree(parents), tokens)
 
 

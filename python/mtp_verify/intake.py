@@ -1,14 +1,16 @@
 """What comes in from callers, brought into the form that the core takes."""
 
+import operator
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
 from mtp_verify.errors import ParamsError
 
-__all__ = ["as_words", "check_word", "on_host"]
+__all__ = ["as_word", "as_words", "on_host"]
 
 _WORDS = 1 << 64
+_PRINTED = 256  # Longer integers would fill an error message.
 
 
 def on_host(tensor: Any) -> Any:
@@ -18,15 +20,23 @@ def on_host(tensor: Any) -> Any:
     return tensor if getattr(tensor, "is_cpu", True) else tensor.cpu()
 
 
-def check_word(name: str, value: int) -> None:
-    """Refuse what does not fit the 64 bits of a seed or a position.
+def as_word(name: str, value: Any) -> int:
+    """A seed or a position as an int that fits its 64 bits.
 
     Raises:
         ParamsError: names the value.
     """
-    if not 0 <= value < _WORDS:
-        message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        message = f"{name}: found {value!r}, wanted an integer"
+        raise ParamsError(message, slug="param_out_of_range") from None
+    if not 0 <= number < _WORDS:
+        bits = number.bit_length()
+        found = number if bits <= _PRINTED else f"an integer of {bits} bits"
+        message = f"{name}: found {found}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
+    return number
 
 
 def as_words(name: str, values: Any) -> list[int]:
@@ -45,7 +55,7 @@ def as_words(name: str, values: Any) -> list[int]:
             message = f"sequence {sequence}: {name}: found {value!r}, wanted an integer"
             raise ParamsError(message, slug="param_out_of_range", sequence=sequence)
         try:
-            check_word(name, int(value))
+            as_word(name, value)
         except ParamsError as error:
             raise error.in_sequence(sequence) from None
     return words

@@ -1,6 +1,7 @@
 """Sampling parameters: how raw logits become the row that is sampled from."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
@@ -9,13 +10,14 @@ from typing import Any, Literal
 from mtp_verify._core import CoreParams
 from mtp_verify.errors import ParamsError
 
-__all__ = ["Preset", "SamplingParams"]
+__all__ = ["Preset", "SamplingParams", "as_params"]
 
 Preset = Literal["transformers", "vllm"]
 
 _NUMBERS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+_MOST_TOKENS = 1 << 26
 _INTEGERS = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 
@@ -43,7 +45,8 @@ class SamplingParams:
         frequency_penalty: Taken off as often as the token stands there; 0 means off.
         no_repeat_ngram_size: No n-gram of this length comes twice, the prompt's included; 0 means
             off.
-        logit_bias: Added to the logits of the given tokens, before the penalties; -inf bans.
+        logit_bias: A mapping from tokens to what is added to their logits, before the penalties;
+            -inf bans.
         banned: Token ids that are never emitted.
         min_new_tokens: ``stop_ids`` are held back before this many tokens.
         stop_ids: Token ids that end a sequence; the decoder cuts there, ``verify`` does not.
@@ -78,26 +81,39 @@ class SamplingParams:
         for name in _INTEGERS:
             _check(name, getattr(self, name), Integral, "an integer")
         for name in ("banned", "stop_ids"):
+            _check_length(name, getattr(self, name))
             for token in getattr(self, name):
                 _check(name, token, Integral, "token ids")
-        for token, bias in (self.logit_bias or {}).items():
+        for token, bias in self._biases.items():
             _check("logit_bias", token, Integral, "token ids")
             _check("logit_bias", bias, Real, "a number for each token")
         _ = self._core
 
+    @property
+    def _biases(self) -> Mapping[int, float]:
+        if self.logit_bias is None:
+            return {}
+        # A list of pairs could name a token twice, and what that means differs from library to
+        # library.
+        _check("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
+        return self.logit_bias
+
     @cached_property
     def _core(self) -> CoreParams:
+        temperature, top_p, min_p, repetition, presence, frequency = (
+            _float(name, getattr(self, name)) for name in _NUMBERS
+        )
         return CoreParams(
-            float(self.temperature),
+            temperature,
             self.top_k,
-            float(self.top_p),
-            float(self.min_p),
+            top_p,
+            min_p,
             self.preset,
-            repetition_penalty=float(self.repetition_penalty),
-            presence_penalty=float(self.presence_penalty),
-            frequency_penalty=float(self.frequency_penalty),
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
-            logit_bias=[(int(t), float(bias)) for t, bias in (self.logit_bias or {}).items()],
+            logit_bias=[(t, _float("logit_bias", bias)) for t, bias in self._biases.items()],
             banned=[int(token) for token in self.banned],
             min_new_tokens=self.min_new_tokens,
             stop_ids=[int(token) for token in self.stop_ids],
@@ -114,7 +130,43 @@ class SamplingParams:
         return self._core.needs_history is not None
 
 
+def as_params(params: SamplingParams | None, name: str = "params") -> SamplingParams:
+    """The parameters themselves; None means ``SamplingParams()``.
+
+    Raises:
+        ParamsError: Anything else, by the name of the argument.
+    """
+    if params is None:
+        return _NEUTRAL
+    _check(name, params, SamplingParams, "a SamplingParams, or None")
+    return params
+
+
 def _check(name: str, value: Any, kind: type, wanted: str) -> None:
     if isinstance(value, bool) or not isinstance(value, kind):
         message = f"{name}: found {value!r}, wanted {wanted}"
         raise ParamsError(message, slug="param_out_of_range")
+
+
+def _check_length(name: str, tokens: Any) -> None:
+    """A range of 2**40 is quickly written; looking at its items would take hours."""
+    _check(name, tokens, Collection, "token ids")
+    try:
+        count = len(tokens)
+    except OverflowError:
+        count = sys.maxsize
+    if count > _MOST_TOKENS:
+        message = f"{name}: found {count} tokens, wanted at most {_MOST_TOKENS}"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def _float(name: str, value: Any) -> float:
+    """A number as the core takes it; no int of hundreds of digits is one."""
+    try:
+        return float(value)
+    except OverflowError:
+        message = f"{name}: found an integer of {int(value).bit_length()} bits, wanted a float64"
+        raise ParamsError(message, slug="param_out_of_range") from None
+
+
+_NEUTRAL = SamplingParams()

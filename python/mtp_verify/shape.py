@@ -90,7 +90,7 @@ class Shape:
             raise ParamsError(msg, slug="param_out_of_range")
         times = None
         if draft_times is not None and verify_times is not None:
-            times = (list(draft_times), list(verify_times))
+            times = (draft_times, verify_times)
         rates = [float(rate) for rate in acceptance]
         tree, accepted = _core.optimal_shape(rates, max_nodes, max_depth, times)
         return cls(tree, accepted, tuple(rates))
