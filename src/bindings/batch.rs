@@ -5,7 +5,6 @@
 use numpy::PyArray1;
 use pyo3::PyClass;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
 
 use crate::batch::{self, Addresses, Batch, Each, Logits, Offsets};
 use crate::error::Result;
@@ -20,7 +19,7 @@ use super::edits::Context;
 use super::errors::in_sequence;
 use super::gate::{enter, hold};
 use super::lossy::Lossy;
-use super::numbers::{count, integers, list, word};
+use super::numbers::{count, integers, is_list, list, word};
 use super::plans::place;
 use super::tensor::{Stack, Tensor};
 use super::types::{CoreParams, Verdict};
@@ -250,10 +249,6 @@ impl<T: Copy> OneOrEach<T> {
             Self::Each(values) => Each::Own(values),
         }
     }
-}
-
-fn is_list(object: &Bound<'_, PyAny>) -> bool {
-    object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>()
 }
 
 /// A sequence's history, how much of it is prompt, its mask, and the function over its rows.

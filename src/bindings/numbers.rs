@@ -3,7 +3,7 @@
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use crate::error::Error;
 
@@ -70,7 +70,8 @@ pub(super) fn token_ids(tokens: &[i64], name: &'static str) -> Result<Vec<u32>, 
 
 /// Whole numbers from a list, a NumPy array or a tensor.
 pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> {
-    if let Ok(array) = object.cast::<PyArray1<i64>>()
+    if !is_list(object)
+        && let Ok(array) = object.cast::<PyArray1<i64>>()
         && let Ok(view) = array.try_readonly()
     {
         return Ok(view.as_array().to_vec());
@@ -123,11 +124,12 @@ pub(super) fn list<'py, T>(
     what: &'static str,
     one: impl Fn(&Bound<'py, PyAny>, usize) -> PyResult<T>,
 ) -> PyResult<Vec<T>> {
-    let is_list = object.hasattr("__len__")?
-        && object.hasattr("__getitem__")?
-        && !object.is_instance_of::<PyString>()
-        && !object.is_instance_of::<PyDict>();
-    if !is_list {
+    let is_like_one = is_list(object)
+        || object.hasattr("__len__")?
+            && object.hasattr("__getitem__")?
+            && !object.is_instance_of::<PyString>()
+            && !object.is_instance_of::<PyDict>();
+    if !is_like_one {
         let found = type_name(object);
         return Err(PyTypeError::new_err(format!("{what}: found {found}, wanted a list")));
     }
@@ -166,9 +168,15 @@ fn elements<'py, T: for<'a> FromPyObject<'a, 'py, Error = PyErr>>(
     list(&plain(object)?, what, element).map_err(|error| other_form(object, what, error, form))
 }
 
+/// A list or a tuple: what callers pass most often, and needs no questions.
+pub(super) fn is_list(object: &Bound<'_, PyAny>) -> bool {
+    object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>()
+}
+
 /// A NumPy array or a tensor as a list.
 fn plain<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    if object.hasattr("tolist")? { object.call_method0("tolist") } else { Ok(object.clone()) }
+    let has_own = !is_list(object) && object.hasattr("tolist")?;
+    if has_own { object.call_method0("tolist") } else { Ok(object.clone()) }
 }
 
 /// The error of a list of something else; other errors stay what they are.
