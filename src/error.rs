@@ -223,6 +223,17 @@ pub enum Error {
         /// Why nothing is left.
         reason: &'static str,
     },
+    /// A row that is not what it was a moment ago: somebody writes into it.
+    #[error(
+        "{side} row {row} changed while it was read; leave rows as they are until the call returns \
+         (a drafter's rows: until its draft is verified)"
+    )]
+    RowChanged {
+        /// "target" or "drafter".
+        side: &'static str,
+        /// The row.
+        row: usize,
+    },
     /// A row of probabilities does not sum to 1.
     #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-3")]
     RowNotNormalised {
@@ -342,6 +353,7 @@ impl Error {
             Self::IllegalLossy { .. } => "illegal_lossy",
             Self::RowNotFinite { .. } => "row_not_finite",
             Self::RowEmpty { .. } => "row_empty",
+            Self::RowChanged { .. } => "row_changed",
             Self::RowNotNormalised { .. } => "row_not_normalised",
             Self::NotAPath { .. } => "not_a_path",
             Self::Overflow { .. } => "overflow",
@@ -374,7 +386,10 @@ impl Error {
     /// The same error about another row: for rows that were read one by one.
     #[must_use]
     pub fn at_row(mut self, number: usize) -> Self {
-        if let Self::RowNotFinite { row, .. } | Self::RowEmpty { row, .. } = &mut self {
+        if let Self::RowNotFinite { row, .. }
+        | Self::RowEmpty { row, .. }
+        | Self::RowChanged { row, .. } = &mut self
+        {
             *row = number;
         }
         self
@@ -385,6 +400,7 @@ impl Error {
         match *self {
             Self::RowNotFinite { row, .. }
             | Self::RowEmpty { row, .. }
+            | Self::RowChanged { row, .. }
             | Self::RowNotNormalised { row, .. } => Some(row),
             Self::InSequence { ref source, .. } => source.row(),
             _ => None,

@@ -370,12 +370,27 @@ pub fn verify_shaped(
     let mut logprobs = Vec::with_capacity(outcome.tokens.len());
     let mut node = 0;
     for (index, &token) in outcome.tokens.iter().enumerate() {
-        logprobs.push(view.log_probability(node, token)? as f32);
+        let logprob = measured(view.log_probability(node, token)?, node)?;
+        let may_be_impossible = matches!(lossy, Some(Lossy::Ensemble { .. }));
+        if !may_be_impossible && logprob == f32::NEG_INFINITY {
+            return Err(Error::RowChanged { side: "target", row: node });
+        }
+        logprobs.push(logprob);
         if let Some(&next) = outcome.path.get(index) {
             node = next as usize;
         }
     }
     Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule: name })
+}
+
+/// A log-probability as it is reported. Sums of rounded exponentials put it above 0 by a hair; what lies
+/// higher, or is no number, was not read from one row.
+fn measured(logprob: f64, row: usize) -> Result<f32> {
+    const ROUNDING: f64 = 1e-4;
+    if logprob <= ROUNDING {
+        return Ok(logprob.min(0.0) as f32);
+    }
+    Err(Error::RowChanged { side: "target", row })
 }
 
 /// Checks that there is one row for each node of a draft.
@@ -441,4 +456,20 @@ pub fn draw(logits: RawRows<'_>, params: Params, noise: Noise, node: u32) -> Res
     let mix = Mix::target();
     let mut cells = view.mixture(0, &mix, &[])?;
     choices.draw(Site::new(node as usize, Purpose::Draft), &mut cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_single_row_says_is_no_log_probability() {
+        for legal in [0.0, -1.5, f64::NEG_INFINITY] {
+            assert_eq!(measured(legal, 3).map(f64::from), Ok(legal));
+        }
+        assert_eq!(measured(1e-9, 3), Ok(0.0));
+        for wrong in [f64::NAN, f64::INFINITY, 0.01] {
+            assert_eq!(measured(wrong, 3), Err(Error::RowChanged { side: "target", row: 3 }));
+        }
+    }
 }

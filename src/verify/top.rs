@@ -2,7 +2,7 @@
 
 use crate::dist::{Scratch, ShapedRows};
 use crate::error::{Error, Result};
-use crate::verify::Verdict;
+use crate::verify::{Verdict, measured};
 
 /// For each emitted token the `n` most likely tokens of the model's row, and their log-probabilities.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,11 +49,12 @@ impl TopLogprobs {
             scratch.forget();
             let shaped = target.shape(node, &mut scratch)?;
             scratch.forget();
-            top.emitted.push(raw_rows.log_probability(node, &raw, token) as f32);
+            let raw_of = |token| measured(raw_rows.log_probability(node, &raw, token), node);
+            top.emitted.push(raw_of(token)?);
             for &(token, _) in &best {
                 top.tokens.push(i64::from(token));
-                top.raw.push(raw_rows.log_probability(node, &raw, token) as f32);
-                top.shaped.push(target.log_probability(node, &shaped, token) as f32);
+                top.raw.push(raw_of(token)?);
+                top.shaped.push(measured(target.log_probability(node, &shaped, token), node)?);
             }
             top.tokens.resize(top.emitted.len() * n, -1);
             top.raw.resize(top.emitted.len() * n, f32::NEG_INFINITY);
