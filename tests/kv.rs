@@ -528,8 +528,8 @@ fn numbers_that_no_list_can_hold_are_refused_before_memory_is_taken() {
     // The same sequence many times: its blocks would be written as often.
     let mut table = BlockTable::new(1 << 14, 1, false).unwrap();
     table.add_sequence(1, 1 << 14, None).unwrap();
-    assert!(matches!(table.block_lists(&vec![1; 1 << 13]), Err(Error::Overflow { .. })));
-    assert_eq!(table.block_lists(&vec![1; 1 << 12]).unwrap().len(), 1 << 12);
+    assert!(matches!(table.block_lists(&vec![1; 1 << 11]), Err(Error::Overflow { .. })));
+    assert_eq!(table.block_lists(&vec![1; 1 << 10]).unwrap().len(), 1 << 10);
 }
 
 /// Ten million operations. Prints how many of each kind were refused; `--nocapture` shows it.

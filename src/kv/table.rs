@@ -66,9 +66,9 @@ impl Sequence {
     }
 }
 
-/// Numbers that one call may list: slots, copies, the blocks of a sequence, cells of a block table. Half a
-/// GiB of them is no step of a decoder, and no memory is asked for.
-const MOST_LISTED: usize = 1 << 26;
+/// Numbers that one call may list: slots, copies, the blocks of a sequence, cells of a block table. More of
+/// them are no step of a decoder, and no memory is asked for.
+const MOST_LISTED: usize = 1 << 24;
 
 fn check_listed(what: &'static str, count: usize) -> Result<()> {
     if count <= MOST_LISTED {
