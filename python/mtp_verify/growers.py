@@ -24,7 +24,7 @@ import numpy as np
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError
-from mtp_verify.intake import as_word, on_host
+from mtp_verify.intake import as_list, as_word, check_type, on_host
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
 
@@ -161,7 +161,7 @@ def _start(
     vocab: Any | None,
 ) -> tuple[int, list[int], SamplingParams, int, int, Any | None]:
     seed, position = as_word("seed", seed), as_word("position", position)
-    return root, list(eos_ids), as_params(params), seed, position, vocab
+    return root, as_list("eos_ids", eos_ids), as_params(params), seed, position, vocab
 
 
 class Chain(Grower):
@@ -252,6 +252,7 @@ class Fixed(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("shape", shape, Shape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.fixed(start, shape.tree, law, samples), params, vocab)
 
@@ -389,6 +390,7 @@ class Union(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("hits", hits, Draft)
         start = _start(int(hits.tokens[0]), eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.union(start, hits, counts, max_nodes), params, vocab)
 
@@ -424,6 +426,7 @@ class Coupled(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("shape", shape, Shape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.coupled(start, shape.tree), params, vocab)
 
@@ -452,8 +455,11 @@ def allocate(scores: Sequence[Sequence[float]], budget: int, *, minimum: int = 0
 
 def share(heaps: Sequence[Heap], budget: int, *, minimum: int = 0) -> list[Draft]:
     """The drafts of several heaps, cut so that they share one budget of nodes; see `allocate`."""
-    counts = allocate([heap.scores for heap in heaps], budget, minimum=minimum)
-    return [heap.finish(count) for heap, count in zip(heaps, counts, strict=True)]
+    listed = as_list("heaps", heaps)
+    for index, heap in enumerate(listed):
+        check_type(f"heaps[{index}]", heap, Heap)
+    counts = allocate([heap.scores for heap in listed], budget, minimum=minimum)
+    return [heap.finish(count) for heap, count in zip(listed, counts, strict=True)]
 
 
 def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:

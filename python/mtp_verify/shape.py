@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mtp_verify import _core
 from mtp_verify._core import TokenTree
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_float, as_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,7 @@ class Shape:
         times = None
         if draft_times is not None and verify_times is not None:
             times = (draft_times, verify_times)
-        rates = [float(rate) for rate in acceptance]
+        rates = [as_float("acceptance", rate) for rate in as_list("acceptance", acceptance)]
         tree, accepted = _core.optimal_shape(rates, max_nodes, max_depth, times)
         return cls(tree, accepted, tuple(rates))
 

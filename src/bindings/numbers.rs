@@ -118,7 +118,8 @@ pub(super) fn counts(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<
 
 /// What a list holds, item by item; `one` is given each item's place, too.
 ///
-/// No memory is taken before the items are there: `__len__` may claim anything.
+/// No memory is taken before the items are there, and no more items than were promised: `__len__` may
+/// claim anything, and `__getitem__` may never end.
 pub(super) fn list<'py, T>(
     object: &Bound<'py, PyAny>,
     what: &'static str,
@@ -133,17 +134,19 @@ pub(super) fn list<'py, T>(
         let found = type_name(object);
         return Err(PyTypeError::new_err(format!("{what}: found {found}, wanted a list")));
     }
-    let too_many = |found: usize| {
-        PyErr::from(Error::Overflow { what, found: found as u64, limit: MOST_ENTRIES as u64 })
-    };
     let claimed = object.len()?;
     if claimed > MOST_ENTRIES {
-        return Err(too_many(claimed));
+        let limit = MOST_ENTRIES as u64;
+        return Err(PyErr::from(Error::Overflow { what, found: claimed as u64, limit }));
     }
     let mut all = Vec::new();
     for (place, item) in object.try_iter()?.enumerate() {
-        if place == MOST_ENTRIES {
-            return Err(too_many(place + 1));
+        if place == claimed {
+            return Err(PyErr::from(Error::ShapeMismatch {
+                what,
+                found: "more items".into(),
+                wanted: format!("{claimed}, as its length says"),
+            }));
         }
         all.push(one(&item?, place)?);
     }

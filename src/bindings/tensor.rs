@@ -104,9 +104,9 @@ impl Tensor {
     /// Borrows an object that speaks DLPack; `what` names it in errors.
     pub(super) fn borrow(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Self> {
         let refuse = |found: String, todo| PyErr::from(Error::BadTensor { what, found, todo });
-        if !object.hasattr("__dlpack__")? {
+        if !(object.hasattr("__dlpack__")? && object.hasattr("__dlpack_device__")?) {
             return Err(refuse(
-                format!("a {} has no __dlpack__", type_name(object)),
+                format!("a {} has no __dlpack__ and __dlpack_device__", type_name(object)),
                 "pass a NumPy array or any DLPack producer, such as a torch tensor",
             ));
         }

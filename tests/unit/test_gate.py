@@ -294,6 +294,77 @@ def test_lists_of_the_core_are_lists_of_anything_that_is_one():
             mv.TokenTree(parents)
 
 
+ENDLESS = Claims(3)  # Its items never end.
+GIVEN = {
+    "tokens": lambda: mv.Draft(TREE, ENDLESS),
+    "parents": lambda: mv.TokenTree(ENDLESS),
+    "eos_ids": lambda: Chain(2, eos_ids=ENDLESS, **NOISE),
+    "banned": lambda: mv.SamplingParams(banned=ENDLESS),
+    "processors": lambda: mv.verify(EMPTY, ONE, processors=ENDLESS, **NOISE),
+    "drafts": lambda: mv.verify_batch(ENDLESS, ONE, seeds=[1], positions=[0]),
+    "acceptance": lambda: Shape.optimal(ENDLESS, max_nodes=2, max_depth=2),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_list_that_never_ends_is_read_as_far_as_it_says(name):
+    with pytest.raises(mv.MtpVerifyError, match=f"^{name}: found more"):
+        GIVEN[name]()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: mv.verify([1], ONE, **NOISE), "draft: found list, wanted Draft"),
+        (lambda: mv.expected_accepted(TREE, ONE), "draft: found TokenTree, wanted Draft"),
+        (lambda: mv.best_rule("chain"), "draft: found str, wanted Draft"),
+        (
+            lambda: mv.verify_batch([EMPTY, 1], ONE, seeds=[0], positions=[0]),
+            r"drafts\[1\]: found int, wanted Draft",
+        ),
+        (lambda: Fixed(TREE, "swor", **NOISE), "shape: found TokenTree, wanted Shape"),
+        (lambda: Coupled([2], **NOISE), "shape: found list, wanted Shape"),
+        (lambda: Union([1], [1], **NOISE), "hits: found list, wanted Draft"),
+        (lambda: growers.share([EMPTY], 2), r"heaps\[0\]: found Draft, wanted Heap"),
+        (lambda: mv.SamplingParams(banned=5), "banned: found int, wanted a list"),
+        (lambda: growers.merge([1]), "Draft"),
+    ],
+)
+def test_an_object_of_another_class_is_a_type_error_with_its_name(call, text):
+    with pytest.raises(TypeError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("value", ["half", None, True, 10**400, 1j])
+def test_lossy_settings_are_numbers_by_name(value):
+    for name, make in {
+        "eps": lambda: mv.lossy.typical(value, 0.1),
+        "delta": lambda: mv.lossy.typical(0.3, value),
+        "tau": lambda: mv.lossy.threshold(value),
+        "k": lambda: mv.lossy.topk(value),
+        "w": lambda: mv.lossy.ensemble(value),
+    }.items():
+        with pytest.raises(mv.ParamsError, match=f"^{name}: found"):
+            make()
+
+
+def test_a_history_without_order_is_refused():
+    for history in ({1: 2}, "1", 5, iter([1])):
+        with pytest.raises(mv.ParamsError, match=r"^history: found"):
+            mv.verify(EMPTY, ONE, history=history, **NOISE)
+
+
+def test_half_of_a_protocol_is_none():
+    half = type("Half", (), {"__dlpack__": lambda self: None})()
+    with pytest.raises(mv.DraftError, match="Half has no __dlpack__ and __dlpack_device__"):
+        mv.verify(EMPTY, half, **NOISE)
+
+
+def test_any_number_of_drafts_has_a_bound():
+    for n in (2**31, 2**32 - 1, 2**32, 2**63 - 1):
+        assert mv.alpha_star(HALVES, HALVES, n, "iid") == 1
+
+
 class TestThreads:
     """An object that threads share is waited for; none finds it "already borrowed"."""
 
