@@ -211,7 +211,8 @@ def step_context(
     if history is not None:
         check_sequence("history", history)
         _check_history(history, prompt_len, draft, position)
-    listed = as_list("processors", processors)
+    is_list = isinstance(processors, list | tuple)
+    listed = processors if is_list else as_list("processors", processors)
     process = None
     if listed:
         check_processors(listed)

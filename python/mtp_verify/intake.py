@@ -103,6 +103,8 @@ def as_word(name: str, value: Any) -> int:
     Raises:
         ParamsError: names the value.
     """
+    if type(value) is int and 0 <= value < _WORDS:
+        return value
     try:
         number = operator.index(value)
     except TypeError:

@@ -134,7 +134,9 @@ def as_params(params: SamplingParams | None, name: str = "params") -> SamplingPa
     """
     if params is None:
         return _NEUTRAL
-    _check(name, params, SamplingParams, "a SamplingParams, or None")
+    if not isinstance(params, SamplingParams):
+        message = f"{name}: found {params!r}, wanted a SamplingParams, or None"
+        raise ParamsError(message, slug="param_out_of_range")
     return params
 
 

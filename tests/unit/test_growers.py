@@ -220,6 +220,24 @@ def test_shapes_are_saved_and_loaded(tmp_path):
     path.write_text(json.dumps({"format": "mtp-verify shape", "version": 1, "parents": [-1, 4]}))
     with pytest.raises(mv.DraftError, match="parent 4"):
         Shape.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(mv.ParamsError, match="not JSON"):
+        Shape.load(path)
+    fine = {"format": "mtp-verify shape", "version": 1, "parents": [-1, 0]}
+    for wrong in ({"accepted": "many"}, {"acceptance": [None]}, {"acceptance": [{}]}):
+        path.write_text(json.dumps({**fine, **wrong}))
+        with pytest.raises(mv.ParamsError, match=f"{next(iter(wrong))}: found"):
+            Shape.load(path)
+
+
+def test_a_shape_is_cut_to_a_number_of_nodes():
+    shape = Shape.by_depth(2, 2)
+    assert shape.cut(3).tree.parents.tolist() == [-1, 0, 0, 1]
+    assert shape.cut(0).tree.num_nodes == 1
+    assert shape.cut(2**63) is shape
+    for wrong in (-1, -5, 2**70, 1.5, "all"):
+        with pytest.raises(mv.ParamsError, match="max_nodes: found"):
+            shape.cut(wrong)
 
 
 def test_the_fastest_size_is_chosen_by_measured_times():
