@@ -224,12 +224,23 @@ pub enum Error {
         reason: &'static str,
     },
     /// A row of probabilities does not sum to 1.
-    #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-3")]
+    #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-2")]
     RowNotNormalised {
         /// The row.
         row: usize,
         /// The sum found.
         sum: f64,
+    },
+    /// A row gave other values when it was read again.
+    #[error(
+        "{side} row {row}: the row changed while it was read; it must not be written to until the call \
+         returns"
+    )]
+    RowChanged {
+        /// "target" or "drafter".
+        side: &'static str,
+        /// The row.
+        row: usize,
     },
     /// Nodes that are not a path of the tree from the root down.
     #[error("path[{index}] = {node}: {reason}")]
@@ -343,6 +354,7 @@ impl Error {
             Self::RowNotFinite { .. } => "row_not_finite",
             Self::RowEmpty { .. } => "row_empty",
             Self::RowNotNormalised { .. } => "row_not_normalised",
+            Self::RowChanged { .. } => "row_changed",
             Self::NotAPath { .. } => "not_a_path",
             Self::Overflow { .. } => "overflow",
             Self::UnknownSequence { .. } => "unknown_sequence",
@@ -374,7 +386,10 @@ impl Error {
     /// The same error about another row: for rows that were read one by one.
     #[must_use]
     pub fn at_row(mut self, number: usize) -> Self {
-        if let Self::RowNotFinite { row, .. } | Self::RowEmpty { row, .. } = &mut self {
+        if let Self::RowNotFinite { row, .. }
+        | Self::RowEmpty { row, .. }
+        | Self::RowChanged { row, .. } = &mut self
+        {
             *row = number;
         }
         self
@@ -385,7 +400,8 @@ impl Error {
         match *self {
             Self::RowNotFinite { row, .. }
             | Self::RowEmpty { row, .. }
-            | Self::RowNotNormalised { row, .. } => Some(row),
+            | Self::RowNotNormalised { row, .. }
+            | Self::RowChanged { row, .. } => Some(row),
             Self::InSequence { ref source, .. } => source.row(),
             _ => None,
         }

@@ -139,6 +139,11 @@ impl<'a> RawRows<'a> {
         buffer
     }
 
+    /// Whether values are no wider than `f32`, which holds them all.
+    pub fn is_narrow(&self) -> bool {
+        !matches!(self.values, Values::F64(_))
+    }
+
     /// The block of a row from `start` on, if its values are `f32` already.
     pub fn block_f32(&self, row: usize, start: usize) -> Option<&'a [f32]> {
         let from = row * self.stride + start;
@@ -166,7 +171,11 @@ impl<'a> RawRows<'a> {
     }
 
     /// One value, widened.
+    ///
+    /// # Panics
+    /// For a column beyond the row: what stands there is another row's, or nobody's.
     pub fn value(&self, row: usize, col: usize) -> f64 {
+        assert!(col < self.cols, "column {col} of a row of {}", self.cols);
         let at = row * self.stride + col;
         match self.values {
             Values::F32(values) => f64::from(values[at]),

@@ -27,9 +27,10 @@ fn family(error: &Error) -> &'static str {
         | Error::RuleShape { .. }
         | Error::IllegalLossy { .. }
         | Error::GreedyTemperature { .. } => "RuleError",
-        Error::RowNotFinite { .. } | Error::RowEmpty { .. } | Error::RowNotNormalised { .. } => {
-            "NumericsError"
-        }
+        Error::RowNotFinite { .. }
+        | Error::RowEmpty { .. }
+        | Error::RowNotNormalised { .. }
+        | Error::RowChanged { .. } => "NumericsError",
         Error::NotAPath { .. }
         | Error::UnknownSequence { .. }
         | Error::DuplicateSequence { .. }

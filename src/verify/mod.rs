@@ -7,6 +7,7 @@
 mod coupled;
 pub mod declared;
 pub mod dense;
+mod drafted;
 mod expect;
 mod gbv;
 pub(crate) mod kseq;
@@ -427,6 +428,6 @@ pub fn draw(logits: RawRows<'_>, params: Params, noise: Noise, node: u32) -> Res
     let rows = ShapedRows::new(logits, params, Side::Drafter);
     let mut view = LazyView::new(&root, rows, DrafterRows::NONE);
     let mix = Mix::target();
-    let mut cells = view.mixture(0, &mix, &[])?;
+    let mut cells = view.mixture(0, &mix)?;
     choices.draw(Site::new(node as usize, Purpose::Draft), &mut cells)
 }
