@@ -223,24 +223,24 @@ pub enum Error {
         /// Why nothing is left.
         reason: &'static str,
     },
-    /// A row that is not what it was a moment ago: somebody writes into it.
+    /// A row of probabilities does not sum to 1.
+    #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-2")]
+    RowNotNormalised {
+        /// The row.
+        row: usize,
+        /// The sum found.
+        sum: f64,
+    },
+    /// A row gave other values when it was read again.
     #[error(
-        "{side} row {row} changed while it was read; leave rows as they are until the call returns \
-         (a drafter's rows: until its draft is verified)"
+        "{side} row {row}: the row changed while it was read; it must not be written to until the call \
+         returns"
     )]
     RowChanged {
         /// "target" or "drafter".
         side: &'static str,
         /// The row.
         row: usize,
-    },
-    /// A row of probabilities does not sum to 1.
-    #[error("drafter row {row}: probabilities sum to {sum}, wanted 1 within 1e-3")]
-    RowNotNormalised {
-        /// The row.
-        row: usize,
-        /// The sum found.
-        sum: f64,
     },
     /// Nodes that are not a path of the tree from the root down.
     #[error("path[{index}] = {node}: {reason}")]
@@ -353,8 +353,8 @@ impl Error {
             Self::IllegalLossy { .. } => "illegal_lossy",
             Self::RowNotFinite { .. } => "row_not_finite",
             Self::RowEmpty { .. } => "row_empty",
-            Self::RowChanged { .. } => "row_changed",
             Self::RowNotNormalised { .. } => "row_not_normalised",
+            Self::RowChanged { .. } => "row_changed",
             Self::NotAPath { .. } => "not_a_path",
             Self::Overflow { .. } => "overflow",
             Self::UnknownSequence { .. } => "unknown_sequence",
@@ -400,8 +400,8 @@ impl Error {
         match *self {
             Self::RowNotFinite { row, .. }
             | Self::RowEmpty { row, .. }
-            | Self::RowChanged { row, .. }
-            | Self::RowNotNormalised { row, .. } => Some(row),
+            | Self::RowNotNormalised { row, .. }
+            | Self::RowChanged { row, .. } => Some(row),
             Self::InSequence { ref source, .. } => source.row(),
             _ => None,
         }

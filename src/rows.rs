@@ -178,6 +178,11 @@ impl<'a> RawRows<'a> {
         buffer
     }
 
+    /// Whether values are no wider than `f32`, which holds them all.
+    pub fn is_narrow(&self) -> bool {
+        !matches!(self.values, Values::F64(_))
+    }
+
     /// The block of a row from `start` on, if its values are `f32` already.
     pub fn block_f32(&self, row: usize, start: usize) -> Option<&'a [f32]> {
         match self.values {
@@ -203,6 +208,9 @@ impl<'a> RawRows<'a> {
     }
 
     /// One value, widened.
+    ///
+    /// # Panics
+    /// For a column beyond the row: what stands there is another row's, or nobody's.
     pub fn value(&self, row: usize, col: usize) -> f64 {
         let at = self.place(row, col, 1).start;
         match self.values {

@@ -21,7 +21,7 @@ impl ShapedRows<'_> {
         if n == 0 {
             return Vec::new();
         }
-        let Scratch { buffers, ranked, .. } = scratch;
+        let Scratch { buffers, places, ranked, .. } = scratch;
         ranked.clear();
         let rank = |list: &mut Vec<(f32, u32)>| {
             list.sort_unstable_by(|a, b| {
@@ -29,22 +29,22 @@ impl ShapedRows<'_> {
             });
             list.truncate(n);
         };
-        // Logits at `bound` or above are candidates; when there are enough, it rises to the n-th.
+        // Logits from `bound` on are candidates; when there are enough, it rises to the n-th.
         let capacity = n.saturating_mul(2).saturating_add(SLACK);
-        let mut below = shaped.cut.next_down();
+        let mut bound = shaped.cut;
         for start in self.raw.blocks() {
-            let values = self.scaled(row, start, buffers);
-            let mut at = (self.kernels.first_above)(values, below, 0);
-            while at < values.len() {
-                let column = (start + at) as u32;
-                if values[at] > shaped.cut || column < shaped.tie_end {
-                    ranked.push((values[at], column));
+            let values = self.scaled(row, start, shaped.origin, buffers);
+            let count = (self.kernels.gather)(values, bound, places);
+            for &place in &places[..count] {
+                let (y, column) = (values[place as usize], start as u32 + place);
+                if y < bound || !shaped.keeps(y, column) {
+                    continue;
                 }
+                ranked.push((y, column));
                 if ranked.len() == capacity {
                     rank(ranked);
-                    below = ranked.last().map_or(below, |last| last.0.next_down());
+                    bound = ranked.last().map_or(bound, |last| last.0);
                 }
-                at = (self.kernels.first_above)(values, below, at + 1);
             }
         }
         rank(ranked);

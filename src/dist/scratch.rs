@@ -1,86 +1,110 @@
 //! Working memory of one verification: a few blocks, and lists of at most a row.
 
-use std::ops::{Deref, DerefMut};
-
-use crate::dist::Side;
 use crate::rows::Buffer;
-use crate::simd::BLOCK;
+use crate::simd::{BLOCK, Kernels, Window};
 
 /// Buffers that are reused from row to row; nothing in them outlives a question.
 #[derive(Debug)]
 pub struct Scratch {
     /// Raw and scaled logits of a block.
     pub(crate) buffers: [Buffer; 2],
-    /// A block's weights.
+    /// A block's weights as they are computed.
+    pub(crate) terms: Buffer,
+    /// A block's weights in `f64`.
     pub(crate) weights: [f64; BLOCK],
     /// What is taken from them.
     pub(crate) taken: [f64; BLOCK],
-    /// The block sums of the row that was shaped last.
-    pub(super) sums: BlockSums,
+    /// Places in a block.
+    pub(crate) places: [u32; BLOCK],
+    /// The block sums of the row that was shaped last, if it left any.
+    pub(crate) sums: Vec<f64>,
+    /// The exponents under which blocks were summed.
+    pub(super) exponents: Vec<i32>,
+    /// Some of a row's tokens.
+    pub(crate) list: List,
+    /// Values to be put in order.
     pub(super) values: Vec<f32>,
+    /// The best of a row's tokens so far.
     pub(super) ranked: Vec<(f32, u32)>,
-    pub(super) mass: Vec<f64>,
-    pub(super) steps: Vec<u32>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
         Self {
             buffers: [[0.0; BLOCK]; 2],
+            terms: [0.0; BLOCK],
             weights: [0.0; BLOCK],
             taken: [0.0; BLOCK],
-            sums: BlockSums::default(),
+            places: [0; BLOCK],
+            sums: Vec::new(),
+            exponents: Vec::new(),
+            list: List::default(),
             values: Vec::new(),
             ranked: Vec::new(),
-            mass: Vec::new(),
-            steps: Vec::new(),
         }
     }
 }
 
-impl Scratch {
-    /// Drops what is kept of the row that was shaped last, before rows of another matrix are shaped.
-    pub(crate) fn forget(&mut self) {
-        self.sums.forget();
-    }
-}
-
-/// The sums of a row's blocks, and which row that is.
+/// Tokens with their scaled logits and weights, side by side.
 #[derive(Debug, Default)]
-pub(super) struct BlockSums {
-    sums: Vec<f64>,
-    row: Option<(Side, usize)>,
+pub(crate) struct List {
+    pub(crate) tokens: Vec<u32>,
+    pub(super) values: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
 }
 
-impl BlockSums {
-    pub(super) fn forget(&mut self) {
-        self.sums.clear();
-        self.row = None;
+impl List {
+    pub(super) fn clear(&mut self) {
+        self.tokens.clear();
+        self.values.clear();
+        self.weights.clear();
     }
 
-    pub(super) fn remember(&mut self, side: Side, row: usize) {
-        self.row = Some((side, row));
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
     }
 
-    pub(super) fn of(&self, side: Side, row: usize) -> Option<&[f64]> {
-        (self.row == Some((side, row))).then_some(&self.sums)
+    /// Keeps the tokens of which `is_kept(value, token)` holds; their weights have to be computed anew.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(f32, u32) -> bool) {
+        let mut count = 0;
+        for at in 0..self.len() {
+            if is_kept(self.values[at], self.tokens[at]) {
+                self.values[count] = self.values[at];
+                self.tokens[count] = self.tokens[at];
+                count += 1;
+            }
+        }
+        self.values.truncate(count);
+        self.tokens.truncate(count);
+        self.weights.clear();
     }
 
-    pub(super) fn total(&self) -> f64 {
-        self.sums.iter().sum()
+    /// Appends tokens of a block that begins with the token `start`.
+    pub(super) fn extend(&mut self, start: usize, values: &[f32], places: &[u32]) {
+        self.tokens.extend(places.iter().map(|&place| start as u32 + place));
+        self.values.extend(places.iter().map(|&place| values[place as usize]));
     }
-}
 
-impl Deref for BlockSums {
-    type Target = Vec<f64>;
-
-    fn deref(&self) -> &Vec<f64> {
-        &self.sums
+    /// Keeps the tokens of which `is_kept(value)` holds, with their weights.
+    pub(super) fn retain_weighed(&mut self, is_kept: impl Fn(f32) -> bool) {
+        let mut count = 0;
+        for at in 0..self.len() {
+            if is_kept(self.values[at]) {
+                self.values[count] = self.values[at];
+                self.tokens[count] = self.tokens[at];
+                self.weights[count] = self.weights[at];
+                count += 1;
+            }
+        }
+        self.values.truncate(count);
+        self.tokens.truncate(count);
+        self.weights.truncate(count);
     }
-}
 
-impl DerefMut for BlockSums {
-    fn deref_mut(&mut self) -> &mut Vec<f64> {
-        &mut self.sums
+    /// Computes the weights of all tokens.
+    pub(super) fn weigh(&mut self, kernels: &Kernels, window: &Window, cut: f32) {
+        self.weights.clear();
+        self.weights.resize(self.values.len(), 0.0);
+        (kernels.weigh)(&self.values, window, cut, &mut self.weights);
     }
 }

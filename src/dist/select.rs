@@ -1,228 +1,332 @@
-//! Finds the cuts of top-k, top-p and min-p by selection; no row is ever sorted whole.
+//! Finds the cuts of top-k, top-p and min-p by selection; no row is ever sorted.
 
-use std::cmp::Ordering;
+use std::ops::Range;
 
+use crate::dist::measure::canonical;
+use crate::dist::scratch::List;
 use crate::dist::{Preset, Scratch, Shaped, ShapedRows};
-use crate::simd::{self, BLOCK};
+use crate::error::Result;
+use crate::mutants::mutate;
 
-/// Steps per nat and number of the buckets in which top-p gathers mass below the maximum: they span
-/// 32 nats, and what lies lower shares the last one.
-const RESOLUTION: f32 = 64.0;
-const BUCKETS: usize = 2048;
+/// Up to so many kept tokens are listed; rows with more are read block by block.
+pub(crate) const MANY: usize = 8192;
 
-/// Tokens within so many nats of the maximum are tried first for top-p; the rows of language models
-/// have few of them, and these hold most of the mass.
-const NEAR: f32 = 8.0;
-
-/// More tokens than this are not ranked.
-const MANY: usize = 8192;
-
-/// Values looked at one by one after a hit.
-const CROWD: usize = 32;
-
-/// Up to this `k`, top-k keeps a small list of candidates; above, it selects in a copy of the row.
+/// Up to this `k`, top-k lists its candidates; above, it selects in a copy of the row.
 const SMALL_K: usize = 4096;
 
+/// Candidates beyond twice as many as were kept last, before the bound of top-k rises again.
+const SLACK: usize = 64;
+
+/// Values that are taken from each block as a sample of the row's tail.
+const SAMPLE: usize = 8;
+
+/// Top-p looks for its cut between the logits below which a sample has this much of the mass that may
+/// be left out, and this much; then so many nats deeper.
+const BRACKET: [f64; 2] = [0.7, 1.4];
+const DEEPER: f32 = 2.0;
+
+/// Where the sample has too little mass to tell, tokens of this share of the row's mass are tried:
+/// there are at most as many as its reciprocal.
+const LARGE: f64 = 1.0 / 512.0;
+
 impl ShapedRows<'_> {
-    /// The shape of a row whose maximum is known.
-    pub(super) fn truncate(&self, row: usize, max: f32, scratch: &mut Scratch) -> Shaped {
-        let params = &self.params;
-        let cut = max + simd::EXP_FLOOR;
-        let mut whole = Shaped { origin: max, total: 0.0, cut, tie_end: u32::MAX, greedy: false };
-        let shaped = &mut whole;
-        // min-p keeps exp(y - max) >= min_p: a cut that depends on the maximum alone.
-        let min_p_cut = if params.min_p > 0.0 {
-            round_up(f64::from(shaped.origin) + params.min_p.ln())
-        } else {
-            f32::NEG_INFINITY
-        };
-        if params.preset == Preset::Vllm {
-            raise(shaped, min_p_cut);
-        }
-        let small_k = params.top_k > 0 && params.top_k < self.num_cols();
-        if small_k {
-            let cut = self.kth_largest(row, params.top_k, scratch);
-            raise(shaped, cut);
-        }
-        let mut kept = None;
-        if params.top_p < 1.0 {
-            kept = Some(self.nucleus(row, shaped, scratch));
-        }
-        if params.preset == Preset::Transformers && min_p_cut > shaped.cut {
-            raise(shaped, min_p_cut);
+    /// The shape of a row of which top-k, top-p or min-p may leave something out.
+    pub(super) fn truncate(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
+        let k = self.params.top_k;
+        let is_small = (1..self.num_cols().min(SMALL_K + 1)).contains(&k);
+        let (mut shaped, max, mut kept) =
+            if is_small { self.cut_list(row, k, scratch)? } else { self.cut_row(row, scratch)? };
+        if self.params.preset == Preset::Transformers && self.raise_to_min_p(&mut shaped, max) {
             kept = None;
         }
-        shaped.total = kept.unwrap_or_else(|| self.total(row, shaped, scratch));
-        whole
+        let total = kept.unwrap_or_else(|| self.total_kept(row, &shaped, scratch));
+        let (window, factor) = canonical(shaped.window, total);
+        shaped.window = window;
+        shaped.total = total * factor;
+        shaped.is_truncated = true;
+        raise(&mut shaped, window.floor());
+        scratch.sums.clear();
+        Ok(shaped)
     }
 
-    /// The sum over the kept tokens; leaves the sums of the blocks in `scratch`.
-    fn total(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
-        let Scratch { buffers, weights, sums, .. } = scratch;
+    /// The first steps of shaping, up to top-p, where top-k leaves few tokens: they are listed. Returns
+    /// the row's maximum, and the kept mass.
+    fn cut_list(
+        &self,
+        row: usize,
+        k: usize,
+        scratch: &mut Scratch,
+    ) -> Result<(Shaped, f32, Option<f64>)> {
+        let (max, kth) = self.list_top(row, k, scratch)?;
+        let mut shaped = Shaped::around(max);
+        let (max, kth) = (max - shaped.origin, kth - shaped.origin);
+        let list = &mut scratch.list;
+        for y in &mut list.values {
+            *y -= shaped.origin;
+        }
+        raise(&mut shaped, kth);
+        if self.params.preset == Preset::Vllm {
+            self.raise_to_min_p(&mut shaped, max);
+        }
+        list.retain(|y, token| shaped.keeps(y, token));
+        list.weigh(self.kernels, &shaped.window, shaped.cut);
+        let mut kept = mass(list);
+        if self.params.top_p < 1.0 {
+            kept = cut_at(self.params.top_p * kept, 0.0, &mut shaped, list);
+        }
+        Ok((shaped, max, Some(kept)))
+    }
+
+    /// The same for any row, block by block; there may be no kept mass known at the end.
+    fn cut_row(&self, row: usize, scratch: &mut Scratch) -> Result<(Shaped, f32, Option<f64>)> {
+        let params = &self.params;
+        if params.top_k == 0 && params.min_p <= 0.0 {
+            let mut shaped = self.sum_whole(row, scratch)?;
+            let all = shaped.total;
+            let kept = self.nucleus(row, &mut shaped, all, scratch);
+            return Ok((shaped, 0.0, Some(kept)));
+        }
+        let max = self.max(row, scratch)?;
+        let mut shaped = Shaped::around(max);
+        let max = max - shaped.origin;
+        if params.preset == Preset::Vllm {
+            self.raise_to_min_p(&mut shaped, max);
+        }
+        if (1..self.num_cols()).contains(&params.top_k) {
+            let cut = self.kth_largest(row, shaped.origin, scratch);
+            raise(&mut shaped, cut);
+        }
+        if params.top_p >= 1.0 {
+            return Ok((shaped, max, None));
+        }
+        let all = self.total_kept(row, &shaped, scratch);
+        let kept = self.nucleus(row, &mut shaped, all, scratch);
+        Ok((shaped, max, Some(kept)))
+    }
+
+    /// min-p keeps `exp(y - max) >= min_p`: a cut that depends on the maximum alone. Returns whether it
+    /// is above the cut so far.
+    fn raise_to_min_p(&self, shaped: &mut Shaped, max: f32) -> bool {
+        if self.params.min_p <= 0.0 {
+            return false;
+        }
+        let cut = f64::from(max) + self.params.min_p.ln();
+        let cut = mutate!("float/min_p_rounded_down", round_up(cut), round_up(cut).next_down());
+        let rises = cut > shaped.cut;
+        raise(shaped, cut);
+        rises
+    }
+
+    /// The sum of the weights of the kept tokens.
+    fn total_kept(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
+        if self.list_kept(row, shaped, scratch) {
+            return mass(&scratch.list);
+        }
+        self.sum_blocks(row, shaped, scratch)
+    }
+
+    /// The same block by block.
+    fn sum_blocks(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
+        let blocks = self.raw.blocks();
+        blocks.map(|start| self.sum_block(row, shaped, start, scratch)).sum()
+    }
+
+    /// Lists the tokens that are not below the `k`-th largest; returns the largest scaled logit and the
+    /// `k`-th, counting equal ones each (the least finite one if there are fewer).
+    fn list_top(&self, row: usize, k: usize, scratch: &mut Scratch) -> Result<(f32, f32)> {
+        let Scratch { buffers, places, list, values: sorted, .. } = scratch;
+        list.clear();
+        // Values from the bound on are candidates; when there are enough, it rises to the k-th of them.
+        let mut bound = f32::MIN;
+        let mut limit = 2 * k + SLACK;
         for start in self.raw.blocks() {
-            sums.push(if shaped.tie_end == u32::MAX {
-                let values = self.scaled(row, start, buffers);
-                (self.kernels.sum_exp)(values, shaped.origin, shaped.cut)
+            let values = self.scaled(row, start, 0.0, buffers);
+            let count = (self.kernels.gather)(values, bound, places);
+            list.extend(start, values, &places[..count]);
+            if list.len() >= limit {
+                bound = kth(&list.values, k, sorted);
+                list.retain(|y, _| y.is_nan() || y >= bound);
+                limit = 2 * list.len() + SLACK;
+            }
+        }
+        if list.values.iter().any(|y| y.is_nan()) {
+            return Err(self.not_finite(row));
+        }
+        let max = list.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.check_max(row, max)?;
+        Ok((max, kth(&list.values, k.min(list.len()), sorted)))
+    }
+
+    /// The `k`-th largest of a row's values, for a large `k`.
+    fn kth_largest(&self, row: usize, origin: f32, scratch: &mut Scratch) -> f32 {
+        let Scratch { buffers, values: sorted, .. } = scratch;
+        sorted.clear();
+        sorted.reserve_exact(self.num_cols());
+        for start in self.raw.blocks() {
+            sorted.extend_from_slice(self.scaled(row, start, origin, buffers));
+        }
+        select_kth(sorted, self.params.top_k)
+    }
+
+    /// top-p over what is kept so far, whose mass is `all`; returns the mass that stays.
+    ///
+    /// The cut is looked for where a sample of the row says that it is, and in ever larger parts of the
+    /// row if it is not there.
+    fn nucleus(&self, row: usize, shaped: &mut Shaped, all: f64, scratch: &mut Scratch) -> f64 {
+        let goal = self.params.top_p * all;
+        let [low, high] = self.bracket(row, shaped, all, all - goal, scratch);
+        let mut part = low..high;
+        loop {
+            let above = if part.end < f32::INFINITY {
+                let top = Shaped { cut: part.end, tie_end: u32::MAX, ..*shaped };
+                self.sum_blocks(row, &top, scratch)
             } else {
-                let len = self.weigh(row, shaped, start, 1.0, buffers, weights);
-                (self.kernels.sum)(&weights[..len])
-            });
+                0.0
+            };
+            let is_last = part.start <= shaped.cut && part.end == f32::INFINITY;
+            if above < goal || is_last {
+                self.gather(row, shaped.origin, part.clone(), self.num_cols(), scratch);
+                let list = &mut scratch.list;
+                list.weigh(self.kernels, &shaped.window, shaped.cut);
+                if above + mass(list) >= goal || is_last {
+                    return cut_at(goal, above, shaped, list);
+                }
+            }
+            let is_bracket = part.end < f32::INFINITY;
+            let deeper = if is_bracket { part.start - DEEPER } else { shaped.cut };
+            part = deeper.max(shaped.cut)..f32::INFINITY;
         }
-        sums.total()
     }
 
-    /// The `k`-th largest scaled logit of a row, counting equal ones each; `0 < k < V`.
-    fn kth_largest(&self, row: usize, k: usize, scratch: &mut Scratch) -> f32 {
-        let descending = |a: &f32, b: &f32| b.total_cmp(a);
-        let Scratch { buffers, values: best, .. } = scratch;
-        best.clear();
-        if k > SMALL_K {
-            best.reserve_exact(self.num_cols());
-            for start in self.raw.blocks() {
-                best.extend_from_slice(self.scaled(row, start, buffers));
-            }
-            return *best.select_nth_unstable_by(k - 1, descending).1;
-        }
-        // Values above `bound` are candidates; when there are enough, `bound` rises to the k-th.
-        let capacity = 2 * k + BLOCK;
-        let mut bound = f32::NEG_INFINITY;
+    /// Two logits between which top-p's cut probably lies, if tokens of the mass `spare` are left out.
+    fn bracket(
+        &self,
+        row: usize,
+        shaped: &Shaped,
+        all: f64,
+        spare: f64,
+        scratch: &mut Scratch,
+    ) -> [f32; 2] {
+        let Scratch { buffers, list, .. } = scratch;
+        list.clear();
         for start in self.raw.blocks() {
-            let values = self.scaled(row, start, buffers);
-            let mut at = (self.kernels.first_above)(values, bound, 0);
-            while at < values.len() {
-                best.push(values[at]);
-                if best.len() == capacity {
-                    bound = *best.select_nth_unstable_by(k - 1, descending).1;
-                    best.truncate(k);
-                }
-                at = (self.kernels.first_above)(values, bound, at + 1);
+            let values = self.scaled(row, start, shaped.origin, buffers);
+            list.values.extend(values.iter().step_by(values.len().div_ceil(SAMPLE)));
+        }
+        let share = self.num_cols() as f64 / list.values.len() as f64;
+        list.values.sort_unstable_by(f32::total_cmp);
+        list.weigh(self.kernels, &shaped.window, shaped.cut);
+        let unit = f64::from(shaped.window.exponent()) * std::f64::consts::LN_2;
+        let mut bracket = [((all * LARGE).ln() + unit) as f32, f32::INFINITY];
+        let mut below = 0.0;
+        let mut found = 0;
+        for (&y, &weight) in list.values.iter().zip(&list.weights) {
+            below += f64::from(weight) * share;
+            while found < bracket.len() && below > BRACKET[found] * spare {
+                bracket[found] = y;
+                found += 1;
             }
         }
-        if best.len() < k {
-            return f32::NEG_INFINITY; // Fewer than k logits are above -inf: no cut.
-        }
-        *best.select_nth_unstable_by(k - 1, descending).1
+        [bracket[0].max(shaped.cut), bracket[1]]
     }
 
-    /// top-p, among the tokens near the maximum if these few hold enough mass; returns the sum over
-    /// the kept tokens.
-    fn nucleus(&self, row: usize, shaped: &mut Shaped, scratch: &mut Scratch) -> f64 {
-        let p = self.params.top_p;
-        let floor = shaped.cut.max(shaped.origin - NEAR);
-        let is_complete = self.gather_above(row, floor, scratch);
-        let near: f64 = scratch.ranked.iter().map(|&(y, _)| weight(y, shaped)).sum();
-        let goal = if is_complete && floor <= shaped.cut {
-            p * near // These are all the tokens that are left.
-        } else {
-            let goal = p * self.total(row, shaped, scratch);
-            scratch.sums.forget();
-            goal
-        };
-        if is_complete && near >= goal {
-            rank(&mut scratch.ranked);
-            return cut_after(&scratch.ranked, 0.0, goal, shaped);
-        }
-        self.nucleus_of_many(row, goal, shaped, scratch)
-    }
-
-    /// Lists the tokens that are not below `floor`; false if there are too many of them.
-    fn gather_above(&self, row: usize, floor: f32, scratch: &mut Scratch) -> bool {
-        let Scratch { buffers, ranked, .. } = scratch;
-        ranked.clear();
-        let below = floor.next_down();
+    /// Lists the tokens whose scaled logit lies in a range, ascending; false if there are more than
+    /// `most`, which are then not all listed.
+    pub(super) fn gather(
+        &self,
+        row: usize,
+        origin: f32,
+        range: Range<f32>,
+        most: usize,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let Scratch { buffers, places, list, .. } = scratch;
+        list.clear();
         for start in self.raw.blocks() {
-            let values = self.scaled(row, start, buffers);
-            let mut at = 0;
-            loop {
-                at = (self.kernels.first_above)(values, below, at);
-                // Hits come in crowds: the next few values are looked at one by one.
-                let stop = values.len().min(at + CROWD);
-                if at == stop {
-                    break;
-                }
-                if ranked.len() + CROWD > MANY {
-                    return false;
-                }
-                let hits = (at..stop).filter(|&i| values[i] > below);
-                ranked.extend(hits.map(|i| (values[i], (start + i) as u32)));
-                at = stop;
+            let values = self.scaled(row, start, origin, buffers);
+            let count = if range.end < f32::INFINITY {
+                (self.kernels.gather_between)(values, range.start, range.end, places)
+            } else {
+                (self.kernels.gather)(values, range.start, places)
+            };
+            if list.len() + count > most {
+                return false;
             }
+            list.extend(start, values, &places[..count]);
         }
         true
     }
+}
 
-    /// top-p over a whole row: mass by distance below the maximum, then one bucket is ranked.
-    fn nucleus_of_many(
-        &self,
-        row: usize,
-        goal: f64,
-        shaped: &mut Shaped,
-        scratch: &mut Scratch,
-    ) -> f64 {
-        let Scratch { buffers, weights, ranked, mass, steps, .. } = scratch;
-        mass.clear();
-        mass.resize(BUCKETS, 0.0);
-        steps.resize(BLOCK, 0);
-        for start in self.raw.blocks() {
-            let values = self.scaled(row, start, buffers);
-            let len = values.len();
-            (self.kernels.weigh)(values, shaped.origin, shaped.cut, 1.0, &mut weights[..len]);
-            let steps = &mut steps[..len];
-            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
-            for (&step, &weight) in steps.iter().zip(&weights[..len]) {
-                mass[step as usize] += weight;
+/// The `k`-th largest of some values, counting equal ones each; `0 < k <= len`.
+fn kth(values: &[f32], k: usize, sorted: &mut Vec<f32>) -> f32 {
+    sorted.clear();
+    sorted.extend_from_slice(values);
+    select_kth(sorted, k)
+}
+
+/// The same; changes the order of the values.
+fn select_kth(values: &mut [f32], k: usize) -> f32 {
+    *values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+fn mass(list: &List) -> f64 {
+    list.weights.iter().map(|&weight| f64::from(weight)).sum()
+}
+
+/// Bits whose order is that of the values; 0 and -0 are the same logit.
+fn key(y: f32) -> u32 {
+    let bits = (y + 0.0).to_bits();
+    bits ^ (((bits as i32) >> 31) as u32 | 0x8000_0000)
+}
+
+/// Keeps the largest tokens of a list while the mass before them is below `goal`, of equal ones the
+/// lowest first, and sets the cut behind the last; returns the mass up to there. `before` is the mass of
+/// the tokens above those of the list.
+///
+/// The crossing token is found by eight bits of [`key`] at a time, from the highest in which keys
+/// differ: the mass of each value of these bits, from the top down, says in which the goal is crossed.
+fn cut_at(goal: f64, mut before: f64, shaped: &mut Shaped, list: &mut List) -> f64 {
+    let keys = list.values.iter().map(|&y| key(y));
+    let (Some(mut base), Some(last)) = (keys.clone().min(), keys.max()) else {
+        return before;
+    };
+    let mut shift = (u32::BITS - (last - base).leading_zeros()).saturating_sub(8);
+    loop {
+        let digit = |y: f32| ((key(y) - base) >> shift) as usize;
+        let mut masses = [0.0; 256];
+        let mut counts = [0_u32; 256];
+        for (&y, &weight) in list.values.iter().zip(&list.weights) {
+            masses[digit(y)] += f64::from(weight);
+            counts[digit(y)] += 1;
+        }
+        let mut crossing = None;
+        for value in (0..256).rev().filter(|&value| counts[value] > 0) {
+            if let Some(above) = crossing.replace(value) {
+                before += masses[above];
+            }
+            if before + masses[value] >= goal {
+                break;
             }
         }
-        let mut before = 0.0;
-        let mut crossing = 0;
-        while crossing + 1 < BUCKETS && before + mass[crossing] < goal {
-            before += mass[crossing];
-            crossing += 1;
+        let Some(crossing) = crossing else {
+            return before;
+        };
+        list.retain_weighed(|y| digit(y) == crossing);
+        if shift == 0 {
+            break;
         }
-        ranked.clear();
-        // A flat row may share one bucket; growing step by step would hold it twice.
-        ranked.reserve_exact(self.num_cols());
-        for start in self.raw.blocks() {
-            let values = self.scaled(row, start, buffers);
-            let steps = &mut steps[..values.len()];
-            (self.kernels.buckets)(values, shaped.origin, RESOLUTION, BUCKETS as u32, steps);
-            for (at, &step) in steps.iter().enumerate() {
-                if step as usize == crossing && values[at] >= shaped.cut {
-                    ranked.push((values[at], (start + at) as u32));
-                }
-            }
-        }
-        rank(ranked);
-        cut_after(ranked, before, goal, shaped)
+        base += (crossing as u32) << shift;
+        shift = shift.saturating_sub(8);
     }
-}
-
-fn weight(y: f32, shaped: &Shaped) -> f64 {
-    f64::from(simd::exp(y - shaped.origin))
-}
-
-/// Largest first, equal ones by ascending token.
-fn rank(list: &mut [(f32, u32)]) {
-    list.sort_unstable_by(|a, b| {
-        // partial_cmp: 0 and -0 are the same logit, and rows with NaN have been refused.
-        b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
-    });
-}
-
-/// Keeps a ranked token while the mass before it is below `goal`, and sets the cut behind the last;
-/// returns the mass up to there.
-fn cut_after(ranked: &[(f32, u32)], mut before: f64, goal: f64, shaped: &mut Shaped) -> f64 {
+    // What is left are equal values, by ascending token; at least one of them is kept.
     let mut kept = 0;
-    while kept < ranked.len() && (before < goal || kept == 0) {
-        before += weight(ranked[kept].0, shaped);
+    while kept < list.len() && (before < goal || kept == 0) {
+        before += f64::from(list.weights[kept]);
         kept += 1;
     }
-    if let Some(&(cut, token)) = kept.checked_sub(1).and_then(|last| ranked.get(last)) {
-        shaped.cut = cut;
-        // Ranked, so the next one is not above the cut: it ties if it is not below.
-        let tied = ranked.get(kept).is_some_and(|next| next.0 >= cut);
-        shaped.tie_end = if tied { token + 1 } else { u32::MAX };
-    }
+    shaped.cut = list.values[0];
+    shaped.tie_end = if kept < list.len() { list.tokens[kept - 1] + 1 } else { u32::MAX };
     before
 }
 
@@ -237,4 +341,78 @@ fn raise(shaped: &mut Shaped, cut: f32) {
 fn round_up(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) < x { near.next_up() } else { near }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist::{Params, Side};
+    use crate::rows::RawRows;
+    use crate::simd::BLOCK;
+    use proptest::prelude::*;
+
+    /// Rows of every kind that selection treats differently: few large tokens over a tail, a broad
+    /// bulk, ties everywhere, one value, tokens masked out.
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        let len = prop_oneof![1_usize..80, BLOCK - 3..BLOCK + 3, 3 * BLOCK..5 * BLOCK];
+        (len, 0_u32..6, any::<u64>()).prop_map(|(len, kind, seed)| {
+            let mut state = seed | 1;
+            let mut uniform = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1 << 24) as f32
+            };
+            let mut row: Vec<f32> = (0..len)
+                .map(|_| match kind {
+                    0 => -8.0 * uniform(),
+                    1 => 9.0 * (uniform() + uniform() + uniform() - 1.5),
+                    2 => (8.0 * uniform()).floor(),
+                    3 => 1.5,
+                    4 if uniform() < 0.9 => f32::NEG_INFINITY,
+                    4 => 20.0 * uniform() + 3e6,
+                    _ => -30.0 * uniform() * uniform(),
+                })
+                .collect();
+            row[len / 2] = if kind == 3 { 1.5 } else { 5.0 };
+            row[len / 3] += 12.0 * uniform();
+            row
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn cuts_are_those_of_a_sort(
+            logits in row(),
+            top_p in prop_oneof![Just(1.0), 0.05_f64..0.9999],
+            top_k in prop_oneof![Just(0_usize), 1_usize..60, 60_usize..9000],
+        ) {
+            let params = Params::new(1.0, top_k as i64, top_p, 0.0, Preset::Transformers).unwrap();
+            let raw = RawRows::from_f32(&logits, logits.len()).unwrap();
+            let rows = ShapedRows::new(raw, params, Side::Target);
+            let shaped = rows.shape(0, &mut Scratch::default()).unwrap();
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut order: Vec<usize> = (0..logits.len()).filter(|&t| logits[t] > f32::MIN).collect();
+            order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap());
+            if (1..order.len()).contains(&top_k) {
+                let kth = logits[order[top_k - 1]];
+                order.retain(|&token| logits[token] >= kth);
+            }
+            let weight = |token: usize| f64::from(logits[token] - max).exp();
+            let all: f64 = order.iter().map(|&token| weight(token)).sum();
+            let mut before = 0.0;
+            for token in order {
+                let is_kept = rows.probability(0, &shaped, token as u32) > 0.0;
+                let share = before / all;
+                // Sums in another order, of other exponentials: nothing is said about a near tie.
+                if top_p >= 1.0 || (share - top_p).abs() > 1e-5 {
+                    let wanted = (top_p >= 1.0 || share < top_p) && weight(token) > 1e-36;
+                    prop_assert_eq!(is_kept, wanted, "token {}, share {}", token, share);
+                }
+                before += weight(token);
+            }
+        }
+    }
 }

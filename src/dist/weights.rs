@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::dist::{Params, Scratch, ShapedRows, Side};
     use crate::rows::RawRows;
-    use crate::simd::BLOCK;
+    use crate::simd::{BLOCK, Window};
     use num_rational::BigRational;
     use proptest::prelude::*;
 
@@ -198,17 +198,12 @@ mod tests {
             let raw = RawRows::from_f32(&case.logits, case.logits.len()).unwrap();
             let rows = ShapedRows::new(raw, params, Side::Target);
             let shaped = rows.shape(0, &mut Scratch::default()).unwrap();
-            let max = case.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             // The same exponentials, so that equal logits are equal weights and sums agree.
             let scale = case.inverse_temperature as f32;
-            let weights: Vec<f64> = case
-                .logits
-                .iter()
-                .map(|&x| {
-                    let y = (x - max) * scale;
-                    if y < crate::simd::EXP_FLOOR { 0.0 } else { f64::from(crate::simd::exp(y)) }
-                })
-                .collect();
+            let max = case.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let window = Window::around(max * scale);
+            let weigh = |&x: &f32| f64::from(window.weight(x * scale, window.floor()));
+            let weights: Vec<f64> = case.logits.iter().map(weigh).collect();
             let wanted = shape(&weights, &WeightParams {
                 inverse_temperature: 1,
                 top_k: case.top_k as usize,

@@ -1,11 +1,11 @@
 //! Production's rows: a drafter's logits, shaped when a grower asks for something.
 
 use crate::choice::{Cells, Choices, RaceNoise, Site};
-use crate::dist::{Params, ShapedRows, Side};
+use crate::dist::{Params, Scratch, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::rows::RawRows;
 use crate::shape::DraftRows;
-use crate::simd::{BLOCK, Kernels};
+use crate::simd::BLOCK;
 use crate::verify::law::Draft;
 use crate::verify::lazy::{DrafterRows, LazyView};
 use crate::verify::view::{Mix, View};
@@ -165,7 +165,7 @@ impl DraftRows<f64> for LogitRows<'_> {
         removed.dedup();
         let drawn = self.read(node, |view, _| {
             let mix = Mix { removed, ..Mix::target() };
-            let mut cells = view.mixture(0, &mix, &[])?;
+            let mut cells = view.mixture(0, &mix)?;
             if cells.total() > 0.0 { choices.draw(site, &mut cells).map(Some) } else { Ok(None) }
         })?;
         Ok(drawn.map(|column| self.token(column)))
@@ -180,19 +180,20 @@ impl DraftRows<f64> for LogitRows<'_> {
             }
             let mut winners: Vec<(f64, u32)> = Vec::new();
             let mut numbers = [0.0; BLOCK];
+            let Scratch { buffers, terms, .. } = scratch;
             for start in (0..rows.num_cols()).step_by(BLOCK) {
-                let (buffers, weights) = (&mut scratch.buffers, &mut scratch.weights);
-                let len = rows.probabilities(0, &shaped, start, 1.0, buffers, weights);
+                let len = rows.weigh(0, &shaped, start, buffers, terms);
                 let token = |column: usize| id((start + column) as u32);
                 if vocab.is_none() {
-                    (Kernels::best().race_noise)(noise, start as u32 / 2, &mut numbers[..len]);
+                    (rows.kernels().race_noise)(noise, start as u32 / 2, &mut numbers[..len]);
                 } else {
                     // The race is keyed by token, and the columns' tokens are in any order.
                     for (column, number) in numbers[..len].iter_mut().enumerate() {
                         *number = noise.uniform(token(column));
                     }
                 }
-                for (column, (&v, &weight)) in numbers.iter().zip(&weights[..len]).enumerate() {
+                for (column, (&v, &weight)) in numbers.iter().zip(&terms[..len]).enumerate() {
+                    let weight = f64::from(weight);
                     // -ln(1 - v) >= v, so most tokens lose without a logarithm.
                     let last = winners.last().map_or(f64::INFINITY, |last| last.0);
                     if weight > 0.0 && (winners.len() < n || v <= last * weight) {

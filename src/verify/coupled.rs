@@ -43,7 +43,7 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
 ) -> Result<Outcome> {
     walk(draft, view, |view, node| {
         let mix = Mix::target();
-        let mut cells = view.mixture(node, &mix, &[])?;
+        let mut cells = view.mixture(node, &mix)?;
         let depth = mutate!("coupled/keyed_by_root_position", draft.tree().depth(node), 0);
         choices.race(depth, &mut cells)
     })

@@ -30,6 +30,14 @@ impl<W: Weight> View<W> for DenseView<W> {
         Self: 's,
         W: 's;
 
+    fn vocab(&self) -> usize {
+        self.target.first().map_or(0, Vec::len)
+    }
+
+    fn check_target(&mut self, node: usize) -> Result<()> {
+        if self.target[node].iter().any(W::is_positive) { Ok(()) } else { Err(nothing_left()) }
+    }
+
     fn target(&mut self, node: usize, token: u32) -> Result<W> {
         Ok(self.target[node][token as usize].clone())
     }
@@ -38,39 +46,24 @@ impl<W: Weight> View<W> for DenseView<W> {
         Ok(self.drafter[node][token as usize].clone())
     }
 
+    fn drafter_rest(&mut self, node: usize, without: &[u32]) -> Result<W> {
+        if without.is_empty() { Ok(W::one()) } else { Ok(rest(&self.drafter[node], without)) }
+    }
+
     fn drafter_row(&mut self, node: usize) -> Result<Vec<W>> {
         Ok(self.drafter[node].clone())
     }
 
-    fn mixture<'s>(
-        &'s mut self,
-        node: usize,
-        mix: &'s Mix<W>,
-        set: &'s [u32],
-    ) -> Result<DenseCells<W>> {
+    fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<W>) -> Result<DenseCells<W>> {
         let rows = mutate!("td/bonus_draft_row", &self.target[..], self.wrong_rows(mix));
-        let mut weights: Vec<W> = rows[node].iter().map(|p| mix.a.mul(p)).collect();
-        if mix.b.is_positive() {
-            for (token, weight) in weights.iter_mut().enumerate() {
-                if mutate!("mixed/set_not_left_out", !set.contains(&(token as u32)), true) {
-                    let taken = mix.b.mul(&self.drafter[node][token]);
-                    let floor = mix.floor.mul(&self.target[node][token]);
-                    let left =
-                        mutate!("td/residual_flipped", weight.sub(&taken), taken.sub(weight));
-                    let left = left.max(&floor);
-                    *weight = mutate!(
-                        "td/residual_abs",
-                        left,
-                        left.add(&taken.sub(weight).positive_part())
-                    );
-                }
-            }
-        }
-        for &token in &mix.removed {
-            weights[token as usize] = W::zero();
-        }
-        Ok(DenseCells::new(weights))
+        Ok(DenseCells::mixed(&rows[node], &self.drafter[node], mix))
     }
+}
+
+/// The sum of a row outside some tokens.
+pub(super) fn rest<W: Weight>(row: &[W], without: &[u32]) -> W {
+    let outside = (0..).zip(row).filter(|(token, _)| !without.contains(token));
+    outside.fold(W::zero(), |sum, (_, weight)| sum.add(weight))
 }
 
 /// Weights held in memory.
@@ -85,6 +78,33 @@ impl<W: Weight> DenseCells<W> {
     pub fn new(weights: Vec<W>) -> Self {
         let total = weights.iter().fold(W::zero(), |sum, weight| sum.add(weight));
         Self { weights, total }
+    }
+
+    /// A mixture of two rows; `q` may be empty where nothing is taken.
+    pub(super) fn mixed(p: &[W], q: &[W], mix: &Mix<W>) -> Self {
+        let mut weights = p.to_vec();
+        if mix.b.is_positive() {
+            for (token, weight) in weights.iter_mut().enumerate() {
+                if mutate!("mixed/set_not_left_out", !mix.set.contains(&(token as u32)), true) {
+                    let taken = mix.b.mul(&q[token]);
+                    let left =
+                        mutate!("td/residual_flipped", weight.sub(&taken), taken.sub(weight));
+                    let left = left.max(&mix.floor.mul(&p[token]));
+                    *weight = mutate!(
+                        "td/residual_abs",
+                        left,
+                        left.add(&taken.sub(weight).positive_part())
+                    );
+                }
+            }
+        }
+        for weight in &mut weights {
+            *weight = mix.scale.mul(weight);
+        }
+        for &token in &mix.removed {
+            weights[token as usize] = W::zero();
+        }
+        Self::new(weights)
     }
 
     /// Cells that rounding has left short of their total.

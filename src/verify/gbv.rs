@@ -29,8 +29,9 @@
 //! ranks matters for length only.
 //!
 //! # Cost
-//! All of `p` and `q` after each inner node of the selected path, one sort each; then block
-//! verification. Selection draws no number. Numbers belong to depths along the selected path.
+//! All of `p` and `q` after each inner node of the selected path, one sort each, and once more where the
+//! path is rejected; then block verification. A few rows are held at a time, whatever the tree's size.
+//! Selection draws no number. Numbers belong to depths along the selected path.
 //!
 //! # Proof status
 //! Enumerated exactly on the golden models by `certify`, two and three paths.
@@ -45,7 +46,7 @@ use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::tree::TokenTree;
-use crate::verify::dense::DenseView;
+use crate::verify::dense::{DenseCells, rest};
 use crate::verify::law::{Draft, Law};
 use crate::verify::lifted;
 use crate::verify::view::{Mix, Outcome, View};
@@ -59,11 +60,11 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     if paths.len() <= 1 {
         return lifted::decide(draft, view, choices);
     }
-    let (path, mut rows) = select(draft, view, &paths)?;
+    let (path, mut selected) = Selected::select(draft, view, &paths)?;
     let mut tokens = vec![-1];
     tokens.extend(path.iter().map(|&node| draft.tokens()[node as usize]));
     let chain = Draft::new(TokenTree::chain(path.len())?, tokens, Law::Chain, None)?;
-    let outcome = lifted::decide(&chain, &mut rows, choices)?;
+    let outcome = lifted::decide(&chain, &mut selected, choices)?;
     Ok(Outcome { path: path[..outcome.path.len()].to_vec(), ..outcome })
 }
 
@@ -93,67 +94,139 @@ fn paths(draft: &Draft) -> Result<Vec<Vec<u32>>> {
     Ok(paths)
 }
 
-/// The selected path, with the target's rows along it and the law of its tokens.
-///
-/// Paths that share a prefix share its rows; those of the first path that has it are read.
-fn select<W: Weight, V: View<W>>(
-    draft: &Draft,
-    view: &mut V,
-    paths: &[Vec<u32>],
-) -> Result<(Vec<u32>, DenseView<W>)> {
-    let mut left: Vec<&[u32]> = paths.iter().map(Vec::as_slice).collect();
-    let mut rows = DenseView { target: Vec::new(), drafter: Vec::new() };
-    let (mut low, mut width) = (W::zero(), W::one());
-    let mut node = 0;
-    for depth in 0..paths[0].len() {
-        let q = view.drafter_row(node)?;
-        let p = target_row(view, node, q.len())?;
-        for path in &left {
-            let token = draft.token(path[depth] as usize);
-            let q = &q[token as usize];
-            if !q.is_positive() {
-                let found = q.to_f64().to_string();
-                return Err(Error::ZeroDraftProbability {
-                    node: path[depth] as usize,
-                    token,
-                    found,
-                });
-            }
-        }
-        let mut best = None;
-        let scale = power_sum(&low.add(&width), &low, paths.len());
-        let mut selected = vec![W::zero(); q.len()];
-        let mut bottom = low.clone();
-        // From the worst token up, so that sums only grow and nothing cancels.
-        for token in ranked(&p, &q).into_iter().rev() {
-            let share = width.mul(&q[token]);
-            let top = bottom.add(&share);
-            selected[token] = q[token].mul(&power_sum(&top, &bottom, paths.len())).div(&scale);
-            if left.iter().any(|path| draft.token(path[depth] as usize) as usize == token) {
-                best = Some((token, bottom, share));
-            }
-            bottom = top;
-        }
-        let Some((token, from, share)) = best else {
-            unreachable!("every token with q > 0 has a rank");
-        };
-        (low, width) = (from, share);
-        rows.target.push(p);
-        rows.drafter.push(mutate!("gbv/q_not_skewed", selected, q));
-        left.retain(|path| draft.token(path[depth] as usize) as usize == token);
-        node = left[0][depth] as usize;
-    }
-    let vocab = rows.drafter[0].len();
-    rows.target.push(target_row(view, node, vocab)?);
-    Ok((left[0].to_vec(), rows))
+/// A node of the selected path as its chain sees it.
+#[derive(Clone)]
+struct Level<W> {
+    /// The node whose rows are read: that of the first path that has this prefix.
+    node: usize,
+    /// Where the prefix lies on `[0, 1]`.
+    low: W,
+    width: W,
+    /// The next token of the path, and its probability under the selected path's law.
+    next: Option<(u32, W)>,
 }
 
-fn target_row<W: Weight, V: View<W>>(view: &mut V, node: usize, vocab: usize) -> Result<Vec<W>> {
-    let mut row = vec![W::zero(); vocab];
-    let mix = Mix::target();
-    for (token, weight) in view.mixture(node, &mix, &[])?.list()? {
-        row[token as usize] = weight;
+/// The rows of the selected path: the target's own, and the law of the path's tokens.
+struct Selected<'v, V, W> {
+    view: &'v mut V,
+    num_paths: usize,
+    levels: Vec<Level<W>>,
+}
+
+impl<'v, V: View<W>, W: Weight> Selected<'v, V, W> {
+    /// Selects a path and returns it with its rows.
+    ///
+    /// Below a row of the target that is no distribution nothing is selected: the path ends there, which
+    /// depends on its prefix alone. The error comes up if the walk stops there.
+    fn select(draft: &Draft, view: &'v mut V, paths: &[Vec<u32>]) -> Result<(Vec<u32>, Self)> {
+        let mut left: Vec<&[u32]> = paths.iter().map(Vec::as_slice).collect();
+        let mut selected = Self { view, num_paths: paths.len(), levels: Vec::new() };
+        let mut level = Level { node: 0, low: W::zero(), width: W::one(), next: None };
+        for depth in 0..paths[0].len() {
+            match selected.view.check_target(level.node) {
+                Err(Error::RowEmpty { .. } | Error::RowNotFinite { .. }) if depth > 0 => break,
+                other => other?,
+            }
+            let tokens: Vec<u32> =
+                left.iter().map(|path| draft.token(path[depth] as usize)).collect();
+            let mut is_ranked = vec![false; tokens.len()];
+            let mut best = None;
+            selected.rank(&level, |token, bottom, share, law| {
+                for (wanted, is_ranked) in tokens.iter().zip(&mut is_ranked) {
+                    if *wanted == token {
+                        *is_ranked = true;
+                        best = Some((token, bottom.clone(), share.clone(), law.clone()));
+                    }
+                }
+            })?;
+            let (Some((token, low, width, law)), None) =
+                (best, is_ranked.iter().position(|is_ranked| !is_ranked))
+            else {
+                let place = is_ranked.iter().position(|is_ranked| !is_ranked).unwrap_or(0);
+                return Err(Error::ZeroDraftProbability {
+                    node: left[place][depth] as usize,
+                    token: tokens[place],
+                    found: "0".to_owned(),
+                });
+            };
+            level.next = Some((token, law));
+            selected.levels.push(level);
+            left.retain(|path| draft.token(path[depth] as usize) == token);
+            level = Level { node: left[0][depth] as usize, low, width, next: None };
+        }
+        let path = left[0][..selected.levels.len()].to_vec();
+        selected.levels.push(level);
+        Ok((path, selected))
     }
+
+    /// Calls `each(token, bottom, share, law)` for every token that can be drafted after a prefix, from
+    /// the last rank up: sums only grow, and nothing cancels.
+    fn rank(&mut self, level: &Level<W>, mut each: impl FnMut(u32, &W, &W, &W)) -> Result<()> {
+        let q = self.view.drafter_row(level.node)?;
+        let p = target_row(self.view, level.node)?;
+        let k = self.num_paths;
+        let scale = power_sum(&level.low.add(&level.width), &level.low, k);
+        let mut bottom = level.low.clone();
+        for token in ranked(&p, &q).into_iter().rev() {
+            let share = level.width.mul(&q[token]);
+            let top = bottom.add(&share);
+            let law = q[token].mul(&power_sum(&top, &bottom, k)).div(&scale);
+            let law = mutate!("gbv/q_not_skewed", law, q[token].clone());
+            each(token as u32, &bottom, &share, &law);
+            bottom = top;
+        }
+        Ok(())
+    }
+}
+
+impl<V: View<W>, W: Weight> View<W> for Selected<'_, V, W> {
+    type Mixture<'s>
+        = DenseCells<W>
+    where
+        Self: 's,
+        W: 's;
+
+    fn vocab(&self) -> usize {
+        self.view.vocab()
+    }
+
+    fn check_target(&mut self, node: usize) -> Result<()> {
+        self.view.check_target(self.levels[node].node)
+    }
+
+    fn target(&mut self, node: usize, token: u32) -> Result<W> {
+        self.view.target(self.levels[node].node, token)
+    }
+
+    fn drafter(&mut self, node: usize, token: u32) -> Result<W> {
+        match &self.levels[node].next {
+            Some((next, law)) if *next == token => Ok(law.clone()),
+            _ => Ok(self.drafter_row(node)?[token as usize].clone()),
+        }
+    }
+
+    fn drafter_rest(&mut self, node: usize, without: &[u32]) -> Result<W> {
+        if without.is_empty() { Ok(W::one()) } else { Ok(rest(&self.drafter_row(node)?, without)) }
+    }
+
+    fn drafter_row(&mut self, node: usize) -> Result<Vec<W>> {
+        let level = self.levels[node].clone();
+        let mut row = vec![W::zero(); self.view.vocab()];
+        self.rank(&level, |token, _, _, law| row[token as usize] = law.clone())?;
+        Ok(row)
+    }
+
+    fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<W>) -> Result<DenseCells<W>> {
+        let q = if mix.b.is_positive() { self.drafter_row(node)? } else { Vec::new() };
+        let p = target_row(self.view, self.levels[node].node)?;
+        Ok(DenseCells::mixed(&p, &q, mix))
+    }
+}
+
+fn target_row<W: Weight, V: View<W>>(view: &mut V, node: usize) -> Result<Vec<W>> {
+    let mut row = vec![W::zero(); view.vocab()];
+    let mix = Mix::target();
+    view.mixture(node, &mix)?.visit(&mut |token, weight| row[token as usize] = weight.clone())?;
     Ok(row)
 }
 

@@ -83,7 +83,7 @@ pub(crate) fn decide_at<W: Weight, V: View<W>, C: Choices<W>>(
             continue;
         }
         let residual = residual(view, node, children.len(), &rho)?;
-        let (token, fallbacks) = draw_from(view, choices, node, &residual, &[])?;
+        let (token, fallbacks) = draw_from(view, choices, node, &residual)?;
         return Ok(Outcome::stop_at(draft, node, token, fallbacks));
     }
 }
@@ -105,12 +105,11 @@ fn least_rho<W: Weight, V: View<W>>(view: &mut V, node: usize, k: usize) -> Resu
     Ok(high)
 }
 
-/// `(1 - (1 - beta)^k) / beta` with `1 - beta = 1 - sum min(q, p / rho)`.
+/// `(1 - (1 - beta)^k) / beta = sum_j (1 - beta)^j`, where `rho (1 - beta) = (rho - 1) + sum (p - rho q)+`
+/// is a sum of what is missed.
 fn gamma<W: Weight, V: View<W>>(view: &mut V, node: usize, k: usize, rho: &W) -> Result<W> {
-    let share = W::one().div(rho);
-    let mix = Mix { a: share.clone(), b: W::one(), ..Mix::target() };
-    // sum min(q, p / rho) = 1 / rho - sum (p / rho - q)+
-    let missed = W::one().sub(&share).add(&view.mixture(node, &mix, &[])?.total());
+    let mix = Mix { b: rho.clone(), ..Mix::target() };
+    let missed = rho.sub(&W::one()).add(&view.mixture(node, &mix)?.total()).div(rho);
     let mut gamma = W::zero();
     for _ in 0..k {
         gamma = gamma.mul(&missed).add(&W::one());

@@ -1,61 +1,20 @@
 //! Production's view: rows are shaped and summed only when a rule asks for them.
+//!
+//! Each row is read whole once, when something is first asked about it: that gives what every later
+//! question divides by. Everything that is kept is the answer to one question, under the whole of it, and
+//! is computed from the rows alone; so an answer does not depend on what was asked before.
 
-use crate::choice::{Cells, RaceNoise, nothing_left};
-use crate::dist::{Scratch, Shaped, ShapedRows};
+use crate::choice::{Cells, RaceNoise};
+use crate::dist::{Scratch, Shaped, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
-use crate::rows::RawRows;
-use crate::simd::{BLOCK, Kernels};
+use crate::simd::BLOCK;
+use crate::verify::drafted::Drafted;
 use crate::verify::law::Draft;
 use crate::verify::memory::{Lent, Memory};
 use crate::verify::view::{Mix, View};
 
-/// Where the drafter's rows come from.
-#[derive(Debug, Clone, Copy)]
-pub enum Source<'a> {
-    /// The draft has none.
-    None,
-    /// Probabilities, used as given.
-    Probabilities(RawRows<'a>),
-    /// Logits, shaped like the target's.
-    Logits(ShapedRows<'a>),
-}
-
-/// The drafter's rows of a draft.
-#[derive(Debug, Clone, Copy)]
-pub struct DrafterRows<'a> {
-    /// The rows.
-    pub source: Source<'a>,
-    /// Which row belongs to each node; -1 for none.
-    pub index: &'a [i64],
-    /// `(token, column)` by ascending token when the rows are over a sub-vocabulary.
-    pub vocab: Option<&'a [(u32, u32)]>,
-}
-
-impl DrafterRows<'_> {
-    /// No rows at all.
-    pub const NONE: DrafterRows<'static> =
-        DrafterRows { source: Source::None, index: &[], vocab: None };
-
-    fn row(&self, draft: &Draft, node: usize) -> Result<usize> {
-        let row = self.index.get(node).copied().unwrap_or(-1);
-        usize::try_from(row).map_err(|_| Error::MissingRow {
-            node: draft.tree().children(node).first().map_or(0, |&child| child as usize),
-            parent: node,
-            row,
-        })
-    }
-
-    /// The column of a token; `None` outside the sub-vocabulary.
-    pub(crate) fn column(&self, token: u32) -> Option<u32> {
-        match mutate!("lazy/column_is_token", self.vocab, None) {
-            None => Some(token),
-            Some(pairs) => {
-                pairs.binary_search_by_key(&token, |pair| pair.0).ok().map(|at| pairs[at].1)
-            }
-        }
-    }
-}
+pub use crate::verify::drafted::{DrafterRows, Source, check_distribution};
 
 /// The rows of one draft, read on demand.
 #[derive(Debug)]
@@ -63,37 +22,38 @@ pub struct LazyView<'a> {
     draft: &'a Draft,
     target: ShapedRows<'a>,
     drafter: DrafterRows<'a>,
-    shaped_target: Vec<Option<Shaped>>,
-    shaped_drafter: Vec<Option<Shaped>>,
+    shaped: Vec<Option<Shaped>>,
+    drafted: Vec<Option<Drafted>>,
     memory: Lent,
-    /// The drafter's row that `memory.spread` holds.
-    spread_row: Option<usize>,
 }
 
 impl<'a> LazyView<'a> {
     /// The view of a draft's rows; nothing is read yet.
     pub fn new(draft: &'a Draft, target: ShapedRows<'a>, drafter: DrafterRows<'a>) -> Self {
-        let drafter_rows = match drafter.source {
-            Source::Logits(_) => draft.num_nodes(),
-            Source::None | Source::Probabilities(_) => 0,
+        let num_drafted = match drafter.source {
+            Source::None => 0,
+            Source::Logits(_) | Source::Probabilities(_) => draft.num_nodes(),
         };
         Self {
             draft,
             target,
             drafter,
-            shaped_target: vec![None; draft.num_nodes()],
-            shaped_drafter: vec![None; drafter_rows],
+            shaped: vec![None; draft.num_nodes()],
+            drafted: vec![None; num_drafted],
             memory: Lent::new(),
-            spread_row: None,
         }
     }
 
-    fn shaped_target(&mut self, node: usize) -> Result<Shaped> {
-        if let Some(shaped) = self.shaped_target[node] {
+    fn shaped(&mut self, node: usize) -> Result<Shaped> {
+        if let Some(shaped) = self.shaped[node] {
             return Ok(shaped);
         }
-        let shaped = self.target.shape(node, &mut self.memory.scratch)?;
-        self.shaped_target[node] = Some(shaped);
+        let Memory { scratch, sums, .. } = &mut *self.memory;
+        let shaped = self.target.shape(node, scratch)?;
+        if !scratch.sums.is_empty() {
+            sums.keep(Side::Target, node, &scratch.sums);
+        }
+        self.shaped[node] = Some(shaped);
         Ok(shaped)
     }
 
@@ -102,18 +62,25 @@ impl<'a> LazyView<'a> {
         &mut self,
         node: usize,
     ) -> Result<(ShapedRows<'a>, Shaped, &mut Scratch)> {
-        let shaped = self.shaped_target(node)?;
+        let shaped = self.shaped(node)?;
         Ok((self.target, shaped, &mut self.memory.scratch))
     }
 
-    /// The shape of the drafter's row after `node`, when the drafter's rows are logits.
-    fn shaped_drafter(&mut self, rows: &ShapedRows<'a>, node: usize, row: usize) -> Result<Shaped> {
-        if let Some(shaped) = self.shaped_drafter[node] {
-            return Ok(shaped);
+    /// The drafter's row after `node`, read whole.
+    fn drafted(&mut self, node: usize) -> Result<Option<Drafted>> {
+        let Some(&known) = self.drafted.get(node) else {
+            return Ok(None);
+        };
+        if known.is_some() {
+            return Ok(known);
         }
-        let shaped = rows.shape(row, &mut self.memory.scratch)?;
-        self.shaped_drafter[node] = Some(shaped);
-        Ok(shaped)
+        let Memory { scratch, sums, .. } = &mut *self.memory;
+        let drafted = self.drafter.read(self.draft, node, self.target.kernels(), scratch)?;
+        if !scratch.sums.is_empty() {
+            sums.keep(Side::Drafter, node, &scratch.sums);
+        }
+        self.drafted[node] = Some(drafted);
+        Ok(Some(drafted))
     }
 
     /// The natural logarithm of `p(token)` after `node`.
@@ -121,207 +88,37 @@ impl<'a> LazyView<'a> {
     /// # Errors
     /// If the row is not a distribution.
     pub fn log_probability(&mut self, node: usize, token: u32) -> Result<f64> {
-        let shaped = self.shaped_target(node)?;
-        Ok(self.target.log_probability(node, &shaped, token))
+        let shaped = self.shaped(node)?;
+        self.target.log_probability(node, &shaped, token)
     }
-
-    /// Spreads a sub-vocabulary row over all tokens, in ascending columns of the given blocks.
-    fn spread(&mut self, row: usize, shaped: Option<Shaped>) {
-        let Some(pairs) = self.drafter.vocab else {
-            return;
-        };
-        if self.spread_row == Some(row) {
-            return;
-        }
-        let spread = &mut self.memory.spread;
-        spread.clear();
-        spread.resize(self.target.num_cols(), 0.0);
-        for &(token, column) in pairs {
-            spread[token as usize] = match (self.drafter.source, shaped) {
-                (Source::Logits(rows), Some(shaped)) => rows.probability(row, &shaped, column),
-                (Source::Probabilities(raw), _) => raw.value(row, column as usize),
-                _ => 0.0,
-            };
-        }
-        self.spread_row = Some(row);
-    }
-
-    /// Makes sure that the sums belong to `mix` at `node`.
-    fn sum_blocks(&mut self, parts: &Parts<'_>) -> Result<()> {
-        let Mix { a, b, floor, removed } = parts.mix;
-        let key = (parts.node, [a.to_bits(), b.to_bits(), floor.to_bits()], removed.len());
-        let key = mutate!("lazy/sums_of_another_mixture", key, (parts.node, [0; 3], 0));
-        let Memory { scratch, sums, .. } = &mut *self.memory;
-        if sums.key == Some(key) {
-            return Ok(());
-        }
-        sums.key = None;
-        sums.sums.clear();
-        sums.total = 0.0;
-        let pure = parts.drafter.is_none() && parts.mix.removed.is_empty();
-        let Parts { node, target, mix, .. } = parts;
-        if pure && self.target.sums_of_last(*node, target, mix.a, scratch, &mut sums.sums) {
-            sums.total = sums.sums.iter().sum();
-            sums.key = Some(key);
-            return Ok(());
-        }
-        let mut drafted = Some(0.0);
-        for start in (0..self.target.num_cols()).step_by(BLOCK) {
-            let block = self.sum_block(parts, start).unwrap_or_else(|| self.fill(parts, start));
-            let sums = &mut self.memory.sums;
-            sums.sums.push(block.sum);
-            sums.total += block.sum;
-            drafted = drafted.zip(block.drafted).map(|(sum, block)| sum + block);
-        }
-        self.check_drafter(parts, drafted)?;
-        self.memory.sums.key = Some(key);
-        Ok(())
-    }
-
-    /// A row of probabilities has just been read whole: it must be a distribution.
-    fn check_drafter(&self, parts: &Parts<'_>, sum: Option<f64>) -> Result<()> {
-        match (parts.drafter, self.drafter.source, sum) {
-            (Some((row, _)), Source::Probabilities(raw), sum)
-                if !sum.is_some_and(|sum| (sum - 1.0).abs() <= SUM_TOLERANCE) =>
-            {
-                check_distribution(&raw, row)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The sums of a block in the common case: the drafter's rows are `f32` probabilities, and no
-    /// single token of the block is treated apart.
-    fn sum_block(&mut self, parts: &Parts<'_>, start: usize) -> Option<Block> {
-        let (Some((row, _)), Source::Probabilities(raw), None) =
-            (parts.drafter, self.drafter.source, self.drafter.vocab)
-        else {
-            return None;
-        };
-        let taken = raw.block_f32(row, start)?;
-        let mut apart = parts.set.iter().chain(&parts.mix.removed);
-        if parts.mix.floor > 0.0
-            || apart.any(|&t| (start..start + taken.len()).contains(&(t as usize)))
-        {
-            return None;
-        }
-        let factors = (parts.mix.a, parts.mix.b);
-        let buffers = &mut self.memory.scratch.buffers;
-        let seen = self.target.left(parts.node, &parts.target, start, factors, taken, buffers)?;
-        let drafted = (!seen.has_negative).then_some(seen.taken);
-        Some(Block { len: taken.len(), sum: seen.left, drafted })
-    }
-
-    /// Writes a block of the mixture's weights.
-    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> Block {
-        let Memory { scratch, spread, .. } = &mut *self.memory;
-        let Scratch { buffers, weights, taken, .. } = scratch;
-        let kernels = Kernels::best();
-        let len = self.target.probabilities(
-            parts.node,
-            &parts.target,
-            start,
-            parts.mix.a,
-            buffers,
-            weights,
-        );
-        let weights = &mut weights[..len];
-        let mut block = Block { len, sum: 0.0, drafted: Some(0.0) };
-        let mut touched = parts.drafter.is_none();
-        if let Some((row, shaped)) = parts.drafter {
-            match (self.drafter.source, self.drafter.vocab, shaped) {
-                (_, Some(_), _) => taken[..len].copy_from_slice(&spread[start..start + len]),
-                (Source::Logits(rows), None, Some(shaped)) => {
-                    rows.probabilities(row, &shaped, start, 1.0, buffers, taken);
-                }
-                (Source::Probabilities(raw), None, _) => {
-                    raw.block_f64(kernels, row, start, &mut taken[..len], &mut buffers[0]);
-                }
-                _ => taken[..len].fill(0.0),
-            }
-            let mut forced = 0.0;
-            for token in inside(mutate!("lazy/set_not_left_out", parts.set, &[]), start, len) {
-                forced += taken[token];
-                taken[token] = 0.0;
-            }
-            let b = mutate!("lazy/factor_forgotten", parts.mix.b, 1.0);
-            let seen = (kernels.subtract)(weights, &taken[..len], b);
-            block.sum = seen.left;
-            block.drafted = (!seen.has_negative).then_some(seen.taken + forced);
-            let floor = parts.mix.floor;
-            if floor > 0.0 {
-                self.target.probabilities(parts.node, &parts.target, start, floor, buffers, taken);
-                for (weight, &least) in weights.iter_mut().zip(&*taken) {
-                    *weight = weight.max(least);
-                }
-                touched = true;
-            }
-        }
-        let removed = mutate!("lazy/removed_token_stays", &parts.mix.removed[..], &[]);
-        for token in inside(removed, start, len) {
-            weights[token] = 0.0;
-            touched = true;
-        }
-        if touched {
-            block.sum = (kernels.sum)(weights);
-        }
-        block
-    }
-}
-
-/// What filling a block tells.
-struct Block {
-    len: usize,
-    /// The sum of the mixture's weights.
-    sum: f64,
-    /// The sum of the drafter's probabilities; `None` if one of them is negative.
-    drafted: Option<f64>,
-}
-
-/// How far a row of probabilities may be from summing to 1.
-const SUM_TOLERANCE: f64 = 1e-3;
-
-/// The places in a block of the tokens that lie in it.
-fn inside(tokens: &[u32], start: usize, len: usize) -> impl Iterator<Item = usize> + '_ {
-    tokens.iter().filter_map(move |&t| (t as usize).checked_sub(start)).filter(move |&t| t < len)
-}
-
-/// Reads a row of probabilities value by value and checks that it is a distribution.
-///
-/// # Errors
-/// [`Error::RowNotFinite`] names a NaN, infinite or negative value, [`Error::RowNotNormalised`] the
-/// sum.
-pub fn check_distribution(raw: &RawRows<'_>, row: usize) -> Result<()> {
-    let mut sum = 0.0;
-    for token in 0..raw.num_cols() {
-        let p = raw.value(row, token);
-        if !(p >= 0.0 && p.is_finite()) {
-            return Err(Error::RowNotFinite {
-                side: "drafter",
-                row,
-                token,
-                found: p.to_string(),
-                wanted: "probabilities are finite and not negative",
-            });
-        }
-        sum += p;
-    }
-    if (sum - 1.0).abs() > SUM_TOLERANCE {
-        return Err(Error::RowNotNormalised { row, sum });
-    }
-    Ok(())
 }
 
 /// A mixture with its rows resolved.
+///
+/// Its weights are computed as `max(u - factor v [not in set], floor u) [not in removed]` with the weights
+/// `u` and `v` of target and drafter; `unit` times that is what the mixture says.
 struct Parts<'s> {
     node: usize,
     target: Shaped,
-    drafter: Option<(usize, Option<Shaped>)>,
+    drafter: Option<Drafted>,
     mix: &'s Mix<f64>,
-    set: &'s [u32],
+    factor: f64,
+    unit: f64,
+    form: Form,
 }
 
-/// A mixture of a node's rows; its blocks have been summed.
+/// In which form a mixture is read.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// One token has all the mass.
+    Only(u32),
+    /// Few tokens are kept: they are listed.
+    List,
+    /// Block by block.
+    Blocks,
+}
+
+/// A mixture of a node's rows; its weights have been summed.
 pub struct LazyCells<'s, 'a> {
     view: &'s mut LazyView<'a>,
     parts: Parts<'s>,
@@ -333,156 +130,390 @@ impl<'a> View<f64> for LazyView<'a> {
     where
         Self: 's;
 
+    fn vocab(&self) -> usize {
+        self.target.num_cols()
+    }
+
+    fn check_target(&mut self, node: usize) -> Result<()> {
+        self.shaped(node).map(|_| ())
+    }
+
     fn target(&mut self, node: usize, token: u32) -> Result<f64> {
-        let shaped = self.shaped_target(node)?;
+        let shaped = self.shaped(node)?;
         Ok(self.target.probability(node, &shaped, token))
     }
 
     fn drafter(&mut self, node: usize, token: u32) -> Result<f64> {
-        let row = self.drafter.row(self.draft, node)?;
-        let Some(column) = self.drafter.column(token) else {
-            return Ok(0.0);
-        };
-        match self.drafter.source {
-            Source::None => Ok(0.0),
-            Source::Probabilities(raw) => Ok(raw.value(row, column as usize)),
-            Source::Logits(rows) => {
-                let shaped = self.shaped_drafter(&rows, node, row)?;
-                Ok(rows.probability(row, &shaped, column))
-            }
+        let drafted = self.drafted(node)?;
+        Ok(drafted.map_or(0.0, |row| self.drafter.weight(&row, token) / row.total))
+    }
+
+    fn drafter_rest(&mut self, node: usize, without: &[u32]) -> Result<f64> {
+        if without.is_empty() {
+            return Ok(1.0);
         }
+        let Some(drafted) = self.drafted(node)? else {
+            return Ok(1.0);
+        };
+        let kernels = self.target.kernels();
+        let Memory { scratch, sums, rest, .. } = &mut *self.memory;
+        if let Some((of, tokens, mass)) = rest
+            && *of == node
+            && tokens == without
+        {
+            return Ok(*mass);
+        }
+        let sums = sums.of(Side::Drafter, node).unwrap_or_default();
+        let mass = self.drafter.sum_rest(&drafted, without, sums, kernels, scratch) / drafted.total;
+        *rest = Some((node, without.to_vec(), mass));
+        Ok(mass)
     }
 
     fn drafter_row(&mut self, node: usize) -> Result<Vec<f64>> {
-        let row = self.drafter.row(self.draft, node)?;
-        if let Source::Probabilities(raw) = self.drafter.source {
-            check_distribution(&raw, row)?;
-        }
-        let tokens = 0..self.target.num_cols() as u32;
-        tokens.map(|token| View::drafter(self, node, token)).collect()
+        (0..self.vocab() as u32).map(|token| self.drafter(node, token)).collect()
     }
 
-    fn mixture<'s>(
-        &'s mut self,
-        node: usize,
-        mix: &'s Mix<f64>,
-        set: &'s [u32],
-    ) -> Result<LazyCells<'s, 'a>> {
-        let target = self.shaped_target(node)?;
-        let mut drafter = None;
-        if mix.b > 0.0 {
-            let row = self.drafter.row(self.draft, node)?;
-            let shaped = match self.drafter.source {
-                Source::Logits(rows) => Some(self.shaped_drafter(&rows, node, row)?),
-                Source::None | Source::Probabilities(_) => None,
-            };
-            self.spread(row, shaped);
-            drafter = Some((row, shaped));
-        }
-        let parts = Parts { node, target, drafter, mix, set };
-        // A one-hot row that nothing is taken from needs no sum.
-        if !parts.is_one_hot() {
-            self.sum_blocks(&parts)?;
+    fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<f64>) -> Result<LazyCells<'s, 'a>> {
+        let target = self.shaped(node)?;
+        let drafter = if mix.b > 0.0 { self.drafted(node)? } else { None };
+        let unit = mix.scale / target.total();
+        let factor = drafter.map_or(0.0, |row| mix.b * (target.total() / row.total));
+        let form = self.form(node, &target, mix);
+        let parts = Parts { node, target, drafter, mix, factor, unit, form };
+        match form {
+            Form::Only(_) => {}
+            Form::List => self.weigh_list(&parts),
+            Form::Blocks => self.sum_blocks(&parts),
         }
         Ok(LazyCells { view: self, parts })
     }
 }
 
+impl LazyView<'_> {
+    /// The form in which a mixture is read; lists the target's tokens where that is it.
+    fn form(&mut self, node: usize, target: &Shaped, mix: &Mix<f64>) -> Form {
+        let is_pure = mix.b <= 0.0 && mix.removed.is_empty();
+        if let Some(only) = target.only().filter(|_| is_pure) {
+            return Form::Only(only);
+        }
+        if !target.is_truncated() {
+            return Form::Blocks;
+        }
+        let Memory { scratch, kept, .. } = &mut *self.memory;
+        if kept.node != Some(node) {
+            kept.is_listed = self.target.list_kept(node, target, scratch);
+            std::mem::swap(&mut kept.tokens, &mut scratch.list.tokens);
+            std::mem::swap(&mut kept.weights, &mut scratch.list.weights);
+            kept.node = Some(node);
+        }
+        if kept.is_listed { Form::List } else { Form::Blocks }
+    }
+
+    /// Computes the weights of a mixture over the listed tokens.
+    fn weigh_list(&mut self, parts: &Parts<'_>) {
+        let Memory { mixture, kept, .. } = &mut *self.memory;
+        if mixture.key.as_ref().is_some_and(|key| key.0 == parts.node && key.1 == *parts.mix) {
+            return;
+        }
+        mixture.key = None;
+        mixture.weights.clear();
+        for (&token, &weight) in kept.tokens.iter().zip(&kept.weights) {
+            let taken = match &parts.drafter {
+                Some(drafted) if !parts.mix.set.contains(&token) => {
+                    self.drafter.weight(drafted, token)
+                }
+                _ => 0.0,
+            };
+            mixture.weights.push(parts.weight(token, f64::from(weight), taken));
+        }
+        mixture.total = mixture.weights.iter().sum();
+        mixture.key = Some((parts.node, parts.mix.clone()));
+    }
+
+    /// Makes sure that the sums of blocks are those of a mixture.
+    ///
+    /// Blocks that a token removed since then does not lie in have the sums that they had.
+    fn sum_blocks(&mut self, parts: &Parts<'_>) {
+        let Parts { node, mix, .. } = *parts;
+        let mut known = 0;
+        let mut is_known = false;
+        if let Some((of, last)) = self.memory.mixture.key.take() {
+            known = last.removed.len();
+            let extends = mix.removed.starts_with(&last.removed);
+            let is_same = extends && Mix { removed: mix.removed.clone(), ..last } == *mix;
+            is_known = of == node && mutate!("lazy/sums_of_another_mixture", is_same, true);
+        }
+        if !is_known {
+            self.memory.mixture.sums.clear();
+            if parts.drafter.is_none() {
+                self.keep_target_sums(node, &parts.target);
+            }
+        }
+        let newly_removed = if is_known { mix.removed.get(known..) } else { None };
+        let newly_removed = newly_removed.unwrap_or_default();
+        for (block, start) in (0..self.target.num_cols()).step_by(BLOCK).enumerate() {
+            let len = BLOCK.min(self.target.num_cols() - start);
+            let is_touched = inside(newly_removed, start, len).next().is_some();
+            if is_known && !is_touched {
+                continue;
+            }
+            let sum = self.sum_of_block(parts, block, start, len);
+            let sums = &mut self.memory.mixture.sums;
+            if is_known { sums[block] = sum } else { sums.push(sum) }
+        }
+        let mixture = &mut self.memory.mixture;
+        mixture.total = mixture.sums.iter().sum();
+        mixture.key = Some((node, mix.clone()));
+    }
+
+    /// Computes the sums of the blocks of the target's row, if its shaping did not leave them.
+    fn keep_target_sums(&mut self, node: usize, shaped: &Shaped) {
+        let Memory { scratch, sums, .. } = &mut *self.memory;
+        if sums.of(Side::Target, node).is_none() {
+            let starts = (0..self.target.num_cols()).step_by(BLOCK);
+            let all: Vec<f64> =
+                starts.map(|start| self.target.sum_block(node, shaped, start, scratch)).collect();
+            sums.keep(Side::Target, node, &all);
+        }
+    }
+
+    /// The sum of a mixture's weights in a block.
+    fn sum_of_block(&mut self, parts: &Parts<'_>, block: usize, start: usize, len: usize) -> f64 {
+        if parts.drafter.is_none() && inside(&parts.mix.removed, start, len).next().is_none() {
+            let sums = self.memory.sums.of(Side::Target, parts.node);
+            return sums.map_or(0.0, |sums| sums[block]);
+        }
+        let len = self.fill(parts, start);
+        (self.target.kernels().sum)(&self.memory.scratch.weights[..len])
+    }
+
+    /// Writes the weights of a mixture in a block; returns how many there are.
+    fn fill(&mut self, parts: &Parts<'_>, start: usize) -> usize {
+        let Parts { node, ref target, ref drafter, mix, .. } = *parts;
+        let kernels = self.target.kernels();
+        let factor = mutate!("lazy/factor_forgotten", parts.factor, 1.0);
+        let set = mutate!("lazy/set_not_left_out", &mix.set[..], &[]);
+        let is_apart = inside(set, start, BLOCK).next().is_some();
+        let narrow = drafter.as_ref().and_then(|drafted| self.drafter.block_f32(drafted, start));
+        let narrow = narrow.filter(|_| !is_apart);
+        if let (Some(drafted), None) = (drafter, narrow) {
+            self.take(drafted, start);
+        }
+        let Scratch { buffers, terms, weights, taken, .. } = &mut self.memory.scratch;
+        let len = self.target.weigh(node, target, start, buffers, terms);
+        let (terms, weights, taken) = (&terms[..len], &mut weights[..len], &mut taken[..len]);
+        if let Some(narrow) = narrow {
+            (kernels.subtract_narrow)(terms, narrow, factor, weights);
+        } else if drafter.is_some() {
+            for token in inside(set, start, len) {
+                taken[token] = 0.0;
+            }
+            (kernels.subtract)(terms, taken, factor, weights);
+        } else {
+            (kernels.widen_f32)(terms, weights);
+        }
+        if drafter.is_some() && mix.floor > 0.0 {
+            for (weight, &whole) in weights.iter_mut().zip(terms) {
+                *weight = weight.max(mix.floor * f64::from(whole));
+            }
+        }
+        let removed = mutate!("lazy/removed_token_stays", &mix.removed[..], &[]);
+        for token in inside(removed, start, len) {
+            weights[token] = 0.0;
+        }
+        len
+    }
+
+    /// Writes the drafter's weights of a block of tokens into `scratch.taken`.
+    fn take(&mut self, drafted: &Drafted, start: usize) {
+        let kernels = self.target.kernels();
+        let Memory { scratch, spread, spread_row, .. } = &mut *self.memory;
+        let Some(pairs) = self.drafter.vocab else {
+            self.drafter.fill(drafted, start, kernels, scratch);
+            return;
+        };
+        if *spread_row != Some(drafted.row()) {
+            spread.clear();
+            spread.resize(self.target.num_cols(), 0.0);
+            for &(token, _) in pairs {
+                spread[token as usize] = self.drafter.weight(drafted, token);
+            }
+            *spread_row = Some(drafted.row());
+        }
+        let len = BLOCK.min(spread.len() - start);
+        scratch.taken[..len].copy_from_slice(&spread[start..start + len]);
+    }
+}
+
+/// The places in a block of the tokens that lie in it.
+fn inside(tokens: &[u32], start: usize, len: usize) -> impl Iterator<Item = usize> + '_ {
+    tokens.iter().filter_map(move |&t| (t as usize).checked_sub(start)).filter(move |&t| t < len)
+}
+
 impl Parts<'_> {
-    fn is_one_hot(&self) -> bool {
-        self.target.only().is_some() && self.drafter.is_none() && self.mix.removed.is_empty()
+    /// The weight of a token, given those of target and drafter (0 in the set).
+    fn weight(&self, token: u32, whole: f64, taken: f64) -> f64 {
+        if self.mix.removed.contains(&token) {
+            return 0.0;
+        }
+        let left = (-self.factor).mul_add(taken, whole);
+        f64::max(if left > 0.0 { left } else { 0.0 }, self.mix.floor * whole)
     }
 }
 
 impl LazyCells<'_, '_> {
-    /// Calls `each` with every block's start and weights.
-    fn scan(&mut self, mut each: impl FnMut(usize, &[f64])) {
-        for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
-            let block = self.view.fill(&self.parts, start);
-            each(start, &self.view.memory.scratch.weights[..block.len]);
+    /// Calls `each` with every token of positive weight and its weight, ascending, until it says stop.
+    ///
+    /// Of a mixture in blocks it begins with block `from`.
+    fn scan(&mut self, from: usize, mut each: impl FnMut(u32, f64) -> bool) {
+        match self.parts.form {
+            Form::Only(token) => {
+                each(token, 1.0);
+            }
+            Form::List => {
+                let Memory { kept, mixture, .. } = &*self.view.memory;
+                for (&token, &weight) in kept.tokens.iter().zip(&mixture.weights) {
+                    if weight > 0.0 && each(token, weight) {
+                        return;
+                    }
+                }
+            }
+            Form::Blocks => {
+                for start in (0..self.view.target.num_cols()).step_by(BLOCK).skip(from) {
+                    let len = self.view.fill(&self.parts, start);
+                    let weights = &self.view.memory.scratch.weights[..len];
+                    for (token, &weight) in (start as u32..).zip(weights) {
+                        if weight > 0.0 && each(token, weight) {
+                            return;
+                        }
+                    }
+                }
+            }
         }
+    }
+
+    /// The block in which a point lies, and the sum of those before it; the last one of positive sum if
+    /// rounding put the point beyond the others.
+    fn find_block(&self, point: f64) -> (usize, f64) {
+        let (mut found, mut before) = ((0, 0.0), 0.0);
+        for (block, &sum) in self.view.memory.mixture.sums.iter().enumerate() {
+            if sum > 0.0 {
+                found = (block, before);
+                before += sum;
+                if point < before {
+                    break;
+                }
+            }
+        }
+        found
     }
 }
 
 impl Cells<f64> for LazyCells<'_, '_> {
     fn total(&self) -> f64 {
-        if self.parts.is_one_hot() { self.parts.mix.a } else { self.view.memory.sums.total }
+        match self.parts.form {
+            Form::Only(_) => self.parts.mix.scale,
+            Form::List | Form::Blocks => self.view.memory.mixture.total * self.parts.unit,
+        }
     }
 
     fn weight(&mut self, token: u32) -> Result<f64> {
-        let Parts { node, mix, set, .. } = self.parts;
-        if mix.removed.contains(&token) {
-            return Ok(0.0);
-        }
-        let p = self.view.target(node, token)?;
-        if self.parts.drafter.is_none() || set.contains(&token) {
-            return Ok(mix.a * p);
-        }
-        Ok(f64::max(mix.a * p - mix.b * self.view.drafter(node, token)?, mix.floor * p))
+        let parts = &self.parts;
+        let whole = self.view.target.weight(parts.node, &parts.target, token);
+        let taken = match &parts.drafter {
+            Some(drafted) if !parts.mix.set.contains(&token) => {
+                self.view.drafter.weight(drafted, token)
+            }
+            _ => 0.0,
+        };
+        Ok(parts.weight(token, whole, taken) * parts.unit)
     }
 
     fn locate(&mut self, point: &f64) -> Result<u32> {
-        if let Some(token) = self.parts.target.only().filter(|_| self.parts.is_one_hot()) {
-            return Ok(token);
-        }
-        // The last block of positive sum holds the point if rounding put it beyond the others.
-        let mut before = 0.0;
-        let mut block = None;
-        for (index, &sum) in self.view.memory.sums.sums.iter().enumerate() {
-            if sum > 0.0 {
-                block = Some((index, before));
-                before += sum;
-                if *point < before {
-                    break;
-                }
+        let point = point / self.parts.unit;
+        let (block, mut before) = match self.parts.form {
+            Form::Blocks => self.find_block(point),
+            Form::Only(_) | Form::List => (0, 0.0),
+        };
+        let end = match self.parts.form {
+            Form::Blocks => (block + 1) * BLOCK,
+            Form::Only(_) | Form::List => usize::MAX,
+        };
+        let mut found = None;
+        self.scan(block, |token, weight| {
+            if found.is_some() && token as usize >= end {
+                return true;
             }
+            before += weight;
+            found = Some(token);
+            point < before || token as usize >= end
+        });
+        if found.is_none() {
+            // The last block may have a sum (below 2^-100) and no token above the row's cut.
+            self.scan(0, |token, _| {
+                found = Some(token);
+                false
+            });
         }
-        let (index, mut before) = block.ok_or_else(nothing_left)?;
-        let start = index * BLOCK;
-        let block = self.view.fill(&self.parts, start);
-        let mut last = None;
-        for (token, &weight) in self.view.memory.scratch.weights[..block.len].iter().enumerate() {
-            if weight > 0.0 {
-                before += weight;
-                last = Some((start + token) as u32);
-                if *point < before {
-                    break;
-                }
-            }
-        }
-        last.ok_or_else(nothing_left)
+        found.ok_or_else(|| changed(self.parts.node))
     }
 
     fn visit(&mut self, each: &mut dyn FnMut(u32, &f64)) -> Result<()> {
-        self.scan(|start, weights| {
-            for (token, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-                each((start + token) as u32, weight);
-            }
+        let unit = self.parts.unit;
+        self.scan(0, |token, weight| {
+            each(token, &(weight * unit));
+            false
         });
         Ok(())
     }
 
     fn race(&mut self, noise: &RaceNoise) -> Result<u32> {
-        if let Some(token) = self.parts.target.only().filter(|_| self.parts.is_one_hot()) {
-            return Ok(token);
-        }
-        let mut earliest = f64::INFINITY;
-        let mut winner = None;
-        let mut numbers = [0.0; BLOCK];
-        self.scan(|start, weights| {
-            let numbers = &mut numbers[..weights.len()];
-            (Kernels::best().race_noise)(noise, start as u32 / 2, numbers);
-            for (token, (&v, &weight)) in numbers.iter().zip(weights).enumerate() {
-                // -ln(1 - v) >= v, so most tokens lose without a logarithm.
-                if v < earliest * weight || (winner.is_none() && weight > 0.0) {
-                    let time = -(-v).ln_1p() / weight;
-                    if time < earliest {
-                        earliest = time;
-                        winner = Some((start + token) as u32);
+        let mut race = Race { earliest: f64::INFINITY, winner: None };
+        match self.parts.form {
+            Form::Only(token) => return Ok(token),
+            Form::List => self.scan(0, |token, weight| {
+                race.enter(token, noise.uniform(token), weight);
+                false
+            }),
+            Form::Blocks => {
+                let mut numbers = [0.0; BLOCK];
+                for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
+                    let len = self.view.fill(&self.parts, start);
+                    let numbers = &mut numbers[..len];
+                    (self.view.target.kernels().race_noise)(noise, start as u32 / 2, numbers);
+                    let weights = &self.view.memory.scratch.weights[..len];
+                    for (token, (&v, &weight)) in (start as u32..).zip(numbers.iter().zip(weights))
+                    {
+                        race.enter(token, v, weight);
                     }
                 }
             }
-        });
-        winner.ok_or_else(nothing_left)
+        }
+        race.winner.ok_or_else(|| changed(self.parts.node))
     }
+}
+
+/// The exponential race of a row's tokens.
+struct Race {
+    earliest: f64,
+    winner: Option<u32>,
+}
+
+impl Race {
+    /// Lets a token take part, with its number in `[0, 1)` and its weight.
+    fn enter(&mut self, token: u32, v: f64, weight: f64) {
+        // -ln(1 - v) >= v, so most tokens lose without a logarithm.
+        if v < self.earliest * weight || (self.winner.is_none() && weight > 0.0) {
+            let time = -(-v).ln_1p() / weight;
+            if time < self.earliest {
+                self.earliest = time;
+                self.winner = Some(token);
+            }
+        }
+    }
+}
+
+/// The error of a row whose weights are gone when they are read again.
+fn changed(node: usize) -> Error {
+    Error::RowChanged { side: "target", row: node }
 }

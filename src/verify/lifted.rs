@@ -37,7 +37,7 @@
 //! sibling scheme of Hu et al. (2502.18779).
 
 use crate::choice::{Choices, Purpose, Site};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::Draft;
@@ -50,13 +50,34 @@ struct Frame<W> {
     tested: usize,
 }
 
+impl<W: Weight> Frame<W> {
+    /// A node that was delivered with probability `w`.
+    ///
+    /// The row after a node is read here before the node is accepted, and plain decoding might never
+    /// come there. So a row that is no distribution (a grammar's dead end, NaN) is no error yet: the node
+    /// counts as a leaf, which depends on its path alone, and the error is raised by the draw, if the
+    /// walk stops here.
+    fn new<V: View<W>>(draft: &Draft, view: &mut V, node: usize, w: W) -> Result<Self> {
+        let mut tested = 0;
+        let children = draft.tree().children(node).len();
+        if node > 0 && children > 0 {
+            match view.check_target(node) {
+                Err(Error::RowEmpty { .. } | Error::RowNotFinite { .. }) => {
+                    tested = mutate!("lift/unreadable_row_raises", children, 0);
+                }
+                other => other?,
+            }
+        }
+        Ok(Self { node, w, residual: Residual::start(draft, node), tested })
+    }
+}
+
 pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     draft: &Draft,
     view: &mut V,
     choices: &mut C,
 ) -> Result<Outcome> {
-    let mut stack =
-        vec![Frame { node: 0, w: W::one(), residual: Residual::start(draft, view, 0)?, tested: 0 }];
+    let mut stack = vec![Frame::new(draft, view, 0, W::one())?];
     loop {
         let Some(frame) = stack.last_mut() else {
             unreachable!("the root always stops");
@@ -71,8 +92,7 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
             let capped = mutate!("lift/no_min1", num >= den, false);
             let w = if capped { W::one() } else { num.div(&den) };
             if w.is_positive() {
-                let residual = Residual::start(draft, view, child)?;
-                stack.push(Frame { node: child, w, residual, tested: 0 });
+                stack.push(Frame::new(draft, view, child, w)?);
             } else if mutate!("lift/hopeless_child_not_taken_out", true, false) {
                 reject(draft, view, &mut stack, choices)?;
             }

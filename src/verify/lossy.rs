@@ -218,7 +218,7 @@ fn longest<W: Weight, V: View<W>, C: Choices<W>>(
         }
     }
     let mix = Mix::target();
-    let mut cells = view.mixture(deepest, &mix, &[])?;
+    let mut cells = view.mixture(deepest, &mix)?;
     let bonus = if matches!(criterion, Criterion::Typical { .. }) {
         likeliest(&mut cells)?
     } else {
@@ -252,7 +252,7 @@ fn accepts<W: Weight, V: View<W>>(
         }
         Criterion::Typical { eps, delta } => {
             let mut entropy = 0.0;
-            view.mixture(node, &mix, &[])?.visit(&mut |_, weight| {
+            view.mixture(node, &mix)?.visit(&mut |_, weight| {
                 let p = weight.to_f64();
                 entropy -= p * p.ln();
             })?;
@@ -260,7 +260,7 @@ fn accepts<W: Weight, V: View<W>>(
             tokens.iter().map(|&token| Ok(view.target(node, token)?.to_f64() > bound)).collect()
         }
         Criterion::TopK { k } => {
-            let mut cells = view.mixture(node, &mix, &[])?;
+            let mut cells = view.mixture(node, &mix)?;
             // From the same pass as the others, so that rounding puts no token above itself.
             let mut shares = vec![W::zero(); tokens.len()];
             cells.visit(&mut |token, weight| {
@@ -302,6 +302,14 @@ impl<W: Weight, V: View<W>> View<W> for Blend<'_, V, W> {
         Self: 's,
         W: 's;
 
+    fn vocab(&self) -> usize {
+        self.view.vocab()
+    }
+
+    fn check_target(&mut self, node: usize) -> Result<()> {
+        self.view.check_target(node)
+    }
+
     fn target(&mut self, node: usize, token: u32) -> Result<W> {
         let p = self.view.target(node, token)?;
         Ok(self.weight.mul(&p).add(&self.rest.mul(&self.view.drafter(node, token)?)))
@@ -311,24 +319,24 @@ impl<W: Weight, V: View<W>> View<W> for Blend<'_, V, W> {
         self.view.drafter(node, token)
     }
 
+    fn drafter_rest(&mut self, node: usize, without: &[u32]) -> Result<W> {
+        self.view.drafter_rest(node, without)
+    }
+
     fn drafter_row(&mut self, node: usize) -> Result<Vec<W>> {
         self.view.drafter_row(node)
     }
 
-    /// `a (w p + (1 - w) q) - b q = a w p - (b - a (1 - w)) q`. After a rejection `b >= a`; before
-    /// one, that is at a leaf, the row is the target's own.
-    fn mixture<'s>(
-        &'s mut self,
-        node: usize,
-        mix: &'s Mix<W>,
-        set: &'s [u32],
-    ) -> Result<Self::Mixture<'s>> {
+    /// `w p + (1 - w) q - b q = w (p - (b - (1 - w)) q / w)`. After a rejection `b >= 1`; before one,
+    /// that is at a leaf, the row is the target's own.
+    fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<W>) -> Result<Self::Mixture<'s>> {
         self.mix = Mix {
-            a: mix.a.mul(&self.weight),
-            b: mix.b.sub(&mix.a.mul(&self.rest)).positive_part(),
-            floor: mix.floor.mul(&self.weight),
+            b: mix.b.sub(&self.rest).positive_part().div(&self.weight),
+            floor: mix.floor.clone(),
+            scale: mix.scale.mul(&self.weight),
+            set: mix.set.clone(),
             removed: mix.removed.clone(),
         };
-        self.view.mixture(node, &self.mix, set)
+        self.view.mixture(node, &self.mix)
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
 ) -> Result<Outcome> {
     walk(draft, view, |view, node| {
         let mix = Mix::target();
-        let mut cells = view.mixture(node, &mix, &[])?;
+        let mut cells = view.mixture(node, &mix)?;
         let number = mutate!("to/shared_u_depths", node, 0);
         choices.draw(Site::new(number, Purpose::Sample), &mut cells)
     })

@@ -2,7 +2,7 @@
 
 use crate::dist::{Scratch, ShapedRows};
 use crate::error::{Error, Result};
-use crate::verify::{Verdict, measured};
+use crate::verify::Verdict;
 
 /// For each emitted token the `n` most likely tokens of the model's row, and their log-probabilities.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,15 +46,12 @@ impl TopLogprobs {
         for (node, &token) in nodes.zip(&verdict.tokens) {
             let raw = raw_rows.shape(node, &mut scratch)?;
             let best = raw_rows.best(node, &raw, n, |token| token, &mut scratch);
-            scratch.forget();
             let shaped = target.shape(node, &mut scratch)?;
-            scratch.forget();
-            let raw_of = |token| measured(raw_rows.log_probability(node, &raw, token), node);
-            top.emitted.push(raw_of(token)?);
+            top.emitted.push(raw_rows.log_probability(node, &raw, token)? as f32);
             for &(token, _) in &best {
                 top.tokens.push(i64::from(token));
-                top.raw.push(raw_of(token)?);
-                top.shaped.push(measured(target.log_probability(node, &shaped, token), node)?);
+                top.raw.push(raw_rows.log_probability(node, &raw, token)? as f32);
+                top.shaped.push(target.log_probability(node, &shaped, token)? as f32);
             }
             top.tokens.resize(top.emitted.len() * n, -1);
             top.raw.resize(top.emitted.len() * n, f32::NEG_INFINITY);

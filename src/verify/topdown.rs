@@ -48,7 +48,7 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     let mut fallbacks = 0;
     loop {
         let row = mutate!("td/bonus_parent_row", node, draft.parent_of_leaf(node));
-        let mut residual = Residual::start(draft, view, row)?;
+        let mut residual = Residual::start(draft, row);
         let mut accepted = None;
         for &child in draft.tree().children(node) {
             let child = child as usize;

@@ -1,15 +1,30 @@
 //! What a rule sees of the rows, and the running residual that the rules share.
 //!
-//! At a node `v` the tests of its children leave a residual law that two scalars, a removed set and
-//! the deterministic set `S` describe completely:
+//! At a node `v` the tests of its children leave a residual law that one scalar, a removed set `R` and
+//! a set `S` describe completely:
 //!
 //! ```text
-//! r(x) = (a p_v(x) - b q_v(x) [x not in S])+ [x not in R] / total
+//! r(x) = (p_v(x) - b q_v(x) [x not in S])+ [x not in R] / total
 //! ```
 //!
-//! It starts as `p_v`. Each rejection of a sampled child subtracts a further multiple of the same
-//! `q_v`, so the composition of clamps collapses to one clamp. Source: the recursions of Leviathan et
-//! al. (arXiv 2211.17192), SpecInfer (2305.09781) and Hu et al. (2502.18779), in one form.
+//! It starts as `p_v`. The rejection of a sampled child whose law is `q_v` outside `E`, divided by the
+//! mass `z` that `q_v` has there, leaves `(w r - q_v / z)+` with the sum `m`. As every rejection takes a
+//! further multiple of the same `q_v`, the clamps collapse to one, and a factor `w / total` can be taken
+//! out of both terms:
+//!
+//! ```text
+//! b' = b + total / (w z),  total' = sum of (p_v - b' q_v [not in S])+ [not in R],  m = w total' / total
+//! ```
+//!
+//! Source: the recursions of Leviathan et al. (arXiv 2211.17192), SpecInfer (2305.09781) and Hu et al.
+//! (2502.18779), in one form.
+//!
+//! # Numerics
+//! No difference of sums decides anything: `z` and `total'` are sums of what is left, over the rows
+//! themselves. A row is seen with a relative error (see [`crate::dist`]); given the rows as they are
+//! seen, each sum has a relative error below `1e-13`, and `b` one of at most `2e-13` for each sibling.
+//! Where `p` and `b q` nearly cancel, the weights left have the *absolute* error of the two, and it is
+//! the absolute error that reaches the output: a residual of mass `m` is drawn from with probability `m`.
 
 use crate::choice::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
@@ -17,15 +32,17 @@ use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::verify::law::{Draft, Law};
 
-/// An unnormalised mixture of a node's rows: `max(a p - b q [not in set], floor p) [not in removed]`.
-#[derive(Debug, Clone)]
+/// A mixture of a node's rows: `scale * max(p - b q [not in set], floor p) [not in removed]`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mix<W> {
-    /// Factor of the target's row.
-    pub a: W,
-    /// Factor of the drafter's row.
+    /// How much of the drafter's row is taken off the target's.
     pub b: W,
-    /// Share of the target's row that is kept whatever is taken, at most `a`.
+    /// Share of the target's row that is kept whatever is taken, at most 1.
     pub floor: W,
+    /// Factor of all weights.
+    pub scale: W,
+    /// Tokens from which nothing is taken.
+    pub set: Vec<u32>,
     /// Tokens whose weight is 0.
     pub removed: Vec<u32>,
 }
@@ -33,17 +50,34 @@ pub struct Mix<W> {
 impl<W: Weight> Mix<W> {
     /// The target's row itself.
     pub fn target() -> Self {
-        Self { a: W::one(), b: W::zero(), floor: W::zero(), removed: Vec::new() }
+        Self {
+            b: W::zero(),
+            floor: W::zero(),
+            scale: W::one(),
+            set: Vec::new(),
+            removed: Vec::new(),
+        }
     }
 }
 
 /// A rule's eyes: rows by node, lazily in production, dense rationals in the proof.
+///
+/// The same question has the same answer, whatever was asked before.
 pub trait View<W: Weight> {
     /// The lazily read form of a mixture.
     type Mixture<'s>: Cells<W>
     where
         Self: 's,
         W: 's;
+
+    /// The number of tokens in a row.
+    fn vocab(&self) -> usize;
+
+    /// Whether the target's row after `node` is a distribution.
+    ///
+    /// # Errors
+    /// If it is not.
+    fn check_target(&mut self, node: usize) -> Result<()>;
 
     /// `p(token)` after `node`, shaped.
     ///
@@ -57,22 +91,23 @@ pub trait View<W: Weight> {
     /// If the row is not a distribution.
     fn drafter(&mut self, node: usize, token: u32) -> Result<W>;
 
+    /// The mass of `q` after `node` outside distinct tokens `without`; 1 if there are none.
+    ///
+    /// # Errors
+    /// If the row is not a distribution.
+    fn drafter_rest(&mut self, node: usize, without: &[u32]) -> Result<W>;
+
     /// The whole row that the node's sampled children were drawn from, one weight for each token.
     ///
     /// # Errors
     /// If the row is not a distribution.
     fn drafter_row(&mut self, node: usize) -> Result<Vec<W>>;
 
-    /// The weights `max(a p - b q [x not in set], floor p) [x not in removed]` of a node.
+    /// The weights of a mixture of the rows of a node.
     ///
     /// # Errors
     /// If a row is not a distribution.
-    fn mixture<'s>(
-        &'s mut self,
-        node: usize,
-        mix: &'s Mix<W>,
-        set: &'s [u32],
-    ) -> Result<Self::Mixture<'s>>;
+    fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<W>) -> Result<Self::Mixture<'s>>;
 }
 
 /// What a rule decided.
@@ -101,28 +136,22 @@ impl Outcome {
 pub struct Residual<W> {
     node: usize,
     mix: Mix<W>,
+    /// The sum of the mixture.
     total: W,
-    set: Vec<u32>,
-    /// `1 - q(S) - q(earlier sampled siblings)`; 1 for chains and independent siblings.
-    remaining: W,
+    /// Tokens outside of which the next sampled child was drawn: the set, and its earlier siblings
+    /// where draws do not repeat.
+    excluded: Vec<u32>,
 }
 
 impl<W: Weight> Residual<W> {
     /// The residual before any test: the target's row after `node`.
-    ///
-    /// # Errors
-    /// If the drafter's row is not a distribution.
-    pub fn start<V: View<W>>(draft: &Draft, view: &mut V, node: usize) -> Result<Self> {
-        let set: Vec<u32> =
-            if draft.law().is_sampled() { draft.forced(node).collect() } else { Vec::new() };
-        let mut remaining = W::one();
-        let samples = draft.tree().children(node).iter().any(|&c| draft.is_sampled(c as usize));
-        if samples {
-            for &token in mutate!("law/top1_rest_not_renormalised", &set[..], &[]) {
-                remaining = remaining.sub(&view.drafter(node, token)?);
-            }
+    pub fn start(draft: &Draft, node: usize) -> Self {
+        let mut mix = Mix::target();
+        if draft.law().is_sampled() {
+            mix.set = draft.forced(node).collect();
         }
-        Ok(Self { node, mix: Mix::target(), total: W::one(), set, remaining })
+        let excluded = mutate!("law/top1_rest_not_renormalised", mix.set.clone(), vec![]);
+        Self { node, mix, total: W::one(), excluded }
     }
 
     /// `r(token)` as numerator and denominator.
@@ -130,7 +159,7 @@ impl<W: Weight> Residual<W> {
         if self.mix.removed.contains(&token) {
             return Ok((W::zero(), self.total.clone()));
         }
-        let mut weight = self.mix.a.mul(&view.target(self.node, token)?);
+        let mut weight = view.target(self.node, token)?;
         if sampled && self.mix.b.is_positive() {
             weight = weight.sub(&self.mix.b.mul(&view.drafter(self.node, token)?));
         }
@@ -170,14 +199,15 @@ impl<W: Weight> Residual<W> {
                 found: q.to_f64().to_string(),
             });
         }
-        let (num, den) = (num.mul(&self.remaining), total.mul(&q));
+        let rest = view.drafter_rest(self.node, &self.excluded)?;
+        let (num, den) = (num.mul(&rest), total.mul(&q));
         let (num, den) = mutate!("td/inverted_ratio", (num, den), (den, num));
         let den = mutate!("td/forget_q", den, den.div(&q));
         Ok((num, mutate!("td/halved_threshold", den, den.add(&den))))
     }
 
-    /// Takes note that `child` was rejected, with the node itself delivered with probability `w`;
-    /// returns the mass `m` that is left, which is the next `total`.
+    /// Takes note that `child` was rejected, with the node itself delivered with probability `w > 0`;
+    /// returns the mass `m` that is left.
     ///
     /// # Errors
     /// If a row is not a distribution.
@@ -189,23 +219,16 @@ impl<W: Weight> Residual<W> {
         w: &W,
     ) -> Result<W> {
         let token = draft.token(child);
-        let scale = w.div(&self.total);
         let sampled = draft.is_sampled(child);
-        let share = if sampled {
-            None
-        } else {
-            let (weight, total) = self.weight(view, token, false)?;
-            let lost = mutate!("lift/set_child_takes_nothing", weight.div(&total), W::zero());
-            Some(w.mul(&W::one().sub(&lost)))
-        };
-        self.mix.a = self.mix.a.mul(&scale);
-        self.mix.b = self.mix.b.mul(&scale);
-        if mutate!(
+        let takes = mutate!(
             "td/residual_is_p" | "td/sample_p_after_reject" | "td/residual_zero_token_only",
             sampled,
             false
-        ) {
-            self.mix.b = self.mix.b.add(&W::one().div(&self.remaining));
+        );
+        if takes {
+            let rest = view.drafter_rest(self.node, &self.excluded)?;
+            let share = self.total.div(&w.mul(&rest));
+            self.mix.b = self.mix.b.add(&share);
         }
         // A rejected sampled child has weight 0 already, up to rounding (which would hide mutants).
         let guarded = mutate!("any", draft.law() != Law::Iid, false);
@@ -214,14 +237,13 @@ impl<W: Weight> Residual<W> {
         }
         let without = matches!(draft.law(), Law::Swor | Law::Mixed);
         if sampled && mutate!("td/q_not_renormalised" | "lift/q_not_renormalised", without, false) {
-            self.remaining = self.remaining.sub(&view.drafter(self.node, token)?);
+            self.excluded.push(token);
         }
-        // A deterministic child leaves w (1 - r(t)); where that cancels, the rows are summed again.
-        self.total = match share {
-            Some(mass) if mass > W::ratio(1, 1_000_000_000) => mass,
-            _ => view.mixture(self.node, &self.mix, &self.set)?.total(),
-        };
-        let left = self.total.clone();
+        let before = self.total.clone();
+        self.total = view.mixture(self.node, &self.mix)?.total();
+        let left = w.mul(&self.total).div(&before);
+        let left =
+            mutate!("lift/set_child_takes_nothing", left, if sampled { left } else { w.clone() });
         mutate!("lift/row_not_updated", (), self.forget());
         Ok(left)
     }
@@ -229,7 +251,7 @@ impl<W: Weight> Residual<W> {
     /// Goes back to the row before any test.
     #[cfg(feature = "mutants")]
     fn forget(&mut self) {
-        self.mix = Mix::target();
+        self.mix = Mix { set: std::mem::take(&mut self.mix.set), ..Mix::target() };
         self.total = W::one();
     }
 
@@ -242,7 +264,7 @@ impl<W: Weight> Residual<W> {
         view: &mut V,
         choices: &mut C,
     ) -> Result<(u32, usize)> {
-        draw_from(view, choices, self.node, &self.mix, &self.set)
+        draw_from(view, choices, self.node, &self.mix)
     }
 }
 
@@ -255,11 +277,10 @@ pub fn draw_from<W: Weight, V: View<W>, C: Choices<W>>(
     choices: &mut C,
     node: usize,
     mix: &Mix<W>,
-    set: &[u32],
 ) -> Result<(u32, usize)> {
     let site = Site::new(node, Purpose::Sample);
     let site = mutate!("td/u_reused_for_sample", site, Site::new(node + 1, Purpose::Accept));
-    let mut cells = view.mixture(node, mix, set)?;
+    let mut cells = view.mixture(node, mix)?;
     if cells.total().is_positive() {
         return Ok((choices.draw(site, &mut cells)?, 0));
     }
@@ -268,12 +289,12 @@ pub fn draw_from<W: Weight, V: View<W>, C: Choices<W>>(
     // target's row without the tokens already rejected is the closest law there is.
     let removed = mutate!("fallback/rejected_token_returns", mix.removed.clone(), vec![]);
     let rest = Mix { removed, ..Mix::target() };
-    let mut cells = view.mixture(node, &rest, &[])?;
+    let mut cells = view.mixture(node, &rest)?;
     if cells.total().is_positive() {
         return Ok((choices.draw(site, &mut cells)?, 1));
     }
     drop(cells);
     let whole = Mix::target();
-    let mut cells = view.mixture(node, &whole, &[])?;
+    let mut cells = view.mixture(node, &whole)?;
     Ok((choices.draw(site, &mut cells)?, 1))
 }

@@ -83,7 +83,7 @@ impl Bits {
 
     /// Small as a rule, any size at times.
     pub(crate) fn size(&mut self, usual: usize) -> usize {
-        if self.one_in(6) { self.extreme() as usize } else { self.below(usual + 1) }
+        if self.one_in(16) { self.extreme() as usize } else { self.below(usual + 1) }
     }
 
     /// A number as a parameter might be, legal or not.

@@ -83,11 +83,12 @@ pub(crate) fn logits(bits: &mut Bits, vocab: usize) -> Vec<f64> {
         // Tied.
         3 => row.iter_mut().for_each(|x| *x = x.signum()),
         4 => row.fill(bits.pick(&[0.0, -0.0, 1.0, -87.0])),
-        // Masked to a few tokens.
+        // Masked to a few tokens, by what libraries mask with.
         5 | 6 => {
             let kept: Vec<usize> = (0..bits.between(1, 3)).map(|_| bits.below(vocab)).collect();
+            let mask = bits.pick(&[f64::NEG_INFINITY, f64::from(f32::MIN), -65504.0, -1e9]);
             let masked = (0..vocab).filter(|at| !kept.contains(at));
-            masked.for_each(|at| row[at] = f64::NEG_INFINITY);
+            masked.for_each(|at| row[at] = mask);
         }
         // Denormal values; sums of exponentials of very different size.
         7 => row.iter_mut().for_each(|x| *x *= 1e-44),

@@ -1,6 +1,6 @@
 //! One row at a time: shaping, the likeliest tokens, draws.
 
-use mtp_verify::dist::{Scratch, ShapedRows, Side};
+use mtp_verify::dist::{Params, Scratch, ShapedRows, Side};
 use mtp_verify::error::Error;
 use mtp_verify::rows::RawRows;
 use mtp_verify::verify::{self, Noise};
@@ -38,7 +38,7 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
     let sum: f64 = p.iter().sum();
     assert!((sum - 1.0).abs() < 1e-5, "probabilities sum to {sum}");
     assert!(p.iter().all(|p| (0.0..=1.0 + 1e-6).contains(p)));
-    check_support(&matrix.raw(), &p);
+    check_support(&matrix.raw(), params, &p);
     let n = bits.size(5);
     let best = shaped_rows.best(1, shaped, n, |token| token, &mut scratch);
     assert!(best.len() <= n && best.iter().all(|pair| pair.1 > 0.0));
@@ -54,14 +54,18 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
     outcome(&token)
 }
 
-/// The largest logit stays, what is masked never comes, and order is kept.
-fn check_support(raw: &RawRows<'_>, p: &[f64]) {
+/// A largest logit stays, what is masked never comes, and none is likelier than the largest.
+fn check_support(raw: &RawRows<'_>, params: Params, p: &[f64]) {
     let logits: Vec<f64> = (0..p.len()).map(|token| raw.value(1, token)).collect();
     let most = logits.iter().fold(f64::NEG_INFINITY, |most, &x| most.max(x));
-    let top = logits.iter().position(|&x| x >= most).unwrap();
-    assert!(p[top] > 0.0, "the largest logit, {most}, has no probability");
+    // What is equal once it is divided, in f32 as the libraries do it, is equal.
+    let divisor = if params.is_greedy() { 1.0 } else { params.temperature() as f32 };
+    let is_top = |&x: &f64| x as f32 / divisor >= most as f32 / divisor;
+    let top = logits.iter().zip(p).filter(|(x, _)| is_top(x)).map(|pair| *pair.1);
+    let top = top.fold(0.0, f64::max);
+    assert!(top > 0.0, "the largest logit, {most}, has no probability");
     for (token, &x) in logits.iter().enumerate() {
         assert!(x > f64::NEG_INFINITY || p[token] <= 0.0, "token {token} is masked");
-        assert!(p[token] <= p[top] * (1.0 + 1e-6), "token {token} is likelier than the likeliest");
+        assert!(p[token] <= top * (1.0 + 1e-6), "token {token} is likelier than the likeliest");
     }
 }
