@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::simd::{BLOCK, Kernels};
 
 /// The elements of a matrix, as the producer laid them out.
@@ -128,7 +129,11 @@ impl<'a> RawRows<'a> {
         let buffer = &mut buffer[..len];
         match self.values {
             Values::F32(values) => return &values[from..from + len],
-            Values::F16(values) => (kernels.widen_f16)(&values[from..from + len], buffer),
+            Values::F16(values) => {
+                let widen =
+                    mutate!("float/f16_read_as_bf16", kernels.widen_f16, kernels.widen_bf16);
+                widen(&values[from..from + len], buffer);
+            }
             Values::Bf16(values) => (kernels.widen_bf16)(&values[from..from + len], buffer),
             Values::F64(values) => {
                 for (out, &x) in buffer.iter_mut().zip(&values[from..from + len]) {
@@ -165,6 +170,7 @@ impl<'a> RawRows<'a> {
         if let Values::F64(values) = self.values {
             let from = row * self.stride + start;
             out.copy_from_slice(&values[from..from + out.len()]);
+            mutate!("float/f64_narrowed", (), narrow(out));
             return;
         }
         (kernels.widen_f32)(self.block(kernels, row, start, buffer), out);
@@ -183,6 +189,14 @@ impl<'a> RawRows<'a> {
             Values::Bf16(values) => half::bf16::from_bits(values[at]).to_f64(),
             Values::F64(values) => values[at],
         }
+    }
+}
+
+/// Rounds to `f32`.
+#[cfg(feature = "mutants")]
+fn narrow(values: &mut [f64]) {
+    for x in values {
+        *x = f64::from(*x as f32);
     }
 }
 

@@ -30,7 +30,7 @@ use crate::verify::law::Law;
 use crate::verify::lazy::check_distribution;
 use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Core, Noise, RULES, optimum};
-use crate::{certify, rng};
+use crate::{certify, fpmode, rng};
 
 use drafts::{Draft, FLOATS};
 use edits::Context;
@@ -44,6 +44,10 @@ use types::{CommitPlan, CoreParams, TokenTree, Verdict, core_params};
 /// A panic never crosses: pyo3's own exception for it is no `Exception` and would slip past users'
 /// handlers.
 fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + Send) -> PyResult<T> {
+    let work = || {
+        let _standard = fpmode::Standard::enter();
+        work()
+    };
     match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
         Ok(result) => result.map_err(|error| to_py(&error)),
         Err(panic) => {
