@@ -15,21 +15,21 @@ use crate::num::Weight;
 use crate::rng;
 
 /// The key and the counter of a number: all that production's number depends on.
-type Address = ([u32; 2], [u32; 4]);
+pub(crate) type Address = ([u32; 2], [u32; 4]);
 
 /// The branches of a run: which one is taken at each open question, and its probability.
 #[derive(Debug)]
-struct Script<W> {
+pub(crate) struct Script<W> {
     /// `(branch taken, number of branches)` of each open question, in order of asking.
     taken: Vec<(usize, usize)>,
     asked: usize,
-    weight: W,
+    pub(crate) weight: W,
     /// Where a question had other branches than when it was asked before.
     strayed: Option<Site>,
 }
 
 impl<W: Weight> Script<W> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { taken: Vec::new(), asked: 0, weight: W::one(), strayed: None }
     }
 
@@ -37,7 +37,7 @@ impl<W: Weight> Script<W> {
     ///
     /// A run repeats the questions of the one before it up to its last branch. Rows that are written to
     /// meanwhile give other questions: the run is then of no use, and says so when it is over.
-    fn branch(&mut self, site: Site, weights: &[W]) -> usize {
+    pub(crate) fn branch(&mut self, site: Site, weights: &[W]) -> usize {
         let live: Vec<usize> = (0..weights.len()).filter(|&i| weights[i].is_positive()).collect();
         let (taken, count) = self.taken.get(self.asked).copied().unwrap_or((0, live.len()));
         if self.asked == self.taken.len() {
@@ -53,7 +53,7 @@ impl<W: Weight> Script<W> {
     }
 
     /// Refuses a run that did not repeat the one before it, all of it.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.strayed.is_none() && self.asked == self.taken.len() {
             return Ok(());
         }
@@ -62,7 +62,7 @@ impl<W: Weight> Script<W> {
     }
 
     /// Moves to the next untaken branch; false when all have been taken.
-    fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         self.asked = 0;
         self.weight = W::one();
         while let Some((taken, count)) = self.taken.pop() {
@@ -77,13 +77,13 @@ impl<W: Weight> Script<W> {
 
 /// Where a step stands: whose noise it draws, and at which root position.
 #[derive(Debug, Clone, Copy, Default)]
-struct Stand {
+pub(crate) struct Stand {
     seed: u64,
     position: u32,
 }
 
 impl Stand {
-    fn address(self, site: Site) -> Address {
+    pub(crate) fn address(self, site: Site) -> Address {
         let counter = match site.purpose {
             // The race of a position belongs to the emitted token, whatever step asks for it.
             Purpose::Gumbel => [self.position + 1 + site.node, 0, site.purpose as u32, 0],

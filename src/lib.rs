@@ -13,7 +13,7 @@
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
 //! Modules import downwards only: `bindings` > `certify` > `batch`, `shape` > `verify`, `ngram` >
-//! `dist` > `history`, `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool`; `tree`
+//! `dist` > `history`, `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool` > `fpmode`; `tree`
 //! and `kv` know no probabilities.
 
 pub mod batch;
@@ -22,6 +22,7 @@ pub mod choice;
 pub mod dist;
 pub mod error;
 pub mod exact;
+pub mod fpmode;
 pub mod fraction;
 pub mod history;
 pub mod kv;

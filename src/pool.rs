@@ -10,6 +10,7 @@ use std::{mem, process, thread};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
+use crate::fpmode;
 
 /// The largest number of threads that may be asked for.
 pub const MAX_THREADS: usize = 1024;
@@ -60,7 +61,12 @@ fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
         return Some(Arc::clone(&pool.threads));
     }
     let named = |index| format!("mtp-verify-{index}");
-    let threads = ThreadPoolBuilder::new().num_threads(helpers).thread_name(named).build().ok()?;
+    let threads = ThreadPoolBuilder::new()
+        .num_threads(helpers)
+        .thread_name(named)
+        .start_handler(|_| fpmode::settle_thread())
+        .build()
+        .ok()?;
     let pool = Pool { process, helpers, threads: Arc::new(threads) };
     let threads = Arc::clone(&pool.threads);
     if let Some(old) = held.replace(pool)

@@ -48,6 +48,7 @@ pub fn key(seed: u64) -> [u32; 2] {
 pub fn uniform(high: u32, low: u32) -> f64 {
     const SCALE: f64 = 1.0 / (1_u64 << 53) as f64;
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
+    let bits = mutate!("float/uniforms_of_24_bits", bits, bits >> 29 << 29);
     bits as f64 * SCALE
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::simd::{BLOCK, Kernels};
 
 /// The elements of a matrix, as the producer laid them out.
@@ -167,7 +168,11 @@ impl<'a> RawRows<'a> {
         let buffer = &mut buffer[..place.len()];
         match self.values {
             Values::F32(values) => return &values[place],
-            Values::F16(values) => (kernels.widen_f16)(&values[place], buffer),
+            Values::F16(values) => {
+                let widen =
+                    mutate!("float/f16_read_as_bf16", kernels.widen_f16, kernels.widen_bf16);
+                widen(&values[place], buffer);
+            }
             Values::Bf16(values) => (kernels.widen_bf16)(&values[place], buffer),
             Values::F64(values) => {
                 for (out, &x) in buffer.iter_mut().zip(&values[place]) {
@@ -202,6 +207,7 @@ impl<'a> RawRows<'a> {
     ) {
         if let Values::F64(values) = self.values {
             out.copy_from_slice(&values[self.place(row, start, out.len())]);
+            mutate!("float/f64_narrowed", (), narrow(out));
             return;
         }
         (kernels.widen_f32)(self.block(kernels, row, start, buffer), out);
@@ -219,6 +225,14 @@ impl<'a> RawRows<'a> {
             Values::Bf16(values) => half::bf16::from_bits(values[at]).to_f64(),
             Values::F64(values) => values[at],
         }
+    }
+}
+
+/// Rounds to `f32`.
+#[cfg(feature = "mutants")]
+fn narrow(values: &mut [f64]) {
+    for x in values {
+        *x = f64::from(*x as f32);
     }
 }
 

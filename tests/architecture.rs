@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// no memory, and nothing but `bindings` knows Python.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("fpmode", &[]),
     ("mutants", &[]),
     ("num", &[]),
     ("fraction", &["num"]),
@@ -20,18 +21,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("choice", &["error", "mutants", "num", "rng"]),
     ("exact", &["choice", "error", "num", "rng"]),
     ("simd", &["choice", "rng"]),
-    ("rows", &["error", "simd"]),
+    ("rows", &["error", "mutants", "simd"]),
     ("history", &["error", "mutants", "num"]),
     ("dist", &["error", "history", "mutants", "num", "rows", "simd", "tree"]),
     ("verify", &["choice", "dist", "error", "exact", "mutants", "num", "rows", "simd", "tree"]),
     ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
-    ("pool", &["error"]),
+    ("pool", &["error", "fpmode"]),
     ("batch", &["dist", "error", "mutants", "pool", "rows", "tree", "verify"]),
     (
         "certify",
         &[
             "batch", "choice", "dist", "error", "exact", "fraction", "history", "kv", "mutants",
-            "num", "pool", "rng", "rows", "shape", "tree", "verify",
+            "num", "pool", "rng", "rows", "shape", "simd", "tree", "verify",
         ],
     ),
 ];

@@ -11,11 +11,14 @@ use std::sync::{Mutex, MutexGuard};
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::fpmode::Standard;
 
 use super::errors::internal;
 
-/// Runs what needs the interpreter; a panic becomes an exception.
+/// Runs what needs the interpreter, in the floating-point mode that Rust assumes; a panic becomes an
+/// exception.
 pub(super) fn hold<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    let _standard = Standard::enter();
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()

@@ -95,6 +95,11 @@ impl<W: Weight> Rows<W> {
         (self.offset + path.len() + path.iter().map(|&t| t as usize).sum::<usize>()) % rows
     }
 
+    /// The number of the rows after a path, of which both sides have as many.
+    pub(super) fn number(&self, path: &[u32]) -> usize {
+        self.index(path, self.target.len())
+    }
+
     /// The target's row after a path.
     pub fn target(&self, path: &[u32]) -> &[W] {
         &self.target[self.index(path, self.target.len())]

@@ -39,6 +39,20 @@ pub(super) fn num_drafts(vocab: usize, case: &Case) -> usize {
     drafts
 }
 
+/// How many tokens of a draft are drawn, at most.
+pub(super) fn num_draws(case: &Case) -> usize {
+    if !case.law.is_sampled() && case.law != Law::Unknown {
+        return 0;
+    }
+    let mut nodes = 1;
+    let mut draws = 0;
+    for &children in case.shape {
+        draws += nodes * if case.law == Law::TopPlusOne { 1 } else { children };
+        nodes *= children;
+    }
+    draws
+}
+
 /// A grown tree whose law has not been declared yet; every field has one entry for each node.
 pub(super) struct Grown<W> {
     pub(super) parents: Vec<i64>,

@@ -5,8 +5,10 @@
 //! no mutant may be. Biases are those of the specification's list where the case is the same.
 
 mod checks;
+mod float;
 mod list;
 
+use crate::certify::float::trials;
 use crate::certify::golden::MODELS;
 use crate::certify::growth::Case;
 use crate::certify::past::{self, Setting};
@@ -19,7 +21,13 @@ use crate::num::Weight;
 use crate::verify::Core;
 use crate::verify::law::Law;
 
-pub use list::MUTANTS;
+use float::FLOAT_MUTANTS;
+use list::MUTANTS;
+
+/// Every mutant.
+fn all() -> Vec<Mutant> {
+    [MUTANTS, FLOAT_MUTANTS].concat()
+}
 
 /// How a mutant is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +38,10 @@ enum Check {
     Rounds(&'static str, Law, &'static [usize], Core, usize),
     /// One step of a deterministic chain on B, whose rows depend on their own past.
     Past(&'static str, Setting),
-    /// A shaped row.
+    /// A shaped row, or another value.
     Shaping(&'static str, fn() -> Fraction),
+    /// A case of the float path.
+    Float(trials::Trial),
     /// Something else, in words.
     Other(&'static str, fn() -> Result<Fraction>),
 }
@@ -55,6 +65,7 @@ impl Check {
                 past::distance(&rows("B"), &case, Core::TargetOnly, setting)?
             }
             Self::Shaping(_, distance) => distance(),
+            Self::Float(trial) => trial.distance(),
             Self::Other(_, distance) => distance()?,
         })
     }
@@ -67,6 +78,7 @@ impl Check {
             Self::Rounds(model, law, shape, core, length) => {
                 format!("{}, {length} tokens in steps", step(model, law, shape, core))
             }
+            Self::Float(trial) => trial.describe(),
             Self::Shaping(case, _) | Self::Other(case, _) | Self::Past(case, _) => case.to_owned(),
         }
     }
@@ -139,7 +151,7 @@ impl Trial {
 /// # Errors
 /// Whatever a rule raises.
 pub fn try_all() -> Result<Vec<Trial>> {
-    parallel::map(MUTANTS, |&mutant| {
+    parallel::map(&all(), |&mutant| {
         Ok(Trial {
             mutant,
             case: mutant.check.describe(),

@@ -46,7 +46,7 @@ impl Line {
 
 /// The laws whose drafts are enumerated. Coupled drafts look at the noise of the race, which has no
 /// finite list of branches.
-const PROVEN: [Law; 7] = [
+pub(super) const PROVEN: [Law; 7] = [
     Law::Deterministic,
     Law::Chain,
     Law::Iid,

@@ -2,6 +2,7 @@
 
 use crate::dist::{Scratch, Shaped, ShapedRows};
 use crate::error::{Error, Result};
+use crate::mutants::mutate;
 use crate::simd::{Scan, Window, exp};
 
 /// A block sum beyond this shows values far above the window (or NaN, or `+inf`): the block is looked
@@ -34,12 +35,12 @@ impl ShapedRows<'_> {
             let mut sum_exp =
                 |window: &Window| self.kernels.sum_exp(values, window, window.floor(), terms);
             let mut sum = window.as_ref().map_or(f64::INFINITY, &mut sum_exp);
-            if sum >= LIMIT {
+            if mutate!("float/window_not_moved", sum >= LIMIT, window.is_none()) {
                 let max = self.larger(row, f32::NEG_INFINITY, (self.kernels.scan)(values))?;
                 sum = 0.0;
                 if max > f32::NEG_INFINITY {
                     self.check_max(row, max)?;
-                    if max.abs() > exp::REACH {
+                    if mutate!("float/origin_forgotten", max.abs(), 0.0) > exp::REACH {
                         return Ok(None);
                     }
                     sum = sum_exp(window.insert(Window::around(max)));
@@ -53,7 +54,8 @@ impl ShapedRows<'_> {
             return Err(self.changed(row));
         };
         for (sum, &exponent) in sums.iter_mut().zip(&*exponents) {
-            *sum *= exp::power_of_two(exponent - window.exponent());
+            let shift = exponent - window.exponent();
+            *sum *= mutate!("float/windows_not_aligned", exp::power_of_two(shift), 1.0);
         }
         let (window, factor) = canonical(window, sums.iter().sum());
         for sum in sums.iter_mut() {

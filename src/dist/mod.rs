@@ -187,12 +187,21 @@ impl<'a> ShapedRows<'a> {
         }
         let out = &mut out[..values.len()];
         (self.kernels.divide)(values, self.divisor(), out);
+        mutate!("float/temperature_by_reciprocal", (), self.multiply(values, out));
         if origin != 0.0 {
             for y in out.iter_mut() {
                 *y -= origin;
             }
         }
         out
+    }
+
+    /// Multiplies by the reciprocal of the temperature.
+    #[cfg(feature = "mutants")]
+    fn multiply(&self, values: &[f32], out: &mut [f32]) {
+        for (y, x) in out.iter_mut().zip(values) {
+            *y = x * (1.0 / self.divisor());
+        }
     }
 
     fn is_unscaled(&self) -> bool {
@@ -311,6 +320,7 @@ impl<'a> ShapedRows<'a> {
         let out = &mut out[..values.len()];
         (self.kernels.weigh)(values, &shaped.window, shaped.cut, out);
         let tie_end = (shaped.tie_end as usize).saturating_sub(start);
+        let tie_end = mutate!("float/tied_tokens_weighed", tie_end, usize::MAX);
         if tie_end < out.len() {
             for (weight, &y) in out[tie_end..].iter_mut().zip(&values[tie_end..]) {
                 if y <= shaped.cut {

@@ -1,6 +1,8 @@
 //! Sampling parameters: what is done to a row of logits, and in whose order.
 
+use crate::dist::weights::WeightParams;
 use crate::error::{Error, Result};
+use crate::num::Weight;
 
 /// Whose order and conventions shaping follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,19 @@ impl Params {
     /// Whether any step after the temperature is on.
     pub(super) fn truncates(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// The steps after the temperature, over weights.
+    pub(crate) fn over_weights<W: Weight>(&self) -> WeightParams<W> {
+        const WHOLE: i64 = 1 << 53;
+        let exactly = |x: f64| W::ratio((x * WHOLE as f64) as i64, WHOLE);
+        WeightParams {
+            inverse_temperature: 1,
+            top_k: self.top_k,
+            top_p: exactly(self.top_p),
+            min_p: exactly(self.min_p),
+            preset: self.preset,
+        }
     }
 
     /// The temperature.

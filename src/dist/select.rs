@@ -34,6 +34,7 @@ impl ShapedRows<'_> {
     pub(super) fn truncate(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
         let k = self.params.top_k;
         let is_small = (1..self.num_cols().min(SMALL_K + 1)).contains(&k);
+        let k = mutate!("float/top_k_one_more", k, (k + 1).min(self.num_cols() - 1));
         let (mut shaped, max, mut kept) =
             if is_small { self.cut_list(row, k, scratch)? } else { self.cut_row(row, scratch)? };
         if self.params.preset == Preset::Transformers && self.raise_to_min_p(&mut shaped, max) {
@@ -44,7 +45,7 @@ impl ShapedRows<'_> {
         shaped.window = window;
         shaped.total = total * factor;
         shaped.is_truncated = true;
-        raise(&mut shaped, window.floor());
+        raise(&mut shaped, mutate!("float/cut_below_the_window", window.floor(), f32::MIN));
         scratch.sums.clear();
         Ok(shaped)
     }
@@ -321,12 +322,16 @@ fn cut_at(goal: f64, mut before: f64, shaped: &mut Shaped, list: &mut List) -> f
     }
     // What is left are equal values, by ascending token; at least one of them is kept.
     let mut kept = 0;
-    while kept < list.len() && (before < goal || kept == 0) {
+    let open =
+        |before: f64| mutate!("float/top_p_goes_on_at_the_goal", before < goal, before <= goal);
+    while kept < list.len() && (open(before) || kept == 0) {
         before += f64::from(list.weights[kept]);
         kept += 1;
     }
     shaped.cut = list.values[0];
-    shaped.tie_end = if kept < list.len() { list.tokens[kept - 1] + 1 } else { u32::MAX };
+    let all = mutate!("float/ties_all_kept", list.len(), kept);
+    shaped.tie_end = if kept < all { list.tokens[kept - 1] + 1 } else { u32::MAX };
+    mutate!("float/one_tie_more", (), shaped.tie_end = shaped.tie_end.saturating_add(1));
     before
 }
 

@@ -21,6 +21,11 @@
 //! # Cost
 //! One row and one race (a Philox number for each token) for each emitted token.
 //!
+//! # Numerics
+//! Times `-ln(1 - v) / weight` have a relative error of `2^-52`, so tokens whose times are nearer than that
+//! may change places: with a probability of about `2^-52` for each pair that leads. The same row and seed
+//! give the same winner, bit for bit, in plain decoding and under any draft.
+//!
 //! # Proof status
 //! The walk is enumerated exactly by `certify` for drafts that did not look at the noise; that the
 //! race has the row's law is the theorem above, tested statistically.

@@ -80,6 +80,12 @@ impl DrafterRows<'_> {
         })
     }
 
+    /// The columns whose numbers are those of tokens.
+    #[cfg(feature = "mutants")]
+    fn numbers_as_columns(&self, tokens: &[u32]) -> Vec<u32> {
+        tokens.iter().copied().filter(|&token| (token as usize) < self.num_cols()).collect()
+    }
+
     /// The number of columns.
     pub(super) fn num_cols(&self) -> usize {
         match self.source {
@@ -129,7 +135,8 @@ impl DrafterRows<'_> {
                     check_values(&raw, row)?;
                     return Err(Error::RowNotNormalised { row, sum: total });
                 }
-                if node == 0 && (total - 1.0).abs() > SUM_TOLERANCE {
+                let is_checked = mutate!("float/sum_checked_at_every_node", node == 0, true);
+                if is_checked && (total - 1.0).abs() > SUM_TOLERANCE {
                     return Err(Error::RowNotNormalised { row, sum: total });
                 }
                 Ok(Drafted {
@@ -219,6 +226,8 @@ impl DrafterRows<'_> {
         scratch: &mut Scratch,
     ) -> f64 {
         let mut columns: Vec<u32> = without.iter().filter_map(|&t| self.column(t)).collect();
+        mutate!("float/rest_of_first_sibling", (), columns.truncate(1));
+        mutate!("float/rest_by_token", (), columns = self.numbers_as_columns(without));
         columns.sort_unstable();
         if let (Source::Logits(rows), Some(shaped)) = (self.source, &drafted.shaped)
             && shaped.is_truncated()

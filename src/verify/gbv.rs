@@ -33,6 +33,11 @@
 //! path is rejected; then block verification. A few rows are held at a time, whatever the tree's size.
 //! Selection draws no number. Numbers belong to depths along the selected path.
 //!
+//! # Numerics
+//! Places on `[0, 1]` are sums from the last rank up, and `(x^K - y^K) / (x - y)` is a sum of products, so
+//! that the law of the selected path has a relative error of `1e-11` for rows of `2^17` tokens. Ranks
+//! decide between tokens of equal `p / q` up to rounding, where either order is as good.
+//!
 //! # Proof status
 //! Enumerated exactly on the golden models by `certify`, two and three paths.
 //!

@@ -4,9 +4,10 @@
 //! question divides by. Everything that is kept is the answer to one question, under the whole of it, and
 //! is computed from the rows alone; so an answer does not depend on what was asked before.
 
-use crate::choice::{Cells, RaceNoise};
+mod cells;
+
 use crate::dist::{Scratch, Shaped, ShapedRows, Side};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mutants::mutate;
 use crate::simd::BLOCK;
 use crate::verify::drafted::Drafted;
@@ -15,6 +16,7 @@ use crate::verify::memory::{Lent, Memory};
 use crate::verify::view::{Mix, View};
 
 pub use crate::verify::drafted::{DrafterRows, Source, check_distribution};
+pub use cells::LazyCells;
 
 /// The rows of one draft, read on demand.
 #[derive(Debug)]
@@ -118,12 +120,6 @@ enum Form {
     Blocks,
 }
 
-/// A mixture of a node's rows; its weights have been summed.
-pub struct LazyCells<'s, 'a> {
-    view: &'s mut LazyView<'a>,
-    parts: Parts<'s>,
-}
-
 impl<'a> View<f64> for LazyView<'a> {
     type Mixture<'s>
         = LazyCells<'s, 'a>
@@ -159,12 +155,19 @@ impl<'a> View<f64> for LazyView<'a> {
         let Memory { scratch, sums, rest, .. } = &mut *self.memory;
         if let Some((of, tokens, mass)) = rest
             && *of == node
-            && tokens == without
+            && mutate!("float/rest_of_another_question", tokens == without, true)
         {
             return Ok(*mass);
         }
         let sums = sums.of(Side::Drafter, node).unwrap_or_default();
-        let mass = self.drafter.sum_rest(&drafted, without, sums, kernels, scratch) / drafted.total;
+        let sum = self.drafter.sum_rest(&drafted, without, sums, kernels, scratch);
+        let mass = mutate!("float/rest_not_normalised", sum / drafted.total, sum);
+        let mass = mutate!(
+            "float/rest_is_one_minus_the_taken",
+            mass,
+            1.0 - without.iter().map(|&t| self.drafter.weight(&drafted, t)).sum::<f64>()
+                / drafted.total
+        );
         *rest = Some((node, without.to_vec(), mass));
         Ok(mass)
     }
@@ -178,6 +181,7 @@ impl<'a> View<f64> for LazyView<'a> {
         let drafter = if mix.b > 0.0 { self.drafted(node)? } else { None };
         let unit = mix.scale / target.total();
         let factor = drafter.map_or(0.0, |row| mix.b * (target.total() / row.total));
+        let factor = mutate!("float/factor_without_totals", factor, mix.b);
         let form = self.form(node, &target, mix);
         let parts = Parts { node, target, drafter, mix, factor, unit, form };
         match form {
@@ -200,7 +204,7 @@ impl LazyView<'_> {
             return Form::Blocks;
         }
         let Memory { scratch, kept, .. } = &mut *self.memory;
-        if kept.node != Some(node) {
+        if mutate!("float/list_of_another_node", kept.node != Some(node), kept.node.is_none()) {
             kept.is_listed = self.target.list_kept(node, target, scratch);
             std::mem::swap(&mut kept.tokens, &mut scratch.list.tokens);
             std::mem::swap(&mut kept.weights, &mut scratch.list.weights);
@@ -254,6 +258,7 @@ impl LazyView<'_> {
         for (block, start) in (0..self.target.num_cols()).step_by(BLOCK).enumerate() {
             let len = BLOCK.min(self.target.num_cols() - start);
             let is_touched = inside(newly_removed, start, len).next().is_some();
+            let is_touched = mutate!("float/removal_not_summed", is_touched, false);
             if is_known && !is_touched {
                 continue;
             }
@@ -332,7 +337,8 @@ impl LazyView<'_> {
             self.drafter.fill(drafted, start, kernels, scratch);
             return;
         };
-        if *spread_row != Some(drafted.row()) {
+        let is_spread = *spread_row == Some(drafted.row());
+        if !mutate!("float/spread_of_another_row", is_spread, spread_row.is_some()) {
             spread.clear();
             spread.resize(self.target.num_cols(), 0.0);
             for &(token, _) in pairs {
@@ -353,167 +359,11 @@ fn inside(tokens: &[u32], start: usize, len: usize) -> impl Iterator<Item = usiz
 impl Parts<'_> {
     /// The weight of a token, given those of target and drafter (0 in the set).
     fn weight(&self, token: u32, whole: f64, taken: f64) -> f64 {
-        if self.mix.removed.contains(&token) {
+        let is_removed = self.mix.removed.contains(&token);
+        if mutate!("float/removed_token_listed", is_removed, false) {
             return 0.0;
         }
         let left = (-self.factor).mul_add(taken, whole);
         f64::max(if left > 0.0 { left } else { 0.0 }, self.mix.floor * whole)
     }
-}
-
-impl LazyCells<'_, '_> {
-    /// Calls `each` with every token of positive weight and its weight, ascending, until it says stop.
-    ///
-    /// Of a mixture in blocks it begins with block `from`.
-    fn scan(&mut self, from: usize, mut each: impl FnMut(u32, f64) -> bool) {
-        match self.parts.form {
-            Form::Only(token) => {
-                each(token, 1.0);
-            }
-            Form::List => {
-                let Memory { kept, mixture, .. } = &*self.view.memory;
-                for (&token, &weight) in kept.tokens.iter().zip(&mixture.weights) {
-                    if weight > 0.0 && each(token, weight) {
-                        return;
-                    }
-                }
-            }
-            Form::Blocks => {
-                for start in (0..self.view.target.num_cols()).step_by(BLOCK).skip(from) {
-                    let len = self.view.fill(&self.parts, start);
-                    let weights = &self.view.memory.scratch.weights[..len];
-                    for (token, &weight) in (start as u32..).zip(weights) {
-                        if weight > 0.0 && each(token, weight) {
-                            return;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The block in which a point lies, and the sum of those before it; the last one of positive sum if
-    /// rounding put the point beyond the others.
-    fn find_block(&self, point: f64) -> (usize, f64) {
-        let (mut found, mut before) = ((0, 0.0), 0.0);
-        for (block, &sum) in self.view.memory.mixture.sums.iter().enumerate() {
-            if sum > 0.0 {
-                found = (block, before);
-                before += sum;
-                if point < before {
-                    break;
-                }
-            }
-        }
-        found
-    }
-}
-
-impl Cells<f64> for LazyCells<'_, '_> {
-    fn total(&self) -> f64 {
-        match self.parts.form {
-            Form::Only(_) => self.parts.mix.scale,
-            Form::List | Form::Blocks => self.view.memory.mixture.total * self.parts.unit,
-        }
-    }
-
-    fn weight(&mut self, token: u32) -> Result<f64> {
-        let parts = &self.parts;
-        let whole = self.view.target.weight(parts.node, &parts.target, token);
-        let taken = match &parts.drafter {
-            Some(drafted) if !parts.mix.set.contains(&token) => {
-                self.view.drafter.weight(drafted, token)
-            }
-            _ => 0.0,
-        };
-        Ok(parts.weight(token, whole, taken) * parts.unit)
-    }
-
-    fn locate(&mut self, point: &f64) -> Result<u32> {
-        let point = point / self.parts.unit;
-        let (block, mut before) = match self.parts.form {
-            Form::Blocks => self.find_block(point),
-            Form::Only(_) | Form::List => (0, 0.0),
-        };
-        let end = match self.parts.form {
-            Form::Blocks => (block + 1) * BLOCK,
-            Form::Only(_) | Form::List => usize::MAX,
-        };
-        let mut found = None;
-        self.scan(block, |token, weight| {
-            if found.is_some() && token as usize >= end {
-                return true;
-            }
-            before += weight;
-            found = Some(token);
-            point < before || token as usize >= end
-        });
-        if found.is_none() {
-            // The last block may have a sum (below 2^-100) and no token above the row's cut.
-            self.scan(0, |token, _| {
-                found = Some(token);
-                false
-            });
-        }
-        found.ok_or_else(|| changed(self.parts.node))
-    }
-
-    fn visit(&mut self, each: &mut dyn FnMut(u32, &f64)) -> Result<()> {
-        let unit = self.parts.unit;
-        self.scan(0, |token, weight| {
-            each(token, &(weight * unit));
-            false
-        });
-        Ok(())
-    }
-
-    fn race(&mut self, noise: &RaceNoise) -> Result<u32> {
-        let mut race = Race { earliest: f64::INFINITY, winner: None };
-        match self.parts.form {
-            Form::Only(token) => return Ok(token),
-            Form::List => self.scan(0, |token, weight| {
-                race.enter(token, noise.uniform(token), weight);
-                false
-            }),
-            Form::Blocks => {
-                let mut numbers = [0.0; BLOCK];
-                for start in (0..self.view.target.num_cols()).step_by(BLOCK) {
-                    let len = self.view.fill(&self.parts, start);
-                    let numbers = &mut numbers[..len];
-                    (self.view.target.kernels().race_noise)(noise, start as u32 / 2, numbers);
-                    let weights = &self.view.memory.scratch.weights[..len];
-                    for (token, (&v, &weight)) in (start as u32..).zip(numbers.iter().zip(weights))
-                    {
-                        race.enter(token, v, weight);
-                    }
-                }
-            }
-        }
-        race.winner.ok_or_else(|| changed(self.parts.node))
-    }
-}
-
-/// The exponential race of a row's tokens.
-struct Race {
-    earliest: f64,
-    winner: Option<u32>,
-}
-
-impl Race {
-    /// Lets a token take part, with its number in `[0, 1)` and its weight.
-    fn enter(&mut self, token: u32, v: f64, weight: f64) {
-        // -ln(1 - v) >= v, so most tokens lose without a logarithm.
-        if v < self.earliest * weight || (self.winner.is_none() && weight > 0.0) {
-            let time = -(-v).ln_1p() / weight;
-            if time < self.earliest {
-                self.earliest = time;
-                self.winner = Some(token);
-            }
-        }
-    }
-}
-
-/// The error of a row whose weights are gone when they are read again.
-fn changed(node: usize) -> Error {
-    Error::RowChanged { side: "target", row: node }
 }

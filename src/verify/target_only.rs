@@ -21,6 +21,10 @@
 //! One row and one draw for each emitted token. For a deterministic draft no rule accepts more:
 //! `E[emitted] = 1 + sum over nodes of the target's path probability`.
 //!
+//! # Numerics
+//! One draw from each row: the cell of a token ends where the sum of all weights up to it does, each
+//! rounded once, so a row of `V` tokens is drawn from with a distance of at most `V 2^-53`.
+//!
 //! # Proof status
 //! Enumerated exactly for every law and shape of the golden models by `certify`.
 //!

@@ -7,7 +7,7 @@ use crate::certify::summarise;
 use crate::choice::{Choices, Purpose, Site};
 use crate::dist::weights::{WeightParams, shape};
 use crate::dist::{Params, Preset, ShapedRows, Side};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exact::{OutputLaw, enumerate, enumerate_on_grid};
 use crate::fraction::Fraction;
 use crate::kv;
@@ -23,6 +23,7 @@ use crate::verify::{self, Core, Noise, Verdict, kseq};
 
 type Row = [(i64, i64)];
 
+const HALVES: &Row = &[(1, 2), (1, 2)];
 const B0: &Row = &[(1, 2), (1, 3), (1, 6)];
 const D0: &Row = &[(1, 2), (1, 4), (1, 8), (1, 8)];
 
@@ -298,6 +299,52 @@ pub(super) fn empty_residual() -> Result<Fraction> {
         verify::decide(Core::TopDown, &draft, &mut view, choices).map(|outcome| outcome.tokens[0])
     })?;
     Ok(law_of(outcomes).distance(&law_of_row(&[(1, 2), (1, 2)])))
+}
+
+/// Block verification where nothing may follow token 0: the law of what is emitted, the dead end
+/// included, against reading one row after the other.
+pub(super) fn dead_end() -> Result<Fraction> {
+    const DEAD: u32 = 9;
+    let row =
+        |token: u32| if token == 0 { fractions(&[(0, 1), (0, 1)]) } else { fractions(HALVES) };
+    let outcomes = enumerate(|choices| {
+        let site = |node| Site::new(node, Purpose::Draft);
+        let first = choices.draw(site(1), &mut DenseCells::new(fractions(&[(3, 4), (1, 4)])))?;
+        let second = choices.draw(site(2), &mut DenseCells::new(fractions(HALVES)))?;
+        let tokens = vec![-1, i64::from(first), i64::from(second)];
+        let draft = Draft::new(TokenTree::chain(2)?, tokens, Law::Chain, None)?;
+        let mut view = DenseView {
+            target: vec![fractions(HALVES), row(first), row(second)],
+            drafter: vec![fractions(&[(3, 4), (1, 4)]), fractions(HALVES), fractions(HALVES)],
+        };
+        match verify::decide(Core::Lifted, &draft, &mut view, choices) {
+            Ok(outcome) => Ok(outcome.tokens[..2.min(outcome.tokens.len())].to_vec()),
+            // The row after the first token is the only one that can be empty before two are out.
+            Err(Error::RowEmpty { .. }) if first == 0 => Ok(vec![0, DEAD]),
+            Err(Error::RowEmpty { .. }) => Ok(vec![1, 0]),
+            Err(error) => Err(error),
+        }
+    })?;
+    let mut found = OutputLaw::empty();
+    let half = Fraction::ratio(1, 2);
+    for (tokens, weight) in &outcomes {
+        match tokens[..] {
+            [0] => found.add(vec![0, DEAD], weight),
+            [1] => {
+                found.add(vec![1, 0], &weight.mul(&half));
+                found.add(vec![1, 1], &weight.mul(&half));
+            }
+            _ => found.add(tokens.clone(), weight),
+        }
+    }
+    let quarter = Fraction::ratio(1, 4);
+    let wanted = vec![(vec![0, DEAD], half), (vec![1, 0], quarter.clone()), (vec![1, 1], quarter)];
+    Ok(found.distance(&law_of(wanted)))
+}
+
+/// How many numbers of two words are told apart: 53 bits of them.
+pub(super) fn resolution() -> Fraction {
+    certain(rng::uniform(0, 1 << 11) > 0.0)
 }
 
 /// A rule over production's lazily read logits, to six digits; `vocab` gives the drafter's columns
