@@ -14,7 +14,8 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
     let stop: Vec<u32> = (0..bits.below(3)).map(|_| bits.below(alphabet) as u32).collect();
     let (most, deepest) = (bits.size(9), bits.size(9));
     if bits.one_in(2) {
-        let index = NGram::new(bits.size(5), bits.size(3), bits.size(64));
+        let (longest, shortest) = (setting(bits, 2, 5), setting(bits, 1, 2));
+        let index = NGram::new(longest, shortest, setting(bits, 10, 64));
         let Ok(mut index) = index else {
             return outcome(&index);
         };
@@ -25,12 +26,12 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
         return "ok";
     }
     let config = SuffixConfig {
-        min_match: bits.size(2),
-        max_context: bits.size(32),
-        depth_factor: if bits.one_in(2) { 1.0 } else { bits.real() },
-        min_score: if bits.one_in(2) { 0.1 } else { bits.real() },
-        max_children: bits.size(4),
-        max_history: bits.size(64),
+        min_match: setting(bits, 1, 2),
+        max_context: setting(bits, 2, 32),
+        depth_factor: if bits.one_in(8) { bits.real() } else { 1.0 },
+        min_score: if bits.one_in(8) { bits.real() } else { 0.1 },
+        max_children: setting(bits, 1, 4),
+        max_history: setting(bits, 2, 64),
     };
     let index = Suffix::new(config);
     let Ok(mut index) = index else {
@@ -45,6 +46,11 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
     assert_eq!(draft, index.propose(limits));
     check_draft(&index.propose_chain(limits), most, deepest, &stop);
     "ok"
+}
+
+/// A legal setting as a rule.
+fn setting(bits: &mut Bits, low: usize, high: usize) -> usize {
+    if bits.one_in(16) { bits.extreme() as usize } else { bits.between(low, high) }
 }
 
 fn check_draft(draft: &Proposal, most: usize, deepest: usize, stop: &[u32]) {

@@ -8,7 +8,10 @@ use crate::request::tree;
 use crate::verdict::outcome;
 
 pub(crate) fn check(bits: &mut Bits) -> &'static str {
-    let (blocks, size) = (bits.size(12), bits.size(4));
+    let any = |bits: &mut Bits, most| {
+        if bits.one_in(16) { bits.size(most) } else { bits.between(1, most) }
+    };
+    let (blocks, size) = (any(bits, 12), any(bits, 4));
     let table = BlockTable::new(blocks, size, bits.one_in(2));
     let Ok(mut table) = table else {
         return outcome(&table);
