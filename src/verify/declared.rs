@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::rows::RawRows;
 use crate::simd::{BLOCK, Kernels};
+use crate::verify::drafted::LEAST;
 use crate::verify::law::{Draft, Law};
 use crate::verify::lazy::{DrafterRows, Source};
 
@@ -37,7 +38,7 @@ pub fn check_fit(draft: &Draft, drafter: &DrafterRows<'_>, vocab: usize) -> Resu
 }
 
 /// Checks a draft against the rows that its tokens are said to come from: each sampled node has its
-/// row and q > 0 there, and the deterministic children of a top-plus-one draft are the most likely.
+/// row and a probability there, and the deterministic children of a top-plus-one draft are the most likely.
 ///
 /// Rows of logits are not read: what their shaping keeps is known when a rule asks.
 ///
@@ -55,7 +56,7 @@ pub fn check_drawn(draft: &Draft, drafter: &DrafterRows<'_>) -> Result<()> {
         if let Source::Probabilities(raw) = drafter.source {
             let token = draft.token(node);
             let q = probability(drafter, &raw, row, token);
-            if !(q > 0.0 && q.is_finite()) {
+            if !(q >= LEAST && q.is_finite()) {
                 return Err(Error::ZeroDraftProbability { node, token, found: q.to_string() });
             }
         }

@@ -7,7 +7,7 @@ use mtp_verify::dist::{Scratch, ShapedRows, Side};
 use mtp_verify::exact::{Enumerator, enumerate};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
-use mtp_verify::verify::lazy::{DrafterRows, LazyView, Source};
+use mtp_verify::verify::lazy::{DrafterRows, LEAST, LazyView, Source};
 use mtp_verify::verify::{RULES, decide, resolve};
 
 use crate::bits::Bits;
@@ -134,5 +134,5 @@ fn drawn(way: Way, law: Law, q: &[f64], set: &[u32]) -> Vec<Way> {
         children.push((token, true));
         Way { children, weight: way.weight * (q[token as usize] / mass) }
     };
-    left.iter().filter(|&&token| q[token as usize] > 0.0).map(with).collect()
+    left.iter().filter(|&&token| q[token as usize] >= LEAST).map(with).collect()
 }

@@ -5,7 +5,7 @@ use mtp_verify::error::{Error, Result};
 use mtp_verify::history::{Penalties, Table};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
-use mtp_verify::verify::lazy::{DrafterRows, Source};
+use mtp_verify::verify::lazy::{DrafterRows, LEAST, Source};
 use mtp_verify::verify::lossy::Lossy;
 use mtp_verify::verify::top::TopLogprobs;
 use mtp_verify::verify::{self, Noise, RULES, Verdict};
@@ -222,7 +222,7 @@ fn children(bits: &mut Bits, law: Law, count: usize, q: &[f64]) -> Vec<(u32, boo
     for at in 0..order.len() {
         order.swap(at, bits.between(at, q.len() - 1));
     }
-    let has_mass = |token: &u32| q[*token as usize] > 0.0;
+    let has_mass = |token: &u32| q[*token as usize] >= LEAST;
     let positive: Vec<u32> = order.iter().copied().filter(has_mass).collect();
     match law {
         Law::Iid => (0..count).map(|_| (bits.pick(&positive), true)).collect(),
