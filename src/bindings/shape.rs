@@ -9,9 +9,10 @@ use crate::bindings::tensor::size;
 use crate::bindings::tensor::{Tensor, integers};
 use crate::bindings::types::{TokenTree, core_params};
 use crate::bindings::{LOGITS, enter};
-use crate::choice::Philox;
+use crate::choice::Choices;
 use crate::dist::{Params, Scratch, ShapedRows, Side};
 use crate::error::{Error, Result};
+use crate::exact::enumerate;
 use crate::shape::{
     self, Chain, Coupled, Fixed, Heap, HeapLimits, Limits, LogitRows, Optimal, Stochastic, Stop,
     Union, Vocabulary,
@@ -54,9 +55,18 @@ impl Kind {
         each!(self, grower => shape::Grower::<f64>::law(grower))
     }
 
-    fn extend(&mut self, rows: &mut LogitRows<'_>, choices: &mut Philox) -> Result<()> {
+    fn extend<C: Choices<f64>>(&mut self, rows: &mut LogitRows<'_>, choices: &mut C) -> Result<()> {
         each!(self, grower => grower.extend(rows, choices))
     }
+}
+
+/// Every way in which a grower can go on, with its probability over the drafter's noise.
+fn every<'a>(start: &Kind, rows: &dyn Fn() -> Result<LogitRows<'a>>) -> Result<Vec<(Kind, f64)>> {
+    enumerate(|choices| {
+        let mut kind = start.clone();
+        kind.extend(&mut rows()?, choices)?;
+        Ok(kind)
+    })
 }
 
 /// Rows as they were passed, and the nodes that they belong to.
@@ -127,6 +137,50 @@ impl Grower {
             })
         };
         build().map_err(|error: Error| to_py(&error))
+    }
+
+    /// The rows of the frontier, and its nodes.
+    fn borrow(&self, logits: &Bound<'_, PyAny>) -> PyResult<(Vec<u32>, Tensor)> {
+        let nodes = self.kind.growth().frontier().to_vec();
+        let logits = Tensor::borrow(logits, "logits")?;
+        let raw = logits.rows(LOGITS, false)?;
+        let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(self.columns);
+        if raw.num_rows() != nodes.len() || wanted.is_some_and(|count| count != raw.num_cols()) {
+            let columns = wanted.map_or("V".to_owned(), |count| count.to_string());
+            return Err(to_py(&Error::ShapeMismatch {
+                what: "logits",
+                found: format!("({}, {})", raw.num_rows(), raw.num_cols()),
+                wanted: format!("({}, {columns}), one row for each frontier node", nodes.len()),
+            }));
+        }
+        Ok((nodes, logits))
+    }
+
+    /// Grows on a copy, so that a refused row leaves the grower as it was.
+    fn grow<T: Send>(
+        &self,
+        py: Python<'_>,
+        logits: &Tensor,
+        work: impl for<'a> FnOnce(&Kind, &dyn Fn() -> Result<LogitRows<'a>>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let mut held = Vec::with_capacity(self.held.len() + 1);
+        for earlier in &self.held {
+            held.push((earlier.logits.rows(LOGITS, false)?, &earlier.nodes[..]));
+        }
+        held.push((logits.rows(LOGITS, false)?, self.kind.growth().frontier()));
+        let (root, params, vocab) = (&self.root, self.params, self.vocab.as_ref());
+        let kind = &self.kind;
+        enter(py, || {
+            work(kind, &|| {
+                let mut rows = LogitRows::new(root, params, vocab);
+                for &(matrix, nodes) in &held {
+                    for (row, &node) in nodes.iter().enumerate() {
+                        rows.set(node as usize, matrix, row)?;
+                    }
+                }
+                Ok(rows)
+            })
+        })
     }
 
     fn heap(&self) -> Option<&Heap> {
@@ -244,41 +298,40 @@ impl Grower {
     }
 
     /// Goes on with one row for each frontier node; returns whether the rows belong to the draft.
-    fn extend(&mut self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let nodes = self.frontier();
-        let logits = Tensor::borrow(logits, "logits")?;
-        let raw = logits.rows(LOGITS, false)?;
-        let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(self.columns);
-        if raw.num_rows() != nodes.len() || wanted.is_some_and(|count| count != raw.num_cols()) {
-            let columns = wanted.map_or("V".to_owned(), |count| count.to_string());
-            return Err(to_py(&Error::ShapeMismatch {
-                what: "logits",
-                found: format!("({}, {})", raw.num_rows(), raw.num_cols()),
-                wanted: format!("({}, {columns}), one row for each frontier node", nodes.len()),
-            }));
-        }
-        let columns = raw.num_cols();
-        let mut held = Vec::with_capacity(self.held.len());
-        for earlier in &self.held {
-            held.push((earlier.logits.rows(LOGITS, false)?, &earlier.nodes[..]));
-        }
-        held.push((raw, &nodes));
-        // Grown on a copy, so that a refused row leaves the grower as it was.
-        let mut kind = self.kind.clone();
-        let (root, params, vocab, noise) =
-            (&self.root, self.params, self.vocab.as_ref(), self.noise);
-        let kind = enter(py, || {
-            let mut rows = LogitRows::new(root, params, vocab);
-            for (matrix, nodes) in held {
-                for (row, &node) in nodes.iter().enumerate() {
-                    rows.set(node as usize, matrix, row)?;
-                }
+    ///
+    /// The tokens are drawn with the step's noise, or are those of one of the `branches`.
+    #[pyo3(signature = (logits, branch=None))]
+    fn extend(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        branch: Option<usize>,
+    ) -> PyResult<bool> {
+        let (nodes, logits) = self.borrow(logits)?;
+        let kind = match branch {
+            None => {
+                let noise = self.noise;
+                self.grow(py, &logits, |start, rows| {
+                    let mut kind = start.clone();
+                    kind.extend(&mut rows()?, &mut noise.philox(0)?)?;
+                    Ok(kind)
+                })?
             }
-            kind.extend(&mut rows, &mut noise.philox(0)?)?;
-            Ok(kind)
-        })?;
+            Some(branch) => {
+                let (kind, _) = self.grow(py, &logits, |start, rows| {
+                    every(start, rows)?.into_iter().nth(branch).ok_or_else(|| {
+                        Error::ParamOutOfRange {
+                            name: "branch",
+                            value: branch.to_string(),
+                            wanted: "the index of one of the branches",
+                        }
+                    })
+                })?;
+                kind
+            }
+        };
         self.kind = kind;
-        self.columns = Some(columns);
+        self.columns = Some(logits.rows(LOGITS, false)?.num_cols());
         let keeps = self.kind.law().is_sampled();
         if keeps {
             self.rows.resize(self.kind.growth().num_nodes(), -1);
@@ -292,6 +345,19 @@ impl Grower {
             self.held.push(Held { logits, nodes });
         }
         Ok(keeps)
+    }
+
+    /// The probability of each way in which `extend` can go on with these rows.
+    fn branches(&self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<Vec<f64>> {
+        let (_, logits) = self.borrow(logits)?;
+        let all = self.grow(py, &logits, every)?;
+        Ok(all.into_iter().map(|(_, weight)| weight).collect())
+    }
+
+    /// The seed and the root position of the step that the draft is for.
+    #[getter]
+    fn address(&self) -> (u64, u64) {
+        (self.noise.seed, self.noise.position)
     }
 
     /// Parents of the nodes grown so far; those of a heap's candidates.
