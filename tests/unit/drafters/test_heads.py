@@ -144,7 +144,7 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     verdict = mv.verify(
         mv.Draft.chain([], root=9), np.zeros((1, 32), np.float32), seed=0, position=2
     )
-    for budget, parents in ((9, [-1, 0, 0, 1, 2]), (1, [-1, 0, 0]), (0, [-1])):
+    for budget, parents in ((9, [-1, 0, 0, 1, 2]), (3, [-1, 0, 0]), (1, [-1, 0]), (0, [-1])):
         drafter.commit([verdict], [(torch.randn(1, 32),)])
         assert drafter.propose([request], [budget])[0].tree.parents.tolist() == parents
 
