@@ -149,6 +149,10 @@ class SlotCache:
         """See `ManyCache.has_room`."""
         return True
 
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """See `ManyCache.room`."""
+        return list(wanted)
+
     def reserve(self, counts: Sequence[int]) -> None:
         """See `ManyCache.reserve`: the buffers grow when they are written."""
 
