@@ -52,6 +52,8 @@ class Row:
         filled: how much of `sequence` is there.
         num_padding: of the prompt.
         max_total: greatest length of `request.tokens`.
+        switch: greatest length at which the target still reads all tokens in the one way, beyond
+            which in the other; None if it has one way only.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
         masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the step's
@@ -72,6 +74,7 @@ class Row:
     num_padding: int
     max_total: int
     criteria: list[Callable[..., Any]]
+    switch: int | None = None
     logits: list[torch.Tensor] | None = None
     masks: NDArray[np.int32] | None = None
     processors: list[Any] = field(default_factory=list)
@@ -85,8 +88,16 @@ class Row:
 
     @property
     def budget(self) -> int:
-        """Draft tokens that can be of use: the verifier's own token supplies the last one."""
-        return self.max_total - self.request.position - 2
+        """Draft tokens that can be of use: the verifier's own token supplies the last one.
+
+        None of them stands beyond the switch while the root does not: one forward reads all of its
+        tokens in one way. The first root beyond is run by itself, with the text before it.
+        """
+        root, switch = self.request.position, self.switch
+        useful = self.max_total - root - 2
+        if switch is None or root > switch:
+            return useful
+        return min(useful, max(0, switch - 1 - root))
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -278,6 +289,7 @@ def admit(
         num_padding=prompt.num_padding,
         max_total=max_total,
         criteria=criteria,
+        switch=getattr(target, "switch_length", None),
         logits=[] if output_logits else None,
         processors=processors,
         top_logprobs=top_logprobs,
