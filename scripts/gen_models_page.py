@@ -66,7 +66,7 @@ Recycling drafts trees, and beside siblings its rows are others than alone
 
 | | compared with |
 |---|---|
-| other tokens behind a row, and a last token as far away as the context allows | the row without them |
+| other tokens behind a row, and a last one as far away as the context allows | the row without |
 | a chain, behind a text as long as the widest window or chunk | the same tokens one by one |
 | the chain as the last path of a tree, behind twelve siblings | the same |
 | the chain beside a shorter request in a batch | the same |
@@ -95,8 +95,8 @@ trial (a model is tried again when its configuration, dtype, attention or fusing
 
 ## What was found
 
-transformers {transformers}, torch {torch}; {count} families, each a tiny random model in float32 with
-windows, chunks and switches a few tokens wide. "Exact": texts of 24 tokens from three prompts,
+transformers {transformers}, torch {torch}; {count} families, each a tiny random model in float32
+with windows, chunks and switches a few tokens wide. "Exact": texts of 24 tokens from three prompts,
 greedy and seed-exact, equal those of plain decoding token for token, with chains and trees that are
 right in part and in a batch of the three; greedy text equals that of `generate`. Repeat it with
 
@@ -132,19 +132,19 @@ def render(report: dict[str, Any]) -> str:
 def _run() -> dict[str, Any]:
     import dataclasses
     import warnings
+    from importlib import import_module
     from importlib.metadata import version
 
     from transformers.utils import logging
 
     sys.path.insert(0, str(ROOT))
-    from tests.zoo import FAMILIES, decode_all_ways, tiny
-
+    zoo = import_module("tests.zoo")
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     families = {}
-    for name in FAMILIES:
-        model = tiny(name)
-        found = dataclasses.asdict(decode_all_ways(model))
+    for name in zoo.FAMILIES:
+        model = zoo.tiny(name)
+        found = dataclasses.asdict(zoo.decode_all_ways(model))
         families[name] = {"class": type(model).__name__, **found}
         sys.stderr.write(f"{name}: {found['chains'] or 'refused'}\n")
     versions = {name: version(name).partition("+")[0] for name in ("transformers", "torch")}
