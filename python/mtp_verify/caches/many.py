@@ -37,6 +37,10 @@ class ManyCache(Protocol):
     is_recurrent: bool
 
     @property
+    def length(self) -> int:
+        """Entries of the slot that the next forward writes behind, where `aim` named one."""
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
 

@@ -140,6 +140,11 @@ class PagedCache:
         self._counts: list[int] = []
 
     @property
+    def length(self) -> int:
+        """See `ManyCache.length`."""
+        return self._pool.aim.start
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """See `ManyCache.windows`."""
         return windows_of(self.kv)

@@ -109,6 +109,11 @@ class SlotCache:
         self.lengths: list[int] = []
 
     @property
+    def length(self) -> int:
+        """See `ManyCache.length`."""
+        return self._aim.starts[0]
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """See `ManyCache.windows`."""
         return windows_of(self.kv)

@@ -53,6 +53,8 @@ class Row:
         filled: how much of `sequence` is there.
         num_padding: of the prompt.
         max_total: greatest length of `request.tokens`.
+        switch: greatest length at which the target still reads all tokens in the one way, beyond
+            which in the other; None if it has one way only.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
         stop_ids: tokens that end it.
@@ -77,6 +79,7 @@ class Row:
     max_total: int
     criteria: list[Callable[..., Any]]
     stop_ids: frozenset[int] = frozenset()
+    switch: int | None = None
     logits: list[torch.Tensor] | None = None
     masks: NDArray[np.int32] | None = None
     dead_ends: frozenset[int] = frozenset()
@@ -92,8 +95,18 @@ class Row:
 
     @property
     def budget(self) -> int:
-        """Draft tokens that can be of use: the verifier's own token supplies the last one."""
-        return 0 if self.drafter is None else self.max_total - self.request.position - 2
+        """Draft tokens that can be of use: the verifier's own token supplies the last one.
+
+        None of them stands beyond the switch while the root does not: one forward reads all of its
+        tokens in one way. The first root beyond is run by itself, with the text before it.
+        """
+        if self.drafter is None:
+            return 0
+        root, switch = self.request.position, self.switch
+        useful = self.max_total - root - 2
+        if switch is None or root > switch:
+            return useful
+        return min(useful, max(0, switch - 1 - root))
 
     @property
     def depends_on_drafts(self) -> bool:
@@ -289,6 +302,7 @@ def admit(
         max_total=max_total,
         criteria=criteria,
         stop_ids=stop_ids,
+        switch=getattr(target, "switch_length", None),
         logits=[] if output_logits else None,
         processors=processors,
         top_logprobs=top_logprobs,

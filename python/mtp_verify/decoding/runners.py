@@ -114,6 +114,7 @@ class Each:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._forgets: bool = getattr(target, "forgets_at_switch", False)
         self.rows: list[Row] = []
         self._caches: dict[int, TargetCache] = {}
 
@@ -191,6 +192,9 @@ class Each:
 
     def _forward(self, row: Row, draft: mv.Draft) -> Output:
         cache, tokens = self._caches[row.request.id], row.request.tokens
+        if self._forgets and row.switch is not None and cache.length <= row.switch < len(tokens):
+            # Its entries were read in the other way, and are computed again with the root.
+            cache.crop(0)
         pending = tokens[cache.length :]
         positions = mask = None
         before: tuple[torch.Tensor, ...] | None = None

@@ -268,10 +268,10 @@ def test_prefix_cache_runs_a_known_beginning_once():
     model = tiny_model("gemma2")
     shared = prompt(40)[0]
     seen = []
+    decoder = Decoder(model, None, GREEDY, cache=Paged(64, 8, prefix_cache=True))
     handle = model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    decoder = Decoder(model, None, GREEDY, cache=Paged(64, 8, prefix_cache=True))
     for seed in range(3):
         ids = torch.cat([shared, prompt(5, seed=50 + seed)[0]])
         result = decoder.generate(ids, max_new_tokens=6)
