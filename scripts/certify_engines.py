@@ -43,6 +43,8 @@ _RIGHT = [mode for mode in own.MODES if mode not in own.LOSSY]
 _ALONE = ("block", "traversal", "lifted_hu", "ngram")
 # Of each kind one: with blocks, on trees, with races, several drafters, plans.
 _KINDS = ("block", "traversal", "lifted_hu", "race", "combined", "combined-race", "planned")
+# Of every law of drafts, and every core.
+_SHARP = (*_KINDS, "token", "rrsw", "kseq", "gbv")
 # Name -> options of `mtp-verify certify`.
 COMMANDS = {
     "transformers": f"--engine transformers {_modes('plain', 'assisted', 'lookup', 'mtp')} {_SIZE}",
@@ -57,7 +59,7 @@ COMMANDS = {
     "assisted-history": f"--engine transformers --mode assisted {_HISTORY} {_SHORT}",
     "drop-in": f"--engine drop-in {_modes(*_ALONE)} --temperature 0.8 {_SHORT}",
     "mtp-verify": f"--engine mtp-verify {_modes(*_RIGHT)} --batch 16 {_SIZE}",
-    "peaked": f"--engine mtp-verify {_modes(*_KINDS, 'token', 'rrsw', 'kseq', 'gbv')} --batch 16 {_PEAKED} {_SIZE}",
+    "peaked": f"--engine mtp-verify {_modes(*_SHARP)} --batch 16 {_PEAKED} {_SIZE}",
     "ends": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --cache paged --eos 3 {_SIZE}",
     "full-pool": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --cache tight --eos 3 {_SIZE}",
     "grammar": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --grammar pairs {_SIZE}",
