@@ -264,7 +264,9 @@ def through_patch(engine):
 
 def make(mode, folder, temperature=1.0):
     params = mv.SamplingParams(temperature=temperature)
-    return engines.make_engine("transformers", mode, params=params, folder=folder, setting=Setting(8))
+    return engines.make_engine(
+        "transformers", mode, params=params, folder=folder, setting=Setting(8)
+    )
 
 
 @pytest.mark.timeout(180)
