@@ -54,7 +54,9 @@ race of `coupled` has one number for each token. A draw stands for it here, and 
 by samples.) Models are the golden ones, the same with their tokens spread over several blocks of a
 long row, and for each line 16 generated ones: peaked (the likeliest token 3 to 95 nats above the
 others), flat, tied, masked to one or two tokens, the drafter's row equal to the target's or nearly
-so, and rows of probabilities whose sum is not 1.
+so, and rows of probabilities whose sum is not 1. Left to the table above are shapes with more than
+64 drafts, and shapings of golden models on the larger shapes: a rule sees rows alone, however they
+came about.
 
 - *Decisions*: the rows as they are read are taken for the truth. The law of a whole step, drafts
   included, is compared with the product of the target's rows. This is what rounding does to
