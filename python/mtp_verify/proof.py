@@ -69,8 +69,8 @@ def run() -> Report:
         f"FAILED: {len(beyond)} of {len(floats) + len(draws)} lines of floating point are beyond "
         "their bounds: " + "; ".join(_place(line) for line in beyond)
         if beyond
-        else f"floating point: every distance of {len(floats)} formats and instruction sets is "
-        "within its bound",
+        else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
+        "is within its bound",
         f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
         + ", ".join(trial["name"] for trial in alive)
         if alive

@@ -130,7 +130,7 @@ def test_rows_and_draws_in_floating_point_are_shown_beside_their_bounds(core):
     assert all(cell in text for cell in shown)
     assert "5.5e-17 / 3.3e-16" in text
     assert "1.1e-16 / 2.2e-16" in text
-    assert "every distance of 1 formats" in report.summary
+    assert "every distance of 1 pairs of format" in report.summary
     assert report.data["floats"] == core["certify_floats"]
     assert report.data["draws"] == core["certify_draws"]
 
