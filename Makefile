@@ -41,7 +41,12 @@ QUIET := $(if $(CI),--quiet)
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 NOT_HERE := not gpu and not net
 
-.PHONY: help dev demo test test-all lint fmt bench certify certify-docs vllm docs wheel clean FORCE
+# Cases of `make fuzz`: a tenth as many again at the Python gate. A long run says where to go on.
+CASES ?= 400000
+FROM ?= 0
+SEED ?= 1
+
+.PHONY: help dev demo test test-all fuzz lint fmt bench certify certify-docs vllm docs wheel clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +64,10 @@ test: $(EXT) ## Run the fast tests (Rust, then Python)
 test-all: $(EXT) ## Run every test that this machine can run: slow and statistical ones too
 	cargo test --quiet -- --include-ignored
 	$(TEST) -m "$(NOT_HERE)" $(ARGS)
+
+fuzz: $(EXT) ## Random calls of the core and at the Python gate, a minute of them (CASES=N FROM=N SEED=N)
+	FUZZ_CASES=$(CASES) FUZZ_FROM=$(FROM) FUZZ_SEED=$(SEED) cargo test --quiet --test fuzz -- --nocapture
+	$(PY) -m tests.fuzzing --cases $$(($(CASES) / 10)) --start $$(($(FROM) / 10)) --seed $(SEED)
 
 lint: $(EXT) ## Check format, lints, types, stubs and the direction of imports
 	cargo fmt --check

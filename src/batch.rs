@@ -142,6 +142,34 @@ fn check_len(what: &'static str, found: usize, wanted: usize) -> Result<()> {
 }
 
 impl<'a> Batch<'a> {
+    /// The target's rows of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if there are more or fewer than the drafts have nodes; in one of several
+    /// matrices that is said by [`Batch::verify`].
+    pub fn rows(&self) -> Result<Vec<RawRows<'a>>> {
+        let count = self.drafts.len();
+        let offsets = Offsets::of(self.drafts.iter().map(|draft| draft.num_nodes()));
+        match &self.logits {
+            Logits::Packed(rows) if rows.num_rows() != offsets.total() => {
+                Err(Error::ShapeMismatch {
+                    what: "logits",
+                    found: format!("{} rows", rows.num_rows()),
+                    wanted: format!("{} rows, one for each node of each draft", offsets.total()),
+                })
+            }
+            Logits::Packed(rows) => (0..count).map(|b| rows.part(offsets.part(b))).collect(),
+            Logits::Own { rows, padded } => {
+                check_len("logits", rows.len(), count)?;
+                let own = |(b, rows): (usize, &RawRows<'a>)| match padded {
+                    true => rows.part(0..self.drafts[b].num_nodes()).map_err(at(b as i64)),
+                    false => Ok(*rows),
+                };
+                rows.iter().enumerate().map(own).collect()
+            }
+        }
+    }
+
     /// The parts of all sequences, once the arrays are seen to fit each other.
     fn requests(&self) -> Result<Vec<Request<'a>>> {
         let count = self.drafts.len();
@@ -155,31 +183,13 @@ impl<'a> Batch<'a> {
         if !self.edits.is_empty() {
             check_len("histories", self.edits.len(), count)?;
         }
-        let offsets = Offsets::of(self.drafts.iter().map(|draft| draft.num_nodes()));
-        match &self.logits {
-            Logits::Packed(rows) if rows.num_rows() != offsets.total() => {
-                return Err(Error::ShapeMismatch {
-                    what: "logits",
-                    found: format!("{} rows", rows.num_rows()),
-                    wanted: format!("{} rows, one for each node of each draft", offsets.total()),
-                });
-            }
-            Logits::Packed(_) => {}
-            Logits::Own { rows, .. } => check_len("logits", rows.len(), count)?,
-        }
+        let rows = self.rows()?;
         (0..count)
             .map(|sequence| {
-                let draft = self.drafts[sequence];
-                let logits = match &self.logits {
-                    Logits::Packed(rows) => rows.part(offsets.part(sequence))?,
-                    Logits::Own { rows, padded: true } => {
-                        rows[sequence].part(0..draft.num_nodes()).map_err(at(sequence as i64))?
-                    }
-                    Logits::Own { rows, padded: false } => rows[sequence],
-                };
-                let target = ShapedRows::new(logits, self.params.get(sequence), Side::Target);
+                let params = self.params.get(sequence);
+                let target = ShapedRows::new(rows[sequence], params, Side::Target);
                 Ok(Request {
-                    draft,
+                    draft: self.drafts[sequence],
                     drafter: self.drafters[sequence],
                     target: self.edits.get(sequence).map_or(target, |edits| target.edited(edits)),
                     rule: self.rules.get(sequence),

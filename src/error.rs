@@ -108,7 +108,7 @@ pub enum Error {
     /// A drafted token has no probability under the law it is said to be drawn from.
     #[error(
         "node {node}: the drafter's row gives token {token} the probability {found}; a sampled \
-         token has q > 0, so this row is not the one it was drawn from"
+         token has q > 0 (2^-900 at least), so this row is not the one it was drawn from"
     )]
     ZeroDraftProbability {
         /// The sampled node.

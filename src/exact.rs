@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use crate::choice::{self, Cells, Choices, Purpose, Site, certain};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::num::Weight;
 use crate::rng;
 
@@ -24,25 +24,41 @@ pub(crate) struct Script<W> {
     taken: Vec<(usize, usize)>,
     asked: usize,
     pub(crate) weight: W,
+    /// Where a question had other branches than when it was asked before.
+    strayed: Option<Site>,
 }
 
 impl<W: Weight> Script<W> {
     pub(crate) fn new() -> Self {
-        Self { taken: Vec::new(), asked: 0, weight: W::one() }
+        Self { taken: Vec::new(), asked: 0, weight: W::one(), strayed: None }
     }
 
     /// Takes one branch of those with positive weight; the weights need not sum to anything.
-    pub(crate) fn branch(&mut self, weights: &[W]) -> usize {
+    ///
+    /// A run repeats the questions of the one before it up to its last branch. Rows that are written to
+    /// meanwhile give other questions: the run is then of no use, and says so when it is over.
+    pub(crate) fn branch(&mut self, site: Site, weights: &[W]) -> usize {
         let live: Vec<usize> = (0..weights.len()).filter(|&i| weights[i].is_positive()).collect();
-        let taken = if let Some(&(taken, _)) = self.taken.get(self.asked) {
-            taken
-        } else {
-            self.taken.push((0, live.len()));
-            0
-        };
+        let (taken, count) = self.taken.get(self.asked).copied().unwrap_or((0, live.len()));
+        if self.asked == self.taken.len() {
+            self.taken.push((taken, count));
+        }
         self.asked += 1;
-        self.weight = self.weight.mul(&weights[live[taken]]);
-        live[taken]
+        let (true, Some(&branch)) = (count == live.len(), live.get(taken)) else {
+            self.strayed.get_or_insert(site);
+            return 0;
+        };
+        self.weight = self.weight.mul(&weights[branch]);
+        branch
+    }
+
+    /// Refuses a run that did not repeat the one before it, all of it.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.strayed.is_none() && self.asked == self.taken.len() {
+            return Ok(());
+        }
+        let row = self.strayed.map_or(0, |site| site.node as usize);
+        Err(Error::RowChanged { side: "target", row })
     }
 
     /// Moves to the next untaken branch; false when all have been taken.
@@ -90,6 +106,11 @@ impl<W: Weight> Enumerator<W> {
         Self { script: Script::new(), intervals: BTreeMap::new(), stand: Stand::default() }
     }
 
+    /// Where the run met other questions than the run before it: the rows have changed.
+    pub(crate) fn strayed(&self) -> Option<Site> {
+        self.script.strayed
+    }
+
     /// Sets the root position of the step that follows.
     pub fn set_position(&mut self, position: u64) {
         self.stand.position = position as u32;
@@ -115,7 +136,7 @@ impl<W: Weight> Enumerator<W> {
             .collect();
         let weights: Vec<W> =
             pieces.iter().map(|(from, to)| to.sub(from).positive_part().div(&width)).collect();
-        let taken = self.script.branch(&weights);
+        let taken = self.script.branch(site, &weights);
         self.intervals.insert(address, pieces[taken].clone());
         taken
     }
@@ -168,8 +189,10 @@ impl<W: Weight> Grid<W> {
         let address = Stand::default().address(site);
         let script = &mut self.script;
         let each = W::ratio(1, values as i64);
-        let number =
-            *self.numbers.entry(address).or_insert_with(|| script.branch(&vec![each; values]));
+        let number = *self
+            .numbers
+            .entry(address)
+            .or_insert_with(|| script.branch(site, &vec![each; values]));
         W::ratio(number as i64, values as i64)
     }
 }
@@ -251,7 +274,7 @@ impl<W: Weight, K: Ord + Clone> OutputLaw<W, K> {
 /// Runs `program` once for each combination of branches and returns every result with its weight.
 ///
 /// # Errors
-/// The first error that a run returns.
+/// The first error that a run returns, and [`Error::RowChanged`] if a run does not repeat the one before.
 pub fn enumerate<W: Weight, T>(
     mut program: impl FnMut(&mut Enumerator<W>) -> Result<T>,
 ) -> Result<Vec<(T, W)>> {
@@ -259,6 +282,7 @@ pub fn enumerate<W: Weight, T>(
     let mut choices = Enumerator::new();
     loop {
         let result = program(&mut choices)?;
+        choices.script.check()?;
         results.push((result, choices.script.weight.clone()));
         if !choices.advance() {
             return Ok(results);
@@ -278,6 +302,7 @@ pub fn enumerate_on_grid<W: Weight, T>(
     let mut choices = Grid { script: Script::new(), numbers: BTreeMap::new(), bits };
     loop {
         let result = program(&mut choices)?;
+        choices.script.check()?;
         results.push((result, choices.script.weight.clone()));
         choices.numbers.clear();
         if !choices.script.advance() {
@@ -312,6 +337,29 @@ mod tests {
         assert_eq!(law.total(), r(1, 1));
         assert_eq!(law.get(&(false, false)), r(2, 3));
         assert_eq!(law.get(&(true, true)), r(1, 6));
+    }
+
+    #[test]
+    fn a_program_that_changes_between_its_runs_is_refused() {
+        let site = Site::new(4, Purpose::Accept);
+        for later in [r(0, 1), r(1, 1), r(2, 1)] {
+            let mut runs = 0;
+            let found = enumerate(|choices: &mut Enumerator<R>| {
+                runs += 1;
+                let num = if runs == 1 { r(1, 3) } else { later.clone() };
+                // Certain answers are no questions, so the second one has the first one's place.
+                let first = choices.accept(site, &num, &r(1, 1));
+                let edges = [r(0, 1), r(1, 4), r(1, 2), r(1, 1)];
+                Ok((first, choices.cut(Site::new(5, Purpose::Sample), &edges)))
+            });
+            assert_eq!(found, Err(Error::RowChanged { side: "target", row: 5 }), "{later}");
+        }
+        let mut runs = 0;
+        let found = enumerate(|choices: &mut Enumerator<R>| {
+            runs += 1;
+            Ok(runs == 1 && choices.accept(site, &r(1, 3), &r(1, 1)))
+        });
+        assert!(matches!(found, Err(Error::RowChanged { .. })), "{found:?}");
     }
 
     #[test]

@@ -45,8 +45,16 @@ impl<'a> RawRows<'a> {
     /// `rows` rows of `cols` values, `stride` values apart.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if the values do not hold that matrix.
+    /// [`Error::ShapeMismatch`] if the values do not hold that matrix, or if its rows have no tokens or
+    /// more than token ids can name.
     pub fn new(values: Values<'a>, rows: usize, cols: usize, stride: usize) -> Result<Self> {
+        if cols == 0 || cols > u32::MAX as usize {
+            return Err(Error::ShapeMismatch {
+                what: "rows",
+                found: format!("({rows}, {cols})"),
+                wanted: "rows of 1 to 2**32 - 1 tokens".into(),
+            });
+        }
         let needed = rows
             .checked_sub(1)
             .map_or(Some(0), |above| above.checked_mul(stride)?.checked_add(cols));
@@ -74,6 +82,18 @@ impl<'a> RawRows<'a> {
     /// [`Error::ShapeMismatch`] if there is no such row.
     pub fn row(&self, row: usize) -> Result<Self> {
         self.part(row..row.saturating_add(1))
+    }
+
+    /// Checks that there is one row.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] about `what`.
+    pub fn check_single(&self, what: &'static str) -> Result<()> {
+        if self.rows == 1 {
+            return Ok(());
+        }
+        let found = format!("{} rows", self.rows);
+        Err(Error::ShapeMismatch { what, found, wanted: "one row, (V,)".into() })
     }
 
     /// Some rows as a matrix of their own.
@@ -116,6 +136,26 @@ impl<'a> RawRows<'a> {
         (0..self.cols).step_by(BLOCK)
     }
 
+    /// Where the `len` values of a row from `start` on lie.
+    ///
+    /// # Panics
+    /// If they are not that row's own: what lies beside them in memory is another row, or padding.
+    fn place(&self, row: usize, start: usize, len: usize) -> Range<usize> {
+        assert!(
+            row < self.rows && start < self.cols && len <= self.cols - start,
+            "row {row}, columns {start} to {start} + {len} of ({}, {})",
+            self.rows,
+            self.cols
+        );
+        let from = row * self.stride + start;
+        from..from + len
+    }
+
+    /// The values of a row from `start` on, a block of them at most.
+    fn block_at(&self, row: usize, start: usize) -> Range<usize> {
+        self.place(row, start, BLOCK.min(self.cols.saturating_sub(start)))
+    }
+
     /// The block of a row from `start` on, widened to `f32` (through `buffer` where needed).
     pub fn block<'s>(
         &'s self,
@@ -124,19 +164,18 @@ impl<'a> RawRows<'a> {
         start: usize,
         buffer: &'s mut Buffer,
     ) -> &'s [f32] {
-        let from = row * self.stride + start;
-        let len = BLOCK.min(self.cols - start);
-        let buffer = &mut buffer[..len];
+        let place = self.block_at(row, start);
+        let buffer = &mut buffer[..place.len()];
         match self.values {
-            Values::F32(values) => return &values[from..from + len],
+            Values::F32(values) => return &values[place],
             Values::F16(values) => {
                 let widen =
                     mutate!("float/f16_read_as_bf16", kernels.widen_f16, kernels.widen_bf16);
-                widen(&values[from..from + len], buffer);
+                widen(&values[place], buffer);
             }
-            Values::Bf16(values) => (kernels.widen_bf16)(&values[from..from + len], buffer),
+            Values::Bf16(values) => (kernels.widen_bf16)(&values[place], buffer),
             Values::F64(values) => {
-                for (out, &x) in buffer.iter_mut().zip(&values[from..from + len]) {
+                for (out, &x) in buffer.iter_mut().zip(&values[place]) {
                     *out = x as f32;
                 }
             }
@@ -151,9 +190,8 @@ impl<'a> RawRows<'a> {
 
     /// The block of a row from `start` on, if its values are `f32` already.
     pub fn block_f32(&self, row: usize, start: usize) -> Option<&'a [f32]> {
-        let from = row * self.stride + start;
         match self.values {
-            Values::F32(values) => Some(&values[from..from + BLOCK.min(self.cols - start)]),
+            Values::F32(values) => Some(&values[self.block_at(row, start)]),
             Values::F16(_) | Values::Bf16(_) | Values::F64(_) => None,
         }
     }
@@ -168,8 +206,7 @@ impl<'a> RawRows<'a> {
         buffer: &mut Buffer,
     ) {
         if let Values::F64(values) = self.values {
-            let from = row * self.stride + start;
-            out.copy_from_slice(&values[from..from + out.len()]);
+            out.copy_from_slice(&values[self.place(row, start, out.len())]);
             mutate!("float/f64_narrowed", (), narrow(out));
             return;
         }
@@ -181,8 +218,7 @@ impl<'a> RawRows<'a> {
     /// # Panics
     /// For a column beyond the row: what stands there is another row's, or nobody's.
     pub fn value(&self, row: usize, col: usize) -> f64 {
-        assert!(col < self.cols, "column {col} of a row of {}", self.cols);
-        let at = row * self.stride + col;
+        let at = self.place(row, col, 1).start;
         match self.values {
             Values::F32(values) => f64::from(values[at]),
             Values::F16(values) => half::f16::from_bits(values[at]).to_f64(),
@@ -237,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn no_row_reads_beyond_its_own_columns() {
+        let values = [0.0_f32; 24];
+        let rows = RawRows::new(Values::F32(&values), 2, 5, 8).unwrap();
+        let refused = |read: &dyn Fn() -> f64| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err()
+        };
+        assert!(!refused(&|| rows.value(1, 4)));
+        assert!(refused(&|| rows.value(0, 5)));
+        assert!(refused(&|| rows.value(2, 0)));
+        assert!(refused(&|| f64::from(rows.block_f32(0, 5).unwrap()[0])));
+        assert!(refused(&|| f64::from(rows.block_f32(2, 0).unwrap()[0])));
+    }
+
+    #[test]
     fn matrices_that_do_not_fit_are_refused() {
         let values = [0.0_f32; 10];
         assert!(RawRows::new(Values::F32(&values), 2, 5, 5).is_ok());
@@ -244,5 +294,9 @@ mod tests {
         assert!(RawRows::new(Values::F32(&values), 2, 5, 4).is_err());
         assert!(RawRows::new(Values::F32(&values), usize::MAX, 5, 5).is_err());
         assert!(RawRows::new(Values::F32(&values), 0, 5, 5).is_ok());
+        for rows in 0..3 {
+            assert!(RawRows::new(Values::F32(&values), rows, 0, 5).is_err());
+        }
+        assert!(RawRows::new(Values::F32(&values), 0, 1 << 32, 1 << 32).is_err());
     }
 }

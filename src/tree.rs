@@ -30,13 +30,7 @@ impl TokenTree {
                 wanted: "(N+1,) with at least the root".into(),
             });
         }
-        if parents.len() > MAX_NODES {
-            return Err(Error::Overflow {
-                what: "nodes of a tree",
-                found: parents.len() as u64,
-                limit: MAX_NODES as u64,
-            });
-        }
+        check_num_nodes(parents.len())?;
         for (node, &parent) in parents.iter().enumerate() {
             let legal = if node == 0 {
                 parent == -1
@@ -74,6 +68,7 @@ impl TokenTree {
     /// # Errors
     /// [`Error::Overflow`] beyond [`MAX_NODES`].
     pub fn chain(depth: usize) -> Result<Self> {
+        check_num_nodes(depth.saturating_add(1))?;
         let parents: Vec<i64> = (0..=depth as i64).map(|node| node - 1).collect();
         Self::new(&parents)
     }
@@ -170,6 +165,14 @@ impl TokenTree {
     }
 }
 
+fn check_num_nodes(count: usize) -> Result<()> {
+    if count <= MAX_NODES {
+        return Ok(());
+    }
+    let (found, limit) = (count as u64, MAX_NODES as u64);
+    Err(Error::Overflow { what: "nodes of a tree", found, limit })
+}
+
 /// Checks that `path` leads from below the root downwards, node by node, in the tree of `parents` (see
 /// [`TokenTree::parents`]).
 ///
@@ -243,6 +246,10 @@ mod tests {
             assert_eq!(TokenTree::new(&parents), Err(Error::BadParent { node, parent }));
         }
         assert!(TokenTree::new(&[]).is_err());
+        for depth in [MAX_NODES, 1 << 40, usize::MAX] {
+            assert!(matches!(TokenTree::chain(depth), Err(Error::Overflow { .. })));
+        }
+        assert_eq!(TokenTree::chain(MAX_NODES - 1).unwrap().num_nodes(), MAX_NODES);
     }
 
     #[test]

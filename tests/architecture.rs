@@ -1,4 +1,5 @@
-//! Modules import downwards only: the `use crate::` lines against the allowed directions.
+//! What the sources promise as a whole: modules import downwards only, and whatever Python can call goes
+//! through the one gate.
 
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
@@ -94,4 +95,104 @@ fn imports_point_downwards() {
         checked += 1;
     }
     assert!(checked > 20, "only {checked} files were found");
+}
+
+/// A function that Python can call.
+struct Callable {
+    name: String,
+    arguments: String,
+    body: String,
+}
+
+/// The functions of a file that carry `#[pyfunction]` or stand in a `#[pymethods]` block; the sources are
+/// formatted, so a body ends where a line closes it at the function's own indentation.
+fn callables(text: &str) -> Vec<Callable> {
+    let mut found = Vec::new();
+    let mut wanted: Option<&str> = None;
+    let lines: Vec<&str> = text.lines().collect();
+    for (number, line) in lines.iter().enumerate() {
+        match line.trim_end() {
+            "#[pyfunction]" => wanted = Some(""),
+            "#[pymethods]" => wanted = Some("    "),
+            "}" => wanted = None,
+            _ => {}
+        }
+        let Some(indent) = wanted else { continue };
+        let Some(rest) = line.strip_prefix(indent).and_then(|rest| rest.strip_prefix("fn ")) else {
+            continue;
+        };
+        let name = rest.split(['(', '<']).next().unwrap().to_owned();
+        let end = format!("{indent}}}");
+        let length = lines[number..].iter().position(|line| *line == end).unwrap();
+        let all = lines[number..number + length].join("\n");
+        let (signature, body) = all.split_once(" {\n").unwrap();
+        let arguments = signature.rsplit_once("->").map_or(signature, |(before, _)| before);
+        found.push(Callable {
+            name,
+            arguments: arguments.split_once('(').unwrap().1.to_owned(),
+            body: body.trim().to_owned(),
+        });
+    }
+    found
+}
+
+/// Whether a body is one call of a gate, with nothing before it and at most a wrapper class behind it.
+fn is_gated(body: &str) -> bool {
+    if !["hold(|| ", "enter(py, || "].iter().any(|gate| body.starts_with(gate)) {
+        return false;
+    }
+    let mut depth = 0;
+    for (at, sign) in body.char_indices() {
+        depth += match sign {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        if depth == 0 && sign == ')' {
+            let rest = body[at + 1..].trim();
+            let word = rest.strip_prefix(".map(").and_then(|rest| rest.strip_suffix(')'));
+            return rest.is_empty()
+                || word.is_some_and(|word| word.chars().all(char::is_alphabetic));
+        }
+    }
+    false
+}
+
+#[test]
+fn whatever_python_calls_goes_through_the_gate() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bindings");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut checked = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let place = file.display();
+        for Callable { name, arguments, body } in callables(&text) {
+            assert!(is_gated(&body), "{place}: {name} works outside of hold() and enter()");
+            // pyo3 converts these before the gate: a list by reserving what `__len__` claims, a number
+            // with an error that does not say which argument it was.
+            let taken = ["Vec<", "String", "i64", "u64", "i32", "u32", "usize", "f32"];
+            for kind in taken {
+                assert!(!arguments.contains(kind), "{place}: {name} takes {kind} before the gate");
+            }
+            checked += 1;
+        }
+        for class in text.lines().filter(|line| line.starts_with("#[pyclass")) {
+            assert!(class.contains("frozen"), "{place}: {class}: threads would find it borrowed");
+        }
+        assert!(!text.contains("derive(FromPyObject"), "{place}: converted before the gate");
+    }
+    assert!(checked > 120, "only {checked} callables were found");
+}
+
+#[test]
+fn work_outside_the_gate_would_be_found() {
+    let text = "#[pyfunction]\nfn f(n: Vec<i64>) -> PyResult<usize> {\n    let n = 1;\n    hold(|| \
+                Ok(n))\n}\n\n#[pymethods]\nimpl A {\n    fn g(&self) -> PyResult<A> {\n        \
+                enter(py, || work()).map(A)\n    }\n\n    fn h(&self) -> PyResult<usize> {\n        \
+                hold(|| Ok(1)).map(|n| n / 0)\n    }\n}\n";
+    let found = callables(text);
+    let seen: Vec<_> = found.iter().map(|f| (&f.name[..], is_gated(&f.body))).collect();
+    assert_eq!(seen, [("f", false), ("g", true), ("h", false)]);
+    assert!(found[0].arguments.contains("Vec<") && !found[1].arguments.contains("Vec<"));
 }

@@ -505,6 +505,33 @@ proptest! {
     }
 }
 
+#[test]
+fn numbers_that_no_list_can_hold_are_refused_before_memory_is_taken() {
+    let mut table = BlockTable::new(i32::MAX as usize, 16, true).unwrap();
+    table.add_sequence(1, 5, None).unwrap();
+    let before = table.clone();
+    let pool = 16 * i32::MAX as usize;
+    for n in [1 << 27, pool - 64, 1 << 62, usize::MAX] {
+        assert!(table.reserve(1, n).is_err());
+        assert!(table.reserve_batch(&[(1, n)]).is_err());
+        assert!(table.add_sequence(2, n.max(1 << 31), None).is_err());
+        assert_eq!(table, before);
+    }
+    // One block of 2^60 entries, shared: its copy would be listed entry by entry.
+    let mut table = BlockTable::new(2, 1 << 61, false).unwrap();
+    table.add_sequence(1, 1 << 60, None).unwrap();
+    table.fork(1, 2).unwrap();
+    let before = table.clone();
+    assert!(matches!(table.reserve(2, 1), Err(Error::Overflow { .. })));
+    assert_eq!(table, before);
+    table.check_integrity().unwrap();
+    // The same sequence many times: its blocks would be written as often.
+    let mut table = BlockTable::new(1 << 14, 1, false).unwrap();
+    table.add_sequence(1, 1 << 14, None).unwrap();
+    assert!(matches!(table.block_lists(&vec![1; 1 << 11]), Err(Error::Overflow { .. })));
+    assert_eq!(table.block_lists(&vec![1; 1 << 10]).unwrap().len(), 1 << 10);
+}
+
 /// Ten million operations. Prints how many of each kind were refused; `--nocapture` shows it.
 #[test]
 #[ignore = "slow: minutes; `make test-all` runs it"]

@@ -64,11 +64,11 @@ class CoreParams:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
-        no_repeat_ngram_size: int = 0,
-        logit_bias: Sequence[tuple[int, float]] = ...,
-        banned: Sequence[int] = ...,
-        min_new_tokens: int = 0,
-        stop_ids: Sequence[int] = ...,
+        no_repeat_ngram_size: int | None = None,
+        logit_bias: Sequence[tuple[int, float]] | None = None,
+        banned: Sequence[int] | None = None,
+        min_new_tokens: int | None = None,
+        stop_ids: Sequence[int] | None = None,
     ) -> CoreParams: ...
     @property
     def is_greedy(self) -> bool: ...
@@ -290,10 +290,10 @@ def verify(
     position: int,
     lossy: Lossy | None = None,
     history: Any | None = None,
-    prompt_len: int = 0,
+    prompt_len: int | None = None,
     bitmask: Any | None = None,
     process: Process | None = None,
-    top_logprobs: int = 0,
+    top_logprobs: int | None = None,
 ) -> Verdict: ...
 def verify_batch(
     drafts: DraftBatch | Sequence[Draft],
@@ -303,7 +303,7 @@ def verify_batch(
     seeds: Sequence[int],
     positions: Sequence[int],
     lossy: Lossy | Sequence[Lossy | None] | None,
-    contexts: Sequence[tuple[Any | None, int, Any | None, Process | None]],
+    contexts: Sequence[tuple[Any | None, int | None, Any | None, Process | None]],
     top_logprobs: int | Sequence[int],
 ) -> VerdictBatch: ...
 def set_num_threads(n: int) -> None: ...
@@ -313,7 +313,7 @@ def expected_accepted(
     params: CoreParams,
     rule: str,
     history: Any | None = None,
-    prompt_len: int = 0,
+    prompt_len: int | None = None,
     bitmask: Any | None = None,
     process: Process | None = None,
 ) -> float: ...

@@ -6,8 +6,8 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import check_word, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.intake import as_list, as_word, check_sequence, check_type, on_host
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Process, Processor, check_processors, row_process
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "step_context",
     "verify",
 ]
-
-_DEFAULT = SamplingParams()
 
 # History, how much of it is prompt, bitmask, and the function over some nodes' rows.
 Context = tuple[Sequence[int] | None, int, Any, Process | None]
@@ -94,12 +92,12 @@ def verify(
     References:
         arXiv 2211.17192 (token), 2403.10444 (block), 2408.07978 (coupled).
     """
-    chosen = _DEFAULT if params is None else params
+    check_type("draft", draft, Draft)
+    chosen = as_params(params)
     if not (lossy is None or isinstance(lossy, Lossy)):
         message = f"lossy: found {lossy!r}, wanted typical, threshold, topk or ensemble of mv.lossy"
         raise ParamsError(message, slug="param_out_of_range")
-    check_word("seed", seed)
-    check_word("position", position)
+    seed, position = as_word("seed", seed), as_word("position", position)
     context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
     return _core.verify(
         draft,
@@ -156,7 +154,8 @@ def expected_accepted(
         >>> expected_accepted(draft, np.zeros((3, 4), np.float32))  # 1/4 + 1/16
         0.3125
     """
-    chosen = _DEFAULT if params is None else params
+    check_type("draft", draft, Draft)
+    chosen = as_params(params)
     context = step_context(draft, logits, history, prompt_len, bitmask, processors, None)
     return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
 
@@ -191,9 +190,6 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     References:
         arXiv 2310.15141 (the transport problem), 2502.18779 (its dual and top-plus-one).
     """
-    if n < 1:
-        message = f"n: found {n}, wanted n >= 1"
-        raise ParamsError(message, slug="param_out_of_range")
     return _core.alpha_star(on_host(p), on_host(q), n, law)
 
 
@@ -212,15 +208,18 @@ def step_context(
         ParamsError: The history is missing, too short or too long for the position, or does not end
             with the root; a processor cannot be called.
     """
+    if history is not None:
+        check_sequence("history", history)
+        _check_history(history, prompt_len, draft, position)
+    is_list = isinstance(processors, list | tuple)
+    listed = processors if is_list else as_list("processors", processors)
     process = None
-    if processors:
-        check_processors(processors)
+    if listed:
+        check_processors(listed)
         if history is None:
             message = "history: found None with processors, wanted the tokens up to the root"
             raise ParamsError(message, slug="param_out_of_range")
-        process = row_process(processors, draft, history, logits)
-    if history is not None:
-        _check_history(history, prompt_len, draft, position)
+        process = row_process(listed, draft, history, logits)
     return history, prompt_len, None if bitmask is None else on_host(bitmask), process
 
 
@@ -305,6 +304,7 @@ def best_rule(draft: Draft) -> str:
         >>> best_rule(Draft.chain([1, 2]))
         'target_only'
     """
+    check_type("draft", draft, Draft)
     return _core.best_rule(draft.law)
 
 

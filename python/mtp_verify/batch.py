@@ -1,19 +1,17 @@
 """Many sequences in one call: `verify_batch`, and the threads that it may use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, DraftBatch, Lossy, VerdictBatch
 from mtp_verify.api import Context, step_context
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.intake import as_words, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.intake import as_list, as_words, check_type, on_host
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Processor
 
 __all__ = ["set_num_threads", "verify_batch"]
-
-_DEFAULT = SamplingParams()
 
 
 def verify_batch(
@@ -74,7 +72,9 @@ def verify_batch(
         >>> verdicts.tokens, verdicts.offsets, verdicts[1].num_accepted
         (array([2, 0, 1, 0]), array([0, 3, 4]), 0)
     """
-    items = drafts if isinstance(drafts, DraftBatch) else list(drafts)
+    items = drafts if isinstance(drafts, DraftBatch) else as_list("drafts", drafts)
+    for sequence, draft in enumerate(items if isinstance(items, list) else ()):
+        check_type(f"drafts[{sequence}]", draft, Draft)
     listed = _core_params(params)
     contexts = _contexts(
         items, logits, listed, as_words("positions", positions), histories, prompt_lens, bitmasks,
@@ -86,12 +86,14 @@ def verify_batch(
         if isinstance(logits, (list, tuple))
         else on_host(logits),
         listed,
-        rule if isinstance(rule, str) else list(rule),
+        rule if isinstance(rule, str) else as_list("rule", rule),
         as_words("seeds", seeds),
         as_words("positions", positions),
         _each_lossy(lossy),
         contexts,
-        top_logprobs if isinstance(top_logprobs, int) else list(top_logprobs),
+        as_list("top_logprobs", top_logprobs)
+        if isinstance(top_logprobs, Iterable)
+        else top_logprobs,
     )
 
 
@@ -116,9 +118,15 @@ def set_num_threads(n: int) -> None:
 def _core_params(
     params: SamplingParams | Sequence[SamplingParams | None] | None,
 ) -> _core.CoreParams | list[_core.CoreParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return (params or _DEFAULT)._core
-    return [(own or _DEFAULT)._core for own in params]
+    if not isinstance(params, Sequence):
+        return as_params(params)._core
+    listed = []
+    for sequence, own in enumerate(params):
+        try:
+            listed.append(as_params(own)._core)
+        except MtpVerifyError as error:
+            raise error.in_sequence(sequence) from None
+    return listed
 
 
 def _contexts(
@@ -133,23 +141,25 @@ def _contexts(
 ) -> list[Context]:
     """What comes with each sequence beside its logits."""
     count = len(drafts)
-    is_listed = any(isinstance(item, (list, tuple)) for item in processors)
-    own: Any = processors if is_listed else [processors] * count
+    functions = as_list("processors", processors)
+    is_listed = any(isinstance(item, (list, tuple)) for item in functions)
     given = {
         "histories": histories,
         "prompt_lens": prompt_lens,
         "bitmasks": bitmasks,
-        "processors": own,
+        "processors": functions if is_listed else [functions] * count,
     }
-    for name, values in given.items():
-        if values is not None and len(values) != count:
+    each: dict[str, list[Any]] = {}
+    for name, items in given.items():
+        values = each[name] = [None] * count if items is None else as_list(name, items)
+        if len(values) != count:
             message = f"{name}: found {len(values)} entries, wanted {count}, one for each draft"
             raise ParamsError(message, slug="param_out_of_range")
     listed = [params] if isinstance(params, _core.CoreParams) else params
     is_plain = not (
         any(shaping.changes_logits for shaping in listed)
-        or any(own)
-        or any(items is not None and _any_given(items) for items in (histories, bitmasks))
+        or any(each["processors"])
+        or any(item is not None for name in ("histories", "bitmasks") for item in each[name])
     )
     if is_plain:
         return []
@@ -161,10 +171,10 @@ def _contexts(
                 step_context(
                     drafts[sequence],
                     like,
-                    None if histories is None else histories[sequence],
-                    0 if prompt_lens is None else prompt_lens[sequence],
-                    None if bitmasks is None else bitmasks[sequence],
-                    own[sequence],
+                    each["histories"][sequence],
+                    0 if prompt_lens is None else each["prompt_lens"][sequence],
+                    each["bitmasks"][sequence],
+                    each["processors"][sequence],
                     positions[sequence] if sequence < len(positions) else None,
                 )
             )
@@ -173,13 +183,9 @@ def _contexts(
     return contexts
 
 
-def _any_given(items: Sequence[Any]) -> bool:
-    return any(item is not None for item in items)
-
-
 def _each_lossy(
     lossy: Lossy | Sequence[Lossy | None] | None,
 ) -> Lossy | list[Lossy | None] | None:
     if lossy is None or isinstance(lossy, Lossy):
         return lossy
-    return list(lossy)
+    return as_list("lossy", lossy)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.decode import Decoder
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
@@ -113,7 +113,7 @@ def race(
     Raises:
         ParamsError, UnsupportedModelError: as `Decoder.generate`.
     """
-    params = SamplingParams() if params is None else params
+    params = as_params(params)
     decoder = Decoder(model, drafter, params, rule, planner=planner)
     best = {"transformers": 0.0, "plain": 0.0, "speculative": 0.0}
     winner = None
@@ -171,7 +171,7 @@ def identical(
     Returns:
         Whether they are equal, and if not where they part.
     """
-    params = SamplingParams() if params is None else params
+    params = as_params(params)
     decoder = Decoder(model, drafter, params, rule, planner=planner)
     runs = [
         decoder.generate(input_ids, max_new_tokens=max_new_tokens, seed=seed, speculate=speculate)

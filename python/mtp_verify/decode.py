@@ -29,7 +29,7 @@ from mtp_verify.decoding.runners import Each, Together
 from mtp_verify.decoding.session import Session
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.planning import MeasuredCosts, Planner
 from mtp_verify.target import BatchTarget, as_target
 
@@ -103,7 +103,7 @@ class Decoder:
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
-        self.params = SamplingParams() if params is None else params
+        self.params = as_params(params)
         self.rule = rule
         self._check_drafter(drafter)
         if batching not in _BATCHINGS:
@@ -215,7 +215,9 @@ class Decoder:
             msg = f"{name} serves a single sequence, and {count} are asked for"
             raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
         limit = as_count(max_new_tokens, "max_new_tokens")
-        shaping = per_row(params or self.params, SamplingParams, count, "params")
+        shaping = per_row(
+            self.params if params is None else params, SamplingParams, count, "params"
+        )
         constraints = per_row(constraint, Constraint | None, count, "constraint")
         eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
         seeds = as_seeds(seed, count)
@@ -313,7 +315,7 @@ class Decoder:
             drafter=drafter,
             rule=self.rule,
             lossy=self.lossy,
-            params=self.params if params is None else params,
+            params=self.params if params is None else as_params(params),
             constraint=per_row(constraint, Constraint | None, 1, "constraint")[0],
             seed=as_seeds(seed, 1)[0],
             max_new_tokens=as_count(max_new_tokens, "max_new_tokens"),

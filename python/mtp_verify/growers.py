@@ -24,8 +24,8 @@ import numpy as np
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError
-from mtp_verify.intake import check_word, on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.intake import as_list, as_word, check_type, on_host
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ __all__ = [
     "share",
 ]
 
-_NEUTRAL = SamplingParams()
 _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
@@ -59,7 +58,9 @@ class Grower:
         eos_ids: tokens that end the sequence; nothing is grown below them.
         params: how the drafter's rows are shaped before they are drawn from; None means
             ``SamplingParams()``. They need not be the target's.
-        seed: of the sequence, 0 <= seed < 2**64; growers that draw nothing need none.
+        seed: of the sequence, 0 <= seed < 2**64. Growers that can draw need it, and the position,
+            whatever their settings: two drafts grown at one (seed, position) would share their
+            noise, which is a bias that nothing later can see. There is no default, as for `verify`.
         position: the root's position, the one that `verify` will get.
         vocab: int (V_d,), the token of each column, if the rows are over a sub-vocabulary.
     """
@@ -68,7 +69,7 @@ class Grower:
         self, core: _core.Grower, params: SamplingParams | None, vocab: Any | None
     ) -> None:
         self._core = core
-        self._params = params or _NEUTRAL
+        self._params = as_params(params)
         self._vocab = vocab
         self._rows: list[Any] = []
 
@@ -159,9 +160,8 @@ def _start(
     position: int,
     vocab: Any | None,
 ) -> tuple[int, list[int], SamplingParams, int, int, Any | None]:
-    check_word("seed", seed)
-    check_word("position", position)
-    return root, sorted(eos_ids), params or _NEUTRAL, seed, position, vocab
+    seed, position = as_word("seed", seed), as_word("position", position)
+    return root, as_list("eos_ids", eos_ids), as_params(params), seed, position, vocab
 
 
 class Chain(Grower):
@@ -185,7 +185,7 @@ class Chain(Grower):
     Example:
         >>> import numpy as np
         >>> rows = np.eye(4, dtype=np.float32) * 9
-        >>> chain = Chain(3, greedy=True, root=0)
+        >>> chain = Chain(3, greedy=True, root=0, seed=1, position=4)
         >>> chain.grow(lambda paths: rows[[len(path) for path in paths]]).tokens.tolist()
         [0, 0, 1, 2]
 
@@ -203,8 +203,8 @@ class Chain(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
@@ -248,10 +248,11 @@ class Fixed(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("shape", shape, Shape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.fixed(start, shape.tree, law, samples), params, vocab)
 
@@ -297,7 +298,7 @@ class Heap(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, 0, 0, vocab)
-        limits = (max_nodes, max_depth, max_children, width, min_score, list(times))
+        limits = (max_nodes, max_depth, max_children, width, min_score, times)
         super().__init__(_core.Grower.best_first(start, *limits), params, vocab)
 
     @property
@@ -345,8 +346,8 @@ class Stochastic(Grower):
         root: int = -1,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
@@ -385,12 +386,13 @@ class Union(Grower):
         max_nodes: int = _UNLIMITED,
         eos_ids: Iterable[int] = (),
         params: SamplingParams | None = None,
-        seed: int = 0,
-        position: int = 0,
+        seed: int,
+        position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("hits", hits, Draft)
         start = _start(int(hits.tokens[0]), eos_ids, params, seed, position, vocab)
-        super().__init__(_core.Grower.union(start, hits, list(counts), max_nodes), params, vocab)
+        super().__init__(_core.Grower.union(start, hits, counts, max_nodes), params, vocab)
 
 
 class Coupled(Grower):
@@ -424,6 +426,7 @@ class Coupled(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
+        check_type("shape", shape, Shape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.coupled(start, shape.tree), params, vocab)
 
@@ -447,13 +450,16 @@ def allocate(scores: Sequence[Sequence[float]], budget: int, *, minimum: int = 0
     References:
         arXiv 2501.12162, 2406.14066.
     """
-    return _core.allocate([list(request) for request in scores], budget, minimum)
+    return _core.allocate(scores, budget, minimum)
 
 
 def share(heaps: Sequence[Heap], budget: int, *, minimum: int = 0) -> list[Draft]:
     """The drafts of several heaps, cut so that they share one budget of nodes; see `allocate`."""
-    counts = allocate([heap.scores for heap in heaps], budget, minimum=minimum)
-    return [heap.finish(count) for heap, count in zip(heaps, counts, strict=True)]
+    listed = as_list("heaps", heaps)
+    for index, heap in enumerate(listed):
+        check_type(f"heaps[{index}]", heap, Heap)
+    counts = allocate([heap.scores for heap in listed], budget, minimum=minimum)
+    return [heap.finish(count) for heap, count in zip(listed, counts, strict=True)]
 
 
 def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
@@ -473,7 +479,7 @@ def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
     if not drafts:
         msg = "drafts: found none, wanted at least one"
         raise DraftError(msg, slug="shape_mismatch")
-    parents, tokens = _core.merge(list(drafts), max_nodes)
+    parents, tokens = _core.merge(drafts, max_nodes)
     return Draft(TokenTree(parents), tokens)
 
 

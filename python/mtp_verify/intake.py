@@ -1,14 +1,27 @@
 """What comes in from callers, brought into the form that the core takes."""
 
-from collections.abc import Iterable
-from numbers import Integral
+import operator
+import sys
+from collections.abc import Iterable, Mapping, Sized
+from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 from mtp_verify.errors import ParamsError
 
-__all__ = ["as_words", "check_word", "on_host"]
+__all__ = [
+    "as_float",
+    "as_list",
+    "as_word",
+    "as_words",
+    "check_sequence",
+    "check_type",
+    "on_host",
+]
 
 _WORDS = 1 << 64
+_PRINTED = 256  # Longer integers would fill an error message.
+_MOST_ITEMS = 1 << 26  # As the core has it: a longer list is a mistake, a range of 2**40 say.
 
 
 def on_host(tensor: Any) -> Any:
@@ -18,15 +31,89 @@ def on_host(tensor: Any) -> Any:
     return tensor if getattr(tensor, "is_cpu", True) else tensor.cpu()
 
 
-def check_word(name: str, value: int) -> None:
-    """Refuse what does not fit the 64 bits of a seed or a position.
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Refuse what is no instance of a class.
+
+    Raises:
+        TypeError: names the argument and the class.
+    """
+    if not isinstance(value, kind):
+        message = f"{name}: found {type(value).__name__}, wanted {kind.__name__}"
+        raise TypeError(message)
+
+
+def check_sequence(name: str, value: Any) -> None:
+    """Refuse what cannot be asked for its length and its last item; nothing is copied.
+
+    Raises:
+        ParamsError: names the argument.
+    """
+    has_both = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if not has_both or isinstance(value, str | bytes | Mapping):
+        message = f"{name}: found {type(value).__name__}, wanted a sequence of tokens"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def as_list(name: str, values: Any) -> list[Any]:
+    """Any collection as a list, with no more items than it says it has.
+
+    Raises:
+        TypeError: names what is no collection.
+        ParamsError: names what is too long, or longer than it says.
+    """
+    is_iterable = isinstance(values, Iterable) or hasattr(values, "__getitem__")
+    if not is_iterable or isinstance(values, str | bytes | Mapping):
+        message = f"{name}: found {type(values).__name__}, wanted a list"
+        raise TypeError(message)
+    count = _MOST_ITEMS
+    if isinstance(values, Sized):
+        try:
+            count = len(values)
+        except OverflowError:
+            count = sys.maxsize
+        if count > _MOST_ITEMS:
+            message = f"{name}: found {count} items, wanted at most {_MOST_ITEMS}"
+            raise ParamsError(message, slug="param_out_of_range")
+    listed = list(islice(values, count + 1))
+    if len(listed) > count:
+        message = f"{name}: found more than {count} items, wanted no more"
+        raise ParamsError(message, slug="param_out_of_range")
+    return listed
+
+
+def as_float(name: str, value: Any) -> float:
+    """A number as a float64.
+
+    Raises:
+        ParamsError: names what is no number, or an integer beyond all floats.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        message = f"{name}: found {value!r}, wanted a number"
+        raise ParamsError(message, slug="param_out_of_range")
+    try:
+        return float(value)
+    except OverflowError:
+        message = f"{name}: found {_shown(value)}, wanted a float64"
+        raise ParamsError(message, slug="param_out_of_range") from None
+
+
+def as_word(name: str, value: Any) -> int:
+    """A seed or a position as an int that fits its 64 bits.
 
     Raises:
         ParamsError: names the value.
     """
-    if not 0 <= value < _WORDS:
-        message = f"{name}: found {value}, wanted 0 <= {name} < 2**64"
+    if type(value) is int and 0 <= value < _WORDS:
+        return value
+    try:
+        number = operator.index(value)
+    except TypeError:
+        message = f"{name}: found {value!r}, wanted an integer"
+        raise ParamsError(message, slug="param_out_of_range") from None
+    if not 0 <= number < _WORDS:
+        message = f"{name}: found {_shown(number)}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
+    return number
 
 
 def as_words(name: str, values: Any) -> list[int]:
@@ -39,13 +126,19 @@ def as_words(name: str, values: Any) -> list[int]:
     if not isinstance(listed, Iterable):
         message = f"{name}: found {values!r}, wanted one for each sequence"
         raise ParamsError(message, slug="param_out_of_range")
-    words = list(listed)
+    words = as_list(name, listed)
     for sequence, value in enumerate(words):
         if isinstance(value, bool) or not isinstance(value, Integral):
             message = f"sequence {sequence}: {name}: found {value!r}, wanted an integer"
             raise ParamsError(message, slug="param_out_of_range", sequence=sequence)
         try:
-            check_word(name, int(value))
+            as_word(name, value)
         except ParamsError as error:
             raise error.in_sequence(sequence) from None
     return words
+
+
+def _shown(number: Any) -> str:
+    """A number, unless it would fill the message."""
+    bits = int(number).bit_length()
+    return str(number) if bits <= _PRINTED else f"an integer of {bits} bits"

@@ -6,6 +6,7 @@ certificate shows the bias that it found and never says "pass". They need a temp
 """
 
 from mtp_verify._core import Lossy
+from mtp_verify.intake import as_float
 
 __all__ = ["Lossy", "ensemble", "threshold", "topk", "typical"]
 
@@ -30,7 +31,7 @@ def typical(eps: float, delta: float) -> Lossy:
     References:
         arXiv 2401.10774, section 2.3.1 (Medusa).
     """
-    return Lossy("typical", [eps, delta])
+    return Lossy("typical", [as_float("eps", eps), as_float("delta", delta)])
 
 
 def threshold(tau: float) -> Lossy:
@@ -48,7 +49,7 @@ def threshold(tau: float) -> Lossy:
         >>> threshold(0.25).name
         'threshold'
     """
-    return Lossy("threshold", [tau])
+    return Lossy("threshold", [as_float("tau", tau)])
 
 
 def topk(k: int) -> Lossy:
@@ -67,7 +68,7 @@ def topk(k: int) -> Lossy:
         >>> topk(3).values
         [3.0]
     """
-    return Lossy("topk", [k])
+    return Lossy("topk", [as_float("k", k)])
 
 
 def ensemble(w: float) -> Lossy:
@@ -89,4 +90,4 @@ def ensemble(w: float) -> Lossy:
     References:
         arXiv 2604.07622 (DIVERSE); transformers has it as ``assistant_ensemble_weight``.
     """
-    return Lossy("ensemble", [w])
+    return Lossy("ensemble", [as_float("w", w)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtp_verify._core import DraftBatch
 from mtp_verify.batch import verify_batch as verify_drafts
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 
 __all__ = ["Verdicts", "verify_batch"]
 
@@ -93,7 +93,7 @@ def verify_batch(
         >>> found.tokens.tolist(), found.num_accepted.tolist()
         ([[2, 0, 1], [0, -1, -1]], [2, 0])
     """
-    chosen = _DEFAULT if params is None else params
+    chosen = as_params(params)
     for name, default in _OTHERS.items():
         if getattr(chosen, name) != default:
             message = f"{name}: found {getattr(chosen, name)!r} in mv.ops; use mv.verify_batch"

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 from mtp_verify._core import CoreParams
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_float, as_list
 
-__all__ = ["Preset", "SamplingParams"]
+__all__ = ["Preset", "SamplingParams", "as_params"]
 
 Preset = Literal["transformers", "vllm"]
 
@@ -43,7 +44,8 @@ class SamplingParams:
         frequency_penalty: Taken off as often as the token stands there; 0 means off.
         no_repeat_ngram_size: No n-gram of this length comes twice, the prompt's included; 0 means
             off.
-        logit_bias: Added to the logits of the given tokens, before the penalties; -inf bans.
+        logit_bias: A mapping from tokens to what is added to their logits, before the penalties;
+            -inf bans.
         banned: Token ids that are never emitted.
         min_new_tokens: ``stop_ids`` are held back before this many tokens.
         stop_ids: Token ids that end a sequence; the decoder cuts there, ``verify`` does not.
@@ -73,31 +75,41 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Checks the ranges; the core's form is made once and kept."""
-        for name in _NUMBERS:
-            _check(name, getattr(self, name), Real, "a number")
         for name in _INTEGERS:
             _check(name, getattr(self, name), Integral, "an integer")
         for name in ("banned", "stop_ids"):
-            for token in getattr(self, name):
+            for token in as_list(name, getattr(self, name)):
                 _check(name, token, Integral, "token ids")
-        for token, bias in (self.logit_bias or {}).items():
+        for token, bias in self._biases.items():
             _check("logit_bias", token, Integral, "token ids")
-            _check("logit_bias", bias, Real, "a number for each token")
+            as_float("logit_bias", bias)
         _ = self._core
+
+    @property
+    def _biases(self) -> Mapping[int, float]:
+        if self.logit_bias is None:
+            return {}
+        # A list of pairs could name a token twice, and what that means differs from library to
+        # library.
+        _check("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
+        return self.logit_bias
 
     @cached_property
     def _core(self) -> CoreParams:
+        temperature, top_p, min_p, repetition, presence, frequency = (
+            as_float(name, getattr(self, name)) for name in _NUMBERS
+        )
         return CoreParams(
-            float(self.temperature),
+            temperature,
             self.top_k,
-            float(self.top_p),
-            float(self.min_p),
+            top_p,
+            min_p,
             self.preset,
-            repetition_penalty=float(self.repetition_penalty),
-            presence_penalty=float(self.presence_penalty),
-            frequency_penalty=float(self.frequency_penalty),
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
-            logit_bias=[(int(t), float(bias)) for t, bias in (self.logit_bias or {}).items()],
+            logit_bias=[(t, as_float("logit_bias", bias)) for t, bias in self._biases.items()],
             banned=[int(token) for token in self.banned],
             min_new_tokens=self.min_new_tokens,
             stop_ids=[int(token) for token in self.stop_ids],
@@ -114,7 +126,24 @@ class SamplingParams:
         return self._core.needs_history is not None
 
 
+def as_params(params: SamplingParams | None, name: str = "params") -> SamplingParams:
+    """The parameters themselves; None means ``SamplingParams()``.
+
+    Raises:
+        ParamsError: Anything else, by the name of the argument.
+    """
+    if params is None:
+        return _NEUTRAL
+    if not isinstance(params, SamplingParams):
+        message = f"{name}: found {params!r}, wanted a SamplingParams, or None"
+        raise ParamsError(message, slug="param_out_of_range")
+    return params
+
+
 def _check(name: str, value: Any, kind: type, wanted: str) -> None:
     if isinstance(value, bool) or not isinstance(value, kind):
         message = f"{name}: found {value!r}, wanted {wanted}"
         raise ParamsError(message, slug="param_out_of_range")
+
+
+_NEUTRAL = SamplingParams()

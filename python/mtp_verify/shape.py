@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mtp_verify import _core
 from mtp_verify._core import TokenTree
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_float, as_list, as_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,15 +91,19 @@ class Shape:
             raise ParamsError(msg, slug="param_out_of_range")
         times = None
         if draft_times is not None and verify_times is not None:
-            times = (list(draft_times), list(verify_times))
-        rates = [float(rate) for rate in acceptance]
+            times = (draft_times, verify_times)
+        rates = [as_float("acceptance", rate) for rate in as_list("acceptance", acceptance)]
         tree, accepted = _core.optimal_shape(rates, max_nodes, max_depth, times)
         return cls(tree, accepted, tuple(rates))
 
     def cut(self, max_nodes: int) -> Shape:
-        """The first `max_nodes` drafted nodes of the shape."""
-        parents = self.tree.parents
-        return self if len(parents) <= max_nodes + 1 else Shape(TokenTree(parents[: max_nodes + 1]))
+        """The first `max_nodes` drafted nodes of the shape.
+
+        Raises:
+            ParamsError: a number below 0, or none.
+        """
+        count, parents = as_word("max_nodes", max_nodes) + 1, self.tree.parents
+        return self if len(parents) <= count else Shape(TokenTree(parents[:count]))
 
     def save(self, path: str | Path) -> None:
         """Write the shape as JSON."""
@@ -116,17 +121,23 @@ class Shape:
         """Read a shape that `save` wrote.
 
         Raises:
-            ParamsError: the file is not such a JSON document.
+            ParamsError: the file is not such a JSON document, or holds what is no number.
+            TypeError: its rates are no list.
             DraftError: its parents are not a tree.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             msg = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
             raise ParamsError(msg, slug="bad_shape_file") from error
         known = isinstance(document, dict) and document.get("format") == _FORMAT
         if not known or document.get("version") != 1 or "parents" not in document:
             msg = f'{path}: wanted a JSON object of format "{_FORMAT}", version 1'
             raise ParamsError(msg, slug="bad_shape_file")
-        rates = tuple(float(rate) for rate in document.get("acceptance", ()))
-        return cls(TokenTree(document["parents"]), document.get("accepted"), rates)
+        rates = as_list("acceptance", document.get("acceptance", ()))
+        accepted = document.get("accepted")
+        return cls(
+            TokenTree(document["parents"]),
+            None if accepted is None else as_float("accepted", accepted),
+            tuple(as_float("acceptance", rate) for rate in rates),
+        )

@@ -5,24 +5,24 @@
 use numpy::PyArray1;
 use pyo3::PyClass;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
 
 use crate::batch::{self, Addresses, Batch, Each, Logits, Offsets};
 use crate::error::Result;
 use crate::pool;
-use crate::rows::RawRows;
 use crate::verify::law;
 use crate::verify::lazy::DrafterRows;
 
+use super::LOGITS;
 use super::draft_batch::DraftBatch;
 use super::drafts::Draft;
 use super::edits::Context;
-use super::errors::{in_sequence, to_py};
+use super::errors::in_sequence;
+use super::gate::{enter, hold};
 use super::lossy::Lossy;
+use super::numbers::{count, integers, is_list, list, word};
 use super::plans::place;
-use super::tensor::{Stack, Tensor, integer, integers, size};
+use super::tensor::{Stack, Tensor};
 use super::types::{CoreParams, Verdict};
-use super::{LOGITS, enter};
 
 /// The verdicts of a batch in packed arrays; `batch[b]` is the `Verdict` of its sequence b.
 ///
@@ -41,39 +41,41 @@ pub(super) struct VerdictBatch(pub(super) batch::VerdictBatch);
 #[pymethods]
 impl VerdictBatch {
     #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.tokens)
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.tokens)))
     }
 
     #[getter]
-    fn offsets<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.0.offsets.iter().map(|&offset| offset as i64))
+    fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_iter(py, self.0.offsets.iter().map(|&offset| offset as i64))))
     }
 
     #[getter]
-    fn path<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.path)
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.path)))
     }
 
     #[getter]
-    fn num_accepted<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let accepted = |pair: &[usize]| (pair[1] - pair[0] - 1) as i64;
-        PyArray1::from_iter(py, self.0.offsets.windows(2).map(accepted))
+    fn num_accepted<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            let accepted = |pair: &[usize]| (pair[1] - pair[0] - 1) as i64;
+            Ok(PyArray1::from_iter(py, self.0.offsets.windows(2).map(accepted)))
+        })
     }
 
     #[getter]
-    fn logprobs<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
-        PyArray1::from_slice(py, &self.0.logprobs)
+    fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.logprobs)))
     }
 
     #[getter]
-    fn rules(&self) -> Vec<&'static str> {
-        self.0.rules.clone()
+    fn rules(&self) -> PyResult<Vec<&'static str>> {
+        hold(|| Ok(self.0.rules.clone()))
     }
 
     #[getter]
-    fn lossless(&self) -> bool {
-        self.0.is_lossless()
+    fn lossless(&self) -> PyResult<bool> {
+        hold(|| Ok(self.0.is_lossless()))
     }
 
     /// The batch with the first `counts[b]` tokens of each sequence, as `Verdict.cut` does it.
@@ -85,22 +87,29 @@ impl VerdictBatch {
     ///     DraftError: There are more or fewer counts than sequences.
     ///     ParamsError: A count is out of range; the error's `sequence` says which.
     fn cut(&self, counts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let cut = self.0.cut(&integers(counts, "counts")?);
-        cut.map(Self).map_err(|error| to_py(&error))
+        hold(|| Ok(Self(self.0.cut(&integers(counts, "counts")?)?)))
     }
 
-    fn __len__(&self) -> usize {
-        self.0.len()
+    fn __len__(&self) -> PyResult<usize> {
+        hold(|| Ok(self.0.len()))
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Verdict> {
-        let sequence = place(index, self.0.len())?;
-        Ok(Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() })
+        hold(|| {
+            let sequence = place(index, self.0.len())?;
+            Ok(Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() })
+        })
     }
 
-    fn __repr__(&self) -> String {
-        let mark = if self.0.is_lossless() { "" } else { ", lossless=False" };
-        format!("VerdictBatch({} verdicts, {} tokens{mark})", self.0.len(), self.0.tokens.len())
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| {
+            let mark = if self.0.is_lossless() { "" } else { ", lossless=False" };
+            Ok(format!(
+                "VerdictBatch({} verdicts, {} tokens{mark})",
+                self.0.len(),
+                self.0.tokens.len()
+            ))
+        })
     }
 }
 
@@ -148,20 +157,11 @@ impl<'py> Drafts<'py> {
         }
     }
 
-    fn drafters(&self) -> PyResult<Vec<DrafterRows<'_>>> {
+    fn drafters(&self) -> Result<Vec<DrafterRows<'_>>> {
         match self {
             Self::Packed(batch) => batch.get().drafters(),
             Self::List(drafts) => drafts.iter().map(|draft| draft.get().drafter()).collect(),
         }
-    }
-
-    /// Checks the columns of a sequence's drafter rows.
-    fn check_columns(&self, sequence: usize, vocab: usize) -> Result<()> {
-        match self {
-            Self::Packed(batch) => batch.get().check_columns(vocab),
-            Self::List(drafts) => drafts[sequence].get().check_columns(vocab),
-        }
-        .map_err(|error| error.in_sequence(sequence as i64))
     }
 }
 
@@ -180,7 +180,7 @@ impl<'py> Verdicts<'py> {
             return Ok(Self::Packed(batch.clone()));
         }
         let verdicts = items::<Verdict>(given)?;
-        let offsets = Offsets::of(verdicts.iter().map(|verdict| verdict.get().num_accepted()));
+        let offsets = Offsets::of(verdicts.iter().map(|verdict| verdict.get().verdict.path.len()));
         Ok(Self::List(verdicts.iter().flat_map(|verdict| verdict.get().nodes()).collect(), offsets))
     }
 
@@ -206,17 +206,38 @@ fn items<'py, T: PyClass>(list: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, T
 }
 
 /// One for all sequences, or one for each.
-#[derive(FromPyObject)]
 enum OneOrEach<T> {
     One(T),
     Each(Vec<T>),
 }
 
 impl<T> OneOrEach<T> {
+    /// A list is one for each; `one` takes each of them, or the one for all.
+    fn of<'py>(
+        given: &Bound<'py, PyAny>,
+        what: &'static str,
+        one: impl Fn(&Bound<'py, PyAny>) -> PyResult<T>,
+    ) -> PyResult<Self> {
+        if !is_list(given) {
+            return one(given).map(Self::One);
+        }
+        let own = |item: &Bound<'py, PyAny>, sequence| {
+            one(item).map_err(|error| in_sequence(error, sequence))
+        };
+        list(given, what, own).map(Self::Each)
+    }
+
     fn map<'a, U>(&'a self, of: impl Fn(&'a T) -> U) -> OneOrEach<U> {
         match self {
             Self::One(value) => OneOrEach::One(of(value)),
             Self::Each(values) => OneOrEach::Each(values.iter().map(of).collect()),
+        }
+    }
+
+    fn get(&self, sequence: usize) -> Option<&T> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::Each(values) => values.get(sequence),
         }
     }
 }
@@ -230,34 +251,13 @@ impl<T: Copy> OneOrEach<T> {
     }
 }
 
-impl OneOrEach<i64> {
-    fn sizes(&self, name: &'static str) -> PyResult<OneOrEach<usize>> {
-        let of = |value: &i64| size(name, *value);
-        let sizes = match self {
-            Self::One(value) => of(value).map(OneOrEach::One),
-            Self::Each(values) => {
-                let each = values.iter().zip(0..).map(|(value, sequence)| {
-                    of(value).map_err(|error| error.in_sequence(sequence))
-                });
-                each.collect::<Result<_>>().map(OneOrEach::Each)
-            }
-        };
-        sizes.map_err(|error| to_py(&error))
-    }
-}
-
-impl<T> OneOrEach<T> {
-    fn get(&self, sequence: usize) -> Option<&T> {
-        match self {
-            Self::One(value) => Some(value),
-            Self::Each(values) => values.get(sequence),
-        }
-    }
-}
-
 /// A sequence's history, how much of it is prompt, its mask, and the function over its rows.
-type Given<'py> =
-    (Option<Bound<'py, PyAny>>, i64, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+type Given<'py> = (
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+);
 
 /// The target's logits in one of their three forms.
 enum Target {
@@ -271,13 +271,11 @@ enum Target {
 
 impl Target {
     fn borrow(logits: &Bound<'_, PyAny>, sequences: usize) -> PyResult<Self> {
-        if let Ok(list) = logits.extract::<Vec<Bound<'_, PyAny>>>()
-            && (logits.is_instance_of::<PyList>() || logits.is_instance_of::<PyTuple>())
-        {
-            let own = |(sequence, item): (usize, &Bound<'_, PyAny>)| {
+        if is_list(logits) {
+            let own = |item: &Bound<'_, PyAny>, sequence| {
                 Tensor::borrow(item, "logits").map_err(|error| in_sequence(error, sequence))
             };
-            return Ok(Self::List(list.iter().enumerate().map(own).collect::<PyResult<_>>()?));
+            return list(logits, "logits", own).map(Self::List);
         }
         let mut tensor = Tensor::borrow(logits, "logits")?;
         if tensor.shape().len() != 3 {
@@ -287,105 +285,100 @@ impl Target {
         Ok(Self::Stacked(tensor, stack))
     }
 
-    fn core(&self) -> PyResult<Logits<'_>> {
+    fn core(&self) -> Result<Logits<'_>> {
         match self {
             Self::Packed(tensor) => Ok(Logits::Packed(tensor.rows(LOGITS, false)?)),
             Self::Stacked(tensor, stack) => {
                 let raw = tensor.rows(LOGITS, false)?;
-                let rows = stack.parts().map(|part| raw.part(part)).collect::<Result<_>>();
-                let rows = rows.map_err(|error| to_py(&error))?;
+                let rows = stack.parts().map(|part| raw.part(part)).collect::<Result<_>>()?;
                 Ok(Logits::Own { rows, padded: true })
             }
             Self::List(tensors) => {
-                let own = tensors.iter().enumerate().map(|(sequence, tensor)| {
-                    tensor.rows(LOGITS, false).map_err(|error| in_sequence(error, sequence))
+                let own = tensors.iter().zip(0..).map(|(tensor, sequence)| {
+                    tensor.rows(LOGITS, false).map_err(|error| error.in_sequence(sequence))
                 });
-                let rows = own.collect::<PyResult<_>>()?;
-                Ok(Logits::Own { rows, padded: false })
+                Ok(Logits::Own { rows: own.collect::<Result<_>>()?, padded: false })
             }
         }
-    }
-}
-
-/// The columns of a sequence's rows.
-fn vocabulary(logits: &Logits<'_>, sequence: usize) -> Option<usize> {
-    match logits {
-        Logits::Packed(raw) => Some(raw.num_cols()),
-        Logits::Own { rows, .. } => rows.get(sequence).map(RawRows::num_cols),
     }
 }
 
 #[pyfunction]
 #[pyo3(name = "verify_batch")]
-#[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // Python's lists; the public function's.
+#[allow(clippy::too_many_arguments)] // The public function's.
 fn verify_drafts(
     py: Python<'_>,
     drafts: &Bound<'_, PyAny>,
     logits: &Bound<'_, PyAny>,
-    params: OneOrEach<Bound<'_, CoreParams>>,
-    rule: OneOrEach<String>,
-    seeds: Vec<u64>,
-    positions: Vec<u64>,
-    lossy: OneOrEach<Option<Bound<'_, Lossy>>>,
-    contexts: Vec<Given<'_>>,
-    top_logprobs: OneOrEach<i64>,
+    params: &Bound<'_, PyAny>,
+    rule: &Bound<'_, PyAny>,
+    seeds: &Bound<'_, PyAny>,
+    positions: &Bound<'_, PyAny>,
+    lossy: &Bound<'_, PyAny>,
+    contexts: &Bound<'_, PyAny>,
+    top_logprobs: &Bound<'_, PyAny>,
 ) -> PyResult<VerdictBatch> {
-    let drafts = Drafts::of(drafts)?;
-    let cores = drafts.cores();
-    let target = Target::borrow(logits, cores.len())?;
-    let logits = target.core()?;
-    let context = |(sequence, given): (usize, &Given<'_>)| {
-        let (history, prompt_len, bitmask, process) = given;
-        let process = process.as_ref().map(|process| process.clone().unbind());
-        Context::new(history.as_ref(), *prompt_len, bitmask.as_ref(), process)
-            .map_err(|error| in_sequence(error, sequence))
-    };
-    let contexts = contexts.iter().enumerate().map(context).collect::<PyResult<Vec<_>>>()?;
-    let all = params.map(Bound::get);
-    let penalties = |sequence| all.get(sequence).and_then(|params| params.penalties.as_ref());
-    let params = params.map(|params| params.get().shaping);
-    let rules = rule.map(String::as_str);
-    let lossy = lossy.map(|lossy| lossy.as_ref().map(|lossy| lossy.get().0));
-    let top_logprobs = top_logprobs.sizes("top_logprobs")?;
-    let batch = Batch {
-        drafters: drafts.drafters()?,
-        drafts: cores,
-        logits,
-        params: params.core(),
-        rules: rules.core(),
-        lossy: lossy.core(),
-        addresses: Addresses { seeds, positions },
-        edits: &[],
-        top_logprobs: top_logprobs.core(),
-    };
-    let fits = (0..batch.drafts.len()).try_for_each(|sequence| {
-        match vocabulary(&batch.logits, sequence) {
-            Some(vocab) => drafts.check_columns(sequence, vocab),
-            None => Ok(()),
-        }
-    });
-    let result = enter(py, || {
-        fits?;
-        let mut edits = Vec::with_capacity(contexts.len());
-        for (sequence, (context, draft)) in contexts.iter().zip(&batch.drafts).enumerate() {
-            let vocab = vocabulary(&batch.logits, sequence).unwrap_or(0);
-            let own = context.edits(penalties(sequence), draft, vocab);
-            edits.push(own.map_err(|error| error.in_sequence(sequence as i64))?);
-        }
-        Batch { edits: &edits, ..batch }.verify()
-    });
-    // What a caller's function raised comes out as it is, the first sequence's first.
-    let finish = |result, (sequence, context): (usize, &Context)| match context.raised() {
-        Some(error) => Err(in_sequence(error, sequence)),
-        None => result,
-    };
-    contexts.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
+    hold(|| {
+        let drafts = Drafts::of(drafts)?;
+        let cores = drafts.cores();
+        let target = Target::borrow(logits, cores.len())?;
+        let context = |given: &Bound<'_, PyAny>, sequence| {
+            let (history, prompt_len, bitmask, process): Given<'_> = given.extract()?;
+            let process = process.map(Bound::unbind);
+            Context::new(history.as_ref(), prompt_len.as_ref(), bitmask.as_ref(), process)
+                .map_err(|error| in_sequence(error, sequence))
+        };
+        let contexts = list(contexts, "contexts", context)?;
+        let params = OneOrEach::of(params, "params", |own| Ok(own.cast::<CoreParams>()?.clone()))?;
+        let all = params.map(Bound::get);
+        let penalties = |sequence| all.get(sequence).and_then(|params| params.penalties.as_ref());
+        let params = all.map(|params| params.shaping);
+        let rule = OneOrEach::of(rule, "rule", |own| own.extract::<String>())?;
+        let rules = rule.map(String::as_str);
+        let lossy = OneOrEach::of(lossy, "lossy", |own| {
+            let own = if own.is_none() { None } else { Some(own.cast::<Lossy>()?) };
+            Ok(own.map(|lossy| lossy.get().0))
+        })?;
+        let top_logprobs =
+            OneOrEach::of(top_logprobs, "top_logprobs", |own| count(own, "top_logprobs"))?;
+        let addresses = Addresses {
+            seeds: list(seeds, "seeds", |seed, _| word(seed, "seeds"))?,
+            positions: list(positions, "positions", |position, _| word(position, "positions"))?,
+        };
+        let batch = Batch {
+            drafters: drafts.drafters()?,
+            drafts: cores,
+            logits: target.core()?,
+            params: params.core(),
+            rules: rules.core(),
+            lossy: lossy.core(),
+            addresses,
+            edits: &[],
+            top_logprobs: top_logprobs.core(),
+        };
+        let result = enter(py, || {
+            let mut edits = Vec::with_capacity(contexts.len());
+            if !contexts.is_empty() {
+                let parts = contexts.iter().zip(&batch.drafts).zip(batch.rows()?);
+                for (sequence, ((context, draft), rows)) in parts.enumerate() {
+                    let own = context.edits(penalties(sequence), draft, &rows);
+                    edits.push(own.map_err(|error| error.in_sequence(sequence as i64))?);
+                }
+            }
+            Batch { edits: &edits, ..batch }.verify()
+        });
+        // What a caller's function raised comes out as it is, the first sequence's first.
+        let finish = |result, (sequence, context): (usize, &Context)| match context.raised() {
+            Some(error) => Err(in_sequence(error, sequence)),
+            None => result,
+        };
+        contexts.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
+    })
 }
 
 #[pyfunction]
 fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
-    let n = integer(n, "n").and_then(|n| size("n", n).map_err(|error| to_py(&error)))?;
-    pool::set_num_threads(n).map_err(|error| to_py(&error))
+    hold(|| Ok(pool::set_num_threads(count(n, "n")?)?))
 }
 
 /// Adds the classes and functions to the module.

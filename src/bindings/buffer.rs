@@ -9,8 +9,6 @@ use pyo3::prelude::*;
 
 use crate::error::Error;
 
-use super::errors::to_py;
-
 /// `values` as a new array, or in the caller's buffer if its length is `fitting`, padded with -1.
 pub(super) fn give<'py>(
     py: Python<'py>,
@@ -26,7 +24,7 @@ pub(super) fn give<'py>(
     let view: ArrayViewMut1<'_, i64> = buffer.as_array_mut();
     if !fitting(view.len(), values.len()) {
         let found = format!("({},)", view.len());
-        return Err(to_py(&Error::ShapeMismatch { what: "out", found, wanted }));
+        return Err(PyErr::from(Error::ShapeMismatch { what: "out", found, wanted }));
     }
     fill(view, &values);
     Ok(out)
@@ -45,7 +43,7 @@ pub(super) fn writable<'py, T: Element, D: Dimension>(
     wanted: &'static str,
 ) -> PyResult<PyReadwriteArray<'py, T, D>> {
     let refuse = |found: String| {
-        to_py(&Error::BadTensor {
+        PyErr::from(Error::BadTensor {
             what: "out",
             found,
             todo: "pass a writable NumPy array or torch tensor on the host",
@@ -62,7 +60,7 @@ pub(super) fn writable<'py, T: Element, D: Dimension>(
     };
     let untyped = view.cast::<PyUntypedArray>()?;
     let Ok(array) = view.cast::<PyArray<T, D>>() else {
-        return Err(to_py(&Error::BadDtype {
+        return Err(PyErr::from(Error::BadDtype {
             what: "out",
             found: format!("{} with {} dimensions", untyped.dtype(), untyped.ndim()),
             wanted,

@@ -13,9 +13,10 @@ use crate::verify::law::{self, Law};
 use crate::verify::lazy::DrafterRows;
 
 use super::drafts::{Draft, GivenRows};
-use super::errors::{in_sequence, to_py};
+use super::gate::hold;
+use super::numbers::{flags, integers, table};
 use super::plans::place;
-use super::tensor::{Tensor, integers, table};
+use super::tensor::Tensor;
 
 /// The drafts of a batch in packed arrays; `batch[b]` is the `Draft` of its sequence b.
 ///
@@ -63,10 +64,10 @@ impl DraftBatch {
         drafts: Vec<law::Draft>,
         rows: GivenRows,
         index: Vec<i64>,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         for (sequence, draft) in drafts.iter().enumerate() {
             let checked = rows.check(draft, &index[offsets.part(sequence)]);
-            checked.map_err(|error| in_sequence(error, sequence))?;
+            checked.map_err(|error| error.in_sequence(sequence as i64))?;
         }
         let parents = drafts.iter().flat_map(|draft| draft.tree().parents()).copied().collect();
         let tokens = drafts.iter().flat_map(law::Draft::tokens).copied().collect();
@@ -90,15 +91,10 @@ impl DraftBatch {
     }
 
     /// The drafter's rows of each draft, borrowed.
-    pub(super) fn drafters(&self) -> PyResult<Vec<DrafterRows<'_>>> {
+    pub(super) fn drafters(&self) -> Result<Vec<DrafterRows<'_>>> {
         (0..self.drafts.len())
             .map(|sequence| self.rows.of(&self.index[self.offsets.part(sequence)]))
             .collect()
-    }
-
-    /// Checks that the drafter's rows are over the target's vocabulary, or map into it.
-    pub(super) fn check_columns(&self, vocab: usize) -> Result<()> {
-        self.rows.check_columns(vocab)
     }
 }
 
@@ -107,7 +103,7 @@ impl DraftBatch {
     #[new]
     #[pyo3(signature = (offsets, parents, tokens, law, probs=None, rows=None, logits=None,
         params=None, vocab=None, sampled=None))]
-    #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // The public signature.
+    #[allow(clippy::too_many_arguments)] // The public signature.
     fn new(
         offsets: &Bound<'_, PyAny>,
         parents: &Bound<'_, PyAny>,
@@ -118,23 +114,26 @@ impl DraftBatch {
         logits: Option<&Bound<'_, PyAny>>,
         params: Option<&Bound<'_, PyAny>>,
         vocab: Option<&Bound<'_, PyAny>>,
-        sampled: Option<Vec<bool>>,
+        sampled: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let (parents, tokens) = (integers(parents, "parents")?, integers(tokens, "tokens")?);
-        let offsets = Offsets::new(&integers(offsets, "offsets")?);
-        let offsets = offsets.map_err(|error| to_py(&error))?;
-        let law = Law::parse(law).map_err(|error| to_py(&error))?;
-        let drafts = unpack(&offsets, &parents, &tokens, law, sampled.as_deref());
-        let drafts = drafts.map_err(|error| to_py(&error))?;
-        let given = GivenRows::new(
-            law,
-            probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?,
-            logits.map(|logits| Tensor::borrow(logits, "logits")).transpose()?,
-            params,
-            vocab,
-        )?;
-        let index = given.index(rows, offsets.total())?;
-        Self::of(law, offsets, drafts, given, index)
+        hold(|| {
+            let (parents, tokens) = (integers(parents, "parents")?, integers(tokens, "tokens")?);
+            let sampled = sampled.map(|sampled| flags(sampled, "sampled")).transpose()?;
+            let offsets = Offsets::new(&integers(offsets, "offsets")?);
+            let offsets = offsets?;
+            let law = Law::parse(law)?;
+            let drafts = unpack(&offsets, &parents, &tokens, law, sampled.as_deref());
+            let drafts = drafts?;
+            let given = GivenRows::new(
+                law,
+                probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?,
+                logits.map(|logits| Tensor::borrow(logits, "logits")).transpose()?,
+                params,
+                vocab,
+            )?;
+            let index = given.index(rows, offsets.total())?;
+            Ok(Self::of(law, offsets, drafts, given, index)?)
+        })
     }
 
     /// Chains of up to K tokens each.
@@ -162,62 +161,73 @@ impl DraftBatch {
         probs: Option<&Bound<'_, PyAny>>,
         roots: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let table = table(tokens, "tokens")?;
-        let lengths = integers(lengths, "lengths")?;
-        let roots = match roots {
-            Some(roots) => integers(roots, "roots")?,
-            None => vec![-1; table.len()],
-        };
-        let law = if probs.is_some() { Law::Chain } else { Law::Deterministic };
-        let drafts = chains(&table, &lengths, &roots, law).map_err(|error| to_py(&error))?;
-        let offsets = Offsets::of(drafts.iter().map(law::Draft::num_nodes));
-        let mut probs = probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?;
-        let stack = probs.as_mut().map(|probs| probs.flatten(drafts.len())).transpose()?;
-        let row = |sequence: usize, node: usize| {
-            stack.and_then(|stack| stack.row(sequence, node)).map_or(-1, |row| row as i64)
-        };
-        let index = (drafts.iter().enumerate())
-            .flat_map(|(sequence, draft)| (0..draft.num_nodes()).map(move |i| row(sequence, i)))
-            .collect();
-        let given = GivenRows::new(law, probs, None, None, None)?;
-        Self::of(law, offsets, drafts, given, index)
+        hold(|| {
+            let table = table(tokens, "tokens")?;
+            let lengths = integers(lengths, "lengths")?;
+            let roots = match roots {
+                Some(roots) => integers(roots, "roots")?,
+                None => vec![-1; table.len()],
+            };
+            let law = if probs.is_some() { Law::Chain } else { Law::Deterministic };
+            let drafts = chains(&table, &lengths, &roots, law)?;
+            let offsets = Offsets::of(drafts.iter().map(law::Draft::num_nodes));
+            let mut probs = probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?;
+            let stack = probs.as_mut().map(|probs| probs.flatten(drafts.len())).transpose()?;
+            let row = |sequence: usize, node: usize| {
+                stack.and_then(|stack| stack.row(sequence, node)).map_or(-1, |row| row as i64)
+            };
+            let index = (drafts.iter().enumerate())
+                .flat_map(|(sequence, draft)| (0..draft.num_nodes()).map(move |i| row(sequence, i)))
+                .collect();
+            let given = GivenRows::new(law, probs, None, None, None)?;
+            Ok(Self::of(law, offsets, drafts, given, index)?)
+        })
     }
 
     #[getter]
-    fn offsets<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_iter(py, self.offsets.values().iter().map(|&offset| offset as i64))
+    fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            Ok(PyArray1::from_iter(py, self.offsets.values().iter().map(|&offset| offset as i64)))
+        })
     }
 
     #[getter]
-    fn parents<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let parents = |draft: &law::Draft| {
-            let tree = draft.tree().clone();
-            (0..tree.num_nodes()).map(move |i| tree.parent(i).map_or(-1, |parent| parent as i64))
-        };
-        PyArray1::from_iter(py, self.drafts.iter().flat_map(parents))
+    fn parents<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            let parents = |draft: &law::Draft| {
+                let tree = draft.tree().clone();
+                let number = move |i| tree.parent(i).map_or(-1, |parent| parent as i64);
+                (0..draft.num_nodes()).map(number)
+            };
+            Ok(PyArray1::from_iter(py, self.drafts.iter().flat_map(parents)))
+        })
     }
 
     #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.tokens)
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.tokens)))
     }
 
     #[getter]
-    fn law(&self) -> &'static str {
-        self.law.name()
+    fn law(&self) -> PyResult<&'static str> {
+        hold(|| Ok(self.law.name()))
     }
 
-    fn __len__(&self) -> usize {
-        self.drafts.len()
+    fn __len__(&self) -> PyResult<usize> {
+        hold(|| Ok(self.drafts.len()))
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Draft> {
-        let sequence = place(index, self.drafts.len())?;
-        let index = self.index[self.offsets.part(sequence)].to_vec();
-        Ok(Draft::of(self.drafts[sequence].clone(), Arc::clone(&self.rows), index))
+        hold(|| {
+            let sequence = place(index, self.drafts.len())?;
+            let index = self.index[self.offsets.part(sequence)].to_vec();
+            Ok(Draft::of(self.drafts[sequence].clone(), Arc::clone(&self.rows), index))
+        })
     }
 
-    fn __repr__(&self) -> String {
-        format!("DraftBatch({} drafts, {} nodes)", self.drafts.len(), self.offsets.total())
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| {
+            Ok(format!("DraftBatch({} drafts, {} nodes)", self.drafts.len(), self.offsets.total()))
+        })
     }
 }

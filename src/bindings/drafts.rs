@@ -5,14 +5,15 @@ use std::sync::Arc;
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use crate::bindings::errors::to_py;
-use crate::bindings::tensor::{Tensor, integers};
+use crate::bindings::gate::hold;
+use crate::bindings::numbers::{flags, integer, integers};
+use crate::bindings::tensor::Tensor;
 use crate::bindings::types::{TokenTree, core_params};
 use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::rows::RawRows;
 use crate::tree;
-use crate::verify::declared::check_top;
+use crate::verify::declared::check_drawn;
 use crate::verify::law::{self, Law};
 use crate::verify::lazy::{DrafterRows, Source, check_distribution};
 
@@ -40,7 +41,7 @@ impl GivenRows {
         params: Option<&Bound<'_, PyAny>>,
         vocab: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let refuse = |reason| Err(to_py(&Error::LawData { law: law.name(), reason }));
+        let refuse = |reason| Err(PyErr::from(Error::LawData { law: law.name(), reason }));
         let given = match (probs, logits) {
             (Some(_), Some(_)) => return refuse("takes probs or logits, not both"),
             (None, None) => Given::None,
@@ -59,11 +60,11 @@ impl GivenRows {
         let columns = rows.raw()?.map_or(0, |raw| raw.num_cols());
         let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
         let vocab = vocab.map(|map| vocabulary(map, columns)).transpose();
-        rows.vocab = vocab.map_err(|error| to_py(&error))?;
+        rows.vocab = vocab?;
         Ok(rows)
     }
 
-    fn raw(&self) -> PyResult<Option<RawRows<'_>>> {
+    fn raw(&self) -> Result<Option<RawRows<'_>>> {
         match &self.given {
             Given::None => Ok(None),
             Given::Probabilities(tensor) => tensor.rows(FLOATS, true).map(Some),
@@ -83,7 +84,7 @@ impl GivenRows {
         };
         let index = integers(rows, "rows")?;
         if index.len() != count {
-            return Err(to_py(&Error::ShapeMismatch {
+            return Err(PyErr::from(Error::ShapeMismatch {
                 what: "rows",
                 found: format!("({},)", index.len()),
                 wanted: format!("({count},), one for each node"),
@@ -93,7 +94,7 @@ impl GivenRows {
     }
 
     /// The rows of one draft, borrowed; `index` says which row belongs to each of its nodes.
-    pub(super) fn of<'a>(&'a self, index: &'a [i64]) -> PyResult<DrafterRows<'a>> {
+    pub(super) fn of<'a>(&'a self, index: &'a [i64]) -> Result<DrafterRows<'a>> {
         let source = match &self.given {
             Given::None => Source::None,
             Given::Probabilities(tensor) => Source::Probabilities(tensor.rows(FLOATS, true)?),
@@ -104,75 +105,19 @@ impl GivenRows {
         Ok(DrafterRows { source, index, vocab: self.vocab.as_deref() })
     }
 
-    /// Checks that the rows are over the target's vocabulary, or map into it.
-    pub(super) fn check_columns(&self, vocab: usize) -> Result<()> {
-        let columns = match &self.given {
-            Given::None => return Ok(()),
-            Given::Probabilities(tensor) | Given::Logits(tensor, _) => {
-                tensor.shape().last().copied().unwrap_or(0)
-            }
-        };
-        match &self.vocab {
-            None if columns != vocab => Err(Error::ShapeMismatch {
-                what: "drafter rows",
-                found: format!("{columns} tokens"),
-                wanted: format!("{vocab} tokens as in the target's rows, or `vocab`"),
-            }),
-            Some(pairs) => match pairs.last() {
-                Some(&(token, _)) if token as usize >= vocab => Err(Error::ShapeMismatch {
-                    what: "vocab",
-                    found: format!("token {token}"),
-                    wanted: format!("tokens below the target's {vocab}"),
-                }),
-                _ => Ok(()),
-            },
-            None => Ok(()),
-        }
-    }
-
     /// Checks that each sampled node of a draft has its row, and q > 0 there.
-    pub(super) fn check(&self, draft: &law::Draft, index: &[i64]) -> PyResult<()> {
-        let num_rows = self.raw()?.map(|raw| raw.num_rows());
-        check_rows(draft, &self.of(index)?, num_rows).map_err(|error| to_py(&error))
+    pub(super) fn check(&self, draft: &law::Draft, index: &[i64]) -> Result<()> {
+        check_drawn(draft, &self.of(index)?)
     }
 
-    fn validate(&self) -> PyResult<()> {
+    fn validate(&self) -> Result<()> {
         if let (Given::Probabilities(_), Some(raw)) = (&self.given, self.raw()?) {
             for row in 0..raw.num_rows() {
-                check_distribution(&raw, row).map_err(|error| to_py(&error))?;
+                check_distribution(&raw, row)?;
             }
         }
         Ok(())
     }
-}
-
-fn check_rows(
-    draft: &law::Draft,
-    drafter: &DrafterRows<'_>,
-    num_rows: Option<usize>,
-) -> Result<()> {
-    for node in (1..draft.num_nodes()).filter(|&node| draft.is_sampled(node)) {
-        let Some(num_rows) = num_rows else {
-            let reason = "needs the rows that its tokens were sampled from: pass probs, or logits \
-                          and params";
-            return Err(Error::LawData { law: draft.law().name(), reason });
-        };
-        let parent = draft.tree().parent(node).unwrap_or(0);
-        let row = drafter.index[parent];
-        if row < 0 || row as usize >= num_rows {
-            return Err(Error::MissingRow { node, parent, row });
-        }
-        let Source::Probabilities(raw) = drafter.source else {
-            continue;
-        };
-        let token = draft.token(node);
-        let column = drafter.column(token).filter(|&c| (c as usize) < raw.num_cols());
-        let q = column.map_or(0.0, |column| raw.value(row as usize, column as usize));
-        if !(q > 0.0 && q.is_finite()) {
-            return Err(Error::ZeroDraftProbability { node, token, found: q.to_string() });
-        }
-    }
-    check_top(draft, drafter)
 }
 
 /// `(token, column)` by ascending token.
@@ -219,13 +164,8 @@ impl Draft {
     }
 
     /// The drafter's rows, borrowed.
-    pub(super) fn drafter(&self) -> PyResult<DrafterRows<'_>> {
+    pub(super) fn drafter(&self) -> Result<DrafterRows<'_>> {
         self.rows.of(&self.index)
-    }
-
-    /// Checks that the drafter's rows are over the target's vocabulary, or map into it.
-    pub(super) fn check_columns(&self, vocab: usize) -> Result<()> {
-        self.rows.check_columns(vocab)
     }
 }
 
@@ -244,72 +184,79 @@ impl Draft {
         logits: Option<&Bound<'_, PyAny>>,
         params: Option<&Bound<'_, PyAny>>,
         vocab: Option<&Bound<'_, PyAny>>,
-        sampled: Option<Vec<bool>>,
+        sampled: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let law = Law::parse(law).map_err(|error| to_py(&error))?;
-        let tokens = integers(tokens, "tokens")?;
-        let core = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)
-            .map_err(|error| to_py(&error))?;
-        let rows_given = GivenRows::new(
-            law,
-            probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?,
-            logits.map(|logits| Tensor::borrow(logits, "logits")).transpose()?,
-            params,
-            vocab,
-        )?;
-        let index = rows_given.index(rows, core.num_nodes())?;
-        rows_given.check(&core, &index)?;
-        Ok(Self { core, rows: Arc::new(rows_given), index })
+        hold(|| {
+            let law = Law::parse(law)?;
+            let tokens = integers(tokens, "tokens")?;
+            let sampled = sampled.map(|sampled| flags(sampled, "sampled")).transpose()?;
+            let core = law::Draft::new(tree.get().0.clone(), tokens, law, sampled)?;
+            let rows_given = GivenRows::new(
+                law,
+                probs.map(|probs| Tensor::borrow(probs, "probs")).transpose()?,
+                logits.map(|logits| Tensor::borrow(logits, "logits")).transpose()?,
+                params,
+                vocab,
+            )?;
+            let index = rows_given.index(rows, core.num_nodes())?;
+            rows_given.check(&core, &index)?;
+            Ok(Self { core, rows: Arc::new(rows_given), index })
+        })
     }
 
     #[staticmethod]
-    #[pyo3(signature = (tokens, probs=None, root=-1), text_signature = "(tokens, probs=None, root=-1)")]
+    #[pyo3(signature = (tokens, probs=None, root=None),
+        text_signature = "(tokens, probs=None, root=-1)")]
     fn chain(
         py: Python<'_>,
         tokens: &Bound<'_, PyAny>,
         probs: Option<&Bound<'_, PyAny>>,
-        root: i64,
+        root: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let mut all = vec![root];
-        all.extend(integers(tokens, "tokens")?);
-        let tree = tree::TokenTree::chain(all.len() - 1).map_err(|error| to_py(&error))?;
-        let tree = Bound::new(py, TokenTree(tree))?;
-        let law = if probs.is_some() { "chain" } else { "deterministic" };
-        let tokens = PyArray1::from_vec(py, all);
-        Self::new(&tree, tokens.as_any(), law, probs, None, None, None, None, None)
+        hold(|| {
+            let mut all = vec![root.map_or(Ok(-1), |root| integer(root, "root"))?];
+            all.extend(integers(tokens, "tokens")?);
+            let tree = tree::TokenTree::chain(all.len() - 1)?;
+            let tree = Bound::new(py, TokenTree(tree))?;
+            let law = if probs.is_some() { "chain" } else { "deterministic" };
+            let tokens = PyArray1::from_vec(py, all);
+            Self::new(&tree, tokens.as_any(), law, probs, None, None, None, None, None)
+        })
     }
 
     #[getter]
-    fn tree(&self) -> TokenTree {
-        TokenTree(self.core.tree().clone())
+    fn tree(&self) -> PyResult<TokenTree> {
+        hold(|| Ok(TokenTree(self.core.tree().clone())))
     }
 
     #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, self.core.tokens())
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, self.core.tokens())))
     }
 
     #[getter]
-    fn law(&self) -> &'static str {
-        self.core.law().name()
+    fn law(&self) -> PyResult<&'static str> {
+        hold(|| Ok(self.core.law().name()))
     }
 
     #[getter]
-    fn num_nodes(&self) -> usize {
-        self.core.num_nodes()
+    fn num_nodes(&self) -> PyResult<usize> {
+        hold(|| Ok(self.core.num_nodes()))
     }
 
     #[getter]
-    fn sampled(&self) -> Vec<bool> {
-        (0..self.core.num_nodes()).map(|node| self.core.is_sampled(node)).collect()
+    fn sampled(&self) -> PyResult<Vec<bool>> {
+        hold(|| Ok((0..self.core.num_nodes()).map(|node| self.core.is_sampled(node)).collect()))
     }
 
     fn validate(&self) -> PyResult<()> {
-        self.rows.validate()
+        hold(|| Ok(self.rows.validate()?))
     }
 
-    fn __repr__(&self) -> String {
-        let tokens = &self.core.tokens()[1..];
-        format!("Draft({} tokens, law={:?})", tokens.len(), self.core.law().name())
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| {
+            let tokens = &self.core.tokens()[1..];
+            Ok(format!("Draft({} tokens, law={:?})", tokens.len(), self.core.law().name()))
+        })
     }
 }

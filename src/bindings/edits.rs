@@ -5,11 +5,13 @@ use std::sync::{Mutex, PoisonError};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::prelude::*;
 
-use crate::bindings::errors::to_py;
-use crate::bindings::tensor::{Tensor, integers, size};
+use crate::bindings::numbers::{count_or_0, integers, token_ids};
+use crate::bindings::tensor::Tensor;
 use crate::dist::{Edits, Mask, Processor};
 use crate::error::{Error, Result};
 use crate::history::{Penalties, Table};
+use crate::rows::RawRows;
+use crate::verify::check_rows;
 use crate::verify::law::Draft;
 
 /// History, mask and function of one sequence, borrowed or brought into the core's form.
@@ -24,24 +26,30 @@ impl Context {
     /// Takes what a caller of `verify` gave; `process` changes the rows of some nodes.
     pub(super) fn new(
         history: Option<&Bound<'_, PyAny>>,
-        prompt_len: i64,
+        prompt_len: Option<&Bound<'_, PyAny>>,
         bitmask: Option<&Bound<'_, PyAny>>,
         process: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let history = history.map(|history| tokens(&integers(history, "history")?)).transpose()?;
+        let history = history.map(|history| {
+            token_ids(&integers(history, "history")?, "history").map_err(PyErr::from)
+        });
+        let history = history.transpose()?;
         let bitmask = bitmask.map(|mask| Tensor::borrow(mask, "bitmask")).transpose()?;
-        let prompt_len = size("prompt_len", prompt_len).map_err(|error| to_py(&error))?;
+        let prompt_len = count_or_0(prompt_len, "prompt_len")?;
         let callback = process.map(|function| Callback { function, raised: Mutex::default() });
         Ok(Self { history, prompt_len, bitmask, callback })
     }
 
-    /// The edits of a draft's rows over a vocabulary.
+    /// The edits of a draft's rows.
     pub(super) fn edits<'a>(
         &'a self,
         penalties: Option<&'a Penalties>,
         draft: &'a Draft,
-        vocab: usize,
+        rows: &RawRows<'_>,
     ) -> Result<Edits<'a>> {
+        // Counts are kept for every token of a row: the row had better be there.
+        check_rows(draft, rows.num_rows())?;
+        let vocab = rows.num_cols();
         if let (None, Some(name)) = (&self.history, penalties.and_then(Penalties::needs_history)) {
             return Err(Error::ParamOutOfRange {
                 name: "history",
@@ -75,19 +83,6 @@ impl Context {
     }
 }
 
-fn tokens(history: &[i64]) -> PyResult<Vec<u32>> {
-    let check = |(index, &token): (usize, &i64)| {
-        u32::try_from(token).map_err(|_| {
-            to_py(&Error::ParamOutOfRange {
-                name: "history",
-                value: format!("token {token} at index {index}"),
-                wanted: "tokens of the vocabulary of the rows",
-            })
-        })
-    };
-    history.iter().enumerate().map(check).collect()
-}
-
 /// A Python function of nodes and their rows, float32 (n, V), that returns such rows.
 struct Callback {
     function: Py<PyAny>,
@@ -102,7 +97,15 @@ impl Callback {
         let result = self.function.call1(py, (nodes.to_vec(), &array))?;
         let result: PyReadonlyArray2<'_, f32> =
             result.bind(py).cast::<PyArray2<f32>>()?.try_readonly()?;
-        rows.copy_from_slice(result.as_slice()?);
+        let changed = result.as_slice()?;
+        if changed.len() != rows.len() {
+            return Err(PyErr::from(Error::ShapeMismatch {
+                what: "rows of a processor",
+                found: format!("{} values", changed.len()),
+                wanted: format!("{}, as many as it was given", rows.len()),
+            }));
+        }
+        rows.copy_from_slice(changed);
         Ok(())
     }
 }

@@ -29,8 +29,8 @@ fn family(error: &Error) -> &'static str {
         | Error::GreedyTemperature { .. } => "RuleError",
         Error::RowNotFinite { .. }
         | Error::RowEmpty { .. }
-        | Error::RowNotNormalised { .. }
-        | Error::RowChanged { .. } => "NumericsError",
+        | Error::RowChanged { .. }
+        | Error::RowNotNormalised { .. } => "NumericsError",
         Error::NotAPath { .. }
         | Error::UnknownSequence { .. }
         | Error::DuplicateSequence { .. }
@@ -62,8 +62,10 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 }
 
 /// The Python exception of a core error.
-pub(super) fn to_py(error: &Error) -> PyErr {
-    Python::attach(|py| build(py, error).unwrap_or_else(|failure| failure))
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        Python::attach(|py| build(py, &error).unwrap_or_else(|failure| failure))
+    }
 }
 
 /// An exception, said of one sequence of a batch; one of a caller's own only gets the attribute.

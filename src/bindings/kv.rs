@@ -2,7 +2,7 @@
 
 #![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
 use numpy::ndarray::{Array2, ArrayViewMut2};
 use numpy::{Ix2, PyArray, PyArray1};
@@ -13,10 +13,10 @@ use crate::kv::{self, Commit};
 
 use super::batch::{Drafts, Verdicts};
 use super::buffer::{fill, give, writable};
-use super::enter;
-use super::errors::{internal, to_py};
+use super::errors::internal;
+use super::gate::{enter, hold, locked};
+use super::numbers::{count, integer, integers, size, token_ids};
 use super::plans::{CommitPlanBatch, Reservation, ReservationBatch};
-use super::tensor::{integer, integers, size, token_ids};
 use super::types::{CommitPlan, TokenTree};
 
 /// Sequences as lists of blocks from one fixed pool: the bookkeeping of a paged KV cache.
@@ -51,13 +51,6 @@ use super::types::{CommitPlan, TokenTree};
 #[pyclass(frozen, module = "mtp_verify")]
 pub(super) struct BlockTable(Mutex<kv::BlockTable>);
 
-impl BlockTable {
-    /// Runs one operation; never called with the interpreter attached, so threads cannot deadlock.
-    fn table(&self) -> MutexGuard<'_, kv::BlockTable> {
-        self.0.lock().expect("an earlier internal error left this block table unusable")
-    }
-}
-
 #[pymethods]
 impl BlockTable {
     #[new]
@@ -67,10 +60,12 @@ impl BlockTable {
         block_size: &Bound<'_, PyAny>,
         prefix_cache: bool,
     ) -> PyResult<Self> {
-        let (num_blocks, block_size) =
-            (length("num_blocks", num_blocks)?, length("block_size", block_size)?);
-        let table = kv::BlockTable::new(num_blocks, block_size, prefix_cache);
-        table.map(|table| Self(Mutex::new(table))).map_err(|error| to_py(&error))
+        hold(|| {
+            let (num_blocks, block_size) =
+                (count(num_blocks, "num_blocks")?, count(block_size, "block_size")?);
+            let table = kv::BlockTable::new(num_blocks, block_size, prefix_cache);
+            table.map(|table| Self(Mutex::new(table))).map_err(PyErr::from)
+        })
     }
 
     /// Adds a sequence of `length` entries.
@@ -97,11 +92,14 @@ impl BlockTable {
         length: &Bound<'_, PyAny>,
         tokens: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
-        let (seq, length) = (integer(seq, "seq")?, self::length("length", length)?);
-        let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
-        enter(py, || {
-            let tokens = tokens.as_deref().map(token_ids).transpose()?;
-            self.table().add_sequence(seq, length, tokens.as_deref())
+        hold(|| {
+            let (seq, length) = (integer(seq, "seq")?, count(length, "length")?);
+            let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
+            enter(py, || {
+                let ids =
+                    tokens.as_deref().map(|tokens| token_ids(tokens, "tokens")).transpose()?;
+                locked(&self.0).add_sequence(seq, length, ids.as_deref())
+            })
         })
     }
 
@@ -116,8 +114,10 @@ impl BlockTable {
         parent: &Bound<'_, PyAny>,
         child: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (parent, child) = (integer(parent, "parent")?, integer(child, "child")?);
-        enter(py, || self.table().fork(parent, child))
+        hold(|| {
+            let (parent, child) = (integer(parent, "parent")?, integer(child, "child")?);
+            enter(py, || locked(&self.0).fork(parent, child))
+        })
     }
 
     /// Slots for the next `n` nodes of a sequence, root included.
@@ -136,8 +136,10 @@ impl BlockTable {
         seq: &Bound<'_, PyAny>,
         n: &Bound<'_, PyAny>,
     ) -> PyResult<Reservation> {
-        let (seq, n) = (integer(seq, "seq")?, length("n", n)?);
-        enter(py, || self.table().reserve(seq, n)).map(Reservation)
+        hold(|| {
+            let (seq, n) = (integer(seq, "seq")?, count(n, "n")?);
+            enter(py, || locked(&self.0).reserve(seq, n)).map(Reservation)
+        })
     }
 
     /// Slots for the next nodes of several sequences: for all of them or for none.
@@ -155,17 +157,19 @@ impl BlockTable {
         seqs: &Bound<'_, PyAny>,
         counts: &Bound<'_, PyAny>,
     ) -> PyResult<ReservationBatch> {
-        let (seqs, counts) = (integers(seqs, "seqs")?, integers(counts, "counts")?);
-        enter(py, || {
-            check_len("counts", counts.len(), seqs.len())?;
-            let pair = |(&seq, &n)| match size("counts", n) {
-                Ok(n) => Ok((seq, n)),
-                Err(error) => Err(error.in_sequence(seq)),
-            };
-            let wanted = seqs.iter().zip(&counts).map(pair).collect::<Result<Vec<_>>>()?;
-            self.table().reserve_batch(&wanted)
+        hold(|| {
+            let (seqs, counts) = (integers(seqs, "seqs")?, integers(counts, "counts")?);
+            enter(py, || {
+                check_len("counts", counts.len(), seqs.len())?;
+                let pair = |(&seq, &n)| match size("counts", n) {
+                    Ok(n) => Ok((seq, n)),
+                    Err(error) => Err(error.in_sequence(seq)),
+                };
+                let wanted = seqs.iter().zip(&counts).map(pair).collect::<Result<Vec<_>>>()?;
+                locked(&self.0).reserve_batch(&wanted)
+            })
+            .map(ReservationBatch)
         })
-        .map(ReservationBatch)
     }
 
     /// Keeps the root and the path of a tree whose nodes were written into the open reservation.
@@ -194,11 +198,13 @@ impl BlockTable {
         path: &Bound<'_, PyAny>,
         tokens: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<CommitPlan> {
-        let (seq, path) = (integer(seq, "seq")?, integers(path, "path")?);
-        let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
-        let parents = tree.get().0.parents();
-        let commit = Commit { seq, parents, path: &path, tokens: tokens.as_deref() };
-        enter(py, || self.table().commit(commit)).map(CommitPlan)
+        hold(|| {
+            let (seq, path) = (integer(seq, "seq")?, integers(path, "path")?);
+            let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
+            let parents = tree.get().0.parents();
+            let commit = Commit { seq, parents, path: &path, tokens: tokens.as_deref() };
+            enter(py, || locked(&self.0).commit(commit)).map(CommitPlan)
+        })
     }
 
     /// Keeps what the verdicts accepted: of all sequences or of none.
@@ -220,17 +226,18 @@ impl BlockTable {
         drafts: &Bound<'_, PyAny>,
         verdicts: &Bound<'_, PyAny>,
     ) -> PyResult<CommitPlanBatch> {
-        let seqs = integers(seqs, "seqs")?;
-        let (drafts, verdicts) = (Drafts::of(drafts)?, Verdicts::of(verdicts)?);
-        check_len("drafts", drafts.len(), seqs.len())
-            .and_then(|()| check_len("verdicts", verdicts.len(), seqs.len()))
-            .map_err(|error| to_py(&error))?;
-        let commit = |(sequence, &seq): (usize, &i64)| {
-            let (parents, tokens) = drafts.nodes(sequence);
-            Commit { seq, parents, path: verdicts.path(sequence), tokens: Some(tokens) }
-        };
-        let commits: Vec<Commit<'_>> = seqs.iter().enumerate().map(commit).collect();
-        enter(py, || self.table().commit_batch(&commits)).map(CommitPlanBatch)
+        hold(|| {
+            let seqs = integers(seqs, "seqs")?;
+            let (drafts, verdicts) = (Drafts::of(drafts)?, Verdicts::of(verdicts)?);
+            check_len("drafts", drafts.len(), seqs.len())
+                .and_then(|()| check_len("verdicts", verdicts.len(), seqs.len()))?;
+            let commit = |(sequence, &seq): (usize, &i64)| {
+                let (parents, tokens) = drafts.nodes(sequence);
+                Commit { seq, parents, path: verdicts.path(sequence), tokens: Some(tokens) }
+            };
+            let commits: Vec<Commit<'_>> = seqs.iter().enumerate().map(commit).collect();
+            enter(py, || locked(&self.0).commit_batch(&commits)).map(CommitPlanBatch)
+        })
     }
 
     /// Drops an open reservation, and all entries from `length` on.
@@ -247,9 +254,11 @@ impl BlockTable {
         seq: &Bound<'py, PyAny>,
         length: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let (seq, length) = (integer(seq, "seq")?, self::length("length", length)?);
-        let freed = enter(py, || self.table().rollback(seq, length))?;
-        Ok(PyArray1::from_vec(py, freed))
+        hold(|| {
+            let (seq, length) = (integer(seq, "seq")?, count(length, "length")?);
+            let freed = enter(py, || locked(&self.0).rollback(seq, length))?;
+            Ok(PyArray1::from_vec(py, freed))
+        })
     }
 
     /// Removes a sequence, with or without an open reservation.
@@ -264,9 +273,11 @@ impl BlockTable {
         py: Python<'py>,
         seq: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let seq = integer(seq, "seq")?;
-        let freed = enter(py, || self.table().release(seq))?;
-        Ok(PyArray1::from_vec(py, freed))
+        hold(|| {
+            let seq = integer(seq, "seq")?;
+            let freed = enter(py, || locked(&self.0).release(seq))?;
+            Ok(PyArray1::from_vec(py, freed))
+        })
     }
 
     /// The blocks of each sequence; block i holds its entries from `i * block_size` on.
@@ -288,38 +299,41 @@ impl BlockTable {
         seqs: &Bound<'py, PyAny>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let seqs = integers(seqs, "seqs")?;
-        let fill_rows = |mut rows: ArrayViewMut2<'_, i32>, lists: &[&[i32]]| {
-            rows.outer_iter_mut().zip(lists).for_each(|(row, blocks)| fill(row, blocks));
-        };
-        let widest = |lists: &[&[i32]]| lists.iter().map(|blocks| blocks.len()).max().unwrap_or(0);
-        if let Some(out) = out {
-            let mut buffer = writable::<i32, Ix2>(&out, "int32 (B, M)")?;
-            let rows = buffer.as_array_mut();
-            enter(py, || {
-                let table = self.table();
+        hold(|| {
+            let seqs = integers(seqs, "seqs")?;
+            let fill_rows = |mut rows: ArrayViewMut2<'_, i32>, lists: &[&[i32]]| {
+                rows.outer_iter_mut().zip(lists).for_each(|(row, blocks)| fill(row, blocks));
+            };
+            let widest =
+                |lists: &[&[i32]]| lists.iter().map(|blocks| blocks.len()).max().unwrap_or(0);
+            if let Some(out) = out {
+                let mut buffer = writable::<i32, Ix2>(&out, "int32 (B, M)")?;
+                let rows = buffer.as_array_mut();
+                enter(py, || {
+                    let table = locked(&self.0);
+                    let lists = table.block_lists(&seqs)?;
+                    let (height, width) = (lists.len(), widest(&lists));
+                    if rows.nrows() != height || rows.ncols() < width {
+                        return Err(Error::ShapeMismatch {
+                            what: "out",
+                            found: format!("({}, {})", rows.nrows(), rows.ncols()),
+                            wanted: format!("({height}, at least {width})"),
+                        });
+                    }
+                    fill_rows(rows, &lists);
+                    Ok(())
+                })?;
+                return Ok(out);
+            }
+            let rows = enter(py, || {
+                let table = locked(&self.0);
                 let lists = table.block_lists(&seqs)?;
-                let (height, width) = (lists.len(), widest(&lists));
-                if rows.nrows() != height || rows.ncols() < width {
-                    return Err(Error::ShapeMismatch {
-                        what: "out",
-                        found: format!("({}, {})", rows.nrows(), rows.ncols()),
-                        wanted: format!("({height}, at least {width})"),
-                    });
-                }
-                fill_rows(rows, &lists);
-                Ok(())
+                let mut rows = Array2::zeros((lists.len(), widest(&lists)));
+                fill_rows(rows.view_mut(), &lists);
+                Ok(rows)
             })?;
-            return Ok(out);
-        }
-        let rows = enter(py, || {
-            let table = self.table();
-            let lists = table.block_lists(&seqs)?;
-            let mut rows = Array2::zeros((lists.len(), widest(&lists)));
-            fill_rows(rows.view_mut(), &lists);
-            Ok(rows)
-        })?;
-        Ok(PyArray::from_owned_array(py, rows).into_any())
+            Ok(PyArray::from_owned_array(py, rows).into_any())
+        })
     }
 
     /// The slots of the open reservations, in node order.
@@ -342,11 +356,13 @@ impl BlockTable {
         seqs: &Bound<'py, PyAny>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>)> {
-        let seqs = integers(seqs, "seqs")?;
-        let (slots, offsets) = enter(py, || self.table().slot_mapping(&seqs))?;
-        let wanted = format!("(at least {},)", slots.len());
-        let slots = give(py, slots, out, |len, wanted| len >= wanted, wanted)?;
-        Ok((slots, PyArray1::from_vec(py, offsets)))
+        hold(|| {
+            let seqs = integers(seqs, "seqs")?;
+            let (slots, offsets) = enter(py, || locked(&self.0).slot_mapping(&seqs))?;
+            let wanted = format!("(at least {},)", slots.len());
+            let slots = give(py, slots, out, |len, wanted| len >= wanted, wanted)?;
+            Ok((slots, PyArray1::from_vec(py, offsets)))
+        })
     }
 
     /// The committed entries of each sequence.
@@ -368,9 +384,11 @@ impl BlockTable {
         seqs: &Bound<'py, PyAny>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let seqs = integers(seqs, "seqs")?;
-        let lengths = enter(py, || self.table().lengths(&seqs))?;
-        give(py, lengths, out, |len, wanted| len == wanted, format!("({},)", seqs.len()))
+        hold(|| {
+            let seqs = integers(seqs, "seqs")?;
+            let lengths = enter(py, || locked(&self.0).lengths(&seqs))?;
+            give(py, lengths, out, |len, wanted| len == wanted, format!("({},)", seqs.len()))
+        })
     }
 
     /// Recomputes everything from scratch, in time proportional to the pool.
@@ -378,39 +396,37 @@ impl BlockTable {
     /// Raises:
     ///     InternalError: Something does not hold; a defect of this package.
     fn check_integrity(&self, py: Python<'_>) -> PyResult<()> {
-        let found = enter(py, || Ok(self.table().check_integrity()))?;
-        found.map_err(|wrong| internal(&wrong))
+        hold(|| {
+            let found = enter(py, || Ok(locked(&self.0).check_integrity()))?;
+            found.map_err(|wrong| internal(&wrong))
+        })
     }
 
     /// Blocks that no sequence holds, those that the prefix cache still knows included.
     #[getter]
     fn num_free(&self, py: Python<'_>) -> PyResult<usize> {
-        enter(py, || Ok(self.table().num_free()))
+        enter(py, || Ok(locked(&self.0).num_free()))
     }
 
     /// All blocks of the pool.
     #[getter]
     fn num_blocks(&self, py: Python<'_>) -> PyResult<usize> {
-        enter(py, || Ok(self.table().num_blocks()))
+        enter(py, || Ok(locked(&self.0).num_blocks()))
     }
 
     /// The slots of a block.
     #[getter]
     fn block_size(&self, py: Python<'_>) -> PyResult<usize> {
-        enter(py, || Ok(self.table().block_size()))
+        enter(py, || Ok(locked(&self.0).block_size()))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         enter(py, || {
-            let table = self.table();
+            let table = locked(&self.0);
             let (all, free, size) = (table.num_blocks(), table.num_free(), table.block_size());
             Ok(format!("BlockTable({free} of {all} blocks of {size} free)"))
         })
     }
-}
-
-fn length(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    size(name, integer(value, name)?).map_err(|error| to_py(&error))
 }
 
 fn check_len(what: &'static str, found: usize, wanted: usize) -> Result<()> {

@@ -2,7 +2,8 @@
 
 use pyo3::prelude::*;
 
-use crate::bindings::errors::to_py;
+use crate::bindings::gate::hold;
+use crate::bindings::numbers::numbers;
 use crate::verify::lossy;
 
 /// An acceptance that changes the law of the output.
@@ -13,23 +14,27 @@ pub(super) struct Lossy(pub(super) lossy::Lossy);
 #[pymethods]
 impl Lossy {
     #[new]
-    #[allow(clippy::needless_pass_by_value)] // Python's list.
-    fn new(name: &str, values: Vec<f64>) -> PyResult<Self> {
-        lossy::Lossy::new(name, &values).map(Self).map_err(|error| to_py(&error))
+    fn new(name: &str, values: &Bound<'_, PyAny>) -> PyResult<Self> {
+        hold(|| {
+            let lossy = lossy::Lossy::new(name, &numbers(values, "values")?);
+            lossy.map(Self).map_err(PyErr::from)
+        })
     }
 
     #[getter]
-    fn name(&self) -> &'static str {
-        self.0.name()
+    fn name(&self) -> PyResult<&'static str> {
+        hold(|| Ok(self.0.name()))
     }
 
     #[getter]
-    fn values(&self) -> Vec<f64> {
-        self.0.values()
+    fn values(&self) -> PyResult<Vec<f64>> {
+        hold(|| Ok(self.0.values()))
     }
 
-    fn __repr__(&self) -> String {
-        let values: Vec<String> = self.0.values().iter().map(f64::to_string).collect();
-        format!("mv.lossy.{}({})", self.0.name(), values.join(", "))
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| {
+            let values: Vec<String> = self.0.values().iter().map(f64::to_string).collect();
+            Ok(format!("mv.lossy.{}({})", self.0.name(), values.join(", ")))
+        })
     }
 }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use crate::kv;
 
+use super::gate::hold;
 use super::types::{CommitPlan, pairs};
 
 /// Slots for the next nodes of one sequence.
@@ -21,21 +22,21 @@ pub(super) struct Reservation(pub(super) kv::Reservation);
 #[pymethods]
 impl Reservation {
     #[getter]
-    fn slots<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.slots)
+    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.slots)))
     }
 
     #[getter]
-    fn copies<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
-        pairs(py, &self.0.copies)
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        hold(|| Ok(pairs(py, &self.0.copies)))
     }
 
-    fn __len__(&self) -> usize {
-        self.0.slots.len()
+    fn __len__(&self) -> PyResult<usize> {
+        hold(|| Ok(self.0.slots.len()))
     }
 
-    fn __repr__(&self) -> String {
-        format!("Reservation(slots={:?}, copies={:?})", self.0.slots, self.0.copies)
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| Ok(format!("Reservation(slots={:?}, copies={:?})", self.0.slots, self.0.copies)))
     }
 }
 
@@ -52,31 +53,35 @@ pub(super) struct ReservationBatch(pub(super) kv::ReservationBatch);
 #[pymethods]
 impl ReservationBatch {
     #[getter]
-    fn slots<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.slots)
+    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.slots)))
     }
 
     #[getter]
-    fn offsets<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.offsets)
+    fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.offsets)))
     }
 
     #[getter]
-    fn copies<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
-        pairs(py, &self.0.copies)
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        hold(|| Ok(pairs(py, &self.0.copies)))
     }
 
-    fn __len__(&self) -> usize {
-        self.0.offsets.len() - 1
+    fn __len__(&self) -> PyResult<usize> {
+        hold(|| Ok(self.0.offsets.len() - 1))
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Reservation> {
-        let part = self.0.get(place(index, self.__len__())?);
-        part.map(Reservation).ok_or_else(|| PyIndexError::new_err("index out of range"))
+        hold(|| {
+            let part = self.0.get(place(index, self.0.offsets.len() - 1)?);
+            part.map(Reservation).ok_or_else(|| PyIndexError::new_err("index out of range"))
+        })
     }
 
-    fn __repr__(&self) -> String {
-        format!("ReservationBatch(slots={:?}, offsets={:?})", self.0.slots, self.0.offsets)
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| {
+            Ok(format!("ReservationBatch(slots={:?}, offsets={:?})", self.0.slots, self.0.offsets))
+        })
     }
 }
 
@@ -93,36 +98,38 @@ pub(super) struct CommitPlanBatch(pub(super) kv::CommitPlanBatch);
 #[pymethods]
 impl CommitPlanBatch {
     #[getter]
-    fn moves<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i64>> {
-        pairs(py, &self.0.moves)
+    fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        hold(|| Ok(pairs(py, &self.0.moves)))
     }
 
     #[getter]
-    fn freed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i32>> {
-        PyArray1::from_slice(py, &self.0.freed)
+    fn freed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.freed)))
     }
 
     #[getter]
-    fn lengths<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.lengths)
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.lengths)))
     }
 
     #[getter]
-    fn state_select<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, &self.0.state_select)
+    fn state_select<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| Ok(PyArray1::from_slice(py, &self.0.state_select)))
     }
 
-    fn __len__(&self) -> usize {
-        self.0.len()
+    fn __len__(&self) -> PyResult<usize> {
+        hold(|| Ok(self.0.len()))
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<CommitPlan> {
-        let part = self.0.get(place(index, self.0.len())?);
-        part.map(CommitPlan).ok_or_else(|| PyIndexError::new_err("index out of range"))
+        hold(|| {
+            let part = self.0.get(place(index, self.0.len())?);
+            part.map(CommitPlan).ok_or_else(|| PyIndexError::new_err("index out of range"))
+        })
     }
 
-    fn __repr__(&self) -> String {
-        format!("CommitPlanBatch({} plans)", self.0.len())
+    fn __repr__(&self) -> PyResult<String> {
+        hold(|| Ok(format!("CommitPlanBatch({} plans)", self.0.len())))
     }
 }
 

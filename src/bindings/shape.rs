@@ -1,14 +1,16 @@
 //! `Grower`: one class for every way to grow, dressed by `mtp_verify.growers`.
 
+use std::sync::Mutex;
+
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
+use crate::bindings::LOGITS;
 use crate::bindings::drafts::Draft;
-use crate::bindings::errors::to_py;
-use crate::bindings::tensor::size;
-use crate::bindings::tensor::{Tensor, integers};
+use crate::bindings::gate::{enter, hold, locked};
+use crate::bindings::numbers::{self, count, integer, integers, list, numbers, token_ids, word};
+use crate::bindings::tensor::Tensor;
 use crate::bindings::types::{TokenTree, core_params};
-use crate::bindings::{LOGITS, enter};
 use crate::choice::Philox;
 use crate::dist::{Params, Scratch, ShapedRows, Side};
 use crate::error::{Error, Result};
@@ -67,17 +69,29 @@ struct Held {
 
 /// The root's token, tokens that end the sequence, the drafter's parameters, seed, position, and the
 /// tokens of a sub-vocabulary's columns.
-type Start<'py> = (i64, Vec<i64>, Bound<'py, PyAny>, u64, u64, Option<Bound<'py, PyAny>>);
+type Start<'py> = (
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+);
 
-/// A draft in the making; see `mtp_verify.growers`.
-#[pyclass(module = "mtp_verify._core")]
+/// A draft in the making; see `mtp_verify.growers`. One call at a time: threads wait for each other.
+#[pyclass(frozen, module = "mtp_verify._core")]
 pub(super) struct Grower {
-    kind: Kind,
     params: Params,
     noise: Noise,
     vocab: Option<Vocabulary>,
     /// A draft of the root alone, which the views of single rows refer to.
     root: law::Draft,
+    state: Mutex<State>,
+}
+
+/// How far a draft has grown.
+struct State {
+    kind: Kind,
     /// The rows that may be read again.
     held: Vec<Held>,
     /// Which row belongs to each node, in the order in which rows were passed.
@@ -86,54 +100,86 @@ pub(super) struct Grower {
     columns: Option<usize>,
 }
 
-/// Token ids of the core.
-fn ids(tokens: &[i64], name: &'static str) -> Result<Vec<u32>> {
-    let id = |&token: &i64| {
-        u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
-            name,
-            value: token.to_string(),
-            wanted: "token ids from 0 to 2**32 - 1",
-        })
-    };
-    tokens.iter().map(id).collect()
-}
-
-fn sizes(name: &'static str, values: &[i64]) -> Result<Vec<usize>> {
-    values.iter().map(|&value| size(name, value)).collect()
-}
-
-impl Grower {
-    /// A grower that `make` builds on the root and the noise of a step.
-    fn start(start: Start<'_>, make: impl FnOnce(Growth, Noise) -> Result<Kind>) -> PyResult<Self> {
-        let (root, ends, params, seed, position, vocab) = start;
-        let params = core_params(&params)?;
-        let noise = Noise { seed, position };
-        let vocab = vocab.as_ref().map(|tokens| integers(tokens, "vocab")).transpose()?;
-        let build = || {
-            let vocab = vocab.map(|tokens| Vocabulary::new(ids(&tokens, "vocab")?)).transpose()?;
-            let alone = tree::TokenTree::chain(0)?;
-            let alone = law::Draft::new(alone, vec![root], Law::Deterministic, None)?;
-            noise.philox(0)?;
-            Ok(Self {
-                kind: make(Growth::new(root, ids(&ends, "eos_ids")?), noise)?,
-                params,
-                noise,
-                vocab,
-                root: alone,
-                held: Vec::new(),
-                rows: Vec::new(),
-                passed: 0,
-                columns: None,
-            })
-        };
-        build().map_err(|error: Error| to_py(&error))
-    }
-
+impl State {
     fn heap(&self) -> Option<&Heap> {
         match &self.kind {
             Kind::Heap(heap) => Some(heap),
             _ => None,
         }
+    }
+}
+
+impl Grower {
+    /// A grower that `make` builds on the root and the noise of a step.
+    fn start(
+        start: Start<'_>,
+        make: impl FnOnce(Growth, Noise) -> PyResult<Kind>,
+    ) -> PyResult<Self> {
+        let (root, ends, params, seed, position, vocab) = start;
+        let root = integer(&root, "root")?;
+        let ends = token_ids(&integers(&ends, "eos_ids")?, "eos_ids")?;
+        let params = core_params(&params)?;
+        let noise = Noise { seed: word(&seed, "seed")?, position: word(&position, "position")? };
+        let vocab = vocab.as_ref().map(|tokens| integers(tokens, "vocab")).transpose()?;
+        let vocab =
+            vocab.map(|tokens| Vocabulary::new(token_ids(&tokens, "vocab")?)).transpose()?;
+        let alone = tree::TokenTree::chain(0)?;
+        let alone = law::Draft::new(alone, vec![root], Law::Deterministic, None)?;
+        noise.philox(0)?;
+        let kind = make(Growth::new(root, ends), noise)?;
+        let state = State { kind, held: Vec::new(), rows: Vec::new(), passed: 0, columns: None };
+        Ok(Self { params, noise, vocab, root: alone, state: Mutex::new(state) })
+    }
+
+    /// What can be seen of the draft so far.
+    fn seen<T: Send>(&self, py: Python<'_>, what: impl FnOnce(&State) -> T + Send) -> PyResult<T> {
+        enter(py, || Ok(what(&locked(&self.state))))
+    }
+
+    /// Goes on with one row for each frontier node. A refused call leaves all as it was.
+    fn go_on(&self, logits: Tensor) -> Result<bool> {
+        let mut held = locked(&self.state);
+        let state = &mut *held;
+        let nodes = state.kind.growth().frontier().to_vec();
+        let raw = logits.rows(LOGITS, false)?;
+        let columns = raw.num_cols();
+        let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(state.columns);
+        if raw.num_rows() != nodes.len() || wanted.is_some_and(|count| count != columns) {
+            let wanted = wanted.map_or("V".to_owned(), |count| count.to_string());
+            return Err(Error::ShapeMismatch {
+                what: "logits",
+                found: format!("({}, {columns})", raw.num_rows()),
+                wanted: format!("({}, {wanted}), one row for each frontier node", nodes.len()),
+            });
+        }
+        let mut rows = LogitRows::new(&self.root, self.params, self.vocab.as_ref());
+        for earlier in &state.held {
+            let matrix = earlier.logits.rows(LOGITS, false)?;
+            for (row, &node) in earlier.nodes.iter().enumerate() {
+                rows.set(node as usize, matrix, row)?;
+            }
+        }
+        for (row, &node) in nodes.iter().enumerate() {
+            rows.set(node as usize, raw, row)?;
+        }
+        // Grown on a copy, so that a refused row leaves the grower as it was.
+        let mut kind = state.kind.clone();
+        kind.extend(&mut rows, &mut self.noise.philox(0)?)?;
+        state.kind = kind;
+        state.columns = Some(columns);
+        let keeps = state.kind.law().is_sampled();
+        if keeps {
+            state.rows.resize(state.kind.growth().num_nodes(), -1);
+            for (row, &node) in nodes.iter().enumerate() {
+                state.rows[node as usize] = (state.passed + row) as i64;
+            }
+            state.passed += nodes.len();
+        }
+        // Only this grower comes back to a row that it has drawn from.
+        if matches!(state.kind, Kind::Stochastic(_)) {
+            state.held.push(Held { logits, nodes });
+        }
+        Ok(keeps)
     }
 }
 
@@ -143,14 +189,17 @@ impl Grower {
     #[staticmethod]
     fn chain(
         start: Start<'_>,
-        length: i64,
+        length: &Bound<'_, PyAny>,
         sampled: bool,
         min_top: f64,
         min_path: f64,
     ) -> PyResult<Self> {
-        Self::start(start, |growth, _| {
-            let stop = Stop { min_top, min_path };
-            Chain::new(growth, size("num_tokens", length)?, sampled, stop).map(Kind::Chain)
+        hold(|| {
+            Self::start(start, |growth, _| {
+                let stop = Stop { min_top, min_path };
+                let chain = Chain::new(growth, count(length, "num_tokens")?, sampled, stop)?;
+                Ok(Kind::Chain(chain))
+            })
         })
     }
 
@@ -160,11 +209,14 @@ impl Grower {
         start: Start<'_>,
         template: &Bound<'_, TokenTree>,
         law: &str,
-        samples: i64,
+        samples: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        Self::start(start, |growth, _| {
-            let (law, samples) = (Law::parse(law)?, size("samples", samples)?);
-            Fixed::new(growth, template.get().0.clone(), law, samples).map(Kind::Fixed)
+        hold(|| {
+            Self::start(start, |growth, _| {
+                let (law, samples) = (Law::parse(law)?, count(samples, "samples")?);
+                let template = template.get().0.clone();
+                Ok(Kind::Fixed(Fixed::new(growth, template, law, samples)?))
+            })
         })
     }
 
@@ -173,23 +225,25 @@ impl Grower {
     #[allow(clippy::too_many_arguments)] // Named one by one in growers.py.
     fn best_first(
         start: Start<'_>,
-        max_nodes: i64,
-        max_depth: i64,
-        max_children: i64,
-        width: i64,
+        max_nodes: &Bound<'_, PyAny>,
+        max_depth: &Bound<'_, PyAny>,
+        max_children: &Bound<'_, PyAny>,
+        width: &Bound<'_, PyAny>,
         min_score: f64,
-        times: Vec<f64>,
+        times: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        Self::start(start, |growth, _| {
-            let limits = HeapLimits {
-                max_nodes: size("max_nodes", max_nodes)?,
-                max_depth: size("max_depth", max_depth)?,
-                max_children: size("max_children", max_children)?,
-                width: size("width", width)?,
-                min_score,
-                times,
-            };
-            Heap::new(growth, limits).map(Kind::Heap)
+        hold(|| {
+            Self::start(start, |growth, _| {
+                let limits = HeapLimits {
+                    max_nodes: count(max_nodes, "max_nodes")?,
+                    max_depth: count(max_depth, "max_depth")?,
+                    max_children: count(max_children, "max_children")?,
+                    width: count(width, "width")?,
+                    min_score,
+                    times: numbers(times, "times")?,
+                };
+                Ok(Kind::Heap(Heap::new(growth, limits)?))
+            })
         })
     }
 
@@ -197,228 +251,223 @@ impl Grower {
     #[staticmethod]
     fn stochastic(
         start: Start<'_>,
-        max_nodes: i64,
-        max_depth: i64,
+        max_nodes: &Bound<'_, PyAny>,
+        max_depth: &Bound<'_, PyAny>,
         min_value: f64,
-        lookahead: i64,
+        lookahead: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        Self::start(start, |growth, _| {
-            let limits = Limits {
-                max_nodes: size("max_nodes", max_nodes)?,
-                max_depth: size("max_depth", max_depth)?,
-                min_value,
-                lookahead: size("lookahead", lookahead)?,
-            };
-            Stochastic::new(growth, limits).map(Kind::Stochastic)
+        hold(|| {
+            Self::start(start, |growth, _| {
+                let limits = Limits {
+                    max_nodes: count(max_nodes, "max_nodes")?,
+                    max_depth: count(max_depth, "max_depth")?,
+                    min_value,
+                    lookahead: count(lookahead, "lookahead")?,
+                };
+                Ok(Kind::Stochastic(Stochastic::new(growth, limits)?))
+            })
         })
     }
 
     /// The nodes of a deterministic draft with drawn ones beside them.
     #[staticmethod]
-    #[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
     fn union(
         start: Start<'_>,
         hits: &Bound<'_, Draft>,
-        counts: Vec<i64>,
-        max_nodes: i64,
+        counts: &Bound<'_, PyAny>,
+        max_nodes: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        Self::start(start, |growth, _| {
-            let hits = &hits.get().core;
-            hits.check_deterministic()?;
-            let counts = sizes("counts", &counts)?;
-            Union::new(growth, hits.clone(), counts, size("max_nodes", max_nodes)?).map(Kind::Union)
+        hold(|| {
+            Self::start(start, |growth, _| {
+                let hits = &hits.get().core;
+                hits.check_deterministic()?;
+                let counts = numbers::counts(counts, "counts")?;
+                let max_nodes = count(max_nodes, "max_nodes")?;
+                Ok(Kind::Union(Union::new(growth, hits.clone(), counts, max_nodes)?))
+            })
         })
     }
 
     /// A fixed shape ranked by the verifier's own race.
     #[staticmethod]
     fn coupled(start: Start<'_>, template: &Bound<'_, TokenTree>) -> PyResult<Self> {
-        Self::start(start, |growth, noise| {
-            Coupled::new(growth, template.get().0.clone(), noise).map(Kind::Coupled)
+        hold(|| {
+            Self::start(start, |growth, noise| {
+                Ok(Kind::Coupled(Coupled::new(growth, template.get().0.clone(), noise)?))
+            })
         })
     }
 
     /// The nodes whose rows are needed next.
-    fn frontier(&self) -> Vec<u32> {
-        self.kind.growth().frontier().to_vec()
+    fn frontier(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        hold(|| self.seen(py, |state| state.kind.growth().frontier().to_vec()))
     }
 
     /// Goes on with one row for each frontier node; returns whether the rows belong to the draft.
-    fn extend(&mut self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let nodes = self.frontier();
-        let logits = Tensor::borrow(logits, "logits")?;
-        let raw = logits.rows(LOGITS, false)?;
-        let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(self.columns);
-        if raw.num_rows() != nodes.len() || wanted.is_some_and(|count| count != raw.num_cols()) {
-            let columns = wanted.map_or("V".to_owned(), |count| count.to_string());
-            return Err(to_py(&Error::ShapeMismatch {
-                what: "logits",
-                found: format!("({}, {})", raw.num_rows(), raw.num_cols()),
-                wanted: format!("({}, {columns}), one row for each frontier node", nodes.len()),
-            }));
-        }
-        let columns = raw.num_cols();
-        let mut held = Vec::with_capacity(self.held.len());
-        for earlier in &self.held {
-            held.push((earlier.logits.rows(LOGITS, false)?, &earlier.nodes[..]));
-        }
-        held.push((raw, &nodes));
-        // Grown on a copy, so that a refused row leaves the grower as it was.
-        let mut kind = self.kind.clone();
-        let (root, params, vocab, noise) =
-            (&self.root, self.params, self.vocab.as_ref(), self.noise);
-        let kind = enter(py, || {
-            let mut rows = LogitRows::new(root, params, vocab);
-            for (matrix, nodes) in held {
-                for (row, &node) in nodes.iter().enumerate() {
-                    rows.set(node as usize, matrix, row)?;
-                }
-            }
-            kind.extend(&mut rows, &mut noise.philox(0)?)?;
-            Ok(kind)
-        })?;
-        self.kind = kind;
-        self.columns = Some(columns);
-        let keeps = self.kind.law().is_sampled();
-        if keeps {
-            self.rows.resize(self.kind.growth().num_nodes(), -1);
-            for (row, &node) in nodes.iter().enumerate() {
-                self.rows[node as usize] = (self.passed + row) as i64;
-            }
-            self.passed += nodes.len();
-        }
-        // Only this grower comes back to a row that it has drawn from.
-        if matches!(self.kind, Kind::Stochastic(_)) {
-            self.held.push(Held { logits, nodes });
-        }
-        Ok(keeps)
+    fn extend(&self, logits: &Bound<'_, PyAny>) -> PyResult<bool> {
+        hold(|| {
+            let tensor = Tensor::borrow(logits, "logits")?;
+            enter(logits.py(), || self.go_on(tensor))
+        })
     }
 
     /// Parents of the nodes grown so far; those of a heap's candidates.
     #[getter]
-    fn parents<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, self.kind.growth().parents())
+    fn parents<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            let parents = self.seen(py, |state| state.kind.growth().parents().to_vec())?;
+            Ok(PyArray1::from_vec(py, parents))
+        })
     }
 
     /// Their tokens.
     #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        PyArray1::from_slice(py, self.kind.growth().tokens())
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            let tokens = self.seen(py, |state| state.kind.growth().tokens().to_vec())?;
+            Ok(PyArray1::from_vec(py, tokens))
+        })
     }
 
     /// Which of them were drawn.
     #[getter]
-    fn sampled(&self) -> Vec<bool> {
-        self.kind.growth().sampled().to_vec()
+    fn sampled(&self, py: Python<'_>) -> PyResult<Vec<bool>> {
+        hold(|| self.seen(py, |state| state.kind.growth().sampled().to_vec()))
     }
 
     /// Which row of those passed belongs to each node, -1 for none.
     #[getter]
-    fn rows<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let mut rows = self.rows.clone();
-        rows.resize(self.kind.growth().num_nodes(), -1);
-        PyArray1::from_vec(py, rows)
+    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        hold(|| {
+            let rows = self.seen(py, |state| {
+                let mut rows = state.rows.clone();
+                rows.resize(state.kind.growth().num_nodes(), -1);
+                rows
+            })?;
+            Ok(PyArray1::from_vec(py, rows))
+        })
     }
 
     /// The law of the draft.
     #[getter]
-    fn law(&self) -> &'static str {
-        self.kind.law().name()
+    fn law(&self, py: Python<'_>) -> PyResult<&'static str> {
+        hold(|| self.seen(py, |state| state.kind.law().name()))
     }
 
     /// The scores of a heap's nodes, largest first; empty for other growers.
     #[getter]
-    fn scores(&self) -> Vec<f64> {
-        self.heap().map_or_else(Vec::new, Heap::kept_scores)
+    fn scores(&self, py: Python<'_>) -> PyResult<Vec<f64>> {
+        hold(|| self.seen(py, |state| state.heap().map_or_else(Vec::new, Heap::kept_scores)))
     }
 
     /// The tree of the best nodes of a heap: parents, tokens, and which candidate each node was.
-    fn best(&self, most: i64) -> PyResult<(Vec<i64>, Vec<i64>, Vec<u32>)> {
-        let most = size("max_nodes", most).map_err(|error| to_py(&error))?;
-        let Some(heap) = self.heap() else {
-            let growth = self.kind.growth();
-            let all = (0..growth.num_nodes() as u32).collect();
-            return Ok((growth.parents().to_vec(), growth.tokens().to_vec(), all));
-        };
-        let (tree, origin) = heap.best(most);
-        Ok((tree.parents().to_vec(), tree.tokens().to_vec(), origin))
+    fn best(&self, most: &Bound<'_, PyAny>) -> PyResult<(Vec<i64>, Vec<i64>, Vec<u32>)> {
+        hold(|| {
+            let nodes = count(most, "max_nodes")?;
+            self.seen(most.py(), |state| {
+                let Some(heap) = state.heap() else {
+                    let growth = state.kind.growth();
+                    let all = (0..growth.num_nodes() as u32).collect();
+                    return (growth.parents().to_vec(), growth.tokens().to_vec(), all);
+                };
+                let (tree, origin) = heap.best(nodes);
+                (tree.parents().to_vec(), tree.tokens().to_vec(), origin)
+            })
+        })
     }
 }
 
 /// A chain of `length` nodes and the levels of `counts` below it.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
-fn stem_shape(length: i64, counts: Vec<i64>) -> PyResult<TokenTree> {
-    let make = || shape::stem(size("length", length)?, &sizes("counts", &counts)?);
-    make().map(TokenTree).map_err(|error| to_py(&error))
+fn stem_shape(length: &Bound<'_, PyAny>, counts: &Bound<'_, PyAny>) -> PyResult<TokenTree> {
+    hold(|| {
+        let (length, counts) = (count(length, "length")?, numbers::counts(counts, "counts")?);
+        Ok(TokenTree(shape::stem(length, &counts)?))
+    })
 }
 
 /// Paths that share the root alone.
 #[pyfunction]
-fn path_shape(count: i64, length: i64) -> PyResult<TokenTree> {
-    let make = || shape::paths(size("count", count)?, size("length", length)?);
-    make().map(TokenTree).map_err(|error| to_py(&error))
+#[pyo3(signature = (count, length))]
+fn path_shape(count: &Bound<'_, PyAny>, length: &Bound<'_, PyAny>) -> PyResult<TokenTree> {
+    hold(|| {
+        let (paths, length) = (numbers::count(count, "count")?, numbers::count(length, "length")?);
+        Ok(TokenTree(shape::paths(paths, length)?))
+    })
 }
 
 /// The best shape for rates of acceptance by rank, and its mean number of accepted tokens; with
 /// times, of the fastest size.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
 fn optimal_shape(
-    py: Python<'_>,
-    acceptance: Vec<f64>,
-    max_nodes: i64,
-    max_depth: i64,
-    times: Option<(Vec<f64>, Vec<f64>)>,
+    acceptance: &Bound<'_, PyAny>,
+    max_nodes: &Bound<'_, PyAny>,
+    max_depth: &Bound<'_, PyAny>,
+    times: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
 ) -> PyResult<(TokenTree, f64)> {
-    enter(py, || {
-        let (mut nodes, mut depth) = (size("max_nodes", max_nodes)?, size("max_depth", max_depth)?);
-        let table = Optimal::new(&acceptance, nodes, depth)?;
-        if let Some((draft, verify)) = &times {
-            (nodes, depth) = table.fastest(draft, verify)?;
-        }
-        Ok((TokenTree(table.shape(nodes, depth)?), *table.accepted(nodes, depth)))
+    hold(|| {
+        let rates = numbers(acceptance, "acceptance")?;
+        let (mut nodes, mut depth) =
+            (count(max_nodes, "max_nodes")?, count(max_depth, "max_depth")?);
+        let times = times.map(|(draft, verify)| {
+            Ok::<_, PyErr>((numbers(&draft, "draft_times")?, numbers(&verify, "verify_times")?))
+        });
+        let times = times.transpose()?;
+        enter(acceptance.py(), || {
+            let table = Optimal::new(&rates, nodes, depth)?;
+            if let Some((draft, verify)) = &times {
+                (nodes, depth) = table.fastest(draft, verify)?;
+            }
+            Ok((TokenTree(table.shape(nodes, depth)?), *table.accepted(nodes, depth)))
+        })
     })
 }
 
 /// How many nodes of a common budget each request gets.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
 fn allocate(
-    py: Python<'_>,
-    scores: Vec<Vec<f64>>,
-    budget: i64,
-    minimum: i64,
+    scores: &Bound<'_, PyAny>,
+    budget: &Bound<'_, PyAny>,
+    minimum: &Bound<'_, PyAny>,
 ) -> PyResult<Vec<usize>> {
-    enter(py, || shape::allocate(&scores, size("budget", budget)?, size("minimum", minimum)?))
+    hold(|| {
+        let lists = list(scores, "scores", |request, _| numbers(request, "scores"))?;
+        let (nodes, least) = (count(budget, "budget")?, count(minimum, "minimum")?);
+        enter(scores.py(), || shape::allocate(&lists, nodes, least))
+    })
 }
 
 /// The `k` largest logits of each row as tokens, largest first; fewer where fewer are above -inf.
 #[pyfunction]
-fn top_tokens(py: Python<'_>, logits: &Bound<'_, PyAny>, k: i64) -> PyResult<Vec<Vec<u32>>> {
-    let logits = Tensor::borrow(logits, "logits")?;
-    let raw = logits.rows(LOGITS, false)?;
-    enter(py, || {
-        let k = size("k", k)?;
-        let rows = ShapedRows::new(raw, Params::default(), Side::Target);
-        let mut scratch = Scratch::default();
-        let best = |row| {
-            let shaped = rows.shape(row, &mut scratch)?;
-            let best = rows.best(row, &shaped, k, |token| token, &mut scratch);
-            Ok(best.into_iter().map(|(token, _)| token).collect())
-        };
-        (0..raw.num_rows()).map(best).collect()
+fn top_tokens(logits: &Bound<'_, PyAny>, k: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u32>>> {
+    hold(|| {
+        let tensor = Tensor::borrow(logits, "logits")?;
+        let (raw, most) = (tensor.rows(LOGITS, false)?, count(k, "k")?);
+        enter(logits.py(), || {
+            let rows = ShapedRows::new(raw, Params::default(), Side::Target);
+            let mut scratch = Scratch::default();
+            let best = |row| {
+                let shaped = rows.shape(row, &mut scratch)?;
+                let best = rows.best(row, &shaped, most, |token| token, &mut scratch);
+                Ok(best.into_iter().map(|(token, _)| token).collect())
+            };
+            (0..raw.num_rows()).map(best).collect()
+        })
     })
 }
 
 /// Deterministic drafts as one: parents and tokens.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "how PyO3 hands over a converted argument")]
-fn merge(drafts: Vec<Bound<'_, Draft>>, max_nodes: i64) -> PyResult<(Vec<i64>, Vec<i64>)> {
-    let all: Vec<&law::Draft> = drafts.iter().map(|draft| &draft.get().core).collect();
-    let make = || shape::merge(&all, size("max_nodes", max_nodes)?);
-    let merged = make().map_err(|error| to_py(&error))?;
-    Ok((merged.parents().to_vec(), merged.tokens().to_vec()))
+fn merge(
+    drafts: &Bound<'_, PyAny>,
+    max_nodes: &Bound<'_, PyAny>,
+) -> PyResult<(Vec<i64>, Vec<i64>)> {
+    hold(|| {
+        let held = list(drafts, "drafts", |draft, _| Ok(draft.cast::<Draft>()?.clone()))?;
+        let all: Vec<&law::Draft> = held.iter().map(|draft| &draft.get().core).collect();
+        let merged = shape::merge(&all, count(max_nodes, "max_nodes")?)?;
+        Ok((merged.parents().to_vec(), merged.tokens().to_vec()))
+    })
 }
 
 /// Adds the class and the functions to the module.

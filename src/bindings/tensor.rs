@@ -8,13 +8,12 @@ use std::ffi::{CStr, c_void};
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use numpy::{PyArray1, PyArrayMethods};
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::bindings::errors::to_py;
+use crate::bindings::numbers::type_name;
 use crate::error::Error;
 use crate::rows::{RawRows, Values};
 
@@ -104,11 +103,10 @@ impl Drop for Tensor {
 impl Tensor {
     /// Borrows an object that speaks DLPack; `what` names it in errors.
     pub(super) fn borrow(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Self> {
-        let refuse = |found: String, todo| to_py(&Error::BadTensor { what, found, todo });
-        if !object.hasattr("__dlpack__")? {
-            let kind = object.get_type().name()?.to_string();
+        let refuse = |found: String, todo| PyErr::from(Error::BadTensor { what, found, todo });
+        if !(object.hasattr("__dlpack__")? && object.hasattr("__dlpack_device__")?) {
             return Err(refuse(
-                format!("a {kind} has no __dlpack__"),
+                format!("a {} has no __dlpack__ and __dlpack_device__", type_name(object)),
                 "pass a NumPy array or any DLPack producer, such as a torch tensor",
             ));
         }
@@ -139,7 +137,11 @@ impl Tensor {
 
     fn consume(capsule: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Self> {
         let refuse = |found: String| {
-            to_py(&Error::BadTensor { what, found, todo: "pass a NumPy array or a torch tensor" })
+            PyErr::from(Error::BadTensor {
+                what,
+                found,
+                todo: "pass a NumPy array or a torch tensor",
+            })
         };
         let pointer = capsule.as_ptr();
         // SAFETY: the capsule's name says which struct it holds; after the renaming no one else calls
@@ -206,14 +208,14 @@ impl Tensor {
     /// Sees (B, M, V) as one matrix, without a copy.
     pub(super) fn flatten(&mut self, sequences: usize) -> PyResult<Stack> {
         let &[count, height, cols] = &self.shape[..] else {
-            return Err(to_py(&Error::ShapeMismatch {
+            return Err(PyErr::from(Error::ShapeMismatch {
                 what: self.what,
                 found: format!("{:?}", self.shape),
                 wanted: format!("({sequences}, M, vocabulary)"),
             }));
         };
         if count != sequences {
-            return Err(to_py(&Error::ShapeMismatch {
+            return Err(PyErr::from(Error::ShapeMismatch {
                 what: self.what,
                 found: format!("{count} matrices"),
                 wanted: format!("{sequences}, one for each sequence"),
@@ -227,7 +229,7 @@ impl Tensor {
             _ => (self.strides[0], self.strides[1]),
         };
         if inner < 1 || outer < 0 || outer % inner != 0 {
-            return Err(to_py(&Error::BadTensor {
+            return Err(PyErr::from(Error::BadTensor {
                 what: self.what,
                 found: format!("strides {:?}", self.strides),
                 todo: "pass a contiguous tensor",
@@ -253,29 +255,36 @@ impl Tensor {
     }
 
     /// The tensor as rows of floats: (R, V), or (V,) as one row; unit stride inside a row.
-    pub(super) fn rows(&self, wanted: &'static str, double: bool) -> PyResult<RawRows<'_>> {
+    pub(super) fn rows(&self, wanted: &'static str, double: bool) -> Result<RawRows<'_>, Error> {
         let (rows, cols, stride) = match (&self.shape[..], &self.strides[..]) {
             (&[cols], &[_]) => (1, cols, cols as i64),
             (&[rows, cols], &[stride, _]) => (rows, cols, stride),
             _ => {
-                return Err(to_py(&Error::ShapeMismatch {
+                return Err(Error::ShapeMismatch {
                     what: self.what,
                     found: format!("{:?}", self.shape),
                     wanted: "(rows, vocabulary)".into(),
-                }));
+                });
             }
         };
+        if cols == 0 {
+            return Err(Error::ShapeMismatch {
+                what: self.what,
+                found: format!("{:?}", self.shape),
+                wanted: "(rows, vocabulary) with at least one token".into(),
+            });
+        }
         let inner = self.strides.last().copied().unwrap_or(1);
         if rows > 0 && ((inner != 1 && cols > 1) || (rows > 1 && stride < cols as i64)) {
-            return Err(to_py(&Error::BadTensor {
+            return Err(Error::BadTensor {
                 what: self.what,
                 found: format!("strides {:?}", self.strides),
                 todo: "pass rows that are contiguous and do not overlap (call .contiguous() or \
                        np.ascontiguousarray)",
-            }));
+            });
         }
         let stride = if rows > 1 { stride as usize } else { cols };
-        let len = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+        let len = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
         let values = match self.dtype {
             (FLOAT, 32) => self.slice(len).map(Values::F32),
             (FLOAT, 16) => self.slice(len).map(Values::F16),
@@ -286,9 +295,7 @@ impl Tensor {
                 Err(Error::BadDtype { what: self.what, found, wanted })
             }
         };
-        values
-            .and_then(|values| RawRows::new(values, rows, cols, stride))
-            .map_err(|error| to_py(&error))
+        RawRows::new(values?, rows, cols, stride)
     }
 
     /// The tensor as rows of 32-bit words: the words, and (rows, width, words from row to row).
@@ -355,68 +362,4 @@ impl Stack {
     pub(super) fn row(self, matrix: usize, row: usize) -> Option<usize> {
         (row < self.height).then_some(matrix * self.step + row)
     }
-}
-
-/// Whole numbers from a list, a NumPy array or a tensor.
-pub(super) fn integers(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> {
-    if let Ok(array) = object.cast::<PyArray1<i64>>()
-        && let Ok(view) = array.try_readonly()
-    {
-        return Ok(view.as_array().to_vec());
-    }
-    let list = if object.hasattr("tolist")? { &object.call_method0("tolist")? } else { object };
-    list.extract().map_err(|_| {
-        let found = object.get_type().name().map_or_else(|_| "object".into(), |n| n.to_string());
-        to_py(&Error::BadDtype {
-            what,
-            found: format!("{found} that is not one-dimensional and integer"),
-            wanted: "a one-dimensional integer array or list",
-        })
-    })
-}
-
-/// Lists of whole numbers from nested lists, a NumPy array or a tensor.
-pub(super) fn table(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<Vec<i64>>> {
-    let list = if object.hasattr("tolist")? { &object.call_method0("tolist")? } else { object };
-    list.extract().map_err(|_| {
-        let found = object.get_type().name().map_or_else(|_| "object".into(), |n| n.to_string());
-        to_py(&Error::BadDtype {
-            what,
-            found: format!("{found} that is not two-dimensional and integer"),
-            wanted: "a two-dimensional integer array or list of lists",
-        })
-    })
-}
-
-/// A whole number of 64 bits.
-pub(super) fn integer(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<i64> {
-    object.extract().map_err(|error: PyErr| {
-        if !error.is_instance_of::<PyOverflowError>(object.py()) {
-            return error;
-        }
-        let value = object.to_string();
-        to_py(&Error::ParamOutOfRange { name, value, wanted: "an integer of 64 bits" })
-    })
-}
-
-/// All tokens as the core's ids, or an error that names the first one outside; the caller appends
-/// only when all are legal.
-pub(super) fn token_ids(tokens: &[i64]) -> Result<Vec<u32>, Error> {
-    let check = |(index, &token): (usize, &i64)| {
-        u32::try_from(token).map_err(|_| Error::ParamOutOfRange {
-            name: "tokens",
-            value: format!("{token} at index {index}"),
-            wanted: "token ids from 0 to 2**32 - 1",
-        })
-    };
-    tokens.iter().enumerate().map(check).collect()
-}
-
-/// A size from Python, where every int is possible.
-pub(super) fn size(name: &'static str, value: i64) -> Result<usize, Error> {
-    usize::try_from(value).map_err(|_| Error::ParamOutOfRange {
-        name,
-        value: value.to_string(),
-        wanted: "an integer >= 0",
-    })
 }

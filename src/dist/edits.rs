@@ -30,7 +30,11 @@ impl<'a> Mask<'a> {
         [rows, width, stride]: [usize; 3],
         (nodes, vocab): (usize, usize),
     ) -> Result<Self> {
-        if rows == nodes && width == vocab.div_ceil(32) {
+        let needed = rows
+            .checked_sub(1)
+            .map_or(Some(0), |above| above.checked_mul(stride)?.checked_add(width));
+        let holds = needed.is_some_and(|needed| needed <= words.len());
+        if rows == nodes && width == vocab.div_ceil(32) && holds {
             return Ok(Self { words, stride });
         }
         Err(Error::ShapeMismatch {

@@ -29,7 +29,8 @@ impl ShapedRows<'_> {
         let Scratch { buffers, terms, sums, exponents, .. } = scratch;
         sums.clear();
         exponents.clear();
-        let mut window: Option<Window> = None;
+        // Once the largest value is the origin it is 0, wherever it stands.
+        let mut window = (origin != 0.0).then(|| Window::around(0.0));
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, origin, buffers);
             let mut sum_exp =

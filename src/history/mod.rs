@@ -93,6 +93,12 @@ impl Penalties {
             )?;
         }
         self.bias.sort_by_key(|pair| pair.0);
+        // To add the biases up, or to take the last, would be a guess at what was meant.
+        if let Some(pair) = self.bias.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let value = format!("token {} twice", pair[0].0);
+            let wanted = "each token once";
+            return Err(Error::ParamOutOfRange { name: "logit_bias", value, wanted });
+        }
         Ok(self)
     }
 

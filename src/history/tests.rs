@@ -94,6 +94,13 @@ fn tokens_that_nothing_concerns_are_not_listed() {
 }
 
 #[test]
+fn a_token_has_one_bias() {
+    let twice = Penalties { bias: vec![(3, 1.0), (1, 0.5), (3, -1.0)], ..Penalties::default() };
+    let found = twice.check();
+    assert!(matches!(found, Err(Error::ParamOutOfRange { name: "logit_bias", .. })), "{found:?}");
+}
+
+#[test]
 fn what_lies_outside_is_named() {
     let banned = Penalties { banned: vec![70], ..Penalties::default() };
     for (penalties, history, prompt_len, name) in [

@@ -66,6 +66,17 @@ impl Sequence {
     }
 }
 
+/// Numbers that one call may list: slots, copies, the blocks of a sequence, cells of a block table. More of
+/// them are no step of a decoder, and no memory is asked for.
+const MOST_LISTED: usize = 1 << 24;
+
+fn check_listed(what: &'static str, count: usize) -> Result<()> {
+    if count <= MOST_LISTED {
+        return Ok(());
+    }
+    Err(Error::Overflow { what, found: count as u64, limit: MOST_LISTED as u64 })
+}
+
 fn slot(block: i32, offset: usize, block_size: usize) -> i64 {
     i64::from(block) * block_size as i64 + offset as i64
 }
@@ -127,7 +138,7 @@ impl BlockTable {
     ///
     /// # Errors
     /// [`Error::DuplicateSequence`], [`Error::OutOfBlocks`], [`Error::ShapeMismatch`] if there are
-    /// more or fewer tokens than entries.
+    /// more or fewer tokens than entries; [`Error::Overflow`] for more blocks than a list can hold.
     pub fn add_sequence(
         &mut self,
         seq: i64,
@@ -161,6 +172,8 @@ impl BlockTable {
         let shared = added.blocks.len();
         let fresh = length.div_ceil(self.block_size) - shared;
         self.check_free(fresh + idle)?;
+        check_listed("blocks of a sequence", shared + fresh)
+            .map_err(|error| error.in_sequence(seq))?;
         for &block in &added.blocks {
             self.pool.share(block);
         }
@@ -200,7 +213,8 @@ impl BlockTable {
     /// [`Error::OutOfBlocks`]; [`Error::ParamOutOfRange`] for 0 nodes, [`Error::Overflow`].
     pub fn reserve_batch(&mut self, wanted: &[(i64, usize)]) -> Result<ReservationBatch> {
         check_distinct(wanted.iter().map(|&(seq, _)| seq))?;
-        let (mut needed, mut nodes) = (0_usize, 0_usize);
+        let (mut needed, mut nodes, mut copies) = (0_usize, 0_usize, 0_usize);
+        let mut longest = 0;
         let mut writers: BTreeMap<i32, u32> = BTreeMap::new();
         for &(seq, n) in wanted {
             let sequence = self.idle_sequence(seq)?;
@@ -214,19 +228,24 @@ impl BlockTable {
                 let (found, limit) = (n as u64, limit as u64);
                 return Err(Error::Overflow { what: "n", found, limit }.in_sequence(seq));
             }
-            let end = sequence.length + n;
+            let blocks = (sequence.length + n).div_ceil(self.block_size);
+            longest = longest.max(blocks);
             nodes = nodes.saturating_add(n);
-            needed = needed
-                .saturating_add(end.div_ceil(self.block_size))
-                .saturating_sub(sequence.blocks.len());
+            needed = needed.saturating_add(blocks).saturating_sub(sequence.blocks.len());
             if let Some(tail) = self.shared_tail(sequence) {
                 // All but the last of its holders copy the block; the last one writes in place.
                 let earlier = writers.entry(tail).or_insert(0);
                 *earlier += 1;
-                needed = needed.saturating_add(usize::from(*earlier < self.pool.refs(tail)));
+                if *earlier < self.pool.refs(tail) {
+                    needed = needed.saturating_add(1);
+                    copies = copies.saturating_add(sequence.length % self.block_size);
+                }
             }
         }
         self.check_free(needed)?;
+        check_listed("n of all sequences together", nodes)?;
+        check_listed("copies of a reservation", copies)?;
+        check_listed("blocks of a sequence", longest)?;
         let mut batch = ReservationBatch {
             slots: Vec::with_capacity(nodes),
             offsets: Vec::with_capacity(wanted.len() + 1),
@@ -314,20 +333,26 @@ impl BlockTable {
     /// The blocks of each sequence; block `i` holds its entries from `i * block_size` on.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`].
+    /// [`Error::UnknownSequence`]; [`Error::Overflow`] if a table of them would be too large.
     pub fn block_lists(&self, seqs: &[i64]) -> Result<Vec<&[i32]>> {
-        seqs.iter().map(|&seq| Ok(&*self.sequence(seq)?.blocks)).collect()
+        let lists: Vec<&[i32]> =
+            seqs.iter().map(|&seq| Ok(&*self.sequence(seq)?.blocks)).collect::<Result<_>>()?;
+        let widest = lists.iter().map(|blocks| blocks.len()).max().unwrap_or(0);
+        check_listed("cells of a block table", lists.len().saturating_mul(widest))?;
+        Ok(lists)
     }
 
     /// Slots of the open reservations in node order, and where each sequence's begin.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::NoReservation`].
+    /// [`Error::UnknownSequence`], [`Error::NoReservation`]; [`Error::Overflow`] if they are too many.
     pub fn slot_mapping(&self, seqs: &[i64]) -> Result<(Vec<i64>, Vec<i64>)> {
         let sequences =
             seqs.iter().map(|&seq| self.open_sequence(seq)).collect::<Result<Vec<_>>>()?;
-        let mut slots =
-            Vec::with_capacity(sequences.iter().map(|sequence| sequence.reserved).sum());
+        let reserved = sequences.iter().map(|sequence| sequence.reserved);
+        let total = reserved.fold(0_usize, usize::saturating_add);
+        check_listed("slots of a mapping", total)?;
+        let mut slots = Vec::with_capacity(total);
         let mut offsets = Vec::with_capacity(seqs.len() + 1);
         offsets.push(0);
         for sequence in sequences {

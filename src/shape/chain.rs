@@ -49,7 +49,7 @@ impl<W: Weight> Chain<W> {
     /// # Errors
     /// [`crate::error::Error::Overflow`] for more nodes than a tree can have.
     pub fn new(mut growth: Growth, length: usize, sampled: bool, stop: Stop<W>) -> Result<Self> {
-        check_nodes("length of a chain", length)?;
+        check_nodes("num_tokens", length)?;
         growth.want((length > 0).then_some(0));
         Ok(Self { growth, length, sampled, stop, path: W::one() })
     }

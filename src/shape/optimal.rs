@@ -11,6 +11,8 @@
 //! # Source
 //! Sequoia (arXiv 2402.12374), with a bound on the depth.
 
+use std::cmp::Ordering;
+
 use crate::error::{Error, Result};
 use crate::num::Weight;
 use crate::tree::TokenTree;
@@ -25,8 +27,23 @@ pub struct Optimal<W> {
     best: Vec<(W, usize)>,
 }
 
-/// `nodes * nodes * ranks * depth` beyond this would take minutes.
+/// More steps than this would take minutes.
 const MOST_STEPS: usize = 1 << 31;
+
+/// A table of more cells than this would take hundreds of megabytes, most of them for a depth or a rank
+/// that no tree of so few nodes has.
+const MOST_CELLS: usize = 1 << 24;
+
+/// The product of some sizes, if it is at most `limit`.
+fn check_product(what: &'static str, factors: [usize; 4], limit: usize) -> Result<usize> {
+    let multiply = |product: usize, &factor: &usize| product.checked_mul(factor);
+    let product = factors.iter().try_fold(1, multiply);
+    product.filter(|&product| product <= limit).ok_or(Error::Overflow {
+        what,
+        found: product.map_or(u64::MAX, |product| product as u64),
+        limit: limit as u64,
+    })
+}
 
 impl<W: Weight> Optimal<W> {
     /// Solves for `acceptance[k - 1] = a_k`; a node has at most as many children.
@@ -35,28 +52,33 @@ impl<W: Weight> Optimal<W> {
     /// [`Error::ParamOutOfRange`] for rates that are negative or sum to more than 1,
     /// [`Error::Overflow`] for sizes that would take minutes.
     pub fn new(acceptance: &[W], max_nodes: usize, max_depth: usize) -> Result<Self> {
-        let sum = acceptance.iter().fold(W::zero(), |sum, a| sum.add(a));
-        let legal = acceptance.iter().all(|a| *a >= W::zero());
-        // Measured rates may sum to 1 up to rounding.
-        if !(legal && sum <= W::one().add(&W::ratio(1, 1_000_000))) {
-            return Err(Error::ParamOutOfRange {
-                name: "acceptance",
-                value: format!("{:?}", acceptance.iter().map(Weight::to_f64).collect::<Vec<_>>()),
-                wanted: "probabilities of exclusive events: none negative, sum at most 1",
-            });
-        }
-        let steps = [max_nodes, max_nodes, max_depth, acceptance.len()]
+        let refuse = |value| {
+            let wanted = "probabilities of exclusive events: none negative, sum at most 1";
+            Err(Error::ParamOutOfRange { name: "acceptance", value, wanted })
+        };
+        if let Some(rate) = acceptance
             .iter()
-            .try_fold(1_usize, |product, &factor| product.checked_mul(factor));
-        if steps.is_none_or(|steps| steps > MOST_STEPS) {
-            return Err(Error::Overflow {
-                what: "nodes * nodes * depth * ranks of a shape",
-                found: steps.map_or(u64::MAX, |steps| steps as u64),
-                limit: MOST_STEPS as u64,
-            });
+            .find(|rate| (**rate).partial_cmp(&W::zero()).is_none_or(Ordering::is_lt))
+        {
+            return refuse(rate.to_f64().to_string());
+        }
+        let sum = acceptance.iter().fold(W::zero(), |sum, a| sum.add(a));
+        // Measured rates may sum to 1 up to rounding.
+        if sum > W::one().add(&W::ratio(1, 1_000_000)) {
+            return refuse(format!("a sum of {}", sum.to_f64()));
         }
         let ranks = acceptance.len();
-        let cells = (max_depth + 1) * (ranks + 1) * (max_nodes + 1);
+        check_product(
+            "max_nodes * max_nodes * max_depth * rates",
+            [max_nodes, max_nodes, max_depth, ranks],
+            MOST_STEPS,
+        )?;
+        let [depths, places, sizes] = [max_depth, ranks, max_nodes].map(|n| n.saturating_add(1));
+        let cells = check_product(
+            "(max_depth + 1) * (rates + 1) * (max_nodes + 1)",
+            [depths, places, sizes, 1],
+            MOST_CELLS,
+        )?;
         let mut table = Self { max_nodes, max_depth, ranks, best: vec![(W::zero(), 0); cells] };
         for depth in 1..=max_depth {
             for rank in (0..ranks).rev() {
@@ -234,5 +256,16 @@ mod tests {
         assert!(Optimal::new(&[0.8, 0.3], 4, 2).is_err());
         assert!(Optimal::new(&[-0.1], 4, 2).is_err());
         assert!(Optimal::new(&[0.5], 1 << 20, 1 << 20).is_err());
+    }
+
+    #[test]
+    fn sizes_that_no_memory_holds_are_refused_before_any_is_taken() {
+        for nodes in [0, 1, 2, 1 << 40, usize::MAX] {
+            for depth in [0, 1, 1 << 29, 1 << 40, usize::MAX] {
+                let sensible = nodes <= 2 && depth <= 1;
+                assert_eq!(Optimal::new(&[0.5], nodes, depth).is_ok(), sensible, "{nodes} {depth}");
+            }
+        }
+        assert!(Optimal::new(&vec![0.0; 1 << 12], 0, 1 << 12).is_err());
     }
 }

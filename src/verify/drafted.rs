@@ -16,6 +16,10 @@ use crate::verify::law::Draft;
 /// How far a row of probabilities may be from summing to 1: what 16-bit rounding does to a row.
 const SUM_TOLERANCE: f64 = 1e-2;
 
+/// Less than this is no probability: what is left of a row is divided by, and must not overflow. Only
+/// `f64` has such numbers.
+pub const LEAST: f64 = f64::from_bits((1023 - 900) << 52);
+
 /// Where the drafter's rows come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
@@ -154,7 +158,10 @@ impl DrafterRows<'_> {
             return 0.0;
         };
         match (self.source, &drafted.shaped) {
-            (Source::Probabilities(raw), _) => raw.value(drafted.row, column as usize),
+            (Source::Probabilities(raw), _) => {
+                let weight = raw.value(drafted.row, column as usize);
+                if weight < LEAST { 0.0 } else { weight }
+            }
             (Source::Logits(rows), Some(shaped)) => rows.weight(drafted.row, shaped, column),
             _ => 0.0,
         }

@@ -1,6 +1,6 @@
 //! The mean number of accepted tokens of one draft, by the decision code itself.
 
-use crate::choice::{Cells, Choices, Site};
+use crate::choice::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
 use crate::exact::{Enumerator, enumerate};
 use crate::num::Weight;
@@ -30,9 +30,17 @@ pub fn expected<W: Weight, V: View<W>>(core: Core, draft: &Draft, view: &mut V) 
         core => core,
     };
     let runs = enumerate(|choices| {
-        let mut choices = Lumped { choices, draft, core };
-        let Outcome { path, .. } = decide(core, draft, view, &mut choices)?;
-        Ok(path.len())
+        let mut lumped = Lumped { choices, draft, core };
+        let Outcome { path, .. } = decide(core, draft, view, &mut lumped)?;
+        match choices.strayed() {
+            None => Ok(path.len()),
+            Some(Site { node, purpose }) => {
+                let (node, is_test) = (node as usize, purpose == Purpose::Accept);
+                // A node is tested against the row after its parent.
+                let above = draft.tree().parent(node).filter(|_| is_test);
+                Err(Error::RowChanged { side: "target", row: above.unwrap_or(node) })
+            }
+        }
     })?;
     let mean = |sum: W, (accepted, weight): (usize, W)| {
         sum.add(&weight.mul(&W::ratio(accepted as i64, 1)))

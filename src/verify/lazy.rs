@@ -15,7 +15,7 @@ use crate::verify::law::Draft;
 use crate::verify::memory::{Lent, Memory};
 use crate::verify::view::{Mix, View};
 
-pub use crate::verify::drafted::{DrafterRows, Source, check_distribution};
+pub use crate::verify::drafted::{DrafterRows, LEAST, Source, check_distribution};
 pub use cells::LazyCells;
 
 /// The rows of one draft, read on demand.

@@ -32,7 +32,7 @@
 //! static ensemble of DIVERSE (arXiv 2604.07622), which transformers has as
 //! `assistant_ensemble_weight`.
 
-use crate::choice::{Cells, Choices, Purpose, Site};
+use crate::choice::{Cells, Choices, Purpose, Site, nothing_left};
 use crate::dist::Params;
 use crate::error::{Error, Result};
 use crate::num::Weight;
@@ -229,13 +229,13 @@ fn longest<W: Weight, V: View<W>, C: Choices<W>>(
 
 /// The token of the largest weight, the lowest of equal ones.
 fn likeliest<W: Weight>(cells: &mut impl Cells<W>) -> Result<u32> {
-    let mut best = (0, W::zero());
+    let mut best: Option<(u32, W)> = None;
     cells.visit(&mut |token, weight| {
-        if *weight > best.1 {
-            best = (token, weight.clone());
+        if best.as_ref().is_none_or(|best| *weight > best.1) {
+            best = Some((token, weight.clone()));
         }
     })?;
-    Ok(best.0)
+    best.map(|best| best.0).ok_or_else(nothing_left)
 }
 
 /// Whether each of the tokens is accepted after `node`.

@@ -355,7 +355,7 @@ pub fn verify_shaped(
     lossy: Option<Lossy>,
     noise: Noise,
 ) -> Result<Verdict> {
-    let (core, mut name) = resolve_under(rule, draft, &target)?;
+    let (core, mut name) = resolve_under(rule, draft, &drafter, &target)?;
     if let Some(lossy) = lossy {
         lossy.check(rule, draft, target.params())?;
         name = lossy.name();
@@ -371,7 +371,12 @@ pub fn verify_shaped(
     let mut logprobs = Vec::with_capacity(outcome.tokens.len());
     let mut node = 0;
     for (index, &token) in outcome.tokens.iter().enumerate() {
-        logprobs.push(view.log_probability(node, token)? as f32);
+        let logprob = view.log_probability(node, token)? as f32;
+        let may_be_impossible = matches!(lossy, Some(Lossy::Ensemble { .. }));
+        if !may_be_impossible && logprob == f32::NEG_INFINITY {
+            return Err(Error::RowChanged { side: "target", row: node });
+        }
+        logprobs.push(logprob);
         if let Some(&next) = outcome.path.get(index) {
             node = next as usize;
         }
@@ -379,10 +384,26 @@ pub fn verify_shaped(
     Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule: name })
 }
 
-/// The core that runs on a draft under sampling parameters, once the logits are seen to fit.
+/// Checks that there is one row for each node of a draft.
+///
+/// # Errors
+/// [`Error::ShapeMismatch`].
+pub fn check_rows(draft: &Draft, rows: usize) -> Result<()> {
+    if rows == draft.num_nodes() {
+        return Ok(());
+    }
+    Err(Error::ShapeMismatch {
+        what: "logits",
+        found: format!("{rows} rows"),
+        wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
+    })
+}
+
+/// The core that runs on a draft under sampling parameters, once all rows are seen to fit.
 fn resolve_under(
     rule: &str,
     draft: &Draft,
+    drafter: &DrafterRows<'_>,
     target: &ShapedRows<'_>,
 ) -> Result<(Core, &'static str)> {
     let (mut core, mut name) = resolve(rule, draft.law())?;
@@ -391,14 +412,9 @@ fn resolve_under(
     } else if core == Core::Greedy {
         return Err(Error::GreedyTemperature { temperature: target.params().temperature() });
     }
-    if target.num_rows() != draft.num_nodes() {
-        return Err(Error::ShapeMismatch {
-            what: "logits",
-            found: format!("{} rows", target.num_rows()),
-            wanted: format!("{} rows, one for each node of the draft", draft.num_nodes()),
-        });
-    }
+    check_rows(draft, target.num_rows())?;
     draft.check_vocabulary(target.num_cols())?;
+    declared::check_fit(draft, drafter, target.num_cols())?;
     Ok((core, name))
 }
 
@@ -413,7 +429,7 @@ pub fn expected_accepted(
     target: ShapedRows<'_>,
     rule: &str,
 ) -> Result<f64> {
-    let (core, _) = resolve_under(rule, draft, &target)?;
+    let (core, _) = resolve_under(rule, draft, &drafter, &target)?;
     let mut view = LazyView::new(draft, target, drafter);
     expected(core, draft, &mut view)
 }
@@ -421,8 +437,9 @@ pub fn expected_accepted(
 /// Draws the token of `node` from a drafter's row of logits, with the drafter's own noise.
 ///
 /// # Errors
-/// If the row is not a distribution, or the position does not fit.
+/// If there is not one row, it is not a distribution, or the position does not fit.
 pub fn draw(logits: RawRows<'_>, params: Params, noise: Noise, node: u32) -> Result<u32> {
+    logits.check_single("logits")?;
     let mut choices = noise.philox(0)?;
     let root = Draft::new(TokenTree::chain(0)?, vec![-1], Law::Deterministic, None)?;
     let rows = ShapedRows::new(logits, params, Side::Drafter);

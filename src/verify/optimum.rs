@@ -71,7 +71,7 @@ fn over_prefixes(p: &[f64], q: &[f64], law: &mut impl AllInside) -> f64 {
         let all = law.take(q[token], inside, outside[index + 1]);
         best = best.min(target + 1.0 - all);
     }
-    best
+    best.max(0.0)
 }
 
 /// `n` independent drafts: `q(H)^n`.
@@ -81,22 +81,28 @@ struct Independent {
 
 impl AllInside for Independent {
     fn take(&mut self, _q: f64, inside: f64, _outside: f64) -> f64 {
-        inside.powi(self.n as i32)
+        // Sums of rounded masses end a hair above 1, which a large power would make much of.
+        inside.min(1.0).powi(i32::try_from(self.n).unwrap_or(i32::MAX))
     }
 }
 
-/// Two drafts without replacement: `sum over x in H of q(x) (q(H) - q(x)) / (1 - q(x))`.
+/// Two drafts without replacement: the sum over pairs of different tokens of H, in either order, of
+/// `q(x) q(y) / (1 - q(x))`. A token that comes in adds its own pairs, so that all terms are positive, and
+/// `1 - q(x)` is the sum of the others: on a peaked row it would cancel.
 #[derive(Default)]
 struct Pairs {
-    first: f64,
-    square: f64,
+    inside: f64,
+    odds: f64,
+    all: f64,
 }
 
 impl AllInside for Pairs {
-    fn take(&mut self, q: f64, inside: f64, _outside: f64) -> f64 {
-        self.first += q / (1.0 - q);
-        self.square += q * q / (1.0 - q);
-        inside * self.first - self.square
+    fn take(&mut self, q: f64, _inside: f64, outside: f64) -> f64 {
+        let odds = q / (self.inside + outside);
+        self.all += odds * self.inside + q * self.odds;
+        self.odds += odds;
+        self.inside += q;
+        self.all
     }
 }
 
@@ -173,6 +179,30 @@ mod tests {
 
     fn close(found: f64, wanted: f64) {
         assert!((found - wanted).abs() < 1e-13, "{found}, wanted {wanted}");
+    }
+
+    #[test]
+    fn two_drafts_from_a_peaked_row_are_as_exact_as_from_any() {
+        for tiny in [1e-3, 1e-6, 1e-9, 1e-12, 1e-15] {
+            let (second, third) = (1.7 * tiny, 0.6 * tiny);
+            let q = [1.0 - (second + third), second, third];
+            let p = [0.0, 0.3, 0.7];
+            // The best set is {0, 1}; both drafts lie in it with this probability.
+            let both = q[0] * q[1] / (q[1] + q[2]) + q[1] * q[0] / (q[0] + q[2]);
+            let found = alpha_star(&p, &q, 2, Law::Swor).unwrap();
+            assert!((found - (0.3 + 1.0 - both)).abs() < 1e-12, "{tiny}: {found}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_drafts_is_a_number() {
+        let row = [0.5, 0.25, 0.25];
+        for n in [1_usize << 31, (1 << 32) - 1, 1 << 32, 1 << 62, usize::MAX] {
+            for law in [Law::Iid, Law::Swor, Law::TopPlusOne, Law::Deterministic] {
+                let best = alpha_star(&row, &row, n, law).unwrap();
+                assert!((best - 1.0).abs() < 1e-12, "{n} {law:?}: {best}");
+            }
+        }
     }
 
     #[test]

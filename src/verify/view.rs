@@ -200,7 +200,8 @@ impl<W: Weight> Residual<W> {
             });
         }
         let rest = view.drafter_rest(self.node, &self.excluded)?;
-        let (num, den) = (num.mul(&rest), total.mul(&q));
+        // q / rest, which both may be tiny, and not num * rest.
+        let den = total.mul(&q.div(&rest));
         let (num, den) = mutate!("td/inverted_ratio", (num, den), (den, num));
         let den = mutate!("td/forget_q", den, den.div(&q));
         Ok((num, mutate!("td/halved_threshold", den, den.add(&den))))

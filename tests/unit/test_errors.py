@@ -212,7 +212,7 @@ CASES = {
 
 def test_every_slug_of_the_core_has_a_case() -> None:
     slugs = set(re.findall(r'=> "([a-z_]+)"', SOURCE.read_text()))
-    # A row changes only under a writer in another thread, which no single call can show.
+    # A row changes only by another thread's hand: tests/property/test_writer.py.
     assert slugs - {"row_changed"} == set(CASES)
 
 

@@ -128,7 +128,7 @@ def test_sub_vocabularies_map_columns_to_tokens():
 
 
 def test_greedy_parameters_give_a_deterministic_chain():
-    draft = Chain(3, params=mv.SamplingParams(temperature=0)).grow(rows)
+    draft = Chain(3, params=mv.SamplingParams(temperature=0), **NOISE).grow(rows)
     assert draft.law == "deterministic"
     assert draft.tokens[1] == rows([[]])[0].argmax()
 
@@ -220,6 +220,24 @@ def test_shapes_are_saved_and_loaded(tmp_path):
     path.write_text(json.dumps({"format": "mtp-verify shape", "version": 1, "parents": [-1, 4]}))
     with pytest.raises(mv.DraftError, match="parent 4"):
         Shape.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(mv.ParamsError, match="not JSON"):
+        Shape.load(path)
+    fine = {"format": "mtp-verify shape", "version": 1, "parents": [-1, 0]}
+    for wrong in ({"accepted": "many"}, {"acceptance": [None]}, {"acceptance": [{}]}):
+        path.write_text(json.dumps({**fine, **wrong}))
+        with pytest.raises(mv.ParamsError, match=f"{next(iter(wrong))}: found"):
+            Shape.load(path)
+
+
+def test_a_shape_is_cut_to_a_number_of_nodes():
+    shape = Shape.by_depth(2, 2)
+    assert shape.cut(3).tree.parents.tolist() == [-1, 0, 0, 1]
+    assert shape.cut(0).tree.num_nodes == 1
+    assert shape.cut(2**63) is shape
+    for wrong in (-1, -5, 2**70, 1.5, "all"):
+        with pytest.raises(mv.ParamsError, match="max_nodes: found"):
+            shape.cut(wrong)
 
 
 def test_the_fastest_size_is_chosen_by_measured_times():
@@ -235,18 +253,18 @@ def test_the_fastest_size_is_chosen_by_measured_times():
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: Chain(-1), mv.ParamsError, "num_tokens"),
-        (lambda: Chain(1, seed=-1), mv.ParamsError, "seed"),
-        (lambda: Chain(1, position=1 << 40), mv.ParamsError, "position"),
-        (lambda: Chain(1, eos_ids=[-3]), mv.ParamsError, "eos_ids"),
-        (lambda: Fixed(SHAPE, "chain"), mv.DraftError, "one path"),
-        (lambda: Fixed(SHAPE, "unknown"), mv.DraftError, "fixed shapes"),
-        (lambda: Fixed(SHAPE, "nonsense"), mv.DraftError, "use one of"),
+        (lambda: Chain(-1, **NOISE), mv.ParamsError, "num_tokens"),
+        (lambda: Chain(1, seed=-1, position=0), mv.ParamsError, "seed"),
+        (lambda: Chain(1, seed=0, position=1 << 40), mv.ParamsError, "position"),
+        (lambda: Chain(1, eos_ids=[-3], **NOISE), mv.ParamsError, "eos_ids"),
+        (lambda: Fixed(SHAPE, "chain", **NOISE), mv.DraftError, "one path"),
+        (lambda: Fixed(SHAPE, "unknown", **NOISE), mv.DraftError, "fixed shapes"),
+        (lambda: Fixed(SHAPE, "nonsense", **NOISE), mv.DraftError, "use one of"),
         (lambda: Heap(1 << 20), mv.ParamsError, "max_nodes"),
         (lambda: Heap(4, width=0), mv.ParamsError, "width"),
         (lambda: Heap(4, min_score=2.0), mv.ParamsError, "min_score"),
         (lambda: Heap(4, times=[1.0, -1.0]), mv.ParamsError, "times"),
-        (lambda: Stochastic(4, lookahead=0), mv.ParamsError, "lookahead"),
+        (lambda: Stochastic(4, lookahead=0, **NOISE), mv.ParamsError, "lookahead"),
         (lambda: Shape.by_depth(1000, 1000), mv.ParamsError, "nodes of a shape"),
         (lambda: Shape.by_depth(-1), mv.ParamsError, "counts"),
         (lambda: Shape.optimal([0.9, 0.2], max_nodes=2, max_depth=1), mv.ParamsError, "at most 1"),
@@ -255,6 +273,19 @@ def test_the_fastest_size_is_chosen_by_measured_times():
 def test_bad_parameters_are_named(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("missing", ["seed", "position"])
+def test_noise_has_an_address_or_there_is_no_grower(name, missing):
+    """Two drafts of one default address would share their noise; settings that draw nothing too."""
+    given = {key: value for key, value in NOISE.items() if key != missing}
+    with pytest.raises(TypeError, match=missing):
+        MAKERS[name](**given)
+    with pytest.raises(TypeError, match=missing):
+        Union(mv.Draft.chain([1]), [1], **given)
+    with pytest.raises(TypeError, match=missing):
+        Chain(2, greedy=True, **given)
 
 
 def test_rows_that_do_not_fit_leave_the_grower_as_it_was():

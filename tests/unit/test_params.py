@@ -73,3 +73,25 @@ def test_what_needs_history_says_so() -> None:
     ]
     for fields in free:
         assert not mv.SamplingParams(**fields).needs_history  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"temperature": 0.5}, 0.7, mv.SamplingParams])
+def test_whatever_takes_parameters_names_what_is_none(wrong: object) -> None:
+    pytest.importorskip("torch")
+    from tests.models import tiny_model
+
+    model = tiny_model("llama")
+    decoder = mv.Decoder(model)
+    for call in (
+        lambda: mv.Decoder(model, params=wrong),
+        lambda: mv.drafters.Model(model, params=wrong),
+        lambda: mv.drafters.ModelTree(model, params=wrong),
+        lambda: decoder.submit([1, 2], max_new_tokens=1, params=wrong),
+        lambda: decoder.generate([1, 2], max_new_tokens=1, params=wrong),
+        lambda: mv.certify(lambda *_: None, rows=lambda *_: None, params=wrong),
+        lambda: mv.testing.exact_law(lambda *_: None, (1,), 1, wrong),
+    ):
+        with pytest.raises(
+            mv.ParamsError, match=r"params: (found .*, )?wanted (a|one) SamplingPar"
+        ):
+            call()

@@ -15,7 +15,7 @@ from mtp_verify.certification.runs import Run, Sampler
 from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
 from mtp_verify.certification.ties import Ties
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.testing.laws import JointLaw, exact_law
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def certify(
         message = "rows: the target is not known; pass rows=, or a subject with an attribute rows"
         raise ParamsError(message, slug="no_target")
     params = getattr(subject, "params", None) if params is None else params
-    params = SamplingParams() if params is None else params
+    params = as_params(params)
     chosen = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
     laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
     levels = stats.spend(alpha, _NUM_LOOKS)

@@ -25,7 +25,8 @@ class Request:
         tokens: prompt and emitted tokens so far, padding excluded; the decoder appends in place.
         prompt_len: how many of `tokens` are prompt.
         params: how the target's rows are shaped.
-        seed: key of all noise of this sequence, 0 <= seed < 2**64.
+        seed: key of all noise of this sequence, 0 <= seed < 2**64. Sequences that share it share
+            their noise, so there is no default.
         eos_ids: tokens that end the sequence; drafting below one is useless.
         matcher: where the sequence stands in its constraint, or None if it has none.
     """
@@ -34,7 +35,7 @@ class Request:
     tokens: list[int]
     prompt_len: int
     params: SamplingParams = field(default_factory=SamplingParams)
-    seed: int = 0
+    seed: int = field(kw_only=True)
     eos_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
 

@@ -37,7 +37,7 @@ class Combined:
 
     Example:
         >>> from mtp_verify.drafters import Combined, NGram, Request, Suffix
-        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 6], prompt_len=5)
+        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 6], prompt_len=5, seed=1)
         >>> drafter = Combined([Suffix(), NGram(num_tokens=2)])
         >>> drafter.start(request)
         >>> drafter.propose([request], [8])[0].tokens.tolist()  # Suffix wants a match of two tokens

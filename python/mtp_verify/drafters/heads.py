@@ -11,6 +11,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify import growers
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from mtp_verify.drafters.base import Request
     from mtp_verify.heads.base import Head
-    from mtp_verify.params import SamplingParams
 
 __all__ = ["Heads"]
 
@@ -113,7 +113,7 @@ class Heads:
         self.num_tokens = num_tokens
         if head.max_depth is not None:
             self.num_tokens = min(num_tokens, head.max_depth)
-        self.params = params
+        self.params = None if params is None else as_params(params)
         self.max_nodes = max_nodes
         self.max_children = max_children
         self.law = law or ("deterministic" if params is None else "swor")

@@ -13,7 +13,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Model:
             raise ParamsError(msg, slug="bad_min_confidence")
         self.target: Target = as_target(model)
         self.num_tokens = num_tokens
-        self.params = SamplingParams(temperature=0.0) if params is None else params
+        self.params = SamplingParams(temperature=0.0) if params is None else as_params(params)
         self.min_confidence = min_confidence
         self.translation = translation
         self._vocab = None if translation is None else translation.target_ids

@@ -13,7 +13,7 @@ import torch
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.growers import Heap
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class ModelTree(Model):
             if value < 1:
                 msg = f"{name}: found {value}, wanted an int >= 1"
                 raise ParamsError(msg, slug="param_out_of_range")
-        params = SamplingParams() if params is None else params
+        params = as_params(params)
         super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
             msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"

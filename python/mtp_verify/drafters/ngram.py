@@ -110,7 +110,7 @@ class NGram(_HistoryDrafter[NGramIndex]):
 
     Example:
         >>> from mtp_verify.drafters import NGram, Request
-        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 5, 6], prompt_len=6)
+        >>> request = Request(id=0, tokens=[5, 6, 7, 8, 5, 6], prompt_len=6, seed=1)
         >>> drafter = NGram(num_tokens=3)
         >>> drafter.start(request)
         >>> drafter.propose([request], [8])[0].tokens.tolist()
@@ -167,7 +167,7 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
 
     Example:
         >>> from mtp_verify.drafters import Request, Suffix
-        >>> request = Request(id=0, tokens=[1, 2, 8, 1, 3, 1, 2, 9, 1], prompt_len=9)
+        >>> request = Request(id=0, tokens=[1, 2, 8, 1, 3, 1, 2, 9, 1], prompt_len=9, seed=1)
         >>> drafter = Suffix(max_nodes=8, min_match=1)
         >>> drafter.start(request)
         >>> draft = drafter.propose([request], [8])[0]

@@ -67,7 +67,7 @@ class Recycling:
 
     Example:
         >>> from mtp_verify.drafters import Recycling, Request
-        >>> request = Request(id=0, tokens=[5, 6, 7, 5, 8, 5], prompt_len=6)
+        >>> request = Request(id=0, tokens=[5, 6, 7, 5, 8, 5], prompt_len=6, seed=1)
         >>> drafter = Recycling(max_nodes=3)
         >>> drafter.start(request)
         >>> drafter.propose([request], [8])[0].tokens.tolist()

@@ -266,7 +266,7 @@ class _Device:
                 break
             self.waiting.popleft()
             self.running.append(job)
-            self.requests[job.id] = Request(job.id, [0], 1)
+            self.requests[job.id] = Request(job.id, [0], 1, seed=job.id)
             if length:
                 seconds += self.cluster.costs.forward(length)
         return seconds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
+from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.reference import penalise, shape
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def exact_law(
         >>> law.probs.round(4).tolist()
         [0.0625, 0.1875, 0.1875, 0.5625]
     """
-    params = SamplingParams() if params is None else params
+    params = as_params(params)
     if length < 1:
         message = f"length: found {length}, wanted at least 1"
         raise ParamsError(message, slug="param_out_of_range")

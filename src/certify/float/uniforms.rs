@@ -42,7 +42,7 @@ impl Uniforms {
         let width = (high - low) as f64;
         let weights: Vec<f64> =
             edges.windows(2).map(|edge| (edge[1] - edge[0]) as f64 / width).collect();
-        let taken = self.script.branch(&weights);
+        let taken = self.script.branch(site, &weights);
         self.intervals.insert(self.stand.address(site), (edges[taken], edges[taken + 1]));
         taken
     }
@@ -128,6 +128,7 @@ pub(super) fn enumerate<T>(
         Uniforms { script: Script::new(), intervals: BTreeMap::new(), stand: Stand::default() };
     loop {
         let result = program(&mut choices)?;
+        choices.script.check()?;
         results.push((result, choices.script.weight));
         choices.intervals.clear();
         if !choices.script.advance() {

@@ -18,7 +18,7 @@ GREEDY = mv.SamplingParams(temperature=0.0)
 
 
 def _propose(drafter: Drafter, tokens: list[int], budget: int = 100) -> mv.Draft:
-    made = Request(id=0, tokens=tokens, prompt_len=len(tokens))
+    made = Request(id=0, tokens=tokens, prompt_len=len(tokens), seed=0)
     drafter.start(made)
     return drafter.propose([made], [budget])[0]
 

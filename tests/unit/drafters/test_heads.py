@@ -138,7 +138,7 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     head = tiny_head("medusa", model, num_modules=2)
     drafter = Heads(head, shape=Shape.by_depth(2, 1, 1, 1))
     assert drafter.num_tokens == 2
-    request = Request(id=1, tokens=[3, 7, 9, 2], prompt_len=3)
+    request = Request(id=1, tokens=[3, 7, 9, 2], prompt_len=3, seed=0)
     drafter.start(request)
     drafter.propose([request], [9])
     verdict = mv.verify(
@@ -171,7 +171,7 @@ def test_nothing_is_drafted_below_a_doubtful_path():
 
     def drafts(**options):
         drafter = Heads(tiny_head("eagle", model), num_tokens=5, **options)
-        request = Request(id=1, tokens=[3, 7, 9], prompt_len=3)
+        request = Request(id=1, tokens=[3, 7, 9], prompt_len=3, seed=0)
         drafter.start(request)
         drafter.propose([request], [9])
         verdict = mv.verify(
@@ -232,4 +232,4 @@ def test_an_illegal_rule_is_named_although_the_head_then_gets_nothing():
 def test_unknown_request_is_refused():
     drafter = Heads(tiny_head("eagle", tiny_model("llama")))
     with pytest.raises(mv.DraftError, match="never started"):
-        drafter.propose([Request(id=3, tokens=[1], prompt_len=1)], [4])
+        drafter.propose([Request(id=3, tokens=[1], prompt_len=1, seed=0)], [4])

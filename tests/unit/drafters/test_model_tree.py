@@ -17,7 +17,9 @@ GREEDY = mv.SamplingParams(temperature=0.0)
 
 
 def request_for(tokens, eos_ids=()):
-    return Request(id=0, tokens=list(tokens), prompt_len=len(tokens), eos_ids=frozenset(eos_ids))
+    return Request(
+        id=0, tokens=list(tokens), prompt_len=len(tokens), eos_ids=frozenset(eos_ids), seed=0
+    )
 
 
 def propose(drafter, request, budget=100):

@@ -10,7 +10,7 @@ from mtp_verify.drafters import Drafter, NGram, Request, Suffix
 
 
 def request(tokens, id=0, **more):
-    return Request(id=id, tokens=list(tokens), prompt_len=len(tokens), **more)
+    return Request(id=id, tokens=list(tokens), prompt_len=len(tokens), seed=0, **more)
 
 
 def drafted(drafter, tokens, budget=99, **more):

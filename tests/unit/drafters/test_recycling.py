@@ -14,7 +14,7 @@ from tests.models import prompt, tiny_model
 
 def request(tokens, number=0, eos_ids=()):
     return Request(
-        id=number, tokens=list(tokens), prompt_len=len(tokens), eos_ids=frozenset(eos_ids)
+        id=number, tokens=list(tokens), prompt_len=len(tokens), seed=0, eos_ids=frozenset(eos_ids)
     )
 
 

@@ -185,7 +185,7 @@ def test_a_drafter_of_the_same_mind_is_always_right():
 def test_a_row_without_a_shared_token_counts_all_of_them_alike(kind):
     translation = Translation(of_words(["b", "a", "c"]), of_words(["a", "d", "c"]))
     away = TableTarget(lambda path: [0.0, -np.inf, -np.inf], 3)  # all on "b"
-    request = Request(id=0, tokens=[0], prompt_len=1)
+    request = Request(id=0, tokens=[0], prompt_len=1, seed=0)
     drafter = kind(away, translation=translation)
     drafter.start(request)
     draft = drafter.propose([request], [3])[0]
@@ -197,7 +197,7 @@ def test_a_row_without_a_shared_token_counts_all_of_them_alike(kind):
 def test_a_text_without_a_character_drafts_nothing(kind):
     translation = Translation(of_words(["b", "a"]), of_words(["a", "c"]))
     drafter = kind(TableTarget(lambda path: [0.0, 0.0], 2), translation=translation)
-    request = Request(id=0, tokens=[9], prompt_len=1)  # a padding row of the target's
+    request = Request(id=0, tokens=[9], prompt_len=1, seed=0)  # a padding row of the target's
     drafter.start(request)
     assert drafter.propose([request], [3])[0].num_nodes == 1
 
@@ -209,7 +209,7 @@ def test_end_token_ends_a_draft_and_a_budget_is_kept():
     ends = TableTarget(lambda path: [0.0, 0.0, 9.0], 3)
     drafter = Model(ends, num_tokens=4, translation=translation)
     for eos_ids, budget, wanted in (({2}, 9, [0, 2]), (set(), 2, [0, 2, 2])):
-        request = Request(id=0, tokens=[0], prompt_len=1, eos_ids=frozenset(eos_ids))
+        request = Request(id=0, tokens=[0], prompt_len=1, eos_ids=frozenset(eos_ids), seed=0)
         drafter.start(request)
         assert drafter.propose([request], [budget])[0].tokens.tolist() == wanted
 

@@ -71,7 +71,7 @@ class FakeClock:
 
 def simulate(planner, drafter, text, costs, steps=10**6):
     """Decode a known text; return the plans, and tokens per cost of plain decoding."""
-    request = Request(id=0, tokens=[text[0]], prompt_len=1)
+    request = Request(id=0, tokens=[text[0]], prompt_len=1, seed=0)
     plans, spent = [], 0.0
     while len(request.tokens) < len(text) and len(plans) < steps:
         (plan,) = planner.plan([request], [drafter], [len(text) - len(request.tokens) - 1])
@@ -217,7 +217,7 @@ def test_plans_do_not_look_at_the_draft_that_they_are_for():
         source[20:] = other[20:]
         planner, drafter = Planner(STEP), Copies(source)
         simulate(planner, drafter, TEXT[:20], STEP)
-        request = Request(id=0, tokens=TEXT[:20], prompt_len=1)
+        request = Request(id=0, tokens=TEXT[:20], prompt_len=1, seed=0)
         plans.append(planner.plan([request], [drafter], [8])[0])
     assert plans[0] == plans[1]
 
@@ -225,7 +225,7 @@ def test_plans_do_not_look_at_the_draft_that_they_are_for():
 def test_limits_and_missing_drafters_are_honoured():
     planner = Planner(FLAT, max_nodes=6)
     simulate(planner, Copies(TEXT), TEXT, FLAT, steps=20)
-    requests = [Request(id=n, tokens=TEXT[:30], prompt_len=1) for n in (0, 1, 2)]
+    requests = [Request(id=n, tokens=TEXT[:30], prompt_len=1, seed=0) for n in (0, 1, 2)]
     drafter = Copies(TEXT)
     plans = planner.plan(requests, [drafter, None, drafter], [3, 9, 0])
     assert plans[0].budget <= 3
@@ -236,7 +236,7 @@ def test_forgotten_requests_start_anew():
     planner = Planner(STEP)
     drafter = Copies(TEXT)
     simulate(planner, drafter, TEXT, STEP, steps=30)
-    request = Request(id=0, tokens=TEXT[:300], prompt_len=1)
+    request = Request(id=0, tokens=TEXT[:300], prompt_len=1, seed=0)
     assert planner.plan([request], [drafter], [9])[0].budget > 0
     planner.forget(request)
     planner.forget(request)

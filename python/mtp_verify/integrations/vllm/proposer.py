@@ -118,7 +118,8 @@ class SuffixProposer:
         usual = before[place : place + 1]
         row = next((known for known in [*usual, *before] if known.begins(text)), None)
         if row is None:
-            row = _Row(text[:0], Request(next(self._numbers), [], prompt_len=len(text)))
+            number = next(self._numbers)
+            row = _Row(text[:0], Request(number, [], prompt_len=len(text), seed=number))
         else:
             before[:] = [known for known in before if known is not row]
         row.request.tokens.extend(text[len(row.text) :].tolist())
