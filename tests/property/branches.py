@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 
 from mtp_verify.reference import ACCEPT, GUMBEL, SAMPLE
@@ -19,7 +22,7 @@ class Branches:
 
     def __iter__(self):
         while True:
-            self.step, self.weight, self.position, self.known = 0, 1, 0, {}
+            self.step, self.weight, self.position, self.known = 0, Fraction(1), 0, {}
             yield self
             while self.script and self.script[-1][0] + 1 == len(self.script[-1][1]):
                 self.script.pop()
@@ -32,7 +35,7 @@ class Branches:
         low, high = self.known.get(address, (0, 1))
         if self.step == len(self.script):
             cells = []
-            for cell, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            for cell, (begin, end) in enumerate(itertools.pairwise(edges)):
                 begin, end = max(begin, low), min(end, high)
                 if end > begin:
                     cells.append((cell, begin, end))
@@ -40,7 +43,8 @@ class Branches:
         taken, cells = self.script[self.step]
         self.step += 1
         cell, begin, end = cells[taken]
-        self.weight *= (end - begin) / (high - low)
+        # In this order: of two integers a Fraction is made first.
+        self.weight = self.weight * (end - begin) / (high - low)
         self.known[address] = begin, end
         return cell
 

@@ -71,6 +71,7 @@ MODELS = GOLDEN | PEAKED
 SHAPES = {
     "deterministic": [(1, 1), (2, 1)],
     "unknown": [(2,)],
+    "coupled": [(1, 1)],
     "chain": [(1,), (1, 1)],
     "iid": [(2,), (2, 1)],
     "swor": [(2,), (3,)],
@@ -79,10 +80,16 @@ SHAPES = {
 }
 
 
-def row(model, side, path):
-    """(V,) Fractions: the target's probabilities or the drafter's weights."""
-    rows = MODELS[model][side]
-    return np.array(rows[(len(path) + sum(path)) % len(rows)], dtype=object)
+@cache
+def _arrays(model, side, number):
+    dtype = np.float64 if number is float else object
+    return [np.array(values, dtype=dtype) for values in MODELS[model][side]]
+
+
+def row(model, side, path, number=Fraction):
+    """(V,), not to be written to: the target's probabilities or the drafter's weights."""
+    rows = _arrays(model, side, number)
+    return rows[(len(path) + sum(path)) % len(rows)]
 
 
 def draft(model, shape, law, branches, number=float, twin=reference):
@@ -96,11 +103,13 @@ def draft(model, shape, law, branches, number=float, twin=reference):
     for width in shape:
         below = []
         for node in level:
-            q = row(model, Q, paths[node])
+            q = row(model, Q, paths[node], number)
             order = np.argsort(-q, kind="stable")
             children, rest = [], q.copy()
             if law in ("deterministic", "unknown"):
                 children = [(int(t), False) for t in order[:width] if q[t] > 0]
+            elif law == "coupled":
+                children = [(branches.race(len(paths[node]), q), False)]
             else:
                 # Mixed: one token that has nothing to do with the row, after the drawn ones.
                 fixed = {
@@ -123,9 +132,7 @@ def draft(model, shape, law, branches, number=float, twin=reference):
                 sampled.append(is_sampled)
                 paths.append((*paths[node], token))
         level = below
-    rows = [np.stack([row(model, side, path) for path in paths]) for side in (P, Q)]
-    if number is float:
-        rows = [side.astype(np.float64) for side in rows]
+    rows = [np.stack([row(model, side, path, number) for path in paths]) for side in (P, Q)]
     return twin.Tree(parents, tokens, *rows, sampled, law)
 
 
@@ -135,19 +142,28 @@ def pairs():
     return sorted((core, law) for core, law in cores if core != "greedy" and law in SHAPES)
 
 
+def cases(core, law):
+    """Models and shapes for a pair; of large trees over four tokens only some."""
+    for model, (target, _) in MODELS.items():
+        large = model in {"D", "18 nats, float32"} and core != "kseq"
+        for shape in SHAPES[law]:
+            if law != "iid" or len(shape) == 1 or len(target[0]) < 4 or large:
+                yield model, shape
+
+
 @cache
 def strings(vocab, length):
     return list(itertools.product(range(vocab), repeat=length))
 
 
 @cache
-def path_law(model, start, length):
+def path_law(model, start, length, number):
     """The target's law of the tokens after a path, by string."""
     masses = {}
     for string in strings(len(MODELS[model][P][0]), length):
-        mass = Fraction(1)
+        mass = number(1)
         for i, token in enumerate(string):
-            mass *= row(model, P, start + string[:i])[token]
+            mass *= row(model, P, start + string[:i], number)[token]
         masses[string] = mass
     return masses
 
@@ -156,21 +172,22 @@ def step(model, shape, law, rule, number=Fraction, twin=reference):
     """The law of a step, every draft and choice enumerated.
 
     Args:
-        number: Fraction or float: what the rule computes with. Drafts are always drawn exactly.
+        number: Fraction or float: what all is computed with.
         twin: the reference, or a copy of it.
 
     Returns:
         Its total variation from the target's law, and the mean number of tokens.
     """
     length = len(shape) + 1
-    difference, mean = defaultdict(Fraction), Fraction(0)
-    for string, mass in path_law(model, (), length).items():
+    difference, mean = defaultdict(number), number(0)
+    for string, mass in path_law(model, (), length, number).items():
         difference[string] -= mass
     for branches in Branches():
         tree = draft(model, shape, law, branches, number, twin)
         node, token = twin.decide(tree, rule, branches)
         emitted = (*(tree.tokens[n] for n in tree.path(node)), token)
         mean += branches.weight * len(emitted)
-        for end, mass in path_law(model, emitted, length - len(emitted)).items():
+        ends = path_law(model, emitted, length - len(emitted), number)
+        for end, mass in ends.items():
             difference[emitted + end] += branches.weight * mass
     return sum(map(abs, difference.values())) / 2, mean
