@@ -32,6 +32,8 @@ Number = Any  # what rows consist of
 
 # What a number is used for. Two purposes never share one.
 DRAFT, ACCEPT, SAMPLE, GUMBEL = range(4)
+# A token with less than this share of the most likely one's probability is impossible.
+FLOOR = 2.0**-124
 
 
 # --- Chance: a function of an address -------------------------------------------------------------
@@ -181,8 +183,9 @@ def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
     Temperature comes first; then top-k, top-p, min-p ("transformers") or min-p, top-k, top-p
     ("vllm"). Top-k keeps all ties at its threshold. Top-p keeps the smallest prefix, in descending
     order, whose mass reaches `top_p`, the crossing token included; of equal logits at the cut the
-    lower ids. Min-p drops what is below `min_p` times the largest probability. At temperature 0 all
-    mass is on the lowest id among the maxima.
+    lower ids. Min-p drops what is below `min_p` times the largest probability. Tokens below
+    `FLOOR` times the largest probability get 0. At temperature 0 all mass is on the lowest id
+    among the maxima.
 
     Args:
         logits: (V,) float32 (widen float16 and bfloat16 first: that is exact).
@@ -204,6 +207,7 @@ def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
         return row
     falling = scaled[order]
     weights = np.exp(falling.astype(np.float64) - falling[0])
+    weights[weights < FLOOR] = 0
 
     def top_k(count: int) -> int:
         k = params.top_k
