@@ -145,7 +145,7 @@ def pairs():
 def cases(core, law):
     """Models and shapes for a pair; of large trees over four tokens only some."""
     for model, (target, _) in MODELS.items():
-        large = model in {"D", "18 nats, float32"} and core != "kseq"
+        large = model in {"D", "18 nats, float32"} and core in {"topdown", "lifted", "gbv"}
         for shape in SHAPES[law]:
             if law != "iid" or len(shape) == 1 or len(target[0]) < 4 or large:
                 yield model, shape
