@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/certify_engines.py
 
-Each of COMMANDS is a call of `mtp-verify certify`; together they take half an hour. A report is
+Each of COMMANDS is a call of `mtp-verify certify`; together they take two hours. A report is
 kept in build/certified/ and not made again while it is there, and an interrupted one goes on. The
 committed figures are docs/certified.json; the page is written from those.
 """
@@ -25,7 +25,11 @@ REPORTS = ROOT / "build" / "certified"
 
 # Two tokens: 64 strings after each of three prompts.
 _SIZE = "--length 2 --min-tv 0.2"
+# Where many modes run: 4 tokens one by one, for 12.
+_SHORT = f"{_SIZE} --horizon 4"
 _SHAPED = "--temperature 0.9 --top-k 6 --top-p 0.9"
+# Logits three times as large, at a low temperature: as sharp as trained models are.
+_PEAKED = "--sharpness 3 --temperature 0.5"
 # Rows that depend on the history: of each node, its own path.
 _HISTORY = "--temperature 0.8 --repetition-penalty 1.3 --no-repeat-ngram-size 2"
 
@@ -37,20 +41,32 @@ def _modes(*names: str) -> str:
 _RIGHT = [mode for mode in own.MODES if mode not in own.LOSSY]
 # One string at a time is slow: a rule on chains, two on trees, and copied drafts.
 _ALONE = ("block", "traversal", "lifted_hu", "ngram")
+# Of each kind one: with blocks, on trees, with races, several drafters, plans.
+_KINDS = ("block", "traversal", "lifted_hu", "race", "combined", "combined-race", "planned")
+# Of every law of drafts, and every core.
+_SHARP = (*_KINDS, "token", "rrsw", "kseq", "gbv")
 # Name -> options of `mtp-verify certify`.
 COMMANDS = {
     "transformers": f"--engine transformers {_modes('plain', 'assisted', 'lookup', 'mtp')} {_SIZE}",
     "transformers-gemma4": f"--engine transformers --mode gemma4 {_SIZE}",
     "accept": "--accept transformers",
     "patched": f"--engine drop-in {_modes('patch-assisted', 'patch-mtp', 'patch-gemma4')} {_SIZE}",
-    "drop-in-batch": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 --temperature 0.8 {_SIZE}",
-    "drop-in-shaped": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_SHAPED} {_SIZE}",
-    "drop-in-history": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_HISTORY} {_SIZE}",
-    "drop-in-history-alone": f"--engine drop-in {_modes(*_ALONE)} {_HISTORY} {_SIZE}",
-    "patched-history": f"--engine drop-in --mode patch-assisted {_HISTORY} {_SIZE}",
-    "assisted-history": f"--engine transformers --mode assisted {_HISTORY} {_SIZE}",
-    "drop-in": f"--engine drop-in {_modes(*_ALONE)} --temperature 0.8 {_SIZE}",
+    "drop-in-batch": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 --temperature 0.8 {_SHORT}",
+    "drop-in-shaped": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_SHAPED} {_SHORT}",
+    "drop-in-history": f"--engine drop-in {_modes(*_RIGHT)} --batch 16 {_HISTORY} {_SHORT}",
+    "drop-in-history-alone": f"--engine drop-in {_modes(*_ALONE)} {_HISTORY} {_SHORT}",
+    "patched-history": f"--engine drop-in --mode patch-assisted {_HISTORY} {_SHORT}",
+    "assisted-history": f"--engine transformers --mode assisted {_HISTORY} {_SHORT}",
+    "drop-in": f"--engine drop-in {_modes(*_ALONE)} --temperature 0.8 {_SHORT}",
     "mtp-verify": f"--engine mtp-verify {_modes(*_RIGHT)} --batch 16 {_SIZE}",
+    "peaked": f"--engine mtp-verify {_modes(*_SHARP)} --batch 16 {_PEAKED} {_SIZE}",
+    "ends": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --cache paged --eos 3 {_SIZE}",
+    "full-pool": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --cache tight --eos 3 {_SIZE}",
+    "grammar": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --grammar pairs {_SIZE}",
+    "dead-ends": f"--engine mtp-verify {_modes(*_KINDS)} --batch 16 --grammar dead-ends {_SIZE}",
+    "static": f"--engine mtp-verify {_modes(*_ALONE)} --cache static --eos 3 {_SIZE}",
+    "drop-in-ends": f"--engine drop-in {_modes(*_ALONE)} --cache static --eos 3 {_SIZE}",
+    "assisted-ends": f"--engine transformers --mode assisted --eos 3 {_SIZE}",
     "lossy": f"--engine mtp-verify {_modes(*own.LOSSY)} {_SIZE}",
     "mutants": "--engine mutants --mode none --mode biased --min-tv 0.02",
 }
@@ -105,6 +121,10 @@ def _shaping(settings: dict[str, Any]) -> str:
     penalty, size = settings.get("repetition_penalty", 1), settings.get("no_repeat_ngram_size", 0)
     parts += [f"repetition penalty {penalty}"] if penalty != 1 else []
     parts += [f"no {size}-gram twice"] if size else []
+    parts += [f"logits times {settings['sharpness']:g}"] if settings["sharpness"] != 1 else []
+    parts += [f"ends at {settings['eos']}"] if settings["eos"] >= 0 else []
+    parts += [f"grammar {settings['grammar']}"] if settings["grammar"] else []
+    parts += [f"{settings['cache']} cache"] if settings["cache"] else []
     return ", ".join(parts)
 
 

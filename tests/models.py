@@ -192,7 +192,9 @@ class ScriptDrafter(StubDrafter):
 
 
 class TreeDrafter(StubDrafter):
-    """Drafts a tree of fixed shape whose siblings are distinct and depend on the position alone.
+    """Drafts a tree whose siblings are distinct and depend on the position alone.
+
+    Its shape is the same at each step, as far as the budget goes.
 
     With `text`, the known continuation is among them, at a place that moves from step to step.
     """
@@ -209,13 +211,12 @@ class TreeDrafter(StubDrafter):
         self.text = list(text)
 
     def draft(self, request: Any, budget: int) -> mv.Draft:
-        if max(self.tree.depths) > budget:
-            return super().draft(request, budget)
+        parents = self.parents[: budget + 1]
         rng = np.random.default_rng(len(request.tokens))
-        tokens = [request.tokens[-1]] + [0] * (len(self.parents) - 1)
+        tokens = [request.tokens[-1]] + [0] * (len(parents) - 1)
         on_text = {0}
-        for node in range(len(self.parents)):
-            children = [c for c in range(1, len(self.parents)) if self.parents[c] == node]
+        for node in range(len(parents)):
+            children = [c for c in range(1, len(parents)) if parents[c] == node]
             picks = rng.permutation(self.vocab)[: len(children)].tolist()
             place = len(request.tokens) + int(self.tree.depths[node])
             if children and node in on_text and place < len(self.text):
@@ -227,4 +228,4 @@ class TreeDrafter(StubDrafter):
                 on_text.add(children[lucky])
             for child, token in zip(children, picks, strict=True):
                 tokens[child] = token
-        return mv.Draft(self.tree, tokens)
+        return mv.Draft(mv.TokenTree(parents), tokens)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-import mtp_verify as mv
 from mtp_verify.arguments import (
     as_count,
     as_criteria,
@@ -25,6 +23,7 @@ from mtp_verify.arguments import (
 from mtp_verify.caches.settings import Paged
 from mtp_verify.constraints import Constraint
 from mtp_verify.decoding.rows import Row, admit
+from mtp_verify.decoding.rules import settle
 from mtp_verify.decoding.runners import Each, Together
 from mtp_verify.decoding.session import Session
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
@@ -36,6 +35,7 @@ from mtp_verify.target import BatchTarget, as_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import mtp_verify as mv
     from mtp_verify.caches.paged import PagePool
     from mtp_verify.decoding.runners import Runner
     from mtp_verify.drafters.base import Drafter
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "Generation", "Paged", "Stats"]
 
 _BATCHINGS = ("auto", "together", "each")
+_GREEDY = SamplingParams(temperature=0.0)
 # Says "as the decoder" where None means something else: no drafter.
 _OWN: Any = object()
 
@@ -58,9 +59,10 @@ class Decoder:
         model: a transformers causal language model in evaluation mode, or a `Target`.
         drafter: where guesses come from; None decodes plainly.
         params: how rows are shaped; None is `SamplingParams()`, that is, temperature 1.
-        rule: of `mv.rules()`. `"auto"` takes the best legal one for each draft; `"coupled"` makes
-            the tokens a function of model, prompt and seed alone, equal with and without a drafter
-            (to rounding: forwards of different widths may round a near-tie differently, in bfloat16
+        rule: of `mv.rules()`. `"auto"` takes the best legal one for each draft, and `"coupled"` at
+            every step where the drafter may hand out coupled drafts. `"coupled"` makes the tokens a
+            function of model, prompt and seed alone, equal with and without a drafter (to
+            rounding: forwards of different widths may round a near-tie differently, in bfloat16
             often, in float32 rarely, and not at all for chains in bfloat16 once the model is given
             to `mtp_verify.fused.fuse`, on CPUs that docs/forwards.md names).
         batching: how many requests are run. `"each"` runs every one by itself: the same bits as
@@ -79,7 +81,8 @@ class Decoder:
             them, and sampled output repeats for a seed whatever the machine.
 
     Raises:
-        RuleError: `lossy` with another rule than "auto", or at temperature 0.
+        RuleError: a rule that is not lossless for what the drafter drafts; `lossy` with another
+            rule than "auto", or at temperature 0.
         UnsupportedModelError: the model cannot decode speculatively, cannot attend along the trees
             that the drafter makes, or cannot run requests together or paged when asked to.
 
@@ -135,12 +138,8 @@ class Decoder:
             planner = Planner(MeasuredCosts(self.target))
         self.planner = planner
         self.lossy = lossy
-        if lossy is not None:
-            # What cannot be combined is refused before anything runs.
-            empty = mv.Draft(mv.TokenTree([-1]), [-1])
-            row = np.zeros((1, 2), np.float32)
-            bare = SamplingParams(temperature=self.params.temperature, preset=self.params.preset)
-            mv.verify(empty, row, bare, rule=rule, seed=0, position=0, lossy=lossy)
+        # What cannot be combined is refused before anything runs; temperatures may come later.
+        settle(rule, drafter, _GREEDY if rule == "greedy" else self.params, lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 
@@ -172,7 +171,8 @@ class Decoder:
             attention_mask: as `input_ids`; zeros on the left mark padding.
             max_new_tokens: at least 1.
             seed: of all noise; None takes one draw from torch's global generator. An int s gives
-                row r `mv.derive_seed(s, r)`; a sequence gives one seed per row.
+                row r `mv.derive_seed(s, r)`; a sequence gives one seed per row. Equal ones draw
+                with the same numbers.
             params: instead of the decoder's own; one for all rows, or one per row.
             constraint: of `mv.constraints`: a grammar that the output obeys; one for all rows, or
                 one (or None) per row.
@@ -202,8 +202,9 @@ class Decoder:
 
         Raises:
             ParamsError: arguments that cannot be right (named); nothing has been run.
+            RuleError: the rule cannot verify what is drafted, or not at this temperature.
             UnsupportedModelError: the cache cannot be rolled back.
-            DraftError: a draft deeper than asked for, or with tokens out of the vocabulary.
+            DraftError: a draft larger than asked for, or with tokens out of the vocabulary.
             NumericsError: the model's rows hold NaN or +inf, or the constraint has come to a dead
                 end; names the tokens before it.
         """
@@ -228,7 +229,7 @@ class Decoder:
                 prompt,
                 index,
                 drafter=self.drafter if speculate else None,
-                rule=self.rule,
+                rule=settle(self.rule, self.drafter, shaping[index], self.lossy),
                 lossy=self.lossy,
                 params=shaping[index],
                 constraint=constraints[index],
@@ -242,6 +243,7 @@ class Decoder:
             )
             for index, prompt in enumerate(prompts)
         ]
+        self._refuse_equal_seeds(rows)
         session = self._new_session(count)
         try:
             for row in rows:
@@ -298,7 +300,8 @@ class Decoder:
             The request's number, for `step`, `results` and `cancel`.
 
         Raises:
-            ParamsError: arguments that cannot be right; the batch goes on as if it had not been.
+            ParamsError, RuleError: arguments that cannot be right; the batch goes on as if it had
+                not been.
         """
         prompts = as_prompts(input_ids, None)
         if len(prompts) != 1:
@@ -308,14 +311,15 @@ class Decoder:
             drafter = self.drafter
         else:
             self._check_drafter(drafter)
+        shaping = self.params if params is None else as_params(params)
         row = admit(
             self.target,
             prompts[0],
             0,
             drafter=drafter,
-            rule=self.rule,
+            rule=settle(self.rule, drafter, shaping, self.lossy),
             lossy=self.lossy,
-            params=self.params if params is None else as_params(params),
+            params=shaping,
             constraint=per_row(constraint, Constraint | None, 1, "constraint")[0],
             seed=as_seeds(seed, 1)[0],
             max_new_tokens=as_count(max_new_tokens, "max_new_tokens"),
@@ -325,6 +329,7 @@ class Decoder:
             processors=processors_of_rows(processors, 1)[0],
             top_logprobs=top_logprobs,
         )
+        self._refuse_equal_seeds([row])
         if self._session is None:
             self._session = self._new_session(self._max_batch)
         self._session.add(row)
@@ -339,7 +344,8 @@ class Decoder:
 
         Raises:
             Exception: whatever the model or a drafter raised; the requests stand as before the
-                step.
+                step. It is done again by the next call, with the drafts that it had: others, made
+                because of what these were, would be a bias.
         """
         if self._session is None:
             return {}
@@ -393,6 +399,29 @@ class Decoder:
             return f"{type(self.target).__name__} has no forward over several sequences"
         return self.target.batch_obstacle
 
+    def _refuse_equal_seeds(self, rows: Sequence[Row]) -> None:
+        """Refuse requests that share noise as well as what decides on the size of their drafts.
+
+        Raises:
+            ParamsError: two in flight have one seed, and the cache's blocks or the plans are common
+                to all; names the seed. Greedy requests draw nothing, and what the rule "coupled"
+                emits does not depend on drafts.
+        """
+        plans_together = self.planner is not None and self._together
+        if self._pool is None and not plans_together:
+            return
+        holders: dict[int, Row] = {}
+        for row in [*(() if self._session is None else self._session.rows), *rows]:
+            other = holders.setdefault(row.request.seed, row)
+            if other is not row and (row.depends_on_drafts or other.depends_on_drafts):
+                shared = "plans" if self._pool is None else "blocks of the cache"
+                msg = (
+                    f"two requests in flight have the seed {row.request.seed} and share the "
+                    f"{shared}, so that the noise of one would steer the drafts of the other; give "
+                    'each a seed of its own (mv.derive_seed), or take rule="coupled"'
+                )
+                raise ParamsError(msg, slug="equal_seeds")
+
     def _check_drafter(self, drafter: Drafter | None) -> None:
         if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
             msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
@@ -400,3 +429,6 @@ class Decoder:
         check_vocabulary = getattr(drafter, "check_vocabulary", None)
         if check_vocabulary is not None:
             check_vocabulary(self.target.vocab_size)
+        check_rule = getattr(drafter, "check_rule", None)
+        if check_rule is not None:
+            check_rule(self.rule)

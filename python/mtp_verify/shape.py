@@ -96,14 +96,48 @@ class Shape:
         tree, accepted = _core.optimal_shape(rates, max_nodes, max_depth, times)
         return cls(tree, accepted, tuple(rates))
 
-    def cut(self, max_nodes: int) -> Shape:
-        """The first `max_nodes` drafted nodes of the shape.
+    @property
+    def num_paths(self) -> int:
+        """How many paths of one length it is, from the root on; 0 if it is something else."""
+        tree = self.tree
+        num_heads, num_levels = len(tree.children(0)), int(max(tree.depths))
+        is_forked = any(len(tree.children(node)) > 1 for node in range(1, tree.num_nodes))
+        return 0 if is_forked or tree.num_nodes - 1 != num_heads * num_levels else num_heads
+
+    def cut(self, max_nodes: int, max_depth: int | None = None) -> Shape:
+        """The part of the shape that keeps within limits.
+
+        Levels below `max_depth` are left out, then the last nodes. Several paths of one length
+        become shorter ones of one length, or single nodes: rule "gbv" takes no others.
+
+        Args:
+            max_nodes: Most drafted nodes.
+            max_depth: Most levels; None is no limit.
 
         Raises:
-            ParamsError: a number below 0, or none.
+            ParamsError: A number below 0, or none.
+
+        Example:
+            >>> Shape.by_depth(2, 2).cut(4).tree.parents.tolist()
+            [-1, 0, 0, 1, 1]
+            >>> Shape.paths(2, 3).cut(5).tree.parents.tolist()
+            [-1, 0, 1, 0, 3]
         """
-        count, parents = as_word("max_nodes", max_nodes) + 1, self.tree.parents
-        return self if len(parents) <= count else Shape(TokenTree(parents[:count]))
+        max_nodes = as_word("max_nodes", max_nodes)
+        parents, depths = self.tree.parents.tolist(), self.tree.depths.tolist()
+        deepest = max(depths)
+        depth = deepest if max_depth is None else min(deepest, as_word("max_depth", max_depth))
+        if self.num_paths > 1:
+            depth = min(depth, max(1, max_nodes // self.num_paths))
+        if depth == deepest and len(parents) <= max_nodes + 1:
+            return self
+        numbers = {-1: -1}
+        kept: list[int] = []
+        for node, level in enumerate(depths):
+            if level <= depth and len(kept) <= max_nodes:
+                numbers[node] = len(kept)
+                kept.append(numbers[parents[node]])
+        return Shape(TokenTree(kept))
 
     def save(self, path: str | Path) -> None:
         """Write the shape as JSON."""

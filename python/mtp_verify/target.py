@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mtp_verify.caches.model import ModelCache
     from mtp_verify.caches.paged import PagePool
     from mtp_verify.caches.settings import Paged
+    from mtp_verify.caches.trials import Traits
     from mtp_verify.fused import FusedModel
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
@@ -162,8 +163,15 @@ class TransformersTarget:
     Args:
         model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`).
 
+    Attributes:
+        takes_positions: whether its forward can be told where tokens stand.
+        switch_length: longest text that is read as short ones are: beyond it, the model turns
+            queries and keys by other frequencies (longrope). None for all others.
+        forgets_at_switch: whether the library then computes all entries of the text anew.
+
     Raises:
-        UnsupportedModelError: the model cannot decode speculatively; says why, before any forward.
+        UnsupportedModelError: the model cannot decode speculatively; says why. It is tried on a few
+            tokens at first (`mtp_verify.caches.trials`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -177,12 +185,19 @@ class TransformersTarget:
         self._dtype = next(model.parameters()).dtype
         names = inspect.signature(model.forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in names
-        self._takes_positions = "position_ids" in names
+        self.takes_positions = "position_ids" in names
         self._cache_name = next((name for name in _CACHE_NAMES if name in names), None)
-        # What cannot be rolled back is refused here, not in mid-generation.
+        # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
-        self.tree_obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
-        self.batch_obstacle = self.tree_obstacle
+        obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
+        traits = self._try_out(is_worth_more=obstacle is None)
+        self.tree_obstacle = obstacle or (
+            traits.trees and f"{traits.trees}; use a drafter of chains"
+        )
+        self.batch_obstacle = obstacle or traits.batches
+        self.switch_length = traits.switch
+        self.forgets_at_switch = traits.forgets
+        self.max_length = traits.max_length or self.max_length
 
     @property
     def device(self) -> torch.device:
@@ -190,13 +205,29 @@ class TransformersTarget:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def fingerprint(self) -> Any:
+        """What decides how the model runs, its weights aside."""
+        attention = self._config._attn_implementation
+        is_fused = fused_model(self.model) is not None
+        return str(self.model.config.to_dict()), attention, self._dtype, is_fused
+
     def new_cache(self, past: Any | None = None) -> ModelCache:
-        """Return an empty cache, or wrap the user's own (changed in place)."""
+        """Return an empty cache, or wrap the user's own (changed in place).
+
+        Raises:
+            UnsupportedModelError: it cannot be rolled back, or the model does not run on it.
+        """
         from transformers.cache_utils import DynamicCache
 
         from mtp_verify.caches.model import ModelCache
 
-        return ModelCache(DynamicCache(config=self.model.config) if past is None else past)
+        if past is None:
+            return ModelCache(DynamicCache(config=self.model.config))
+        cache = ModelCache(past)
+        if cache.capacity is not None:
+            self._refuse_static(past, cache.capacity)
+        return cache
 
     def _check_cache(self) -> bool:
         """Return whether the model has recurrent layers.
@@ -213,6 +244,30 @@ class TransformersTarget:
 
         refuse_inexact(self)
         return True
+
+    def _try_out(self, *, is_worth_more: bool) -> Traits:
+        """Find what may share a forward.
+
+        Args:
+            is_worth_more: trees and batches are not refused already.
+
+        Raises:
+            UnsupportedModelError: not even the tokens of a chain.
+        """
+        from mtp_verify.caches.trials import traits_of
+
+        traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
+        if traits.chains:
+            msg = f"{type(self.model).__name__} cannot decode speculatively: {traits.chains}"
+            raise UnsupportedModelError(msg, slug="stateful_model")
+        return traits
+
+    def _refuse_static(self, past: Any, capacity: int) -> None:
+        from mtp_verify.caches.trials import static_obstacle
+
+        if obstacle := static_obstacle(self, capacity):
+            msg = f"{type(self.model).__name__} takes no {type(past).__name__}: {obstacle}"
+            raise UnsupportedModelError(msg, slug="unsupported_cache")
 
     def forward(
         self,
@@ -231,8 +286,10 @@ class TransformersTarget:
                 fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
             )
         options: dict[str, Any] = {self._cache_name or "": cache.kv}
-        if positions is None and cache.is_recurrent and self._takes_positions:
-            # Some hybrid models count positions from 0 in every forward (Bamba, transformers 5.23).
+        if positions is None and self.takes_positions:
+            # As `generate` does. Models that are left to count make positions of their own: from 0
+            # in every forward (Bamba), behind those of padding (RoBERTa), or by what they remember
+            # of the last image (Qwen2-VL; all in transformers 5.23).
             start = cache.length
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         if positions is not None:
@@ -373,7 +430,7 @@ class TransformersTarget:
                 f'attention "{attention}" takes no mask of a tree; load the model with '
                 'attn_implementation="sdpa" or "eager", or use a drafter of chains'
             )
-        if not self._takes_positions:
+        if not self.takes_positions:
             return "its forward takes no position_ids, so nodes cannot be placed by their depth"
         layer_types = getattr(self._config, "layer_types", None) or ()
         unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})

@@ -26,8 +26,8 @@ use crate::kv::commit_plan as plan;
 use crate::rows::RawRows;
 use crate::simd::Kernels;
 use crate::tree::MAX_NODES;
-use crate::verify::law::Law;
-use crate::verify::lazy::check_distribution;
+use crate::verify::law::{self, Law};
+use crate::verify::lazy::{DrafterRows, check_distribution};
 use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Core, Noise, RULES, optimum};
 use crate::{certify, rng};
@@ -101,19 +101,67 @@ fn expected_accepted(
     process: Option<Py<PyAny>>,
 ) -> PyResult<f64> {
     hold(|| {
-        let draft = draft.get();
-        let params = params.get();
-        let logits = Tensor::borrow(logits, "logits")?;
-        let raw = logits.rows(LOGITS, false)?;
-        let drafter = draft.drafter()?;
         let context = Context::new(history, prompt_len, bitmask, process)?;
-        let result = enter(py, || {
-            let edits = context.edits(params.penalties.as_ref(), &draft.core, &raw)?;
-            let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
-            verify::expected_accepted(&draft.core, drafter, target, rule)
-        });
-        context.finish(result)
+        over_rows(py, draft, logits, params, &context, |draft, drafter, target| {
+            verify::expected_accepted(draft, drafter, target, rule)
+        })
     })
+}
+
+/// Every verdict of one draft, or the exception in its place, with its probability over the
+/// verifier's noise.
+#[pyfunction]
+#[pyo3(signature = (
+    draft, logits, params, rule, history=None, prompt_len=None, bitmask=None, process=None
+))]
+#[allow(clippy::too_many_arguments)] // As `expected_accepted`.
+fn verdicts(
+    py: Python<'_>,
+    draft: &Bound<'_, Draft>,
+    logits: &Bound<'_, PyAny>,
+    params: &Bound<'_, CoreParams>,
+    rule: &str,
+    history: Option<&Bound<'_, PyAny>>,
+    prompt_len: Option<&Bound<'_, PyAny>>,
+    bitmask: Option<&Bound<'_, PyAny>>,
+    process: Option<Py<PyAny>>,
+) -> PyResult<Vec<(Py<PyAny>, f64)>> {
+    hold(|| {
+        let context = Context::new(history, prompt_len, bitmask, process)?;
+        let found = over_rows(py, draft, logits, params, &context, |draft, drafter, target| {
+            verify::verdicts(draft, drafter, target, rule)
+        })?;
+        let branch = |(result, weight): (Result<verify::Verdict, Error>, f64)| {
+            let object = match result {
+                Ok(verdict) => Py::new(py, Verdict { verdict, top: None })?.into_any(),
+                Err(error) => PyErr::from(error).into_value(py).into_any(),
+            };
+            Ok((object, weight))
+        };
+        found.into_iter().map(branch).collect()
+    })
+}
+
+/// Runs what enumerates a rule over a draft's rows.
+fn over_rows<T: Send>(
+    py: Python<'_>,
+    draft: &Bound<'_, Draft>,
+    logits: &Bound<'_, PyAny>,
+    params: &Bound<'_, CoreParams>,
+    context: &Context,
+    work: impl FnOnce(&law::Draft, DrafterRows<'_>, ShapedRows<'_>) -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    let draft = draft.get();
+    let params = params.get();
+    let logits = Tensor::borrow(logits, "logits")?;
+    let raw = logits.rows(LOGITS, false)?;
+    let drafter = draft.drafter()?;
+    let result = enter(py, || {
+        let edits = context.edits(params.penalties.as_ref(), &draft.core, &raw)?;
+        let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
+        work(&draft.core, drafter, target)
+    });
+    context.finish(result)
 }
 
 #[pyfunction]
@@ -350,6 +398,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<CommitPlan>()?;
     module.add_function(wrap_pyfunction!(verify_draft, module)?)?;
     module.add_function(wrap_pyfunction!(expected_accepted, module)?)?;
+    module.add_function(wrap_pyfunction!(verdicts, module)?)?;
     module.add_function(wrap_pyfunction!(alpha_star, module)?)?;
     module.add_function(wrap_pyfunction!(draw, module)?)?;
     module.add_function(wrap_pyfunction!(shaped_row, module)?)?;

@@ -11,9 +11,10 @@ use crate::bindings::gate::{enter, hold, locked};
 use crate::bindings::numbers::{self, count, integer, integers, list, numbers, token_ids, word};
 use crate::bindings::tensor::Tensor;
 use crate::bindings::types::{TokenTree, core_params};
-use crate::choice::Philox;
+use crate::choice::Choices;
 use crate::dist::{Params, Scratch, ShapedRows, Side};
 use crate::error::{Error, Result};
+use crate::exact::enumerate;
 use crate::shape::{
     self, Chain, Coupled, Fixed, Heap, HeapLimits, Limits, LogitRows, Optimal, Stochastic, Stop,
     Union, Vocabulary,
@@ -56,9 +57,18 @@ impl Kind {
         each!(self, grower => shape::Grower::<f64>::law(grower))
     }
 
-    fn extend(&mut self, rows: &mut LogitRows<'_>, choices: &mut Philox) -> Result<()> {
+    fn extend<C: Choices<f64>>(&mut self, rows: &mut LogitRows<'_>, choices: &mut C) -> Result<()> {
         each!(self, grower => grower.extend(rows, choices))
     }
+}
+
+/// Every way in which a grower can go on, with its probability over the drafter's noise.
+fn every<'a>(start: &Kind, rows: &dyn Fn() -> Result<LogitRows<'a>>) -> Result<Vec<(Kind, f64)>> {
+    enumerate(|choices| {
+        let mut kind = start.clone();
+        kind.extend(&mut rows()?, choices)?;
+        Ok(kind)
+    })
 }
 
 /// Rows as they were passed, and the nodes that they belong to.
@@ -136,11 +146,15 @@ impl Grower {
         enter(py, || Ok(what(&locked(&self.state))))
     }
 
-    /// Goes on with one row for each frontier node. A refused call leaves all as it was.
-    fn go_on(&self, logits: Tensor) -> Result<bool> {
-        let mut held = locked(&self.state);
-        let state = &mut *held;
-        let nodes = state.kind.growth().frontier().to_vec();
+    /// The rows of the frontier as `work` may read them, once or again; it grows a copy, so that a
+    /// refused row leaves the grower as it was.
+    fn grow<T>(
+        &self,
+        state: &State,
+        logits: &Tensor,
+        work: impl for<'a> FnOnce(&Kind, &dyn Fn() -> Result<LogitRows<'a>>) -> Result<T>,
+    ) -> Result<T> {
+        let nodes = state.kind.growth().frontier();
         let raw = logits.rows(LOGITS, false)?;
         let columns = raw.num_cols();
         let wanted = self.vocab.as_ref().map(Vocabulary::num_columns).or(state.columns);
@@ -152,21 +166,44 @@ impl Grower {
                 wanted: format!("({}, {wanted}), one row for each frontier node", nodes.len()),
             });
         }
-        let mut rows = LogitRows::new(&self.root, self.params, self.vocab.as_ref());
+        let mut held = Vec::with_capacity(state.held.len() + 1);
         for earlier in &state.held {
-            let matrix = earlier.logits.rows(LOGITS, false)?;
-            for (row, &node) in earlier.nodes.iter().enumerate() {
-                rows.set(node as usize, matrix, row)?;
+            held.push((earlier.logits.rows(LOGITS, false)?, &earlier.nodes[..]));
+        }
+        held.push((raw, nodes));
+        work(&state.kind, &|| {
+            let mut rows = LogitRows::new(&self.root, self.params, self.vocab.as_ref());
+            for &(matrix, nodes) in &held {
+                for (row, &node) in nodes.iter().enumerate() {
+                    rows.set(node as usize, matrix, row)?;
+                }
             }
-        }
-        for (row, &node) in nodes.iter().enumerate() {
-            rows.set(node as usize, raw, row)?;
-        }
-        // Grown on a copy, so that a refused row leaves the grower as it was.
-        let mut kind = state.kind.clone();
-        kind.extend(&mut rows, &mut self.noise.philox(0)?)?;
+            Ok(rows)
+        })
+    }
+
+    /// Goes on with one row for each frontier node. A refused call leaves all as it was.
+    fn go_on(&self, logits: Tensor, branch: Option<usize>) -> Result<bool> {
+        let mut held = locked(&self.state);
+        let state = &mut *held;
+        let kind = self.grow(state, &logits, |start, rows| {
+            let Some(branch) = branch else {
+                let mut kind = start.clone();
+                kind.extend(&mut rows()?, &mut self.noise.philox(0)?)?;
+                return Ok(kind);
+            };
+            let (kind, _) = every(start, rows)?.into_iter().nth(branch).ok_or_else(|| {
+                Error::ParamOutOfRange {
+                    name: "branch",
+                    value: branch.to_string(),
+                    wanted: "the index of one of the branches",
+                }
+            })?;
+            Ok(kind)
+        })?;
+        let nodes = state.kind.growth().frontier().to_vec();
         state.kind = kind;
-        state.columns = Some(columns);
+        state.columns = Some(logits.rows(LOGITS, false)?.num_cols());
         let keeps = state.kind.law().is_sampled();
         if keeps {
             state.rows.resize(state.kind.growth().num_nodes(), -1);
@@ -180,6 +217,12 @@ impl Grower {
             state.held.push(Held { logits, nodes });
         }
         Ok(keeps)
+    }
+
+    /// The probability of each way in which a grower can go on.
+    fn weights(&self, logits: &Tensor) -> Result<Vec<f64>> {
+        let all = self.grow(&locked(&self.state), logits, every)?;
+        Ok(all.into_iter().map(|(_, weight)| weight).collect())
     }
 }
 
@@ -304,11 +347,33 @@ impl Grower {
     }
 
     /// Goes on with one row for each frontier node; returns whether the rows belong to the draft.
-    fn extend(&self, logits: &Bound<'_, PyAny>) -> PyResult<bool> {
+    ///
+    /// The tokens are drawn with the step's noise, or are those of one of the `branches`.
+    #[pyo3(signature = (logits, branch=None))]
+    fn extend(
+        &self,
+        logits: &Bound<'_, PyAny>,
+        branch: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
         hold(|| {
             let tensor = Tensor::borrow(logits, "logits")?;
-            enter(logits.py(), || self.go_on(tensor))
+            let branch = branch.map(|branch| count(branch, "branch")).transpose()?;
+            enter(logits.py(), || self.go_on(tensor, branch))
         })
+    }
+
+    /// The probability of each way in which `extend` can go on with these rows.
+    fn branches(&self, logits: &Bound<'_, PyAny>) -> PyResult<Vec<f64>> {
+        hold(|| {
+            let tensor = Tensor::borrow(logits, "logits")?;
+            enter(logits.py(), || self.weights(&tensor))
+        })
+    }
+
+    /// The seed and the root position of the step that the draft is for.
+    #[getter]
+    fn address(&self) -> PyResult<(u64, u64)> {
+        hold(|| Ok((self.noise.seed, self.noise.position)))
     }
 
     /// Parents of the nodes grown so far; those of a heap's candidates.

@@ -17,18 +17,7 @@ use crate::verify::{Core, decide};
 /// # Errors
 /// Whatever the rule raises; [`Error::LawData`] for the coupled rule on a coupled draft.
 pub fn expected<W: Weight, V: View<W>>(core: Core, draft: &Draft, view: &mut V) -> Result<W> {
-    let core = match core {
-        Core::Coupled if draft.law() == Law::Coupled => {
-            return Err(Error::LawData {
-                law: draft.law().name(),
-                reason: "shares the verifier's noise, so its tokens tell what rule \"coupled\" \
-                         draws; ask for rule=\"target_only\"",
-            });
-        }
-        // A race has the law of its row, and other drafts do not know its noise.
-        Core::Coupled => Core::TargetOnly,
-        core => core,
-    };
+    let core = enumerable(core, draft)?;
     let runs = enumerate(|choices| {
         let mut lumped = Lumped { choices, draft, core };
         let Outcome { path, .. } = decide(core, draft, view, &mut lumped)?;
@@ -46,6 +35,23 @@ pub fn expected<W: Weight, V: View<W>>(core: Core, draft: &Draft, view: &mut V) 
         sum.add(&weight.mul(&W::ratio(accepted as i64, 1)))
     };
     Ok(runs.into_iter().fold(W::zero(), mean))
+}
+
+/// The core whose branches are those of `core` over all noise.
+///
+/// # Errors
+/// [`Error::LawData`] for the coupled rule on a coupled draft, whose tokens tell about the noise.
+pub(super) fn enumerable(core: Core, draft: &Draft) -> Result<Core> {
+    match core {
+        Core::Coupled if draft.law() == Law::Coupled => Err(Error::LawData {
+            law: draft.law().name(),
+            reason: "shares the verifier's noise, so its tokens tell what rule \"coupled\" draws; \
+                     ask for rule=\"target_only\"",
+        }),
+        // A race has the law of its row, and other drafts do not know its noise.
+        Core::Coupled => Ok(Core::TargetOnly),
+        core => Ok(core),
+    }
 }
 
 /// The token of every draw that leads to no child; no draft has it, as vocabularies end below it.

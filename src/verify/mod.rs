@@ -25,6 +25,7 @@ pub mod view;
 use crate::choice::{Choices, Philox, Purpose, Site};
 use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
+use crate::exact::enumerate;
 use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::rows::RawRows;
@@ -368,12 +369,26 @@ pub fn verify_shaped(
         Some(lossy) => lossy::decide(lossy, draft, &mut view, &mut choices)?,
         None => decide(core, draft, &mut view, &mut choices)?,
     };
+    // Only an ensemble emits what the target cannot.
+    let is_possible = !matches!(lossy, Some(Lossy::Ensemble { .. }));
+    verdict(&mut view, outcome, name, is_possible)
+}
+
+/// What a rule decided, with the target's log-probabilities.
+///
+/// # Errors
+/// [`Error::RowChanged`] for a token that must be possible, and whose row says otherwise by now.
+fn verdict(
+    view: &mut LazyView<'_>,
+    outcome: Outcome,
+    rule: &'static str,
+    is_possible: bool,
+) -> Result<Verdict> {
     let mut logprobs = Vec::with_capacity(outcome.tokens.len());
     let mut node = 0;
     for (index, &token) in outcome.tokens.iter().enumerate() {
         let logprob = view.log_probability(node, token)? as f32;
-        let may_be_impossible = matches!(lossy, Some(Lossy::Ensemble { .. }));
-        if !may_be_impossible && logprob == f32::NEG_INFINITY {
+        if is_possible && logprob == f32::NEG_INFINITY {
             return Err(Error::RowChanged { side: "target", row: node });
         }
         logprobs.push(logprob);
@@ -381,7 +396,7 @@ pub fn verify_shaped(
             node = next as usize;
         }
     }
-    Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule: name })
+    Ok(Verdict { tokens: outcome.tokens, path: outcome.path, logprobs, rule })
 }
 
 /// Checks that there is one row for each node of a draft.
@@ -432,6 +447,26 @@ pub fn expected_accepted(
     let (core, _) = resolve_under(rule, draft, &drafter, &target)?;
     let mut view = LazyView::new(draft, target, drafter);
     expected(core, draft, &mut view)
+}
+
+/// Every verdict that a rule can give on a draft as it is, or the error that it ends with, each with
+/// its probability over the verifier's noise: what the proof of a loop needs.
+///
+/// # Errors
+/// As [`expected_accepted`], but for those of rows that a branch comes to.
+pub fn verdicts(
+    draft: &Draft,
+    drafter: DrafterRows<'_>,
+    target: ShapedRows<'_>,
+    rule: &str,
+) -> Result<Vec<(Result<Verdict>, f64)>> {
+    let (core, name) = resolve_under(rule, draft, &drafter, &target)?;
+    let core = expect::enumerable(core, draft)?;
+    enumerate(|choices| {
+        let mut view = LazyView::new(draft, target, drafter);
+        let outcome = decide(core, draft, &mut view, choices);
+        Ok(outcome.and_then(|outcome| verdict(&mut view, outcome, name, true)))
+    })
 }
 
 /// Draws the token of `node` from a drafter's row of logits, with the drafter's own noise.

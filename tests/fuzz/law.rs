@@ -49,7 +49,8 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
                 let shaped = rows.shape(0, &mut Scratch::default()).unwrap();
                 rows.probability(0, &shaped, token)
             }
-            _ => matrix.raw().value(0, token as usize),
+            // Less than that is no probability.
+            _ => Some(matrix.raw().value(0, token as usize)).filter(|&q| q >= LEAST).unwrap_or(0.0),
         })
         .collect();
     let total: f64 = q.iter().sum();
@@ -134,5 +135,5 @@ fn drawn(way: Way, law: Law, q: &[f64], set: &[u32]) -> Vec<Way> {
         children.push((token, true));
         Way { children, weight: way.weight * (q[token as usize] / mass) }
     };
-    left.iter().filter(|&&token| q[token as usize] >= LEAST).map(with).collect()
+    left.iter().filter(|&&token| q[token as usize] > 0.0).map(with).collect()
 }

@@ -402,13 +402,17 @@ def test_generation_ends_at_the_contexts_end(speculate):
     assert result.finish_reasons == ["length"]
 
 
-def test_draft_deeper_than_asked_for_is_refused():
+@pytest.mark.parametrize("form", ["deeper", "wider"])
+def test_draft_larger_than_asked_for_is_refused(form):
     class Greedy(StubDrafter):
         def draft(self, request, budget):
-            return mv.Draft.chain([1] * (budget + 1))
+            tokens = list(range(budget + 2))
+            parents = range(-1, budget + 1) if form == "deeper" else [-1] + [0] * (budget + 1)
+            return mv.Draft(mv.TokenTree(parents), tokens)
 
-    with pytest.raises(mv.DraftError, match="depth 4, and 3 was asked for"):
+    with pytest.raises(mv.DraftError, match="Greedy drafted 4 nodes, and was asked for 3") as error:
         Decoder(counting_target(), Greedy(), GREEDY).generate([0], max_new_tokens=4)
+    assert error.value.slug == "draft_too_large"
 
 
 def test_draft_token_outside_the_vocabulary_is_refused():

@@ -207,6 +207,31 @@ def test_union_keeps_the_hits_and_draws_beside_them():
     assert (alone.frontier(), alone.finish().num_nodes) == ([], 1)
 
 
+def test_a_shape_is_cut_by_levels_and_nodes():
+    shape = Shape.by_depth(2, 2, 1)
+    assert shape.cut(99) is shape
+    assert shape.cut(99, 2).tree.parents.tolist() == [-1, 0, 0, 1, 1, 2, 2]
+    assert shape.cut(3, 2).tree.parents.tolist() == [-1, 0, 0, 1]
+    assert shape.cut(0).tree.parents.tolist() == [-1]
+    assert shape.cut(9, 0).tree.parents.tolist() == [-1]
+    assert (shape.num_paths, Shape.by_depth(2, 1, 1).num_paths, Shape.stem(3).num_paths) == (
+        0,
+        2,
+        1,
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("make", [Shape.paths, lambda k, n: Shape.by_depth(k, *[1] * (n - 1))])
+def test_paths_of_one_length_stay_such(make, count):
+    for budget in range(1, 3 * count + 2):
+        for depth in range(1, 5):
+            found = make(count, 3).cut(budget, depth)
+            assert found.num_paths == min(count, budget)
+            length = max(1, min(3, depth, budget // count))
+            assert found.tree.num_nodes - 1 == length * found.num_paths <= budget
+
+
 def test_shapes_are_saved_and_loaded(tmp_path):
     path = tmp_path / "shape.json"
     shape = Shape.optimal([0.6, 0.2, 0.1], max_nodes=6, max_depth=3)

@@ -37,6 +37,10 @@ class ManyCache(Protocol):
     is_recurrent: bool
 
     @property
+    def length(self) -> int:
+        """Entries of the slot that the next forward writes behind, where `aim` named one."""
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
 
@@ -68,6 +72,19 @@ class ManyCache(Protocol):
 
     def has_room(self) -> bool:
         """Whether every slot can take one more entry."""
+
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """How many draft nodes each slot may have, so that there is room for all of them together.
+
+        Args:
+            wanted: the most that are of use to each slot.
+
+        Returns:
+            One number for each slot, at most what it wanted; roots are not counted.
+
+        Raises:
+            OutOfBlocksError: there is not even room for the roots.
+        """
 
     def reserve(self, counts: Sequence[int]) -> None:
         """Make room for a draft in each slot.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from numpy.typing import NDArray
     from transformers.cache_utils import DynamicCache
 
     import mtp_verify as mv
@@ -139,6 +140,11 @@ class PagedCache:
         self._counts: list[int] = []
 
     @property
+    def length(self) -> int:
+        """See `ManyCache.length`."""
+        return self._pool.aim.start
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """See `ManyCache.windows`."""
         return windows_of(self.kv)
@@ -187,17 +193,38 @@ class PagedCache:
     def has_room(self) -> bool:
         """See `ManyCache.has_room`."""
         num_free = self._table.num_free
-        if num_free >= len(self.lengths):
-            return True
-        lengths, size = self._table.lengths(self._sequences), self._table.block_size
-        blocks = self._table.block_table(self._sequences)
-        # Entry n goes into block n // size: a new one, or a copy where others hold it as well.
-        tails = [
-            int(row[place]) if place < len(row) else -1
-            for row, place in zip(blocks, lengths // size, strict=True)
-        ]
-        needed = sum(tail < 0 or int((blocks == tail).sum()) > 1 for tail in tails)
-        return needed <= num_free
+        return num_free >= len(self.lengths) or int(self._roots().sum()) <= num_free
+
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """See `ManyCache.room`: free blocks are shared evenly among those that want some."""
+        size = self._table.block_size
+        roots = self._roots()
+        num_free = self._table.num_free - int(roots.sum())
+        if num_free < 0:
+            self._table.reserve_batch(self._sequences, [1] * len(roots))  # Says what is missing.
+        # Entries that are left behind the root in the block that holds it.
+        spare = -(self._table.lengths(self._sequences) + 1) % size
+        blocks = -(-np.maximum(np.asarray(wanted) - spare, 0) // size)
+        if blocks.sum() > num_free:
+            for place, slot in enumerate(np.argsort(blocks, kind="stable")):
+                blocks[slot] = min(blocks[slot], num_free // (len(blocks) - place))
+                num_free -= blocks[slot]
+        return [int(n) for n in np.minimum(wanted, spare + blocks * size)]
+
+    def _roots(self) -> NDArray[np.int64]:
+        """Blocks that each sequence needs for one more entry: a new one, or a copy of its own.
+
+        Of sequences that share a block all but the last copy it; one too many is counted there.
+        """
+        held = self._table.block_table(self._sequences)
+        # A column without blocks, for sequences that have no place in their last one.
+        held = np.pad(held, ((0, 0), (0, 1)), constant_values=-1)
+        places = self._table.lengths(self._sequences) // self._table.block_size
+        places = np.minimum(places, held.shape[1] - 1)
+        tails = held[np.arange(len(places)), places]
+        # Who shares a block has it at the same place.
+        num_holders = (held[:, places] == tails).sum(axis=0)
+        return np.where((tails < 0) | (num_holders > 1), 1, 0)
 
     def reserve(self, counts: Sequence[int]) -> None:
         """See `ManyCache.reserve`."""

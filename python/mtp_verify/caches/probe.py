@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_inexact"]
 
-# Largest difference, relative to the largest value: far above rounding (3e-6 in float32, 7e-2 in
-# bfloat16 seen), far below a state that was lost (8e-1 and more).
-_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+# Largest difference, relative to the largest value: far above rounding (4e-3 in float32, 7e-2 in
+# bfloat16 seen), far below a state that was lost (4e-1 and more).
+_TOLERANCES = {torch.float32: 2e-2, torch.float64: 2e-2}
 _TOLERANCE_OF_HALVES = 0.2
 _NUM_TOKENS = 10  # Longer than the kernels of short convolutions, which are 3 or 4 wide.
 

@@ -51,7 +51,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
         and no further.
         """
         if self.is_initialized:
-            end = self.keys.shape[-2] + tokens_to_remove
+            end = max(self.keys.shape[-2] + tokens_to_remove, 0)
             kept = slice(max(end - self.num_kept, 0), end)
             self.keys, self.values = self.keys[:, :, kept], self.values[:, :, kept]
             self.cumulative_length += tokens_to_remove

@@ -109,6 +109,11 @@ class SlotCache:
         self.lengths: list[int] = []
 
     @property
+    def length(self) -> int:
+        """See `ManyCache.length`."""
+        return self._aim.starts[0]
+
+    @property
     def windows(self) -> tuple[bool, int | None]:
         """See `ManyCache.windows`."""
         return windows_of(self.kv)
@@ -148,6 +153,10 @@ class SlotCache:
     def has_room(self) -> bool:
         """See `ManyCache.has_room`."""
         return True
+
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """See `ManyCache.room`."""
+        return list(wanted)
 
     def reserve(self, counts: Sequence[int]) -> None:
         """See `ManyCache.reserve`: the buffers grow when they are written."""

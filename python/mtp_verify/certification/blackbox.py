@@ -11,23 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify import stats
-from mtp_verify.certification.runs import Run, Sampler
+from mtp_verify.certification.paths import PathTally
+from mtp_verify.certification.runs import Run, Sampler, check_call
 from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
 from mtp_verify.certification.ties import Ties
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.testing.laws import JointLaw, exact_law
+from mtp_verify.testing.laws import JointLaw, TokenLaws, exact_law
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Certificate", "Sampler", "certify"]
+__all__ = ["Certificate", "Sampler", "certify", "make_prompts"]
 
 _PROMPTS = ((1, 2, 3, 1, 2), (0, 3, 0, 3), (2, 2, 1))
+_PROMPT_TOKENS = 4  # different ones, so that every target has them
 _NUM_LOOKS = 4
 # Controls check the machinery, not the engine: their own false alarms must not matter.
 _CONTROL_ALPHA = 1e-6
 _CONTROL_FACTOR = 2.0
+# Tokens of each string that are compared one by one, where the engine returns more.
+_MOST_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,11 @@ class Certificate:
         power: Probability that a bias of `min_tv` is found.
         num_samples: Strings drawn over all prompts; `num_needed` for a pass.
         checks: Every test, the combined joint law first.
+        horizon: Tokens of each string that were compared one by one.
         tv: Total variation from the target's law, the mean over the prompts; 95 %.
         intervals: The same of each prompt alone.
         controls: Whether right sampling passed and wrong sampling was found, with the same tests.
-        seeds: First and last seed used: call i of a prompt took seed first + i.
+        seeds: First and last seed used: each call took the next one, four in a row for a prompt.
         repeats: Whether a seed gave the same strings twice.
         ties: At temperature 0, strings that left the greedy one where logits tie; they count as it.
         lossy: The acceptance that a lossy engine declares, else empty.
@@ -61,6 +66,7 @@ class Certificate:
     num_needed: int
     prompts: tuple[tuple[int, ...], ...]
     checks: tuple[Check, ...]
+    horizon: int
     tv: stats.Interval
     intervals: tuple[stats.Interval, ...]
     controls: dict[str, bool]
@@ -71,6 +77,7 @@ class Certificate:
     lossy: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
+    paths: PathTally | None = field(default=None, repr=False)
 
     @property
     def num_missing(self) -> int:
@@ -90,6 +97,9 @@ def certify(
     params: SamplingParams | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     length: int = 3,
+    horizon: int | None = None,
+    eos: int | None = None,
+    allowed: Callable[[tuple[int, ...]], Any] | None = None,
     min_tv: float = 0.05,
     alpha: float = 1e-4,
     power: float = 0.99,
@@ -104,21 +114,30 @@ def certify(
     """Test whether a sampler has the law of its target.
 
     The joint law of the first `length` tokens is compared as a whole and token by token, for each
-    prompt and over all; neighbouring samples and consecutive seeds are compared for independence.
-    The samples are looked at four times, so that a clear bias ends early; Holm's correction and
-    the split of `alpha` over the looks keep the probability of a false alarm below `alpha`.
+    prompt and over all. Every token up to `horizon` is compared with its law given those before it,
+    and the noise of neighbouring tokens, samples and seeds for independence; seeds and samples of
+    even and of odd number by themselves. The samples are looked at four times, so that a clear bias
+    ends early; Holm's correction and the split of `alpha` over the looks keep the probability of a
+    false alarm below `alpha`.
 
     Args:
         subject: `f(prompt_ids, n, seed) -> int (n, >= length)`: n independent continuations. It
-            should generate a few tokens more than `length` (engines shorten drafts near the end)
-            and ignore stop tokens. One with an attribute `lossy` that is not None declares itself
-            lossy: its bias is measured with all samples, and it never passes.
+            should generate a few tokens more than `length` (engines shorten drafts near the end).
+            Strings that have ended are filled up with -1. One with an attribute `lossy` that is not
+            None declares itself lossy: its bias is measured with all samples, and it never passes.
         rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
             transformers model becomes such a function by `mv.testing.model_rows`.
         params: How the engine was told to shape rows; None takes `subject.params`, if there is
             such, else plain sampling.
         prompts: Several, so that rejections and full acceptances occur.
-        length: Tokens compared; should span at least two steps, as reuse of noise shows only there.
+        length: Tokens whose joint law is compared; should span at least two steps.
+        horizon: Tokens that are compared one by one; None takes all that the engine returns, at
+            most 32.
+        eos: The token at which the engine stops; None takes `subject.eos`, if there is such, else
+            the engine ignores all such tokens.
+        allowed: The grammar that the engine was told to obey: from the tokens behind the prompt to
+            bool (V,), which of them may come next; where there is none, the string ends. None takes
+            `subject.allowed`, if there is such.
         min_tv: The bias to look for: total variation, root mean square over the prompts.
         alpha: Probability that a right engine is called biased.
         power: Probability that a bias of `min_tv` is found.
@@ -149,29 +168,35 @@ def certify(
         raise ParamsError(message, slug="no_target")
     params = getattr(subject, "params", None) if params is None else params
     params = as_params(params)
+    eos = getattr(subject, "eos", None) if eos is None else eos
+    allowed = getattr(subject, "allowed", None) if allowed is None else allowed
     chosen = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
-    laws = [exact_law(rows, prompt, length, params) for prompt in chosen]
+    tokens = TokenLaws(rows, params, eos=eos, allowed=allowed)
+    laws = [exact_law(tokens, prompt, length) for prompt in chosen]
+    # Before sampling: it says early whether the engine can be called at all.
+    repeats, width = _try_out(subject, chosen[0], seed, length)
+    horizon = min(width, _MOST_TOKENS) if horizon is None else horizon
+    paths = PathTally(tokens, laws[0].vocab - tokens.may_end, horizon, tie)
     levels = stats.spend(alpha, _NUM_LOOKS)
-    needed = samples_needed(laws, min_tv=min_tv, alpha=levels[-1], power=power)
+    needed = samples_needed(laws, paths, min_tv=min_tv, alpha=levels[-1], power=power)
     declared = getattr(subject, "lossy", None)
-    ties = Ties(rows, laws[0].length, tie, dict(zip(chosen, laws, strict=True)), params)
+    ties = Ties(tokens, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
     tallies = [Tally(law) for law in laws]
-    run = Run(subject, chosen, tallies, needed, seed, ties if params.is_greedy else None)
+    run = Run(subject, chosen, tallies, paths, needed, seed, ties if params.is_greedy else None)
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
     if resume is not None:
         identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
+        identity |= {"horizon": horizon, "eos": eos, "grammar": getattr(allowed, "name", "")}
         # The levels too: looks that were spent at another alpha would not add up.
         identity |= {"params": str(params), "vocab": laws[0].vocab}
         run.load(Path(resume), identity | {"min_tv": min_tv, "alpha": alpha, "power": power})
-    # Before sampling: it says early whether the engine can be called at all.
-    repeats = run.check_repeats()
     deadline = math.inf if max_seconds is None else started + max_seconds
     most = math.inf if max_samples is None else max_samples
     is_biased = False
     for look, level in enumerate(levels):
         goal = -(-needed // 2 ** (_NUM_LOOKS - 1 - look))
         run.sample(min(goal, most), deadline)
-        found = checks(run.tallies)
+        found = checks(run.tallies, paths)
         is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
         # A sample that ends early takes the last look's level: looks already spent stay spent.
         is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
@@ -193,6 +218,7 @@ def certify(
         num_needed=needed,
         prompts=chosen,
         checks=tuple(found),
+        horizon=horizon,
         tv=mean_interval(run.tallies),
         intervals=tuple(mean_interval([tally]) for tally in run.tallies),
         controls=_controls(laws, needed, min_tv, seed),
@@ -203,7 +229,37 @@ def certify(
         lossy="" if declared is None else str(declared),
         details=dict(details or {}),
         tallies=tuple(run.tallies),
+        paths=paths,
     )
+
+
+def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
+    """Return prompts of two to seven tokens: rows that are peaked all but repeat one string each.
+
+    Raises:
+        ParamsError: `count` is below 1.
+    """
+    if count < 1:
+        message = f"prompts: found {count}, wanted at least 1"
+        raise ParamsError(message, slug="param_out_of_range")
+    rng = np.random.default_rng(0)
+    made = dict.fromkeys(_PROMPTS)
+    while len(made) < count:
+        made[tuple(rng.integers(0, _PROMPT_TOKENS, rng.integers(2, 8)).tolist())] = None
+    return tuple(made)[:count]
+
+
+def _try_out(subject: Sampler, prompt: tuple[int, ...], seed: int, length: int) -> tuple[bool, int]:
+    """Call an engine twice.
+
+    Returns:
+        Whether one seed gives the same strings twice, and how many tokens there are.
+    """
+    calls = [np.asarray(subject(prompt, 4, seed)) for _ in range(2)]
+    for call in calls:
+        check_call(call, 4, length)
+    width = min(call.shape[1] for call in calls)
+    return bool(np.array_equal(calls[0][:, :width], calls[1][:, :width])), width
 
 
 def _controls(

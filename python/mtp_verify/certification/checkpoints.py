@@ -66,8 +66,13 @@ def tiny_llama(seed: int = 0, noise: float = 0.0, vocab: int = VOCAB) -> Any:
     return model
 
 
-def make_checkpoints(folder: Path, seed: int = 0) -> Checkpoints:
+def make_checkpoints(folder: Path, seed: int = 0, sharpness: float = 1.0) -> Checkpoints:
     """Write both checkpoints below `folder`.
+
+    Args:
+        folder: Of both.
+        seed: Of their weights.
+        sharpness: Their logits are that much larger than usual.
 
     Raises:
         ImportError: torch or transformers is missing.
@@ -75,6 +80,8 @@ def make_checkpoints(folder: Path, seed: int = 0) -> Checkpoints:
     from transformers.utils import logging
 
     models = tiny_llama(seed), tiny_llama(seed, _DRAFTER_NOISE)
+    for model in models:
+        model.lm_head.weight.data.mul_(sharpness)
     folders = folder / "target", folder / "drafter"
     has_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
+from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.certification.plans import Plan, plans_of
+from mtp_verify.certification.settings import CACHES, GRAMMARS
 from mtp_verify.certification.whitebox import transformers_accept
 from mtp_verify.errors import ParamsError
 
@@ -45,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--min-tv", type=float, default=0.1, help="bias to find (default 0.1)")
     parser.add_argument("--alpha", type=float, default=1e-4, help="false alarms (default 1e-4)")
-    parser.add_argument("--length", type=int, default=3, help="tokens compared (default 3)")
+    parser.add_argument(
+        "--length", type=int, default=3, help="tokens whose joint law is compared (default 3)"
+    )
+    parser.add_argument(
+        "--horizon", type=int, default=12, help="tokens compared one by one (default 12)"
+    )
+    parser.add_argument("--prompts", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0, help="0 is off")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -53,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is off")
     parser.add_argument(
         "--batch", type=int, default=0, help="strings drawn together by this package (default 0: 1)"
+    )
+    parser.add_argument(
+        "--eos", type=int, default=-1, metavar="TOKEN", help="0 to 7: strings end at it"
+    )
+    for option, kinds in (("--grammar", GRAMMARS), ("--cache", CACHES)):
+        said = "; ".join(f"{name}: {words}" for name, words in kinds.items() if name)
+        parser.add_argument(option, default="", help=said)
+    parser.add_argument(
+        "--sharpness", type=float, default=1.0, help="larger logits, peaked rows (default 1)"
     )
     parser.add_argument(
         "--tie", type=float, default=1e-4, help="logit gap of a tie at temperature 0 (default 1e-4)"
@@ -85,11 +102,9 @@ def run(args: argparse.Namespace) -> Report:
         plans = plans_of(args.rerun, seed=args.seed)
     else:
         seed = 0 if args.seed is None else args.seed
-        history = (args.repetition_penalty, args.no_repeat_ngram_size)
-        shaping = (args.temperature, args.top_k, args.top_p, *history)
-        settings = (*shaping, args.length, args.min_tv, args.alpha)
+        given = {field.name: getattr(args, field.name) for field in fields(Plan)} | {"seed": seed}
         modes = args.mode or engines.default_modes(args.engine)
-        plans = [Plan(args.engine, mode, *settings, args.tie, seed, args.batch) for mode in modes]
+        plans = [Plan(**(given | {"mode": mode})) for mode in modes]
     found = [_certify(plan, args.resume, args.max_seconds) for plan in plans]
     made = report(found)
     if args.html is not None:
@@ -112,12 +127,12 @@ def _accept(args: argparse.Namespace) -> Report:
 def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Certificate:
     params = plan.params()
     with tempfile.TemporaryDirectory() as folder, _here_first():
-        options: dict[str, Any] = {"params": params, "length": plan.length, "folder": Path(folder)}
+        options: dict[str, Any] = {"params": params, "folder": Path(folder)}
+        options["setting"] = plan.setting()
         if ":" in plan.engine:
             subject = engines.user_engine(plan.engine, **options)
             name = plan.engine
         else:
-            options["batch"] = plan.batch or None
             subject = engines.make_engine(plan.engine, plan.mode, **options)
             name = subject.name
         sys.stderr.write(f"certifying {name} ...\n")
@@ -128,7 +143,9 @@ def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Cert
         return certify(
             subject,
             params=getattr(subject, "params", params),
+            prompts=make_prompts(plan.prompts),
             length=plan.length,
+            horizon=plan.horizon,
             min_tv=plan.min_tv,
             alpha=plan.alpha,
             tie=plan.tie,

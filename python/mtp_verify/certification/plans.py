@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.certification.engines import EXTRA
+from mtp_verify.certification.settings import Setting
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
 
@@ -25,7 +27,13 @@ class Plan:
     Attributes:
         engine: A key of `engines.MODES`, or MODULE:FUNCTION.
         mode: Of the engine; empty for a function.
+        horizon: Tokens that are compared one by one.
+        prompts: How many.
         batch: Strings that this package's loops draw together; 0 means one at a time.
+        eos: The token at which strings end; -1 for none.
+        grammar: A key of `settings.GRAMMARS`.
+        cache: A key of `settings.CACHES`.
+        sharpness: The logits of target and drafter are that much larger than usual.
     """
 
     engine: str
@@ -36,11 +44,17 @@ class Plan:
     repetition_penalty: float
     no_repeat_ngram_size: int
     length: int
+    horizon: int
+    prompts: int
     min_tv: float
     alpha: float
     tie: float
     seed: int
     batch: int
+    eos: int
+    grammar: str
+    cache: str
+    sharpness: float
 
     def params(self) -> SamplingParams:
         """How rows are shaped."""
@@ -50,6 +64,17 @@ class Plan:
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
+
+    def setting(self) -> Setting:
+        """What else the engine is told, and what it runs on."""
+        return Setting(
+            num=max(self.length, self.horizon) + EXTRA,
+            batch=self.batch,
+            eos=None if self.eos < 0 else self.eos,
+            grammar=self.grammar,
+            cache=self.cache,
+            sharpness=self.sharpness,
         )
 
 

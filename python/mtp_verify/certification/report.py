@@ -106,6 +106,8 @@ def _table(certificates: Sequence[Certificate]) -> Table:
             f"probability {first.alpha}.",
             "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
             "mean over prompts.",
+            f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
+            "before, and their noise.",
             "controls: plain sampling passed the same tests, and a sampler that is wrong by "
             f"{min(1.0, 2 * first.min_tv)} failed them.",
         ),
@@ -123,7 +125,11 @@ def _where(certificate: Certificate) -> list[Table]:
     tables = [
         Table(f"{certificate.name}: where", ("test", "statistic", "df", "p"), tests),
     ]
-    worst = next((c.prompt for c in failed if c.prompt is not None), 0)
+    tables += _ranks(failed, certificate)
+    worst = next((c.prompt for c in failed if c.prompt is not None), None)
+    if worst is None and tables[1:]:
+        return tables
+    worst = worst or 0
     tally = certificate.tallies[worst]
     counts = tally.halves.sum(axis=0)
     expected = tally.law.probs * counts.sum()
@@ -136,6 +142,21 @@ def _where(certificate: Certificate) -> list[Table]:
     title = f"{certificate.name}: strings most off after the prompt {certificate.prompts[worst]}"
     tables.append(Table(title, ("tokens", "seen", "expected"), strings))
     return tables
+
+
+def _ranks(failed: Sequence[Check], certificate: Certificate) -> list[Table]:
+    """How often each rank was seen at the token that is most off, given those before it."""
+    name = next((check.name for check in failed if " given those before" in check.name), None)
+    if name is None or certificate.paths is None:
+        return []
+    seen, expected = certificate.paths.ranks(int(name.split()[1]) - 1)
+    rows = tuple(
+        (f"{rank}", f"{number:,}", f"{wanted:,.1f}")
+        for rank, (number, wanted) in enumerate(zip(seen.tolist(), expected.tolist(), strict=True))
+    )
+    name = name.partition(",")[0]
+    title = f"{certificate.name}: {name}, by rank in its law (0: the likeliest)"
+    return [Table(title, ("rank", "seen", "expected"), rows)]
 
 
 def _rank(check: Check) -> tuple[float, float]:
@@ -160,6 +181,7 @@ def _as_data(c: Certificate) -> dict[str, Any]:
         "min_tv": c.min_tv,
         "alpha": c.alpha,
         "power": c.power,
+        "horizon": c.horizon,
         "seeds": {"first": c.seeds[0], "last": c.seeds[1]},
         "same_seed_same_output": c.repeats,
         "ties": c.ties,
@@ -196,6 +218,7 @@ def _section(certificate: Certificate) -> str:
         ("samples", f"{c.num_samples:,} of {c.num_needed:,} needed"),
         ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),
         ("controls", ", ".join(f"{name}: {ok}" for name, ok in c.controls.items())),
+        ("tokens compared one by one", f"{c.horizon}"),
         ("seeds", f"{c.seeds[0]} to {c.seeds[1]}; same seed, same output: {c.repeats}"),
         ("strings that left the greedy one at a tie", f"{c.ties:,}"),
         *((key, str(value)) for key, value in c.details.items()),

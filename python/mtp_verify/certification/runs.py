@@ -10,38 +10,69 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtp_verify.certification.paths import NUM_CALLS
 from mtp_verify.errors import ParamsError
+from mtp_verify.testing.laws import ENDED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from mtp_verify.certification.paths import PathTally
     from mtp_verify.certification.tally import Tally
     from mtp_verify.certification.ties import Ties
 
-__all__ = ["Run", "Sampler"]
+__all__ = ["Run", "Sampler", "check_call"]
 
 Sampler = Callable[[Sequence[int], int, int], Any]
 
 _SAVE_SECONDS = 5.0
+# Rows of a call: so that noise that rows share shows, and engines that batch do batch.
+_LEAST_ROWS = 16
+
+
+def check_call(call: NDArray[np.int64], count: int, width: int) -> None:
+    """Refuse what is not a sampler's result.
+
+    Args:
+        call: What it returned.
+        count: Strings that were asked for.
+        width: Tokens of each that are wanted, at least.
+
+    Raises:
+        ParamsError: Another shape, or no integers.
+    """
+    if call.ndim != 2 or call.shape[0] != count or call.shape[1] < width:
+        message = (
+            f"the engine returned shape {call.shape}, wanted ({count}, {width}) or wider: n "
+            f"continuations, without the prompt; those that have ended are filled up with {ENDED}"
+        )
+        raise ParamsError(message, slug="shape_mismatch")
+    if call.dtype.kind not in "iu":
+        message = f"the engine returned {call.dtype}, wanted integers"
+        raise ParamsError(message, slug="shape_mismatch")
 
 
 class Run:
-    """The calls of one certification, two consecutive seeds at a time, prompt after prompt."""
+    """The calls of one certification, four consecutive seeds at a time, prompt after prompt."""
 
     def __init__(
         self,
         subject: Sampler,
         prompts: tuple[tuple[int, ...], ...],
         tallies: list[Tally],
+        paths: PathTally,
         needed: int,
         seed: int,
         ties: Ties | None = None,
     ) -> None:
-        self.subject, self.prompts, self.tallies = subject, prompts, tallies
+        self.subject, self.prompts, self.tallies, self.paths = subject, prompts, tallies, paths
         self.ties = ties
         self.needed, self.next_seed = needed, seed
-        # About 16 rounds: enough for progress and looks, few enough for engines that batch.
-        self.count = 2 * max(1, min(2048, needed // (64 * len(prompts))))
+        # Some 16 rounds: enough for progress and looks, few enough for engines that batch.
+        share = needed // (16 * NUM_CALLS * len(prompts))
+        self.count = 2 * min(1024, max(_LEAST_ROWS // 2, share // 2))
         self.path: Path | None = None
         self.identity: dict[str, Any] = {}
         self.saved = time.monotonic()
@@ -52,37 +83,28 @@ class Run:
         """How many strings have been drawn, over all prompts."""
         return sum(tally.num_samples for tally in self.tallies)
 
-    def check_repeats(self) -> bool:
-        """Whether one seed gives the same strings twice."""
-        calls = [np.asarray(self.subject(self.prompts[0], 4, self.next_seed)) for _ in range(2)]
-        for call in calls:
-            self._check(call, 4)
-        return bool(np.array_equal(calls[0], calls[1]))
-
     def sample(self, goal: float, deadline: float) -> None:
         """Draw until there are `goal` samples or the time is over; whole rounds only."""
         began, at_start = time.monotonic(), self.num_samples
+        width = max(self.tallies[0].law.length, self.paths.horizon)
         while self.num_samples < goal and time.monotonic() < deadline:
             for prompt, tally in zip(self.prompts, self.tallies, strict=True):
-                calls = [self.subject(prompt, self.count, self.next_seed + i) for i in range(2)]
+                # Seeds of its own: prompts that share noise would not count as several samples.
+                calls = [
+                    np.asarray(self.subject(prompt, self.count, self.next_seed + i))
+                    for i in range(NUM_CALLS)
+                ]
                 for call in calls:
-                    self._check(np.asarray(call), self.count)
+                    check_call(call, self.count, width)
+                self.paths.add(prompt, calls, self.next_seed)
                 if self.ties is not None:
                     calls = [self.ties.resolve(prompt, call) for call in calls]
-                tally.add(*calls)
-            self.next_seed += 2
+                for pair in range(0, NUM_CALLS, 2):
+                    tally.add(*calls[pair : pair + 2])
+                self.next_seed += NUM_CALLS
             self._show(began, at_start)
             if time.monotonic() - self.saved > _SAVE_SECONDS:
                 self.save()
-
-    def _check(self, call: np.ndarray[Any, Any], count: int) -> None:
-        length = self.tallies[0].law.length
-        if call.ndim != 2 or call.shape[0] != count or call.shape[1] < length:
-            message = (
-                f"the engine returned shape {call.shape}, wanted ({count}, {length}) or wider: "
-                "n continuations, without the prompt and without stopping early"
-            )
-            raise ParamsError(message, slug="shape_mismatch")
 
     def _show(self, began: float, at_start: int) -> None:
         if not self.is_shown:
@@ -107,6 +129,7 @@ class Run:
             found = state["identity"]
             next_seed, count = int(state["next_seed"]), int(state["count"])
             kept = [dict(tally) for tally in state["tallies"]]
+            along = dict(state["paths"])
             num_ties = int(state["num_ties"])
         except (KeyError, TypeError, ValueError) as error:
             message = f"{path}: these are not kept counts ({error!r}): take another file"
@@ -122,6 +145,7 @@ class Run:
             raise ParamsError(message, slug="bad_resume")
         for tally, counts in zip(self.tallies, kept, strict=True):
             tally.restore(counts)
+        self.paths.restore(along)
         self.next_seed, self.count = next_seed, count
         if self.ties is not None:
             self.ties.num = num_ties
@@ -137,6 +161,7 @@ class Run:
             "count": self.count,
             "num_ties": 0 if self.ties is None else self.ties.num,
             "tallies": [tally.state() for tally in self.tallies],
+            "paths": self.paths.state(),
         }
         draft = self.path.with_suffix(self.path.suffix + ".part")
         draft.write_text(json.dumps(state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mtp_verify.certification.paths import PathTally
     from mtp_verify.testing.laws import JointLaw
 
 __all__ = ["Check", "Tally", "checks", "mean_interval", "num_checks", "samples_needed"]
 
 # Cells of the first-token law in the independence tests: pairs have that many squared.
 _MAX_CLASSES = 8
+# The tests of strings over all prompts.
+_OVER_PROMPTS = ("joint", "joint, every other seed", "joint, the other seeds", "joint, by rank")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Check:
     """One test of a certificate.
 
     Attributes:
-        name: What is compared: "joint", "token 1", ..., "neighbours", "next seed".
+        name: What is compared: "joint", "token 1", ..., "neighbours", "next seed", "token 1 given
+            those before", ...
         prompt: Which prompt, or None for all together.
         fit: Statistic and p-value.
         adjusted: The p-value after Holm's correction over all checks.
@@ -44,8 +49,9 @@ class Tally:
     """Counts for one prompt: of whole strings, and of pairs of first tokens.
 
     Samples come as pairs of calls with consecutive seeds. The two calls are the halves from which
-    the total variation is estimated; their rows side by side, and neighbouring rows of one call,
-    show engines that reuse noise: the members of a pair then depend on each other.
+    the total variation is estimated, one of even and one of odd seeds; their rows side by side, and
+    neighbouring rows of one call, show engines that reuse noise: the members of a pair then depend
+    on each other.
     """
 
     def __init__(self, law: JointLaw) -> None:
@@ -127,21 +133,55 @@ class Tally:
             setattr(self, name, counts)
 
 
-def checks(tallies: Sequence[Tally]) -> list[Check]:
-    """Run every test, corrected over all of them: the combined joint law comes first."""
+def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Check]:
+    """Run every test, corrected over all of them: the combined joint law comes first.
+
+    Args:
+        tallies: One for each prompt.
+        paths: Of all prompts.
+    """
     found: list[tuple[str, int | None, stats.Fit]] = []
     for prompt, tally in enumerate(tallies):
         found += [(name, prompt, fit) for name, fit in tally.fits()]
-    joint = [fit for name, _, fit in found if name == "joint"]
-    total = joint[0]
-    for fit in joint[1:]:
-        total += fit
-    found.insert(0, ("joint", None, total))
+    joint = _total([fit for name, _, fit in found if name == "joint"])
+    # A fault of every other seed is half as large in the mean of all.
+    halves = [
+        _total([stats.fit(tally.halves[half], tally.law.probs) for tally in tallies])
+        for half in range(2)
+    ]
+    fits = [joint, *halves, _fit_of_ranks(tallies)]
+    found[:0] = [(name, None, fit) for name, fit in zip(_OVER_PROMPTS, fits, strict=True)]
+    if paths is not None:
+        found += [(name, None, fit) for name, fit in paths.fits()]
     adjusted = stats.holm([fit.p_value for _, _, fit in found])
     return [
         Check(name, prompt, fit, value)
         for (name, prompt, fit), value in zip(found, adjusted, strict=True)
     ]
+
+
+def _fit_of_ranks(tallies: Sequence[Tally]) -> stats.Fit:
+    """Strings by their rank after their prompt: where rows are peaked, and samples of each few."""
+    seen, expected = np.zeros(_MAX_CLASSES, np.int64), np.zeros(_MAX_CLASSES)
+    impossible = 0
+    for tally in tallies:
+        counts, probs = tally.halves.sum(axis=0), tally.law.probs
+        ranks = np.empty(len(probs), np.int64)
+        ranks[np.argsort(-probs, kind="stable")] = np.arange(len(probs))
+        ranks = np.minimum(ranks, _MAX_CLASSES - 1)
+        seen += np.bincount(ranks, counts, _MAX_CLASSES).astype(np.int64)
+        expected += np.bincount(ranks, probs, _MAX_CLASSES) * counts.sum()
+        impossible += int(counts[probs == 0].sum())
+    if impossible:
+        return stats.Fit(math.inf, _MAX_CLASSES - 1, 0.0, int(seen.sum()), impossible)
+    return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
+
+
+def _total(fits: Sequence[stats.Fit]) -> stats.Fit:
+    total = fits[0]
+    for fit in fits[1:]:
+        total += fit
+    return total
 
 
 def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interval:
@@ -170,26 +210,38 @@ def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interv
     return stats.Interval(max(joint.estimate, best.estimate), best.low, joint.high)
 
 
-def num_checks(laws: Sequence[JointLaw]) -> int:
+def num_checks(laws: Sequence[JointLaw], paths: PathTally | None = None) -> int:
     """How many tests `checks` runs."""
-    return 1 + sum(law.length + 3 for law in laws)
+    along = 0 if paths is None else len(paths.fits())
+    return len(_OVER_PROMPTS) + sum(law.length + 3 for law in laws) + along
 
 
-def samples_needed(laws: Sequence[JointLaw], *, min_tv: float, alpha: float, power: float) -> int:
+def samples_needed(
+    laws: Sequence[JointLaw],
+    paths: PathTally | None = None,
+    *,
+    min_tv: float,
+    alpha: float,
+    power: float,
+) -> int:
     """Samples, over all prompts, with which the combined joint test finds a bias of `min_tv`.
+
+    No fewer than the test by rank needs, which sees all prompts together; the test of one token
+    given those before it has as many cells.
 
     The number of cells depends on the number of samples, as rare strings are pooled: a fixed point
     is looked for from above.
     """
-    level = alpha / num_checks(laws)
+    level = alpha / num_checks(laws, paths)
     total = 0
+    least = stats.chi_square_num_samples(_MAX_CLASSES, min_tv, level, power)
     cells = [int(np.count_nonzero(law.probs)) for law in laws]
     for _ in range(4):
         df = sum(count - 1 for count in cells)
         if df < 1:
             # One possible string a prompt: a single other one is a finding.
             return max(total, int(np.ceil(np.log(1 - power) / np.log1p(-min_tv))))
-        total = stats.chi_square_num_samples(df + 1, min_tv, level, power)
+        total = max(least, stats.chi_square_num_samples(df + 1, min_tv, level, power))
         share = total / len(laws)
         cells = [int(stats.pool(law.probs * share).max(initial=0)) + 1 for law in laws]
     return total

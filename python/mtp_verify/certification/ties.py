@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.reference import penalise
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mtp_verify.params import SamplingParams
-    from mtp_verify.testing.laws import JointLaw
+    from mtp_verify.testing.laws import JointLaw, TokenLaws
 
 __all__ = ["Ties"]
 
@@ -26,13 +23,12 @@ class Ties:
 
     def __init__(
         self,
-        rows: Callable[[tuple[int, ...]], Any],
+        tokens: TokenLaws,
         length: int,
         gap: float,
         laws: Mapping[tuple[int, ...], JointLaw],
-        params: SamplingParams,
     ) -> None:
-        self.rows, self.length, self.gap, self.params = rows, length, gap, params
+        self.tokens, self.length, self.gap = tokens, length, gap
         self.greedy = {prompt: law.string(int(law.probs.argmax())) for prompt, law in laws.items()}
         self.num = 0
 
@@ -50,8 +46,7 @@ class Ties:
 
     def _is_tied(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
         for place, token in enumerate(tokens):
-            path = (*prompt, *tokens[:place])
-            row = penalise(np.asarray(self.rows(path)), path, len(prompt), self.params)
-            if not 0 <= token < len(row) or not row.max() - row[token] <= self.gap:
+            tied = self.tokens.tied(prompt, tokens[:place], self.gap)
+            if not 0 <= token < len(tied) or not tied[token]:
                 return False
         return True

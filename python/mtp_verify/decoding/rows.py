@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
+    from mtp_verify.planning import Plan
     from mtp_verify.target import Target
 
 __all__ = ["Row", "admit", "check_draft"]
@@ -52,12 +53,17 @@ class Row:
         filled: how much of `sequence` is there.
         num_padding: of the prompt.
         max_total: greatest length of `request.tokens`.
+        switch: greatest length at which the target still reads all tokens in the one way, beyond
+            which in the other; None if it has one way only.
         criteria: called after each token.
         logits: the raw row behind each emitted token, or None if not asked for.
+        stop_ids: tokens that end it.
         masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the step's
             draft; None without a constraint.
+        dead_ends: the nodes of the step's draft after which the constraint allows nothing.
         processors: functions over its rows.
         top_logprobs: how many of the most likely tokens to list behind each emitted one.
+        unfinished: the plan and the draft of its step, until it has a verdict.
         finish: why it ended; None while it has not.
         error: what it failed with, if it did.
         past: its cache, where the user gets it back.
@@ -72,21 +78,40 @@ class Row:
     num_padding: int
     max_total: int
     criteria: list[Callable[..., Any]]
+    stop_ids: frozenset[int] = frozenset()
+    switch: int | None = None
     logits: list[torch.Tensor] | None = None
     masks: NDArray[np.int32] | None = None
+    dead_ends: frozenset[int] = frozenset()
     processors: list[Any] = field(default_factory=list)
     top_logprobs: int = 0
     top: list[TopLogprobs] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     logprobs: list[np.ndarray] = field(default_factory=list)
+    unfinished: tuple[Plan, Draft] | None = None
     finish: str | None = None
     error: Exception | None = None
     past: Any = None
 
     @property
     def budget(self) -> int:
-        """Draft tokens that can be of use: the verifier's own token supplies the last one."""
-        return self.max_total - self.request.position - 2
+        """Draft tokens that can be of use: the verifier's own token supplies the last one.
+
+        None of them stands beyond the switch while the root does not: one forward reads all of its
+        tokens in one way. The first root beyond is run by itself, with the text before it.
+        """
+        if self.drafter is None:
+            return 0
+        root, switch = self.request.position, self.switch
+        useful = self.max_total - root - 2
+        if switch is None or root > switch:
+            return useful
+        return min(useful, max(0, switch - 1 - root))
+
+    @property
+    def depends_on_drafts(self) -> bool:
+        """Whether the tokens, not their law, depend on what was drafted."""
+        return self.rule != "coupled" and not self.request.params.is_greedy
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -97,6 +122,10 @@ class Row:
     def constrain(self, draft: Draft) -> Draft:
         """Compute the masks of a draft, and leave out of it what need not be run.
 
+        A node after which nothing is allowed keeps its whole row: what the rule then emits below it
+        is cut off by `emit`, so that it may be anything. It must not be an empty row, since rules
+        read rows of nodes that they do not accept.
+
         Raises:
             NumericsError: nothing may follow the root.
         """
@@ -106,30 +135,17 @@ class Row:
         self.masks, allowed = matcher.masks(draft)
         if draft.law in _WITHOUT_ROWS and not allowed.all():
             draft, self.masks = without(draft, ~allowed), self.masks[allowed]
-        if not self.masks[0].any():
-            raise self._dead_end(draft, 0)
+        dead_ends = [node for node, mask in enumerate(self.masks) if not mask.any()]
+        if 0 in dead_ends:
+            emitted = self.request.tokens[self.request.prompt_len :]
+            msg = (
+                f"the constraint allows no token after {emitted}: no string that obeys goes on "
+                "from there"
+            )
+            raise NumericsError(msg, slug="dead_end", node=0, sequence=self.request.id)
+        self.masks[dead_ends] = -1
+        self.dead_ends = frozenset(dead_ends)
         return draft
-
-    def masks_of(self, draft: Draft) -> NDArray[np.int32] | None:
-        """Return the masks of what was run: the draft, or the empty one if it found no room."""
-        return None if self.masks is None else self.masks[: draft.num_nodes]
-
-    def explain(self, error: Exception, draft: Draft) -> Exception:
-        """Return the error of verification, as a dead end where it is one."""
-        if self.masks is not None and isinstance(error, NumericsError):
-            node = error.node or error.row or 0
-            if not self.masks[node].any():
-                return self._dead_end(draft, node)
-        return error
-
-    def _dead_end(self, draft: Draft, node: int) -> NumericsError:
-        """Return the error of a node after which nothing is allowed."""
-        emitted = self.request.tokens[self.request.prompt_len :]
-        path = emitted + draft.tokens[draft.tree.path(node)].tolist()
-        msg = (
-            f"the constraint allows no token after {path}: no string that obeys goes on from there"
-        )
-        return NumericsError(msg, slug="dead_end", node=node, sequence=self.request.id)
 
     @property
     def history(self) -> list[int] | None:
@@ -138,15 +154,21 @@ class Row:
         return self.request.tokens if needed else None
 
     def emit(self, verdict: Verdict) -> Verdict:
-        """Append the verdict's tokens up to the first stop, and return it cut there."""
+        """Append the verdict's tokens up to the first stop, and return it cut there.
+
+        A dead end of the constraint stops them, too; the next step finds it at its root, as plain
+        decoding does.
+        """
         request = self.request
         tokens: list[int] = verdict.tokens.tolist()
+        path = verdict.path.tolist() if self.dead_ends else []
+        alive = next((i + 1 for i, node in enumerate(path) if node in self.dead_ends), len(tokens))
         room = self.max_total - len(request.tokens)
-        count = min(len(tokens), room)
+        count = min(alive, room)
         reason = "length" if count == room else None
-        if request.eos_ids:
+        if self.stop_ids:
             for index in range(count):
-                if tokens[index] in request.eos_ids:
+                if tokens[index] in self.stop_ids:
                     count, reason = index + 1, "stop"
                     break
         self.sequence[self.filled : self.filled + count] = torch.tensor(tokens[:count])
@@ -267,7 +289,8 @@ def admit(
             prompt_len=len(tokens),
             params=params,
             seed=seed,
-            eos_ids=stop_ids,
+            # Paths that end early would not have one length.
+            eos_ids=frozenset() if rule == "gbv" else stop_ids,
             matcher=matcher,
         ),
         drafter=drafter,
@@ -278,6 +301,8 @@ def admit(
         num_padding=prompt.num_padding,
         max_total=max_total,
         criteria=criteria,
+        stop_ids=stop_ids,
+        switch=getattr(target, "switch_length", None),
         logits=[] if output_logits else None,
         processors=processors,
         top_logprobs=top_logprobs,
@@ -307,24 +332,34 @@ def _check_constraint(constraint: Constraint, target: Target) -> None:
         raise ParamsError(msg, slug="eos_mismatch")
 
 
-def check_draft(draft: Draft, row: Row, target: Target) -> int:
-    """Return the depth of a row's draft; refuse what the target could not be run on.
+def check_draft(draft: Draft, row: Row, target: Target, budget: int) -> None:
+    """Refuse what a row's drafter was not asked for, or what the target could not be run on.
 
     Raises:
-        DraftError: too deep, or a token outside the target's vocabulary.
+        DraftError: more nodes than the budget, a law that the drafter does not say it has, or a
+            token outside the target's vocabulary.
         UnsupportedModelError: a tree, and the target cannot attend along one.
     """
-    if draft.num_nodes == 1:
-        return 0
-    depth = int(draft.tree.depths[-1])
-    if depth != draft.num_nodes - 1:
-        depth = int(np.max(draft.tree.depths))
-        if target.tree_obstacle:
-            msg = f"the draft is a tree, and {target.tree_obstacle}"
-            raise UnsupportedModelError(msg, slug="no_tree_attention")
-    if depth > row.budget:
-        msg = f"the draft has depth {depth}, and {row.budget} was asked for"
-        raise DraftError(msg, slug="draft_too_deep", sequence=row.request.id)
+    num_drafted = draft.num_nodes - 1
+    if not num_drafted:
+        return
+    name, number = type(row.drafter).__name__, row.request.id
+    if num_drafted > budget:
+        msg = (
+            f"{name} drafted {num_drafted} nodes, and was asked for {budget} at most; a draft is "
+            "kept within its budget before it is drawn, since one that is dropped for its size "
+            "would bias what is emitted"
+        )
+        raise DraftError(msg, slug="draft_too_large", sequence=number)
+    if not draft.tree.is_chain and target.tree_obstacle:
+        msg = f"the draft is a tree, and {target.tree_obstacle}"
+        raise UnsupportedModelError(msg, slug="no_tree_attention")
+    if draft.law == "coupled" and row.rule == "auto" and row.lossy is None:
+        msg = (
+            f'{name} drafted by the law "coupled", and its `laws` does not name it; a request '
+            'with such drafts is verified by rule="coupled" at every step'
+        )
+        raise DraftError(msg, slug="undeclared_law", sequence=number)
     tokens = draft.tokens[1:]
     if target.vocab_size is not None and int(tokens.max()) >= target.vocab_size:
         node = 1 + int(tokens.argmax())
@@ -332,5 +367,4 @@ def check_draft(draft: Draft, row: Row, target: Target) -> int:
             f"node {node}: token {int(tokens.max())} is outside the target's vocabulary of "
             f"{target.vocab_size}; the drafter must share it"
         )
-        raise DraftError(msg, slug="token_out_of_vocab", node=node, sequence=row.request.id)
-    return depth
+        raise DraftError(msg, slug="token_out_of_vocab", node=node, sequence=number)

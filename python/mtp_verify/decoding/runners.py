@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.errors import OutOfBlocksError, ParamsError
+from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,17 +62,30 @@ class Runner(Protocol):
     def has_room(self) -> bool:
         """Whether every row can take one more entry; if not, one has to make room."""
 
-    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
-        """Return one draft per row that its cache has room for: the empty one where it has not.
+    def prepare(self) -> None:
+        """Run what has to be run by itself before the step's drafts."""
 
-        Whatever the law of a draft, a step without it keeps the target's.
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """How many draft nodes each row may have, so that there is room for all of them together.
+
+        A function of the past: the rows' texts, and who holds which entries of the cache.
+
+        Args:
+            wanted: the most nodes that are of use to each row.
+
+        Returns:
+            One number for each row, at most what it wanted.
 
         Raises:
             OutOfBlocksError: there is not even room for the roots.
         """
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
-        """Run what is not cached yet and one draft per row, in the order of `rows`."""
+        """Run what is not cached yet and one draft per row, in the order of `rows`.
+
+        Args:
+            drafts: each with as many nodes below the root as `room` said, at most.
+        """
 
     def commit(
         self, rows: Sequence[Row], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
@@ -101,6 +114,7 @@ class Each:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._forgets: bool = getattr(target, "forgets_at_switch", False)
         self.rows: list[Row] = []
         self._caches: dict[int, TargetCache] = {}
 
@@ -132,14 +146,18 @@ class Each:
         """See `Runner.has_room`: `add` has seen to it."""
         return True
 
-    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
-        """See `Runner.fit`."""
-        fitting = []
-        for row, draft in zip(self.rows, drafts, strict=True):
+    def prepare(self) -> None:
+        """See `Runner.prepare`: prompts are run with the first draft."""
+
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """See `Runner.room`."""
+        limits = []
+        for row, most in zip(self.rows, wanted, strict=True):
             capacity = self._caches[row.request.id].capacity
-            fits = capacity is None or row.request.position + draft.num_nodes <= capacity
-            fitting.append(draft if fits else empty)
-        return fitting
+            # The root takes the entry at its position.
+            spare = most if capacity is None else capacity - row.request.position - 1
+            limits.append(min(most, max(spare, 0)))
+        return limits
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """See `Runner.forward`."""
@@ -174,6 +192,9 @@ class Each:
 
     def _forward(self, row: Row, draft: mv.Draft) -> Output:
         cache, tokens = self._caches[row.request.id], row.request.tokens
+        if self._forgets and row.switch is not None and cache.length <= row.switch < len(tokens):
+            # Its entries were read in the other way, and are computed again with the root.
+            cache.crop(0)
         pending = tokens[cache.length :]
         positions = mask = None
         before: tuple[torch.Tensor, ...] | None = None
@@ -242,20 +263,19 @@ class Together:
         """See `Runner.has_room`."""
         return self._cache.has_room()
 
-    def fit(self, drafts: Sequence[mv.Draft], empty: mv.Draft) -> list[mv.Draft]:
-        """See `Runner.fit`: under pressure all rows go without drafts."""
+    def prepare(self) -> None:
+        """See `Runner.prepare`: prompts that are not in the cache yet."""
         for slot in range(len(self.rows)):
             self._run_prompt(slot)
-        try:
-            self._cache.reserve([draft.num_nodes for draft in drafts])
-        except OutOfBlocksError:
-            self._cache.reserve([1] * len(drafts))
-            return [empty] * len(drafts)
-        return list(drafts)
+
+    def room(self, wanted: Sequence[int]) -> list[int]:
+        """See `Runner.room`."""
+        return self._cache.room(wanted)
 
     def forward(self, drafts: Sequence[mv.Draft]) -> list[Output]:
         """See `Runner.forward`."""
         device, rows = self._target.device, self.rows
+        self._cache.reserve([draft.num_nodes for draft in drafts])
         width = max(draft.num_nodes for draft in drafts)
         tokens = np.empty((len(rows), width), np.int64)
         positions = np.empty((len(rows), width), np.int64)

@@ -1,5 +1,9 @@
 """The loop: propose, forward, verify, commit, for all requests in flight at once.
 
+It is append-only: what it decides may depend on all that is known before a draw, but once a token
+is drawn it is verified where it was drawn (docs/lossless-loops.md). So room is shared out before
+anybody drafts, and a draft that is larger than its share is an error.
+
 A request that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
 kept. Errors of the model or of a drafter's code belong to nobody: they are raised, after all caches
 are rolled back to what was emitted.
@@ -15,6 +19,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.decoding.rows import check_draft
+from mtp_verify.decoding.rules import rule_of_step
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
 from mtp_verify.planning import Plan
 
@@ -56,6 +61,11 @@ class Session:
     def __len__(self) -> int:
         """Number of requests in flight or waiting."""
         return len(self._runner.rows) + len(self._waiting)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The requests in flight, and those that wait."""
+        return [*self._runner.rows, *(row for row, _ in self._waiting)]
 
     @torch.inference_mode()
     def add(self, row: Row, past: Any | None = None) -> None:
@@ -107,7 +117,7 @@ class Session:
         lengths = [len(row.request.tokens) for row in rows]
         try:
             self._step(rows)
-        except Exception:
+        except BaseException:
             # A user's cache is left with tokens of the sequence alone, not with a draft's.
             for row in rows:
                 self._runner.roll_back(row)
@@ -124,17 +134,16 @@ class Session:
 
     def _step(self, rows: list[Row]) -> None:
         clock = _Clock(rows)
-        plans = self._plan(rows)
-        drafts = self._constrain(rows, self._propose(rows, plans))
-        clock.tick("draft")
+        self._runner.prepare()
+        clock.tick("target")
         try:
-            drafts = self._runner.fit(drafts, self._empty)
+            plans, drafts = self._draft(rows)
         except OutOfBlocksError as error:
             # It is alone (`_make_room`), and there is no block left.
             for row in rows:
                 _fail(row, error)
             return
-        clock.tick("target")
+        clock.tick("draft")
         outputs = self._runner.forward(drafts)
         forward = clock.tick("target")
         for drafter, members in _by_drafter(rows):
@@ -147,6 +156,8 @@ class Session:
                 )
         # Those of the rows that have not failed, by place in the batch.
         verdicts = _emit(rows, drafts, outputs, _verify(rows, drafts, outputs))
+        for row in rows:
+            row.unfinished = None
         self._learn(rows, plans, drafts, verdicts, forward)
         clock.tick("verify")
         self._runner.commit(
@@ -166,14 +177,30 @@ class Session:
             drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
         clock.tick("commit")
 
-    def _plan(self, rows: list[Row]) -> list[Plan]:
-        """Choose the budget of each row."""
+    def _draft(self, rows: list[Row]) -> tuple[list[Plan], list[mv.Draft]]:
+        """Plan and draft for each row; or take the drafts of a step that was not finished.
+
+        Why it was not may depend on what was drawn, so that another draft would be biased.
+
+        Raises:
+            OutOfBlocksError: there is not even room for the roots.
+        """
+        if not all(row.unfinished for row in rows):
+            plans = self._plan(rows, self._runner.room([row.budget for row in rows]))
+            drafts = self._constrain(rows, self._propose(rows, plans))
+            for row, plan, draft in zip(rows, plans, drafts, strict=True):
+                row.unfinished = plan, draft
+        made = [row.unfinished for row in rows if row.unfinished]
+        return [plan for plan, _ in made], [draft for _, draft in made]
+
+    def _plan(self, rows: list[Row], room: list[int]) -> list[Plan]:
+        """Choose the budget of each row, at most what its cache has room for."""
         if self._planner is None:
-            return [Plan(row.budget) for row in rows]
+            return [Plan(limit) for limit in room]
         plans = self._planner.plan(
             [row.request for row in rows],
             [row.drafter for row in rows],
-            [row.budget for row in rows],
+            room,
             together=self._runner.shares_forwards,
         )
         for row, plan in zip(rows, plans, strict=True):
@@ -202,7 +229,7 @@ class Session:
             )
 
     def _propose(self, rows: list[Row], plans: list[Plan]) -> list[mv.Draft]:
-        """Draft for each row, one call per drafter; a draft that cannot be run fails its row."""
+        """Draft for each row, one call per drafter; a draft that must not be run fails its row."""
         drafts = [self._empty] * len(rows)
         for drafter, members in _by_drafter(rows):
             requests = [rows[i].request for i in members]
@@ -215,7 +242,7 @@ class Session:
                 drafts[i] = draft
         for i, row in enumerate(rows):
             try:
-                check_draft(drafts[i], row, self._target)
+                check_draft(drafts[i], row, self._target, plans[i].budget)
             except MtpVerifyError as error:
                 _fail(row, error)
                 drafts[i] = self._empty
@@ -225,6 +252,8 @@ class Session:
         """Mask each draft as its row's constraint says; one that cannot be fails its row."""
         masked = list(drafts)
         for i, row in enumerate(rows):
+            if row.error is not None:
+                continue
             try:
                 masked[i] = row.constrain(drafts[i])
             except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
@@ -233,7 +262,10 @@ class Session:
         return masked
 
     def _may_join(self) -> bool:
-        return len(self._runner.rows) < self._max_batch and not self._is_full
+        rows = self._runner.rows
+        # The drafts of a step that failed are run again, in the room that was found for them.
+        is_redone = any(row.unfinished for row in rows)
+        return len(rows) < self._max_batch and not self._is_full and not is_redone
 
     def _admit(self) -> list[tuple[Row, list[int]]]:
         """Start who waits, in order; return those that can never start, with what they emitted."""
@@ -300,18 +332,6 @@ class _Clock:
         return spent
 
 
-# The laws that each rule is legal for.
-_LAWS = {rule["name"]: rule["laws"] for rule in mv.rules()}
-
-
-def _rule_of(row: Row, draft: mv.Draft) -> str:
-    """The row's rule; where nothing was drafted, one that takes an empty draft of any law."""
-    is_empty = draft.num_nodes == 1
-    if is_empty and draft.law not in _LAWS.get(row.rule, (draft.law,)):
-        return "target_only"
-    return row.rule
-
-
 def _verify(
     rows: Sequence[Row], drafts: Sequence[mv.Draft], outputs: Sequence[Output]
 ) -> dict[int, mv.Verdict]:
@@ -324,13 +344,13 @@ def _verify(
                 [drafts[i] for i in places],
                 [outputs[i].logits for i in places],
                 [row.request.params for row in members],
-                rule=[_rule_of(rows[i], drafts[i]) for i in places],
+                rule=[rule_of_step(rows[i].rule, drafts[i]) for i in places],
                 seeds=[row.request.seed for row in members],
                 positions=[row.request.position for row in members],
                 lossy=[row.lossy for row in members],
                 histories=[row.history for row in members],
                 prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
-                bitmasks=[rows[i].masks_of(drafts[i]) for i in places],
+                bitmasks=[row.masks for row in members],
                 processors=[row.processors for row in members],
                 top_logprobs=[row.top_logprobs for row in members],
             )
@@ -338,9 +358,10 @@ def _verify(
             sequence = getattr(error, "sequence", None)
             if sequence is None:
                 raise
-            alone = error.alone() if isinstance(error, MtpVerifyError) else error
-            place = places.pop(sequence)
-            _fail(rows[place], rows[place].explain(alone, drafts[place]))
+            _fail(
+                rows[places.pop(sequence)],
+                error.alone() if isinstance(error, MtpVerifyError) else error,
+            )
             continue
         return {i: verdicts[place] for place, i in enumerate(places)}
     return {}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mtp_verify import Draft, Verdict
     from mtp_verify.constraints import Matcher
 
-__all__ = ["Drafter", "Request"]
+__all__ = ["Drafter", "Request", "laws_of"]
 
 
 @dataclass(eq=False)
@@ -27,7 +27,8 @@ class Request:
         params: how the target's rows are shaped.
         seed: key of all noise of this sequence, 0 <= seed < 2**64. Sequences that share it share
             their noise, so there is no default.
-        eos_ids: tokens that end the sequence; drafting below one is useless.
+        eos_ids: tokens that end the sequence; drafting below one is useless. Empty for the rule
+            "gbv", which takes paths of one length alone.
         matcher: where the sequence stands in its constraint, or None if it has none.
     """
 
@@ -52,12 +53,24 @@ class Drafter(Protocol):
     The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
     has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
-    logits)`, called after each forward with the (N+1, V) raw rows of each draft. It may also set
-    `makes_trees = True` when a draft of its can have siblings: a model that cannot attend along a
-    tree is then refused before generation starts. `is_pure = True` says that `propose` is a cheap
-    function of what it knows and leaves nothing behind: a planner may ask for drafts that are never
-    run. One that drafts from the target's hidden states
-    names the layers in `hidden_layers`, as `mtp_verify.hidden` numbers them.
+    logits)`, called after each forward with the (N+1, V) raw rows of each draft.
+
+    **Append-only.** What a drafter decides may depend on all that it knows, but a token that it has
+    drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
+    out too large (docs/lossless-loops.md has the theorem, and what a loop may share).
+
+    Attributes that a drafter may have, and what their absence means:
+
+    - `laws`: the laws that its drafts may have. A rule that is not lossless for one of them is
+      refused before generation starts. With "coupled" among them `rule="auto"` means "coupled" at
+      every step, since such drafts show noise that this rule has still to use. Without: any law
+      but "coupled", which "auto" then refuses.
+    - `makes_trees = True`: a draft can have siblings; a model that cannot attend along a tree is
+      then refused before generation starts. Without: chains.
+    - `is_pure = True`: `propose` is a cheap function of what it knows and leaves nothing behind, so
+      that a planner may ask for drafts that are never run. Without: it is not.
+    - `hidden_layers`: the layers of the target whose hidden states it drafts from, as
+      `mtp_verify.hidden` numbers them. Without: none.
 
     A drafter that draws from rows should let `request.matcher` mask them first. One that does not
     stays lossless: forbidden nodes of a deterministic draft are left out before it is run, drawn
@@ -72,8 +85,9 @@ class Drafter(Protocol):
 
         Args:
             requests: the sequences of this step; `tokens[-1]` is the root.
-            budgets: the most draft nodes, and so the greatest depth, that is of use; 0 asks for the
-                empty draft.
+            budgets: the most draft nodes, and so the greatest depth: what the length, the planner
+                and the cache leave room for, known before anything is drawn. 0 asks for the empty
+                draft; a larger draft than that is an error.
         """
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
@@ -90,3 +104,8 @@ class Drafter(Protocol):
 
     def release(self, request: Request) -> None:
         """Forget a request; unknown ones are ignored."""
+
+
+def laws_of(drafter: Drafter | None) -> tuple[str, ...]:
+    """The laws that a drafter says its drafts may have; none where it does not say."""
+    return tuple(getattr(drafter, "laws", ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify import Draft, TokenTree, _core
+from mtp_verify.drafters.base import laws_of
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Combined:
         if len(readers) > 1:
             msg = "at most one of the drafters may read the target's hidden states"
             raise ParamsError(msg, slug="bad_draft_settings")
+        laws = dict.fromkeys(law for drafter in drafters for law in laws_of(drafter))
+        if mode == "merge" and set(laws) - {"deterministic"}:
+            msg = f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
+            raise ParamsError(msg, slug="bad_draft_settings")
+        self.laws: tuple[str, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters = tuple(drafters)
         self.mode = mode
         self.max_nodes = max_nodes
@@ -80,6 +86,17 @@ class Combined:
             check = getattr(drafter, "check_vocabulary", None)
             if check is not None:
                 check(vocab_size)
+
+    def check_rule(self, rule: str) -> None:
+        """Let each drafter whose trees have a form refuse the rule.
+
+        Raises:
+            RuleError: as the drafter says.
+        """
+        for drafter in self.drafters:
+            check = getattr(drafter, "check_rule", None)
+            if check is not None:
+                check(rule)
 
     def start(self, request: Request) -> None:
         """Begin a request with every drafter."""

@@ -10,15 +10,15 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import growers
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.shape import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
     from mtp_verify.heads.base import Head
+    from mtp_verify.shape import Shape
 
 __all__ = ["Heads"]
 
@@ -27,11 +27,20 @@ _SHAPED_LAWS = ("swor", "iid", "chain", "top_plus_one", "deterministic", "couple
 
 @dataclass
 class _State:
-    """What the drafter keeps of a request: the head's state, and hidden states not read yet."""
+    """What the drafter keeps of a request: the head's state, and hidden states not read yet.
+
+    Attributes:
+        head: the head's own state.
+        pending: hidden states of committed tokens.
+        rows: the head's row after the root, from when it has read them until the draft is made: a
+            draft that failed midway can be made again.
+        vocab: the token of each column, where rows are over a sub-vocabulary.
+    """
 
     head: Any
     pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
-    vocab: Any | None = None  # the token of each column, where rows are over a sub-vocabulary
+    rows: torch.Tensor | None = None
+    vocab: Any | None = None
 
     def update_vocab(self, base: Any | None) -> None:
         """Let the tokens of the context follow those that the head always drafts."""
@@ -118,19 +127,28 @@ class Heads:
         self.max_children = max_children
         self.law = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
-        # A shape's levels below what the head, or a step, has room for are left out.
-        self._shapes: dict[int, Shape] = {}
+        # What the head has levels for, and by budget what a step has room for.
+        self._shape: Shape | None = None
+        self._cut_shapes: dict[int, Shape] = {}
         if shape is not None:
-            depth = min(int(max(shape.tree.depths)), head.max_depth or shape.tree.num_nodes)
-            self.num_tokens = depth
-            self._shapes = {level: _shallow(shape, level) for level in range(1, depth + 1)}
-        self.makes_trees = max_nodes is not None or any(
-            not shape.tree.is_chain for shape in self._shapes.values()
+            self._shape = shape.cut(shape.tree.num_nodes, head.max_depth)
+            self.num_tokens = int(max(self._shape.tree.depths))
+        self.makes_trees = max_nodes is not None or not (
+            self._shape is None or self._shape.tree.is_chain
         )
         self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
         self._states: dict[int, _State] = {}
         self._last: list[Request] = []
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The law of its drafts."""
+        if self.max_nodes is not None:
+            return ("deterministic",)
+        if self._shape is not None:
+            return (self.law,)
+        return ("deterministic" if self.params is None else "chain",)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target that does not know the head's tokens.
@@ -146,16 +164,29 @@ class Heads:
             )
             raise UnsupportedModelError(msg, slug="vocab_mismatch")
 
+    def check_rule(self, rule: str) -> None:
+        """Refuse a rule that its trees do not have the form for.
+
+        Raises:
+            RuleError: "gbv", and the shape is not paths of one length.
+        """
+        if rule == "gbv" and self._shape is not None and not self._shape.num_paths:
+            msg = (
+                f"rule gbv: found a shape of parents {self._shape.tree.parents.tolist()}, wanted "
+                "paths of one length that part at the root; take Shape.paths"
+            )
+            raise RuleError(msg, slug="rule_shape")
+
     def start(self, request: Request) -> None:
         """Begin a request; nothing is known of it yet."""
         self._states[request.id] = _State(self.head.new_state())
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
-        """Draft for each request, no deeper than its budget."""
+        """Draft for each request, within its budget: shapes are cut to it before they are drawn."""
         self._last = list(requests)
         with torch.inference_mode():
             return [
-                self._draft(request, min(self.num_tokens, budget))
+                self._draft(request, budget)
                 for request, budget in zip(requests, budgets, strict=True)
             ]
 
@@ -183,66 +214,67 @@ class Heads:
         """Forget a request."""
         self._states.pop(request.id, None)
 
-    def _draft(self, request: Request, depth: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> mv.Draft:
         state = self._states.get(request.id)
         if state is None:
             msg = f"request {request.id} was never started; call start(request) first"
             raise DraftError(msg, slug="unknown_request", sequence=request.id)
-        if depth < 1 or not state.pending:
+        if budget < 1:
             return self._empty
         head = self.head
-        hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
-        count = hidden[0].shape[0]
-        tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
-        rows = head.read(state.head, hidden, tokens)
-        state.pending.clear()
-        state.update_vocab(self._vocab)
-        grower = self._grower(request, depth, state.vocab)
+        if state.pending:
+            hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
+            count = hidden[0].shape[0]
+            tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
+            state.rows = head.read(state.head, hidden, tokens)
+            state.pending.clear()
+            state.update_vocab(self._vocab)
+        rows = state.rows
+        if rows is None:
+            return self._empty
+        grower = self._grower(request, budget, state.vocab)
         numbers = {0: 0}
         while nodes := grower.frontier():
             if nodes != [0]:
                 parents, words = grower.parents, grower.tokens
                 above = [numbers[int(parents[node])] for node in nodes]
-                drafted = torch.from_numpy(words[nodes]).to(tokens.device)
                 first = state.head.num_nodes
-                rows = head.step(state.head, above, drafted)
+                rows = head.step(state.head, above, torch.from_numpy(words[nodes]).to(rows.device))
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
             if request.matcher is not None:
                 paths = [grower.path(node) for node in nodes]
                 rows = request.matcher.mask_rows(rows, paths, state.vocab)
             grower.extend(rows)
+        state.rows = None
         return grower.finish()
 
-    def _grower(self, request: Request, depth: int, vocab: Any | None) -> growers.Grower:
+    def _grower(self, request: Request, budget: int, vocab: Any | None) -> growers.Grower:
         own: dict[str, Any] = {
             "root": request.tokens[-1],
             "eos_ids": request.eos_ids,
             "params": self.params,
             "vocab": vocab,
         }
+        depth = min(self.num_tokens, budget)
         if self.max_nodes is not None:
             return growers.Heap(
-                self.max_nodes,
+                min(self.max_nodes, budget),
                 max_depth=depth,
                 max_children=self.max_children,
                 min_score=self.min_path,
                 **own,
             )
         own |= {"seed": request.seed, "position": request.position}
-        if not self._shapes:
+        if self._shape is None:
             return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
+        shape = self._fitting(self._shape, budget)
         if self.law == "coupled":
-            return growers.Coupled(self._shapes[depth], **own)
-        return growers.Fixed(self._shapes[depth], self.law, **own)
+            return growers.Coupled(shape, **own)
+        return growers.Fixed(shape, self.law, **own)
 
-
-def _shallow(shape: Shape, depth: int) -> Shape:
-    """The levels of a shape down to a depth."""
-    tree = shape.tree
-    numbers: dict[int, int] = {-1: -1}
-    parents: list[int] = []
-    for node, level in enumerate(tree.depths):
-        if level <= depth:
-            numbers[node] = len(parents)
-            parents.append(numbers[int(tree.parents[node])])
-    return Shape(mv.TokenTree(parents))
+    def _fitting(self, shape: Shape, budget: int) -> Shape:
+        if budget >= shape.tree.num_nodes - 1:
+            return shape
+        if budget not in self._cut_shapes:
+            self._cut_shapes[budget] = shape.cut(budget, budget)
+        return self._cut_shapes[budget]

@@ -12,7 +12,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import _core
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import CacheError, DraftError, ParamsError, UnsupportedModelError
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.target import as_target
 
@@ -31,26 +31,38 @@ class _State:
     """What the drafter keeps of a request: its cache, and where its last draft hangs.
 
     Attributes:
+        target: the drafter's model.
+        cache: of the model.
         transcript: the sequence in the drafter's tokens, where these are not the target's.
         ids: the drafter's tokens that the cache's entries stand for, and maybe more.
-        root: position, among the drafter's tokens, of the root that the last draft hangs below.
+        root: position, among the drafter's tokens, of the root that this step's draft hangs below;
+            None where it has drafted nothing.
     """
 
+    target: Target
     cache: TargetCache
     transcript: Transcript | None = None
     ids: list[int] = field(default_factory=list)
-    root: int = 0
+    root: int | None = None
 
-    def read(self, tokens: list[int]) -> list[int]:
-        """Keep in the cache what still holds, and return the drafter's tokens behind it."""
+    def read(self, tokens: list[int]) -> tuple[int, list[int]]:
+        """Keep in the cache what still holds; return the root and what is not in the cache yet."""
         ids = tokens if self.transcript is None else self.transcript.update(tokens)
         # A text that grew may be cut otherwise near its end, and a step that failed after drafting
         # leaves entries of tokens that were never accepted.
         kept = min(_num_equal(self.ids[: self.cache.length], ids), len(ids) - 1)
-        self.cache.crop(max(kept, 0))
+        self.keep(max(kept, 0))
         self.ids = list(ids)
         self.root = len(ids) - 1
-        return ids[self.cache.length :]
+        return self.root, ids[self.cache.length :]
+
+    def keep(self, length: int) -> None:
+        """Drop the entries after the first `length`."""
+        try:
+            self.cache.crop(length)
+        except CacheError:
+            # A recurrent state that cannot be taken back so far: everything is run again.
+            self.cache = self.target.new_cache()
 
 
 def _check_width(whose: str, last: int, vocab_size: int | None) -> None:
@@ -131,6 +143,11 @@ class Model:
         self._last: list[Request] = []
         self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
 
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The law of its drafts."""
+        return ("deterministic" if self.params.is_greedy else "chain",)
+
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target whose rows have another width, or lack a token of the translation.
 
@@ -153,20 +170,23 @@ class Model:
         """Begin a request with an empty cache."""
         way = self.translation
         self._states[request.id] = _State(
-            self.target.new_cache(), None if way is None else way.start()
+            self.target, self.target.new_cache(), None if way is None else way.start()
         )
 
+    @torch.inference_mode()
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
         """Draft one chain per request, of at most `num_tokens` and its budget."""
         self._last = list(requests)
-        with torch.inference_mode():
-            return [
-                self._draft(request, budget)
-                for request, budget in zip(requests, budgets, strict=True)
-            ]
+        for request in requests:
+            if request.id in self._states:
+                self._states[request.id].root = None
+        return [
+            self._draft(request, budget) for request, budget in zip(requests, budgets, strict=True)
+        ]
 
+    @torch.inference_mode()
     def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
-        """Keep the cache entries of accepted tokens.
+        """Keep the cache entries of accepted tokens, where this step has drafted.
 
         The last token of a chain was drawn but never run through the model, so after full
         acceptance the cache is one entry short; the next draft starts by running what is missing.
@@ -174,8 +194,8 @@ class Model:
         del hidden
         for request, verdict in zip(self._last, verdicts, strict=True):
             state = self._states[request.id]
-            kept = state.root + 1 + verdict.num_accepted
-            state.cache.crop(min(kept, state.cache.length))
+            if state.root is not None:
+                state.keep(min(state.root + 1 + verdict.num_accepted, state.cache.length))
 
     def release(self, request: Request) -> None:
         """Forget a request."""
@@ -187,12 +207,13 @@ class Model:
         if length < 1:
             return self._empty
         state = self._state_of(request)
-        target, cache, params = self.target, state.cache, self.params
-        pending = state.read(request.tokens)
-        limit = target.max_length
+        target, params = self.target, self.params
+        root, pending = state.read(request.tokens)
+        cache, limit = state.cache, target.max_length
         if limit is not None:
             # Node i runs at root + i - 1 at the latest, which must lie inside the context.
-            length = min(length, limit - state.root)
+            length = min(length, limit - root)
+        seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
@@ -202,7 +223,7 @@ class Model:
                 row = request.matcher.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
-            column = _core.draw(row, params, request.seed, request.position, len(tokens) + 1)
+            column = _core.draw(row, params, seed, request.position, len(tokens) + 1)
             tokens.append(column if self._vocab is None else int(self._vocab[column]))
             rows.append(row)
             if tokens[-1] in request.eos_ids:

@@ -51,6 +51,7 @@ class ModelTree(Model):
         >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
     """
 
+    laws: tuple[str, ...] = ("deterministic",)
     makes_trees = True
 
     def __init__(
@@ -81,10 +82,10 @@ class ModelTree(Model):
         if length < 1:
             return self._empty
         state = self._state_of(request)
-        target, cache, matcher = self.target, state.cache, request.matcher
+        target, matcher = self.target, request.matcher
         device = target.device
-        pending = state.read(request.tokens)
-        position = state.root
+        position, pending = state.read(request.tokens)
+        cache = state.cache
         if target.max_length is not None:
             # The deepest inner node runs at position + length - 1, which must lie in the context.
             length = min(length, target.max_length - position)

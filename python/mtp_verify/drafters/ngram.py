@@ -35,6 +35,7 @@ AnyIndex = TypeVar("AnyIndex", bound=_Index)
 class _HistoryDrafter(Generic[AnyIndex]):
     """What the two have in common: an index per request, fed with what was emitted."""
 
+    laws = ("deterministic",)
     is_pure = True
 
     def __init__(self, num_tokens: int) -> None:

@@ -25,6 +25,7 @@ __all__ = ["Recycling"]
 # give a better tree.
 _RATES = (0.45, 0.12, 0.06, 0.04, 0.03, 0.02, 0.015, 0.01)
 _DEPTH = 6
+_MOST_SEEDS = 1 << 20  # That a store remembers; it is emptied with them.
 
 
 class _Table:
@@ -47,6 +48,32 @@ class _Table:
         self.seen = len(tokens)
 
 
+class _Store:
+    """One table for many requests, but for those whose noise it may have learned from.
+
+    Two requests with one seed draw with the same numbers. What the first has drawn would then steer
+    what is drafted for the second, and no draft may depend on the noise that verifies it.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self.table = _Table()
+        self._holders: dict[int, int] = {}  # By seed, the request that draws with it.
+
+    def table_of(self, request: Request) -> _Table:
+        """A table for a request; its own where another one has had its seed."""
+        table = _Table()
+        if not request.params.is_greedy:
+            if len(self._holders) == _MOST_SEEDS:
+                self._renew()
+            if self._holders.setdefault(request.seed, request.id) != request.id:
+                return table
+        table.successors, table.from_rows = self.table.successors, self.table.from_rows
+        return table
+
+
 class Recycling:
     """Fill a fixed tree with tokens that were likely to follow in past steps.
 
@@ -61,6 +88,7 @@ class Recycling:
         num_successors: tokens kept for each token, 1 or more.
         shared: one table for all requests, past ones too: more is known at once, but what is
             drafted (not its law, nor the law of what is emitted) then depends on other requests.
+            One that is sampled with the seed of an earlier one gets a table of its own.
 
     Raises:
         ParamsError: a parameter is out of range.
@@ -77,6 +105,7 @@ class Recycling:
         Token recycling, arXiv 2408.08696 (about 80 nodes and 8 successors).
     """
 
+    laws = ("deterministic",)
     is_pure = True
 
     def __init__(
@@ -97,7 +126,7 @@ class Recycling:
         self.shape = shape.cut(max_nodes)
         self.num_successors = num_successors
         self.makes_trees = not self.shape.tree.is_chain
-        self._shared = _Table() if shared else None
+        self._store = _Store() if shared else None
         self._tables: dict[int, _Table] = {}
 
     def start(self, request: Request) -> None:
@@ -153,9 +182,10 @@ class Recycling:
 
     def _table(self, request: Request) -> _Table:
         """The request's table, brought up to date with its tokens."""
-        table = self._tables.setdefault(request.id, _Table())
-        if self._shared is not None and table.successors is not self._shared.successors:
-            table.successors, table.from_rows = self._shared.successors, self._shared.from_rows
+        table = self._tables.get(request.id)
+        if table is None:
+            table = _Table() if self._store is None else self._store.table_of(request)
+            self._tables[request.id] = table
         table.read(request.tokens, self.num_successors)
         return table
 

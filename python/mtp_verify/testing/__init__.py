@@ -1,6 +1,6 @@
 """Tools for tests of decoders: exact laws, statistical assertions, rows, strategies, mutants.
 
-`TableTarget` needs torch and `strategies` needs Hypothesis; both load when first used.
+Tables as targets need torch and `strategies` needs Hypothesis; both load when first used.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from mtp_verify.testing.asserts import (
 )
 from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
 from mtp_verify.testing.logit_rows import draw_logits, recorded_logits
+from mtp_verify.testing.loops import loop_law
 
 if TYPE_CHECKING:
-    from mtp_verify.testing.table import TableCache, TableTarget
+    from mtp_verify.testing.table import BatchTableTarget, TableCache, TableTarget
 
 __all__ = [
+    "BatchTableTarget",
     "JointLaw",
     "TableCache",
     "TableTarget",
@@ -28,6 +30,7 @@ __all__ = [
     "assert_sampler_has_law",
     "draw_logits",
     "exact_law",
+    "loop_law",
     "min_discrepancy",
     "min_num_samples",
     "model_rows",
@@ -39,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load what needs torch or Hypothesis on first use."""
-    if name in {"TableCache", "TableTarget"}:
+    if name in {"BatchTableTarget", "TableCache", "TableTarget"}:
         return getattr(import_module("mtp_verify.testing.table"), name)
     if name in {"mutants", "strategies"}:
         return import_module(f"mtp_verify.testing.{name}")

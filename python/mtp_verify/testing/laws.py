@@ -17,10 +17,74 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MAX_OUTCOMES", "JointLaw", "exact_law", "model_rows"]
+__all__ = ["ENDED", "MAX_OUTCOMES", "JointLaw", "TokenLaws", "exact_law", "model_rows"]
 
 # Past this, neither enumeration nor a test with a useful number of samples is practical.
 MAX_OUTCOMES = 1 << 16
+_BATCH = 256  # texts of one forward
+# What a sampler returns behind the end of a string that is shorter than others.
+ENDED = -1
+
+
+class TokenLaws:
+    """The law of the next token after a text: rows shaped by its history, a grammar, and an end.
+
+    Args:
+        rows: From the tokens so far to the logits (V,) of the next one.
+        params: How rows are shaped, by the history too; None means `SamplingParams()`.
+        eos: A token that ends a string, or None.
+        allowed: From the tokens behind the prompt to bool (V,), which of them a grammar lets come
+            next; none ends the string. None lets all.
+
+    Attributes:
+        vocab: V.
+        may_end: Whether strings may be shorter than asked for.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[tuple[int, ...]], Any],
+        params: SamplingParams | None = None,
+        *,
+        eos: int | None = None,
+        allowed: Callable[[tuple[int, ...]], Any] | None = None,
+    ) -> None:
+        self.rows, self.eos, self.allowed = rows, eos, allowed
+        self.params = as_params(params)
+        self.may_end = eos is not None or allowed is not None
+
+    def after(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """Return the law (V,) of what follows a string, or None where nothing can."""
+        row = self._row(prompt, string)
+        if row is None:
+            return None
+        row = shape(row, self.params)
+        return np.asarray(row / row.sum())
+
+    def tied(
+        self, prompt: tuple[int, ...], string: tuple[int, ...], gap: float
+    ) -> NDArray[np.bool_]:
+        """Which tokens (V,) behind a string have a logit within `gap` of the largest."""
+        row = self._row(prompt, string)
+        return np.zeros(0, bool) if row is None else np.asarray(row >= row.max() - gap)
+
+    def _row(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """The logits behind a string before they are shaped, or None where nothing can follow."""
+        if self.eos is not None and self.eos in string:
+            return None
+        path = (*prompt, *string)
+        raw = np.asarray(self.rows(path), np.float64)
+        row = penalise(raw, path, len(prompt), self.params)
+        if self.allowed is None:
+            return np.asarray(row)
+        mask = np.asarray(self.allowed(string), bool)
+        return np.where(mask, row, -np.inf) if mask.any() else None
+
+    def prefetch(self, prompt: tuple[int, ...], strings: NDArray[np.int64]) -> None:
+        """Compute the rows along many strings (n, k) at once, where the target can do that."""
+        many = getattr(self.rows, "prefetch", None)
+        if many is not None:
+            many(prompt, strings)
 
 
 @dataclass(frozen=True)
@@ -28,20 +92,22 @@ class JointLaw:
     """The law of the first k tokens.
 
     Attributes:
-        vocab: V.
+        vocab: V. Where strings may end there is one token more, the last: `ENDED`.
         length: k.
         probs: float64 (V**k,): the string t_1 .. t_k has index ((t_1 V + t_2) V + ..) + t_k.
+        may_end: Whether there is that token.
     """
 
     vocab: int
     length: int
     probs: NDArray[np.float64]
+    may_end: bool = False
 
     def indices(self, samples: Any) -> NDArray[np.int64]:
         """The index of each sampled string.
 
         Args:
-            samples: int (n, >= k); columns past k are not read.
+            samples: int (n, >= k); columns past k are not read. `ENDED` fills up what has ended.
 
         Raises:
             ParamsError: Another shape, or a token outside the vocabulary.
@@ -54,6 +120,8 @@ class JointLaw:
             )
             raise ParamsError(message, slug="shape_mismatch")
         tokens = tokens[:, : self.length].astype(np.int64)
+        if self.may_end:
+            tokens[tokens == ENDED] = self.vocab - 1
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.vocab):
             row = int(np.argmax(((tokens < 0) | (tokens >= self.vocab)).any(axis=1)))
             message = (
@@ -81,7 +149,7 @@ class JointLaw:
 
 
 def exact_law(
-    rows: Callable[[tuple[int, ...]], Any],
+    rows: Callable[[tuple[int, ...]], Any] | TokenLaws,
     prompt: Sequence[int],
     length: int,
     params: SamplingParams | None = None,
@@ -90,7 +158,7 @@ def exact_law(
 
     Args:
         rows: From the tokens so far to the logits (V,) of the next one; `TableTarget.rows` and
-            what `model_rows` returns are such functions.
+            what `model_rows` returns are such functions. Or `TokenLaws`, which know more.
         prompt: The tokens that come first.
         length: How many tokens, at least 1.
         params: How rows are shaped, by the history too; None means `SamplingParams()`.
@@ -103,13 +171,14 @@ def exact_law(
         >>> law.probs.round(4).tolist()
         [0.0625, 0.1875, 0.1875, 0.5625]
     """
-    params = as_params(params)
+    laws = rows if isinstance(rows, TokenLaws) else TokenLaws(rows, params)
     if length < 1:
         message = f"length: found {length}, wanted at least 1"
         raise ParamsError(message, slug="param_out_of_range")
     start = tuple(int(token) for token in prompt)
     probs = np.ones(1)
-    vocab = len(rows(start))
+    num_tokens = len(laws.rows(start))
+    vocab = num_tokens + laws.may_end
     if length * math.log(vocab) > math.log(MAX_OUTCOMES) + 1e-9:
         message = (
             f"{vocab} tokens and {length} positions give {vocab}**{length} strings; the limit for "
@@ -121,13 +190,56 @@ def exact_law(
         grown = np.zeros((len(strings), vocab))
         for i, string in enumerate(strings):
             if probs[i] > 0:
-                path = (*start, *string)
-                raw = np.asarray(rows(path), np.float64)
-                row = shape(penalise(raw, path, len(start), params), params)
-                grown[i] = probs[i] * row / row.sum()
+                row = None if num_tokens in string else laws.after(start, string)
+                if row is None:
+                    grown[i, num_tokens] = probs[i]
+                else:
+                    grown[i, :num_tokens] = probs[i] * row
         probs = grown.reshape(-1)
         strings = [(*string, token) for string in strings for token in range(vocab)]
-    return JointLaw(vocab, length, probs)
+    return JointLaw(vocab, length, probs, laws.may_end)
+
+
+class _ModelRows:
+    """The rows of a transformers model in float64, each path computed once."""
+
+    def __init__(self, model: Any) -> None:
+        import copy
+
+        import torch
+
+        self._model = copy.deepcopy(model).to(torch.float64).eval()
+        self._known: dict[tuple[int, ...], NDArray[np.float64]] = {}
+
+    def __call__(self, path: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return the logits (V,) behind a path."""
+        if path not in self._known:
+            self._run([path], len(path))
+        return self._known[path]
+
+    def prefetch(self, prompt: tuple[int, ...], strings: NDArray[np.int64]) -> None:
+        """Compute the rows behind all beginnings of many strings (n, k), which may have ended."""
+        texts = dict.fromkeys(
+            (*prompt, *(token for token in string if token != ENDED))
+            for string in np.unique(strings, axis=0).tolist()
+        )
+        by_length: dict[int, list[tuple[int, ...]]] = {}
+        for text in texts:
+            if text not in self._known:
+                by_length.setdefault(len(text), []).append(text)
+        for several in by_length.values():
+            for start in range(0, len(several), _BATCH):
+                self._run(several[start : start + _BATCH], len(prompt))
+
+    def _run(self, texts: list[tuple[int, ...]], first: int) -> None:
+        """Compute the rows behind the first `first` tokens of texts of one length, and on."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(torch.tensor(texts)).logits.numpy()
+        for text, rows in zip(texts, logits, strict=True):
+            for end in range(first, len(text) + 1):
+                self._known[text[:end]] = rows[end - 1]
 
 
 def model_rows(model: Any) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
@@ -139,17 +251,4 @@ def model_rows(model: Any) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
     Returns:
         A function for `exact_law`; each path is computed once, without a cache.
     """
-    import copy
-
-    import torch
-
-    exact = copy.deepcopy(model).to(torch.float64).eval()
-    known: dict[tuple[int, ...], NDArray[np.float64]] = {}
-
-    def rows(path: tuple[int, ...]) -> NDArray[np.float64]:
-        if path not in known:
-            with torch.inference_mode():
-                known[path] = exact(torch.tensor([path])).logits[0, -1].numpy()
-        return known[path]
-
-    return rows
+    return _ModelRows(model)

@@ -1,25 +1,36 @@
 """Engines with one named mistake each, beside right ones: controls for whoever certifies.
 
 Engines are small (a table of rows) and draw many samples at once with NumPy, so that a certifier
-can be tried hundreds of times. `ENGINES` and `ACCEPTS` name them all.
+can be tried hundreds of times. `ENGINES`, `HIDDEN` and `ACCEPTS` name them all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.params import SamplingParams
+from mtp_verify.testing.laws import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["ACCEPTS", "ENGINES", "TableEngine", "accept", "engine", "table_rows"]
+__all__ = [
+    "ACCEPTS",
+    "ENGINES",
+    "HIDDEN",
+    "Follow",
+    "TableEngine",
+    "accept",
+    "engine",
+    "table_rows",
+]
 
 # The mistakes of whole engines, and what is wrong.
 ENGINES = {
@@ -32,6 +43,34 @@ ENGINES = {
     "rows_share_noise": "consecutive seeds share their noise",
     "biased": "moves a stated mass from the most to the least likely first token",
 }
+
+# Mistakes that the joint law of the first three tokens, one string after the other, does not show.
+HIDDEN = {
+    "even_seeds": "as late_bonus, for seeds of even number only",
+    "late_bonus": "as bonus_from_draft, from the fourth token on",
+    "late_noise": "as noise_reused, from the fourth token on",
+    "late_rows": "neighbouring rows share their noise from the fourth token on",
+    "late_seeds": "consecutive seeds share their noise from the fourth token on",
+    "odd_seeds": "a seed of odd number shares all noise with the next one",
+    "late_drop": "near the end of its room it drops a draft by what was drawn",
+    "runs_past_stop": "a stop token inside an accepted draft is noticed after the draft",
+    "drops_stop": "a draft that ends with a stop token is dropped",
+    "masks_late": "a grammar holds for what is drawn, not for what was drafted",
+    "cancels": "one minus what a sibling had, in float32: nothing is left on peaked rows",
+}
+
+# What they need to show.
+_NEEDS: dict[str, dict[str, Any]] = {
+    "runs_past_stop": {"eos": 3},
+    "drops_stop": {"eos": 3},
+    "masks_late": {"grammar": "pairs"},
+    "cancels": {"temperature": 0.04},
+}
+_LATE = 3
+_NUM_PLACES = 211
+_LIKENESS = 0.6  # correlation of the drafter's logits with the target's
+# Those that draw one token a step.
+_PLAIN = {"emits_argmax", "noise_reused", "late_noise", "late_rows", "late_seeds"}
 
 # The mistakes of accept functions.
 ACCEPTS = {
@@ -46,13 +85,10 @@ ACCEPTS = {
 
 def table_rows(vocab: int, seed: int, spread: float = 1.0) -> Callable[[tuple[int, ...]], Any]:
     """Return random logits (V,) as a function of the whole path: a wrong path or order shows."""
-    table = np.random.default_rng(seed).normal(size=(211, vocab)) * spread
+    table = _table(vocab, seed) * spread
 
     def rows(path: tuple[int, ...]) -> NDArray[np.float64]:
-        place = 0
-        for token in path:
-            place = (place * 31 + int(token) + 1) % 211
-        return np.asarray(table[place])
+        return np.asarray(table[_place(path)])
 
     return rows
 
@@ -62,25 +98,35 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
-@lru_cache(maxsize=32)
-def _tables(
-    vocab: int, seed: int, prompt: tuple[int, ...], depth: int
-) -> tuple[NDArray[np.float64], ...]:
-    """The rows after every string of 0 .. depth - 1 tokens: each (V**d, V).
+class Follow:
+    """A grammar that says which token may follow which.
 
-    Raises:
-        ParamsError: Too many strings to keep.
+    Args:
+        name: For reports.
+        matrix: bool (V + 1, V): row t of what may follow token t, the last of what may come first.
+            A row without any ends the string.
     """
-    if vocab ** (depth - 1) > 1 << 16:
-        message = f"{vocab}**{depth - 1} strings are too many; take a smaller vocabulary or length"
-        raise ParamsError(message, slug="law_too_large")
-    rows = table_rows(vocab, seed)
-    strings: list[tuple[int, ...]] = [()]
-    tables = []
-    for _ in range(depth):
-        tables.append(_softmax(np.array([rows((*prompt, *string)) for string in strings])))
-        strings = [(*string, token) for string in strings for token in range(vocab)]
-    return tuple(tables)
+
+    def __init__(self, name: str, matrix: Any) -> None:
+        self.name, self.matrix = name, np.asarray(matrix, bool)
+
+    def __call__(self, string: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return which tokens (V,) may follow a string."""
+        return np.asarray(self.matrix[string[-1] if string else -1])
+
+    @classmethod
+    def pairs(cls, vocab: int) -> Follow:
+        """After a token come those that are not its neighbours in a circle; there is always one."""
+        distance = np.abs(np.subtract.outer(np.arange(vocab), np.arange(vocab)))
+        matrix = np.minimum(distance, vocab - distance) != 1
+        return cls("pairs", np.append(matrix, np.ones((1, vocab), bool), axis=0))
+
+    @classmethod
+    def dead_ends(cls, vocab: int) -> Follow:
+        """The same, but nothing follows the last token."""
+        matrix = cls.pairs(vocab).matrix.copy()
+        matrix[vocab - 1] = False
+        return cls("dead-ends", matrix)
 
 
 @dataclass(frozen=True)
@@ -91,8 +137,11 @@ class TableEngine:
         vocab: V.
         length: Tokens that it generates; more than are compared, as engines shorten late drafts.
         num_drafts: Length of a draft.
-        mistake: A key of `ENGINES`.
+        mistake: A key of `ENGINES` or `HIDDEN`.
         tv: The total variation of the mistake "biased".
+        temperature: Of all rows.
+        eos: The token at which a string ends, or None.
+        grammar: "pairs", "dead-ends", or "" for none: which token may follow which.
     """
 
     vocab: int = 4
@@ -101,59 +150,99 @@ class TableEngine:
     mistake: str = "none"
     tv: float = 0.02
     table_seed: int = 7
+    temperature: float = 1.0
+    eos: int | None = None
+    grammar: str = ""
 
     @property
     def rows(self) -> Callable[[tuple[int, ...]], Any]:
         """The target's logits after a path."""
         return table_rows(self.vocab, self.table_seed)
 
+    @property
+    def params(self) -> SamplingParams:
+        """How rows are shaped."""
+        return SamplingParams(temperature=self.temperature)
+
+    @cached_property
+    def allowed(self) -> Follow | None:
+        """The grammar that it obeys."""
+        made = {"pairs": Follow.pairs, "dead-ends": Follow.dead_ends}
+        return made[self.grammar](self.vocab) if self.grammar else None
+
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         """Draw n independent strings that follow `prompt`."""
-        rng = np.random.default_rng(seed)
-        depth = self.length + self.num_drafts + 1
-        start = tuple(int(token) for token in prompt)
-        target, draft = (
-            _tables(self.vocab, seed, start, depth)
-            for seed in (self.table_seed, self.table_seed + 1)
-        )
         shared = self.mistake == "rows_share_noise"
-        out = _Run(self, target, draft, -(-n // 2) if shared else n, rng).tokens()
+        own = (seed + 1) // 2 if self.mistake == "odd_seeds" else seed
+        run = _Run(self, prompt, -(-n // 2) if shared else n, own)
+        if self.mistake == "late_seeds":
+            run.late = np.random.default_rng((seed // 2, 1)).random((self.length + 1, n))
+        elif self.mistake == "late_rows":
+            run.late = np.repeat(run.rng.random((self.length + 1, -(-n // 2))), 2, axis=1)[:, :n]
+        out = run.tokens()
         return np.repeat(out, 2, axis=0)[:n] if shared else out
 
 
 class _Run:
     """One call of a `TableEngine`: n strings, advanced a step at a time until all are full."""
 
-    def __init__(
-        self,
-        engine: TableEngine,
-        target: tuple[NDArray[np.float64], ...],
-        draft: tuple[NDArray[np.float64], ...],
-        n: int,
-        rng: np.random.Generator,
-    ) -> None:
-        self.engine, self.mistake, self.rng = engine, engine.mistake, rng
-        self.target, self.draft = target, draft
+    def __init__(self, engine: TableEngine, prompt: Sequence[int], n: int, seed: int) -> None:
+        self.engine, self.mistake = engine, engine.mistake
+        self.is_even = seed % 2 == 0
+        self.rng = np.random.default_rng(seed)
+        target, other = (_table(engine.vocab, engine.table_seed + i) for i in range(2))
+        # A drafter that knows something of its target: tokens are accepted and rejected.
+        tables = (target, _LIKENESS * target + (1 - _LIKENESS**2) ** 0.5 * other)
+        self.target, self.draft = (_softmax(table / engine.temperature) for table in tables)
         self.lengths = np.zeros(n, np.int64)
-        self.paths = np.zeros(n, np.int64)  # of the tokens so far, as an index into the tables
-        self.out = np.zeros((n, engine.length + engine.num_drafts + 1), np.int64)
-        self.uniform = rng.random(n)
+        self.places = np.full(n, _place(prompt))
+        # Row -1 of a grammar says what may come first.
+        self.last = np.full(n, -1)
+        self.has_ended = np.zeros(n, bool)
+        self.out = np.full((n, engine.length + engine.num_drafts + 1), ENDED)
+        self.uniform = self.rng.random(n)
+        self.late: NDArray[np.float64] | None = None
 
     def tokens(self) -> NDArray[np.int64]:
-        while (rows := np.flatnonzero(self.lengths < self.engine.length)).size:
-            for length in np.unique(self.lengths[rows]):
-                self._step(rows[self.lengths[rows] == length], int(length))
+        while (rows := self._open()).size:
+            lengths = self.lengths[rows]
+            for length in np.unique(lengths):
+                self._step(rows[lengths == length], int(length))
         return self.out[:, : self.engine.length]
+
+    def _open(self) -> NDArray[np.int64]:
+        return np.flatnonzero((self.lengths < self.engine.length) & ~self.has_ended)
 
     def _emit(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
         self.out[rows, self.lengths[rows]] = tokens
-        self.paths[rows] = self.paths[rows] * self.engine.vocab + tokens
+        self.places[rows] = _next_place(self.places[rows], tokens)
+        self.last[rows] = tokens
         self.lengths[rows] += 1
+        if self.engine.eos is not None:
+            self.has_ended[rows] |= tokens == self.engine.eos
+        if self.engine.allowed is not None:
+            self.has_ended[rows] |= ~self.engine.allowed.matrix[tokens].any(axis=1)
+
+    def _rows(
+        self, table: NDArray[np.float64], rows: NDArray[np.int64], *, is_masked: bool = True
+    ) -> NDArray[np.float64]:
+        """The law of what follows each string, by the target's table or the drafter's."""
+        laws: NDArray[np.float64] = table[self.places[rows]]
+        if self.engine.allowed is None or not is_masked:
+            return laws
+        laws = np.where(self.engine.allowed.matrix[self.last[rows]], laws, 0.0)
+        return np.asarray(laws / laws.sum(axis=1, keepdims=True))
 
     def _draw(self, rows: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
         if self.mistake == "emits_argmax":
             return np.asarray(weights.argmax(axis=1))
-        if self.mistake != "noise_reused" or self.lengths[rows[:1]] % 2 == 0:
+        length = int(self.lengths[rows[0]]) if rows.size else 0
+        is_old = (self.mistake == "noise_reused" and length % 2) or (
+            self.mistake == "late_noise" and length > _LATE
+        )
+        if self.late is not None and length >= _LATE:
+            self.uniform[rows] = self.late[length, rows]
+        elif not is_old:
             self.uniform[rows] = self.rng.random(len(rows))
         cumulative = weights.cumsum(axis=1)
         place = self.uniform[rows, None] * cumulative[:, -1:]
@@ -162,44 +251,100 @@ class _Run:
     def _step(self, rows: NDArray[np.int64], length: int) -> None:
         """One step of the strings `rows`, all of which have `length` tokens."""
         if self.mistake == "biased" and length == 0:
-            row = self.target[0][0].copy()
-            source, sink = int(row.argmax()), int(row.argmin())
-            row[source] -= self.engine.tv
-            row[sink] += self.engine.tv
-            self._emit(rows, self._draw(rows, np.tile(row, (len(rows), 1))))
-            return
-        if self.mistake in {"emits_argmax", "noise_reused"}:
-            self._emit(rows, self._draw(rows, self.target[length][self.paths[rows]]))
-            return
-        for depth in range(length, length + self.engine.num_drafts):
-            p, q = self.target[depth][self.paths[rows]], self.draft[depth][self.paths[rows]]
+            law = self._rows(self.target, rows)
+            most, least = law[0].argmax(), law[0].argmin()
+            law[:, most] -= self.engine.tv
+            law[:, least] += self.engine.tv
+            self._emit(rows, self._draw(rows, law))
+        elif self.mistake in _PLAIN:
+            self._emit(rows, self._draw(rows, self._rows(self.target, rows)))
+        elif self.mistake == "cancels":
+            self._step_with_siblings(rows)
+        else:
+            self._step_with_chain(rows, length)
+
+    def _step_with_chain(self, rows: NDArray[np.int64], length: int) -> None:
+        is_late = length >= _LATE
+        is_masked = self.mistake != "masks_late"
+        for depth in range(self.engine.num_drafts):
+            p, q = (
+                self._rows(table, rows, is_masked=is_masked) for table in (self.target, self.draft)
+            )
             greedy = self.mistake == "greedy_claimed_chain"
             drafted = q.argmax(axis=1) if greedy else self._draw(rows, q)
             each = np.arange(len(rows))
             kept = self.rng.random(len(rows)) * q[each, drafted] < p[each, drafted]
             residual = p if self.mistake == "residual_is_p" else np.maximum(p - q, 0)
-            lost = ~kept
+            dropped = np.zeros(len(rows), bool)
+            if self.mistake == "late_drop" and is_late and depth == 0:
+                dropped = drafted == q.argmax(axis=1)
+            elif self.mistake == "drops_stop":
+                dropped = drafted == self.engine.eos
+            residual[dropped] = p[dropped]
+            lost = ~kept | dropped
             if lost.any():
-                self._emit(rows[lost], self._draw(rows[lost], residual[lost]))
-            rows = rows[kept]
+                weights = residual[lost]
+                if self.engine.allowed is not None:
+                    weights = weights * self.engine.allowed.matrix[self.last[rows[lost]]]
+                    none = weights.sum(axis=1) == 0
+                    weights[none] = self._rows(self.target, rows[lost])[none]
+                self._emit(rows[lost], self._draw(rows[lost], weights))
+            rows = rows[~lost]
+            self._emit(rows, drafted[~lost])
+            if self.mistake != "runs_past_stop":
+                rows = rows[~self.has_ended[rows]]
             if not rows.size:
                 return
-            self._emit(rows, drafted[kept])
-        table = self.draft if self.mistake == "bonus_from_draft" else self.target
-        last = length + self.engine.num_drafts
-        self._emit(rows, self._draw(rows, table[last][self.paths[rows]]))
+        late = self.mistake == "late_bonus" or (self.mistake == "even_seeds" and self.is_even)
+        from_draft = self.mistake == "bonus_from_draft" or (
+            late and int(self.lengths[rows[0]]) >= _LATE
+        )
+        laws = self._rows(self.draft if from_draft else self.target, rows)
+        self._emit(rows, self._draw(rows, laws))
+
+    def _step_with_siblings(self, rows: NDArray[np.int64]) -> None:
+        """One sibling drawn outside the drafter's most likely token, then that token."""
+        p, q = self._rows(self.target, rows), self._rows(self.draft, rows)
+        each, top = np.arange(len(rows)), q.argmax(axis=1)
+        left = q.copy()
+        left[each, top] = 0
+        truth = left / left.sum(axis=1, keepdims=True)
+        drafted = self._draw(rows, truth)
+        # The mistake.
+        rest = np.float32(1) - q[each, top].astype(np.float32)
+        claimed = np.where(rest > 0, q[each, drafted] / np.maximum(rest, 1e-30), np.inf)
+        kept = self.rng.random(len(rows)) * claimed < p[each, drafted]
+        residual = np.maximum(p - truth, 0)
+        tokens = self._draw(rows, residual)
+        self._emit(rows, np.where(kept, drafted, tokens))
+
+
+def _table(vocab: int, seed: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=(_NUM_PLACES, vocab))
+
+
+def _next_place(place: Any, token: Any) -> Any:
+    return (place * 31 + token + 1) % _NUM_PLACES
+
+
+def _place(path: Sequence[int]) -> int:
+    place = 0
+    for token in path:
+        place = int(_next_place(place, int(token)))
+    return place
 
 
 def engine(mistake: str = "none", **options: Any) -> TableEngine:
-    """Return the engine with a mistake of `ENGINES`.
+    """Return the engine with a mistake of `ENGINES` or `HIDDEN`, with what it needs to show.
 
     Raises:
         ParamsError: No such mistake; lists the known ones.
     """
-    if mistake not in ENGINES:
-        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(ENGINES)}"
+    known = {**ENGINES, **HIDDEN}
+    if mistake not in known:
+        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(known)}"
         raise ParamsError(message, slug="param_out_of_range")
-    return TableEngine(mistake=mistake, **options)
+    return TableEngine(**{"mistake": mistake, **_NEEDS.get(mistake, {}), **options})
 
 
 def accept(mistake: str = "none") -> Callable[..., list[int]]:

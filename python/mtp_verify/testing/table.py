@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mtp_verify import CommitPlan
+    from mtp_verify.caches.many import ManyCache
+    from mtp_verify.caches.paged import PagePool
+    from mtp_verify.caches.settings import Paged
 
-__all__ = ["TableCache", "TableTarget"]
+__all__ = ["BatchTableTarget", "TableCache", "TableTarget"]
 
 
 class TableCache:
@@ -124,3 +127,106 @@ class TableTarget:
         if self.hidden is None or not hidden_layers:
             return torch.stack(rows), None
         return torch.stack(rows), tuple(torch.stack(kept) for kept in states)
+
+
+class BatchTableTarget(TableTarget):
+    """A `TableTarget` that runs many sequences in one forward, over the caches that ship.
+
+    Its one layer keeps tokens as keys and positions as values, so that what a node sees is what the
+    cache shows under the mask: a block in the wrong place changes its rows.
+    """
+
+    batch_obstacle: str | None = None
+
+    def new_slots(self) -> ManyCache:
+        """See `BatchTarget.new_slots`."""
+        from mtp_verify.caches.slots import SlotCache
+
+        return SlotCache(_one_layer())
+
+    def new_pool(self, settings: Paged) -> PagePool:
+        """See `BatchTarget.new_pool`."""
+        from mtp_verify.caches.paged import PagePool
+
+        return PagePool(_one_layer(), settings)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: Any,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, Any | None]:
+        """See `Target.forward`; over a cache of many it runs one slot, as the cache was aimed."""
+        if isinstance(cache, TableCache):
+            return super().forward(
+                tokens, positions, tree_mask, cache, hidden_layers, num_logits=num_logits
+            )
+        self.num_forwards += 1
+        count = tokens.shape[1]
+        with cache.writing(count):
+            seen, _ = cache.kv.layers[0].update(*_entries(tokens, tokens))
+        text = seen[0, 0, :, 0].int().tolist()
+        start = len(text) - count
+        paths = [tuple(text[: start + node + 1]) for node in range(count)]
+        logits, states = self._read([paths], hidden_layers)
+        return logits[0, -num_logits:], tuple(state[0] for state in states) or None
+
+    def forward_slots(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        ancestors: torch.Tensor,
+        cache: ManyCache,
+        hidden_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """See `BatchTarget.forward_slots`; a node that sees no path has a row of NaN."""
+        self.num_forwards += 1
+        cache.aim(tokens.shape[1], tokens.device)
+        keys, values = cache.kv.layers[0].update(*_entries(tokens, positions))
+        paths: list[list[tuple[int, ...] | None]] = []
+        for slot, start in enumerate(cache.lengths):
+            text, places = (entries[slot, 0, :, 0].int().tolist() for entries in (keys, values))
+            paths.append([])
+            for mask in ancestors[slot].tolist():
+                nodes = [start + node for node, is_seen in enumerate(mask) if is_seen]
+                nodes.sort(key=places.__getitem__)
+                is_path = [places[node] for node in nodes] == list(range(start, start + len(nodes)))
+                path = (*text[:start], *(text[node] for node in nodes))
+                paths[-1].append(path if is_path else None)
+        return self._read(paths, hidden_layers)
+
+    def _read(
+        self, paths: Sequence[Sequence[tuple[int, ...] | None]], layers: Sequence[int]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Rows (B, W, V) and hidden states (B, W, d) per layer."""
+        nothing = [float("nan")] * (self.vocab_size or 0)
+
+        def row(path: tuple[int, ...] | None) -> torch.Tensor:
+            return torch.as_tensor(nothing if path is None else self.rows(path), dtype=self.dtype)
+
+        logits = torch.stack([torch.stack([row(path) for path in slot]) for slot in paths])
+        hidden = self.hidden
+        if hidden is None:
+            return logits, ()
+        states = tuple(
+            torch.stack([torch.stack([hidden(path or (), n) for path in slot]) for slot in paths])
+            for n in layers
+        )
+        return logits, states
+
+
+def _one_layer() -> Any:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer()]
+    return cache
+
+
+def _entries(tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 1, W, 1) keys and values of a forward."""
+    return tokens[:, None, :, None].float(), positions[:, None, :, None].float()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.cache_utils import DynamicCache
 
 import mtp_verify as mv
+from mtp_verify.caches.paged import PagePool
 from mtp_verify.caches.settings import Paged
 from mtp_verify.decode import Decoder
 from mtp_verify.target import TransformersTarget
@@ -53,6 +59,70 @@ class Knowing(StubDrafter):
         size = request.prompt_len
         text = next(t for t in self.texts if t[:size] == request.tokens[:size])
         return TreeDrafter(PARENTS, text=text).draft(request, budget)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_all_drafts_within_their_room_fit_together(data):
+    size = data.draw(st.integers(1, 4))
+    pool = PagePool(DynamicCache(), Paged(data.draw(st.integers(4, 24)), size))
+    cache = pool.new_cache()
+    prompts = data.draw(st.lists(st.lists(st.integers(0, 1), max_size=9), min_size=1, max_size=5))
+    for tokens in prompts:
+        try:
+            cache.add(tokens, is_known=True)
+        except mv.OutOfBlocksError:
+            break
+        cache.lengths[-1] = len(tokens)
+    count = len(cache.lengths)
+    wanted = data.draw(st.lists(st.integers(0, 30), min_size=count, max_size=count))
+    if not cache.has_room():
+        # Of requests that share a block one copies less than is counted: that is never too few.
+        with contextlib.suppress(mv.OutOfBlocksError):
+            cache.room(wanted)
+        return
+    room = cache.room(wanted)
+    assert all(0 <= most <= want for most, want in zip(room, wanted, strict=True))
+    cache.reserve([1 + data.draw(st.integers(0, most)) for most in room])
+    for slot in range(count):
+        cache.drop(slot)
+    cache.reserve([1 + most for most in room])
+    # Nobody is cut while a block is left over, but for a copy that was counted twice.
+    cut = [slot for slot in range(count) if room[slot] < wanted[slot]]
+    assert not cut or pool.table.num_free <= count
+
+
+def test_free_blocks_are_shared_evenly_among_those_that_want_some():
+    pool = PagePool(DynamicCache(), Paged(12, 2))
+    cache = pool.new_cache()
+    for tokens in ([1, 2, 3], [4, 5], [6]):
+        cache.add(tokens, is_known=False)
+    # Blocks held: 2, 1, 1; the second needs one for its root. Seven are free then.
+    assert cache.room([99, 99, 99]) == [4, 5, 6]
+    assert cache.room([0, 99, 99]) == [0, 7, 8]
+    assert cache.room([3, 1, 2]) == [3, 1, 2]
+    assert cache.room([99, 1, 0]) == [14, 1, 0]
+
+
+def test_budgets_of_a_step_leave_room_for_the_drafts_of_all():
+    class Large(StubDrafter):
+        def propose(self, requests, budgets):
+            free.append((decoder.block_table.num_free, list(budgets)))
+            return super().propose(requests, budgets)
+
+        def draft(self, request, budget):
+            return mv.Draft.chain([0] * min(budget, 5), root=request.tokens[-1])
+
+    free: list[tuple[int, list[int]]] = []
+    decoder = Decoder(tiny_model("llama"), Large(), rule="coupled", cache=Paged(12, 1))
+    for seed in range(2):
+        decoder.submit([1 + seed, 2, 3], max_new_tokens=7, seed=seed)
+    while decoder.num_unfinished:
+        decoder.step()
+    assert all(result.errors == [None] for result in decoder.results().values())
+    # In blocks of one entry each root takes one.
+    assert all(sum(budgets) + len(budgets) <= blocks for blocks, budgets in free)
+    assert max(max(budgets) for _, budgets in free) > 2
 
 
 def assert_empty(decoder):
@@ -198,10 +268,10 @@ def test_prefix_cache_runs_a_known_beginning_once():
     model = tiny_model("gemma2")
     shared = prompt(40)[0]
     seen = []
+    decoder = Decoder(model, None, GREEDY, cache=Paged(64, 8, prefix_cache=True))
     handle = model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    decoder = Decoder(model, None, GREEDY, cache=Paged(64, 8, prefix_cache=True))
     for seed in range(3):
         ids = torch.cat([shared, prompt(5, seed=50 + seed)[0]])
         result = decoder.generate(ids, max_new_tokens=6)

@@ -21,7 +21,8 @@ def test_a_bias_of_two_percent_is_found_and_its_interval_covers_it():
     found = certify(mutants.engine("biased", tv=0.02), min_tv=0.02)
     assert found.verdict == "biased"
     assert found.tv.low <= 0.02 <= found.tv.high
-    assert min(found.checks, key=lambda check: check.adjusted).name == "token 1"
+    best = min(found.checks, key=lambda check: check.adjusted).name
+    assert best in ("token 1", "token 1 given those before")
 
 
 @pytest.mark.parametrize("mistake", ["none", "biased"])

@@ -11,6 +11,7 @@ from mtp_verify.decode import Decoder
 from mtp_verify.drafters import Heads, Request
 from mtp_verify.growers import Shape
 from mtp_verify.hidden import HiddenStates
+from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
 from tests.heads import VARIANTS, tiny_head
 from tests.models import KINDS, prompt, tiny_model
@@ -144,7 +145,7 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     verdict = mv.verify(
         mv.Draft.chain([], root=9), np.zeros((1, 32), np.float32), seed=0, position=2
     )
-    for budget, parents in ((9, [-1, 0, 0, 1, 2]), (1, [-1, 0, 0]), (0, [-1])):
+    for budget, parents in ((9, [-1, 0, 0, 1, 2]), (3, [-1, 0, 0]), (1, [-1, 0]), (0, [-1])):
         drafter.commit([verdict], [(torch.randn(1, 32),)])
         assert drafter.propose([request], [budget])[0].tree.parents.tolist() == parents
 
@@ -222,11 +223,47 @@ def test_rules_of_drawn_trees_take_steps_without_a_draft(rule, shape):
     assert len(plain.tokens[0]) == 9
 
 
-def test_an_illegal_rule_is_named_although_the_head_then_gets_nothing():
+def test_paths_keep_one_length_beyond_an_end_and_within_a_budget():
+    # Rule gbv takes no others: below an end tokens are drafted on, and cut off with it.
     model = tiny_model("llama")
-    decoder = Decoder(model, Heads(tiny_head("medusa", model)), WARM, "kseq")
+    drafter = Heads(tiny_head("eagle", model), shape=Shape.paths(3, 3), law="iid", params=WARM)
+    ends = list(range(0, 32, 3))
+    for planner in (None, mv.Planner(Costs({1: {1: 1.0, 9: 1.02}}), max_nodes=5)):
+        decoder = Decoder(model, drafter, mv.SamplingParams(), "gbv", planner=planner)
+        for seed in range(30):
+            made = decoder.generate(prompt(), max_new_tokens=14, seed=seed, eos_token_id=ends)
+            assert not set(made.tokens[0][:-1]) & set(ends)
+            assert made.finish_reasons[0] == ("stop" if made.tokens[0][-1] in ends else "length")
+
+
+@pytest.mark.parametrize("law", ["swor", "iid", "top_plus_one", "deterministic", "coupled"])
+def test_a_shape_larger_than_a_plan_is_cut_to_it(law):
+    model = tiny_model("llama")
+    shape = Heads(tiny_head("eagle", model), shape=Shape.by_depth(3, 2, 1), law=law, params=WARM)
+    seen = []
+    propose = shape.propose
+
+    def watch(requests, budgets):
+        drafts = propose(requests, budgets)
+        seen.extend(zip(budgets, drafts, strict=True))
+        return drafts
+
+    shape.propose = watch
+    planner = mv.Planner(Costs({1: {1: 1.0, 9: 1.02}}), max_nodes=4)
+    Decoder(model, shape, WARM, planner=planner).generate(prompt(), max_new_tokens=20, seed=1)
+    assert all(draft.num_nodes - 1 <= budget for budget, draft in seen)
+    assert any(0 < budget < 9 and draft.num_nodes > 1 for budget, draft in seen)
+
+
+def test_an_illegal_rule_is_refused_before_anything_runs():
+    model = tiny_model("llama")
     with pytest.raises(mv.RuleError, match="kseq"):
-        decoder.generate(prompt(), max_new_tokens=9, seed=5)
+        Decoder(model, Heads(tiny_head("medusa", model)), WARM, "kseq")
+    forked = Heads(tiny_head("medusa", model), shape=Shape.by_depth(2, 2), law="iid", params=WARM)
+    with pytest.raises(mv.RuleError, match="rule gbv: found a shape of parents"):
+        Decoder(model, forked, WARM, "gbv")
+    with pytest.raises(mv.RuleError, match="rule gbv: found a shape of parents"):
+        Decoder(model, mv.drafters.Combined([mv.drafters.NGram(), forked]), WARM, "gbv")
 
 
 def test_unknown_request_is_refused():

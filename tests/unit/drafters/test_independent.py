@@ -9,9 +9,10 @@ import torch
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.decode import Decoder
-from mtp_verify.drafters import Model, Request
+from mtp_verify.drafters import Combined, Model, Request, Suffix
+from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
-from tests.models import KINDS, VOCAB, prompt, tiny_model
+from tests.models import KINDS, RECURRENT_KINDS, VOCAB, prompt, tiny_model
 
 GREEDY = mv.SamplingParams(temperature=0.0)
 WARM = mv.SamplingParams(temperature=1.3)
@@ -112,6 +113,49 @@ def test_greedy_draft_is_deterministic_and_lowest_of_a_tie():
     draft = propose(drafter, request)
     assert draft.law == "deterministic"
     assert draft.tokens.tolist() == [0, 1, 1]
+
+
+def accept(drafter, request, draft, num_tokens):
+    """Emit the first drafted tokens and a zero, as a step does."""
+    tree, rows = mv.TokenTree(range(-1, num_tokens)), np.zeros((num_tokens + 1, VOCAB), np.float32)
+    tokens = draft.tokens[: num_tokens + 1].tolist()
+    for row, token in zip(rows, [*tokens[1:], 0], strict=True):
+        row[token] = 9
+    chain = mv.Draft(tree, tokens)
+    verdict = mv.verify(chain, rows, GREEDY, seed=0, position=request.position)
+    request.tokens.extend(verdict.tokens.tolist())
+    drafter.commit([verdict], None)
+
+
+@pytest.mark.parametrize("kind", RECURRENT_KINDS)
+def test_a_recurrent_drafter_goes_on_where_it_has_not_drafted(kind):
+    # Where it was asked for nothing, or another drafter's draft was run, nothing is taken back.
+    drafter = Model(tiny_model(kind, seed=2), num_tokens=3, params=WARM)
+    request = request_for(prompt()[0].tolist(), seed=4)
+    drafter.start(request)
+    for budget, accepted in ((9, 3), (0, 0), (0, 0), (9, 1), (0, 0), (9, 2)):
+        draft = propose(drafter, request, budget)
+        assert draft.num_nodes - 1 == min(budget, 3)
+        accept(drafter, request, draft, accepted)
+    fresh = Model(drafter.target.model, num_tokens=3, params=WARM)
+    fresh.start(request)
+    ours, theirs = propose(drafter, request), propose(fresh, request)
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+
+
+@pytest.mark.parametrize("kind", RECURRENT_KINDS)
+@pytest.mark.parametrize("way", ["combined", "planned"])
+def test_a_recurrent_drafter_in_the_decoder(kind, way):
+    drafter = Model(tiny_model(kind, seed=2), num_tokens=4, params=WARM)
+    planner = mv.Planner(Costs({1: {1: 1.0, 9: 1.2}}), max_nodes=4) if way == "planned" else None
+    if way == "combined":
+        drafter = Combined([Suffix(4, min_match=1), drafter])
+    decoder = Decoder(tiny_model("llama"), drafter, rule="coupled", planner=planner)
+    ids = [prompt(9)[0], prompt(4, seed=5)[0]]
+    plain = decoder.generate(ids, max_new_tokens=14, seed=3, speculate=False)
+    made = decoder.generate(ids, max_new_tokens=14, seed=3)
+    assert made.tokens == plain.tokens
+    assert made.stats.drafted > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

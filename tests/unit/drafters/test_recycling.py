@@ -14,7 +14,11 @@ from tests.models import prompt, tiny_model
 
 def request(tokens, number=0, eos_ids=()):
     return Request(
-        id=number, tokens=list(tokens), prompt_len=len(tokens), seed=0, eos_ids=frozenset(eos_ids)
+        id=number,
+        tokens=list(tokens),
+        prompt_len=len(tokens),
+        seed=number,
+        eos_ids=frozenset(eos_ids),
     )
 
 
@@ -76,6 +80,31 @@ def test_tables_are_shared_only_if_asked():
         assert len(propose(drafter, second)[1]) == (2 if shared else 1)
         drafter.release(second)
         drafter.release(second)
+
+
+def test_requests_that_draw_alike_learn_nothing_from_each_other():
+    def drafted(number, seed, params=None, tokens=(4,)):
+        params = params or mv.SamplingParams()
+        made = Request(id=number, tokens=list(tokens), prompt_len=1, seed=seed, params=params)
+        drafter.start(made)
+        return len(drafter.propose([made], [9])[0].tokens) - 1
+
+    drafter = Recycling(shared=True)
+    drafted(0, seed=7, tokens=[4, 5])
+    assert drafted(1, seed=8) == 1
+    assert drafted(2, seed=7) == 0
+    assert drafted(0, seed=7) == 1  # The first itself, started again after it had to make room.
+    assert drafted(3, seed=7, params=mv.SamplingParams(temperature=0.0)) == 1
+
+
+def test_a_store_that_remembers_too_many_seeds_begins_anew(monkeypatch):
+    monkeypatch.setattr("mtp_verify.drafters.recycling._MOST_SEEDS", 2)
+    drafter = Recycling(shared=True)
+    for number, tokens, nodes in ((0, [4, 5], 1), (1, [4], 1), (2, [4], 0), (3, [4], 0)):
+        made = Request(id=number, tokens=tokens, prompt_len=1, seed=number)
+        drafter.start(made)
+        made.tokens = tokens[:1]
+        assert drafter.propose([made], [9])[0].num_nodes - 1 == nodes
 
 
 def test_parameters_out_of_range_are_named():

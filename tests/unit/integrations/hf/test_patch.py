@@ -14,6 +14,7 @@ from transformers.modeling_layers import MtpModel
 
 import mtp_verify as mv
 from mtp_verify.certification import certify, engines
+from mtp_verify.certification.settings import Setting
 from mtp_verify.testing import assert_same_law, exact_law, model_rows
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.mutants import table_rows
@@ -263,7 +264,9 @@ def through_patch(engine):
 
 def make(mode, folder, temperature=1.0):
     params = mv.SamplingParams(temperature=temperature)
-    return engines.make_engine("transformers", mode, params=params, length=2, folder=folder)
+    return engines.make_engine(
+        "transformers", mode, params=params, folder=folder, setting=Setting(8)
+    )
 
 
 @pytest.mark.timeout(180)

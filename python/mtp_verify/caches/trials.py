@@ -1,0 +1,360 @@
+"""What the rows of a model depend on besides their own text, found by trying.
+
+Speculation runs several tokens in one forward. That is exact only where the row after each of them
+is the row of plain decoding, whatever else is in the forward: other tokens of a chain, siblings of
+a tree, other requests of a batch. Not all models are like that. Some choose their rotary
+frequencies by the last position of the forward (longrope); some hide or weigh tokens by their index
+in it, which in a tree or a batch is not their position (GPT-Neo, ALiBi as Falcon has it); some fail
+on a mask of their own shape. None of that can be read off a configuration, so that each model is
+tried on a few tokens before it is used: about ten forwards, once for a model as it is configured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from mtp_verify.caches.stretch import attending, copied, spans_of, stretch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mtp_verify.caches.model import ModelCache
+
+__all__ = ["Traits", "static_obstacle", "traits_of"]
+
+_NUM_PROMPT = 8
+_NUM_CHAIN = 3
+_NUM_END = 4  # tokens of the prompt that are replaced to see whether others notice
+# Between the root and its last child in the tree that is tried: index and depth differ by as many.
+_NUM_SIBLINGS = 12
+# Contexts are extended by less than this, so that so many parts of one lie within the original.
+_LARGEST_EXTENSION = 512
+# Root mean square distance of two rows, relative to the spread of their logits, that the rounding
+# of differently shaped forwards may explain: 4e-3 in full and 0.08 in half precision were seen.
+_TOLERANCES = {torch.float64: 1e-2, torch.float32: 2e-2}
+_TOLERANCE_OF_HALVES = 0.15
+# The same where shapes are equal and only other tokens differ. No bit changes then, except where
+# tokens choose experts: those run in shapes of their own.
+_SAME_SHAPE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_SAME_SHAPE_OF_HALVES = 5e-3
+_SAME_SHAPE_WITH_EXPERTS = {torch.float64: 1e-6, torch.float32: 1e-2}
+_SAME_SHAPE_OF_HALVES_WITH_EXPERTS = 0.05
+_Answer = TypeVar("_Answer")
+_known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What may share a forward of a model.
+
+    Attributes:
+        chains: why not even the tokens of a chain, or None if they may.
+        trees: why not those of a tree, or None.
+        batches: why not several requests, or None.
+        switch: texts of more tokens than this are read in another way, all of their tokens at once;
+            None if there is no such length.
+        forgets: at the switch the library's own generation computes all entries anew (Phi-3);
+            otherwise it goes on from those that were read in the old way.
+        max_length: most tokens of a text for which all that holds; None if there is no limit.
+    """
+
+    chains: str | None = None
+    trees: str | None = None
+    batches: str | None = None
+    switch: int | None = None
+    forgets: bool = False
+    max_length: int | None = None
+
+
+def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
+    """Try a model, unless it has been tried as it is configured now.
+
+    Args:
+        target: a `TransformersTarget` (a layer above this one) with its `max_length`.
+        trees: whether trees are worth trying: False where they are refused anyway.
+        batches: likewise.
+    """
+
+    def find() -> Traits:
+        trials = _Trials(target)
+        return trials.run(trees=trees, batches=batches) if trials.is_possible else Traits()
+
+    return _remembered(target, ("traits", trees, batches), find)
+
+
+def static_obstacle(target: Any, capacity: int) -> str | None:
+    """Return why the model cannot run on a cache of a fixed size, or None if it can."""
+
+    def find() -> str | None:
+        trials = _Trials(target)
+        room = capacity >= 2 * _NUM_PROMPT
+        return trials.find_static_obstacle(capacity) if trials.is_possible and room else None
+
+    return _remembered(target, ("static", capacity), find)
+
+
+def _remembered(target: Any, what: Any, find: Callable[[], _Answer]) -> _Answer:
+    """Return what was found for this model, as it is configured and run, or find it."""
+    key = (what, target.max_length, target.fingerprint)
+    answers: dict[Any, _Answer] = _known.setdefault(target.model, {})
+    if key not in answers:
+        with torch.no_grad():
+            answers[key] = find()
+    return answers[key]
+
+
+class _Trials:
+    """A few tokens, and the forwards over them."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        dtype = next(target.model.parameters()).dtype
+        self._tolerance = _TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES)
+        self._same_shape = _SAME_SHAPE.get(dtype, _SAME_SHAPE_OF_HALVES)
+        # In half precision rounding may make a row choose another expert: one may be off.
+        self._num_excused = 0
+        if any("expert" in name for name, _ in target.model.named_modules()):
+            self._num_excused = 0 if dtype in _TOLERANCES else 1
+            self._same_shape = _SAME_SHAPE_WITH_EXPERTS.get(
+                dtype, _SAME_SHAPE_OF_HALVES_WITH_EXPERTS
+            )
+        self._limit = target.max_length or 1 << 15
+        num_prompt = min(_NUM_PROMPT, self._limit - _NUM_CHAIN - 1)
+        self.is_possible = num_prompt >= _NUM_END + 2
+        vocab = target.vocab_size or 8
+        ids = [(7 * i + i * i // 3 + 1) % vocab for i in range(_NUM_PROMPT + 3 * _NUM_CHAIN)]
+        self._prompt = ids[:num_prompt]
+        self._stride = max(1, self._limit // _LARGEST_EXTENSION // _NUM_PROMPT)
+        self._chain = ids[_NUM_PROMPT : _NUM_PROMPT + _NUM_CHAIN]
+        self._others = ids[_NUM_PROMPT + _NUM_CHAIN :]
+        # Models that look for padding in what they are given would take it for that.
+        padding = getattr(target.model.config.get_text_config(decoder=True), "pad_token_id", None)
+        if isinstance(padding, int) and 0 <= padding < vocab:
+            self._chain[1] = padding
+
+    def run(self, *, trees: bool, batches: bool) -> Traits:
+        """Try all that is wanted."""
+        try:
+            cache, rows = self.start()
+            depends, switch, max_length = self._depends_on_what_follows(rows)
+            if depends:
+                return Traits(chains="its rows depend on the tokens that come behind them")
+            self._limit = switch or max_length or self._limit
+            starts = copied(cache)
+            cache.crop(cache.length)
+            spans = spans_of(self._target.model, cache)
+            length = stretch(cache, spans, self._limit - _NUM_CHAIN - 1)
+            alone = torch.cat([self._forward(cache, [token]) for token in self._chain])
+            cache.crop(length)
+            together = self._forward(cache, self._chain)
+            cache.crop(length)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            return Traits(chains=f"its forward fails on a few tokens ({_said(error)})")
+        gap = self._gap(together, alone)
+        if gap > self._tolerance:
+            return Traits(
+                chains="several tokens in one forward give it other rows than the same ones one "
+                f"by one (relative difference {gap:.1e})"
+            )
+        tree = self._tree_obstacle(cache, length, alone) if trees else None
+        batch = None
+        if switch is not None:
+            batch = (
+                f"a request of more than {switch} tokens changes how it reads all others of the "
+                "forward"
+            )
+        elif batches:
+            # What takes an index for a position does so in a batch, too.
+            batch = tree or self._batch_obstacle(cache, starts, rows, alone)
+        forgets = switch is not None and self._forgets(switch)
+        return Traits(None, tree, batch, switch, forgets, max_length)
+
+    def _forgets(self, switch: int) -> bool:
+        """Whether the model's own preparation of a forward drops the cache at the switch."""
+        cache, _ = self.start()
+        ids = torch.zeros((1, switch + 1), dtype=torch.int64, device=self._target.device)
+        try:
+            prepared = self._target.model.prepare_inputs_for_generation(
+                ids, past_key_values=cache.kv, attention_mask=torch.ones_like(ids)
+            )
+        except Exception:  # noqa: BLE001 - a model's own code may raise anything
+            return False
+        return prepared.get("past_key_values") is None
+
+    def start(self) -> tuple[ModelCache, torch.Tensor]:
+        """Run the prompt; return its cache, before anything has left a window, and all rows."""
+        cache = self._target.new_cache()
+        return cache, self._forward(cache, self._prompt)
+
+    def find_static_obstacle(self, capacity: int) -> str | None:
+        """Compare the prompt on a cache of fixed size, with room behind it, with the same alone."""
+        from transformers import StaticCache
+
+        from mtp_verify.caches.model import ModelCache
+
+        target = self._target
+        try:
+            growing, rows = self.start()
+            size = max([*spans_of(target.model, growing), 0]) + 2 * _NUM_PROMPT
+            kv = StaticCache(config=target.model.config, max_cache_len=min(size, capacity))
+            cache = ModelCache(kv)
+            found = [self._forward(cache, part) for part in (self._prompt[:2], self._prompt[2:])]
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            return f"its forward fails on one ({_said(error)})"
+        gap = self._gap(torch.cat(found), rows)
+        if gap > self._tolerance:
+            return (
+                "on one its rows are others than on a growing cache "
+                f"(relative difference {gap:.1e})"
+            )
+        return None
+
+    def _read(self, end: list[int], last: int) -> torch.Tensor:
+        """The rows of the prompt's tokens but the last ones, which are replaced.
+
+        Args:
+            end: by what.
+            last: position of the last one; the others stand near the beginning, yet far enough from
+                each other that another frequency shows.
+        """
+        positions = None
+        if self._target.takes_positions:
+            positions = self._stride * torch.arange(len(self._prompt), device=self._target.device)
+            positions[-1] = last
+            positions = positions[None]
+        ids = [*self._prompt[:-_NUM_END], *end]
+        return self._forward(self._target.new_cache(), ids, positions)[:-_NUM_END]
+
+    def _depends_on_what_follows(self, rows: torch.Tensor) -> tuple[bool, int | None, int | None]:
+        """Replace the prompt's end, and put the last token as far away as one can stand.
+
+        Args:
+            rows: of the prompt.
+
+        Returns:
+            Whether other tokens at the end change the rows before them. If not: `switch` and
+            `max_length` of `Traits`.
+        """
+        end, other = self._prompt[-_NUM_END:], self._others[:_NUM_END]
+        low = high = self._stride * (len(self._prompt) - 1)
+        if self._target.max_length is not None:
+            high = self._limit - 1
+
+        def is_near(last: int) -> bool:
+            return self._gap(self._read(other, last), near) <= self._same_shape
+
+        near = rows[:-_NUM_END] if self._stride == 1 else self._read(end, low)
+        if is_near(high):
+            return False, None, None
+        if not is_near(low):
+            return True, None, None
+        far = self._read(other, high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if is_near(middle) else (low, middle)
+        if self._gap(self._read(other, high), far) > self._same_shape:
+            # Not one other way of reading, but many.
+            return False, None, high
+        return False, high, None
+
+    def _forward(
+        self,
+        cache: ModelCache,
+        ids: list[int],
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The rows (n, V) of some tokens behind a cache, which takes them in."""
+        tokens = torch.tensor([ids], device=self._target.device)
+        rows: torch.Tensor
+        rows, _ = self._target.forward(tokens, positions, mask, cache, num_logits=len(ids))
+        return rows
+
+    def _tree_obstacle(self, cache: ModelCache, length: int, alone: torch.Tensor) -> str | None:
+        """Run the chain as the last path of a tree, behind siblings of its second token."""
+        root, *path = self._chain
+        siblings = [*self._others[: _NUM_SIBLINGS // 2], *[path[0]] * (_NUM_SIBLINGS // 2)]
+        count = 1 + len(siblings) + len(path)
+        nodes = [0, *range(1 + len(siblings), count)]
+        depths = torch.ones(count, dtype=torch.int64)
+        depths[nodes] = torch.arange(len(nodes))
+        mask = torch.eye(count, dtype=torch.bool)
+        mask[:, 0] = True
+        for place, node in enumerate(nodes):
+            mask[node, nodes[:place]] = True
+        positions = (length + depths)[None].to(self._target.device)
+        try:
+            rows = self._forward(cache, [root, *siblings, *path], positions, mask)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            return f"its forward fails on the mask of a tree ({_said(error)})"
+        finally:
+            cache.crop(length)
+        gap = self._gap(rows[nodes], alone)
+        if gap > self._tolerance:
+            return f"beside siblings its rows are others than alone (relative difference {gap:.1e})"
+        return None
+
+    def _batch_obstacle(
+        self, cache: ModelCache, starts: list[Any], rows: torch.Tensor, alone: torch.Tensor
+    ) -> str | None:
+        """Run the chain in one forward with another request, which has a shorter past.
+
+        Args:
+            cache: behind which the chain is run.
+            starts: per layer, keys and values of the prompt.
+            rows: of the whole prompt.
+            alone: of the chain.
+        """
+        target = self._target
+        device = target.device
+        try:
+            slots = target.new_slots()
+            # The other's past is the prompt's beginning, and its draft is what follows that.
+            width = min(_NUM_CHAIN, len(self._prompt) - 2)
+            lengths = [cache.length, len(self._prompt) - width]
+            for slot, length in enumerate(lengths):
+                slots.add()
+                slots.aim(length, device, slot)
+                entries = copied(cache) if slot == 0 else starts
+                for layer, pair in zip(attending(slots.kv), entries, strict=True):
+                    layer.update(*(states[:, :, :length] for states in pair))
+                slots.extend(slot, length)
+            ids = [self._chain[:width], self._prompt[-width:]]
+            positions = torch.tensor(lengths)[:, None] + torch.arange(width)
+            ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
+            found, _ = target.forward_slots(
+                torch.tensor(ids, device=device),
+                positions.to(device),
+                ancestors.expand(2, -1, -1).to(device),
+                slots,
+            )
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+            return f"its forward over several fails ({_said(error)})"
+        gap = max(self._gap(found[0], alone[:width]), self._gap(found[1], rows[-width:]))
+        if gap > self._tolerance:
+            return f"beside others its rows are not those alone (relative difference {gap:.1e})"
+        return None
+
+    def _gap(self, found: torch.Tensor, wanted: torch.Tensor) -> float:
+        """The largest distance of rows (n, V), n >= 2, from those wanted, relative to their spread.
+
+        With experts in half precision it is the second largest.
+        """
+        found, wanted = found.double(), wanted.double()
+        spread = wanted.std(dim=-1).clamp_min(1e-30)
+        gaps = (found - wanted).pow(2).mean(dim=-1).sqrt() / spread
+        if not bool(gaps.isfinite().all()):
+            return math.inf
+        return float(gaps.sort().values[-1 - self._num_excused])
+
+
+def _said(error: Exception) -> str:
+    """What a model's forward has said; no memory is nothing that it says of itself."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        raise error
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,274 @@
+"""What is counted along sampled strings: each token against its law given those before it.
+
+The joint law of whole strings can be compared for a few tokens only, as there are too many strings.
+The law of one token given those that were sampled before it is known at any length. Tokens are
+ranked by it, the likeliest first: how often each rank should occur is the sum of its probabilities
+over the strings that were seen. And the place of a token in its law, made continuous by noise of
+our own, is uniform and independent of all others: what two tokens share shows in pairs of places.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mtp_verify import stats
+from mtp_verify.errors import ParamsError
+from mtp_verify.testing.laws import ENDED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify.testing.laws import TokenLaws
+
+__all__ = ["NUM_CALLS", "PathTally"]
+
+# Calls with consecutive seeds that are counted together.
+NUM_CALLS = 4
+# The likeliest tokens have a rank of their own; the others share the last.
+_MAX_RANKS = 8
+_MOST_TOKENS = 16  # of a vocabulary whose tokens are counted by the one before
+# Parts of the unit interval that places are put into.
+_NUM_PLACES = 4
+# What the noise of two tokens is compared by; no token is in two pairs of one name at one place.
+_PAIRS = (
+    "next token",
+    "token after the next",
+    "third token on",
+    "next row",
+    "next row, odd to even",
+    "next row, one token on",
+    "next seed",
+    "next seed, odd to even",
+    "next seed, one token on",
+    "seed after the next",
+)
+
+
+class PathTally:
+    """Counts along the strings of all prompts.
+
+    Args:
+        laws: The target's.
+        vocab: V.
+        horizon: Tokens of each string that are counted.
+        tie: At temperature 0, logits as close as this to the largest are as good.
+    """
+
+    def __init__(self, laws: TokenLaws, vocab: int, horizon: int, tie: float) -> None:
+        self.laws, self.horizon, self.tie = laws, horizon, tie
+        self._vocab = vocab
+        self._num_ranks = min(vocab, _MAX_RANKS)
+        # By parity of the seed, parity of the row, token, rank.
+        shape = (2, 2, horizon, self._num_ranks)
+        self.seen = np.zeros(shape, np.int64)
+        self.expected = np.zeros(shape)
+        # By half of the string, token, token that follows it.
+        follows = (2, vocab, vocab) if vocab <= _MOST_TOKENS else (2, 0, 0)
+        self.seen_after = np.zeros(follows, np.int64)
+        self.expected_after = np.zeros(follows)
+        # Tokens that could not have followed, and ends where none could be.
+        self.impossible = np.zeros((2, 2, horizon), np.int64)
+        self.pairs = np.zeros((len(_PAIRS), _NUM_PLACES, _NUM_PLACES), np.int64)
+        self._known: dict[Any, _Ranking] = {}
+
+    def add(self, prompt: tuple[int, ...], calls: Sequence[NDArray[np.int64]], seed: int) -> None:
+        """Count the results of calls with consecutive seeds.
+
+        Args:
+            prompt: Of all of them.
+            calls: `NUM_CALLS` arrays of int (n, >= horizon).
+            seed: Of the first.
+
+        Raises:
+            ParamsError: A token outside the vocabulary.
+        """
+        strings = np.array([call[:, : self.horizon] for call in calls])
+        least = ENDED if self.laws.may_end else 0
+        wrong = np.argwhere((strings < least) | (strings >= self._vocab))
+        if len(wrong):
+            call, row, depth = wrong[0].tolist()
+            message = (
+                f"sample {row}: found token {strings[call, row, depth]} at place {depth}, wanted "
+                f"tokens of {least} to {self._vocab - 1}"
+            )
+            raise ParamsError(message, slug="token_out_of_vocab", row=row)
+        self.laws.prefetch(prompt, np.concatenate(strings))
+        places = self._count(prompt, strings, seed)
+        if not self.laws.params.is_greedy:
+            self._pair(places)
+
+    def _count(
+        self, prompt: tuple[int, ...], calls: NDArray[np.int64], seed: int
+    ) -> NDArray[np.int64]:
+        """Count calls; return the places of their tokens, -1 where there is none."""
+        strings = calls.reshape(-1, self.horizon)
+        places = np.full(strings.shape, -1)
+        noise = np.random.default_rng((seed, *prompt)).random(strings.shape)
+        seeds, rows = (index.reshape(-1) for index in np.indices(calls.shape[:2]))
+        part: tuple[NDArray[np.int64], NDArray[np.int64]] = (seed + seeds) % 2, rows % 2
+        for depth in range(self.horizon):
+            tokens = strings[:, depth]
+            before, which = np.unique(strings[:, :depth], axis=0, return_inverse=True)
+            which = which.reshape(-1)
+            known = [self._ranking(prompt, tuple(string)) for string in before.tolist()]
+            laws, weights, starts, ranks = (np.array(each) for each in zip(*known, strict=True))
+            # The end has a rank like a token; behind it nothing else has.
+            rank = ranks[which, tokens]
+            where: Any = (*part, depth)
+            np.add.at(self.impossible, where, rank < 0)
+            np.add.at(self.expected, where, weights[which])
+            mine = np.flatnonzero((rank >= 0) & (tokens != ENDED))
+            rank, which, tokens = rank[mine], which[mine], tokens[mine]
+            cells = (*(parity[mine] for parity in part), depth)
+            np.add.at(self.seen, (*cells, np.minimum(rank, self._num_ranks - 1)), 1)
+            if self.seen_after.size:
+                half = int(2 * depth >= self.horizon)
+                last = before[which, -1] if depth else np.full(len(which), prompt[-1])
+                np.add.at(self.seen_after[half], (last, tokens), 1)
+                np.add.at(self.expected_after[half], last, laws[which])
+            start, end = starts[which, rank], starts[which, rank + 1]
+            place = (start + noise[mine, depth] * (end - start)) * _NUM_PLACES
+            places[mine, depth] = np.minimum(place.astype(np.int64), _NUM_PLACES - 1)
+        return places.reshape(calls.shape)
+
+    def _ranking(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> _Ranking:
+        """The law behind a string, with its tokens ranked."""
+        key = (prompt, string)
+        if key not in self._known:
+            law = None if ENDED in string else self.laws.after(prompt, string)
+            ranking = _ended(self._vocab, self._num_ranks) if law is None else self._rank(law)
+            if law is not None and self.laws.params.is_greedy:
+                tied = self.laws.tied(prompt, string, self.tie)
+                ranking.ranks[:-1] = np.where(tied, 0, -1)
+            self._known[key] = ranking
+        return self._known[key]
+
+    def _rank(self, law: NDArray[np.float64]) -> _Ranking:
+        order = np.argsort(-law, kind="stable")
+        falling = law[order]
+        last = self._num_ranks - 1
+        ranks = np.full(self._vocab + 1, -1)
+        ranks[order] = np.arange(self._vocab)
+        ranks[:-1][law == 0] = -1
+        weights = np.append(falling[:last], falling[last:].sum())
+        return _Ranking(law, weights, np.append(0.0, falling.cumsum()), ranks)
+
+    def _pair(self, places: NDArray[np.int64]) -> None:
+        """Count pairs of places (NUM_CALLS, n, horizon)."""
+        token = np.arange(self.horizon)
+        even = places.shape[1] // 2 * 2
+        rows = places[:, 0:even:2], places[:, 1:even:2]
+        odd_rows = places[:, 1 : even - 1 : 2], places[:, 2:even:2]
+        seeds, odd_seeds = (places[0::2], places[1::2]), (places[1:2], places[2:3])
+        found: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {
+            "next row": rows,
+            "next row, odd to even": odd_rows,
+            "next row, one token on": (rows[0][..., :-1], rows[1][..., 1:]),
+            "next seed": seeds,
+            "next seed, odd to even": odd_seeds,
+            "next seed, one token on": (seeds[0][..., :-1], seeds[1][..., 1:]),
+            "seed after the next": (places[:2], places[2:]),
+        }
+        for name, lag in (("next token", 1), ("token after the next", 2), ("third token on", 3)):
+            first = token[(token // lag % 2 == 0) & (token + lag < self.horizon)]
+            found[name] = places[..., first], places[..., first + lag]
+        for table, name in zip(self.pairs, _PAIRS, strict=True):
+            one, other = (half.reshape(-1) for half in found[name])
+            both = (one >= 0) & (other >= 0)
+            np.add.at(table, (one[both], other[both]), 1)
+
+    def fits(self) -> list[tuple[str, stats.Fit]]:
+        """The tests: of each token, of all together, both by parity, and of pairs."""
+        found = []
+        for depth in range(self.horizon):
+            name = f"token {depth + 1} given those before"
+            found.append((name, self._fit(np.s_[:, :, depth])))
+            # A fault of every other seed is half as large in the mean of all.
+            for parity, word in enumerate(("even", "odd")):
+                found.append((f"{name}, {word} seeds", self._fit(np.s_[parity, :, depth])))
+        for parity, word in enumerate(("even", "odd")):
+            found.append((f"tokens of {word} seeds", self._fit(np.s_[parity])))
+            found.append((f"tokens of {word} rows", self._fit(np.s_[:, parity])))
+        if not self.laws.params.is_greedy:
+            for half, word in enumerate(("first", "second")):
+                found.append((f"tokens by the one before, {word} half", self._fit_after(half)))
+            uniform = np.full(_NUM_PLACES, 1 / _NUM_PLACES)
+            for name, table in zip(_PAIRS, self.pairs, strict=True):
+                found.append((f"noise of the {name}", stats.independence(table, uniform)))
+        return found
+
+    def ranks(self, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """How often each rank was seen and expected at a token, 0 being the first."""
+        return self.seen[:, :, depth].sum(axis=(0, 1)), self.expected[:, :, depth].sum(axis=(0, 1))
+
+    def _fit(self, part: Any) -> stats.Fit:
+        """Test the counts of a part of the tokens."""
+        seen = self.seen[part].reshape(-1, self._num_ranks).sum(axis=0)
+        expected = self.expected[part].reshape(-1, self._num_ranks).sum(axis=0)
+        impossible = int(self.impossible[part].sum())
+        if impossible:
+            return stats.Fit(math.inf, self._num_ranks - 1, 0.0, int(seen.sum()), impossible)
+        # Each token has a law of its own, so that ranks vary less than those of one law would: the
+        # test errs on the safe side. The likelihood ratio keeps its level where few are expected.
+        return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
+
+    def _fit_after(self, half: int) -> stats.Fit:
+        """Test tokens by the one before."""
+        total = stats.Fit(0.0, 0, 1.0, 0, 0)
+        for seen, expected in zip(self.seen_after[half], self.expected_after[half], strict=True):
+            if expected.sum() > 0:
+                total += stats.fit(seen, expected / expected.sum(), statistic="g")
+        return total
+
+    def state(self) -> dict[str, Any]:
+        """The counts, for a file."""
+        return {name: getattr(self, name).tolist() for name in _KEPT}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take counts back.
+
+        Raises:
+            ParamsError: They are not counts of this class and horizon.
+        """
+        for name in _KEPT:
+            own = getattr(self, name)
+            try:
+                counts = np.asarray(state[name], own.dtype)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                message = f"{name}: these are not kept counts ({error!r}): take another file"
+                raise ParamsError(message, slug="bad_resume") from error
+            if counts.shape != own.shape or not (counts >= 0).all():
+                message = f"{name}: found shape {counts.shape}, wanted counts of shape {own.shape}"
+                raise ParamsError(message, slug="bad_resume")
+            own[:] = counts
+
+
+_KEPT = ("seen", "expected", "seen_after", "expected_after", "impossible", "pairs")
+
+
+class _Ranking(NamedTuple):
+    """A law with its tokens ranked.
+
+    Attributes:
+        law: (V,) of the tokens.
+        weights: (R,) probability of each rank, the last one's with all that follow.
+        starts: (V + 1,) what is likelier than each token, by rank, and 1.
+        ranks: (V + 1,) of each token, and of the end; -1 where it is impossible.
+    """
+
+    law: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    starts: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+
+
+def _ended(vocab: int, num_ranks: int) -> _Ranking:
+    """Behind the end of a string there is only that."""
+    ranks = np.full(vocab + 1, -1)
+    ranks[ENDED] = 0
+    return _Ranking(np.zeros(vocab), np.zeros(num_ranks), np.zeros(vocab + 1), ranks)

@@ -1,0 +1,223 @@
+"""The exact law of a whole decoding loop: every branch of its chance taken once.
+
+A loop gets its chance at three places: a drafter draws tokens (`mtp_verify.growers`, or one row at
+a time), and a rule verifies. `loop_law` puts an enumerator behind all three and runs the loop once
+for each combination of branches; all else, the loop itself, is what ships. Rules and growers are
+the shipped ones too: the core lists their branches by running its own decision code.
+
+What is found is exact up to the rounding of float64: some 1e-15 a branch.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from mtp_verify import _core, growers
+from mtp_verify.errors import MtpVerifyError, ParamsError
+from mtp_verify.intake import on_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from mtp_verify._core import Draft, Verdict
+    from mtp_verify.params import SamplingParams
+
+__all__ = ["loop_law"]
+
+Outcome = TypeVar("Outcome", bound="Hashable")
+
+
+def loop_law(program: Callable[[], Outcome], *, max_runs: int = 100_000) -> dict[Outcome, float]:
+    """Compute the exact law of what a decoding loop returns.
+
+    Args:
+        program: Runs the loop from its beginning, the same way each time but for the tokens that
+            are drawn by `mtp_verify.growers` and verified by `verify` and `verify_batch`, on this
+            thread. Returns what is of interest, such as the emitted tokens.
+        max_runs: Runs of the program that are too many.
+
+    Returns:
+        Each outcome with its probability.
+
+    Raises:
+        ParamsError: More than `max_runs` branches; or a number of the noise that is used for two
+            questions: one (seed, position) of `verify`, or of a draw, in two steps.
+        DraftError: A draft with the law "coupled" under the rule "coupled", or a lossy acceptance:
+            neither has branches that can be listed.
+
+    Example:
+        >>> import mtp_verify as mv
+        >>> fair = np.zeros((2, 2), np.float32)
+        >>> def step():
+        ...     verdict = mv.verify(mv.Draft.chain([1]), fair, seed=0, position=0)
+        ...     return tuple(verdict.tokens.tolist())
+        >>> loop_law(step)
+        {(0,): 0.5, (1, 0): 0.25, (1, 1): 0.25}
+    """
+    law: dict[Outcome, float] = {}
+    script: list[list[int]] = []
+    for _ in range(max_runs):
+        run = _Run(script)
+        with _enumerating(run):
+            outcome = program()
+        law[outcome] = law.get(outcome, 0.0) + run.weight
+        while script and script[-1][0] + 1 == script[-1][1]:
+            script.pop()
+        if not script:
+            return law
+        script[-1][0] += 1
+    message = f"the loop has more than {max_runs} branches; take fewer or smaller steps"
+    raise ParamsError(message, slug="law_too_large")
+
+
+class _Run:
+    """One run of the program: which branch it takes at each open question.
+
+    Attributes:
+        weight: Probability of the branches taken so far.
+    """
+
+    def __init__(self, script: list[list[int]]) -> None:
+        self._script = script  # Branch and number of branches of each open question, in order.
+        self._asked = 0
+        # What was asked with each number, and what it answered.
+        self._answers: dict[Hashable, tuple[Hashable, int]] = {}
+        self.weight = 1.0
+
+    def choose(self, address: Hashable, ways: Hashable, weights: Sequence[float]) -> int:
+        """Take one branch.
+
+        Args:
+            address: Of the numbers that decide.
+            ways: What the branches stand for. The same question at the same address, as a step that
+                failed may ask it again, has the same answer.
+            weights: Probability of each branch.
+
+        Raises:
+            ParamsError: The number has answered another question.
+        """
+        question = (ways, tuple(weights))
+        if address in self._answers:
+            before, answer = self._answers[address]
+            if before != question:
+                message = f"the noise of {address} answers two questions: {before}, {question}"
+                raise ParamsError(message, slug="noise_used_twice")
+            return answer
+        live = [index for index, weight in enumerate(weights) if weight > 0]
+        if len(live) == 1:
+            taken = live[0]
+        else:
+            if self._asked == len(self._script):
+                self._script.append([0, len(live)])
+            taken = live[self._script[self._asked][0]]
+            self._asked += 1
+        self.weight *= weights[taken]
+        self._answers[address] = question, taken
+        return taken
+
+    def verdict(
+        self, address: tuple[int, int], found: list[tuple[Verdict | MtpVerifyError, float]]
+    ) -> Verdict | MtpVerifyError:
+        """One of the verdicts that a rule can give, or the error that it ends with."""
+        ways = tuple(
+            repr(way)
+            if isinstance(way, MtpVerifyError)
+            else (*way.path.tolist(), *way.tokens.tolist())
+            for way, _ in found
+        )
+        return found[self.choose(("verify", *address), ways, [weight for _, weight in found])][0]
+
+
+@contextmanager
+def _enumerating(run: _Run) -> Iterator[None]:
+    """Let a run answer in the place of the noise."""
+
+    def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int:
+        weights = _core.shaped_row(logits, params).tolist()
+        return run.choose(("draw", seed, position, node), "a token", weights)
+
+    def extend(self: growers.Grower, logits: Any) -> None:
+        logits, core = on_host(logits), self._core
+        node = core.frontier()[0] if core.law not in ("deterministic", "coupled") else -1
+        address = ("draw", *core.address, "below", node)
+        weights = core.branches(logits)
+        branch = run.choose(address, core.tokens.tobytes(), weights) if len(weights) > 1 else 0
+        if core.extend(logits, branch):
+            self._rows.append(logits)
+
+    def verify(
+        draft: Draft,
+        logits: Any,
+        params: _core.CoreParams,
+        rule: str,
+        seed: int,
+        position: int,
+        lossy: Any = None,
+        *context: Any,
+    ) -> Verdict:
+        _refuse(lossy)
+        found = _core.verdicts(draft, logits, params, rule, *context[:-1])
+        verdict = run.verdict((seed, position), found)
+        if isinstance(verdict, MtpVerifyError):
+            raise verdict
+        return verdict
+
+    def verify_batch(
+        drafts: Any,
+        logits: Any,
+        params: Any,
+        rule: str | list[str],
+        seeds: Sequence[int],
+        positions: Sequence[int],
+        lossy: Any,
+        contexts: Sequence[tuple[Any, ...]],
+        *_: Any,
+    ) -> list[Verdict]:
+        _refuse(lossy)
+        count = len(drafts)
+        rules = [rule] * count if isinstance(rule, str) else rule
+        listed = [params] * count if isinstance(params, _core.CoreParams) else params
+        verdicts = []
+        for b, rows in enumerate(_split(logits, [drafts[b].num_nodes for b in range(count)])):
+            context = contexts[b] if contexts else ()
+            try:
+                found = _core.verdicts(drafts[b], rows, listed[b], rules[b], *context)
+            except MtpVerifyError as error:
+                raise error.in_sequence(b) from None
+            verdict = run.verdict((seeds[b], positions[b]), found)
+            if isinstance(verdict, MtpVerifyError):
+                raise verdict.in_sequence(b)
+            verdicts.append(verdict)
+        return verdicts
+
+    ours = {"draw": draw, "verify": verify, "verify_batch": verify_batch}
+    theirs = {name: getattr(_core, name) for name in ours}
+    grow = growers.Grower.extend
+    try:
+        for name, function in ours.items():
+            setattr(_core, name, function)
+        growers.Grower.extend = extend  # type: ignore[method-assign]
+        yield
+    finally:
+        for name, function in theirs.items():
+            setattr(_core, name, function)
+        growers.Grower.extend = grow  # type: ignore[method-assign]
+
+
+def _refuse(lossy: Any) -> None:
+    if lossy is not None and any(lossy if isinstance(lossy, list) else [lossy]):
+        message = "a lossy acceptance was asked for, and its branches cannot be listed"
+        raise ParamsError(message, slug="unsupported_setting")
+
+
+def _split(logits: Any, counts: list[int]) -> list[Any]:
+    """The rows of each sequence, in whichever form `verify_batch` takes them."""
+    if isinstance(logits, list):
+        return logits
+    if logits.ndim == 3:
+        return [rows[:count] for rows, count in zip(logits, counts, strict=True)]
+    ends = np.cumsum(counts).tolist()
+    return [logits[end - count : end] for end, count in zip(ends, counts, strict=True)]
