@@ -327,7 +327,7 @@ def verdicts(
     params: CoreParams,
     rule: str,
     history: Any | None = None,
-    prompt_len: int = 0,
+    prompt_len: int | None = None,
     bitmask: Any | None = None,
     process: Process | None = None,
 ) -> list[tuple[Verdict | MtpVerifyError, float]]: ...
