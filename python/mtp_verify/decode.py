@@ -143,6 +143,26 @@ class Decoder:
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What can be used elsewhere; a copy begins without requests.
+
+        Raises:
+            TypeError: requests are in flight, or share a pool of blocks.
+        """
+        if self.num_unfinished or self._pool is not None:
+            reason = "its pool of blocks lives here"
+            if self.num_unfinished:
+                reason = f"{self.num_unfinished} requests are in flight; run them to their end"
+            msg = f"Decoder: cannot be pickled or copied: {reason}"
+            raise TypeError(msg)
+        return {**self.__dict__, "_session": None, "_finished": {}}
+
+    def __repr__(self) -> str:
+        """The settings, without the model."""
+        model = type(getattr(self.target, "model", self.target)).__name__
+        settings = f"drafter={self.drafter!r}, params={self.params!r}, rule={self.rule!r}"
+        return f"Decoder({model}, {settings})"
+
     def generate(
         self,
         input_ids: Any,

@@ -2,7 +2,7 @@
 
 import operator
 import sys
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any
@@ -10,16 +10,21 @@ from typing import Any
 from mtp_verify.errors import ParamsError
 
 __all__ = [
+    "as_count",
     "as_float",
     "as_list",
     "as_word",
     "as_words",
+    "check_callable",
     "check_sequence",
     "check_type",
+    "check_word",
     "on_host",
+    "shown",
 ]
 
 _WORDS = 1 << 64
+_MOST_SIGNS = 80
 _PRINTED = 256  # Longer integers would fill an error message.
 _MOST_ITEMS = 1 << 26  # As the core has it: a longer list is a mistake, a range of 2**40 say.
 
@@ -40,6 +45,56 @@ def check_type(name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         message = f"{name}: found {type(value).__name__}, wanted {kind.__name__}"
         raise TypeError(message)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    if not callable(value):
+        message = f"{name}: found {shown(value)}, wanted a function"
+        raise TypeError(message)
+
+
+def check_word(name: str, value: Any, words: Sequence[str]) -> None:
+    """Refuse what is none of the words that an argument knows.
+
+    Raises:
+        ParamsError: names the argument and the words.
+    """
+    if not isinstance(value, str) or value not in words:
+        message = f"{name}: found {shown(value)}, wanted one of: {', '.join(words)}"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def as_count(name: str, value: Any, least: int = 1) -> int:
+    """A count as an int.
+
+    Raises:
+        ParamsError: names what is no integer, or too small.
+    """
+    try:
+        count = operator.index(value)
+    except Exception:  # noqa: BLE001 - an object's own method may raise anything
+        count = least - 1
+    if isinstance(value, bool) or count < least:
+        message = f"{name}: found {shown(value)}, wanted an integer >= {least}"
+        raise ParamsError(message, slug="param_out_of_range")
+    return count
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: in one line, and not longer than that."""
+    try:
+        if isinstance(value, int) and value.bit_length() > _PRINTED:
+            return f"an integer of {value.bit_length()} bits"
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an object's own method may raise anything
+        text = ""
+    is_short = text and len(text) <= _MOST_SIGNS and text.isprintable()
+    return text if is_short else f"a {type(value).__name__}"
 
 
 def check_sequence(name: str, value: Any) -> None:
@@ -88,12 +143,12 @@ def as_float(name: str, value: Any) -> float:
         ParamsError: names what is no number, or an integer beyond all floats.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        message = f"{name}: found {value!r}, wanted a number"
+        message = f"{name}: found {shown(value)}, wanted a number"
         raise ParamsError(message, slug="param_out_of_range")
     try:
         return float(value)
     except OverflowError:
-        message = f"{name}: found {_shown(value)}, wanted a float64"
+        message = f"{name}: found {shown(value)}, wanted a float64"
         raise ParamsError(message, slug="param_out_of_range") from None
 
 
@@ -108,10 +163,10 @@ def as_word(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        message = f"{name}: found {value!r}, wanted an integer"
+        message = f"{name}: found {shown(value)}, wanted an integer"
         raise ParamsError(message, slug="param_out_of_range") from None
     if not 0 <= number < _WORDS:
-        message = f"{name}: found {_shown(number)}, wanted 0 <= {name} < 2**64"
+        message = f"{name}: found {shown(number)}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
     return number
 
@@ -124,21 +179,15 @@ def as_words(name: str, values: Any) -> list[int]:
     """
     listed = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable):
-        message = f"{name}: found {values!r}, wanted one for each sequence"
+        message = f"{name}: found {shown(values)}, wanted one for each sequence"
         raise ParamsError(message, slug="param_out_of_range")
     words = as_list(name, listed)
     for sequence, value in enumerate(words):
         if isinstance(value, bool) or not isinstance(value, Integral):
-            message = f"sequence {sequence}: {name}: found {value!r}, wanted an integer"
+            message = f"sequence {sequence}: {name}: found {shown(value)}, wanted an integer"
             raise ParamsError(message, slug="param_out_of_range", sequence=sequence)
         try:
             as_word(name, value)
         except ParamsError as error:
             raise error.in_sequence(sequence) from None
     return words
-
-
-def _shown(number: Any) -> str:
-    """A number, unless it would fill the message."""
-    bits = int(number).bit_length()
-    return str(number) if bits <= _PRINTED else f"an integer of {bits} bits"

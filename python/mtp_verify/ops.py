@@ -6,13 +6,14 @@ rule runs in the core, on the host, whenever the compiled code gets there.
 """
 
 from dataclasses import fields
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtp_verify._core import DraftBatch
+from mtp_verify.arrays import is_equal, sizes
 from mtp_verify.batch import verify_batch as verify_drafts
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.params import SamplingParams, as_params
@@ -40,6 +41,25 @@ class Verdicts(NamedTuple):
     path: Tensor
     num_accepted: Tensor
     logprobs: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all four tensors are equal."""
+        if not isinstance(other, Verdicts):
+            return NotImplemented
+        return is_equal(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        """A tuple has its own, which would compare the tensors."""
+        return not self == other
+
+    def __hash__(self) -> NoReturn:
+        """Tensors change; their own hash says nothing of what they hold."""
+        msg = "unhashable type: 'Verdicts'"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        """Shapes and dtypes."""
+        return sizes(self)
 
 
 def verify_batch(

@@ -1,6 +1,7 @@
 //! Numbers and lists from callers: what cannot be taken is refused by the name of its argument.
 
 use numpy::{PyArray1, PyArrayMethods};
+use pyo3::PyClass;
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
@@ -40,6 +41,12 @@ pub(super) fn word(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<u6
 /// A size.
 pub(super) fn count(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<usize> {
     size(name, integer(object, name)?).map_err(PyErr::from)
+}
+
+/// A whole number, 0 or more, that stays an `i64`.
+pub(super) fn whole(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<i64> {
+    let value = integer(object, name)?;
+    size(name, value).map(|_| value).map_err(PyErr::from)
 }
 
 /// A size; 0 if it was left out.
@@ -151,6 +158,20 @@ pub(super) fn list<'py, T>(
         all.push(one(&item?, place)?);
     }
     Ok(all)
+}
+
+/// The objects of one class that a list holds.
+pub(super) fn instances<'py, T: PyClass>(
+    object: &Bound<'py, PyAny>,
+    what: &'static str,
+    class: &str,
+) -> PyResult<Vec<Bound<'py, T>>> {
+    list(object, what, |item, place| {
+        item.cast::<T>().cloned().map_err(|_| {
+            let found = type_name(item);
+            PyTypeError::new_err(format!("{what}[{place}]: found {found}, wanted {class}"))
+        })
+    })
 }
 
 /// The elements of a list of one kind.

@@ -76,6 +76,10 @@ class Combined:
         )
         self.is_pure = all(getattr(drafter, "is_pure", False) for drafter in drafters)
 
+    def __repr__(self) -> str:
+        """The drafters, in the order in which they are asked."""
+        return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
+
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Let each drafter that knows a vocabulary refuse the target's.
 

@@ -54,6 +54,10 @@ class _HistoryDrafter(Generic[AnyIndex]):
         self, index: AnyIndex, budget: int, stop: Sequence[int]
     ) -> tuple[list[int], list[int]]: ...
 
+    def __repr__(self) -> str:
+        """The length of its drafts."""
+        return f"{type(self).__name__}(num_tokens={self.num_tokens})"
+
     def start(self, request: Request) -> None:
         """Index the prompt of a new request."""
         self._indices[request.id] = (self._new_index(), 0)

@@ -129,6 +129,14 @@ class Recycling:
         self._store = _Store() if shared else None
         self._tables: dict[int, _Table] = {}
 
+    def __repr__(self) -> str:
+        """The size of its drafts and of its tables."""
+        num_nodes, shared = self.shape.tree.num_nodes - 1, self._store is not None
+        return (
+            f"Recycling(max_nodes={num_nodes}, num_successors={self.num_successors}, "
+            f"shared={shared})"
+        )
+
     def start(self, request: Request) -> None:
         """Read the prompt of a new request."""
         self._tables.pop(request.id, None)
