@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify import _core
 from mtp_verify._core import TokenTree
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_float, as_list, as_word, check_type, shown
+from mtp_verify.intake import as_float, as_list, as_path, as_word, check_type, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["Shape"]
 
@@ -165,7 +165,7 @@ class Shape:
             "accepted": self.accepted,
             "acceptance": list(self.acceptance),
         }
-        Path(path).write_text(json.dumps(document) + "\n", encoding="utf-8")
+        as_path("path", path).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Shape:
@@ -177,7 +177,7 @@ class Shape:
             DraftError: its parents are not a tree.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(as_path("path", path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             msg = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
             raise ParamsError(msg, slug="bad_shape_file") from error
