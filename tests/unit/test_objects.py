@@ -15,6 +15,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import growers
+from tests.models import tiny_model
 from tests.objects import IDLE, NOISE, OBJECTS, classes, echo, in_flight, rows, table, verdict
 
 PUBLIC = ("", ".drafters", ".growers", ".heads", ".lossy", ".ops", ".planning", ".stats", ".decode",
@@ -22,7 +23,7 @@ PUBLIC = ("", ".drafters", ".growers", ".heads", ".lossy", ".ops", ".planning", 
 
 # Public classes that hold no data of their own, and why.
 NO_DATA = {
-    "Decoder": "runs a model; tests/unit/test_decode.py",
+    "Decoder": "runs a model; see below",
     "Head": "a torch module", "CausalHead": "a torch module", "ParallelHead": "a torch module",
     "Shared": "parts of a model, which torch pickles",
     "Model": "runs a model", "ModelTree": "runs a model", "Heads": "runs a head",
@@ -301,3 +302,21 @@ def _outcome(blocks: mv.BlockTable, seq: int) -> str:
         return str(blocks.lengths([seq]))
     except mv.CacheError as error:
         return str(error)
+
+
+class TestDecoders:
+    def test_an_idle_one_works_elsewhere(self):
+        decoder = mv.Decoder(tiny_model("llama"), mv.drafters.NGram())
+        wanted = decoder.generate([1, 2, 3], max_new_tokens=4, seed=1, top_logprobs=2)
+        for move in (lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy):
+            moved = move(decoder)
+            assert moved.generate([1, 2, 3], max_new_tokens=4, seed=1, top_logprobs=2) == wanted
+            assert move(wanted) == wanted
+
+    def test_one_in_flight_says_why_it_stays(self):
+        decoder = mv.Decoder(tiny_model("llama"))
+        decoder.submit([1, 2], max_new_tokens=4, seed=2)
+        paged = mv.Decoder(tiny_model("llama"), cache="paged")
+        for value, text in ((decoder, "1 requests are in flight"), (paged, "pool of blocks")):
+            with pytest.raises(TypeError, match=f"Decoder: cannot be pickled or copied: .*{text}"):
+                pickle.dumps(value)
