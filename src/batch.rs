@@ -269,7 +269,8 @@ impl VerdictBatch {
         self.rules.is_empty()
     }
 
-    fn push(&mut self, verdict: &Verdict, top: Option<TopLogprobs>) {
+    /// The batch with one more sequence.
+    pub fn push(&mut self, verdict: &Verdict, top: Option<TopLogprobs>) {
         self.tokens.extend(verdict.tokens.iter().map(|&token| i64::from(token)));
         self.path.extend(verdict.path.iter().map(|&node| i64::from(node)));
         self.logprobs.extend(&verdict.logprobs);

@@ -319,6 +319,12 @@ pub enum Error {
         /// The slots reserved.
         reserved: usize,
     },
+    /// The numbers of a block table that no sequence of calls leads to.
+    #[error("state: found {found}, wanted what pickling a BlockTable of these sizes gives")]
+    BadState {
+        /// What does not hold.
+        found: String,
+    },
     /// Any other error, at one sequence of a batch.
     #[error("sequence {sequence}: {source}")]
     InSequence {
@@ -363,6 +369,7 @@ impl Error {
             Self::NoReservation { .. } => "no_reservation",
             Self::OpenReservation { .. } => "open_reservation",
             Self::ReservationMismatch { .. } => "reservation_mismatch",
+            Self::BadState { .. } => "bad_state",
             Self::InSequence { source, .. } => source.slug(),
         }
     }

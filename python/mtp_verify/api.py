@@ -6,7 +6,7 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_list, as_word, check_sequence, check_type, on_host
+from mtp_verify.intake import as_list, as_word, check_sequence, check_type, on_host, shown
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Process, Processor, check_processors, row_process
 
@@ -95,7 +95,9 @@ def verify(
     check_type("draft", draft, Draft)
     chosen = as_params(params)
     if not (lossy is None or isinstance(lossy, Lossy)):
-        message = f"lossy: found {lossy!r}, wanted typical, threshold, topk or ensemble of mv.lossy"
+        message = (
+            f"lossy: found {shown(lossy)}, wanted typical, threshold, topk or ensemble of mv.lossy"
+        )
         raise ParamsError(message, slug="param_out_of_range")
     seed, position = as_word("seed", seed), as_word("position", position)
     context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
@@ -190,7 +192,7 @@ def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
     References:
         arXiv 2310.15141 (the transport problem), 2502.18779 (its dual and top-plus-one).
     """
-    return _core.alpha_star(on_host(p), on_host(q), n, law)
+    return _core.alpha_star(on_host(p, "p"), on_host(q, "q"), n, law)
 
 
 def step_context(
@@ -220,7 +222,7 @@ def step_context(
             message = "history: found None with processors, wanted the tokens up to the root"
             raise ParamsError(message, slug="param_out_of_range")
         process = row_process(listed, draft, history, logits)
-    return history, prompt_len, None if bitmask is None else on_host(bitmask), process
+    return history, prompt_len, None if bitmask is None else on_host(bitmask, "bitmask"), process
 
 
 def _check_history(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
 from mtp_verify import derive_seed
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_count, as_list, check_instance, check_sequence, shown
 from mtp_verify.processors import check_processors, keeps_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "Prompt",
-    "as_count",
     "as_criteria",
     "as_ids",
     "as_prompts",
@@ -28,6 +29,9 @@ __all__ = [
     "processors_of_rows",
     "says_stop",
 ]
+
+
+_LAST_TOKEN = (1 << 32) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +80,13 @@ def as_prompts(input_ids: Any, attention_mask: Any | None) -> list[Prompt]:
 
 def _as_rows(value: Any, name: str = "input_ids") -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)) and value and all(_is_row(row) for row in value):
-        rows = [torch.as_tensor(row) for row in value]
+        rows = [_as_tensor(row, f"{name}[{index}]") for index, row in enumerate(value)]
     else:
-        table = torch.as_tensor(value)
+        table = _as_tensor(value, name)
         rows = [table] if table.dim() == 1 else list(table) if table.dim() == 2 else []
     bad = next((row for row in rows if not row.numel() or _is_inexact(row, name)), None)
     if not rows or bad is not None:
-        found = torch.as_tensor(value) if bad is None else bad
+        found = table if bad is None else bad
         index = "" if bad is None else f"[{next(i for i, row in enumerate(rows) if row is bad)}]"
         msg = (
             f"{name}{index} has shape {tuple(found.shape)} and dtype {found.dtype}; "
@@ -92,9 +96,33 @@ def _as_rows(value: Any, name: str = "input_ids") -> list[torch.Tensor]:
     return [row.to(device="cpu", dtype=torch.int64) for row in rows]
 
 
+def _as_tensor(value: Any, name: str) -> torch.Tensor:
+    if isinstance(value, Mapping):
+        msg = f'{name}: found {type(value).__name__}, wanted one of its entries: value["{name}"]'
+        raise ParamsError(msg, slug="bad_input_ids")
+    if isinstance(value, str):
+        msg = f"{name}: found {shown(value)}, wanted integers, (B, T) or (T,); tokenise the text"
+        raise ParamsError(msg, slug="bad_input_ids")
+    try:
+        if not isinstance(value, torch.Tensor | np.ndarray | int | float):
+            check_sequence(name, value)
+            value = as_list(name, value)  # With no more items than it says.
+        tensor = torch.as_tensor(value)
+        if tensor.is_meta:
+            msg = "a tensor of device meta has no values"
+            raise ValueError(msg)
+        return tensor
+    except ParamsError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{name}: found {shown(value)}, wanted integers, (B, T) or (T,)"
+        raise ParamsError(msg, slug=f"bad_{name.partition('[')[0]}") from error
+
+
 def _is_inexact(row: torch.Tensor, name: str) -> bool:
     # A mask of zeros and ones may come in any dtype.
-    return name == "input_ids" and (row.is_floating_point() or row.dtype is torch.bool)
+    is_whole = not (row.is_floating_point() or row.is_complex() or row.dtype is torch.bool)
+    return name == "input_ids" and not is_whole
 
 
 def _is_row(value: Any) -> bool:
@@ -152,25 +180,9 @@ def _as_seed(seed: Any) -> int:
     except TypeError:
         value = -1
     if not 0 <= value < 2**64:
-        msg = f"seed is {seed!r}; wanted an integer of 0 to 2**64 - 1"
+        msg = f"seed is {shown(seed)}; wanted an integer of 0 to 2**64 - 1"
         raise ParamsError(msg, slug="bad_seed")
     return value
-
-
-def as_count(value: Any, name: str) -> int:
-    """Return a count of tokens or sequences.
-
-    Raises:
-        ParamsError: not an integer of at least 1.
-    """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        msg = f"{name} must be an integer of at least 1"
-        raise ParamsError(msg, slug=f"bad_{name}")
-    return count
 
 
 def per_row(value: Any, kind: Any, count: int, name: str) -> list[Any]:
@@ -187,8 +199,9 @@ def per_row(value: Any, kind: Any, count: int, name: str) -> list[Any]:
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count or not all(isinstance(item, kind) for item in values):
-        wanted = getattr(kind, "__name__", str(kind))
-        msg = f"{name}: wanted one {wanted}, or a list of {count}"
+        names = [getattr(part, "__name__", str(part)) for part in get_args(kind) or (kind,)]
+        wanted = " or ".join(names).replace("NoneType", "None")
+        msg = f"{name}: found {shown(value)}, wanted one {wanted}, or a list of {count}"
         raise ParamsError(msg, slug=f"bad_{name}")
     return values
 
@@ -200,9 +213,10 @@ def processors_of_rows(value: Sequence[Any], count: int) -> list[list[Any]]:
         ParamsError: something that cannot be called, lists for another number of rows, or one
             processor for several rows that keeps state and cannot be forked.
     """
-    rows = [list(value)] * count
-    if value and all(isinstance(item, (list, tuple)) for item in value):
-        rows = [list(item) for item in value]
+    listed = as_list("processors", value)
+    rows = [listed] * count
+    if listed and all(isinstance(item, (list, tuple)) for item in listed):
+        rows = [list(item) for item in listed]
         if len(rows) != count:
             msg = f"processors: found {len(rows)} lists for {count} sequences"
             raise ParamsError(msg, slug="bad_processor")
@@ -227,21 +241,35 @@ def _own(processor: Any, *, shared: bool) -> Any:
 
 
 def as_ids(value: int | Iterable[int]) -> tuple[int, ...]:
-    """Return one id, several, or a tensor of them, as a tuple."""
-    if isinstance(value, torch.Tensor):
-        value = value.reshape(-1).tolist()
-    try:
-        return (operator.index(value),)  # type: ignore[arg-type]
-    except TypeError:
-        return tuple(operator.index(v) for v in value)  # type: ignore[union-attr]
+    """Return one id, several, or a tensor of them, as a tuple.
+
+    Raises:
+        ParamsError, TypeError: something else, by the name of `eos_token_id`.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = _as_tensor(value, "eos_token_id").reshape(-1).tolist()
+    is_one = not isinstance(value, Iterable) and hasattr(value, "__index__")
+    ids = [value] if is_one else as_list("eos_token_id", value)
+    return tuple(as_count("eos_token_id", token, 0, _LAST_TOKEN) for token in ids)
 
 
 def as_criteria(criteria: Any) -> list[Callable[..., Any]]:
-    """Return one criterion, several, or none, as a list."""
+    """Return one criterion, several, or none, as a list.
+
+    Raises:
+        TypeError: names the first that cannot be called with tokens and scores.
+    """
     if criteria is None:
         return []
     # A StoppingCriteriaList is callable as well as a list; its members are evaluated one by one.
-    return list(criteria) if isinstance(criteria, (list, tuple)) else [criteria]
+    is_several = isinstance(criteria, Iterable) and (
+        isinstance(criteria, list | tuple) or not callable(criteria)
+    )
+    listed = as_list("stopping_criteria", criteria) if is_several else [criteria]
+    for index, criterion in enumerate(listed):
+        name = f"stopping_criteria[{index}]" if is_several else "stopping_criteria"
+        check_instance(name, criterion, ["__call__"], "a function of tokens and scores")
+    return listed
 
 
 def says_stop(answer: Any) -> bool:

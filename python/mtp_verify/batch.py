@@ -75,6 +75,9 @@ def verify_batch(
     items = drafts if isinstance(drafts, DraftBatch) else as_list("drafts", drafts)
     for sequence, draft in enumerate(items if isinstance(items, list) else ()):
         check_type(f"drafts[{sequence}]", draft, Draft)
+    rules = rule if isinstance(rule, str) else as_list("rule", rule)
+    for sequence, name in enumerate(() if isinstance(rules, str) else rules):
+        check_type(f"rule[{sequence}]", name, str)
     listed = _core_params(params)
     contexts = _contexts(
         items, logits, listed, as_words("positions", positions), histories, prompt_lens, bitmasks,
@@ -86,7 +89,7 @@ def verify_batch(
         if isinstance(logits, (list, tuple))
         else on_host(logits),
         listed,
-        rule if isinstance(rule, str) else as_list("rule", rule),
+        rules,
         as_words("seeds", seeds),
         as_words("positions", positions),
         _each_lossy(lossy),
@@ -188,4 +191,8 @@ def _each_lossy(
 ) -> Lossy | list[Lossy | None] | None:
     if lossy is None or isinstance(lossy, Lossy):
         return lossy
-    return as_list("lossy", lossy)
+    listed = as_list("lossy", lossy)
+    for sequence, own in enumerate(listed):
+        if own is not None:
+            check_type(f"lossy[{sequence}]", own, Lossy)
+    return listed

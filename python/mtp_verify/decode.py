@@ -7,12 +7,12 @@ target's; with `rule="coupled"` the tokens themselves do not depend on the draft
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify.arguments import (
-    as_count,
     as_criteria,
     as_ids,
     as_prompts,
@@ -21,13 +21,17 @@ from mtp_verify.arguments import (
     processors_of_rows,
 )
 from mtp_verify.caches.settings import Paged
+from mtp_verify.cleanup import at_end
 from mtp_verify.constraints import Constraint
 from mtp_verify.decoding.rows import Row, admit
 from mtp_verify.decoding.rules import settle
 from mtp_verify.decoding.runners import Each, Together
 from mtp_verify.decoding.session import Session
+from mtp_verify.drafters.base import check_drafter
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
+from mtp_verify.intake import as_count, check_instance, check_type, check_word
+from mtp_verify.lossy import Lossy
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.planning import MeasuredCosts, Planner
 from mtp_verify.target import BatchTarget, as_target
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "Generation", "Paged", "Stats"]
 
 _BATCHINGS = ("auto", "together", "each")
+_MOST_TOKENS = (1 << 63) - 1
+_MOST_COPIES = 1 << 16  # Of one prompt: more is a mistake.
 _GREEDY = SamplingParams(temperature=0.0)
 # Says "as the decoder" where None means something else: no drafter.
 _OWN: Any = object()
@@ -107,17 +113,12 @@ class Decoder:
         self.target: Target = as_target(model)
         self.drafter = drafter
         self.params = as_params(params)
+        check_type("rule", rule, str)
         self.rule = rule
         self._check_drafter(drafter)
-        if batching not in _BATCHINGS:
-            msg = f"batching is {batching!r}; wanted one of {', '.join(_BATCHINGS)}"
-            raise ParamsError(msg, slug="bad_batching")
-        if max_batch < 1:
-            msg = f"max_batch is {max_batch}; wanted an integer of at least 1"
-            raise ParamsError(msg, slug="bad_max_batch")
-        if cache not in (None, "paged") and not isinstance(cache, Paged):
-            msg = f'cache is {cache!r}; wanted None, "paged" or a Paged'
-            raise ParamsError(msg, slug="bad_cache")
+        check_word("batching", batching, _BATCHINGS)
+        if cache is not None and not isinstance(cache, Paged):
+            check_word("cache", cache, ("paged",))
         if cache and batching == "each":
             msg = 'batching="each" gives every request a cache of its own; leave out cache'
             raise ParamsError(msg, slug="bad_batching")
@@ -126,22 +127,44 @@ class Decoder:
             msg = f"requests cannot share a forward: {obstacle}"
             raise UnsupportedModelError(msg, slug="no_batches")
         self._together = batching != "each" and obstacle is None
-        self._max_batch = max_batch
+        self._max_batch = as_count("max_batch", max_batch)
         self._pool: PagePool | None = None
         if cache:
             target: Any = self.target
             self._pool = target.new_pool(cache if isinstance(cache, Paged) else Paged())
         if isinstance(planner, str):
-            if planner != "auto":
-                msg = f'planner is {planner!r}; wanted None, "auto" or a mv.Planner'
-                raise ParamsError(msg, slug="bad_planner")
+            check_word("planner", planner, ("auto",))
             planner = Planner(MeasuredCosts(self.target))
+        elif planner is not None:
+            check_type("planner", planner, Planner)
+        if lossy is not None:
+            check_type("lossy", lossy, Lossy)
         self.planner = planner
         self.lossy = lossy
         # What cannot be combined is refused before anything runs; temperatures may come later.
         settle(rule, drafter, _GREEDY if rule == "greedy" else self.params, lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What can be used elsewhere; a copy begins without requests.
+
+        Raises:
+            TypeError: requests are in flight, or share a pool of blocks.
+        """
+        if self.num_unfinished or self._pool is not None:
+            reason = "its pool of blocks lives here"
+            if self.num_unfinished:
+                reason = f"{self.num_unfinished} requests are in flight; run them to their end"
+            msg = f"Decoder: cannot be pickled or copied: {reason}"
+            raise TypeError(msg)
+        return {**self.__dict__, "_session": None, "_finished": {}}
+
+    def __repr__(self) -> str:
+        """The settings, without the model."""
+        model = type(getattr(self.target, "model", self.target)).__name__
+        settings = f"drafter={self.drafter!r}, params={self.params!r}, rule={self.rule!r}"
+        return f"Decoder({model}, {settings})"
 
     def generate(
         self,
@@ -208,14 +231,19 @@ class Decoder:
             NumericsError: the model's rows hold NaN or +inf, or the constraint has come to a dead
                 end; names the tokens before it.
         """
-        copies = as_count(num_return_sequences, "num_return_sequences")
+        copies = as_count("num_return_sequences", num_return_sequences, most=_MOST_COPIES)
+        if pad_token_id is not None:
+            # Any number of a tensor: -100 marks what a loss leaves out.
+            pad_token_id = as_count("pad_token_id", pad_token_id, -(2**63), 2**63 - 1)
         prompts = [p for p in as_prompts(input_ids, attention_mask) for _ in range(copies)]
         count = len(prompts)
         if count > 1 and (streamer is not None or past_key_values is not None):
             name = "streamer" if streamer is not None else "past_key_values"
             msg = f"{name} serves a single sequence, and {count} are asked for"
             raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
-        limit = as_count(max_new_tokens, "max_new_tokens")
+        if streamer is not None:
+            check_instance("streamer", streamer, ("put", "end"), "a streamer")
+        limit = as_count("max_new_tokens", max_new_tokens, most=_MOST_TOKENS)
         shaping = per_row(
             self.params if params is None else params, SamplingParams, count, "params"
         )
@@ -245,7 +273,10 @@ class Decoder:
         ]
         self._refuse_equal_seeds(rows)
         session = self._new_session(count)
-        try:
+        with ExitStack() as ends:
+            if streamer is not None:
+                ends.enter_context(at_end(streamer.end))
+            ends.enter_context(at_end(session.close))
             for row in rows:
                 session.add(row, past_key_values)
             if streamer is not None:
@@ -256,10 +287,6 @@ class Decoder:
                         raise row.error
                     if streamer is not None:
                         streamer.put(torch.tensor(emitted))
-        finally:
-            session.close()
-            if streamer is not None:
-                streamer.end()
         if count == 1:
             return rows[0].result()
         if pad_token_id is None:
@@ -322,7 +349,7 @@ class Decoder:
             params=shaping,
             constraint=per_row(constraint, Constraint | None, 1, "constraint")[0],
             seed=as_seeds(seed, 1)[0],
-            max_new_tokens=as_count(max_new_tokens, "max_new_tokens"),
+            max_new_tokens=as_count("max_new_tokens", max_new_tokens, most=_MOST_TOKENS),
             eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),
             criteria=as_criteria(stopping_criteria),
             output_logits=output_logits,
@@ -367,6 +394,7 @@ class Decoder:
         Raises:
             CacheError: there is no such request in flight or waiting.
         """
+        request = as_count("request", request, 0, 2**64)
         row: Row | None = None if self._session is None else self._session.cancel(request)
         if row is None:
             msg = f"request {request} is not in flight: it was never submitted, or has ended"
@@ -423,6 +451,9 @@ class Decoder:
                 raise ParamsError(msg, slug="equal_seeds")
 
     def _check_drafter(self, drafter: Drafter | None) -> None:
+        if drafter is None:
+            return
+        check_drafter("drafter", drafter)
         if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
             msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
             raise UnsupportedModelError(msg, slug="no_tree_attention")

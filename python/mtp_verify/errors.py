@@ -4,7 +4,8 @@ The compiled core imports the classes from here: under the stable ABI an extensi
 from Python's own exception classes before Python 3.12.
 """
 
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 __all__ = [
     "CacheError",
@@ -91,6 +92,11 @@ class OutOfBlocksError(CacheError):
         super().__init__(message, slug="out_of_blocks")
         self.missing = missing
         self.holders = holders
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Python's own rebuilds an exception from `args` alone, which here are not enough."""
+        build = partial(type(self), missing=self.missing, holders=self.holders)
+        return build, self.args, self.__dict__
 
 
 class UnsupportedModelError(MtpVerifyError, ValueError):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.arrays import is_equal
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -136,7 +138,7 @@ def _pad(counts: list[int], length: int) -> None:
     counts.extend([0] * (length - len(counts)))
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Generation:
     """The result of `Decoder.generate`; lists have one entry per sequence.
 
@@ -163,6 +165,22 @@ class Generation:
     logits: list[torch.Tensor] | None = None
     top_logprobs: list[TopLogprobs] | None = None
     errors: list[Exception | None] = field(default_factory=list)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same was generated; figures and caches are not compared."""
+        if not isinstance(other, Generation):
+            return NotImplemented
+        return all(is_equal(getattr(self, name), getattr(other, name)) for name in _COMPARED)
+
+    __hash__ = None  # type: ignore[assignment]  # It can be changed.
+
+    def __repr__(self) -> str:
+        """Sizes, and how the sequences ended."""
+        emitted = sum(map(len, self.tokens))
+        return (
+            f"Generation({len(self.tokens)} sequences, {emitted} tokens, "
+            f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f})"
+        )
 
     @classmethod
     def merge(
@@ -195,3 +213,8 @@ class Generation:
             top_logprobs=[top for row in rows for top in row.top_logprobs or ()] or None,
             errors=[row.errors[0] for row in rows],
         )
+
+
+_COMPARED = tuple(
+    item.name for item in fields(Generation) if item.name not in ("stats", "past_key_values")
+)

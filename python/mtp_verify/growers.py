@@ -24,7 +24,7 @@ import numpy as np
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError
-from mtp_verify.intake import as_list, as_word, check_type, on_host
+from mtp_verify.intake import as_float, as_list, as_word, check_type, on_host, shown
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
 
@@ -208,6 +208,10 @@ class Chain(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
+        if greedy is not None and not isinstance(greedy, bool | np.bool_):
+            msg = f"greedy: found {shown(greedy)}, wanted True, False or None"
+            raise TypeError(msg)
+        min_top, min_path = as_float("min_top", min_top), as_float("min_path", min_path)
         drawn = not (start[2].is_greedy if greedy is None else greedy)
         super().__init__(
             _core.Grower.chain(start, num_tokens, drawn, min_top, min_path), params, vocab
@@ -298,7 +302,8 @@ class Heap(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, 0, 0, vocab)
-        limits = (max_nodes, max_depth, max_children, width, min_score, times)
+        least = as_float("min_score", min_score)
+        limits = (max_nodes, max_depth, max_children, width, least, times)
         super().__init__(_core.Grower.best_first(start, *limits), params, vocab)
 
     @property
@@ -351,7 +356,7 @@ class Stochastic(Grower):
         vocab: Any | None = None,
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
-        limits = (max_nodes, max_depth, min_value, lookahead)
+        limits = (max_nodes, max_depth, as_float("min_value", min_value), lookahead)
         super().__init__(_core.Grower.stochastic(start, *limits), params, vocab)
 
 
@@ -476,6 +481,9 @@ def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
         >>> merge([Draft.chain([1, 2]), Draft.chain([1, 3])]).tokens.tolist()
         [-1, 1, 2, 3]
     """
+    drafts = as_list("drafts", drafts)
+    for index, draft in enumerate(drafts):
+        check_type(f"drafts[{index}]", draft, Draft)
     if not drafts:
         msg = "drafts: found none, wanted at least one"
         raise DraftError(msg, slug="shape_mismatch")

@@ -2,30 +2,46 @@
 
 import operator
 import sys
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from mtp_verify.errors import ParamsError
+from mtp_verify.errors import DraftError, ParamsError
 
 __all__ = [
+    "as_count",
     "as_float",
     "as_list",
+    "as_path",
     "as_word",
     "as_words",
+    "check_callable",
+    "check_instance",
     "check_sequence",
     "check_type",
+    "check_word",
     "on_host",
+    "shown",
 ]
 
 _WORDS = 1 << 64
+_MOST_SIGNS = 80
 _PRINTED = 256  # Longer integers would fill an error message.
 _MOST_ITEMS = 1 << 26  # As the core has it: a longer list is a mistake, a range of 2**40 say.
 
 
-def on_host(tensor: Any) -> Any:
-    """The tensor itself, or its copy on the host where it lives on a device; detached."""
+def on_host(tensor: Any, name: str = "logits") -> Any:
+    """The tensor itself, or its copy on the host where it lives on a device; detached.
+
+    Raises:
+        DraftError: a tensor of shapes alone; names it.
+    """
+    if getattr(tensor, "is_meta", False) is True:
+        message = f"{name}: found a tensor on device meta, wanted one that has values"
+        raise DraftError(message, slug="bad_tensor")
     if getattr(tensor, "requires_grad", False):
         tensor = tensor.detach()
     return tensor if getattr(tensor, "is_cpu", True) else tensor.cpu()
@@ -42,6 +58,86 @@ def check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(message)
 
 
+def as_path(name: str, value: Any) -> Path:
+    """A path.
+
+    Raises:
+        TypeError: names what is none.
+    """
+    if not isinstance(value, str | PathLike):
+        message = f"{name}: found {shown(value)}, wanted a path"
+        raise TypeError(message)
+    return Path(value)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    if not callable(value):
+        message = f"{name}: found {shown(value)}, wanted a function"
+        raise TypeError(message)
+
+
+def check_instance(name: str, value: Any, calls: Sequence[str], wanted: str) -> None:
+    """Refuse what lacks the methods of a protocol, such as a class in place of an object.
+
+    Raises:
+        TypeError: names the argument and says what is missing.
+    """
+    if isinstance(value, type):
+        message = (
+            f"{name}: found the class {value.__name__}, wanted {wanted}: {value.__name__}(...)"
+        )
+        raise TypeError(message)
+    for call in calls:
+        if not callable(getattr(value, call, None)):
+            message = f"{name}: found {shown(value)} without {call}(), wanted {wanted}"
+            raise TypeError(message)
+
+
+def check_word(name: str, value: Any, words: Sequence[str]) -> None:
+    """Refuse what is none of the words that an argument knows.
+
+    Raises:
+        ParamsError: names the argument and the words.
+    """
+    if not isinstance(value, str) or value not in words:
+        message = f"{name}: found {shown(value)}, wanted one of: {', '.join(words)}"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def as_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A count as an int.
+
+    Raises:
+        ParamsError: names what is no integer, too small or too large.
+    """
+    try:
+        count = operator.index(value)
+    except Exception:  # noqa: BLE001 - an object's own method may raise anything
+        count = least - 1
+    if isinstance(value, bool) or count < least or (most is not None and count > most):
+        wanted = f">= {least}" if count < least else f"<= {most}"
+        message = f"{name}: found {shown(value)}, wanted an integer {wanted}"
+        raise ParamsError(message, slug="param_out_of_range")
+    return count
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: in one line, and not longer than that."""
+    try:
+        if isinstance(value, int) and value.bit_length() > _PRINTED:
+            return f"an integer of {value.bit_length()} bits"
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an object's own method may raise anything
+        text = ""
+    is_short = text and len(text) <= _MOST_SIGNS and text.isprintable()
+    return text if is_short else f"a {type(value).__name__}"
+
+
 def check_sequence(name: str, value: Any) -> None:
     """Refuse what cannot be asked for its length and its last item; nothing is copied.
 
@@ -49,7 +145,8 @@ def check_sequence(name: str, value: Any) -> None:
         ParamsError: names the argument.
     """
     has_both = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    if not has_both or isinstance(value, str | bytes | Mapping):
+    has_length = has_both and getattr(value, "ndim", 1) != 0
+    if not has_length or isinstance(value, str | bytes | Mapping):
         message = f"{name}: found {type(value).__name__}, wanted a sequence of tokens"
         raise ParamsError(message, slug="param_out_of_range")
 
@@ -71,6 +168,9 @@ def as_list(name: str, values: Any) -> list[Any]:
             count = len(values)
         except OverflowError:
             count = sys.maxsize
+        except TypeError:  # An array without dimensions.
+            message = f"{name}: found {shown(values)}, wanted a list"
+            raise TypeError(message) from None
         if count > _MOST_ITEMS:
             message = f"{name}: found {count} items, wanted at most {_MOST_ITEMS}"
             raise ParamsError(message, slug="param_out_of_range")
@@ -88,12 +188,12 @@ def as_float(name: str, value: Any) -> float:
         ParamsError: names what is no number, or an integer beyond all floats.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        message = f"{name}: found {value!r}, wanted a number"
+        message = f"{name}: found {shown(value)}, wanted a number"
         raise ParamsError(message, slug="param_out_of_range")
     try:
         return float(value)
     except OverflowError:
-        message = f"{name}: found {_shown(value)}, wanted a float64"
+        message = f"{name}: found {shown(value)}, wanted a float64"
         raise ParamsError(message, slug="param_out_of_range") from None
 
 
@@ -108,10 +208,10 @@ def as_word(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        message = f"{name}: found {value!r}, wanted an integer"
+        message = f"{name}: found {shown(value)}, wanted an integer"
         raise ParamsError(message, slug="param_out_of_range") from None
     if not 0 <= number < _WORDS:
-        message = f"{name}: found {_shown(number)}, wanted 0 <= {name} < 2**64"
+        message = f"{name}: found {shown(number)}, wanted 0 <= {name} < 2**64"
         raise ParamsError(message, slug="param_out_of_range")
     return number
 
@@ -122,23 +222,17 @@ def as_words(name: str, values: Any) -> list[int]:
     Raises:
         ParamsError: names the values, and the sequence.
     """
-    listed = values.tolist() if hasattr(values, "tolist") else values
+    listed = on_host(values, name).tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable):
-        message = f"{name}: found {values!r}, wanted one for each sequence"
+        message = f"{name}: found {shown(values)}, wanted one for each sequence"
         raise ParamsError(message, slug="param_out_of_range")
     words = as_list(name, listed)
     for sequence, value in enumerate(words):
         if isinstance(value, bool) or not isinstance(value, Integral):
-            message = f"sequence {sequence}: {name}: found {value!r}, wanted an integer"
+            message = f"sequence {sequence}: {name}: found {shown(value)}, wanted an integer"
             raise ParamsError(message, slug="param_out_of_range", sequence=sequence)
         try:
             as_word(name, value)
         except ParamsError as error:
             raise error.in_sequence(sequence) from None
     return words
-
-
-def _shown(number: Any) -> str:
-    """A number, unless it would fill the message."""
-    bits = int(number).bit_length()
-    return str(number) if bits <= _PRINTED else f"an integer of {bits} bits"

@@ -1,9 +1,11 @@
 """The most likely tokens behind each emitted one."""
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtp_verify.arrays import is_equal, sizes
 
 __all__ = ["TopLogprobs"]
 
@@ -24,6 +26,25 @@ class TopLogprobs(NamedTuple):
     raw: NDArray[np.float32]
     shaped: NDArray[np.float32]
     emitted: NDArray[np.float32]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all four arrays are equal."""
+        if not isinstance(other, TopLogprobs):
+            return NotImplemented
+        return is_equal(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        """A tuple has its own, which would compare the arrays."""
+        return not self == other
+
+    def __hash__(self) -> NoReturn:
+        """Arrays change, and have no hash."""
+        msg = "unhashable type: 'TopLogprobs'"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        """Shapes and dtypes."""
+        return sizes(self)
 
     def cut(self, n: int) -> "TopLogprobs":
         """Those of the first ``n`` emitted tokens."""

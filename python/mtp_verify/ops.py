@@ -5,16 +5,19 @@ so that a compiled loop is not compiled again from step to step. Tracing sees th
 rule runs in the core, on the host, whenever the compiled code gets there.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtp_verify._core import DraftBatch
+from mtp_verify.arrays import is_equal, sizes
 from mtp_verify.batch import verify_batch as verify_drafts
 from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.intake import check_type
 from mtp_verify.params import SamplingParams, as_params
 
 __all__ = ["Verdicts", "verify_batch"]
@@ -40,6 +43,25 @@ class Verdicts(NamedTuple):
     path: Tensor
     num_accepted: Tensor
     logprobs: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all four tensors are equal."""
+        if not isinstance(other, Verdicts):
+            return NotImplemented
+        return is_equal(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        """A tuple has its own, which would compare the tensors."""
+        return not self == other
+
+    def __hash__(self) -> NoReturn:
+        """Tensors change; their own hash says nothing of what they hold."""
+        msg = "unhashable type: 'Verdicts'"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        """Shapes and dtypes."""
+        return sizes(self)
 
 
 def verify_batch(
@@ -94,6 +116,11 @@ def verify_batch(
         ([[2, 0, 1], [0, -1, -1]], [2, 0])
     """
     chosen = as_params(params)
+    _check_types(tokens=tokens, logits=logits, seeds=seeds, positions=positions)
+    optional = {"parents": parents, "probs": probs, "lengths": lengths}
+    _check_types(**{name: value for name, value in optional.items() if value is not None})
+    check_type("law", law, str)
+    check_type("rule", rule, str)
     for name, default in _OTHERS.items():
         if getattr(chosen, name) != default:
             message = f"{name}: found {getattr(chosen, name)!r} in mv.ops; use mv.verify_batch"
@@ -116,6 +143,25 @@ def verify_batch(
             chosen.preset,
         )
     )
+
+
+def _check_types(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        check_type(name, tensor, Tensor)
+
+
+def _check_shape(name: str, tensor: Tensor, wanted: Sequence[tuple[int | None, ...]]) -> None:
+    """Refuse a tensor of none of the shapes; None is any size."""
+    shape = tuple(tensor.shape)
+
+    def fits(form: tuple[int | None, ...]) -> bool:
+        parts = zip(shape, form, strict=False)
+        return len(shape) == len(form) and all(size in (None, found) for found, size in parts)
+
+    if not any(map(fits, wanted)):
+        texts = " or ".join(str(form).replace("None", "any") for form in wanted)
+        message = f"{name}: found {shape}, wanted {texts}"
+        raise DraftError(message, slug="shape_mismatch")
 
 
 @torch.library.custom_op("mtp_verify::verify_batch", mutates_args=())
@@ -168,6 +214,12 @@ def _drafts(
 ) -> DraftBatch:
     """The nodes that are drafted, packed."""
     count, nodes = tokens.shape
+    if lengths is not None:
+        _check_shape("lengths", lengths, [(count,)])
+    if parents is not None:
+        _check_shape("parents", parents, [(nodes,), (count, nodes)])
+    if probs is not None:
+        _check_shape("probs", probs, [(count, None, None)])
     sizes = np.full(count, nodes) if lengths is None else lengths.cpu().numpy() + 1
     for sequence, size in enumerate(sizes.tolist()):
         if not 1 <= size <= nodes:

@@ -1,14 +1,14 @@
 """Sampling parameters: how raw logits become the row that is sampled from."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mtp_verify._core import CoreParams
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_float, as_list
+from mtp_verify.intake import as_float, as_list, check_word, shown
 
 __all__ = ["Preset", "SamplingParams", "as_params"]
 
@@ -17,6 +17,7 @@ Preset = Literal["transformers", "vllm"]
 _NUMBERS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+_MOST_SHOWN = 16
 _INTEGERS = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 
@@ -74,25 +75,41 @@ class SamplingParams:
     preset: Preset = "transformers"
 
     def __post_init__(self) -> None:
-        """Checks the ranges; the core's form is made once and kept."""
+        """Checks the ranges; collections are copied, and the core's form is made once and kept."""
         for name in _INTEGERS:
             _check(name, getattr(self, name), Integral, "an integer")
+        check_word("preset", self.preset, get_args(Preset))
         for name in ("banned", "stop_ids"):
-            for token in as_list(name, getattr(self, name)):
+            tokens = as_list(name, getattr(self, name))
+            for token in tokens:
                 _check(name, token, Integral, "token ids")
-        for token, bias in self._biases.items():
-            _check("logit_bias", token, Integral, "token ids")
-            as_float("logit_bias", bias)
+            object.__setattr__(self, name, tuple(int(token) for token in tokens))
+        if self.logit_bias is not None:
+            # A list of pairs could name a token twice, and what that means differs from library to
+            # library.
+            _check("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
+            for token in self.logit_bias:
+                _check("logit_bias", token, Integral, "token ids")
+            biases = {int(t): as_float("logit_bias", b) for t, b in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", biases)
         _ = self._core
 
-    @property
-    def _biases(self) -> Mapping[int, float]:
-        if self.logit_bias is None:
-            return {}
-        # A list of pairs could name a token twice, and what that means differs from library to
-        # library.
-        _check("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
-        return self.logit_bias
+    def __hash__(self) -> int:
+        """Equal parameters hash alike, whatever collections they were given."""
+        biases = None if self.logit_bias is None else frozenset(self.logit_bias.items())
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"logit_bias": biases}
+        return hash(tuple(values.values()))
+
+    def __reduce__(self) -> tuple[type["SamplingParams"], tuple[Any, ...]]:
+        """Through the constructor: what comes out of a pickle is checked like any other input."""
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, long collections by their lengths."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+        texts = [f"{name}={_text(value)}" for name, value in own.items()]
+        return f"SamplingParams({', '.join(texts)})"
 
     @cached_property
     def _core(self) -> CoreParams:
@@ -109,10 +126,10 @@ class SamplingParams:
             presence_penalty=presence,
             frequency_penalty=frequency,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
-            logit_bias=[(t, as_float("logit_bias", bias)) for t, bias in self._biases.items()],
-            banned=[int(token) for token in self.banned],
+            logit_bias=list((self.logit_bias or {}).items()),
+            banned=self.banned,
             min_new_tokens=self.min_new_tokens,
-            stop_ids=[int(token) for token in self.stop_ids],
+            stop_ids=self.stop_ids,
         )
 
     @property
@@ -135,15 +152,21 @@ def as_params(params: SamplingParams | None, name: str = "params") -> SamplingPa
     if params is None:
         return _NEUTRAL
     if not isinstance(params, SamplingParams):
-        message = f"{name}: found {params!r}, wanted a SamplingParams, or None"
+        message = f"{name}: found {shown(params)}, wanted a SamplingParams, or None"
         raise ParamsError(message, slug="param_out_of_range")
     return params
 
 
+def _text(value: Any) -> str:
+    is_long = isinstance(value, Sized) and not isinstance(value, str) and len(value) > _MOST_SHOWN
+    return f"<{len(value)} tokens>" if is_long else repr(value)
+
+
 def _check(name: str, value: Any, kind: type, wanted: str) -> None:
     if isinstance(value, bool) or not isinstance(value, kind):
-        message = f"{name}: found {value!r}, wanted {wanted}"
+        message = f"{name}: found {shown(value)}, wanted {wanted}"
         raise ParamsError(message, slug="param_out_of_range")
 
 
+_DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
 _NEUTRAL = SamplingParams()

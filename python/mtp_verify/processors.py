@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtp_verify._core import Draft
+from mtp_verify.cleanup import at_end
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_list, shown
 
 __all__ = ["Process", "Processor", "accept", "check_processors", "keeps_state", "row_process"]
 
@@ -48,9 +50,9 @@ def check_processors(processors: Sequence[Processor]) -> None:
     Raises:
         ParamsError: names the first one.
     """
-    for index, processor in enumerate(processors):
-        if not callable(processor):
-            message = f"processors[{index}]: found {processor!r}, wanted a callable"
+    for index, processor in enumerate(as_list("processors", processors)):
+        if isinstance(processor, type) or not callable(processor):
+            message = f"processors[{index}]: found {shown(processor)}, wanted a callable"
             raise ParamsError(message, slug="bad_processor")
 
 
@@ -95,14 +97,17 @@ def _call_at(
 ) -> NDArray[np.float32]:
     """Calls a processor that keeps state as it is after a node's path."""
     forks = hasattr(processor, "fork")
-    at_node = processor.fork() if forks else processor
-    for token in path.tolist():
-        at_node.accept(token)
-    try:
+    if forks:
+        at_node = processor.fork()
+        for token in path.tolist():
+            at_node.accept(token)
         return _call(at_node, ids, scores, like)
-    finally:
-        if not forks and len(path):
-            processor.rollback(len(path))
+    taken = 0
+    with at_end(lambda: processor.rollback(taken) if taken else None):
+        for token in path.tolist():
+            processor.accept(token)
+            taken += 1
+        return _call(processor, ids, scores, like)
 
 
 def _call(

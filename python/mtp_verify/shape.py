@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtp_verify import _core
 from mtp_verify._core import TokenTree
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_float, as_list, as_word
+from mtp_verify.intake import as_float, as_list, as_path, as_word, check_type, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["Shape"]
 
@@ -42,6 +43,22 @@ class Shape:
     tree: TokenTree
     accepted: float | None = None
     acceptance: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what is no tree; rates may come in any list."""
+        check_type("tree", self.tree, TokenTree)
+        if self.accepted is not None and not 0 <= as_float("accepted", self.accepted) < math.inf:
+            msg = f"accepted: found {self.accepted}, wanted a number of tokens"
+            raise ParamsError(msg, slug="param_out_of_range")
+        rates = [as_float("acceptance", r) for r in as_list("acceptance", self.acceptance)]
+        if not all(0 <= rate <= 1 for rate in rates):
+            msg = f"acceptance: found {shown(rates)}, wanted numbers from 0 to 1"
+            raise ParamsError(msg, slug="param_out_of_range")
+        object.__setattr__(self, "acceptance", tuple(rates))
+
+    def __reduce__(self) -> tuple[type[Shape], tuple[Any, ...]]:
+        """Through the constructor: what comes out of a pickle is checked like any other input."""
+        return type(self), (self.tree, self.accepted, self.acceptance)
 
     @classmethod
     def by_depth(cls, *counts: int) -> Shape:
@@ -148,7 +165,7 @@ class Shape:
             "accepted": self.accepted,
             "acceptance": list(self.acceptance),
         }
-        Path(path).write_text(json.dumps(document) + "\n", encoding="utf-8")
+        as_path("path", path).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Shape:
@@ -160,7 +177,7 @@ class Shape:
             DraftError: its parents are not a tree.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(as_path("path", path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             msg = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
             raise ParamsError(msg, slug="bad_shape_file") from error

@@ -66,7 +66,14 @@ def _checkpoint(folder: Path) -> Subject:
         )
         return model.eval()
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not (folder / "config.json").is_file():
+        msg = f"{folder}: found no config.json, wanted a folder that save_pretrained wrote"
+        raise FileNotFoundError(msg)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ValueError as error:
+        msg = f"{folder}: transformers finds no tokenizer in it: {str(error).splitlines()[0]}"
+        raise OSError(msg) from error
     return _with_tokenizer(folder.name, load, tokenizer)
 
 

@@ -19,42 +19,60 @@ use super::edits::Context;
 use super::errors::in_sequence;
 use super::gate::{enter, hold};
 use super::lossy::Lossy;
-use super::numbers::{count, integers, is_list, list, word};
+use super::numbers::{count, instances, integers, is_list, list, word};
 use super::plans::place;
+use super::state::Reduced;
 use super::tensor::{Stack, Tensor};
-use super::types::{CoreParams, Verdict};
+use super::types::CoreParams;
+use super::verdict::Verdict;
 
 /// The verdicts of a batch in packed arrays; `batch[b]` is the `Verdict` of its sequence b.
 ///
-/// Attributes:
-///     tokens: int64 (sum(A_b + 1),), the emitted tokens.
-///     offsets: int64 (B+1,); sequence b emitted `tokens[offsets[b]:offsets[b + 1]]`.
-///     path: int64 (sum A_b,), the accepted nodes of each sequence's own tree;
-///         those of sequence b are `path[offsets[b] - b:offsets[b + 1] - b - 1]`.
-///     num_accepted: int64 (B,).
-///     logprobs: float32 (sum(A_b + 1),), of the emitted tokens under the shaped target.
-///     rules: B names, the rule that ran for each sequence.
-///     lossless: Whether all of them were.
+/// Args:
+///     verdicts: B verdicts, the parts of the batch.
 #[pyclass(frozen, module = "mtp_verify")]
+#[derive(PartialEq)]
 pub(super) struct VerdictBatch(pub(super) batch::VerdictBatch);
+
+impl VerdictBatch {
+    fn get(&self, sequence: usize) -> Verdict {
+        Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() }
+    }
+}
 
 #[pymethods]
 impl VerdictBatch {
+    #[new]
+    fn new(verdicts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        hold(|| {
+            let mut batch = batch::VerdictBatch::default();
+            for verdict in instances::<Verdict>(verdicts, "verdicts", "Verdict")? {
+                batch.push(&verdict.get().verdict, verdict.get().top.clone());
+            }
+            Ok(Self(batch))
+        })
+    }
+
+    /// int64 (sum(A_b + 1),): the emitted tokens of all sequences.
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_slice(py, &self.0.tokens)))
     }
 
+    /// int64 (B+1,): sequence b emitted `tokens[offsets[b]:offsets[b + 1]]`.
     #[getter]
     fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_iter(py, self.0.offsets.iter().map(|&offset| offset as i64))))
     }
 
+    /// int64 (sum A_b,): the accepted nodes of each sequence's own tree; those of sequence b are
+    /// `path[offsets[b] - b:offsets[b + 1] - b - 1]`.
     #[getter]
     fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_slice(py, &self.0.path)))
     }
 
+    /// int64 (B,): how many drafted tokens of each sequence were accepted.
     #[getter]
     fn num_accepted<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| {
@@ -63,16 +81,19 @@ impl VerdictBatch {
         })
     }
 
+    /// float32 (sum(A_b + 1),): log-probabilities of the emitted tokens under the shaped target.
     #[getter]
     fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
         hold(|| Ok(PyArray1::from_slice(py, &self.0.logprobs)))
     }
 
+    /// B names: the rule that ran for each sequence, or the lossy acceptance.
     #[getter]
     fn rules(&self) -> PyResult<Vec<&'static str>> {
         hold(|| Ok(self.0.rules.clone()))
     }
 
+    /// Whether the tokens of all sequences have the target's law.
     #[getter]
     fn lossless(&self) -> PyResult<bool> {
         hold(|| Ok(self.0.is_lossless()))
@@ -95,9 +116,18 @@ impl VerdictBatch {
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Verdict> {
+        hold(|| Ok(self.get(place(index, self.0.len())?)))
+    }
+
+    fn __eq__(&self, other: &Bound<'_, Self>) -> PyResult<bool> {
+        hold(|| Ok(self == other.get()))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py, (Vec<Verdict>,)>> {
         hold(|| {
-            let sequence = place(index, self.0.len())?;
-            Ok(Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() })
+            let batch = slf.get();
+            let verdicts = (0..batch.0.len()).map(|sequence| batch.get(sequence)).collect();
+            Ok((slf.get_type(), (verdicts,)))
         })
     }
 

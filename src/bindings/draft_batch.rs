@@ -12,10 +12,12 @@ use crate::error::Result;
 use crate::verify::law::{self, Law};
 use crate::verify::lazy::DrafterRows;
 
-use super::drafts::{Draft, GivenRows};
-use super::gate::hold;
+use super::drafts::Draft;
+use super::gate::{enter, hold};
+use super::given::{GivenRows, Saved};
 use super::numbers::{flags, integers, table};
 use super::plans::place;
+use super::state::Reduced;
 use super::tensor::Tensor;
 
 /// The drafts of a batch in packed arrays; `batch[b]` is the `Draft` of its sequence b.
@@ -72,6 +74,16 @@ impl DraftBatch {
         let parents = drafts.iter().flat_map(|draft| draft.tree().parents()).copied().collect();
         let tokens = drafts.iter().flat_map(law::Draft::tokens).copied().collect();
         Ok(Self { law, offsets, drafts, parents, tokens, rows: Arc::new(rows), index })
+    }
+
+    /// The parents as they are passed.
+    fn numbers(&self) -> Vec<i64> {
+        let parents = |draft: &law::Draft| {
+            let tree = draft.tree().clone();
+            let number = move |i| tree.parent(i).map_or(-1, |parent| parent as i64);
+            (0..draft.num_nodes()).map(number)
+        };
+        self.drafts.iter().flat_map(parents).collect()
     }
 
     /// The drafts as the core takes them.
@@ -184,6 +196,7 @@ impl DraftBatch {
         })
     }
 
+    /// int64 (B+1,): sequence b has nodes `offsets[b]` to `offsets[b + 1]` of the arrays.
     #[getter]
     fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| {
@@ -191,23 +204,19 @@ impl DraftBatch {
         })
     }
 
+    /// int64 (sum(N_b + 1),): the parent of each node in its own tree, -1 for each root.
     #[getter]
     fn parents<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| {
-            let parents = |draft: &law::Draft| {
-                let tree = draft.tree().clone();
-                let number = move |i| tree.parent(i).map_or(-1, |parent| parent as i64);
-                (0..draft.num_nodes()).map(number)
-            };
-            Ok(PyArray1::from_iter(py, self.drafts.iter().flat_map(parents)))
-        })
+        hold(|| Ok(PyArray1::from_vec(py, self.numbers())))
     }
 
+    /// int64 (sum(N_b + 1),): the token of each node.
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_slice(py, &self.tokens)))
     }
 
+    /// How the tokens of all drafts were chosen, by name.
     #[getter]
     fn law(&self) -> PyResult<&'static str> {
         hold(|| Ok(self.law.name()))
@@ -222,6 +231,58 @@ impl DraftBatch {
             let sequence = place(index, self.drafts.len())?;
             let index = self.index[self.offsets.part(sequence)].to_vec();
             Ok(Draft::of(self.drafts[sequence].clone(), Arc::clone(&self.rows), index))
+        })
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Bound<'_, Self>) -> PyResult<bool> {
+        hold(|| {
+            let other = other.get();
+            enter(py, || {
+                let is_same = || self.rows.is_same(&self.index, &other.rows, &other.index);
+                Ok(self.law == other.law && self.drafts == other.drafts && is_same()?)
+            })
+        })
+    }
+
+    #[allow(clippy::type_complexity)] // The constructor's arguments.
+    fn __reduce__<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<
+        Reduced<
+            'py,
+            (
+                Vec<usize>,
+                Vec<i64>,
+                Vec<i64>,
+                &'static str,
+                Option<Bound<'py, PyAny>>,
+                Option<Vec<i64>>,
+                Option<Bound<'py, PyAny>>,
+                Option<Bound<'py, PyAny>>,
+                Option<Vec<u32>>,
+                Option<Vec<bool>>,
+            ),
+        >,
+    > {
+        hold(|| {
+            let Self { law, offsets, drafts, tokens, rows, index, .. } = slf.get();
+            let Saved { probs, rows, logits, params, vocab } = rows.saved(slf.py(), index)?;
+            let flags = drafts.iter().flat_map(|draft| draft.sampled().iter().copied());
+            let sampled = law.takes_sampled().then(|| flags.collect());
+            let (offsets, parents) = (offsets.values().to_vec(), slf.get().numbers());
+            let arguments = (
+                offsets,
+                parents,
+                tokens.clone(),
+                law.name(),
+                probs,
+                rows,
+                logits,
+                params,
+                vocab,
+                sampled,
+            );
+            Ok((slf.get_type(), arguments))
         })
     }
 

@@ -1,155 +1,53 @@
-//! `Draft`, and the drafter's rows as they came with it.
+//! `Draft`: a tree of tokens, and how they were chosen.
+
+#![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
 
 use std::sync::Arc;
 
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use crate::bindings::gate::hold;
+use crate::bindings::gate::{enter, hold};
+use crate::bindings::given::{GivenRows, Saved};
 use crate::bindings::numbers::{flags, integer, integers};
+use crate::bindings::state::Reduced;
 use crate::bindings::tensor::Tensor;
-use crate::bindings::types::{TokenTree, core_params};
-use crate::dist::{Params, ShapedRows, Side};
-use crate::error::{Error, Result};
-use crate::rows::RawRows;
+use crate::bindings::types::TokenTree;
+use crate::error::Result;
 use crate::tree;
-use crate::verify::declared::check_drawn;
 use crate::verify::law::{self, Law};
-use crate::verify::lazy::{DrafterRows, Source, check_distribution};
+use crate::verify::lazy::DrafterRows;
 
-pub(super) const FLOATS: &str = "float32, float16, bfloat16 or float64";
-const LOGITS: &str = "float32, float16 or bfloat16";
-
-enum Given {
-    None,
-    Probabilities(Tensor),
-    Logits(Tensor, Params),
-}
-
-/// The drafter's rows of one draft, or of all drafts of a batch.
-pub(super) struct GivenRows {
-    given: Given,
-    vocab: Option<Vec<(u32, u32)>>,
-}
-
-impl GivenRows {
-    /// Takes what the constructors of drafts take.
-    pub(super) fn new(
-        law: Law,
-        probs: Option<Tensor>,
-        logits: Option<Tensor>,
-        params: Option<&Bound<'_, PyAny>>,
-        vocab: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Self> {
-        let refuse = |reason| Err(PyErr::from(Error::LawData { law: law.name(), reason }));
-        let given = match (probs, logits) {
-            (Some(_), Some(_)) => return refuse("takes probs or logits, not both"),
-            (None, None) => Given::None,
-            _ if !law.is_sampled() => {
-                return refuse(
-                    "never reads drafter rows; leave probs and logits out, or name the law by which \
-                     the tokens were sampled",
-                );
-            }
-            (Some(probs), None) => Given::Probabilities(probs),
-            (None, Some(logits)) => {
-                Given::Logits(logits, params.map_or_else(|| Ok(Params::default()), core_params)?)
-            }
-        };
-        let mut rows = Self { given, vocab: None };
-        let columns = rows.raw()?.map_or(0, |raw| raw.num_cols());
-        let vocab = vocab.map(|map| integers(map, "vocab")).transpose()?;
-        let vocab = vocab.map(|map| vocabulary(map, columns)).transpose();
-        rows.vocab = vocab?;
-        Ok(rows)
-    }
-
-    fn raw(&self) -> Result<Option<RawRows<'_>>> {
-        match &self.given {
-            Given::None => Ok(None),
-            Given::Probabilities(tensor) => tensor.rows(FLOATS, true).map(Some),
-            Given::Logits(tensor, _) => tensor.rows(LOGITS, false).map(Some),
-        }
-    }
-
-    /// The row of each of `count` nodes: as given, or row i for node i as far as there are rows.
-    pub(super) fn index(
-        &self,
-        rows: Option<&Bound<'_, PyAny>>,
-        count: usize,
-    ) -> PyResult<Vec<i64>> {
-        let Some(rows) = rows else {
-            let num_rows = self.raw()?.map_or(0, |raw| raw.num_rows());
-            return Ok((0..count).map(|i| if i < num_rows { i as i64 } else { -1 }).collect());
-        };
-        let index = integers(rows, "rows")?;
-        if index.len() != count {
-            return Err(PyErr::from(Error::ShapeMismatch {
-                what: "rows",
-                found: format!("({},)", index.len()),
-                wanted: format!("({count},), one for each node"),
-            }));
-        }
-        Ok(index)
-    }
-
-    /// The rows of one draft, borrowed; `index` says which row belongs to each of its nodes.
-    pub(super) fn of<'a>(&'a self, index: &'a [i64]) -> Result<DrafterRows<'a>> {
-        let source = match &self.given {
-            Given::None => Source::None,
-            Given::Probabilities(tensor) => Source::Probabilities(tensor.rows(FLOATS, true)?),
-            Given::Logits(tensor, params) => {
-                Source::Logits(ShapedRows::new(tensor.rows(LOGITS, false)?, *params, Side::Drafter))
-            }
-        };
-        Ok(DrafterRows { source, index, vocab: self.vocab.as_deref() })
-    }
-
-    /// Checks that each sampled node of a draft has its row, and q > 0 there.
-    pub(super) fn check(&self, draft: &law::Draft, index: &[i64]) -> Result<()> {
-        check_drawn(draft, &self.of(index)?)
-    }
-
-    fn validate(&self) -> Result<()> {
-        if let (Given::Probabilities(_), Some(raw)) = (&self.given, self.raw()?) {
-            for row in 0..raw.num_rows() {
-                check_distribution(&raw, row)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `(token, column)` by ascending token.
-fn vocabulary(map: Vec<i64>, columns: usize) -> Result<Vec<(u32, u32)>> {
-    if map.len() != columns {
-        return Err(Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("({},)", map.len()),
-            wanted: format!("({columns},), one token for each column of the drafter's rows"),
-        });
-    }
-    let mut pairs = Vec::with_capacity(map.len());
-    for (column, token) in (0_u32..).zip(map) {
-        let token = u32::try_from(token).map_err(|_| Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("token {token} at column {column}"),
-            wanted: "token ids".into(),
-        })?;
-        pairs.push((token, column));
-    }
-    pairs.sort_unstable();
-    if let Some(pair) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(Error::ShapeMismatch {
-            what: "vocab",
-            found: format!("token {} at columns {} and {}", pair[0].0, pair[0].1, pair[1].1),
-            wanted: "distinct tokens".into(),
-        });
-    }
-    Ok(pairs)
-}
-
-/// A tree of drafted tokens, the law they were made by, and the drafter's rows.
+/// A tree of drafted tokens, the law by which they were chosen, and the drafter's rows.
+///
+/// The law is a promise: a rule is lossless for tokens that were chosen in that way and no other.
+/// Rows are borrowed and must stay as they are until the draft has been verified; a pickle and a copy
+/// hold rows of their own. Drafts are equal if tree, tokens, law and each node's row are.
+///
+/// Args:
+///     tree: The tree, N drafted nodes below the root.
+///     tokens: int (N+1,); the root's, which was emitted before, may be -1 (unknown).
+///     law: "deterministic" (a function of the past: n-grams, a greedy head, a top-k tree), "chain" (a
+///         path, each token drawn from the drafter's row after its parent), "iid" (siblings drawn with
+///         replacement), "swor" (drawn one after the other without), "top_plus_one" (one drawn outside
+///         the likeliest tokens, then those), "mixed" (some drawn outside a deterministic set, then
+///         that set), "coupled" (drawn with the verifier's own noise), "unknown" (anything else).
+///     probs: float32, float16, bfloat16 or float64 (R, V), the drafter's rows that children were drawn
+///         from; NumPy or DLPack on the host, borrowed.
+///     rows: int (N+1,): which row of `probs` follows each node, -1 for none; default: row i follows
+///         node i, as far as there are rows.
+///     logits: float32, float16 or bfloat16 (R, V) in place of `probs`, shaped with `params`.
+///     params: The drafter's `SamplingParams`; None means `SamplingParams()`.
+///     vocab: int (V,) when the rows are over a sub-vocabulary: column j is token `vocab[j]`.
+///     sampled: bool (N+1,), for laws "mixed" and "top_plus_one": which nodes were drawn.
+///
+/// Raises:
+///     DraftError: Parts that do not fit each other, a tree that the law never makes, or a drawn token
+///         that its row gives no probability; the error's `node` says where.
+///
+/// Example:
+///     >>> Draft(TokenTree([-1, 0, 0]), [4, 7, 9])
+///     Draft(2 tokens, law="deterministic")
 #[pyclass(frozen, module = "mtp_verify")]
 pub(super) struct Draft {
     pub(super) core: law::Draft,
@@ -204,6 +102,20 @@ impl Draft {
         })
     }
 
+    /// A single path of drafted tokens.
+    ///
+    /// Args:
+    ///     tokens: int (K,), from below the root down.
+    ///     probs: float (at least K, V): row i is the one that token i was drawn from, borrowed. Law
+    ///         "chain"; without it the tokens are "deterministic".
+    ///     root: The token before them; -1 if it does not matter.
+    ///
+    /// Raises:
+    ///     DraftError: As `Draft`.
+    ///
+    /// Example:
+    ///     >>> Draft.chain([7, 9]).tokens.tolist()
+    ///     [-1, 7, 9]
     #[staticmethod]
     #[pyo3(signature = (tokens, probs=None, root=None),
         text_signature = "(tokens, probs=None, root=-1)")]
@@ -224,33 +136,82 @@ impl Draft {
         })
     }
 
+    /// The tree.
     #[getter]
     fn tree(&self) -> PyResult<TokenTree> {
         hold(|| Ok(TokenTree(self.core.tree().clone())))
     }
 
+    /// int64 (N+1,): the token of each node, the root's first (-1: unknown).
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_slice(py, self.core.tokens())))
     }
 
+    /// How the tokens were chosen, by name.
     #[getter]
     fn law(&self) -> PyResult<&'static str> {
         hold(|| Ok(self.core.law().name()))
     }
 
+    /// Nodes, the root included: N+1.
     #[getter]
     fn num_nodes(&self) -> PyResult<usize> {
         hold(|| Ok(self.core.num_nodes()))
     }
 
+    /// N+1 flags: which nodes were drawn from a row of the drafter.
     #[getter]
     fn sampled(&self) -> PyResult<Vec<bool>> {
-        hold(|| Ok((0..self.core.num_nodes()).map(|node| self.core.is_sampled(node)).collect()))
+        hold(|| Ok(self.core.sampled().to_vec()))
     }
 
+    /// Checks the whole of each row of `probs`, which verification reads in part.
+    ///
+    /// Raises:
+    ///     NumericsError: A row is no distribution; the error's `row` says which.
     fn validate(&self) -> PyResult<()> {
         hold(|| Ok(self.rows.validate()?))
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Bound<'_, Self>) -> PyResult<bool> {
+        hold(|| {
+            let other = other.get();
+            enter(py, || {
+                let is_same = || self.rows.is_same(&self.index, &other.rows, &other.index);
+                Ok(self.core == other.core && is_same()?)
+            })
+        })
+    }
+
+    #[allow(clippy::type_complexity)] // The constructor's arguments.
+    fn __reduce__<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<
+        Reduced<
+            'py,
+            (
+                TokenTree,
+                Vec<i64>,
+                &'static str,
+                Option<Bound<'py, PyAny>>,
+                Option<Vec<i64>>,
+                Option<Bound<'py, PyAny>>,
+                Option<Bound<'py, PyAny>>,
+                Option<Vec<u32>>,
+                Option<Vec<bool>>,
+            ),
+        >,
+    > {
+        hold(|| {
+            let Self { core, rows, index } = slf.get();
+            let Saved { probs, rows, logits, params, vocab } = rows.saved(slf.py(), index)?;
+            let (tree, tokens) = (TokenTree(core.tree().clone()), core.tokens().to_vec());
+            let law = core.law();
+            let sampled = law.takes_sampled().then(|| core.sampled().to_vec());
+            let arguments = (tree, tokens, law.name(), probs, rows, logits, params, vocab, sampled);
+            Ok((slf.get_type(), arguments))
+        })
     }
 
     fn __repr__(&self) -> PyResult<String> {

@@ -36,7 +36,8 @@ fn family(error: &Error) -> &'static str {
         | Error::DuplicateSequence { .. }
         | Error::NoReservation { .. }
         | Error::OpenReservation { .. }
-        | Error::ReservationMismatch { .. } => "CacheError",
+        | Error::ReservationMismatch { .. }
+        | Error::BadState { .. } => "CacheError",
         Error::OutOfBlocks { .. } => "OutOfBlocksError",
         Error::InSequence { source, .. } => family(source),
     }

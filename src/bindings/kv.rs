@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use numpy::ndarray::{Array2, ArrayViewMut2};
 use numpy::{Ix2, PyArray, PyArray1};
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use crate::error::{Error, Result};
 use crate::kv::{self, Commit};
@@ -16,8 +17,8 @@ use super::buffer::{fill, give, writable};
 use super::errors::internal;
 use super::gate::{enter, hold, locked};
 use super::numbers::{count, integer, integers, size, token_ids};
-use super::plans::{CommitPlanBatch, Reservation, ReservationBatch};
-use super::types::{CommitPlan, TokenTree};
+use super::plans::{CommitPlan, CommitPlanBatch, Reservation, ReservationBatch};
+use super::types::TokenTree;
 
 /// Sequences as lists of blocks from one fixed pool: the bookkeeping of a paged KV cache.
 ///
@@ -418,6 +419,47 @@ impl BlockTable {
     #[getter]
     fn block_size(&self, py: Python<'_>) -> PyResult<usize> {
         enter(py, || Ok(locked(&self.0).block_size()))
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Bound<'_, Self>) -> PyResult<bool> {
+        hold(|| {
+            let other = other.get();
+            enter(py, || {
+                // One lock at a time: two threads may compare the same two tables.
+                let other = locked(&other.0).clone();
+                Ok(*locked(&self.0) == other)
+            })
+        })
+    }
+
+    #[allow(clippy::type_complexity)] // The constructor's arguments, and the state.
+    fn __reduce__<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<(Bound<'py, PyType>, (usize, usize, bool), Bound<'py, PyArray1<i64>>)> {
+        hold(|| {
+            let table = slf.get();
+            let (sizes, state) = enter(slf.py(), || {
+                let table = locked(&table.0);
+                let sizes = (table.num_blocks(), table.block_size(), table.has_prefix_cache());
+                Ok((sizes, table.state()))
+            })?;
+            Ok((slf.get_type(), sizes, PyArray1::from_vec(slf.py(), state)))
+        })
+    }
+
+    /// Takes on a state that pickling a table of these sizes gave; for pickle and copy.
+    ///
+    /// Raises:
+    ///     CacheError: No sequence of calls leads there. The table is then as it was.
+    fn __setstate__(&self, state: &Bound<'_, PyAny>) -> PyResult<()> {
+        hold(|| {
+            let numbers = integers(state, "state")?;
+            enter(state.py(), || {
+                let mut table = locked(&self.0);
+                *table = table.restored(&numbers)?;
+                Ok(())
+            })
+        })
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -7,6 +7,7 @@ mod drafts;
 mod edits;
 mod errors;
 mod gate;
+mod given;
 mod kv;
 mod lossy;
 mod ngram;
@@ -14,8 +15,10 @@ mod numbers;
 mod plans;
 mod proof;
 mod shape;
+mod state;
 mod tensor;
 mod types;
+mod verdict;
 
 use numpy::PyArray1;
 use pyo3::prelude::*;
@@ -33,13 +36,16 @@ use crate::verify::lazy::{DrafterRows, check_distribution};
 use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Core, Noise, RULES, optimum};
 
-use drafts::{Draft, FLOATS};
+use drafts::Draft;
 use edits::Context;
 use gate::{enter, hold};
+use given::FLOATS;
 use lossy::Lossy;
 use numbers::{count, count_or_0, integer, integers, word};
+use plans::CommitPlan;
 use tensor::Tensor;
-use types::{CommitPlan, CoreParams, TokenTree, Verdict, core_params};
+use types::{CoreParams, TokenTree, core_params};
+use verdict::Verdict;
 
 const LOGITS: &str = "float32, float16 or bfloat16";
 

@@ -8,6 +8,11 @@ use crate::ngram::{Limits, NGram, Proposal, Suffix, SuffixConfig};
 
 use super::gate::{enter, hold, locked};
 use super::numbers::{count, integers, token_ids};
+use super::state::refuse_copy;
+
+/// Why neither index is pickled.
+const IN_FLIGHT: &str =
+    "it follows one request in flight; pickle its drafter before the first request";
 
 /// Parents and tokens of a drafted tree, the root (the last token, or -1) included.
 type Tree = (Vec<i64>, Vec<i64>);
@@ -56,6 +61,10 @@ impl NGramIndex {
                 Ok(tree(locked(&self.0).propose(most, &stop)))
             })
         })
+    }
+
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        hold(|| refuse_copy(slf.as_any(), IN_FLIGHT))
     }
 
     /// Tokens held now.
@@ -127,6 +136,10 @@ impl SuffixIndex {
     #[getter]
     fn match_len(&self, py: Python<'_>) -> PyResult<usize> {
         enter(py, || Ok(locked(&self.0).match_len()))
+    }
+
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        hold(|| refuse_copy(slf.as_any(), IN_FLIGHT))
     }
 
     /// Tokens held now.

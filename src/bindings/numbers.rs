@@ -1,7 +1,8 @@
 //! Numbers and lists from callers: what cannot be taken is refused by the name of its argument.
 
 use numpy::{PyArray1, PyArrayMethods};
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::PyClass;
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
@@ -40,6 +41,12 @@ pub(super) fn word(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<u6
 /// A size.
 pub(super) fn count(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<usize> {
     size(name, integer(object, name)?).map_err(PyErr::from)
+}
+
+/// A whole number, 0 or more, that stays an `i64`.
+pub(super) fn whole(object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<i64> {
+    let value = integer(object, name)?;
+    size(name, value).map(|_| value).map_err(PyErr::from)
 }
 
 /// A size; 0 if it was left out.
@@ -87,7 +94,7 @@ pub(super) fn table(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<V
         ..INTEGERS
     };
     let line = |line: &Bound<'_, PyAny>, _| elements(line, what, &form);
-    list(&plain(object)?, what, line).map_err(|error| other_form(object, what, error, &form))
+    list(&plain(object, what)?, what, line).map_err(|error| other_form(object, what, error, &form))
 }
 
 /// Numbers from a list, a NumPy array or a tensor.
@@ -130,11 +137,17 @@ pub(super) fn list<'py, T>(
             && object.hasattr("__getitem__")?
             && !object.is_instance_of::<PyString>()
             && !object.is_instance_of::<PyDict>();
-    if !is_like_one {
+    let no_list = || {
         let found = type_name(object);
-        return Err(PyTypeError::new_err(format!("{what}: found {found}, wanted a list")));
+        PyTypeError::new_err(format!("{what}: found {found}, wanted a list"))
+    };
+    if !is_like_one {
+        return Err(no_list());
     }
-    let claimed = object.len()?;
+    let claimed = object.len().map_err(|error| {
+        // An array without dimensions has the method, and no length.
+        if error.is_instance_of::<PyTypeError>(object.py()) { no_list() } else { error }
+    })?;
     if claimed > MOST_ENTRIES {
         let limit = MOST_ENTRIES as u64;
         return Err(PyErr::from(Error::Overflow { what, found: claimed as u64, limit }));
@@ -153,6 +166,20 @@ pub(super) fn list<'py, T>(
     Ok(all)
 }
 
+/// The objects of one class that a list holds.
+pub(super) fn instances<'py, T: PyClass>(
+    object: &Bound<'py, PyAny>,
+    what: &'static str,
+    class: &str,
+) -> PyResult<Vec<Bound<'py, T>>> {
+    list(object, what, |item, place| {
+        item.cast::<T>().cloned().map_err(|_| {
+            let found = type_name(item);
+            PyTypeError::new_err(format!("{what}[{place}]: found {found}, wanted {class}"))
+        })
+    })
+}
+
 /// The elements of a list of one kind.
 fn elements<'py, T: for<'a> FromPyObject<'a, 'py, Error = PyErr>>(
     object: &Bound<'py, PyAny>,
@@ -168,7 +195,8 @@ fn elements<'py, T: for<'a> FromPyObject<'a, 'py, Error = PyErr>>(
             PyErr::from(Error::ParamOutOfRange { name: what, value, wanted: form.range })
         })
     };
-    list(&plain(object)?, what, element).map_err(|error| other_form(object, what, error, form))
+    list(&plain(object, what)?, what, element)
+        .map_err(|error| other_form(object, what, error, form))
 }
 
 /// A list or a tuple: what callers pass most often, and needs no questions.
@@ -177,9 +205,22 @@ pub(super) fn is_list(object: &Bound<'_, PyAny>) -> bool {
 }
 
 /// A NumPy array or a tensor as a list.
-fn plain<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    let has_own = !is_list(object) && object.hasattr("tolist")?;
-    if has_own { object.call_method0("tolist") } else { Ok(object.clone()) }
+fn plain<'py>(object: &Bound<'py, PyAny>, what: &'static str) -> PyResult<Bound<'py, PyAny>> {
+    if is_list(object) || !object.hasattr("tolist")? {
+        return Ok(object.clone());
+    }
+    object.call_method0("tolist").map_err(|error| unreadable(object, what, error))
+}
+
+/// What a tensor says that cannot be read, by the name of its argument; what else is raised is the
+/// caller's own.
+pub(super) fn unreadable(object: &Bound<'_, PyAny>, what: &'static str, error: PyErr) -> PyErr {
+    let py = object.py();
+    if !(error.is_instance_of::<PyRuntimeError>(py) || error.is_instance_of::<PyValueError>(py)) {
+        return error;
+    }
+    let found = format!("a {} that cannot be read ({})", type_name(object), error.value(py));
+    PyErr::from(Error::BadTensor { what, found, todo: "pass a tensor on the host that has values" })
 }
 
 /// The error of a list of something else; other errors stay what they are.

@@ -9,6 +9,7 @@ use crate::bindings::LOGITS;
 use crate::bindings::drafts::Draft;
 use crate::bindings::gate::{enter, hold, locked};
 use crate::bindings::numbers::{self, count, integer, integers, list, numbers, token_ids, word};
+use crate::bindings::state::refuse_copy;
 use crate::bindings::tensor::Tensor;
 use crate::bindings::types::{TokenTree, core_params};
 use crate::choice::Choices;
@@ -367,6 +368,12 @@ impl Grower {
         hold(|| {
             let tensor = Tensor::borrow(logits, "logits")?;
             enter(logits.py(), || self.weights(&tensor))
+        })
+    }
+
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        hold(|| {
+            refuse_copy(slf.as_any(), "it holds borrowed rows; finish the draft, and pickle that")
         })
     }
 

@@ -13,7 +13,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::bindings::numbers::type_name;
+use crate::bindings::numbers::{type_name, unreadable};
 use crate::error::Error;
 use crate::rows::{RawRows, Values};
 
@@ -110,7 +110,9 @@ impl Tensor {
                 "pass a NumPy array or any DLPack producer, such as a torch tensor",
             ));
         }
-        let (device, _): (i32, i32) = object.call_method0("__dlpack_device__")?.extract()?;
+        let device = object.call_method0("__dlpack_device__");
+        let device = device.map_err(|error| unreadable(object, what, error))?;
+        let (device, _): (i32, i32) = device.extract()?;
         if device != CPU && device != CUDA_HOST {
             return Err(refuse(
                 format!("lives on DLPack device type {device}"),

@@ -1,18 +1,20 @@
-//! The classes: parameters, trees, verdicts and commit plans. All of them are frozen.
+//! Parameters and trees. Both are frozen.
 
-use numpy::ndarray::ArrayView2;
+#![allow(clippy::doc_markdown)] // The comments on the classes and their methods are Python docstrings.
+
+use std::hash::{Hash, Hasher};
+
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::bindings::gate::hold;
 use crate::bindings::numbers::{count_or_0, integer, integers, list, token_ids, type_name};
+use crate::bindings::state::{Reduced, refuse_copy, shown};
 use crate::dist::{Params, Preset};
 use crate::error::Error;
 use crate::history::Penalties;
-use crate::kv;
 use crate::tree;
-use crate::verify;
-use crate::verify::top::TopLogprobs;
 
 /// Sampling parameters as the core takes them; made by `mtp_verify.SamplingParams`.
 #[pyclass(frozen, module = "mtp_verify._core")]
@@ -88,6 +90,29 @@ impl CoreParams {
     fn needs_history(&self) -> PyResult<Option<&'static str>> {
         hold(|| Ok(self.penalties.as_ref().and_then(Penalties::needs_history)))
     }
+
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        hold(|| refuse_copy(slf.as_any(), "pickle the SamplingParams that it was made by"))
+    }
+}
+
+/// What rows are shaped by, as a `mtp_verify.SamplingParams`.
+pub(super) fn sampling_params<'py>(
+    py: Python<'py>,
+    params: &Params,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (top_k, top_p, min_p) = params.cuts();
+    let preset = match params.preset() {
+        Preset::Transformers => "transformers",
+        Preset::Vllm => "vllm",
+    };
+    let fields = PyDict::new(py);
+    fields.set_item("temperature", params.temperature())?;
+    fields.set_item("top_k", top_k)?;
+    fields.set_item("top_p", top_p)?;
+    fields.set_item("min_p", min_p)?;
+    fields.set_item("preset", preset)?;
+    py.import("mtp_verify.params")?.getattr("SamplingParams")?.call((), Some(&fields))
 }
 
 fn preset_of(name: &str) -> PyResult<Preset> {
@@ -129,10 +154,31 @@ pub(super) fn core_params(params: &Bound<'_, PyAny>) -> PyResult<Params> {
     Ok(core.get().shaping)
 }
 
-/// A draft's tokens arranged as a tree.
-#[pyclass(frozen, module = "mtp_verify", eq)]
+/// A draft's tokens arranged as a tree: node 0 is the root, the last token that is known already.
+///
+/// Nodes are numbered so that parents come before their children; siblings stand in the order in which
+/// rules test them. Trees are equal, and hash alike, if their parents are.
+///
+/// Args:
+///     parents: int (N+1,); `parents[0] = -1`, then `0 <= parents[i] < i`.
+///
+/// Raises:
+///     DraftError: No tree in that order; the error's `node` says where.
+///     ParamsError: More nodes than 2**14.
+///
+/// Example:
+///     >>> tree = TokenTree([-1, 0, 0, 1])
+///     >>> tree.children(0), tree.path(3), tree.depths.tolist()
+///     ([1, 2], [1, 3], [0, 1, 1, 2])
+#[pyclass(frozen, module = "mtp_verify", eq, hash)]
 #[derive(Clone, PartialEq)]
 pub(super) struct TokenTree(pub(super) tree::TokenTree);
+
+impl Hash for TokenTree {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.parents().hash(state);
+    }
+}
 
 impl TokenTree {
     fn node(&self, node: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -159,16 +205,19 @@ impl TokenTree {
         })
     }
 
+    /// Nodes, the root included: N+1.
     #[getter]
     fn num_nodes(&self) -> PyResult<usize> {
         hold(|| Ok(self.0.num_nodes()))
     }
 
+    /// int64 (N+1,): the parent of each node, -1 for the root.
     #[getter]
     fn parents<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_vec(py, self.numbers())))
     }
 
+    /// int64 (N+1,): edges from the root to each node.
     #[getter]
     fn depths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| {
@@ -179,29 +228,41 @@ impl TokenTree {
         })
     }
 
+    /// int64 (N+1,): the first child of each node, or -1; SGLang's `retrive_next_token`.
     #[getter]
     fn next_token<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_vec(py, self.0.next_token())))
     }
 
+    /// int64 (N+1,): the next sibling of each node, or -1; SGLang's `retrive_next_sibling`.
     #[getter]
     fn next_sibling<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| Ok(PyArray1::from_vec(py, self.0.next_sibling())))
     }
 
+    /// Whether no node has more than one child.
     #[getter]
     fn is_chain(&self) -> PyResult<bool> {
         hold(|| Ok(self.0.is_chain()))
     }
 
+    /// The children of a node, in the order in which rules test them.
+    ///
+    /// Raises:
+    ///     CacheError: There is no such node.
     fn children(&self, node: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         hold(|| Ok(self.0.children(self.node(node)?).to_vec()))
     }
 
+    /// The nodes from below the root down to a node; `[]` for the root.
+    ///
+    /// Raises:
+    ///     CacheError: There is no such node.
     fn path(&self, node: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         hold(|| Ok(self.0.path(self.node(node)?)))
     }
 
+    /// bool (N+1, N+1): whether node i attends to node j, its ancestor or itself.
     fn mask<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<bool>>> {
         hold(|| {
             let count = self.0.num_nodes();
@@ -214,140 +275,10 @@ impl TokenTree {
     }
 
     fn __repr__(&self) -> PyResult<String> {
-        hold(|| Ok(format!("TokenTree({:?})", self.numbers())))
-    }
-}
-
-/// A rule's result.
-#[pyclass(frozen, module = "mtp_verify")]
-#[derive(Clone)]
-pub(super) struct Verdict {
-    pub(super) verdict: verify::Verdict,
-    pub(super) top: Option<TopLogprobs>,
-}
-
-impl Verdict {
-    /// The path as plans take it.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = i64> {
-        self.verdict.path.iter().map(|&node| i64::from(node))
-    }
-}
-
-#[pymethods]
-impl Verdict {
-    #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| {
-            Ok(PyArray1::from_iter(py, self.verdict.tokens.iter().map(|&token| i64::from(token))))
-        })
+        hold(|| Ok(format!("TokenTree({})", shown(&self.numbers()))))
     }
 
-    #[getter]
-    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| Ok(PyArray1::from_iter(py, self.nodes())))
-    }
-
-    #[getter]
-    fn num_accepted(&self) -> PyResult<usize> {
-        hold(|| Ok(self.verdict.path.len()))
-    }
-
-    #[getter]
-    fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.verdict.logprobs)))
-    }
-
-    #[getter]
-    fn rule(&self) -> PyResult<&'static str> {
-        hold(|| Ok(self.verdict.rule))
-    }
-
-    #[getter]
-    fn lossless(&self) -> PyResult<bool> {
-        hold(|| Ok(self.verdict.is_lossless()))
-    }
-
-    /// The most likely tokens behind each emitted one: `mtp_verify.api.TopLogprobs`, or None.
-    #[getter]
-    fn top_logprobs<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        hold(|| {
-            let Some(top) = &self.top else {
-                return Ok(None);
-            };
-            let shape = [top.emitted.len(), top.n];
-            let class = py.import("mtp_verify.logprobs")?.getattr("TopLogprobs")?;
-            class
-                .call1((
-                    PyArray1::from_slice(py, &top.tokens).reshape(shape)?,
-                    PyArray1::from_slice(py, &top.raw).reshape(shape)?,
-                    PyArray1::from_slice(py, &top.shaped).reshape(shape)?,
-                    PyArray1::from_slice(py, &top.emitted),
-                ))
-                .map(Some)
-        })
-    }
-
-    fn cut(&self, n: &Bound<'_, PyAny>) -> PyResult<Self> {
-        hold(|| {
-            let (n, length) = (integer(n, "n")?, self.verdict.tokens.len());
-            let Some(n) = usize::try_from(n).ok().filter(|&n| n >= 1 && n <= length) else {
-                return Err(PyErr::from(Error::ParamOutOfRange {
-                    name: "n",
-                    value: n.to_string(),
-                    wanted: "1 <= n <= number of emitted tokens",
-                }));
-            };
-            let (mut verdict, mut top) = (self.verdict.clone(), self.top.clone());
-            verdict.cut(n);
-            if let Some(top) = &mut top {
-                top.cut(n);
-            }
-            Ok(Self { verdict, top })
-        })
-    }
-
-    fn __repr__(&self) -> PyResult<String> {
-        hold(|| {
-            let verify::Verdict { tokens, path, rule, .. } = &self.verdict;
-            let mark = if self.verdict.is_lossless() { "" } else { ", lossless=False" };
-            Ok(format!("Verdict(tokens={tokens:?}, path={path:?}, rule={rule:?}{mark})"))
-        })
-    }
-}
-
-/// Slots from -> to as an array (M, 2).
-pub(super) fn pairs<'py>(py: Python<'py>, slots: &[(i64, i64)]) -> Bound<'py, PyArray2<i64>> {
-    let rows: Vec<[i64; 2]> = slots.iter().map(|&(from, to)| [from, to]).collect();
-    PyArray2::from_array(py, &ArrayView2::from(&rows[..]))
-}
-
-/// What a commit does to a cache.
-#[pyclass(frozen, module = "mtp_verify")]
-pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
-
-#[pymethods]
-impl CommitPlan {
-    #[getter]
-    fn moves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        hold(|| Ok(pairs(py, &self.0.moves)))
-    }
-
-    #[getter]
-    fn freed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.0.freed)))
-    }
-
-    #[getter]
-    fn length(&self) -> PyResult<i64> {
-        hold(|| Ok(self.0.length))
-    }
-
-    #[getter]
-    fn state_select(&self) -> PyResult<i64> {
-        hold(|| Ok(self.0.state_select))
-    }
-
-    fn __repr__(&self) -> PyResult<String> {
-        hold(|| Ok(format!("CommitPlan(moves={:?}, length={})", self.0.moves, self.0.length)))
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py, (Vec<i64>,)>> {
+        hold(|| Ok((slf.get_type(), (slf.get().numbers(),))))
     }
 }

@@ -99,4 +99,14 @@ impl Params {
     pub fn temperature(&self) -> f64 {
         self.temperature
     }
+
+    /// top-k, top-p and min-p; 0, 1 and 0 are off.
+    pub fn cuts(&self) -> (usize, f64, f64) {
+        (self.top_k, self.top_p, self.min_p)
+    }
+
+    /// Whose order and conventions are followed.
+    pub fn preset(&self) -> Preset {
+        self.preset
+    }
 }

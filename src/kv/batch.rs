@@ -54,6 +54,21 @@ pub struct Commit<'a> {
     pub tokens: Option<&'a [i64]>,
 }
 
+/// The reservations of several sequences as one batch.
+impl FromIterator<Reservation> for ReservationBatch {
+    fn from_iter<I: IntoIterator<Item = Reservation>>(parts: I) -> Self {
+        let (offsets, copy_offsets) = (vec![0], vec![0]);
+        let mut batch = Self { offsets, copy_offsets, ..Self::default() };
+        for Reservation { slots, copies } in parts {
+            batch.slots.extend(slots);
+            batch.copies.extend(copies);
+            batch.offsets.push(batch.slots.len() as i64);
+            batch.copy_offsets.push(batch.copies.len() as i64);
+        }
+        batch
+    }
+}
+
 /// The plans of a batch, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommitPlanBatch {
@@ -106,6 +121,22 @@ impl CommitPlanBatch {
             length: *self.lengths.get(index)?,
             state_select: *self.state_select.get(index)?,
         })
+    }
+}
+
+/// The plans of several sequences as one batch.
+impl FromIterator<CommitPlan> for CommitPlanBatch {
+    fn from_iter<I: IntoIterator<Item = CommitPlan>>(parts: I) -> Self {
+        let mut batch = Self::with_capacity(0);
+        for CommitPlan { moves, freed, length, state_select } in parts {
+            batch.moves.extend(moves);
+            batch.freed.extend(freed);
+            batch.move_offsets.push(batch.moves.len() as i64);
+            batch.freed_offsets.push(batch.freed.len() as i64);
+            batch.lengths.push(length);
+            batch.state_select.push(state_select);
+        }
+        batch
     }
 }
 

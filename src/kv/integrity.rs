@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::prefix::NO_PARENT;
+use super::prefix::{NO_PARENT, PrefixCache};
 use super::table::{BlockTable, Known, Sequence};
 
 impl BlockTable {
@@ -15,6 +15,15 @@ impl BlockTable {
             Some(prefix) => prefix.audit()?,
             None => BTreeMap::new(),
         };
+        if published.values().any(|(_, entry)| entry.tokens.len() != self.block_size) {
+            return Err("a part of a block is published".into());
+        }
+        let last_serial = self.pool.prefix().map_or(NO_PARENT, PrefixCache::last_serial);
+        // By serial number, the content and the one before it; not all of them are published still.
+        let mut named: BTreeMap<u64, (u64, &[u32])> = published
+            .iter()
+            .map(|(&serial, &(parent, entry))| (serial, (parent, &*entry.tokens)))
+            .collect();
         let contents: BTreeMap<i32, &[u32]> =
             published.values().map(|(_, entry)| (entry.block, &*entry.tokens)).collect();
         let mut held: Vec<u32> = Vec::new();
@@ -52,13 +61,14 @@ impl BlockTable {
                 }
             }
             let mut above = NO_PARENT;
-            for (serial, part) in chain.iter().zip(tokens.chunks_exact(size)) {
-                if let Some((parent, entry)) = published.get(serial)
-                    && (*parent != above || *entry.tokens != *part)
-                {
+            for (&serial, part) in chain.iter().zip(tokens.chunks_exact(size)) {
+                if serial <= above || serial > last_serial {
+                    return wrong("its chain names a content that was never published");
+                }
+                if *named.entry(serial).or_insert((above, part)) != (above, part) {
                     return wrong("its chain names the content of other tokens");
                 }
-                above = *serial;
+                above = serial;
             }
         }
         self.pool.audit(&held)

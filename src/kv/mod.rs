@@ -11,6 +11,7 @@ mod integrity;
 mod numbers;
 mod pool;
 mod prefix;
+mod state;
 mod table;
 
 pub use batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch};

@@ -19,8 +19,28 @@ impl Pool {
         Self { num_blocks, refs: Vec::new(), sharers: 0, blank: Vec::new(), prefix }
     }
 
+    /// A pool as it was: the holders of each block ever used, and the free ones in their order.
+    pub(super) fn of(
+        num_blocks: usize,
+        refs: Vec<u32>,
+        blank: Vec<i32>,
+        prefix: Option<PrefixCache>,
+    ) -> Self {
+        let sharers = refs.iter().map(|&refs| refs.saturating_sub(1) as usize).sum();
+        Self { num_blocks, refs, sharers, blank, prefix }
+    }
+
     pub(super) fn num_blocks(&self) -> usize {
         self.num_blocks
+    }
+
+    /// How many blocks were ever used; they are those of the lowest numbers.
+    pub(super) fn num_used(&self) -> usize {
+        self.refs.len()
+    }
+
+    pub(super) fn blank(&self) -> &[i32] {
+        &self.blank
     }
 
     pub(super) fn num_free(&self) -> usize {

@@ -27,6 +27,15 @@ struct Place {
     idle_since: Option<u64>,
 }
 
+/// All that is known of one published block.
+pub(super) struct Kept {
+    pub(super) parent: u64,
+    pub(super) serial: u64,
+    pub(super) block: i32,
+    pub(super) idle_since: Option<u64>,
+    pub(super) tokens: Box<[u32]>,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct PrefixCache {
     entries: BTreeMap<Key, Entry>,
@@ -56,6 +65,42 @@ impl PrefixCache {
             clock: 0,
             hash: fnv,
         }
+    }
+
+    /// The last serial number, the clock, and each published block.
+    pub(super) fn kept(&self) -> ([u64; 2], Vec<Kept>) {
+        let kept = |(&(parent, _), Entry { block, serial, tokens }): (&Key, &Entry)| Kept {
+            parent,
+            serial: *serial,
+            block: *block,
+            idle_since: self.places.get(block).and_then(|place| place.idle_since),
+            tokens: tokens.clone(),
+        };
+        ([self.last_serial, self.clock], self.entries.iter().map(kept).collect())
+    }
+
+    /// A cache as it was.
+    ///
+    /// # Errors
+    /// What cannot stand beside each other; [`Self::audit`] finds the rest.
+    pub(super) fn of([last_serial, clock]: [u64; 2], kept: Vec<Kept>) -> Result<Self, String> {
+        let mut cache = Self { last_serial, clock, ..Self::new() };
+        for Kept { parent, serial, block, idle_since, tokens } in kept {
+            let key = (parent, (cache.hash)(&tokens));
+            let is_late = idle_since.is_some_and(|since| since == 0 || since > clock);
+            let is_known = cache.entries.insert(key, Entry { block, serial, tokens }).is_some()
+                || cache.places.insert(block, Place { key, idle_since }).is_some()
+                || idle_since.is_some_and(|since| cache.idle.insert(since, block).is_some());
+            if is_known || is_late {
+                return Err(format!("the cache's entry of block {block} is wrong"));
+            }
+        }
+        Ok(cache)
+    }
+
+    /// The last serial number that was given.
+    pub(super) fn last_serial(&self) -> u64 {
+        self.last_serial
     }
 
     /// The block and serial number of `tokens` after the content numbered `parent`.

@@ -67,6 +67,11 @@ impl Law {
     pub fn is_sampled(self) -> bool {
         matches!(self, Self::Chain | Self::Iid | Self::Swor | Self::TopPlusOne | Self::Mixed)
     }
+
+    /// Whether a draft may say which of its nodes were drawn; other laws say it by themselves.
+    pub fn takes_sampled(self) -> bool {
+        matches!(self, Self::Mixed | Self::TopPlusOne)
+    }
 }
 
 /// A tree of drafted tokens and its law; the drafter's rows live with the view that reads them.
@@ -114,7 +119,7 @@ impl Draft {
         let sampled = match sampled {
             Some(flags) => {
                 check("sampled", flags.len())?;
-                if !matches!(law, Law::Mixed | Law::TopPlusOne) {
+                if !law.takes_sampled() {
                     return Err(Error::LawData {
                         law: law.name(),
                         reason: "says by itself which nodes were sampled; leave `sampled` out",
@@ -239,6 +244,11 @@ impl Draft {
     /// The token of a node below the root.
     pub fn token(&self, node: usize) -> u32 {
         self.tokens[node] as u32
+    }
+
+    /// Which nodes were drawn from the drafter's row.
+    pub fn sampled(&self) -> &[bool] {
+        &self.sampled
     }
 
     /// Whether a node was drawn from its parent's drafter row.

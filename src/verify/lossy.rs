@@ -74,7 +74,7 @@ pub enum Criterion {
     },
 }
 
-const NAMES: [&str; 4] = ["typical", "threshold", "topk", "ensemble"];
+pub(super) const NAMES: [&str; 4] = ["typical", "threshold", "topk", "ensemble"];
 
 /// Whether a verdict's rule is the name of a lossy acceptance.
 pub fn is_name(rule: &str) -> bool {

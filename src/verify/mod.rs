@@ -20,13 +20,13 @@ pub mod optimum;
 mod target_only;
 pub mod top;
 mod topdown;
+mod verdict;
 pub mod view;
 
 use crate::choice::{Choices, Philox, Purpose, Site};
 use crate::dist::{Params, ShapedRows, Side};
 use crate::error::{Error, Result};
 use crate::exact::enumerate;
-use crate::mutants::mutate;
 use crate::num::Weight;
 use crate::rows::RawRows;
 use crate::tree::TokenTree;
@@ -37,6 +37,7 @@ use lossy::Lossy;
 use view::{Mix, Outcome, View};
 
 pub use expect::expected;
+pub use verdict::Verdict;
 
 /// A decision core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,33 +271,6 @@ pub fn decide<W: Weight, V: View<W>, C: Choices<W>>(
         Core::Lifted => lifted::decide(draft, view, choices),
         Core::KSeq => kseq::decide(draft, view, choices),
         Core::Gbv => gbv::decide(draft, view, choices),
-    }
-}
-
-/// A rule's result.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
-    /// Emitted tokens: the accepted ones and the bonus.
-    pub tokens: Vec<u32>,
-    /// Accepted nodes from below the root down.
-    pub path: Vec<u32>,
-    /// The shaped log-probability of each emitted token under the target.
-    pub logprobs: Vec<f32>,
-    /// The rule that ran, or the lossy acceptance.
-    pub rule: &'static str,
-}
-
-impl Verdict {
-    /// Whether the tokens have the target's law: not under a lossy acceptance.
-    pub fn is_lossless(&self) -> bool {
-        !lossy::is_name(self.rule)
-    }
-
-    /// Keeps the first `n >= 1` tokens; the last of them is never cached, so the path loses one more.
-    pub fn cut(&mut self, n: usize) {
-        self.tokens.truncate(mutate!("stop/emits_after_eos", n, self.tokens.len()));
-        self.logprobs.truncate(n);
-        self.path.truncate(n - 1);
     }
 }
 

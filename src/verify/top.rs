@@ -20,6 +20,39 @@ pub struct TopLogprobs {
 }
 
 impl TopLogprobs {
+    /// What was listed elsewhere behind the `emitted` tokens of a verdict.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] names the part whose shape is not (emitted, `n`).
+    pub fn of(
+        n: usize,
+        tokens: Vec<i64>,
+        [raw, shaped, emitted]: [Vec<f32>; 3],
+        count: usize,
+    ) -> Result<Self> {
+        let lengths = [
+            ("top_logprobs.emitted", emitted.len(), count),
+            ("top_logprobs.tokens", tokens.len(), count.saturating_mul(n)),
+            ("top_logprobs.raw", raw.len(), count.saturating_mul(n)),
+            ("top_logprobs.shaped", shaped.len(), count.saturating_mul(n)),
+        ];
+        for (what, found, wanted) in lengths {
+            if found != wanted {
+                let (found, wanted) = (format!("{found} values"), format!("{wanted}"));
+                return Err(Error::ShapeMismatch { what, found, wanted });
+            }
+        }
+        let is_token = |&token: &i64| token == -1 || u32::try_from(token).is_ok();
+        if let Some(place) = tokens.iter().position(|token| !is_token(token)) {
+            return Err(Error::ParamOutOfRange {
+                name: "top_logprobs.tokens",
+                value: tokens[place].to_string(),
+                wanted: "token ids from 0 to 2**32 - 1, or -1",
+            });
+        }
+        Ok(Self { n, tokens, raw, shaped, emitted })
+    }
+
     /// Reads the rows that a verdict's tokens came from once more.
     ///
     /// # Errors

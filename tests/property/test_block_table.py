@@ -1,5 +1,7 @@
 """A stateful machine over the block table's Python API, against lists and an array of contents."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -76,6 +78,12 @@ class Machine(RuleBasedStateMachine):
             return
         self.table.fork(parent, child)
         self.models[child] = Model(model.tokens, model.written)
+
+    @rule()
+    def move_to_another_process(self) -> None:
+        moved = pickle.loads(pickle.dumps(self.table))
+        assert moved == self.table
+        self.table = moved
 
     @rule(seq=SEQS, n=st.integers(0, 6))
     def reserve(self, seq: int, n: int) -> None:

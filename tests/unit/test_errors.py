@@ -201,6 +201,12 @@ CASES = {
         ("sequence", 3),
         "2 slots; commit it, or drop it with rollback",
     ),
+    "bad_state": (
+        lambda: table(3).__setstate__([2]),
+        mv.CacheError,
+        None,
+        "state: found another format",
+    ),
     "reservation_mismatch": (
         lambda: table(3, reserved=2).commit(3, mv.TokenTree([-1]), []),
         mv.CacheError,

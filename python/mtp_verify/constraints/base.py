@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
+from mtp_verify.cleanup import at_end
 from mtp_verify.errors import InternalError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Matcher(ABC):
         child, sibling = tree.next_token.tolist(), tree.next_sibling.tolist()
         depths = tree.depths.tolist()
         depth = 0  # of the node that this matcher stands at
-        try:
+        with at_end(lambda: self.rollback(depth)):
             allowed[0] = True
             self._refill(bits[0])
             pending = [child[0]]
@@ -111,8 +112,6 @@ class Matcher(ABC):
                     allowed[node] = True
                     self._refill(bits[node])
                     pending.append(child[node])
-        finally:
-            self.rollback(depth)
         return bits, allowed
 
     def mask_rows(
@@ -132,14 +131,7 @@ class Matcher(ABC):
         """
         bits = np.full((len(paths), self._num_words), -1, np.int32)
         for row, path in zip(bits, paths, strict=True):
-            count = 0
-            try:
-                while count < len(path) and self.accept(path[count]):
-                    count += 1
-                if count == len(path):
-                    self._refill(row)
-            finally:
-                self.rollback(count)
+            self._fill_behind(path, row)
         octets = bits.astype("<i4", copy=False).view(np.uint8)
         forbidden = np.unpackbits(octets, axis=1, bitorder="little")[:, : self.vocab_size] == 0
         if vocab is not None:
@@ -147,6 +139,15 @@ class Matcher(ABC):
         masked = rows.masked_fill(torch.from_numpy(forbidden).to(rows.device), -torch.inf)
         empty = masked.amax(dim=1, keepdim=True) == -torch.inf
         return torch.where(empty, rows, masked)
+
+    def _fill_behind(self, path: Sequence[int], row: NDArray[np.int32]) -> None:
+        """The mask behind a path; the row stays as it is if the path is forbidden."""
+        count = 0
+        with at_end(lambda: self.rollback(count)):
+            while count < len(path) and self.accept(path[count]):
+                count += 1
+            if count == len(path):
+                self._refill(row)
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Go on by tokens that were emitted.

@@ -12,12 +12,15 @@ are rolled back to what was emitted.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import ExitStack
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mtp_verify as mv
+from mtp_verify.cleanup import on_failure
 from mtp_verify.decoding.rows import check_draft
 from mtp_verify.decoding.rules import rule_of_step
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
@@ -97,8 +100,9 @@ class Session:
     def close(self) -> None:
         """Let go of all requests, whatever state they are in."""
         self._waiting.clear()
-        for row in list(self._runner.rows):
-            self._end(row)
+        with ExitStack() as ends:  # Goes on where one of them raises.
+            for row in self._runner.rows:
+                ends.callback(self._end, row)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, list[int]]]:
@@ -115,13 +119,11 @@ class Session:
         if not rows:
             return refused
         lengths = [len(row.request.tokens) for row in rows]
-        try:
-            self._step(rows)
-        except BaseException:
+        with ExitStack() as ends:
             # A user's cache is left with tokens of the sequence alone, not with a draft's.
             for row in rows:
-                self._runner.roll_back(row)
-            raise
+                ends.enter_context(on_failure(partial(self._runner.roll_back, row)))
+            self._step(rows)
         for row in rows:
             if row.finish is not None:
                 self._end(row)
@@ -299,11 +301,8 @@ class Session:
     def _start(self, row: Row, past: Any | None) -> None:
         self._runner.add(row, past)
         if row.drafter is not None:
-            try:
+            with on_failure(partial(self._end, row)):
                 row.drafter.start(row.request)
-            except Exception:
-                self._end(row)
-                raise
 
     def _end(self, row: Row) -> None:
         if row.error is not None:

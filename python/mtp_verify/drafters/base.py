@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from mtp_verify.intake import check_instance
 from mtp_verify.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from mtp_verify import Draft, Verdict
     from mtp_verify.constraints import Matcher
 
-__all__ = ["Drafter", "Request", "laws_of"]
+__all__ = ["Drafter", "Request", "check_drafter", "laws_of"]
 
 
 @dataclass(eq=False)
@@ -104,6 +105,16 @@ class Drafter(Protocol):
 
     def release(self, request: Request) -> None:
         """Forget a request; unknown ones are ignored."""
+
+
+def check_drafter(name: str, drafter: Any) -> None:
+    """Refuse what is no drafter, such as a drafter's class or its name.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    calls = ("start", "propose", "commit", "release")
+    check_instance(name, drafter, calls, "a drafter, such as mv.drafters.NGram()")
 
 
 def laws_of(drafter: Drafter | None) -> tuple[str, ...]:

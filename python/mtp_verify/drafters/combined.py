@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify import Draft, TokenTree, _core
-from mtp_verify.drafters.base import laws_of
+from mtp_verify.drafters.base import check_drafter, laws_of
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_count, as_list, check_word, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,15 +49,18 @@ class Combined:
     def __init__(
         self, drafters: Sequence[Drafter], mode: str = "first", *, max_nodes: int | None = None
     ) -> None:
+        drafters = tuple(as_list("drafters", drafters))
+        for index, drafter in enumerate(drafters):
+            check_drafter(f"drafters[{index}]", drafter)
         if len(drafters) < 2:
             msg = f"drafters: found {len(drafters)}, wanted two or more"
             raise ParamsError(msg, slug="bad_draft_settings")
-        if mode not in _MODES:
-            msg = f"mode is {mode!r}; wanted one of: {', '.join(_MODES)}"
-            raise ParamsError(msg, slug="bad_draft_settings")
-        if max_nodes is not None and (mode != "merge" or max_nodes < 1):
-            msg = f"max_nodes is {max_nodes}; it is an int >= 1, and goes with mode 'merge'"
-            raise ParamsError(msg, slug="bad_draft_settings")
+        check_word("mode", mode, _MODES)
+        if max_nodes is not None:
+            max_nodes = as_count("max_nodes", max_nodes)
+            if mode != "merge":
+                msg = f"max_nodes: found {shown(max_nodes)}, wanted None, unless mode is 'merge'"
+                raise ParamsError(msg, slug="bad_draft_settings")
         wanted = [tuple(getattr(drafter, "hidden_layers", ())) for drafter in drafters]
         readers = [layers for layers in wanted if layers]
         if len(readers) > 1:
@@ -67,7 +71,7 @@ class Combined:
             msg = f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
             raise ParamsError(msg, slug="bad_draft_settings")
         self.laws: tuple[str, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
-        self.drafters = tuple(drafters)
+        self.drafters: tuple[Drafter, ...] = drafters
         self.mode = mode
         self.max_nodes = max_nodes
         self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
@@ -75,6 +79,10 @@ class Combined:
             getattr(drafter, "makes_trees", False) for drafter in drafters
         )
         self.is_pure = all(getattr(drafter, "is_pure", False) for drafter in drafters)
+
+    def __repr__(self) -> str:
+        """The drafters, in the order in which they are asked."""
+        return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Let each drafter that knows a vocabulary refuse the target's.

@@ -11,14 +11,15 @@ import torch
 import mtp_verify as mv
 from mtp_verify import growers
 from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedModelError
+from mtp_verify.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.params import SamplingParams, as_params
+from mtp_verify.shape import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
     from mtp_verify.heads.base import Head
-    from mtp_verify.shape import Shape
 
 __all__ = ["Heads"]
 
@@ -98,18 +99,21 @@ class Heads:
         law: str | None = None,
         min_path: float = 0.0,
     ) -> None:
+        calls = ("new_state", "read", "step")
+        check_instance("head", head, calls, "a head, such as mv.heads.load(path, model)")
         for name, value in (
             ("num_tokens", num_tokens), ("max_nodes", 1 if max_nodes is None else max_nodes),
             ("max_children", max_children),
         ):  # fmt: skip
-            if value < 1:
-                msg = f"{name} is {value}; wanted an int >= 1"
-                raise ParamsError(msg, slug="param_out_of_range")
+            as_count(name, value)
+        if shape is not None:
+            check_type("shape", shape, Shape)
+        as_float("min_path", min_path)
         if shape is not None and max_nodes is not None:
             msg = "shape and max_nodes are two ways to grow a tree; give one of them"
             raise ParamsError(msg, slug="bad_draft_settings")
         if law is not None and (shape is None or law not in _SHAPED_LAWS):
-            msg = f"law {law!r} goes with a shape, and is one of: {', '.join(_SHAPED_LAWS)}"
+            msg = f"law {shown(law)} goes with a shape, and is one of: {', '.join(_SHAPED_LAWS)}"
             raise ParamsError(msg, slug="bad_draft_settings")
         if min_path and shape is not None:
             msg = "min_path is of chains and best-first trees; a fixed shape is drafted whole"

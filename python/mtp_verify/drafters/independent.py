@@ -12,7 +12,9 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import _core
+from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.intake import as_count, as_float, check_type
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.target import as_target
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
-    from mtp_verify.drafters.translation import Transcript, Translation
     from mtp_verify.target import Target, TargetCache
 
 __all__ = ["Model"]
@@ -125,14 +126,13 @@ class Model:
         min_confidence: float = 0.0,
         translation: Translation | None = None,
     ) -> None:
-        if num_tokens < 1:
-            msg = f"num_tokens is {num_tokens}; a chain needs at least 1"
-            raise ParamsError(msg, slug="bad_num_tokens")
-        if not 0.0 <= min_confidence <= 1.0:
-            msg = f"min_confidence is {min_confidence}; wanted a probability"
+        if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
+            msg = f"min_confidence: found {min_confidence}, wanted a probability"
             raise ParamsError(msg, slug="bad_min_confidence")
+        if translation is not None:
+            check_type("translation", translation, Translation)
         self.target: Target = as_target(model)
-        self.num_tokens = num_tokens
+        self.num_tokens = as_count("num_tokens", num_tokens)
         self.params = SamplingParams(temperature=0.0) if params is None else as_params(params)
         self.min_confidence = min_confidence
         self.translation = translation

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mtp_verify.cleanup import at_end
 from mtp_verify.drafters.independent import Model
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.growers import Heap
+from mtp_verify.intake import as_count
 from mtp_verify.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -66,9 +68,7 @@ class ModelTree(Model):
     ) -> None:
         limits = {"max_nodes": max_nodes, "max_depth": max_depth, "max_children": max_children}
         for name, value in limits.items():
-            if value < 1:
-                msg = f"{name}: found {value}, wanted an int >= 1"
-                raise ParamsError(msg, slug="param_out_of_range")
+            as_count(name, value)
         params = as_params(params)
         super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
@@ -105,7 +105,7 @@ class ModelTree(Model):
         rows = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
         heap.extend(rows if matcher is None else matcher.mask_rows(rows, [[]], self._vocab))
         inner: list[int] = []
-        try:
+        with at_end(lambda: cache.crop(position + 1)):
             while nodes := heap.frontier():
                 inner += nodes
                 ids = torch.tensor([self._own(heap.tokens[inner].tolist())], device=device)
@@ -123,8 +123,6 @@ class ModelTree(Model):
                     paths = [heap.path(node) for node in nodes]
                     rows = matcher.mask_rows(rows, paths, self._vocab)
                 heap.extend(rows)
-        finally:
-            cache.crop(position + 1)
         return heap.finish()
 
 

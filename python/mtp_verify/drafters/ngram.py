@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mtp_verify import Draft, TokenTree
 from mtp_verify._core import NGramIndex, SuffixIndex
-from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_count, as_float
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,10 +39,7 @@ class _HistoryDrafter(Generic[AnyIndex]):
     is_pure = True
 
     def __init__(self, num_tokens: int) -> None:
-        if num_tokens < 1:
-            msg = f"num_tokens: found {num_tokens}, wanted an int >= 1"
-            raise ParamsError(msg, slug="param_out_of_range")
-        self.num_tokens = num_tokens
+        self.num_tokens = as_count("num_tokens", num_tokens)
         # Per request: the index and how many of the request's tokens it has seen.
         self._indices: dict[int, tuple[AnyIndex, int]] = {}
 
@@ -53,6 +50,10 @@ class _HistoryDrafter(Generic[AnyIndex]):
     def _look_up(
         self, index: AnyIndex, budget: int, stop: Sequence[int]
     ) -> tuple[list[int], list[int]]: ...
+
+    def __repr__(self) -> str:
+        """The length of its drafts."""
+        return f"{type(self).__name__}(num_tokens={self.num_tokens})"
 
     def start(self, request: Request) -> None:
         """Index the prompt of a new request."""
@@ -192,16 +193,13 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         max_history: int = 1 << 16,
     ) -> None:
         super().__init__(num_tokens)
-        if max_nodes is not None and max_nodes < 1:
-            msg = f"max_nodes: found {max_nodes}, wanted an int >= 1"
-            raise ParamsError(msg, slug="param_out_of_range")
         if max_children is None:
             max_children = 1 if max_nodes is None else 4
-        self.max_nodes = num_tokens if max_nodes is None else max_nodes
+        max_children = as_count("max_children", max_children)
+        self.max_nodes = num_tokens if max_nodes is None else as_count("max_nodes", max_nodes)
         self.makes_trees = max_children > 1
-        self._settings = (
-            min_match, max_context, depth_factor, min_score, max_children, max_history
-        )  # fmt: skip
+        factor, score = as_float("depth_factor", depth_factor), as_float("min_score", min_score)
+        self._settings = (min_match, max_context, factor, score, max_children, max_history)
         self._new_index()  # Refuses bad parameters now, not at the first request.
 
     def _new_index(self) -> SuffixIndex:

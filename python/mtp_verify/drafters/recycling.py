@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify import Draft, TokenTree, _core
-from mtp_verify.errors import ParamsError
 from mtp_verify.growers import Shape
+from mtp_verify.intake import as_count, check_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,10 +117,10 @@ class Recycling:
         shared: bool = False,
     ) -> None:
         for name, value in (("max_nodes", max_nodes), ("num_successors", num_successors)):
-            if value < 1:
-                msg = f"{name}: found {value}, wanted an int >= 1"
-                raise ParamsError(msg, slug="param_out_of_range")
-        if shape is None:
+            as_count(name, value)
+        if shape is not None:
+            check_type("shape", shape, Shape)
+        else:
             rates = _RATES[:num_successors]
             shape = Shape.optimal(rates, max_nodes=max_nodes, max_depth=_DEPTH)
         self.shape = shape.cut(max_nodes)
@@ -128,6 +128,14 @@ class Recycling:
         self.makes_trees = not self.shape.tree.is_chain
         self._store = _Store() if shared else None
         self._tables: dict[int, _Table] = {}
+
+    def __repr__(self) -> str:
+        """The size of its drafts and of its tables."""
+        num_nodes, shared = self.shape.tree.num_nodes - 1, self._store is not None
+        return (
+            f"Recycling(max_nodes={num_nodes}, num_successors={self.num_successors}, "
+            f"shared={shared})"
+        )
 
     def start(self, request: Request) -> None:
         """Read the prompt of a new request."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.heads.spec import HeadSpec, Layout
+from mtp_verify.intake import check_type, shown
 
 __all__ = ["FAMILIES", "OTHER_LAYOUTS", "family"]
 
@@ -180,7 +181,9 @@ def family(name: str) -> HeadSpec:
         >>> family("eagle").output_norm
         False
     """
+    check_type("name", name, str)
     if name not in FAMILIES:
-        msg = f"no family of heads is called {name!r}; known are: {', '.join(sorted(FAMILIES))}"
+        known = ", ".join(sorted(FAMILIES))
+        msg = f"name: no family of heads is called {shown(name)}; known are: {known}"
         raise ParamsError(msg, slug="unknown_family")
     return FAMILIES[name]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.heads.native import HEAD_FILE, load_native
 from mtp_verify.heads.probe import settle
 from mtp_verify.heads.published import Published
+from mtp_verify.intake import as_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from mtp_verify.heads.base import Head
@@ -58,8 +60,9 @@ def load(
         >>> head = mv.heads.load("my-head", model)  # doctest: +SKIP
         >>> mv.Decoder(model, mv.drafters.Heads(head)).generate(ids)  # doctest: +SKIP
     """
-    if (Path(path) / HEAD_FILE).is_file():
-        return load_native(Path(path), target, tokenizer=tokenizer, dtype=dtype)
+    path = as_path("path", path)
+    if (path / HEAD_FILE).is_file():
+        return load_native(path, target, tokenizer=tokenizer, dtype=dtype)
     head = Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)
     if probe and target is not None and head.spec.disputed:
         settle(head, target)

@@ -7,6 +7,7 @@ three may cost the same. So it is measured, once for each model and device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_count, as_float, shown
 from mtp_verify.planning import store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from mtp_verify.target import Target
 
@@ -55,17 +57,33 @@ class Costs:
     """
 
     def __init__(self, seconds: Mapping[int, Mapping[int, float]]) -> None:
-        for batch, row in seconds.items():
-            if batch < 1 or 1 not in row or not all(0 < value < np.inf for value in row.values()):
-                msg = (
-                    f"costs of batch {batch}: wanted positive times, that of width 1 among them; "
-                    f"found {dict(row)}"
-                )
-                raise ParamsError(msg, slug="bad_costs")
-        if not seconds:
-            msg = "costs: found no times, wanted at least those of batch 1"
+        given: Any = seconds  # Whatever it was declared to be.
+        if not isinstance(given, Mapping) or not given:
+            msg = f"seconds: found {shown(given)}, wanted times by batch size and width"
             raise ParamsError(msg, slug="bad_costs")
-        self.seconds = {n: dict(sorted(seconds[n].items())) for n in sorted(seconds)}
+        table: dict[int, dict[int, float]] = {}
+        for batch, row in given.items():
+            name = f"seconds[{shown(batch)}]"
+            if not isinstance(row, Mapping) or 1 not in row:
+                msg = f"{name}: found {shown(row)}, wanted times by width, that of 1 among them"
+                raise ParamsError(msg, slug="bad_costs")
+            times = {as_count(f"{name}, width", w): as_float(name, t) for w, t in row.items()}
+            if not all(0 < value < np.inf for value in times.values()):
+                msg = f"{name}: found {shown(dict(row))}, wanted positive times"
+                raise ParamsError(msg, slug="bad_costs")
+            table[as_count("seconds, batch size", batch)] = dict(sorted(times.items()))
+        self.seconds = dict(sorted(table.items()))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all times are equal."""
+        return self.seconds == other.seconds if isinstance(other, Costs) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # A table of times can be changed.
+
+    def __repr__(self) -> str:
+        """The table's sizes."""
+        sizes = ", ".join(f"{batch}: {len(row)} widths" for batch, row in self.seconds.items())
+        return f"Costs({{{sizes}}})"
 
     def forward(self, width: int, batch: int = 1) -> float:
         """Return the seconds of one forward.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_count, check_callable, shown
 from mtp_verify.planning.records import Record, Source, is_pure
 
 if TYPE_CHECKING:
@@ -96,17 +96,40 @@ class Planner:
         max_nodes: int = 32,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        if max_nodes < 1:
-            msg = f"max_nodes: found {max_nodes}, wanted an int >= 1"
-            raise ParamsError(msg, slug="param_out_of_range")
+        if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
+            msg = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or another cost model"
+            raise TypeError(msg)
+        check_callable("clock", clock)
         self.costs = costs
-        self.max_nodes = max_nodes
+        self.max_nodes = as_count("max_nodes", max_nodes)
         self._clock = clock
         self._records: dict[int, Record] = {}
         self._curves: dict[int, NDArray[np.float64]] = {}
         # Cost and nodes of past drafts, decayed.
         self._drafting: WeakKeyDictionary[Drafter, tuple[float, float]] = WeakKeyDictionary()
         self._spent: list[tuple[Drafter, float, int]] = []  # In the step that is under way.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings and costs; what drafting has cost belongs to drafters of this process.
+
+        Raises:
+            TypeError: requests are in flight.
+        """
+        if self._records or self._spent:
+            msg = (
+                f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
+                " in flight; forget them first"
+            )
+            raise TypeError(msg)
+        return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As the constructor."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        """The settings."""
+        return f"Planner({self.costs!r}, max_nodes={self.max_nodes})"
 
     def plan(
         self,

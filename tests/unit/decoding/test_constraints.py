@@ -276,7 +276,7 @@ def test_constraints_of_another_tokenizer_are_refused():
     model = tiny_model("llama", vocab_size=VOCAB, eos_token_id=3)
     with pytest.raises(mv.ParamsError, match=r"ends with \[7\] and the model with \[3\]"):
         mv.Decoder(model).generate(PROMPT, max_new_tokens=2, seed=0, constraint=Finite())
-    with pytest.raises(mv.ParamsError, match="constraint: wanted one"):
+    with pytest.raises(mv.ParamsError, match="constraint: found 'json', wanted one Constraint"):
         mv.Decoder(table(1)).generate(PROMPT, max_new_tokens=2, seed=0, constraint="json")
 
 

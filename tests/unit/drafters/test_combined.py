@@ -80,8 +80,8 @@ def test_drafters_are_told_what_happened() -> None:
     [
         ([NGram()], {}, "found 1"),
         ([NGram(), Suffix()], {"mode": "both"}, "'both'"),
-        ([NGram(), Suffix()], {"max_nodes": 4}, "max_nodes is 4"),
-        ([NGram(), Suffix()], {"mode": "merge", "max_nodes": 0}, "max_nodes is 0"),
+        ([NGram(), Suffix()], {"max_nodes": 4}, "max_nodes: found 4"),
+        ([NGram(), Suffix()], {"mode": "merge", "max_nodes": 0}, "max_nodes: found 0"),
     ],
 )
 def test_settings_that_cannot_be_right(

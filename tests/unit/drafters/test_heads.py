@@ -153,8 +153,8 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_tokens": 0}, "num_tokens is 0"),
-        ({"max_nodes": 0}, "max_nodes is 0"),
+        ({"num_tokens": 0}, "num_tokens: found 0"),
+        ({"max_nodes": 0}, "max_nodes: found 0"),
         ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "two ways"),
         ({"law": "swor"}, "goes with a shape"),
         ({"law": "unknown", "shape": Shape.by_depth(2)}, "is one of: swor"),

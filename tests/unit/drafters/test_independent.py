@@ -249,7 +249,10 @@ def test_another_vocabulary_is_refused_before_generation():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_tokens": 0}, "num_tokens is 0"), ({"min_confidence": 1.5}, "min_confidence is 1.5")],
+    [
+        ({"num_tokens": 0}, "num_tokens: found 0"),
+        ({"min_confidence": 1.5}, "min_confidence: found 1.5"),
+    ],
 )
 def test_bad_settings_are_named(options, message):
     with pytest.raises(mv.ParamsError, match=message):

@@ -272,7 +272,7 @@ def test_planner_chooses_what_is_drafted(llama):
         assert torch.equal(found, reference(llama, prompt()))
         assert sum(stats.budgets) == stats.steps
         assert (stats.drafted > 0) == drafts
-    with pytest.raises(mv.ParamsError, match="planner is 'always'"):
+    with pytest.raises(mv.ParamsError, match="planner: found 'always'"):
         run_with(llama, prompt(), {"planner": "always"})
 
 
@@ -295,7 +295,7 @@ def test_what_a_paged_cache_cannot_take_is_refused_by_name(llama):
         name = next(iter(settings))
         with pytest.raises(mv.ParamsError, match=f"unset {name}"):
             run_with(llama, text, {"cache": "paged"}, **settings)
-    with pytest.raises(mv.ParamsError, match="cache is 'dynamic'"):
+    with pytest.raises(mv.ParamsError, match="cache: found 'dynamic'"):
         run_with(llama, text, {"cache": "dynamic"})
     with pytest.raises(mv.UnsupportedModelError, match="requests cannot share a forward"):
         run_with(tiny_model("qwen3_next"), prompt(), {"cache": "paged"})
