@@ -8,6 +8,7 @@ mod edits;
 mod errors;
 mod gate;
 mod given;
+mod grow;
 mod kv;
 mod lossy;
 mod ngram;
@@ -343,6 +344,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
     batch::register(module)?;
+    module.add_class::<grow::Grower>()?;
     kv::register(module)?;
     ngram::register(module)?;
     proof::register(module)?;
