@@ -15,6 +15,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.arguments import per_row
+from mtp_verify.caches.names import cache_name
 from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["speculative"]
 
-# What `generate` always sends along, or sends as None.
-_KNOWN_KWARGS = frozenset(
-    {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-)
+# What `generate` always sends along, or sends as None, beside the cache.
+_KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 
 
 def speculative(
@@ -74,8 +73,7 @@ def speculative(
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
-        `return_dict_in_generate` is set; its `past_key_values` is None for a batch and where the
-        cache is paged.
+        `return_dict_in_generate` is set; its cache is None for a batch and where it is paged.
 
     Raises:
         ParamsError: (by the callable) a setting that is not supported; nothing has been generated.
@@ -96,10 +94,11 @@ def speculative(
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
         **model_kwargs: Any,
     ) -> Any:
+        name = cache_name(model.forward) or ""
+        past = model_kwargs.pop(name, None)
         _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
-        past = model_kwargs.get("past_key_values")
         if cache is not None:
-            _refuse_caches(past, generation_config)
+            _refuse_caches(name, past, generation_config)
             past = None
         max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
@@ -163,7 +162,7 @@ def speculative(
             sequences=sequences,
             scores=scores,
             logits=logits,
-            past_key_values=generation.past_key_values,
+            **{cache_name(GenerateDecoderOnlyOutput) or "": generation.past_key_values},
         )
 
     return decode
@@ -216,13 +215,13 @@ def _pad_token(config: Any) -> int | None:
     return int(token) if token is not None else None
 
 
-def _refuse_caches(past: Any, config: Any) -> None:
+def _refuse_caches(argument: str, past: Any, config: Any) -> None:
     """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
     name = None
     if config.cache_implementation is not None:
         name = f'cache_implementation="{config.cache_implementation}"'
     elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
-        name = "past_key_values"
+        name = argument
     if name is not None:
         msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
         raise ParamsError(msg, slug="unsupported_setting")

@@ -22,6 +22,7 @@ from mtp_verify.drafters import Model
 from mtp_verify.generation import Stats
 from mtp_verify.integrations import hf
 from mtp_verify.planning import Costs
+from tests.caches import with_cache
 from tests.models import KINDS, ScriptDrafter, TreeDrafter, prompt, tiny_model
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
@@ -199,11 +200,11 @@ def test_returned_cache_is_continued_by_both(llama):
     options = {"return_dict_in_generate": True, "do_sample": False}
     first = run(llama, prompt(), mv.drafters.NGram(), max_new_tokens=5, **options)
     second = run(
-        llama, first.sequences, mv.drafters.NGram(), past_key_values=first.past_key_values,
-        max_new_tokens=4, **options,
+        llama, first.sequences, mv.drafters.NGram(), max_new_tokens=4,
+        **with_cache(llama, first.past_key_values), **options,
     )  # fmt: skip
     third = reference(
-        llama, second.sequences, past_key_values=second.past_key_values, max_new_tokens=3
+        llama, second.sequences, max_new_tokens=3, **with_cache(llama, second.past_key_values)
     )
     assert torch.equal(third, reference(llama, prompt()))
 
@@ -239,7 +240,7 @@ def test_static_cache_is_used(llama):
     expected = llama.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
     for options in (
         {"cache_implementation": "static"},
-        {"past_key_values": StaticCache(config=llama.config, max_cache_len=64)},
+        with_cache(llama, StaticCache(config=llama.config, max_cache_len=64)),
     ):
         output = run(
             llama, ids, ScriptDrafter(expected[0].tolist()), do_sample=False, max_new_tokens=12,
@@ -290,7 +291,7 @@ def test_what_a_paged_cache_cannot_take_is_refused_by_name(llama):
     filled = reference(llama, prompt(), return_dict_in_generate=True).past_key_values
     static = StaticCache(config=llama.config, max_cache_len=64)
     text = reference(llama, prompt())
-    for settings in ({"past_key_values": filled}, {"past_key_values": static},
+    for settings in (with_cache(llama, filled), with_cache(llama, static),
                      {"cache_implementation": "static"}):  # fmt: skip
         name = next(iter(settings))
         with pytest.raises(mv.ParamsError, match=f"unset {name}"):
