@@ -17,6 +17,7 @@ from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
+from mtp_verify.supported import warn_if_untested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,6 +176,9 @@ class TransformersTarget:
     """
 
     def __init__(self, model: Any) -> None:
+        import transformers
+
+        warn_if_untested(transformers.__version__)
         _refuse_unsuitable(model)
         self.model = model
         config = model.config.get_text_config(decoder=True)

@@ -20,6 +20,7 @@ from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.processors import split_processors
+from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -94,6 +95,8 @@ def speculative(
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
         **model_kwargs: Any,
     ) -> Any:
+        # A model that cannot work is named first: it may bring along settings that nobody made.
+        target = as_target(model)
         name = cache_name(model.forward) or ""
         past = model_kwargs.pop(name, None)
         _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
@@ -119,7 +122,7 @@ def speculative(
         wants_logits = as_dict and bool(generation_config.output_logits)
         params = [params for params, _ in splits]
         decoder = Decoder(
-            model, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
+            target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
         generation = decoder.generate(
             input_ids,
