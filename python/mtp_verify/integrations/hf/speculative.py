@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StaticCache
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.arguments import per_row
@@ -19,7 +18,9 @@ from mtp_verify.caches.names import cache_name
 from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import split_processors
+from mtp_verify.integrations.hf.withheld import AfterPrompt, withheld_from
 from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def speculative(
         rule: as `Decoder`.
         seed: of all noise; None takes one draw from torch's global generator, so that
             `torch.manual_seed` works as with plain `generate`.
-        streamer: `generate` does not hand its own `streamer` to custom code: give it here, and not
-            there.
+        streamer: here or in `generate`, not in both.
         stats: is filled with the figures of each run.
         lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
         constraint: as `Decoder.generate`: of `mv.constraints`, a grammar that the output obeys.
@@ -99,14 +99,18 @@ def speculative(
         target = as_target(model)
         name = cache_name(model.forward) or ""
         past = model_kwargs.pop(name, None)
-        _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
+        withheld = withheld_from(decode)
+        follower = _only_streamer(streamer, withheld.pop("streamer", None))
+        withheld |= {"synced_gpus": True} if synced_gpus else {}
+        _refuse_unsupported(generation_config, model_kwargs, withheld)
         if cache is not None:
             _refuse_caches(name, past, generation_config)
             past = None
-        max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
+        max_length, eos_ids, criteria = split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
         _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
         shown = torch.ones_like(input_ids) if mask is None else mask
+        _check_context(target.max_length, max_length, shown)
         splits = [
             split_processors(
                 logits_processor,
@@ -124,6 +128,12 @@ def speculative(
         decoder = Decoder(
             target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
+        judges: list[Any] = criteria
+        if criteria and wants_scores:
+            judges = [
+                [WithScores(criteria, logits_processor, row, len(shown), matcher)]
+                for row, matcher in enumerate(_matchers(constraint, input_ids, shown))
+            ]
         generation = decoder.generate(
             input_ids,
             mask,
@@ -132,10 +142,10 @@ def speculative(
             constraint=constraint,
             max_new_tokens=max_length - input_ids.shape[1],
             seed=seed,
-            streamer=streamer,
+            streamer=follower,
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
-            stopping_criteria=criteria,
+            stopping_criteria=judges,
             past_key_values=_past(past, len(input_ids)),
             output_logits=wants_scores or wants_logits,
         )
@@ -171,7 +181,30 @@ def speculative(
     return decode
 
 
-def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpus: bool) -> None:
+def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
+    if generates is None:
+        return ours
+    if ours is not None:
+        msg = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
+        raise ParamsError(msg, slug="bad_streamer")
+    return AfterPrompt(generates)
+
+
+def _check_context(context: int | None, max_length: int, shown: torch.Tensor) -> None:
+    """Refuse texts beyond the model's context: `generate` runs on, and drafts may be inexact."""
+    longest = int(shown.sum(1).max())
+    num_new = max_length - shown.shape[1]
+    if context is not None and longest + num_new > context:
+        msg = (
+            f"max_new_tokens: found {num_new} behind a prompt of {longest} tokens; the model's "
+            f"context is {context}, so wanted {max(context - longest, 0)} at most"
+        )
+        raise ParamsError(msg, slug="beyond_context")
+
+
+def _refuse_unsupported(
+    config: Any, model_kwargs: dict[str, Any], withheld: dict[str, Any]
+) -> None:
     """Refuse settings that would otherwise be passed over in silence."""
     refused = {
         "num_beams": (config.num_beams or 1) > 1,
@@ -185,9 +218,8 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpu
         "is_assistant": bool(getattr(config, "is_assistant", None)),
         "output_attentions": bool(config.output_attentions),
         "output_hidden_states": bool(config.output_hidden_states),
-        "synced_gpus": synced_gpus,
     }
-    names = [name for name, is_set in refused.items() if is_set]
+    names = [*withheld, *(name for name, is_set in refused.items() if is_set)]
     names += [
         name
         for name, value in model_kwargs.items()
@@ -236,26 +268,6 @@ def _past(past: Any, num_rows: int) -> Any:
         msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
         raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
-
-
-def _split_criteria(
-    criteria: Iterable[Any], config: Any
-) -> tuple[int, tuple[int, ...], list[Callable[..., Any]]]:
-    """Turn length and EOS criteria into numbers; the rest is called after each token."""
-    max_length = config.max_length
-    eos_ids: list[int] = []
-    others: list[Callable[..., Any]] = []
-    for criterion in criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = min(max_length or criterion.max_length, criterion.max_length)
-        elif type(criterion) is EosTokenCriteria:
-            eos_ids += torch.as_tensor(criterion.eos_token_id).reshape(-1).tolist()
-        else:
-            others.append(criterion)
-    if max_length is None:
-        msg = "generate has no limit of length; pass max_new_tokens"
-        raise ParamsError(msg, slug="bad_max_new_tokens")
-    return max_length, tuple(eos_ids), others
 
 
 def _check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:
