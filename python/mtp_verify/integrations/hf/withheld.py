@@ -29,7 +29,11 @@ def withheld_from(call: Callable[..., Any]) -> dict[str, Any]:
     variables = sys._getframe(2).f_locals
     if variables.get("custom_generate") is not call:
         return {}
-    return {name: variables[name] for name in _NAMES if variables.get(name)}
+    given = {name: variables.get(name) for name in _NAMES}
+    # A streamer may be an empty list; `synced_gpus=False` asks for nothing.
+    return {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
 
 
 class AfterPrompt:

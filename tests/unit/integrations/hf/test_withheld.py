@@ -64,6 +64,24 @@ def test_an_iterator_of_generates_own_streamer_ends(llama):
     assert text.split() == [str(int(token)) for token in expected]
 
 
+class Record(list):
+    """A streamer that is false while it is empty."""
+
+    put = list.append
+
+    def end(self):
+        self.append(None)
+
+
+def test_a_streamer_may_be_an_empty_list(llama):
+    record = Record()
+    _, drafted = both(llama, prompt(), streamer=record)
+    plain, ours = record[:14], record[14:]
+    assert plain[-1] is ours[-1] is None
+    assert torch.equal(plain[0], ours[0])
+    assert torch.cat(ours[1:-1]).tolist() == drafted[0, prompt().shape[1] :].tolist()
+
+
 def test_two_streamers_are_refused(llama):
     streamer = TextStreamer(Numbers())
     call = mv.hf.speculative(None, streamer=streamer)
