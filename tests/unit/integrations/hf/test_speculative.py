@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GenerationConfig, StaticCache
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    StaticCache,
+)
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
     LogitsProcessorList,
@@ -233,6 +240,24 @@ def test_unsupported_settings_are_refused_by_name(case, llama):
     with pytest.raises(mv.MtpVerifyError, match=name):
         run(llama, prompt(), drafter, **{"do_sample": False, **options})
     assert drafter.calls == []
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "mamba"])
+@pytest.mark.filterwarnings("ignore")  # transformers comments on random models of these kinds
+def test_a_model_that_cannot_work_is_named_before_what_it_brings_along(kind):
+    torch.manual_seed(0)
+    if kind == "mamba":
+        config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+        model, told = MambaForCausalLM(config).eval(), "MambaForCausalLM cannot decode"
+    else:
+        config = BartConfig(
+            vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+            decoder_ffn_dim=16, max_position_embeddings=32,
+        )  # fmt: skip
+        model, told = BartForConditionalGeneration(config).eval(), "is an encoder-decoder model"
+    with pytest.raises(mv.UnsupportedModelError, match=told):
+        run(model, prompt(), mv.drafters.NGram(), do_sample=False)
 
 
 def test_static_cache_is_used(llama):
