@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "proof.json"
 OPTIMUM = ROOT / "docs" / "optimum.json"
 PAGE = ROOT / "docs" / "proof.md"
+TABLES = ("rows", "floats", "draws", "lies", "mutants")
 
 HEAD = """\
 # The proof
@@ -25,8 +26,126 @@ HEAD = """\
 
 `make certify` runs the shipped rules over exact fractions and takes every branch of every random
 choice, the drafter's included. The joint law of the emitted tokens, continued by the target,
-minus the target's own law must be the number 0. Then it makes mistakes on purpose, one at a time,
-and checks that the same machinery sees each of them.
+minus the target's own law must be the number 0. The same cases then run over the rows that ship, in
+floating point, where every distance must be within a bound that is derived on paper. Then it makes
+mistakes on purpose, one at a time, and checks that the same machinery sees each of them.
+"""
+
+LOSSLESS = """\
+## What "lossless" means
+
+All distances of this page are total variations: half the sum of the absolute differences. Over
+rational numbers, lossless means that the distance between the law of the emitted tokens and the
+target's is 0. In floating point it means that the distance of a step is below a stated bound:
+{decisions} for its decisions, {target} for each row of the target that it draws from, and {target}
+(logits) or {drafter} (probabilities) for each drafted token. [Below](#where-the-bounds-come-from)
+is where the bounds come from. To see {target} in samples takes about 1e13 tokens.
+"""
+
+FLOATS = """\
+## Rows in floating point
+
+Each case goes through all that lies between a tensor and a token: element types, exponentials,
+sums, shaping, rows that are read only where a rule asks, the comparison `u den < num` of an
+acceptance, and the search of a drawn token. `u` is one of the 2^53 numbers that production draws.
+As `u` grows, an acceptance turns into a rejection once, and a draw gives higher and higher tokens;
+so bisection finds how many numbers lead to each answer, with the rounding of every operation. (The
+race of `coupled` has one number for each token. A draw stands for it here, and its law is tested
+by samples.) Models are the golden ones, the same with their tokens spread over several blocks of a
+long row, and for each line 16 generated ones: peaked (the likeliest token 3 to 95 nats above the
+others), flat, tied, masked to one or two tokens, the drafter's row equal to the target's or nearly
+so, and rows of probabilities whose sum is not 1. Left to the table above are shapes with more than
+64 drafts, and shapings of golden models on the larger shapes: a rule sees rows alone, however they
+came about.
+
+- *Decisions*: the rows as they are read are taken for the truth. The law of a whole step, drafts
+  included, is compared with the product of the target's rows. This is what rounding does to
+  ratios, residuals and draws.
+- *Target's rows* and *drafter's rows*: a row as it is read is compared with the exact one: the
+  softmax of the logits in their own type, shaped by the definition in float64. For probabilities
+  it is their values divided by the sum. What the type itself rounds away belongs to the input.
+- *Whole steps*: drafts are drawn from the exact rows, and the law of the step is compared with the
+  product of the target's exact rows. Distances add up along a path, so the bound is that of
+  decisions, that of the target's rows for each level, and that of the drafter's rows for each
+  drawn token. The column shows the largest share of this bound.
+
+The exact rows are computed in float64 too; their own rounding is below 1e-15.
+
+Drafts that this package's growers draw from logits are drawn from the rows as they are read. For
+them the drafter's rows do not count.
+"""
+
+DRAWS = """\
+## Draws and acceptances over all 2^53 numbers
+
+Draws and acceptances by themselves. *Draws* is the distance between a draw, by the count of
+numbers for each token, and the weights of the row as they are read; it is divided by the number of
+tokens. Drawn from are the target's row, the row without its likeliest token, and what a rejection
+leaves. *Equals* is the distance for 1, 2, 4 and 8 equal tokens, which have to be drawn exactly.
+*Acceptances* is the largest difference between the share of numbers that accept and the
+probability `min(1, p/q)`.
+"""
+
+# The bounds are put in from the data, here and in LOSSLESS.
+BOUNDS = """\
+## Where the bounds come from
+
+`V` is the number of tokens of a row. One rounding in float64 has a relative error of at most
+`2^-53 = 1.1e-16`.
+
+### Rows of logits: {target}
+
+- A token's weight is the exponential of its scaled logit, a float32. Three things are rounded: the
+  reduced argument (3e-8), the polynomial (9e-9) and its evaluation (1.5e-7): 2e-7 of the weight at
+  most (a test in `src/simd/exp.rs` looks at 2.4 million values). If weights are off by factors
+  between `1 - e` and `1 + e`, the normalised row is off by `e / 2` at most: 1e-7.
+- The constant `log2(e)` is a float32, off by 1.4e-8 of itself. That is as if the temperature were
+  off: a weight changes by 1.4e-8 for each nat. With `L = -ln p` and the entropy `H`, the row is
+  off by `1.4e-8 E|L - H| / 2`. As `L >= 0`, `E|L - H| = 2 E(H - L)+ <= 2 H <= 2 ln V`. So this is
+  at most `1.4e-8 ln V`: 1.75e-7 for 262,144 tokens.
+- Powers of two are exact. The sum of a row is rounded in float64 (3e-14, see below). Weights below
+  `2^-124` of the row's are 0.
+
+Together 2.8e-7 for 262,144 tokens, and less than 3e-7 up to 1.5 million. The division by the
+temperature is made in float32, as in transformers and vLLM, and belongs to the input. top-k and
+min-p compare scaled logits, which is exact. top-p compares sums of weights: which tokens it keeps
+is what the definition keeps for a `top_p` that differs by less than {target}. If the mass of the
+likelier tokens is that near to `top_p`, the definition itself depends on the last digit, here as
+in every library.
+
+### Rows of probabilities: {drafter}
+
+float32, float16 and bfloat16 become float64 exactly. A token's probability is its value divided by
+the sum of the row: one rounding for each addition and one for the division, so at most `V 2^-53`
+with `V` tokens that are not 0. Here that is 4.4e-16, and as much for the row that it is compared
+with, which is computed in float64 as well. In long rows a value passes at most 128 additions in
+its lane, 4 between lanes and one for each block of 2,048: 3e-14 for 262,144 tokens.
+
+### Decisions: {decisions}
+
+No rule decides by a difference of sums that are nearly equal (the headers in `src/verify` say so
+for each rule). Given the rows as they are read,
+
+- each sum over a row has a relative error below 1e-13, for 262,144 tokens too: all its terms are
+  positive. Where the target's row and what is taken from it nearly cancel, the terms have the
+  absolute error of the two, 1e-15; a residual of mass `m` is drawn from with probability `m`, so
+  it is the absolute error that counts;
+- a test of a drafted token compares two products with two such sums in them, so it accepts with a
+  probability that is off by 2e-13 at most, and that is what the step's law is off by for each test
+  on a path;
+- a draw from a row is off by {draw} for each token.
+
+The largest cases have four tests on a path and draws from four rows of four tokens: 8.1e-13. A
+draw from a row of 262,144 tokens adds up to 9e-11, and the law of `gbv`'s path is good to 2e-11
+there: on large vocabularies, too, the decisions of a step are far below the bound of its rows.
+
+### Draws: {draw} for each token, acceptances: {accept}
+
+A token's cell ends where the sum of the weights up to it does. At most six roundings of `2^-53`
+concern a cell: that of its sum; the same once more, and that of the block's own sum, which is
+added in another order (the block's last token gets what differs); the number times the total, at
+either end; and numbers are counted whole. Half of this counts as distance: `3 2^-53`. For an
+acceptance the number times the denominator is rounded, and numbers are counted whole: `2 2^-53`.
 """
 
 LINES = """\
@@ -70,17 +189,37 @@ the specification's own table, where the mutant stands in it; biases over float3
 six digits.
 """
 
+FLOAT_MUTANTS = """\
+### Mutants of what lies between a tensor and a token
+
+Mistakes in reading, summing, shaping and searching rows. The right code is within its bound on
+each of these cases, and exact where draws are counted; biases are to nine digits.
+"""
+
 
 def render(data: dict[str, Any]) -> str:
     """Return the page for a certificate."""
     rows, lies, mutants = data["rows"], data["lies"], data["mutants"]
+    floats, draws = data["floats"], data["draws"]
+    groups = {name: [m for m in mutants if m["group"] == name] for name in ("rules", "float")}
     total = sum(row["branches"] for row in rows)
     cases = sum(row["cases"] + row["rounds"] + row["generated"] for row in rows)
+    bounds = {
+        "decisions": _number(floats[0]["decisions_bound"]),
+        "target": _number(floats[0]["target_bound"]),
+        "drafter": _number(min(line["drafter_bound"] for line in floats)),
+        "draw": _number(draws[0]["draw_bound"]),
+        "accept": _number(draws[0]["accept_bound"]),
+    }
+    found = sum(trial["killed"] for trial in [*lies, *mutants])
     parts = [
         HEAD,
         f"{len(rows)} pairs of rule and law, {cases:,} cases, {total:,} branches: every distance "
-        f"is {_largest(rows)}. {len(lies) + len(mutants)} mistakes, "
-        f"{sum(trial['killed'] for trial in [*lies, *mutants])} found.\n",
+        f"is {_largest(rows)}. In floating point {sum(line['cases'] for line in floats):,} cases, "
+        f"{sum(line['branches'] for line in floats):,} branches: {_within([*floats, *draws])}. "
+        f"{len(lies) + len(mutants)} mistakes, {len(groups['float'])} of them in what lies between "
+        f"a tensor and a token; {found} found.\n",
+        LOSSLESS.format(**bounds),
         LINES,
         _table(
             [
@@ -101,12 +240,19 @@ def render(data: dict[str, Any]) -> str:
                 for row in rows
             ],
         ),
+        FLOATS,
+        _floats(floats),
+        DRAWS,
+        _draws(draws),
+        BOUNDS.format(**bounds),
         EXPECTED,
         *(_expected(law, rows) for law in dict.fromkeys(row["law"] for row in rows)),
         LIES,
         _trials(lies),
         MUTANTS,
-        _trials(mutants),
+        _trials(groups["rules"]),
+        FLOAT_MUTANTS,
+        _trials(groups["float"]),
     ]
     return "\n".join(parts)
 
@@ -114,6 +260,69 @@ def render(data: dict[str, Any]) -> str:
 def _largest(rows: list[dict[str, Any]]) -> str:
     distances = {row["distance"] for row in rows}
     return "0" if distances == {"0"} else f"NOT 0: {sorted(distances)}"
+
+
+def _within(lines: list[dict[str, Any]]) -> str:
+    beyond = [f"{line['format']}, {line['level']}" for line in lines if not line["holds"]]
+    return f"NOT within their bounds: {beyond}" if beyond else "every distance within its bound"
+
+
+def _floats(lines: list[dict[str, Any]]) -> str:
+    return _table(
+        [
+            *("target / drafter", "instructions", "cases", "branches", "decisions", "bound"),
+            *("target's rows", "bound", "drafter's rows", "bound", "whole steps"),
+            "largest decisions",
+        ],
+        [
+            [
+                line["format"],
+                line["level"],
+                f"{line['cases']:,}",
+                f"{line['branches']:,}",
+                _number(line["decisions"]),
+                _number(line["decisions_bound"]),
+                _number(line["target_rows"]),
+                _number(line["target_bound"]),
+                _number(line["drafter_rows"]),
+                _number(line["drafter_bound"]),
+                f"{line['whole']:.1%}",
+                line["worst"],
+            ]
+            for line in lines
+        ],
+    )
+
+
+def _draws(lines: list[dict[str, Any]]) -> str:
+    return _table(
+        [
+            *("target / drafter", "instructions", "rows drawn from", "draws", "bound", "equals"),
+            *("accepted tokens", "acceptances", "bound"),
+        ],
+        [
+            [
+                line["format"],
+                line["level"],
+                f"{line['draws']:,}",
+                _number(line["distance"]),
+                _number(line["draw_bound"]),
+                _number(line["exact"]),
+                f"{line['acceptances']:,}",
+                _number(line["difference"]),
+                _number(line["accept_bound"]),
+            ]
+            for line in lines
+        ],
+    )
+
+
+def _number(value: float) -> str:
+    """Two digits, as people write them: 3e-7, 2.2e-16."""
+    if not value:
+        return "0"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def _expected(law: str, rows: list[dict[str, Any]]) -> str:
@@ -168,10 +377,10 @@ def main() -> None:
             sys.exit("that is no certificate of a build with mutants that passed: make certify")
         del data["seconds"]
         # One line an entry, so that a difference can be read.
-        for key in ("rows", "lies", "mutants"):
+        for key in TABLES:
             data[key] = [json.dumps(entry) for entry in data[key]]
         text = json.dumps(data, indent=1)
-        for key in ("rows", "lies", "mutants"):
+        for key in TABLES:
             for entry in data[key]:
                 text = text.replace(json.dumps(entry), entry)
         DATA.write_text(text + "\n")

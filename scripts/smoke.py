@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 import mtp_verify as mv
+from mtp_verify import testing
 
 HEAVY = ("torch", "transformers", "triton", "hypothesis")
 
@@ -22,7 +23,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def main() -> None:
-    """Verify a deterministic, a sampled and an empty draft, and look at the refusals."""
+    """Verify a deterministic, a sampled and an empty draft; look at refusals and at data files."""
     for name in HEAVY:
         check(importlib.util.find_spec(name) is None, f"{name} is installed here; it must not be")
 
@@ -57,6 +58,9 @@ def main() -> None:
         pass
     else:
         check(False, "logits of the wrong shape were accepted")
+
+    rows = testing.recorded_logits()
+    check(rows.shape == (48, 2, 512), f"the recorded rows have the shape {rows.shape}")
 
     for name in HEAVY:
         check(name not in sys.modules, f"{name} was imported")

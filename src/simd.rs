@@ -17,8 +17,8 @@ pub mod exp;
 
 use crate::choice::RaceNoise;
 use block::{
-    divide, gather, gather_between, race_noise, scan, subtract, subtract_narrow, sum, total, weigh,
-    widen_bf16, widen_f16, widen_f32,
+    divide, gather, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow,
+    total, weigh, widen_bf16, widen_f16, widen_f32,
 };
 
 pub use exp::Window;
@@ -96,6 +96,8 @@ kernels! {
     fn subtract_narrow(weights: &[f32], taken: &[f32], factor: f64, out: &mut [f64]);
     /// The sum of a block.
     fn sum(values: &[f64]) -> f64;
+    /// [`Kernels::sum`] of values that are `f32`.
+    fn sum_narrow(values: &[f32]) -> f64;
     /// The sum of a block, and whether it holds a value below zero.
     fn total(values: &[f32]) -> Total;
     /// `out = values / divisor`, rounded as `f32`.
@@ -145,7 +147,7 @@ impl Kernels {
     ) -> f64 {
         let terms = &mut terms[..values.len()];
         (self.weigh)(values, window, cut, terms);
-        (self.total)(terms).sum
+        (self.sum_narrow)(terms)
     }
 
     /// The fastest level of this processor, detected once.

@@ -1,4 +1,4 @@
-"""The proof as a report: every rule on every law, drafts that lie, and mutants.
+"""The proof as a report: every rule on every law, the rows that ship, drafts that lie, and mutants.
 
 A build with the cargo feature `mutants` (`make certify`) also tries each mutant; a wheel cannot.
 """
@@ -6,6 +6,7 @@ A build with the cargo feature `mutants` (`make certify`) also tries each mutant
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 from mtp_verify import _core
@@ -24,6 +25,13 @@ _LINES = {
     "distance": "distance",
     "f64_difference": "in float64",
 }
+_PLACE = {"format": "target / drafter", "level": "instructions"}
+# Distances, each with the key of its bound.
+_FLOATS = {
+    "decisions": ("decisions", "decisions_bound"),
+    "target_rows": ("target's rows", "target_bound"),
+    "drafter_rows": ("drafter's rows", "drafter_bound"),
+}
 _TRIALS = {
     "name": "mistake",
     "change": "change",
@@ -37,30 +45,45 @@ def run() -> Report:
     """Enumerate every rule, every lie and, in a build that has them, every mutant."""
     start = time.perf_counter()
     rows = _core.certify()
+    floats = _core.certify_floats()
+    draws = _core.certify_draws()
     lies = _core.lies()
     mutants = _core.mutants()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
+    beyond = [line for line in (*floats, *draws) if not line["holds"]]
     trials = [*lies, *(mutants or [])]
     alive = [trial for trial in trials if not trial["killed"]]
-    sections: list[Table | str] = [_proof(rows), _trials("drafts that lie about their law", lies)]
+    sections: list[Table | str] = [
+        _proof(rows),
+        _floats(floats),
+        _draws(draws),
+        _trials("drafts that lie about their law", lies),
+    ]
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
     summary = [
         f"FAILED: {len(failed)} of {len(rows)} pairs of rule and law are not lossless"
         if failed
         else f"all {len(rows)} pairs of rule and law are lossless: every distance is exactly 0",
+        f"FAILED: {len(beyond)} of {len(floats) + len(draws)} lines of floating point are beyond "
+        "their bounds: " + "; ".join(_place(line) for line in beyond)
+        if beyond
+        else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
+        "is within its bound",
         f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
         + ", ".join(trial["name"] for trial in alive)
         if alive
         else f"all {len(trials)} mistakes are found",
     ]
+    groups = dict(Counter(mutant["group"] for mutant in mutants or []))
     tried = "not compiled in" if mutants is None else mutants
     note = "; mutants are not compiled in" if mutants is None else ""
+    data = {"rows": rows, "floats": floats, "draws": draws, "lies": lies}
     return Report(
         "certify",
-        ok=not failed and not alive,
-        data={"rows": rows, "lies": lies, "mutants": tried, "seconds": seconds},
+        ok=not failed and not beyond and not alive,
+        data=data | {"mutants": tried, "mutant_groups": groups, "seconds": seconds},
         sections=sections,
         summary="\n".join([*summary, f"({seconds:.0f} s{note})"]),
     )
@@ -81,6 +104,69 @@ def _proof(rows: list[dict[str, Any]]) -> Table:
             "in float64: the largest difference of the same code over float64 rows.",
         ),
     )
+
+
+def _floats(lines: list[dict[str, Any]]) -> Table:
+    return Table(
+        title="rows in floating point",
+        columns=(
+            *_PLACE.values(),
+            *("cases", "branches"),
+            *(heading for heading, _ in _FLOATS.values()),
+            "whole steps",
+        ),
+        rows=tuple(
+            (
+                *(line[key] for key in _PLACE),
+                *(_cell(line[key]) for key in ("cases", "branches")),
+                *(_beside(line, key, bound) for key, (_, bound) in _FLOATS.items()),
+                f"{line['whole']:.1%}",
+            )
+            for line in lines
+        ),
+        left=2,
+        notes=(
+            "",
+            "the largest distance (total variation) of all cases / its bound.",
+            "decisions: of a step's law over all 2^53 numbers from the law of the rows as read.",
+            "rows: of a row as read from the exact row of the rounded values.",
+            "whole steps: of a step's law from that of the exact rows, as a share of its bound.",
+        ),
+    )
+
+
+def _draws(lines: list[dict[str, Any]]) -> Table:
+    return Table(
+        title="draws and acceptances over all 2^53 numbers",
+        columns=(*_PLACE.values(), "draws", "of draws", "of equals", "acceptances", "of those"),
+        rows=tuple(
+            (
+                *(line[key] for key in _PLACE),
+                _cell(line["draws"]),
+                _beside(line, "distance", "draw_bound"),
+                _beside(line, "exact", None),
+                _cell(line["acceptances"]),
+                _beside(line, "difference", "accept_bound"),
+            )
+            for line in lines
+        ),
+        left=2,
+        notes=(
+            "",
+            "of draws: distance from the weights as read, for each token of the row / bound.",
+            "of equals: the same for 1, 2, 4 and 8 equal tokens, which are drawn exactly.",
+            "of those: difference from the probability min(1, p / q) / bound.",
+        ),
+    )
+
+
+def _beside(line: dict[str, Any], key: str, bound: str | None) -> str:
+    return f"{_cell(line[key])} / {line[bound] if bound else 0:.2g}"
+
+
+def _place(line: dict[str, Any]) -> str:
+    where = f"{line['format']}, {line['level']}"
+    return f"{where} ({line['worst']})" if "worst" in line else where
 
 
 def _trials(title: str, trials: list[dict[str, Any]]) -> Table:

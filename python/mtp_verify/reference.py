@@ -3,8 +3,9 @@
 A target model gives a row of logits after every node of a drafted tree; `shape` turns a row into
 the distribution that is sampled from; a rule walks the tree and decides which drafted tokens stand
 and which one token follows them; `Noise` is the only source of chance. Every row is a dense float64
-array here, and every step of the mathematics is written out; the Rust core computes the same
-verdicts from lazily read rows.
+array here, and every step follows the definition, on whole rows. The Rust core computes the same
+verdicts from lazily read rows by other formulas, so that a mistake in one of the two shows as a
+difference. Rows of `fractions.Fraction` (dtype object) make the rules exact.
 
 In the formulas p is the target's row and q the drafter's, both after shaping (arXiv 2211.17192).
 """
@@ -12,6 +13,7 @@ In the formulas p is the target's row and q the drafter's, both after shaping (a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
     from mtp_verify.lossy import Lossy
     from mtp_verify.params import SamplingParams
 
-__all__ = ["Noise", "Tree", "Verdict", "penalise", "philox", "shape", "verify"]
+__all__ = ["Noise", "Tree", "Verdict", "decide", "penalise", "philox", "shape", "verify"]
 
-Row = npt.NDArray[np.float64]
+Row = Any  # (V,) array of float64, or of Fractions
+Number = Any  # what rows consist of
 
 # What a number is used for. Two purposes never share one.
 DRAFT, ACCEPT, SAMPLE, GUMBEL = range(4)
+# A token with less than this share of the most likely one's probability is impossible.
+FLOOR = 2.0**-124
 
 
 # --- Chance: a function of an address -------------------------------------------------------------
@@ -94,6 +99,9 @@ class Noise:
     def draw(self, node: int, row: Row, purpose: int = SAMPLE) -> int:
         """A token of a row, by inverting its cumulative sum; never one of probability 0."""
         (positive,) = np.nonzero(row > 0)
+        if not len(positive):
+            msg = f"the row after node {node} has no token left"
+            raise ValueError(msg)
         cells = np.cumsum(row[positive])
         point = self.uniform(node, purpose) * cells[-1]
         index = min(int(np.searchsorted(cells, point, side="right")), len(cells) - 1)
@@ -102,6 +110,16 @@ class Noise:
         gaps = gaps[: len(gaps) - (index == len(cells) - 1)]
         self.margin = min(self.margin, float(gaps.min(initial=np.inf)))
         return int(positive[index])
+
+    def rank(self, ratios: Row, shares: Row) -> npt.NDArray[np.intp]:
+        """The order of ratios, descending; of equal ones the first comes first."""
+        order = np.argsort(-ratios, kind="stable")
+        high, low = ratios[order[:-1]], ratios[order[1:]]
+        # To exchange two matters as much as the smaller of their shares.
+        seen = (low > 0) & (np.minimum(shares[order[:-1]], shares[order[1:]]) > 1e-9)
+        gaps = 1 - low[seen] / high[seen]
+        self.margin = min(self.margin, float(gaps.min(initial=np.inf)))
+        return order
 
     def race(self, depth: int, row: Row) -> int:
         """Run the race argmin of E(x)/p(x), E(x) = -log(1 - u), of the emitted token's position."""
@@ -117,11 +135,6 @@ class Noise:
 
 
 # --- Shaping: from logits to the row that is sampled from -----------------------------------------
-
-
-def _softmax(logits: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Row:
-    weights = np.where(kept, np.exp(logits.astype(np.float64) - logits.max()), 0.0)
-    return np.asarray(weights / weights.sum())
 
 
 def penalise(
@@ -170,43 +183,49 @@ def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
     Temperature comes first; then top-k, top-p, min-p ("transformers") or min-p, top-k, top-p
     ("vllm"). Top-k keeps all ties at its threshold. Top-p keeps the smallest prefix, in descending
     order, whose mass reaches `top_p`, the crossing token included; of equal logits at the cut the
-    lower ids. Min-p drops what is below `min_p` times the largest probability. At temperature 0 all
-    mass is on the lowest id among the maxima.
+    lower ids. Min-p drops what is below `min_p` times the largest probability. Tokens below
+    `FLOOR` times the largest probability get 0. At temperature 0 all mass is on the lowest id
+    among the maxima.
 
     Args:
         logits: (V,) float32 (widen float16 and bfloat16 first: that is exact).
         params: Temperature, top_k, top_p, min_p and preset are read.
 
     Returns:
-        (V,) float64, sums to 1.
+        (V,) float64, sums to 1; all 0 if no logit is finite: such a row is no distribution.
     """
     logits = np.asarray(logits, np.float32)
     if params.temperature == 0 or (params.preset == "vllm" and params.temperature < 1e-5):
         return np.asarray(np.arange(len(logits)) == np.argmax(logits), np.float64)
+    row = np.zeros(len(logits))
     # Both libraries divide in float32, so logits that differ may become ties here.
-    logits = logits / np.float32(params.temperature)
-    kept = logits > -np.inf
+    scaled = logits / np.float32(params.temperature)
+    # Descending; of equal logits the lower id comes first. Every step keeps a part from the front.
+    order = np.argsort(-scaled, kind="stable")
+    order = order[scaled[order] > -np.inf]
+    if not len(order):
+        return row
+    falling = scaled[order]
+    weights = np.exp(falling.astype(np.float64) - falling[0])
+    weights[weights < FLOOR] = 0
 
-    def top_k() -> None:
-        if 0 < params.top_k < len(logits):
-            kept[logits < np.sort(np.where(kept, logits, -np.inf))[-params.top_k]] = False
+    def top_k(count: int) -> int:
+        k = params.top_k
+        return int((falling[:count] >= falling[k - 1]).sum()) if 0 < k < count else count
 
-    def top_p() -> None:
-        if params.top_p < 1:
-            row = _softmax(logits, kept)
-            order = np.lexsort((np.arange(len(row)), -row))
-            mass_before = np.concatenate([[0.0], np.cumsum(row[order])[:-1]])
-            kept[order[mass_before >= params.top_p]] = False
+    def top_p(count: int) -> int:
+        share_before = np.cumsum(weights[:count]) / weights[:count].sum()
+        share_before = np.concatenate([[0.0], share_before[:-1]])
+        return int((share_before < params.top_p).sum()) if params.top_p < 1 else count
 
-    def min_p() -> None:
-        if params.min_p > 0:
-            row = _softmax(logits, kept)
-            kept[row < params.min_p * row.max()] = False
+    def min_p(count: int) -> int:
+        return int((weights[:count] >= params.min_p).sum())  # the largest weight is 1
 
-    steps = (top_k, top_p, min_p) if params.preset == "transformers" else (min_p, top_k, top_p)
-    for step in steps:
-        step()
-    return _softmax(logits, kept)
+    count = len(order)
+    for step in (top_k, top_p, min_p) if params.preset == "transformers" else (min_p, top_k, top_p):
+        count = step(count)
+    row[order[:count]] = weights[:count] / weights[:count].sum()
+    return row
 
 
 # --- Rules ----------------------------------------------------------------------------------------
@@ -219,8 +238,9 @@ class Tree:
     Attributes:
         parents: (N+1,) parent of each node, -1 for the root, node 0.
         tokens: (N+1,) token of each node.
-        target: (N+1, V) row p after each node.
-        drafter: (N+1, V) row q after each node; rows nothing was drawn from are not read.
+        target: (N+1, V) row p after each node, sums to 1; all 0 where it is no distribution.
+        drafter: (N+1, V) weights after each node: q is a row divided by its sum, whatever that is.
+            Rows nothing was drawn from are not read.
         sampled: (N+1,) which nodes were drawn from q; the others form the deterministic set S.
         law: The declared law: "deterministic", "chain", "iid", "swor", ...
     """
@@ -244,22 +264,26 @@ class Tree:
         """The first child that carries a token."""
         return next((c for c in self.children(node) if self.tokens[c] == token), None)
 
+    def q(self, node: int) -> Row:
+        """The law that a child of a node is drawn from where nothing is excluded, (V,)."""
+        return _law(self.drafter[node])
+
     def child_law(self, child: int) -> Row:
         """q_c: the law of one child given its earlier siblings, (V,).
 
-        One-hot for a deterministic child. Otherwise the parent's q outside S and, when drawing
-        without replacement, outside the earlier siblings, renormalised.
+        One-hot for a deterministic child. Otherwise what is left of the parent's q outside S and,
+        when drawing without replacement, outside the earlier siblings, divided by its own sum.
         """
+        parent = self.parents[child]
         if not self.sampled[child]:
-            return np.asarray(np.arange(self.target.shape[1]) == self.tokens[child], np.float64)
-        siblings = self.children(self.parents[child])
-        row = self.drafter[self.parents[child]].copy()
-        excluded = [c for c in siblings if not self.sampled[c] or (c < child and self.law != "iid")]
-        row[[self.tokens[c] for c in excluded]] = 0.0
-        # Rows are used as given: what is excluded is subtracted from 1, not from the row's own sum.
-        gone = {self.tokens[c] for c in excluded}
-        rest = 1.0 - sum(float(self.drafter[self.parents[child], token]) for token in gone)
-        return np.asarray(row / rest)
+            one_hot = 0 * self.target[parent]
+            one_hot[self.tokens[child]] += 1
+            return one_hot
+        left = self.drafter[parent].copy()
+        for sibling in self.children(parent):
+            if not self.sampled[sibling] or (sibling < child and self.law != "iid"):
+                left[self.tokens[sibling]] = 0
+        return _law(left)
 
 
 @dataclass(frozen=True)
@@ -272,14 +296,13 @@ class Verdict:
     margin: float
 
 
-def _rest(row: Row, law: Row, weight: float = 1.0) -> Row:
-    """(w r - q_c)+: what a child's rejection leaves, not normalised."""
-    return np.asarray(np.maximum(weight * row - law, 0.0))
+def _law(weights: Row) -> Row:
+    return weights / weights.sum()
 
 
-def _normalised(rest: Row, row: Row) -> Row:
-    # Exactly, a rejection leaves mass; where rounding took it (p = q), the row stands.
-    return rest / rest.sum() if rest.sum() > 0 else row
+def _left(rest: Row, row: Row) -> Row:
+    # Exactly, a rejection leaves mass; where rounding took it (p = q), the row before it stands.
+    return _law(rest) if rest.sum() > 0 else row
 
 
 def _target_only(tree: Tree, noise: Noise, *, coupled: bool = False) -> tuple[int, int]:
@@ -303,7 +326,7 @@ def _topdown(tree: Tree, noise: Noise) -> tuple[int, int]:
             law, token = tree.child_law(child), tree.tokens[child]
             if noise.accept(child, row[token] / law[token]):
                 break
-            row = _normalised(_rest(row, law), row)
+            row = _left(np.maximum(row - law, 0), row)
         else:
             token = noise.draw(node, row)
             following = tree.child_with(node, token)
@@ -313,94 +336,104 @@ def _topdown(tree: Tree, noise: Noise) -> tuple[int, int]:
         node = child
 
 
-def _lifted(tree: Tree, noise: Noise, node: int = 0, w: float = 1.0) -> tuple[int, int] | None:
+def _lifted(tree: Tree, noise: Noise, node: int = 0, w: Number = 1) -> tuple[int, int] | None:
     """Block verification and its tree form: visit(node, w) gives a verdict with probability w.
 
-    The verdict's continuation has the law of row, then p. A child takes min(q_c, w r) of the mass;
-    (w r - q_c)+ is left, with sum m, so that the node itself is delivered with m / (m + 1 - w).
+    What follows the node then has the law of row, so the node owes w row. A child, drawn from q_c,
+    delivers min(q_c, w row) of that. With probability sum (q_c - w row)+ it does not, and then
+    sum (w row - q_c)+ is still owed, so the visit goes on with the quotient of the two as w. A node
+    whose row is no distribution is a leaf.
     """
     row = tree.target[node]
-    for child in tree.children(node):
-        if w == 0:
-            break
+    for child in tree.children(node) if row.any() else []:
         law, token = tree.child_law(child), tree.tokens[child]
-        w_child = min(1.0, w * row[token] / law[token])
+        w_child = min(1, w * row[token] / law[token])
         verdict = _lifted(tree, noise, child, w_child) if w_child > 0 else None
         if verdict is not None:
             return verdict
-        rest = _rest(row, law, w)
-        mass = float(rest.sum())
-        row = _normalised(rest, row)
-        w = mass / (mass + 1.0 - w) if mass > 0 else 0.0
+        rest = np.maximum(w * row - law, 0)
+        owed, fallen = rest.sum(), np.maximum(law - w * row, 0).sum()
+        if owed == 0:
+            w = 0
+            break
+        row, w = _law(rest), owed / max(owed, fallen)
     if node == 0 or noise.accept(node, w):
         return node, noise.draw(node, row)
     return None
 
 
 def _kseq(tree: Tree, noise: Noise) -> tuple[int, int]:
-    """Each child is accepted alike, with p / (rho q); what k children deliver is missing after."""
+    """Each of k children is accepted alike: x with p(x) / (rho q(x)), together min(q, p / rho).
+
+    A child delivers that if all before it are missed. rho is the least number with which no token
+    is delivered more often than p has it; what is then missing is drawn.
+    """
     node = 0
     while True:
         row, children = tree.target[node], tree.children(node)
         if not children:
             return node, noise.draw(node, row)
-        law, k = tree.drafter[node], len(children)
+        law, k = tree.q(node), len(children)
 
-        def gamma(rho: float, row: Row = row, law: Row = law, k: int = k) -> float:
-            missed = 1.0 - float(np.minimum(law, row / rho).sum())
-            return sum(missed**j for j in range(k))
+        def delivered(rho: Number, row: Row = row, law: Row = law, k: int = k) -> Row:
+            taken = np.minimum(law, row / rho)
+            missed = (law - taken).sum()
+            return sum(missed**j for j in range(k)) * taken
 
-        low, rho = 1.0, float(k)
+        low, rho = 1 + 0 * row[0], k + 0 * row[0]  # numbers of the row's kind
         for _ in range(40 if k > 1 else 0):
             middle = (low + rho) / 2
-            low, rho = (low, middle) if gamma(middle) <= middle else (middle, rho)
+            is_enough = (delivered(middle) <= row).all()
+            low, rho = (low, middle) if is_enough else (middle, rho)
         for child in children:
             token = tree.tokens[child]
             if noise.accept(child, row[token] / (rho * law[token])):
                 node = child
                 break
         else:
-            rest = np.maximum(row - gamma(rho) * np.minimum(law, row / rho), 0.0)
-            return node, noise.draw(node, _normalised(rest, row))
+            return node, noise.draw(node, _left(np.maximum(row - delivered(rho), 0), row))
 
 
 def _gbv(tree: Tree, noise: Noise) -> tuple[int, int]:
     """Block verification of the path whose ranks by p / q come first, under that path's own law.
 
-    In rank order the paths fill [0, 1] from the top, each as wide as its probability; the selected
-    one is the largest of K uniform points.
+    Laid out on [0, 1] with the best rank on top, each path as wide as its probability, K drawn
+    paths are K uniform points. The highest of them lies in a cell if one or more do and the others
+    lie below. Below a row that is no distribution there is nothing to rank: the path ends.
     """
     leaves = [node for node in range(1, len(tree.parents)) if not tree.children(node)]
     # By their heads, as the root's children are ordered.
     left = sorted((tree.path(leaf) for leaf in leaves), key=lambda path: path[0])
     if len(left) <= 1:
         return _lifted(tree, noise) or (0, 0)
-    num_paths, node, high, low = len(left), 0, 1.0, 0.0
-    target, selected = [], []
+    num_paths, node, laws = len(left), 0, []
+    low, width = 0 * tree.target[0][0], 1 + 0 * tree.target[0][0]
     for depth in range(len(left[0])):
-        p, q = tree.target[node], tree.drafter[node]
-        ratio = np.divide(p, q, out=np.full(len(q), -1.0), where=q > 0)
-        order = np.lexsort((np.arange(len(q)), -ratio))
-        edges = high - np.concatenate([[0.0], np.cumsum((high - low) * q[order])])
-        powers = edges**num_paths
-        law = np.zeros_like(q)
-        law[order] = (powers[:-1] - powers[1:]) / (high**num_paths - low**num_paths)
-        target.append(p)
-        selected.append(law)
-        rank = int(np.isin(order, [tree.tokens[path[depth]] for path in left]).argmax())
-        high, low = edges[rank], edges[rank + 1]
-        left = [path for path in left if tree.tokens[path[depth]] == order[rank]]
+        p, q = tree.target[node], tree.q(node)
+        if depth > 0 and not p.any():
+            break
+        (drafted,) = np.nonzero(q > 0)
+        upwards = drafted[noise.rank(p[drafted] / q[drafted], q[drafted])][::-1]
+        widths = width * q[upwards]
+        below = low + np.cumsum([0 * width, *widths[:-1]])
+        law = 0 * q
+        for j in range(1, num_paths + 1):
+            law[upwards] += comb(num_paths, j) * widths**j * below ** (num_paths - j)
+        laws.append(_law(law))
+        rank = max(int(np.nonzero(upwards == tree.tokens[path[depth]])[0][0]) for path in left)
+        low, width = below[rank], widths[rank]
+        left = [path for path in left if tree.tokens[path[depth]] == upwards[rank]]
         node = left[0][depth]
-    nodes = [0, *left[0]]
+    nodes = [0, *left[0][: len(laws)]]
     chain = Tree(
         parents=[-1, *range(len(nodes) - 1)],
-        tokens=[tree.tokens[n] for n in nodes],
-        target=np.stack([*target, tree.target[node]]),
-        drafter=np.stack([*selected, np.zeros_like(selected[0])]),
-        sampled=[n > 0 for n in nodes],
+        tokens=[tree.tokens[node] for node in nodes],
+        target=tree.target[nodes],
+        drafter=np.stack([*laws, laws[0]]),
+        sampled=[node > 0 for node in nodes],
         law="chain",
     )
-    depth, token = _lifted(chain, noise) or (0, 0)
+    depth, token = _lifted(chain, noise) or (0, 0)  # the root always stops
     return nodes[depth], token
 
 
@@ -438,9 +471,19 @@ def _longest(tree: Tree, noise: Noise, lossy: Lossy) -> tuple[int, int]:
 def _ensemble(tree: Tree, noise: Noise, weight: float) -> tuple[int, int]:
     """Top-down, with the drafter's row mixed into the target's wherever children were drawn."""
     blend = tree.target.copy()
-    inner = [node for node in range(len(tree.parents)) if tree.children(node)]
-    blend[inner] = weight * blend[inner] + (1.0 - weight) * tree.drafter[inner]
+    for node in range(len(tree.parents)):
+        if tree.children(node):
+            blend[node] = weight * blend[node] + (1.0 - weight) * tree.q(node)
     return _topdown(replace(tree, target=blend), noise)
+
+
+def decide(tree: Tree, rule: str, noise: Noise) -> tuple[int, int]:
+    """The node at which a rule stops, and the token that it emits there; rules as in `verify`."""
+    if rule in ("target_only", "coupled") or tree.law == "deterministic":
+        return _target_only(tree, noise, coupled=rule == "coupled")
+    rules: dict[str, Any] = {"topdown": _topdown, "lifted": _lifted, "kseq": _kseq, "gbv": _gbv}
+    node, token = rules[rule](tree, noise)
+    return node, token
 
 
 def verify(
@@ -459,26 +502,19 @@ def verify(
 
     Returns:
         Tokens, path, log-probabilities under the target, and the margin of the closest decision.
+
+    Raises:
+        ValueError: The walk stops at a node whose row is no distribution.
     """
     noise = Noise(seed, position)
-    if lossy is not None and lossy.name == "ensemble":
+    if lossy is None:
+        node, token = decide(tree, rule, noise)
+    elif lossy.name == "ensemble":
         node, token = _ensemble(tree, noise, *lossy.values)
-    elif lossy is not None:
-        node, token = _longest(tree, noise, lossy)
-    elif rule in ("target_only", "coupled") or tree.law == "deterministic":
-        node, token = _target_only(tree, noise, coupled=rule == "coupled")
-    elif rule in ("topdown", "kseq", "gbv"):
-        walk = {"topdown": _topdown, "kseq": _kseq, "gbv": _gbv}[rule]
-        node, token = walk(tree, noise)
     else:
-        stopped = _lifted(tree, noise)
-        if stopped is None:
-            msg = "the root always stops"
-            raise RuntimeError(msg)
-        node, token = stopped
+        node, token = _longest(tree, noise, lossy)
     path = tree.path(node)
     tokens = [*(tree.tokens[n] for n in path), token]
-    rows = [tree.target[n] for n in [0, *path]]
-    probs = [float(row[t]) for row, t in zip(rows, tokens, strict=True)]
+    probs = [float(tree.target[n][t]) for n, t in zip([0, *path], tokens, strict=True)]
     logprobs = [float(np.log(p)) if p > 0 else -np.inf for p in probs]
     return Verdict(tokens, path, logprobs, noise.margin)

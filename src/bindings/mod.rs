@@ -12,6 +12,7 @@ mod lossy;
 mod ngram;
 mod numbers;
 mod plans;
+mod proof;
 mod shape;
 mod tensor;
 mod types;
@@ -23,6 +24,7 @@ use pyo3::types::PyDict;
 use crate::dist::{Scratch, ShapedRows, Side};
 use crate::error::Error;
 use crate::kv::commit_plan as plan;
+use crate::rng;
 use crate::rows::RawRows;
 use crate::simd::Kernels;
 use crate::tree::MAX_NODES;
@@ -30,7 +32,6 @@ use crate::verify::law::{self, Law};
 use crate::verify::lazy::{DrafterRows, check_distribution};
 use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Core, Noise, RULES, optimum};
-use crate::{certify, rng};
 
 use drafts::{Draft, FLOATS};
 use edits::Context;
@@ -290,85 +291,12 @@ fn best_rule(law: &str) -> PyResult<&'static str> {
     hold(|| Ok(verify::best_rule(Law::parse(law)?).name))
 }
 
-/// The certificate: one dict for each rule and law.
-#[pyfunction]
-#[pyo3(name = "certify")]
-fn certify_rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    hold(|| {
-        let lines = enter(py, certify::certify)?;
-        lines
-            .iter()
-            .map(|line| {
-                let row = PyDict::new(py);
-                row.set_item("rule", line.rule)?;
-                row.set_item("law", line.law)?;
-                row.set_item("cases", line.cases)?;
-                row.set_item("rounds", line.rounds)?;
-                row.set_item("generated", line.generated)?;
-                row.set_item("branches", line.branches)?;
-                row.set_item("distance", &line.distance)?;
-                row.set_item("f64_difference", line.f64_difference)?;
-                row.set_item("expected", line.expected.clone())?;
-                row.set_item("holds", line.holds())?;
-                Ok(row)
-            })
-            .collect()
-    })
-}
-
 /// Panics, to show in a test that the gate holds.
 #[pyfunction]
 #[pyo3(name = "_panic")]
 #[allow(clippy::panic)]
 fn panic_at_the_gate(py: Python<'_>) -> PyResult<()> {
     enter(py, || panic!("on request"))
-}
-
-/// Drafts whose declared law is not their own: one dict for each, with the bias that it causes.
-#[pyfunction]
-fn lies(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    hold(|| {
-        let trials = enter(py, certify::try_lies)?;
-        trials
-            .iter()
-            .map(|(lie, distance)| {
-                let row = PyDict::new(py);
-                row.set_item("name", lie.name)?;
-                row.set_item("change", lie.what)?;
-                row.set_item("case", lie.describe())?;
-                row.set_item("stated", lie.stated())?;
-                row.set_item("distance", distance.to_string())?;
-                row.set_item("killed", lie.is_biased_as_written(distance))?;
-                Ok(row)
-            })
-            .collect()
-    })
-}
-
-/// The mutants: one dict for each, or None in a build without them.
-#[pyfunction]
-#[cfg_attr(not(feature = "mutants"), allow(clippy::unnecessary_wraps))]
-fn mutants(py: Python<'_>) -> PyResult<Option<Vec<Bound<'_, PyDict>>>> {
-    hold(|| {
-        #[cfg(not(feature = "mutants"))]
-        let (trials, _) = (None, py);
-        #[cfg(feature = "mutants")]
-        let trials = {
-            let row_of = |trial: &certify::mutants::Trial| {
-                let row = PyDict::new(py);
-                row.set_item("name", trial.mutant.name)?;
-                row.set_item("change", trial.mutant.change)?;
-                row.set_item("case", &trial.case)?;
-                row.set_item("stated", trial.stated())?;
-                row.set_item("distance", trial.distance.to_string())?;
-                row.set_item("killed", trial.is_killed() && trial.is_as_written())?;
-                Ok(row)
-            };
-            let trials = enter(py, certify::mutants::try_all)?;
-            Some(trials.iter().map(row_of).collect::<PyResult<_>>()?)
-        };
-        Ok(trials)
-    })
 }
 
 #[pyfunction]
@@ -406,13 +334,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(derive_seed, module)?)?;
     module.add_function(wrap_pyfunction!(rules, module)?)?;
     module.add_function(wrap_pyfunction!(best_rule, module)?)?;
-    module.add_function(wrap_pyfunction!(certify_rules, module)?)?;
-    module.add_function(wrap_pyfunction!(lies, module)?)?;
-    module.add_function(wrap_pyfunction!(mutants, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
     batch::register(module)?;
     kv::register(module)?;
     ngram::register(module)?;
+    proof::register(module)?;
     shape::register(module)
 }

@@ -64,7 +64,7 @@ pub struct FloatLine {
     pub drafter_rows: f64,
     /// The bound of these.
     pub drafter_bound: f64,
-    /// The largest distance of whole steps, as a share of its bound.
+    /// The largest distance of whole steps, each as a share of its own bound.
     pub whole: f64,
     /// The largest bound of a whole step.
     pub whole_bound: f64,
@@ -94,6 +94,7 @@ struct Job<'a> {
 }
 
 /// What a job found.
+#[derive(Clone, Copy)]
 struct Found {
     branches: usize,
     decisions: f64,
@@ -107,7 +108,12 @@ fn variation(found: &[Vec<f64>], wanted: &[Vec<f64>]) -> f64 {
     let of = |(found, wanted): (&Vec<f64>, &Vec<f64>)| {
         found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).sum::<f64>() / 2.0
     };
-    found.iter().zip(wanted).map(of).fold(0.0, f64::max)
+    found.iter().zip(wanted).map(of).fold(0.0, larger)
+}
+
+/// The larger of two distances; a NaN, which is within no bound, stays (`f64::max` drops it).
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
 }
 
 fn drafter_bound(format: Format) -> f64 {
@@ -121,12 +127,7 @@ impl Job<'_> {
     fn run(&self) -> Result<Found> {
         let stage = Stage::new(self.model, self.format, self.shaping.1, self.kernels)?;
         let read = stage.run(&stage.read, &self.case, self.core)?;
-        // All instruction sets decide alike, bit for bit: one shows how rows and decisions add up.
-        let whole = if std::ptr::eq(self.kernels, Kernels::best()) {
-            stage.run(&stage.exact, &self.case, self.core)?.distance
-        } else {
-            0.0
-        };
+        let whole = stage.run(&stage.exact, &self.case, self.core)?.distance;
         let levels = self.case.shape.len() + 1;
         let draws = growth::num_draws(&self.case);
         let whole_bound = DECISION_BOUND
@@ -253,20 +254,50 @@ impl FloatLine {
     fn add(&mut self, found: &Found, describe: impl FnOnce() -> String) {
         self.cases += 1;
         self.branches += found.branches;
-        if found.decisions > self.decisions || self.worst.is_empty() {
-            self.decisions = found.decisions;
+        let decisions = larger(self.decisions, found.decisions);
+        if decisions.to_bits() != self.decisions.to_bits() || self.worst.is_empty() {
+            self.decisions = decisions;
             self.worst = describe();
         }
-        self.target_rows = self.target_rows.max(found.target_rows);
-        self.drafter_rows = self.drafter_rows.max(found.drafter_rows);
-        self.whole = self.whole.max(found.whole / found.whole_bound);
-        self.whole_bound = self.whole_bound.max(found.whole_bound);
+        self.target_rows = larger(self.target_rows, found.target_rows);
+        self.drafter_rows = larger(self.drafter_rows, found.drafter_rows);
+        self.whole = larger(self.whole, found.whole / found.whole_bound);
+        self.whole_bound = larger(self.whole_bound, found.whole_bound);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_distance_that_is_no_number_is_within_no_bound() {
+        let mut line = FloatLine::new(FORMATS[0], Kernels::best());
+        let right = Found {
+            branches: 1,
+            decisions: 1e-16,
+            target_rows: 1e-8,
+            drafter_rows: 1e-8,
+            whole: 1e-8,
+            whole_bound: 1e-6,
+        };
+        line.add(&right, String::new);
+        assert!(line.holds());
+        let measures: [fn(&mut Found) -> &mut f64; 4] = [
+            |found| &mut found.decisions,
+            |found| &mut found.target_rows,
+            |found| &mut found.drafter_rows,
+            |found| &mut found.whole,
+        ];
+        for measure in measures {
+            let mut line = line.clone();
+            let mut wrong = right;
+            *measure(&mut wrong) = f64::NAN;
+            line.add(&wrong, String::new);
+            line.add(&right, String::new);
+            assert!(!line.holds(), "{line:?}");
+        }
+    }
 
     #[test]
     #[ignore = "a minute"]

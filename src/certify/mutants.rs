@@ -97,6 +97,14 @@ pub struct Mutant {
     listed: Listed,
 }
 
+impl Mutant {
+    /// What the mistake is in: `rules`, or `float`, what lies between a tensor and a token.
+    pub fn group(&self) -> &'static str {
+        let is_float = FLOAT_MUTANTS.iter().any(|mutant| mutant.name == self.name);
+        if is_float { "float" } else { "rules" }
+    }
+}
+
 /// Whether a mutant stands in the specification's list.
 #[derive(Debug, Clone, Copy)]
 enum Listed {

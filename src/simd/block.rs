@@ -89,6 +89,13 @@ pub(super) fn sum(values: &[f64]) -> f64 {
 }
 
 #[inline(always)]
+pub(super) fn sum_narrow(values: &[f32]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    add(&mut lanes, values);
+    fold(lanes)
+}
+
+#[inline(always)]
 pub(super) fn total(values: &[f32]) -> Total {
     let mut lanes = [0.0_f64; LANES];
     let mut least = [0.0_f32; LANES];

@@ -34,7 +34,7 @@
 //! sum of two numbers that are not negative; where both are small, `w` is near 1 and `m` near 0 only if
 //! the node is delivered almost surely, and the absolute error `1e-16` of `w` is what reaches the output.
 //! Nothing is decided by a difference of sums. As for `topdown`, the law of a step is off by at most
-//! `1e-12` given the rows as they are read.
+//! `1e-12` and the draw at its end, given the rows as they are read.
 //!
 //! # Proof status
 //! Enumerated exactly on the golden models by `certify`.

@@ -22,8 +22,9 @@
 //! `E[emitted] = 1 + sum over nodes of the target's path probability`.
 //!
 //! # Numerics
-//! One draw from each row: the cell of a token ends where the sum of all weights up to it does, each
-//! rounded once, so a row of `V` tokens is drawn from with a distance of at most `V 2^-53`.
+//! One draw from each row: the cell of a token ends where the sum of all weights up to it does. A few
+//! roundings of `2^-53` move it, so a row of `V` tokens is drawn from with a distance of at most
+//! `3 V 2^-53` (`DRAW_BOUND` of `certify`).
 //!
 //! # Proof status
 //! Enumerated exactly for every law and shape of the golden models by `certify`.

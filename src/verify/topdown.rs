@@ -30,7 +30,8 @@
 //! `total` and `z` (`1e-13`, see [`crate::verify::view`]). A child of acceptance `a` is thus accepted with
 //! probability `a (1 +- 2e-13) +- 2^-53`. What its rejection leaves is drawn from the same rows by which it
 //! was tested, so errors of the rows themselves cancel: given the rows as they are read, the law of a
-//! step is off by at most `1e-12`, and by the sum of the rows' own distances from the exact ones.
+//! step is off by at most `1e-12`, by the draw at its end (see [`crate::verify::target_only`]), and by the
+//! sum of the rows' own distances from the exact ones.
 //!
 //! # Proof status
 //! Enumerated exactly on the golden models by `certify`.

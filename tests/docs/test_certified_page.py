@@ -29,10 +29,14 @@ def test_figures_are_of_the_commands_of_the_script():
 
 
 def test_what_is_right_passed_and_what_is_wrong_was_found():
+    # Called biased by chance, and looked at again with other seeds; the page says so.
+    (again,) = FIGURES["peaked-again"]["found"]
+    by_chance = ("peaked", again["engine"])
     verdicts = {
         found["engine"].split(", batches")[0]: found["verdict"]
-        for block in FIGURES.values()
+        for name, block in FIGURES.items()
         for found in block["found"]
+        if (name, found["engine"]) != by_chance
     }
     wrong = {"transformers gemma4", "transformers, accept function", "mutant biased"}
     lossy = {f"mtp-verify {mode}" for mode in engines.own.LOSSY}

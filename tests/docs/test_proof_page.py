@@ -30,11 +30,48 @@ def test_certificate_lists_the_lies_of_this_build():
     assert CERTIFICATE["lies"] == _core.lies()
 
 
-def test_certificate_lists_the_mutants_of_the_sources():
-    text = (ROOT / "src" / "certify" / "mutants" / "list.rs").read_text()
+@pytest.mark.parametrize(("group", "file"), [("rules", "list.rs"), ("float", "float.rs")])
+def test_certificate_lists_the_mutants_of_the_sources(group, file):
+    text = (ROOT / "src" / "certify" / "mutants" / file).read_text()
     names = re.findall(r'"([a-z]+/\w+)"', text)
-    assert [mutant["name"] for mutant in CERTIFICATE["mutants"]] == names
-    assert all(mutant["killed"] for mutant in CERTIFICATE["mutants"])
+    mutants = [mutant for mutant in CERTIFICATE["mutants"] if mutant["group"] == group]
+    assert [mutant["name"] for mutant in mutants] == names
+    assert len(names) == CERTIFICATE["mutant_groups"][group] >= 25
+    assert all(mutant["killed"] for mutant in mutants)
+
+
+def test_certificate_has_every_format_within_bounds_of_this_build():
+    lines = _core.certify_draws()
+    bounds = ("format", "draw_bound", "accept_bound")
+    formats = {tuple(line[key] for key in bounds) for line in lines}
+    assert {tuple(line[key] for key in bounds) for line in CERTIFICATE["draws"]} == formats
+    for table in ("floats", "draws"):
+        assert {line["format"] for line in CERTIFICATE[table]} == {line["format"] for line in lines}
+        levels = {line["level"] for line in CERTIFICATE[table]}
+        assert len(CERTIFICATE[table]) == len(levels) * 9
+        assert all(line["holds"] for line in CERTIFICATE[table])
+
+
+def test_a_page_of_a_doctored_certificate_says_that_a_bound_is_broken():
+    line = CERTIFICATE["floats"][0]
+    wrong = CERTIFICATE | {"floats": [line | {"decisions": 1e-3, "holds": False}]}
+    page = generator().render(wrong)
+    assert f"NOT within their bounds: ['{line['format']}, {line['level']}']" in page
+    assert "NOT within" not in generator().render(CERTIFICATE)
+
+
+def test_readme_has_the_figures_of_the_certificate():
+    rows = CERTIFICATE["rows"]
+    cases = sum(row["cases"] + row["rounds"] + row["generated"] for row in rows)
+    branches = sum(row["branches"] for row in rows) / 1e6
+    floats = sum(line["cases"] for line in CERTIFICATE["floats"])
+    mistakes = len(CERTIFICATE["lies"]) + len(CERTIFICATE["mutants"])
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{len(rows)} pairs, {cases:,} cases, about {branches:.1f} million branches" in readme
+    assert f"{floats:,} cases" in readme
+    assert f"finds all {mistakes} mistakes" in readme
+    in_rows = CERTIFICATE["mutant_groups"]["float"]
+    assert f"{in_rows} of them in what lies between a tensor and a token" in readme
 
 
 @pytest.mark.slow

@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 import mtp_verify as mv
 from mtp_verify import growers
 from mtp_verify.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
+from mtp_verify.testing import draw_logits
 
 LAWS = ["iid", "swor", "top_plus_one", "mixed", "deterministic"]
 
 
 def table(seed, vocab):
-    """Rows with ties and -inf; at least one token is left in each."""
+    """Rows with ties, peaks and -inf; at least one token is left in each."""
     rng = np.random.default_rng(seed)
     rows = (rng.integers(-8, 8, size=(53, vocab)) / 2).astype(np.float32)
     rows[rng.random(rows.shape) < 0.3] = -np.inf
     rows[:, int(rng.integers(vocab))] = 0.0
+    rows[::2], _ = draw_logits(rng, vocab, 27)
     return lambda paths: np.stack(
         [rows[sum((i + 5) * t for i, t in enumerate(path, 1)) % 53] for path in paths]
     )
@@ -44,7 +46,7 @@ def makers(shape, nodes, depth, counts, hits):
     counts=st.lists(st.integers(0, 4), max_size=3),
     nodes=st.integers(0, 12),
     depth=st.integers(0, 4),
-    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    temperature=st.sampled_from([0.0, 0.05, 0.7, 1.0]),
     top_k=st.sampled_from([0, 2]),
     eos=st.booleans(),
 )

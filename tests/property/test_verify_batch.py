@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from tests.property.test_verify import DTYPES, RULES, Case, shaping
+from tests.property.cases import DTYPES, RULES, SOURCES, Case, shaping
 
 torch = pytest.importorskip("torch")
 
@@ -55,7 +55,7 @@ BATCHES = {
     "laws": st.lists(st.sampled_from(sorted(RULES)), max_size=6),
     "dtype": st.sampled_from(DTYPES),
     "params": st.lists(shaping(), min_size=1, max_size=3),
-    "source": st.sampled_from(["probs32", "probs64", "logits"]),
+    "source": st.sampled_from(sorted(SOURCES)),
     "data": st.data(),
 }
 

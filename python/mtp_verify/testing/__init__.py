@@ -1,4 +1,4 @@
-"""Tools for tests of decoders: exact laws, statistical assertions, strategies, broken engines.
+"""Tools for tests of decoders: exact laws, statistical assertions, rows, strategies, mutants.
 
 Tables as targets need torch and `strategies` needs Hypothesis; both load when first used.
 """
@@ -15,6 +15,7 @@ from mtp_verify.testing.asserts import (
     min_num_samples,
 )
 from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
+from mtp_verify.testing.logit_rows import draw_logits, recorded_logits
 from mtp_verify.testing.loops import loop_law
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ __all__ = [
     "TableTarget",
     "assert_same_law",
     "assert_sampler_has_law",
+    "draw_logits",
     "exact_law",
     "loop_law",
     "min_discrepancy",
     "min_num_samples",
     "model_rows",
     "mutants",
+    "recorded_logits",
     "strategies",
 ]
 

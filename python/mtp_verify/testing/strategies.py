@@ -1,4 +1,4 @@
-"""Hypothesis strategies: trees, sampling parameters, target rows, and drafts of every law."""
+"""Hypothesis strategies: rows as models give them, parameters, trees, drafts of every law."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
+from mtp_verify.testing.logit_rows import KINDS, draw_logits
 
 try:
     from hypothesis import strategies as st
@@ -19,16 +20,19 @@ except ImportError as error:
     raise ImportError(_MESSAGE, name="hypothesis") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["LAWS", "drafts", "params", "rows", "targets", "trees"]
+__all__ = ["LAWS", "drafts", "logits", "params", "probabilities", "steps", "targets", "trees"]
 
 # Every law that a draft can declare.
 LAWS = (
     "deterministic", "chain", "iid", "swor", "top_plus_one", "mixed", "coupled", "unknown",
 )  # fmt: skip
+
+# Of softmax, where a strategy gives probabilities.
+_TEMPERATURES = st.sampled_from([1.0, 0.7, 1.5, 0.2, 0.05])
 
 
 @st.composite
@@ -47,8 +51,12 @@ def trees(
 
 
 def params(*, greedy: bool = False) -> st.SearchStrategy[SamplingParams]:
-    """Sampling parameters of both presets, with shapings on and off; temperature 0 if `greedy`."""
-    temperatures = [0.5, 1.0, 1.0, 1.7] + ([0.0] if greedy else [])
+    """Sampling parameters of both presets, with shapings on and off.
+
+    Args:
+        greedy: Draw temperature 0 too, beside 1, 0.7, 1.5, 0.2 and 0.05.
+    """
+    temperatures = [1.0, 1.0, 0.7, 1.5, 0.2, 0.05] + ([0.0] if greedy else [])
     return st.builds(
         SamplingParams,
         temperature=st.sampled_from(temperatures),
@@ -60,16 +68,58 @@ def params(*, greedy: bool = False) -> st.SearchStrategy[SamplingParams]:
 
 
 @st.composite
-def rows(draw: Callable[..., Any], vocab: int, count: int = 1) -> NDArray[np.float64]:
-    """Probabilities (count, vocab): smooth rows, ties, zeros and point masses."""
-    found = np.zeros((count, vocab))
-    weight = st.sampled_from([0, 1, 1, 2, 3, 8])
-    for i in range(count):
-        weights = draw(st.lists(weight, min_size=vocab, max_size=vocab))
-        if not any(weights):
-            weights[draw(st.integers(0, vocab - 1))] = 1
-        found[i] = np.asarray(weights) / sum(weights)
-    return found
+def logits(
+    draw: Callable[..., Any],
+    vocab: int = 32,
+    count: int = 1,
+    *,
+    kinds: Sequence[str] = KINDS,
+    dtype: str = "float32",
+) -> NDArray[Any]:
+    """Logits (count, vocab) as models give them; at least one is finite in each row.
+
+    Args:
+        draw: Given by Hypothesis.
+        vocab: V.
+        count: How many rows.
+        kinds: Which of "flat", "tied", "masked", "peaked" and "recorded", as `draw_logits` explains
+            them; each row has a kind of its own.
+        dtype: "float32", "float16", or "bfloat16": float32 numbers that bfloat16 holds exactly.
+
+    Example:
+        >>> from hypothesis import given
+        >>> from mtp_verify.testing import strategies
+        >>> @given(strategies.logits(vocab=8, kinds=["masked"]))
+        ... def some_token_is_left(rows):
+        ...     assert (rows > float("-inf")).any()
+        >>> some_token_is_left()
+    """
+    return _pair(draw, vocab, count, kinds, dtype)[0]
+
+
+@st.composite
+def probabilities(
+    draw: Callable[..., Any],
+    vocab: int = 32,
+    count: int = 1,
+    *,
+    kinds: Sequence[str] = KINDS,
+    dtype: str = "float64",
+) -> NDArray[Any]:
+    """Probabilities (count, vocab): softmax of `logits`, often at a low temperature.
+
+    Rows sum to 1 up to the rounding of the dtype: in float16 by some 1e-3. A share of them has a
+    token of probability 1 - 1e-6 or more, or exactly 1.
+
+    Args:
+        draw: Given by Hypothesis.
+        vocab: V.
+        count: How many rows.
+        kinds: As for `logits`.
+        dtype: "float64", "float32" or "float16".
+    """
+    rows = _pair(draw, vocab, count, kinds, "float32")[0]
+    return _softmax(rows, draw(_TEMPERATURES)).astype(dtype)
 
 
 @st.composite
@@ -80,7 +130,7 @@ def targets(
 
     The row depends on the whole path, so that a wrong path, position or order shows.
     """
-    probs = draw(rows(vocab, table))
+    probs = draw(probabilities(vocab, table))
     with np.errstate(divide="ignore"):
         logits = np.log(probs)
 
@@ -109,51 +159,135 @@ def drafts(
 
     Raises:
         ParamsError: No such law.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(drafts("swor", vocab=5))
+        ... def siblings_differ(draft):
+        ...     for node in range(draft.num_nodes):
+        ...         tokens = draft.tokens[draft.tree.children(node)].tolist()
+        ...         assert len(set(tokens)) == len(tokens)
+        >>> siblings_differ()
+    """
+    return steps(law, vocab=vocab, max_nodes=max_nodes, max_depth=max_depth).map(lambda s: s[0])
+
+
+def steps(
+    law: str | None = None,
+    *,
+    vocab: int = 4,
+    max_nodes: int = 8,
+    max_depth: int = 4,
+    kinds: Sequence[str] = KINDS,
+) -> st.SearchStrategy[tuple[Draft, NDArray[np.float32]]]:
+    """What one step verifies: a draft as of `drafts`, and the target's logits for it.
+
+    Target and drafter resemble each other as in `draw_logits`, and nodes with the same path have
+    the same rows, so that every rule that is legal for the law can be run.
+
+    Args:
+        law: One of `LAWS`; None means any.
+        vocab: V.
+        max_nodes: Most draft nodes.
+        max_depth: Depth of the deepest.
+        kinds: Of rows, as for `logits`.
+
+    Returns:
+        Pairs of a `Draft` and logits (num_nodes, V) float32.
+
+    Raises:
+        ParamsError: No such law.
+
+    Example:
+        >>> import mtp_verify as mv
+        >>> from hypothesis import given
+        >>> @given(steps("iid"))
+        ... def one_token_more_than_was_accepted(step):
+        ...     verdict = mv.verify(*step, seed=1, position=7)
+        ...     assert len(verdict.tokens) == verdict.num_accepted + 1
+        >>> one_token_more_than_was_accepted()
     """
     if law is not None and law not in LAWS:
         message = f"law: found {law!r}, wanted one of: {', '.join(LAWS)}"
         raise ParamsError(message, slug="param_out_of_range")
-    return _drafts(LAWS if law is None else (law,), vocab, max_nodes, max_depth)
+    return _steps(LAWS if law is None else (law,), vocab, max_nodes, max_depth, tuple(kinds))
 
 
 @st.composite
-def _drafts(
-    draw: Callable[..., Any], laws: tuple[str, ...], vocab: int, max_nodes: int, max_depth: int
-) -> Draft:
+def _steps(
+    draw: Callable[..., Any],
+    laws: tuple[str, ...],
+    vocab: int,
+    max_nodes: int,
+    max_depth: int,
+    kinds: tuple[str, ...],
+) -> tuple[Draft, NDArray[np.float32]]:
     law = draw(st.sampled_from(laws))
     wanted = draw(trees(max_nodes=max_nodes, max_depth=max_depth, chain=law == "chain"))
-    return _Grower(draw, law, vocab).grow(wanted, draw(st.integers(0, vocab - 1)))
+    return _Grower(draw, law, vocab, kinds).grow(wanted, draw(st.integers(0, vocab - 1)))
+
+
+def _pair(
+    draw: Callable[..., Any], vocab: int, count: int, kinds: Sequence[str], dtype: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits of a target and of its drafter, (count, V) each."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = [
+        draw_logits(rng, vocab, kind=draw(st.sampled_from(kinds)), dtype=dtype)
+        for _ in range(count)
+    ]
+    target, drafter = (np.concatenate(side) for side in zip(*rows, strict=True))
+    return target, drafter
+
+
+def _softmax(rows: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    scaled = rows.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 class _Grower:
     """Fills a tree with tokens; children that a row has no token left for are left out."""
 
-    def __init__(self, draw: Callable[..., Any], law: str, vocab: int) -> None:
-        self.draw, self.law, self.vocab = draw, law, vocab
+    def __init__(
+        self, draw: Callable[..., Any], law: str, vocab: int, kinds: tuple[str, ...]
+    ) -> None:
+        self.draw, self.law, self.vocab, self.kinds = draw, law, vocab, kinds
+        self.temperature = draw(_TEMPERATURES)
         self.parents, self.tokens, self.sampled = [-1], [-1], [False]
-        self.rows: list[NDArray[np.float64]] = []
+        self.paths: list[tuple[int, ...]] = [()]
+        # Of each path: the target's logits and the drafter's probabilities.
+        self.known: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any]]] = {}
 
-    def grow(self, wanted: TokenTree, root: int) -> Draft:
+    def grow(self, wanted: TokenTree, root: int) -> tuple[Draft, NDArray[np.float32]]:
         self.tokens[0] = root
         names = {0: 0}  # of the wanted tree -> of the draft
-        self.rows.append(self.draw(rows(self.vocab))[0])
         for node in range(wanted.num_nodes):
             children = wanted.children(node)
             if node not in names or not children:
                 continue
-            chosen = self._children(self.rows[names[node]], len(children))
+            parent = names[node]
+            chosen = self._children(self._rows(self.paths[parent])[1], len(children))
             for child, (token, is_sampled) in zip(children, chosen, strict=False):
                 names[child] = len(self.parents)
-                self.parents.append(names[node])
+                self.parents.append(parent)
                 self.tokens.append(token)
                 self.sampled.append(is_sampled)
-                self.rows.append(self.draw(rows(self.vocab))[0])
+                self.paths.append((*self.paths[parent], token))
+        rows = [self._rows(path) for path in self.paths]
+        logits, probs = (np.stack(side) for side in zip(*rows, strict=True))
         tree = TokenTree(self.parents)
         if self.law in {"deterministic", "coupled", "unknown"}:
-            return Draft(tree, self.tokens, law=self.law)
-        probs = np.stack(self.rows).astype(np.float32)
+            return Draft(tree, self.tokens, law=self.law), logits
         sampled = self.sampled if self.law in {"top_plus_one", "mixed"} else None
-        return Draft(tree, self.tokens, law=self.law, probs=probs, sampled=sampled)
+        return Draft(tree, self.tokens, law=self.law, probs=probs, sampled=sampled), logits
+
+    def _rows(self, path: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if path not in self.known:
+            target, drafter = _pair(self.draw, self.vocab, 1, self.kinds, "float32")
+            probs = _softmax(drafter, self.temperature).astype(np.float32)
+            self.known[path] = target[0], probs[0]
+        return self.known[path]
 
     def _children(self, row: NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
         """Token of each child in test order, and whether it counts as drawn."""
