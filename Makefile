@@ -22,6 +22,11 @@ VLLM := $(VLLM_VENV)/.stamp
 VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
 VLLM_RUN := VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VLLM_PY)
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
+# What of the tests shows that the drop-ins work, on other versions of the libraries than the pinned ones.
+COMPAT_TESTS := tests/unit/integrations/hf tests/unit/test_decode.py tests/unit/test_target.py \
+    tests/unit/caches/test_names.py tests/unit/caches/test_model.py tests/unit/test_doctor.py \
+    tests/unit/test_supported.py tests/docs/test_examples.py
+COMPAT_DOCS := README.md or integrate.md or transformers.md
 PYTHON_SOURCES := $(shell find python/mtp_verify -name '*.py')
 
 export HF_HUB_OFFLINE := 1
@@ -46,7 +51,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all fuzz lint fmt bench certify certify-docs vllm docs wheel clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt bench certify certify-docs vllm docs wheel clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +69,14 @@ test: $(EXT) ## Run the fast tests (Rust, then Python)
 test-all: $(EXT) ## Run every test that this machine can run: slow and statistical ones too
 	cargo test --quiet -- --include-ignored
 	$(TEST) -m "$(NOT_HERE)" $(ARGS)
+
+compat: compat-oldest compat-newest ## Run the drop-ins' tests on the oldest and the newest versions declared
+
+compat-oldest: build/compat/oldest/.stamp ## On the oldest alone (some GB: an older torch)
+	$(call COMPAT,oldest)
+
+compat-newest: build/compat/newest/.stamp ## On what a fresh install takes today
+	$(call COMPAT,newest)
 
 fuzz: $(EXT) ## Random calls of the core and at the Python gate, a minute of them (CASES=N FROM=N SEED=N)
 	FUZZ_CASES=$(CASES) FUZZ_FROM=$(FROM) FUZZ_SEED=$(SEED) cargo test --quiet --test fuzz -- --nocapture
@@ -145,6 +158,18 @@ $(CERTIFY): $(DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
 	$(BIN)/maturin build --profile certify --features python,mutants $(QUIET) --out build/certify >&2
 	$(PY) -m pip install --quiet --no-deps --target $(CERTIFY_SITE) build/certify/*.whl >&2
 	@touch $@
+
+# Other versions of the libraries, in front of those of the environment and not in it.
+build/compat/%/.stamp: requirements-%.txt $(EXT)
+	rm -rf $(@D)
+	$(PY) -m pip install --quiet --target $(@D)/site -r $<
+	@touch $@
+
+define COMPAT
+	@$(PY) -m pip freeze --path build/compat/$(1)/site | grep -E '^(numpy|torch|transformers)=='
+	PYTHONPATH=$(abspath build/compat/$(1)/site) $(TEST) $(COMPAT_TESTS) \
+	    -k 'not test_examples or $(COMPAT_DOCS)' $(ARGS)
+endef
 
 # vLLM needs another torch and another transformers: an environment of its own, this package's wheel
 # in it. The settings are those under which its CPU build runs in one process.

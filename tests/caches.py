@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from mtp_verify.caches.names import cache_name
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,10 +19,14 @@ def fresh_cache(model: Any, tokens: Sequence[int], cache: Any = None) -> Any:
     """Return what one forward over `tokens` leaves, in an empty `cache` of any kind."""
     if cache is None:
         cache = DynamicCache(config=model.config)
-    name = "cache_params" if model.config.model_type == "mamba2" else "past_key_values"
     with torch.no_grad():
-        model(torch.tensor([list(tokens)]), use_cache=True, **{name: cache})
+        model(torch.tensor([list(tokens)]), use_cache=True, **with_cache(model, cache))
     return cache
+
+
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """The argument that hands a cache to `model` or to its `generate`."""
+    return {cache_name(model.forward): cache}
 
 
 def assert_same_entries(found: Any, expected: Any, atol: float = 1e-5) -> None:

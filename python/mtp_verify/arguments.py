@@ -25,6 +25,7 @@ __all__ = [
     "as_prompts",
     "as_seeds",
     "check_tokens",
+    "criteria_of_rows",
     "per_row",
     "processors_of_rows",
     "says_stop",
@@ -270,6 +271,22 @@ def as_criteria(criteria: Any) -> list[Callable[..., Any]]:
         name = f"stopping_criteria[{index}]" if is_several else "stopping_criteria"
         check_instance(name, criterion, ["__call__"], "a function of tokens and scores")
     return listed
+
+
+def criteria_of_rows(criteria: Any, count: int) -> list[list[Callable[..., Any]]]:
+    """Return each row's criteria, from one, a list for all, or one list per row.
+
+    Raises:
+        ParamsError: lists for another number of rows.
+    """
+    all_rows = as_criteria(criteria)
+    if not all_rows or any(callable(item) for item in all_rows):
+        return [all_rows] * count
+    rows: list[list[Callable[..., Any]]] = [as_criteria(item) for item in all_rows]
+    if len(rows) != count:
+        msg = f"stopping_criteria: found {len(rows)} lists for {count} sequences"
+        raise ParamsError(msg, slug="bad_stopping_criteria")
+    return rows
 
 
 def says_stop(answer: Any) -> bool:

@@ -17,6 +17,7 @@ from mtp_verify.arguments import (
     as_ids,
     as_prompts,
     as_seeds,
+    criteria_of_rows,
     per_row,
     processors_of_rows,
 )
@@ -206,8 +207,10 @@ class Decoder:
                 `stop_ids` end a sequence too.
             pad_token_id: fills `sequences` up where rows differ in length; None takes the first
                 EOS id, or 0.
-            stopping_criteria: callables of (ids (1, n), None), evaluated per row after each emitted
-                token in order; the first that says yes ends the row there.
+            stopping_criteria: callables of (ids (1, n), rows), evaluated per row after each emitted
+                token in order; the first that says yes ends the row there. `rows` is None, or with
+                `output_logits` a tuple of the raw rows (1, V) behind the emitted tokens. The same
+                for all rows, or one list per row.
             past_key_values: a cache that holds the first tokens of the prompt, changed in place.
                 For a single sequence.
             output_logits: keep the raw row behind each emitted token.
@@ -251,6 +254,7 @@ class Decoder:
         eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
         seeds = as_seeds(seed, count)
         functions = processors_of_rows(processors, count)
+        criteria = criteria_of_rows(stopping_criteria, count)
         rows = [
             admit(
                 self.target,
@@ -264,7 +268,7 @@ class Decoder:
                 seed=seeds[index],
                 max_new_tokens=limit,
                 eos_ids=eos_ids,
-                criteria=as_criteria(stopping_criteria),
+                criteria=criteria[index],
                 output_logits=output_logits,
                 processors=functions[index],
                 top_logprobs=top_logprobs,

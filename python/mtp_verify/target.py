@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from mtp_verify.attention import num_shown
+from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
+from mtp_verify.supported import warn_if_untested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +35,6 @@ __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_tar
 # These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
 # attention corrupts memory on the CPU when it is given one (transformers 5.23).
 _TREE_ATTENTION = ("eager", "sdpa")
-_CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 @runtime_checkable
@@ -175,6 +176,9 @@ class TransformersTarget:
     """
 
     def __init__(self, model: Any) -> None:
+        import transformers
+
+        warn_if_untested(transformers.__version__)
         _refuse_unsuitable(model)
         self.model = model
         config = model.config.get_text_config(decoder=True)
@@ -186,7 +190,7 @@ class TransformersTarget:
         names = inspect.signature(model.forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in names
         self.takes_positions = "position_ids" in names
-        self._cache_name = next((name for name in _CACHE_NAMES if name in names), None)
+        self._cache_name = cache_name(model.forward)
         # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
         obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
@@ -394,9 +398,9 @@ class TransformersTarget:
                 input_ids=tokens,
                 position_ids=positions,
                 attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-                past_key_values=cache.kv,
                 use_cache=True,
                 return_dict=True,
+                **{self._cache_name or "": cache.kv},
                 **states.options,
             )
         return output.logits, states.of(output)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import mtp_verify as mv
+from mtp_verify import supported
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,6 +92,10 @@ def test_example_runs_and_prints_what_the_page_says(example):
     for name in OPTIONAL:
         if any(f"import {name}" in block.code for block in example.blocks):
             pytest.importorskip(name)
+    if any("hf.patch(" in block.code for block in example.blocks):
+        transformers = pytest.importorskip("transformers")
+        if supported.minor_of(transformers.__version__) < (5, 18):
+            pytest.skip("mv.hf.patch needs transformers 5.18")
     namespace: dict[str, object] = {"__name__": "example"}
     for block in example.blocks:
         # The empty lines before it make tracebacks point into the page.

@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from mtp_verify import supported
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -31,6 +33,46 @@ def test_pins_name_versions_and_no_places():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.+!-]+", pin)] == []
+
+
+def ranges(*extras: str) -> dict[str, str]:
+    """What pyproject.toml says of each distribution, for example `>=5.16,<5.25`."""
+    optional = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in optional[extra]]
+    return dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in wanted)
+
+
+def lines_of(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = [re.fullmatch(r"([\w-]+)([=<>].*)", line) for line in lines if line[:1] not in "# "]
+    return dict(pair.groups() for pair in pairs)
+
+
+def test_an_extra_has_one_range_for_each_library():
+    optional = PROJECT["optional-dependencies"]
+    for name in ("torch", "transformers"):
+        found = {line for lines in optional.values() for line in lines if line.startswith(name)}
+        assert found == {name + ranges("hf")[name]}
+
+
+def test_what_make_compat_installs_is_what_pyproject_declares():
+    declared = ranges("hf")
+    newest = lines_of("requirements-newest.txt")
+    assert newest == {name: declared[name] for name in ("numpy", "transformers")}
+    for name, pin in lines_of("requirements-oldest.txt").items():
+        first = re.match(r">=([\d.]+),<", declared[name])[1]
+        assert pin.startswith(f"=={first}.")
+    # The newest torch is the pinned one: the range ends at the minor version behind it.
+    pinned = lines_of("constraints.txt")["torch"].removeprefix("==").split(".")
+    assert declared["torch"].endswith(f",<{pinned[0]}.{int(pinned[1]) + 1}")
+
+
+def test_tested_versions_of_transformers_are_those_declared():
+    first, last = supported.FIRST, supported.LAST
+    assert ranges("hf")["transformers"] == f">={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    assert f"| transformers {first[0]}.{first[1]}." in page
+    assert f"| transformers {last[0]}.{last[1]}." in page
 
 
 def test_version_is_the_same_everywhere():

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 import mtp_verify as mv
 from mtp_verify.decode import Decoder
 from mtp_verify.testing import TableTarget
+from tests.caches import with_cache
 from tests.models import (
     KINDS,
     VOCAB,
@@ -199,7 +200,10 @@ def test_left_padding_changes_nothing_but_the_sequences(kind):
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(result.sequences, attention_mask=whole, **options)
     continued = model.generate(
-        result.sequences, attention_mask=whole, past_key_values=result.past_key_values, **options
+        result.sequences,
+        attention_mask=whole,
+        **with_cache(model, result.past_key_values),
+        **options,
     )
     assert torch.equal(continued, expected)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import doctor
+from mtp_verify import cli, doctor
 
 
 def test_doctor_reports_versions_build_processor_extras_and_engines():
@@ -31,15 +31,51 @@ def test_a_wrong_verdict_makes_the_report_fail(monkeypatch):
     ("version", "wanted"),
     [
         (None, "not installed"),
-        ("5.15.1", "too old"),
+        ("5.15.1", "too old; tested are 5.16 to"),
         ("5.16.0", "fits"),
         ("5.23.0", "fits"),
-        ("6.0.0", "untested"),
+        ("5.999.0", "works, as tried just now; later than the tested versions (5.16 to"),
+        ("main", "works, as tried just now; later"),
     ],
 )
-def test_hook_of_transformers_follows_its_version(monkeypatch, version, wanted):
+def test_hook_of_transformers_follows_its_version_and_a_trial(monkeypatch, version, wanted):
+    pytest.importorskip("transformers")
     monkeypatch.setattr(doctor, "_version", lambda name: version)
-    assert wanted in doctor._hook("transformers")
+    assert doctor._hook("transformers").startswith(wanted)
+
+
+def test_an_old_transformers_makes_the_report_fail(monkeypatch):
+    pytest.importorskip("transformers")
+    installed = doctor._version
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: "5.15.1" if name == "transformers" else installed(name)
+    )
+    report = doctor.run(measure=False)
+    assert not report.ok
+    assert "transformers 5.15.1: too old" in report.summary
+
+
+def test_a_forward_that_takes_no_cache_makes_the_report_fail(monkeypatch, capsys):
+    llama = pytest.importorskip("transformers").LlamaForCausalLM
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        return original(self, input_ids, attention_mask, position_ids, **kwargs)
+
+    original = llama.forward
+    monkeypatch.setattr(llama, "forward", forward)
+    assert cli.main(["doctor", "--quick"]) == 1
+    told = capsys.readouterr().out
+    assert "fails: custom_generate (UnsupportedModelError" in told
+    assert "Decoder (UnsupportedModelError: LlamaForCausalLM's forward takes no cache" in told
+    assert "all is well" not in told
+
+
+def test_a_hook_that_gives_other_tokens_makes_the_report_fail(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setitem(doctor._HOOKS, "Decoder", lambda: [1, 2])
+    report = doctor.run(measure=False)
+    assert not report.ok
+    assert "Decoder (tokens [1, 2], generate's own are [" in report.summary
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class GrowingLayer(DynamicLayer):
         """Take over a plain layer's entries; they are copied at the next update."""
         grown = cls()
         if layer.is_initialized:
-            grown.dtype, grown.device = layer.dtype, layer.device
+            grown.dtype, grown.device = layer.keys.dtype, layer.device
             grown.keys, grown.values = layer.keys, layer.values
             grown.is_initialized = True
         return grown
@@ -63,7 +63,7 @@ class GrowingLayer(DynamicLayer):
         """Return a plain layer with the same entries (views, no copy)."""
         plain = DynamicLayer()
         if self.is_initialized:
-            plain.dtype, plain.device = self.dtype, self.device
+            plain.dtype, plain.device = self.keys.dtype, self.device
             plain.keys, plain.values = self.keys, self.values
             plain.is_initialized = True
         return plain

@@ -94,11 +94,10 @@ class StaticWindowEntries(WindowEntries):
         window.is_compileable = True
         if layer.is_initialized:
             length = int(layer.get_seq_length())
-            window.dtype, window.device = layer.dtype, layer.device
+            window.lazy_initialization(layer.keys, layer.values)
             window.keys = layer.keys[:, :, :length].clone()
             window.values = layer.values[:, :, :length].clone()
             window.cumulative_length = length
-            window.is_initialized = True
         super().__init__(window)
         self._static = layer
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mtp_verify.caches.names import cache_name
 from mtp_verify.caches.stretch import attending, copied, spans_of, stretch
 
 if TYPE_CHECKING:
@@ -178,13 +179,13 @@ class _Trials:
         """Whether the model's own preparation of a forward drops the cache at the switch."""
         cache, _ = self.start()
         ids = torch.zeros((1, switch + 1), dtype=torch.int64, device=self._target.device)
+        prepare = self._target.model.prepare_inputs_for_generation
+        name = cache_name(prepare)
         try:
-            prepared = self._target.model.prepare_inputs_for_generation(
-                ids, past_key_values=cache.kv, attention_mask=torch.ones_like(ids)
-            )
+            prepared = prepare(ids, attention_mask=torch.ones_like(ids), **{name or "": cache.kv})
         except Exception:  # noqa: BLE001 - a model's own code may raise anything
             return False
-        return prepared.get("past_key_values") is None
+        return not any(value is cache.kv for value in prepared.values())
 
     def start(self) -> tuple[ModelCache, torch.Tensor]:
         """Run the prompt; return its cache, before anything has left a window, and all rows."""

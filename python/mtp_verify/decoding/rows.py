@@ -153,8 +153,12 @@ class Row:
         needed = self.processors or self.request.params.needs_history
         return self.request.tokens if needed else None
 
-    def emit(self, verdict: Verdict) -> Verdict:
+    def emit(self, verdict: Verdict, rows: torch.Tensor | None = None) -> Verdict:
         """Append the verdict's tokens up to the first stop, and return it cut there.
+
+        Args:
+            verdict: of the step's draft.
+            rows: (n, V) raw, what each of its tokens comes from, where they are kept.
 
         A dead end of the constraint stops them, too; the next step finds it at its root, as plain
         decoding does.
@@ -173,9 +177,11 @@ class Row:
                     break
         self.sequence[self.filled : self.filled + count] = torch.tensor(tokens[:count])
         if self.criteria:
+            past = [row[None] for block in self.logits or () for row in block]
             for index in range(count):
                 ids = self.sequence[None, : self.filled + index + 1]
-                if any(says_stop(criterion(ids, None)) for criterion in self.criteria):
+                seen = None if rows is None else (*past, *rows[: index + 1, None])
+                if any(says_stop(criterion(ids, seen)) for criterion in self.criteria):
                     if index + 1 < count or reason is None:
                         count, reason = index + 1, "criteria"
                     break
@@ -186,6 +192,8 @@ class Row:
         if request.matcher is not None:
             request.matcher.commit(tokens)
         accept(self.processors, tokens)
+        if self.logits is not None and rows is not None:
+            self.logits.append(rows[:count])
         self.logprobs.append(verdict.logprobs)
         if verdict.top_logprobs is not None:
             self.top.append(verdict.top_logprobs)

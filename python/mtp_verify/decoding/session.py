@@ -377,12 +377,13 @@ def _emit(
     for i, whole in verdicts.items():
         row, draft = rows[i], drafts[i]
         try:
-            verdict = row.emit(whole)
+            raw = None
+            if row.logits is not None:
+                raw = outputs[i].logits[[0, *whole.path.tolist()]].float()
+            verdict = row.emit(whole, raw)
         except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
             _fail(row, error)
             continue
-        if row.logits is not None:
-            row.logits.append(outputs[i].logits[[0, *verdict.path.tolist()]].float())
         depth = int(draft.tree.depths.max())
         row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
         emitted[i] = verdict

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mtp_verify.attention import GroupedMask, attend
+from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.fused import fused_layer, is_narrow
 
@@ -285,6 +286,10 @@ class TargetBlock(nn.Module):
             raise UnsupportedModelError(msg, slug="unsupported_block")
         config, index = _config_of_head(model.config, len(layers))
         self.layer = type(layers[-1])(config, index)
+        self._cache_name = cache_name(self.layer.forward)
+        if self._cache_name is None:
+            msg = f"{type(self.layer).__name__} takes no cache, so a head cannot be made of it"
+            raise UnsupportedModelError(msg, slug="unsupported_block")
         types = getattr(config, "layer_types", None)
         kind = types[index] if types else "full_attention"
         # The rotary parameters may be one table for each kind of layer.
@@ -317,8 +322,8 @@ class TargetBlock(nn.Module):
             attention_mask=mask,
             position_ids=positions,
             position_embeddings=self._shared[0](x, position_ids=positions, **self._rope_options),
-            past_key_values=None if layer is None else _OneLayer(layer),
             use_cache=layer is not None,
+            **{self._cache_name or "": None if layer is None else _OneLayer(layer)},
         )
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result

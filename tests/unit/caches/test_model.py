@@ -11,6 +11,7 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     QuantizedCache,
+    cache_utils,
 )
 from transformers.cache_utils import DynamicLayer
 
@@ -21,7 +22,7 @@ from mtp_verify.caches.model import ModelCache
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import CacheError, UnsupportedModelError
 from mtp_verify.target import TransformersTarget
-from tests.caches import assert_same_entries, fresh_cache
+from tests.caches import assert_same_entries, fresh_cache, with_cache
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 
 #      0
@@ -179,7 +180,7 @@ def test_finish_returns_plain_layers_that_can_be_continued():
     kv = cache.finish()
     assert {type(layer) for layer in kv.layers} == {DynamicLayer}
     with torch.no_grad():
-        model(prompt(2), past_key_values=kv, use_cache=True)
+        model(prompt(2), use_cache=True, **with_cache(model, kv))
     assert kv.get_seq_length() == 8
 
 
@@ -217,6 +218,7 @@ def test_unknown_layer_is_refused_by_name():
         ModelCache(cache)
 
 
+@pytest.mark.skipif(not hasattr(cache_utils, "BaseQuantizedLayer"), reason="needs fp8 caches")
 def test_quantised_cache_is_refused():
     config = tiny_model("llama").config
     cache = QuantizedCache("fp8", config)
@@ -239,8 +241,8 @@ def test_cross_attention_is_left_alone():
 
     def run(tokens, kv):
         model(
-            encoder_outputs=memory, decoder_input_ids=torch.tensor([tokens]), past_key_values=kv,
-            use_cache=True,
+            encoder_outputs=memory, decoder_input_ids=torch.tensor([tokens]), use_cache=True,
+            **with_cache(model, kv),
         )  # fmt: skip
 
     def new():

@@ -13,6 +13,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, StaticC
 
 import mtp_verify as mv
 from mtp_verify.caches import stretch
+from mtp_verify.caches.names import cache_name
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.target import TransformersTarget
@@ -282,7 +283,7 @@ def test_no_more_is_made_up_than_memory_allows(monkeypatch):
 
     def see(layer, _, kwargs):
         nonlocal widest
-        widest = max(widest, kwargs["past_key_values"].get_seq_length())
+        widest = max(widest, kwargs[cache_name(model.forward)].get_seq_length())
 
     handle = model.register_forward_pre_hook(see, with_kwargs=True)
     TransformersTarget(model)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["patch"]
 
 # Minor versions whose source was read: the signatures and the drafters' rows are those below.
-_FIRST, _LAST = (5, 18), (5, 23)
+_FIRST, _LAST = (5, 18), (5, 24)
 _NAME = "_speculative_sampling"
 _SIGNATURE = (
     "candidate_input_ids",

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StaticCache
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.arguments import per_row
+from mtp_verify.caches.names import cache_name
 from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import split_processors
+from mtp_verify.integrations.hf.withheld import AfterPrompt, withheld_from
+from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,10 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["speculative"]
 
-# What `generate` always sends along, or sends as None.
-_KNOWN_KWARGS = frozenset(
-    {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-)
+# What `generate` always sends along, or sends as None, beside the cache.
+_KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 
 
 def speculative(
@@ -62,8 +63,7 @@ def speculative(
         rule: as `Decoder`.
         seed: of all noise; None takes one draw from torch's global generator, so that
             `torch.manual_seed` works as with plain `generate`.
-        streamer: `generate` does not hand its own `streamer` to custom code: give it here, and not
-            there.
+        streamer: here or in `generate`, not in both.
         stats: is filled with the figures of each run.
         lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
         constraint: as `Decoder.generate`: of `mv.constraints`, a grammar that the output obeys.
@@ -74,8 +74,7 @@ def speculative(
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
-        `return_dict_in_generate` is set; its `past_key_values` is None for a batch and where the
-        cache is paged.
+        `return_dict_in_generate` is set; its cache is None for a batch and where it is paged.
 
     Raises:
         ParamsError: (by the callable) a setting that is not supported; nothing has been generated.
@@ -96,15 +95,22 @@ def speculative(
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
         **model_kwargs: Any,
     ) -> Any:
-        _refuse_unsupported(generation_config, model_kwargs, synced_gpus=synced_gpus)
-        past = model_kwargs.get("past_key_values")
+        # A model that cannot work is named first: it may bring along settings that nobody made.
+        target = as_target(model)
+        name = cache_name(model.forward) or ""
+        past = model_kwargs.pop(name, None)
+        withheld = withheld_from(decode)
+        follower = _only_streamer(streamer, withheld.pop("streamer", None))
+        withheld |= {"synced_gpus": True} if synced_gpus else {}
+        _refuse_unsupported(generation_config, model_kwargs, withheld)
         if cache is not None:
-            _refuse_caches(past, generation_config)
+            _refuse_caches(name, past, generation_config)
             past = None
-        max_length, eos_ids, criteria = _split_criteria(stopping_criteria, generation_config)
+        max_length, eos_ids, criteria = split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
         _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
         shown = torch.ones_like(input_ids) if mask is None else mask
+        _check_context(target.max_length, max_length, shown)
         splits = [
             split_processors(
                 logits_processor,
@@ -120,8 +126,14 @@ def speculative(
         wants_logits = as_dict and bool(generation_config.output_logits)
         params = [params for params, _ in splits]
         decoder = Decoder(
-            model, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
+            target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
+        judges: list[Any] = criteria
+        if criteria and wants_scores:
+            judges = [
+                [WithScores(criteria, logits_processor, row, len(shown), matcher)]
+                for row, matcher in enumerate(_matchers(constraint, input_ids, shown))
+            ]
         generation = decoder.generate(
             input_ids,
             mask,
@@ -130,10 +142,10 @@ def speculative(
             constraint=constraint,
             max_new_tokens=max_length - input_ids.shape[1],
             seed=seed,
-            streamer=streamer,
+            streamer=follower,
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
-            stopping_criteria=criteria,
+            stopping_criteria=judges,
             past_key_values=_past(past, len(input_ids)),
             output_logits=wants_scores or wants_logits,
         )
@@ -163,13 +175,36 @@ def speculative(
             sequences=sequences,
             scores=scores,
             logits=logits,
-            past_key_values=generation.past_key_values,
+            **{cache_name(GenerateDecoderOnlyOutput) or "": generation.past_key_values},
         )
 
     return decode
 
 
-def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpus: bool) -> None:
+def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
+    if generates is None:
+        return ours
+    if ours is not None:
+        msg = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
+        raise ParamsError(msg, slug="bad_streamer")
+    return AfterPrompt(generates)
+
+
+def _check_context(context: int | None, max_length: int, shown: torch.Tensor) -> None:
+    """Refuse texts beyond the model's context: `generate` runs on, and drafts may be inexact."""
+    longest = int(shown.sum(1).max())
+    num_new = max_length - shown.shape[1]
+    if context is not None and longest + num_new > context:
+        msg = (
+            f"max_new_tokens: found {num_new} behind a prompt of {longest} tokens; the model's "
+            f"context is {context}, so wanted {max(context - longest, 0)} at most"
+        )
+        raise ParamsError(msg, slug="beyond_context")
+
+
+def _refuse_unsupported(
+    config: Any, model_kwargs: dict[str, Any], withheld: dict[str, Any]
+) -> None:
     """Refuse settings that would otherwise be passed over in silence."""
     refused = {
         "num_beams": (config.num_beams or 1) > 1,
@@ -183,9 +218,8 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any], *, synced_gpu
         "is_assistant": bool(getattr(config, "is_assistant", None)),
         "output_attentions": bool(config.output_attentions),
         "output_hidden_states": bool(config.output_hidden_states),
-        "synced_gpus": synced_gpus,
     }
-    names = [name for name, is_set in refused.items() if is_set]
+    names = [*withheld, *(name for name, is_set in refused.items() if is_set)]
     names += [
         name
         for name, value in model_kwargs.items()
@@ -216,13 +250,13 @@ def _pad_token(config: Any) -> int | None:
     return int(token) if token is not None else None
 
 
-def _refuse_caches(past: Any, config: Any) -> None:
+def _refuse_caches(argument: str, past: Any, config: Any) -> None:
     """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
     name = None
     if config.cache_implementation is not None:
         name = f'cache_implementation="{config.cache_implementation}"'
     elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
-        name = "past_key_values"
+        name = argument
     if name is not None:
         msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
         raise ParamsError(msg, slug="unsupported_setting")
@@ -234,26 +268,6 @@ def _past(past: Any, num_rows: int) -> Any:
         msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
         raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
-
-
-def _split_criteria(
-    criteria: Iterable[Any], config: Any
-) -> tuple[int, tuple[int, ...], list[Callable[..., Any]]]:
-    """Turn length and EOS criteria into numbers; the rest is called after each token."""
-    max_length = config.max_length
-    eos_ids: list[int] = []
-    others: list[Callable[..., Any]] = []
-    for criterion in criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = min(max_length or criterion.max_length, criterion.max_length)
-        elif type(criterion) is EosTokenCriteria:
-            eos_ids += torch.as_tensor(criterion.eos_token_id).reshape(-1).tolist()
-        else:
-            others.append(criterion)
-    if max_length is None:
-        msg = "generate has no limit of length; pass max_new_tokens"
-        raise ParamsError(msg, slug="bad_max_new_tokens")
-    return max_length, tuple(eos_ids), others
 
 
 def _check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:

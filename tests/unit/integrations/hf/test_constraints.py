@@ -30,9 +30,16 @@ def test_greedy_output_and_scores_are_those_of_the_librarys_own_constraint(model
         "pad_token_id": EOS, "return_dict_in_generate": True, "output_scores": True,
         "output_logits": True,
     }  # fmt: skip
+    seen = []
+
+    def see(_ids, scores, **_options):
+        seen.append(scores[-1])
+        return torch.zeros(1, dtype=torch.bool)
+
     wanted = model.generate(PROMPT, prefix_allowed_tokens_fn=allowed, **options)
     run = mv.hf.speculative(drafter, constraint=Finite(WORDS))
-    found = model.generate(PROMPT, custom_generate=run, **options)
+    found = model.generate(PROMPT, custom_generate=run, stopping_criteria=[see], **options)
+    assert torch.equal(torch.cat(seen), torch.cat(found.scores))
     assert torch.equal(found.sequences, wanted.sequences)
     assert len(found.scores) == len(wanted.scores)
     for ours, theirs in zip(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GenerationConfig, StaticCache
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    StaticCache,
+)
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
     LogitsProcessorList,
@@ -22,6 +29,7 @@ from mtp_verify.drafters import Model
 from mtp_verify.generation import Stats
 from mtp_verify.integrations import hf
 from mtp_verify.planning import Costs
+from tests.caches import with_cache
 from tests.models import KINDS, ScriptDrafter, TreeDrafter, prompt, tiny_model
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
@@ -199,11 +207,11 @@ def test_returned_cache_is_continued_by_both(llama):
     options = {"return_dict_in_generate": True, "do_sample": False}
     first = run(llama, prompt(), mv.drafters.NGram(), max_new_tokens=5, **options)
     second = run(
-        llama, first.sequences, mv.drafters.NGram(), past_key_values=first.past_key_values,
-        max_new_tokens=4, **options,
+        llama, first.sequences, mv.drafters.NGram(), max_new_tokens=4,
+        **with_cache(llama, first.past_key_values), **options,
     )  # fmt: skip
     third = reference(
-        llama, second.sequences, past_key_values=second.past_key_values, max_new_tokens=3
+        llama, second.sequences, max_new_tokens=3, **with_cache(llama, second.past_key_values)
     )
     assert torch.equal(third, reference(llama, prompt()))
 
@@ -234,12 +242,30 @@ def test_unsupported_settings_are_refused_by_name(case, llama):
     assert drafter.calls == []
 
 
+@pytest.mark.parametrize("kind", ["encoder-decoder", "mamba"])
+@pytest.mark.filterwarnings("ignore")  # transformers comments on random models of these kinds
+def test_a_model_that_cannot_work_is_named_before_what_it_brings_along(kind):
+    torch.manual_seed(0)
+    if kind == "mamba":
+        config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+        model, told = MambaForCausalLM(config).eval(), "MambaForCausalLM cannot decode"
+    else:
+        config = BartConfig(
+            vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+            decoder_ffn_dim=16, max_position_embeddings=32,
+        )  # fmt: skip
+        model, told = BartForConditionalGeneration(config).eval(), "is an encoder-decoder model"
+    with pytest.raises(mv.UnsupportedModelError, match=told):
+        run(model, prompt(), mv.drafters.NGram(), do_sample=False)
+
+
 def test_static_cache_is_used(llama):
     ids = prompt()
     expected = llama.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
     for options in (
         {"cache_implementation": "static"},
-        {"past_key_values": StaticCache(config=llama.config, max_cache_len=64)},
+        with_cache(llama, StaticCache(config=llama.config, max_cache_len=64)),
     ):
         output = run(
             llama, ids, ScriptDrafter(expected[0].tolist()), do_sample=False, max_new_tokens=12,
@@ -290,7 +316,7 @@ def test_what_a_paged_cache_cannot_take_is_refused_by_name(llama):
     filled = reference(llama, prompt(), return_dict_in_generate=True).past_key_values
     static = StaticCache(config=llama.config, max_cache_len=64)
     text = reference(llama, prompt())
-    for settings in ({"past_key_values": filled}, {"past_key_values": static},
+    for settings in (with_cache(llama, filled), with_cache(llama, static),
                      {"cache_implementation": "static"}):  # fmt: skip
         name = next(iter(settings))
         with pytest.raises(mv.ParamsError, match=f"unset {name}"):

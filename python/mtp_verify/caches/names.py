@@ -1,0 +1,39 @@
+"""What transformers calls the argument that takes a cache; nothing else in the package knows.
+
+Up to 5.23 it is `past_key_values`, and `cache_params` in some recurrent models; since 5.24 it is
+`cache`, in forwards, in `generate` and in what they return. Each function is asked for itself, so
+that no version has to be known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["cache_name"]
+
+_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(function: Callable[..., Any]) -> str | None:
+    """Return the parameter of `function` that takes a cache, or None if it has no such parameter.
+
+    A parameter of another name counts if its annotation says `Cache`.
+
+    Args:
+        function: a forward, or a class of outputs.
+    """
+    parameters = inspect.signature(function).parameters
+    for name in _NAMES:
+        if name in parameters:
+            return name
+    annotated = (
+        name
+        for name, parameter in parameters.items()
+        if re.search(r"\bCache\b", str(parameter.annotation))
+    )
+    return next(annotated, None)
