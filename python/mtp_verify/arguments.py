@@ -279,10 +279,12 @@ def criteria_of_rows(criteria: Any, count: int) -> list[list[Callable[..., Any]]
     Raises:
         ParamsError: lists for another number of rows.
     """
-    all_rows = as_criteria(criteria)
-    if not all_rows or any(callable(item) for item in all_rows):
-        return [all_rows] * count
-    rows: list[list[Callable[..., Any]]] = [as_criteria(item) for item in all_rows]
+    is_by_row = isinstance(criteria, list | tuple) and any(
+        isinstance(item, list | tuple) and not callable(item) for item in criteria
+    )
+    if not is_by_row:
+        return [as_criteria(criteria)] * count
+    rows: list[list[Callable[..., Any]]] = [as_criteria(item) for item in criteria]
     if len(rows) != count:
         msg = f"stopping_criteria: found {len(rows)} lists for {count} sequences"
         raise ParamsError(msg, slug="bad_stopping_criteria")

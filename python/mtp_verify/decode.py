@@ -31,7 +31,7 @@ from mtp_verify.decoding.session import Session
 from mtp_verify.drafters.base import check_drafter
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.generation import Generation, Stats
-from mtp_verify.intake import as_count, check_instance, check_type, check_word
+from mtp_verify.intake import as_count, check_instance, check_type, check_word, shown
 from mtp_verify.lossy import Lossy
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.planning import MeasuredCosts, Planner
@@ -118,8 +118,9 @@ class Decoder:
         self.rule = rule
         self._check_drafter(drafter)
         check_word("batching", batching, _BATCHINGS)
-        if cache is not None and not isinstance(cache, Paged):
-            check_word("cache", cache, ("paged",))
+        if not (cache is None or isinstance(cache, Paged) or shown(cache) == "'paged'"):
+            msg = f'cache: found {shown(cache)}, wanted None, "paged" or a Paged'
+            raise ParamsError(msg, slug="param_out_of_range")
         if cache and batching == "each":
             msg = 'batching="each" gives every request a cache of its own; leave out cache'
             raise ParamsError(msg, slug="bad_batching")
