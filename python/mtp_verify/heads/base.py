@@ -230,6 +230,13 @@ class Head(nn.Module):
             context.rows = rows if old is None else torch.cat((old, rows))
             context.tokens.update(dict.fromkeys(fresh))
 
+    def token_at(self, context: Context, column: int) -> int:
+        """The token of a logit: of the draft vocabulary, behind it of the context."""
+        if self.vocab is None:
+            return column
+        size = len(self.vocab)
+        return int(self.vocab[column]) if column < size else list(context.tokens)[column - size]
+
     def logits(
         self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -205,8 +205,7 @@ def _agreement(
         done = root
         agreed = 0
         while True:
-            token = int(row.argmax())
-            token = token if head.vocab is None else int(head.vocab[token])
+            token = head.token_at(state.context, int(row.argmax()))
             if token != words[root + 1 + agreed]:
                 break
             agreed += 1

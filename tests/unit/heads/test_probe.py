@@ -103,6 +103,27 @@ def test_shares_equal_what_the_decoder_accepts(name):
     assert abs(found.readings[0].accepted[0] - stats.accepted / max(1, stats.drafted)) < 0.25
 
 
+def test_tokens_of_the_context_are_drafted_and_counted():
+    model = tiny_model("llama", seed=3)
+    changes = {"output_head": "shared", "draft_vocab_size": 3, "context_tokens": True}
+    head = tiny_head("mimo", model, **changes)
+    # Its rows grow: the logits behind the third are of tokens that the text has shown.
+    drafted = []
+    read = head.read
+
+    def reading(state, hidden, tokens):
+        row = read(state, hidden, tokens)
+        drafted.append(head.token_at(state.context, int(row.argmax())))
+        assert row.shape[-1] == 3 + len(state.context.tokens)
+        return row
+
+    head.read = reading
+    found = probe(head, model, prompts=[prompt()[0].tolist()], num_tokens=40)
+    assert 0 <= found.readings[0].accepted[0] <= 1
+    assert max(drafted) > 2
+    assert set(drafted) <= set(range(VOCAB))
+
+
 def test_ties_keep_the_engines_own_reading():
     model = tiny_model("llama")
     head = tiny_head("eagle", model, disputed=("recycle",))  # No output norm: both are one.
