@@ -169,9 +169,11 @@ RUN_ONCE = """\
   and grower: `pytest -m stat tests/stat/test_peaked_law.py` draws 2.0 million steps in 50 cases.
   Each finds a total variation of 0.05 with probability 1 - 1e-4 and fails by chance with 1e-9.
   Nothing was found; the smallest of the 100 p-values is 0.028.
-- Calls of any kind: `make fuzz CASES=10000000 SEED=16` (2026-12-01). All 10,000,000 passed: no
-  panic, no memory for small input, no answer that depends on what was asked before, and the
-  target's law of the first token within 1e-6 wherever a call has one.
+- Calls of any kind: 10 million in the core
+  (`FUZZ_CASES=10000000 FUZZ_SEED=16 cargo test --release --test fuzz`) and a million at the gate
+  (`python -m tests.fuzzing --cases 1000000 --seed 16`), once. All passed: no panic, no memory for
+  small input, no answer that depends on what was asked before, and the target's law of the first
+  token within 1e-6 wherever a call has one.
 - Whole loops are enumerated apart: [what a loop may look at](lossless-loops.md), 286 laws.
 - Engines, ours and others, are sampled: [what was certified](certified.md).
 """
