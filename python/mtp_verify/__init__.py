@@ -4,7 +4,7 @@ Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load tor
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtp_verify import lossy
 from mtp_verify._core import (
@@ -90,32 +90,38 @@ __all__ = [
     "verify_batch",
 ]
 
-# Parts loaded on first use, most of which need torch or transformers: public name -> module, and
-# attribute if it is not a module.
-_LAZY = {
-    "certify": ("mtp_verify.certification", "certify"),
-    "constraints": ("mtp_verify.constraints", None),
-    "Decoder": ("mtp_verify.decode", "Decoder"),
-    "drafters": ("mtp_verify.drafters", None),
-    "growers": ("mtp_verify.growers", None),
-    "heads": ("mtp_verify.heads", None),
-    "hf": ("mtp_verify.integrations.hf", None),
-    "ops": ("mtp_verify.ops", None),
-    "Planner": ("mtp_verify.planning", "Planner"),
-    "testing": ("mtp_verify.testing", None),
-}
+# Parts loaded on first use, most of which need torch or transformers. What type checkers see of
+# them, and where each is found: public name -> module, and attribute if it is not a module.
+if TYPE_CHECKING:
+    from mtp_verify import constraints, drafters, growers, heads, ops, testing
+    from mtp_verify.certification import certify
+    from mtp_verify.decode import Decoder
+    from mtp_verify.integrations import hf
+    from mtp_verify.planning import Planner
+else:
+    _LAZY = {
+        "certify": ("mtp_verify.certification", "certify"),
+        "constraints": ("mtp_verify.constraints", None),
+        "Decoder": ("mtp_verify.decode", "Decoder"),
+        "drafters": ("mtp_verify.drafters", None),
+        "growers": ("mtp_verify.growers", None),
+        "heads": ("mtp_verify.heads", None),
+        "hf": ("mtp_verify.integrations.hf", None),
+        "ops": ("mtp_verify.ops", None),
+        "Planner": ("mtp_verify.planning", "Planner"),
+        "testing": ("mtp_verify.testing", None),
+    }
 
-
-def __getattr__(name: str) -> Any:
-    """Loads the lazy parts on first use."""
-    if name not in _LAZY:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    module_name, attribute = _LAZY[name]
-    module = import_module(module_name)
-    value = module if attribute is None else getattr(module, attribute)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Loads the lazy parts on first use."""
+        if name not in _LAZY:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        module_name, attribute = _LAZY[name]
+        module = import_module(module_name)
+        value = module if attribute is None else getattr(module, attribute)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

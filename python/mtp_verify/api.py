@@ -9,6 +9,7 @@ from mtp_verify.errors import ParamsError
 from mtp_verify.intake import as_list, as_word, check_sequence, check_type, on_host, shown
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Process, Processor, check_processors, row_process
+from mtp_verify.words import BuildInfo, NodeLaw, Rule, RuleName, RuleRecord
 
 __all__ = [
     "Context",
@@ -32,7 +33,7 @@ def verify(
     logits: Any,
     params: SamplingParams | None = None,
     *,
-    rule: str = "auto",
+    rule: Rule = "auto",
     seed: int,
     position: int,
     history: Sequence[int] | None = None,
@@ -118,7 +119,7 @@ def expected_accepted(
     draft: Draft,
     logits: Any,
     params: SamplingParams | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     *,
     history: Sequence[int] | None = None,
     prompt_len: int = 0,
@@ -162,7 +163,7 @@ def expected_accepted(
     return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
 
 
-def alpha_star(p: Any, q: Any, n: int, law: str) -> float:
+def alpha_star(p: Any, q: Any, n: int, law: NodeLaw) -> float:
     """The largest acceptance probability of any lossless rule at one node.
 
     The bound is min over sets H of tokens of ``p(H) + 1 - Pr[all drafts lie in H]``. Subtract a
@@ -287,7 +288,7 @@ def derive_seed(seed: int, row: int) -> int:
     return _core.derive_seed(seed, row)
 
 
-def rules() -> list[dict[str, Any]]:
+def rules() -> list[RuleRecord]:
     """Every rule: name, core, legal laws, shapes, whether it is lossless, source, proof status.
 
     All of them are lossless; what is not is in ``mv.lossy`` and has no rule's name.
@@ -299,7 +300,7 @@ def rules() -> list[dict[str, Any]]:
     return _core.rules()
 
 
-def best_rule(draft: Draft) -> str:
+def best_rule(draft: Draft) -> RuleName:
     """The rule that ``rule="auto"`` runs for a draft.
 
     Example:
@@ -310,6 +311,6 @@ def best_rule(draft: Draft) -> str:
     return _core.best_rule(draft.law)
 
 
-def build_info() -> dict[str, Any]:
+def build_info() -> BuildInfo:
     """How the core was built: version, vector instruction set in use, profile, platform."""
     return _core.build_info()

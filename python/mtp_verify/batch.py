@@ -10,6 +10,7 @@ from mtp_verify.errors import MtpVerifyError, ParamsError
 from mtp_verify.intake import as_list, as_words, check_type, on_host
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.processors import Processor
+from mtp_verify.words import Rule
 
 __all__ = ["set_num_threads", "verify_batch"]
 
@@ -19,7 +20,7 @@ def verify_batch(
     logits: Any,
     params: SamplingParams | Sequence[SamplingParams | None] | None = None,
     *,
-    rule: str | Sequence[str] = "auto",
+    rule: Rule | Sequence[Rule] = "auto",
     seeds: Any,
     positions: Any,
     lossy: Lossy | Sequence[Lossy | None] | None = None,

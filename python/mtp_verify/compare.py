@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.generation import Stats
     from mtp_verify.planning import Planner
+    from mtp_verify.words import Rule
 
 __all__ = ["Identity", "Race", "identical", "library_generate", "race"]
 
@@ -85,7 +86,7 @@ def race(
     *,
     max_new_tokens: int,
     params: SamplingParams | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     planner: Planner | None = None,
     seed: int = 0,
     repeats: int = 1,
@@ -151,7 +152,7 @@ def identical(
     *,
     max_new_tokens: int,
     params: SamplingParams | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     planner: Planner | None = None,
     seed: int = 0,
 ) -> Identity:

@@ -8,7 +8,7 @@ target's; with `rule="coupled"` the tokens themselves do not depend on the draft
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -36,6 +36,7 @@ from mtp_verify.lossy import Lossy
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.planning import MeasuredCosts, Planner
 from mtp_verify.target import BatchTarget, as_target
+from mtp_verify.words import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
     from mtp_verify.decoding.runners import Runner
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.target import Target
+    from mtp_verify.words import Rule
 
 __all__ = ["Decoder", "Generation", "Paged", "Stats"]
 
-_BATCHINGS = ("auto", "together", "each")
 _MOST_TOKENS = (1 << 63) - 1
 _MOST_COPIES = 1 << 16  # Of one prompt: more is a mistake.
 _GREEDY = SamplingParams(temperature=0.0)
@@ -103,13 +104,13 @@ class Decoder:
         model: Any,
         drafter: Drafter | None = None,
         params: SamplingParams | None = None,
-        rule: str = "auto",
+        rule: Rule = "auto",
         *,
-        batching: str = "auto",
+        batching: Batching = "auto",
         max_batch: int = 32,
-        cache: str | Paged | None = None,
+        cache: Literal["paged"] | Paged | None = None,
         lossy: mv.lossy.Lossy | None = None,
-        planner: Planner | str | None = None,
+        planner: Planner | Literal["auto"] | None = None,
     ) -> None:
         self.target: Target = as_target(model)
         self.drafter = drafter
@@ -117,7 +118,7 @@ class Decoder:
         check_type("rule", rule, str)
         self.rule = rule
         self._check_drafter(drafter)
-        check_word("batching", batching, _BATCHINGS)
+        check_word("batching", batching, get_args(Batching))
         if not (cache is None or isinstance(cache, Paged) or shown(cache) == "'paged'"):
             msg = f'cache: found {shown(cache)}, wanted None, "paged" or a Paged'
             raise ParamsError(msg, slug="param_out_of_range")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mtp_verify.compare import Identity, Race
     from mtp_verify.drafters import Drafter
     from mtp_verify.threads import ThreadReport
+    from mtp_verify.words import Rule
 
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
@@ -39,7 +40,10 @@ _GREEDY = mv.SamplingParams(temperature=0.0)
 _SAMPLED = mv.SamplingParams(temperature=0.8, top_p=0.95)
 _WAYS = ("transformers", "plain", "speculative")
 # Name, parameters and rule of each comparison with plain decoding.
-_COMPARISONS = (("greedy", _GREEDY, "auto"), ("sampled", _SAMPLED, "coupled"))
+_COMPARISONS: tuple[tuple[str, mv.SamplingParams, Rule], ...] = (
+    ("greedy", _GREEDY, "auto"),
+    ("sampled", _SAMPLED, "coupled"),
+)
 
 _CODE = """class Stack:
     def __init__(self):
@@ -219,7 +223,7 @@ def generate(
     dtype: str = "bfloat16",
     max_new_tokens: int = 256,
     seed: int | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     drafter: str | None = None,
     raw: bool = False,
 ) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 
@@ -13,11 +13,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from mtp_verify.arguments import Prompt
     from mtp_verify.logprobs import TopLogprobs
+    from mtp_verify.words import FinishReason
 
-__all__ = ["Generation", "Stats"]
+__all__ = ["Generation", "Stats", "StatsRecord"]
+
+
+class StatsRecord(TypedDict):
+    """What `Stats.as_dict` returns: the fields of `Stats`, and what is derived from them."""
+
+    steps: int
+    forwards: int
+    drafted: int
+    accepted: int
+    emitted: int
+    attempted: list[int]
+    accepted_at: list[int]
+    lengths: list[int]
+    budgets: list[int]
+    probes: int
+    seconds: dict[str, float]
+    total_seconds: float
+    lossless: bool
+    tau: float
+    tokens_per_second: float
 
 
 @dataclass
@@ -127,11 +149,12 @@ class Stats:
             else:
                 setattr(self, item.name, mine + theirs)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> StatsRecord:
         """Return all figures, derived ones included, ready for JSON."""
         figures: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         figures["seconds"] = {**self.seconds, "other": self.share("other") * self.total_seconds}
-        return {**figures, "tau": self.tau, "tokens_per_second": self.tokens_per_second}
+        figures |= {"tau": self.tau, "tokens_per_second": self.tokens_per_second}
+        return cast("StatsRecord", figures)
 
 
 def _pad(counts: list[int], length: int) -> None:
@@ -158,8 +181,8 @@ class Generation:
 
     sequences: torch.Tensor
     tokens: list[list[int]]
-    finish_reasons: list[str]
-    logprobs: list[np.ndarray]
+    finish_reasons: list[FinishReason]
+    logprobs: list[NDArray[np.float32]]
     stats: Stats
     past_key_values: Any
     logits: list[torch.Tensor] | None = None

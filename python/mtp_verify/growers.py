@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mtp_verify.words import Law, ShapeLaw
+
 __all__ = [
     "Chain",
     "Coupled",
@@ -74,7 +76,7 @@ class Grower:
         self._rows: list[Any] = []
 
     @property
-    def law(self) -> str:
+    def law(self) -> Law:
         """The law of the draft."""
         return self._core.law
 
@@ -246,7 +248,7 @@ class Fixed(Grower):
     def __init__(
         self,
         shape: Shape,
-        law: str = "swor",
+        law: ShapeLaw = "swor",
         *,
         samples: int = 1,
         root: int = -1,

@@ -19,6 +19,7 @@ from mtp_verify.batch import verify_batch as verify_drafts
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.intake import check_type
 from mtp_verify.params import SamplingParams, as_params
+from mtp_verify.words import Law, Rule
 
 __all__ = ["Verdicts", "verify_batch"]
 
@@ -69,11 +70,11 @@ def verify_batch(
     logits: Tensor,
     params: SamplingParams | None = None,
     *,
-    law: str = "deterministic",
+    law: Law = "deterministic",
     parents: Tensor | None = None,
     probs: Tensor | None = None,
     lengths: Tensor | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     seeds: Tensor,
     positions: Tensor,
 ) -> Verdicts:
@@ -187,11 +188,13 @@ def _operator(
             "(B, N+1, V)"
         )
         raise DraftError(message, slug="shape_mismatch")
-    drafts = _drafts(tokens, parents, probs, lengths, law)
+    drafts = _drafts(tokens, parents, probs, lengths, law)  # type: ignore[arg-type]
     params = SamplingParams(temperature, top_k, top_p, min_p, preset=preset)  # type: ignore[arg-type]
     verdicts = verify_drafts(
-        drafts, logits, params, rule=rule, seeds=seeds.cpu(), positions=positions.cpu()
-    )
+        drafts, logits, params,
+        rule=rule,  # type: ignore[arg-type]
+        seeds=seeds.cpu(), positions=positions.cpu(),
+    )  # fmt: skip
     shape = tuple(tokens.shape)
     emitted, path, logprobs = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, np.float32)
     accepted = verdicts.num_accepted
@@ -210,7 +213,7 @@ def _drafts(
     parents: Tensor | None,
     probs: Tensor | None,
     lengths: Tensor | None,
-    law: str,
+    law: Law,
 ) -> DraftBatch:
     """The nodes that are drafted, packed."""
     count, nodes = tokens.shape

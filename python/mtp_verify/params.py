@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mtp_verify._core import CoreParams
 from mtp_verify.errors import ParamsError
 from mtp_verify.intake import as_float, as_list, check_word, shown
+from mtp_verify.words import Preset
 
-__all__ = ["Preset", "SamplingParams", "as_params"]
-
-Preset = Literal["transformers", "vllm"]
+__all__ = ["SamplingParams", "as_params"]
 
 _NUMBERS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",

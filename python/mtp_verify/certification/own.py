@@ -6,7 +6,7 @@ every law that drafters make.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mtp_verify as mv
 from mtp_verify.certification.loops import generate_loop
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.loops import Sample
     from mtp_verify.certification.settings import Setting
     from mtp_verify.params import SamplingParams
+    from mtp_verify.words import HeadLaw, Rule
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
 
@@ -32,7 +33,7 @@ LOSSY = {
     "ensemble": mv.lossy.ensemble(0.5),
 }
 # Mode -> drafter, rule.
-MODES: dict[str, tuple[str, str]] = {
+MODES: dict[str, tuple[str, Rule]] = {
     "plain": ("none", "auto"),
     "auto": ("chain", "auto"),
     "token": ("chain", "token"),
@@ -105,11 +106,11 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
         for weight in head.parameters():
             weight.normal_(std=0.15)
     shape = Shape.paths(2, NUM_DRAFTS) if law == "paths" else Shape.by_depth(2, 1)
-    law = "iid" if law == "paths" else law
+    drawn = cast("HeadLaw", "iid" if law == "paths" else law)
     # Greedy heads draw nothing: at temperature 0 the same tree is the most likely tokens'.
     if params.is_greedy:
         return Heads(head.attach(target).eval(), shape=shape, law="deterministic")
-    return Heads(head.attach(target).eval(), shape=shape, law=law, params=params)
+    return Heads(head.attach(target).eval(), shape=shape, law=drawn, params=params)
 
 
 def _planner(mode: str) -> Any:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mtp_verify.params import SamplingParams
     from mtp_verify.planning import Plan
     from mtp_verify.target import Target
+    from mtp_verify.words import FinishReason, Rule
 
 __all__ = ["Row", "admit", "check_draft"]
 
@@ -71,7 +72,7 @@ class Row:
 
     request: Request
     drafter: Drafter | None
-    rule: str
+    rule: Rule
     lossy: Lossy | None
     sequence: torch.Tensor
     filled: int
@@ -89,7 +90,7 @@ class Row:
     stats: Stats = field(default_factory=Stats)
     logprobs: list[np.ndarray] = field(default_factory=list)
     unfinished: tuple[Plan, Draft] | None = None
-    finish: str | None = None
+    finish: FinishReason | None = None
     error: Exception | None = None
     past: Any = None
 
@@ -169,7 +170,7 @@ class Row:
         alive = next((i + 1 for i, node in enumerate(path) if node in self.dead_ends), len(tokens))
         room = self.max_total - len(request.tokens)
         count = min(alive, room)
-        reason = "length" if count == room else None
+        reason: FinishReason | None = "length" if count == room else None
         if self.stop_ids:
             for index in range(count):
                 if tokens[index] in self.stop_ids:
@@ -226,7 +227,7 @@ def admit(
     index: int,
     *,
     drafter: Drafter | None,
-    rule: str,
+    rule: Rule,
     lossy: Lossy | None,
     params: SamplingParams,
     constraint: Constraint | None,

@@ -18,16 +18,17 @@ from mtp_verify.params import SamplingParams
 if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.lossy import Lossy
+    from mtp_verify.words import Law, Rule
 
 __all__ = ["rule_of_step", "settle"]
 
 # The laws that each rule is legal for.
-_LAWS = {rule["name"]: rule["laws"] for rule in mv.rules()}
+_LAWS: dict[str, list[Law]] = {rule["name"]: rule["laws"] for rule in mv.rules()}
 
 
 def settle(
-    rule: str, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None = None
-) -> str:
+    rule: Rule, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None = None
+) -> Rule:
     """Return the rule of a request; refuse one that could not verify what is drafted for it.
 
     Args:
@@ -57,12 +58,12 @@ def settle(
     return rule
 
 
-def rule_of_step(rule: str, draft: mv.Draft) -> str:
+def rule_of_step(rule: Rule, draft: mv.Draft) -> Rule:
     """The request's rule; where nothing was drafted, one that takes an empty draft of any law.
 
     Whether anything is drafted is known before a draw, so that this is no look at the draft.
     """
     is_empty = draft.num_nodes == 1
-    if is_empty and draft.law not in _LAWS.get(rule, (draft.law,)):
+    if is_empty and draft.law not in _LAWS.get(rule, [draft.law]):
         return "target_only"
     return rule

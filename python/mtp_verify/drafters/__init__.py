@@ -17,11 +17,6 @@ from mtp_verify.drafters.ngram import NGram, Suffix
 from mtp_verify.drafters.recycling import Recycling
 from mtp_verify.drafters.translation import Translation
 
-if TYPE_CHECKING:
-    from mtp_verify.drafters.heads import Heads
-    from mtp_verify.drafters.independent import Model
-    from mtp_verify.drafters.model_tree import ModelTree
-
 __all__ = [
     "Combined",
     "Drafter",
@@ -35,13 +30,17 @@ __all__ = [
     "Translation",
 ]
 
+# What needs torch is imported on first use; type checkers see it at once.
+if TYPE_CHECKING:
+    from mtp_verify.drafters.heads import Heads
+    from mtp_verify.drafters.independent import Model
+    from mtp_verify.drafters.model_tree import ModelTree
+else:
+    _LAZY = {"Heads": "heads", "Model": "independent", "ModelTree": "model_tree"}
 
-_LAZY = {"Heads": "heads", "Model": "independent", "ModelTree": "model_tree"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs torch on first use (PEP 562)."""
-    if name in _LAZY:
-        return getattr(import_module(f"mtp_verify.drafters.{_LAZY[name]}"), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    def __getattr__(name: str) -> Any:
+        """Import what needs torch on first use (PEP 562)."""
+        if name in _LAZY:
+            return getattr(import_module(f"mtp_verify.drafters.{_LAZY[name]}"), name)
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)

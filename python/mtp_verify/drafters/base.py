@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mtp_verify import Draft, Verdict
     from mtp_verify.constraints import Matcher
+    from mtp_verify.words import Law
 
 __all__ = ["Drafter", "Request", "check_drafter", "laws_of"]
 
@@ -117,6 +118,6 @@ def check_drafter(name: str, drafter: Any) -> None:
     check_instance(name, drafter, calls, "a drafter, such as mv.drafters.NGram()")
 
 
-def laws_of(drafter: Drafter | None) -> tuple[str, ...]:
+def laws_of(drafter: Drafter | None) -> tuple[Law, ...]:
     """The laws that a drafter says its drafts may have; none where it does not say."""
     return tuple(getattr(drafter, "laws", ()))

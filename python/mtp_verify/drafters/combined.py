@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mtp_verify import Draft, TokenTree, _core
 from mtp_verify.drafters.base import check_drafter, laws_of
 from mtp_verify.errors import ParamsError
 from mtp_verify.intake import as_count, as_list, check_word, shown
+from mtp_verify.words import Combination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify import Verdict
     from mtp_verify.drafters.base import Drafter, Request
+    from mtp_verify.words import Law
 
 __all__ = ["Combined"]
-
-_MODES = ("first", "merge")
 
 
 class Combined:
@@ -47,7 +47,11 @@ class Combined:
     """
 
     def __init__(
-        self, drafters: Sequence[Drafter], mode: str = "first", *, max_nodes: int | None = None
+        self,
+        drafters: Sequence[Drafter],
+        mode: Combination = "first",
+        *,
+        max_nodes: int | None = None,
     ) -> None:
         drafters = tuple(as_list("drafters", drafters))
         for index, drafter in enumerate(drafters):
@@ -55,7 +59,7 @@ class Combined:
         if len(drafters) < 2:
             msg = f"drafters: found {len(drafters)}, wanted two or more"
             raise ParamsError(msg, slug="bad_draft_settings")
-        check_word("mode", mode, _MODES)
+        check_word("mode", mode, get_args(Combination))
         if max_nodes is not None:
             max_nodes = as_count("max_nodes", max_nodes)
             if mode != "merge":
@@ -70,7 +74,7 @@ class Combined:
         if mode == "merge" and set(laws) - {"deterministic"}:
             msg = f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
             raise ParamsError(msg, slug="bad_draft_settings")
-        self.laws: tuple[str, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
+        self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters: tuple[Drafter, ...] = drafters
         self.mode = mode
         self.max_nodes = max_nodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedMod
 from mtp_verify.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.params import SamplingParams, as_params
 from mtp_verify.shape import Shape
+from mtp_verify.words import HeadLaw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from mtp_verify.heads.base import Head
 
 __all__ = ["Heads"]
-
-_SHAPED_LAWS = ("swor", "iid", "chain", "top_plus_one", "deterministic", "coupled")
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Heads:
         max_nodes: int | None = None,
         max_children: int = 8,
         shape: Shape | None = None,
-        law: str | None = None,
+        law: HeadLaw | None = None,
         min_path: float = 0.0,
     ) -> None:
         calls = ("new_state", "read", "step")
@@ -112,8 +111,10 @@ class Heads:
         if shape is not None and max_nodes is not None:
             msg = "shape and max_nodes are two ways to grow a tree; give one of them"
             raise ParamsError(msg, slug="bad_draft_settings")
-        if law is not None and (shape is None or law not in _SHAPED_LAWS):
-            msg = f"law {shown(law)} goes with a shape, and is one of: {', '.join(_SHAPED_LAWS)}"
+        if law is not None and (shape is None or law not in get_args(HeadLaw)):
+            msg = (
+                f"law {shown(law)} goes with a shape, and is one of: {', '.join(get_args(HeadLaw))}"
+            )
             raise ParamsError(msg, slug="bad_draft_settings")
         if min_path and shape is not None:
             msg = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
@@ -129,7 +130,7 @@ class Heads:
         self.params = None if params is None else as_params(params)
         self.max_nodes = max_nodes
         self.max_children = max_children
-        self.law = law or ("deterministic" if params is None else "swor")
+        self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
         # What the head has levels for, and by budget what a step has room for.
         self._shape: Shape | None = None

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mtp_verify.words import Rule
+
 __all__ = ["eagle_sample", "links_from_tree", "register", "tree_from_links", "verify_trees"]
 
 SWITCH = "MTP_VERIFY_SGLANG"
@@ -174,7 +176,7 @@ def verify_trees(
     seeds: Sequence[int],
     positions: Sequence[int],
     draft_probs: torch.Tensor | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
 ) -> None:
     """Verify one tree a request, on the tensors of the engine's own kernels (and their spelling).
 

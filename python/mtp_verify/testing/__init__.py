@@ -18,9 +18,6 @@ from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
 from mtp_verify.testing.logit_rows import draw_logits, recorded_logits
 from mtp_verify.testing.loops import loop_law
 
-if TYPE_CHECKING:
-    from mtp_verify.testing.table import BatchTableTarget, TableCache, TableTarget
-
 __all__ = [
     "BatchTableTarget",
     "JointLaw",
@@ -39,12 +36,17 @@ __all__ = [
     "strategies",
 ]
 
+# What needs torch or Hypothesis is loaded on first use; type checkers see it at once.
+if TYPE_CHECKING:
+    from mtp_verify.testing import mutants, strategies
+    from mtp_verify.testing.table import BatchTableTarget, TableCache, TableTarget
+else:
 
-def __getattr__(name: str) -> Any:
-    """Load what needs torch or Hypothesis on first use."""
-    if name in {"BatchTableTarget", "TableCache", "TableTarget"}:
-        return getattr(import_module("mtp_verify.testing.table"), name)
-    if name in {"mutants", "strategies"}:
-        return import_module(f"mtp_verify.testing.{name}")
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    def __getattr__(name: str) -> Any:
+        """Load what needs torch or Hypothesis on first use."""
+        if name in {"BatchTableTarget", "TableCache", "TableTarget"}:
+            return getattr(import_module("mtp_verify.testing.table"), name)
+        if name in {"mutants", "strategies"}:
+            return import_module(f"mtp_verify.testing.{name}")
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)

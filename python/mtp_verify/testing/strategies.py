@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams
 from mtp_verify.testing.logit_rows import KINDS, draw_logits
+from mtp_verify.words import Law
 
 try:
     from hypothesis import strategies as st
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["LAWS", "drafts", "logits", "params", "probabilities", "steps", "targets", "trees"]
 
 # Every law that a draft can declare.
-LAWS = (
-    "deterministic", "chain", "iid", "swor", "top_plus_one", "mixed", "coupled", "unknown",
-)  # fmt: skip
+LAWS: tuple[Law, ...] = get_args(Law)
 
 # Of softmax, where a strategy gives probabilities.
 _TEMPERATURES = st.sampled_from([1.0, 0.7, 1.5, 0.2, 0.05])
@@ -144,7 +143,7 @@ def targets(
 
 
 def drafts(
-    law: str | None = None, *, vocab: int = 4, max_nodes: int = 8, max_depth: int = 4
+    law: Law | None = None, *, vocab: int = 4, max_nodes: int = 8, max_depth: int = 4
 ) -> st.SearchStrategy[Draft]:
     """Drafts that a law can produce, with the rows that they were drawn from.
 
@@ -173,7 +172,7 @@ def drafts(
 
 
 def steps(
-    law: str | None = None,
+    law: Law | None = None,
     *,
     vocab: int = 4,
     max_nodes: int = 8,
@@ -250,7 +249,7 @@ class _Grower:
     """Fills a tree with tokens; children that a row has no token left for are left out."""
 
     def __init__(
-        self, draw: Callable[..., Any], law: str, vocab: int, kinds: tuple[str, ...]
+        self, draw: Callable[..., Any], law: Law, vocab: int, kinds: tuple[str, ...]
     ) -> None:
         self.draw, self.law, self.vocab, self.kinds = draw, law, vocab, kinds
         self.temperature = draw(_TEMPERATURES)

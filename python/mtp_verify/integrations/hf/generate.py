@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import StoppingCriteriaList, StopStringCriteria
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mtp_verify.generation import Stats
     from mtp_verify.lossy import Lossy
     from mtp_verify.planning import Planner
+    from mtp_verify.words import Rule
 
 __all__ = ["generate"]
 
@@ -43,12 +44,12 @@ def generate(
     inputs: Any = None,
     *,
     drafter: Drafter | None = None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     seed: int | None = None,
     stats: Stats | None = None,
     lossy: Lossy | None = None,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
-    planner: Planner | str | None = None,
+    planner: Planner | Literal["auto"] | None = None,
     **settings: Any,
 ) -> Any:
     """Generate with drafts: `model.generate` with `mv.hf.speculative`, and nothing lost on the way.

@@ -36,6 +36,8 @@ from mtp_verify.params import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mtp_verify.words import Rule
+
 __all__ = ["patch"]
 
 # Minor versions whose source was read: the signatures and the drafters' rows are those below.
@@ -57,7 +59,7 @@ _AS_GIVEN = SamplingParams()
 class _Active:
     """One entered `patch`."""
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: Rule) -> None:
         self.rule, self.stats = rule, Stats()
 
 
@@ -68,7 +70,7 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def patch(rule: str = "auto") -> Iterator[Stats]:
+def patch(rule: Rule = "auto") -> Iterator[Stats]:
     """Let `generate` of transformers accept drafts by our exact rule, inside a `with` block.
 
     Callers of `assistant_model=` and `use_mtp=` change nothing else; sampling only (greedy decoding

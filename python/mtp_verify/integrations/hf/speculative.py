@@ -7,7 +7,7 @@ name; none is ignored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import StaticCache
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mtp_verify.generation import Stats
     from mtp_verify.lossy import Lossy
     from mtp_verify.planning import Planner
+    from mtp_verify.words import Rule
 
 __all__ = ["speculative"]
 
@@ -42,14 +43,14 @@ _KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logit
 
 def speculative(
     drafter: Drafter | None,
-    rule: str = "auto",
+    rule: Rule = "auto",
     seed: int | None = None,
     streamer: Any | None = None,
     stats: Stats | None = None,
     lossy: Lossy | None = None,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
-    planner: Planner | str | None = None,
-    cache: str | Paged | None = None,
+    planner: Planner | Literal["auto"] | None = None,
+    cache: Literal["paged"] | Paged | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 

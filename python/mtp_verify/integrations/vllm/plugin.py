@@ -26,6 +26,8 @@ from mtp_verify.params import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.words import Rule
+
 __all__ = [
     "RULES",
     "SUPPORTED",
@@ -40,7 +42,7 @@ __all__ = [
 
 VARIABLE = "MTP_VERIFY_VLLM"
 # For drafts with probabilities; without them every rule samples from the target and compares.
-RULES = ("auto", "token", "block", "target_only")
+RULES: tuple[Rule, ...] = ("auto", "token", "block", "target_only")
 # Versions whose sampler was read and run with this module.
 SUPPORTED = ("0.32",)
 _PARAMETERS = ("self", "metadata", "draft_probs", "logits", "sampling_metadata")
@@ -61,12 +63,12 @@ def register() -> None:
     if wanted in {"", "0"}:
         return
     try:
-        install("auto" if wanted == "1" else wanted)
+        install("auto" if wanted == "1" else wanted)  # type: ignore[arg-type]
     except UnsupportedModelError as error:
         warnings.warn(f"{VARIABLE}={wanted}: {error}", RuntimeWarning, stacklevel=2)
 
 
-def install(rule: str = "auto") -> None:
+def install(rule: Rule = "auto") -> None:
     """Replace the rejection sampler of the vLLM in this process; a second call changes the rule.
 
     Args:
@@ -149,7 +151,7 @@ def forward(
     logits: torch.Tensor,
     sampling: Any,
     *,
-    rule: str = "auto",
+    rule: Rule = "auto",
 ) -> Any:
     """Verify one step: what `RejectionSampler.forward` does, with vLLM's own objects.
 
@@ -189,7 +191,7 @@ def forward(
 
 
 def _verify(
-    metadata: Any, draft_probs: torch.Tensor | None, rows: torch.Tensor, sampling: Any, rule: str
+    metadata: Any, draft_probs: torch.Tensor | None, rows: torch.Tensor, sampling: Any, rule: Rule
 ) -> list[Any]:
     """The tokens that each request emits."""
     drafted = metadata.draft_token_ids.tolist()
