@@ -89,6 +89,7 @@ lint: $(EXT) ## Check format, lints, types, stubs and the direction of imports
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m mypy.stubtest mtp_verify._core --mypy-config-file pyproject.toml
 	$(BIN)/lint-imports --no-logo
 

@@ -1,7 +1,7 @@
 """Type checkers see the types of all public names, and refuse what is misspelt.
 
-`make lint` holds `user_script.py` to `mypy --strict`; here it runs, its mistakes are counted, and
-what mypy makes of every public name and member is read.
+`make lint` holds `user_script.py` to strict mypy and pyright. Here it runs, `typos.py` is refused,
+and what mypy makes of every public name and member is read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ ANY = {
     "integrations.hf.generate",
     "integrations.hf.speculative",
 }
+
+# mypy takes seconds where `make lint` has just run, some more without its cache.
+pytestmark = pytest.mark.timeout(180)
 
 
 def members(kind: type) -> set[str]:

@@ -1,4 +1,4 @@
-"""What users write, held to `mypy --strict` by `make lint`: every type is the one that is stated.
+"""What users write, with its types: `make lint` holds it to strict mypy and pyright.
 
 tests/typing/test_types.py runs it too.
 """
