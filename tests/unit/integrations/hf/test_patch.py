@@ -279,8 +279,8 @@ def make(mode, folder, temperature=1.0):
 @pytest.mark.timeout(180)
 def test_the_assistant_of_gemma_4_is_exact_through_the_patch_alone(tmp_path):
     engine = make("gemma4", tmp_path)
-    assert certify(engine, length=2, min_tv=0.4).verdict == "biased"
-    found = certify(through_patch(engine), length=2, min_tv=0.3)
+    assert certify(engine, length=2, horizon=2, min_tv=0.4).verdict == "biased"
+    found = certify(through_patch(engine), length=2, horizon=2, min_tv=0.3)
     assert found.verdict == "pass"
     assert found.is_sound
 
