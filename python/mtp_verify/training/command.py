@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> Report:
             lines.show,
             start=args.start,
             load=None if is_tiny else partial(_load, folder, recipe.dtype),
+            began=began,
         )
         lines.clear()
     best, place = found["best"], str(args.out / "head")

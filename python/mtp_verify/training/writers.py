@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from dataclasses import dataclass
+from math import inf
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class Job:
         seed: of the draws.
         closing: if given, the prompts stop within a user's message; the target writes the rest of
             each, and these token ids follow.
+        deadline: of `time.monotonic()`: what is not written by then stays short.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Job:
     max_new_tokens: int
     seed: int
     closing: tuple[int, ...] = ()
+    deadline: float = inf
 
     def run(self, model: Any) -> None:
         """Write it.
@@ -65,7 +68,9 @@ class Job:
             return
         prompts = self.prompts
         if self.closing:
-            prompts = finish_messages(model, prompts, self.closing, self.seed + _MESSAGE_SEED)
+            prompts = finish_messages(
+                model, prompts, self.closing, self.seed + _MESSAGE_SEED, self.deadline
+            )
         texts = write_texts(
             model,
             prompts,
@@ -73,6 +78,7 @@ class Job:
             temperatures=self.temperatures,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
+            deadline=self.deadline,
         )
         write_shard(self.path, texts)
 
