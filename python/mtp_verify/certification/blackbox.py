@@ -146,7 +146,7 @@ def certify(
             decides between them. Take more for engines in bfloat16.
         seed: The first seed; later calls take seed + 1, seed + 2, ...
         max_samples: Most samples over all prompts; None means as many as needed.
-        max_seconds: Most time; None means no limit. It is looked at after each call of the engine.
+        max_seconds: Most time; None means no limit. It is looked at before each call of the engine.
         resume: A file that keeps the counts: an interrupted run goes on where it was.
         name: For the report.
         details: What else the report should say (versions, settings).
@@ -178,7 +178,7 @@ def certify(
         laws = [exact_law(tokens, prompt, length) for prompt in chosen]
         # Before sampling: it says early whether the engine can be called at all.
         progress.show("trying the engine out")
-        repeats, width = _try_out(subject, chosen[0], seed, length)
+        repeats, width, seconds = _try_out(subject, chosen[0], seed, length)
     horizon = min(width, _MOST_TOKENS) if horizon is None else horizon
     paths = PathTally(tokens, laws[0].vocab - tokens.may_end, horizon, tie)
     levels = stats.spend(alpha, _NUM_LOOKS)
@@ -188,6 +188,7 @@ def certify(
     tallies = [Tally(law) for law in laws]
     kept = ties if params.is_greedy else None
     run = Run(subject, chosen, tallies, paths, needed, seed, kept, progress)
+    run.call_seconds = seconds  # at least: the try-out draws fewer strings
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
     if resume is not None:
         identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
@@ -255,17 +256,24 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple(made)[:count]
 
 
-def _try_out(subject: Sampler, prompt: tuple[int, ...], seed: int, length: int) -> tuple[bool, int]:
+def _try_out(
+    subject: Sampler, prompt: tuple[int, ...], seed: int, length: int
+) -> tuple[bool, int, float]:
     """Call an engine twice.
 
     Returns:
-        Whether one seed gives the same strings twice, and how many tokens there are.
+        Whether one seed gives the same strings twice, how many tokens there are, and the seconds of
+        the second call.
     """
-    calls = [np.asarray(subject(prompt, 4, seed)) for _ in range(2)]
+    calls = []
+    for _ in range(2):
+        start = time.monotonic()
+        calls.append(np.asarray(subject(prompt, 4, seed)))
+        seconds = time.monotonic() - start
     for call in calls:
         check_call(call, 4, length)
     width = min(call.shape[1] for call in calls)
-    return bool(np.array_equal(calls[0][:, :width], calls[1][:, :width])), width
+    return bool(np.array_equal(calls[0][:, :width], calls[1][:, :width])), width, seconds
 
 
 def _controls(

@@ -77,6 +77,7 @@ class Run:
         # Some 16 rounds: enough for progress and looks, few enough for engines that batch.
         share = needed // (16 * NUM_CALLS * len(prompts))
         self.count = 2 * min(1024, max(_LEAST_ROWS // 2, share // 2))
+        self.call_seconds = 0.0  # of the last call, or as far as is known of the next
         self._num_rows = _LEAST_ROWS  # of a call of the next round, where time is limited
         self.path: Path | None = None
         self.identity: dict[str, Any] = {}
@@ -115,6 +116,7 @@ class Run:
             seconds = time.monotonic() - start
             if seconds < most / 2:
                 self._num_rows = min(2 * self._num_rows, self.count)
+                self.call_seconds *= self._num_rows / count
             elif seconds > most:
                 self._num_rows = max(self._num_rows // 4 * 2, _LEAST_ROWS)
             self._show(began, at_start)
@@ -124,17 +126,21 @@ class Run:
     def _draw(
         self, count: int, width: int, deadline: float
     ) -> list[list[NDArray[np.int64]]] | None:
-        """One round: the calls of each prompt; None if it would end behind the deadline."""
+        """One round: the calls of each prompt; None once it is known to end behind the deadline."""
         drawn = []
+        num_left = NUM_CALLS * len(self.prompts)
         for index in range(len(self.prompts)):
             # Seeds of its own: prompts that share noise would not count as several samples.
             seed = self.next_seed + index * NUM_CALLS
             calls = []
             for number in range(seed, seed + NUM_CALLS):
+                start = time.monotonic()
+                if start + num_left * self.call_seconds >= deadline:
+                    return None
                 calls.append(np.asarray(self.subject(self.prompts[index], count, number)))
                 check_call(calls[-1], count, width)
-                if time.monotonic() >= deadline:
-                    return None
+                self.call_seconds = time.monotonic() - start
+                num_left -= 1
             drawn.append(calls)
         return drawn
 
