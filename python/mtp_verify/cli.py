@@ -21,6 +21,7 @@ from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
 from mtp_verify.report import Report
 from mtp_verify.study import command as study_command
+from mtp_verify.terminal import Progress
 from mtp_verify.training import command as train_command
 from mtp_verify.view import command as view_command
 
@@ -262,9 +263,9 @@ def certify(args: argparse.Namespace) -> Report:
         raise UsageError(msg)
     if not args.subject_self:
         return engine_command.run(args)
-    if sys.stderr.isatty():
-        sys.stderr.write("enumerating every choice of every rule (about a minute) ...\n")
-    return proof.run()
+    with Progress() as progress:
+        progress.show("enumerating every choice of every rule (about a minute) ...")
+        return proof.run()
 
 
 def bench(args: argparse.Namespace) -> Report:
@@ -276,19 +277,25 @@ def bench(args: argparse.Namespace) -> Report:
 def inspect(args: argparse.Namespace) -> Report:
     """Look at a draft head; see `mtp_verify.heads.inspection`."""
     _tell_when_missing("torch", "transformers", extra="hf")
-    return head_commands.inspect(args)
+    with Progress() as progress:
+        progress.show("reading the checkpoint ...")
+        return head_commands.inspect(args)
 
 
 def reattach(args: argparse.Namespace) -> Report:
     """Put lost draft modules back; see `mtp_verify.heads.reattach`."""
     _tell_when_missing("torch", extra="torch")
-    return head_commands.reattach(args)
+    with Progress() as progress:
+        progress.show("writing the checkpoint ...")
+        return head_commands.reattach(args)
 
 
 def export(args: argparse.Namespace) -> Report:
     """Write a draft head in another layout; see `mtp_verify.heads.export`."""
     _tell_when_missing("torch", "transformers", extra="hf")
-    return head_commands.export(args)
+    with Progress() as progress:
+        progress.show("writing the head ...")
+        return head_commands.export(args)
 
 
 def train(args: argparse.Namespace) -> Report:

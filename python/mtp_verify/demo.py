@@ -160,57 +160,56 @@ def run(
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
     subject = subject_for(tiny=tiny)
     drafter = drafter or _default(subject)
-    progress = Progress((4 if drafter == "head" else 3) + 4 * len(PROMPTS))
-    progress.step("loading the model")
-    model = subject.load("bfloat16")
-    fuse(model)
-    progress.step("choosing the number of threads")
-    policy = threads.use_best(model)
-    draft = _make_drafter(drafter, subject, model)
-    planner = None
-    if drafter == "head":
-        progress.step("measuring what a forward costs")
-        planner = _planner(model)
+    with Progress((4 if drafter == "head" else 3) + 4 * len(PROMPTS)) as progress:
+        progress.step("loading the model")
+        model = subject.load("bfloat16")
+        fuse(model)
+        progress.step("choosing the number of threads")
+        policy = threads.use_best(model)
+        draft = _make_drafter(drafter, subject, model)
+        planner = None
+        if drafter == "head":
+            progress.step("measuring what a forward costs")
+            planner = _planner(model)
 
-    inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
-    races = []
-    for prompt, ids in zip(PROMPTS, inputs, strict=True):
-        progress.step(f"generating: {prompt.kind}")
-        progress.clear()
-        _show(prompt, subject, model, ids, draft, planner, length)
-        progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
-        races.append(
-            race(
-                model,
-                ids,
-                draft,
-                max_new_tokens=length,
-                params=_GREEDY,
-                planner=planner,
-                repeats=repeats,
+        inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
+        races = []
+        for prompt, ids in zip(PROMPTS, inputs, strict=True):
+            progress.step(f"generating: {prompt.kind}")
+            progress.clear()
+            _show(prompt, subject, model, ids, draft, planner, length)
+            progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
+            races.append(
+                race(
+                    model,
+                    ids,
+                    draft,
+                    max_new_tokens=length,
+                    params=_GREEDY,
+                    planner=planner,
+                    repeats=repeats,
+                )
             )
-        )
 
-    progress.step("loading the model in float32")
-    model = subject.load("float32")
-    draft = _make_drafter(drafter, subject, model)
-    found = []
-    for prompt, ids, raced in zip(PROMPTS, inputs, races, strict=True):
-        identity = {}
-        for name, params, rule in _COMPARISONS:
-            progress.step(f"comparing {name} outputs: {prompt.kind} (float32)")
-            identity[name] = identical(
-                model,
-                ids,
-                draft,
-                max_new_tokens=length,
-                params=params,
-                rule=rule,
-                planner=planner,
-                seed=seed,
-            )
-        found.append(_Found(prompt, int(ids.shape[1]), raced, identity))
-    progress.clear()
+        progress.step("loading the model in float32")
+        model = subject.load("float32")
+        draft = _make_drafter(drafter, subject, model)
+        found = []
+        for prompt, ids, raced in zip(PROMPTS, inputs, races, strict=True):
+            identity = {}
+            for name, params, rule in _COMPARISONS:
+                progress.step(f"comparing {name} outputs: {prompt.kind} (float32)")
+                identity[name] = identical(
+                    model,
+                    ids,
+                    draft,
+                    max_new_tokens=length,
+                    params=params,
+                    rule=rule,
+                    planner=planner,
+                    seed=seed,
+                )
+            found.append(_Found(prompt, int(ids.shape[1]), raced, identity))
     return _report(found, subject=subject, policy=policy, seed=seed, drafter=drafter)
 
 

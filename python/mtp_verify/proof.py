@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtp_verify import _core
 from mtp_verify.report import Report, Table
+from mtp_verify.worker import Worker
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 __all__ = ["run"]
 
@@ -44,11 +48,7 @@ _TRIALS = {
 def run() -> Report:
     """Enumerate every rule, every lie and, in a build that has them, every mutant."""
     start = time.perf_counter()
-    rows = _core.certify()
-    floats = _core.certify_floats()
-    draws = _core.certify_draws()
-    lies = _core.lies()
-    mutants = _core.mutants()
+    rows, floats, draws, lies, mutants = _tables()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
     beyond = [line for line in (*floats, *draws) if not line["holds"]]
@@ -86,6 +86,38 @@ def run() -> Report:
         data=data | {"mutants": tried, "mutant_groups": groups, "seconds": seconds},
         sections=sections,
         summary="\n".join([*summary, f"({seconds:.0f} s{note})"]),
+    )
+
+
+def _tables() -> tuple[Any, ...]:
+    """What `_enumerate` finds in another process: Ctrl-C ends that one, but not a call here.
+
+    The core does not look at signals before it has done its work.
+    """
+    worker = Worker(_send)
+    try:
+        found: tuple[Any, ...] = worker.receive()
+    finally:
+        worker.stop()
+    return found
+
+
+def _send(connection: Connection) -> None:
+    """Send what `_enumerate` finds, or why it failed."""
+    try:
+        connection.send(_enumerate())
+    except Exception as error:  # noqa: BLE001, whatever it is, the parent must say it
+        connection.send(error)
+
+
+def _enumerate() -> tuple[Any, ...]:
+    """The core's tables: rules, rows in floating point, draws, lies and mutants."""
+    return (
+        _core.certify(),
+        _core.certify_floats(),
+        _core.certify_draws(),
+        _core.lies(),
+        _core.mutants(),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ __all__ = ["Progress", "TokenPrinter", "has_colour"]
 _ACCEPTED = "\x1b[32m"  # green
 _PLAIN = "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
+_SECONDS_BETWEEN_LINES = 8.0  # where no terminal shows them: 10 at most, on a loaded machine too
 _UNFINISHED = "\ufffd"  # what decoders give for a character whose bytes are not all there
 
 
@@ -24,7 +27,13 @@ def has_colour(stream: TextIO) -> bool:
 
 
 class Progress:
-    """One line on stderr that is written over, if stderr is a terminal; silent otherwise.
+    """What a command is doing, on stderr: one line that is written over, if it is a terminal.
+
+    Elsewhere (a file, a pipe, a log) the latest line is written every 8 seconds, new or not, with
+    the time since the beginning: whoever waits sees that the command lives. What takes less time
+    writes nothing there.
+
+    Use it as a context: what happens at its end, whatever ends it, is `clear`.
 
     Args:
         total: Number of steps to come.
@@ -32,12 +41,20 @@ class Progress:
             about the same length.
     """
 
-    def __init__(self, total: int, *, shows_time_left: bool = False) -> None:
+    def __init__(self, total: int = 1, *, shows_time_left: bool = False) -> None:
         self._total = total
         self._done = 0
         self._is_shown = sys.stderr.isatty()
         self._shows_time_left = shows_time_left
         self._start = time.monotonic()
+        self._text = ""
+        self._ended: threading.Event | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
     def step(self, text: str) -> None:
         """Say that the next step, `text`, begins."""
@@ -47,9 +64,30 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Show a line of the caller's own making; no step is counted."""
+        self._text = text
         if self._is_shown:
             sys.stderr.write(f"{_CLEAR_LINE}{text}")
             sys.stderr.flush()
+        elif self._ended is None:
+            self._ended = threading.Event()
+            threading.Thread(target=self._repeat, args=(self._ended,), daemon=True).start()
+
+    def clear(self) -> None:
+        """Take the line away, so that other output can be written."""
+        if self._is_shown:
+            sys.stderr.write(_CLEAR_LINE)
+            sys.stderr.flush()
+        elif self._ended is not None:
+            self._ended.set()
+            self._ended = None
+
+    def _repeat(self, ended: threading.Event) -> None:
+        """Write the latest line again and again: a step may itself take minutes."""
+        while not ended.wait(_SECONDS_BETWEEN_LINES):
+            seconds = time.monotonic() - self._start
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                sys.stderr.write(f"{self._text} ({seconds:.0f} s so far)\n")
+                sys.stderr.flush()
 
     def _time_left(self) -> str:
         finished = self._done - 1
@@ -57,12 +95,6 @@ class Progress:
             return ""
         left = (time.monotonic() - self._start) / finished * (self._total - finished)
         return f"{left / 60:.0f} min left: " if left >= 90 else f"{left:.0f} s left: "
-
-    def clear(self) -> None:
-        """Take the line away, so that other output can be written."""
-        if self._is_shown:
-            sys.stderr.write(_CLEAR_LINE)
-            sys.stderr.flush()
 
 
 class TokenPrinter:

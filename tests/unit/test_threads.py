@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -48,14 +49,75 @@ def test_fastest_count_wins_unless_the_gain_is_noise(costs, best, clock):
     assert torch.get_num_threads() == before
 
 
-def test_use_best_sets_the_count(clock):
+@pytest.fixture
+def two_cores(clock, tmp_path, monkeypatch):
+    """A machine of two cores, of which the second is worth it, and an empty cache folder."""
+    monkeypatch.setenv("MTP_VERIFY_CACHE", str(tmp_path))
+    monkeypatch.setattr(threads, "num_cores", lambda: 2)
     clock.update({1: 1.0, 2: 0.5})
     before = torch.get_num_threads()
-    try:
-        assert threads.use_best(tiny_model("llama"), counts=[1, 2], rounds=1).best == 2
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    yield tmp_path / "costs"
+    torch.set_num_threads(before)
+
+
+def test_use_best_sets_the_count_and_measures_once(two_cores, monkeypatch):
+    model = tiny_model("llama")
+    first = threads.use_best(model)
+    assert first.best == torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    monkeypatch.setattr(threads, "measure", lambda *_, **__: pytest.fail("measured again"))
+    assert threads.use_best(model) == first
+    assert torch.get_num_threads() == 2
+
+
+def test_another_model_or_machine_is_measured_anew(two_cores, clock, monkeypatch):
+    threads.use_best(tiny_model("llama"))
+    clock.update({1: 0.1, 4: 1.0})
+    assert threads.use_best(tiny_model("llama").double()).best == 1
+    monkeypatch.setattr(threads, "num_cores", lambda: 4)
+    assert sorted(threads.use_best(tiny_model("llama")).milliseconds) == [1, 2, 4]
+    assert len(list(two_cores.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda seconds: seconds.pop("2"),
+        lambda seconds: seconds["1"].pop("8"),
+        lambda seconds: seconds["1"].update({"8": float("nan")}),
+        lambda seconds: seconds["1"].update({"8": -1.0}),
+        lambda seconds: seconds.update({"1": "text"}),
+    ],
+)
+def test_a_damaged_file_is_measured_again(two_cores, damage):
+    model = tiny_model("llama")
+    first = threads.use_best(model)
+    (file,) = two_cores.iterdir()
+    whole = file.read_text()
+    kept = json.loads(whole)
+    damage(kept["seconds"])
+    for text in (json.dumps(kept), whole[:-20], ""):
+        file.write_text(text)
+        assert threads.use_best(model) == first
+        assert json.loads(file.read_text()) == json.loads(whole)
+
+
+def test_measuring_ends_when_its_time_is_over(two_cores, clock, monkeypatch):
+    now = itertools.count(step=2)  # each turn takes two seconds of the three
+    monkeypatch.setattr(threads, "monotonic", lambda: float(next(now)))
+    clock.update({4: 0.1})
+    found = threads.measure(tiny_model("llama"), counts=[1, 2, 4])
+    assert sorted(found.milliseconds) == [1, 2]
+    assert found.best == 2
+
+
+def test_a_measurement_that_was_cut_short_is_used_but_not_kept(two_cores, monkeypatch):
+    now = itertools.count(step=60)
+    monkeypatch.setattr(threads, "monotonic", lambda: float(next(now)))
+    found = threads.use_best(tiny_model("llama"))
+    assert found.best == torch.get_num_threads() == 1
+    assert sorted(found.milliseconds) == [1]
+    assert not two_cores.exists()
 
 
 def test_default_counts_double_up_to_the_cores():

@@ -107,32 +107,34 @@ def run(args: argparse.Namespace) -> Report:
     from mtp_verify.terminal import Progress
 
     modes = list(dict.fromkeys(args.mode or _MODES))
-    subject = subject_for(folder=args.model, tiny=args.tiny)
-    model = subject.load(args.dtype)
-    head = None
-    if args.head is not None:
-        head = mv.heads.load(args.head, model)
-    elif subject.load_head is not None:
-        head = subject.load_head(model)
-    entrants = _entrants(args.drafter, has_head=head is not None)
-    fuse(model)
-    if head is not None:
-        fuse(head)
-    policy = threads.use_best(model)
-    progress = Progress(len(prompts) * len(modes) * (2 + len(entrants)), shows_time_left=True)
-    runs = list(
-        measure(
-            model,
-            [subject.encode(prompt.prompt) for prompt in prompts],
-            entrants,
-            modes,
-            max_new_tokens=args.max_new_tokens,
-            seed=args.seed,
-            head=head,
-            tell=lambda index, mode, name: progress.step(f"{prompts[index].id}: {name}, {mode}"),
+    with Progress() as progress:
+        progress.show("loading the model")
+        subject = subject_for(folder=args.model, tiny=args.tiny)
+        model = subject.load(args.dtype)
+        head = None
+        if args.head is not None:
+            head = mv.heads.load(args.head, model)
+        elif subject.load_head is not None:
+            head = subject.load_head(model)
+        entrants = _entrants(args.drafter, has_head=head is not None)
+        fuse(model)
+        if head is not None:
+            fuse(head)
+        policy = threads.use_best(model)
+    count = len(prompts) * len(modes) * (2 + len(entrants))
+    with Progress(count, shows_time_left=True) as progress:
+        runs = list(
+            measure(
+                model,
+                [subject.encode(prompt.prompt) for prompt in prompts],
+                entrants,
+                modes,
+                max_new_tokens=args.max_new_tokens,
+                seed=args.seed,
+                head=head,
+                tell=lambda at, mode, name: progress.step(f"{prompts[at].id}: {name}, {mode}"),
+            )
         )
-    )
-    progress.clear()
     figures = report.summarise(runs, prompts, entrants)
     data = {
         "model": subject.name,

@@ -17,6 +17,7 @@ from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, 
 from mtp_verify.certification.ties import Ties
 from mtp_verify.errors import ParamsError
 from mtp_verify.params import SamplingParams, as_params
+from mtp_verify.terminal import Progress
 from mtp_verify.testing.laws import JointLaw, TokenLaws, exact_law
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def certify(
             decides between them. Take more for engines in bfloat16.
         seed: The first seed; later calls take seed + 1, seed + 2, ...
         max_samples: Most samples over all prompts; None means as many as needed.
-        max_seconds: Most time; None means no limit.
+        max_seconds: Most time; None means no limit. It is looked at before each call of the engine.
         resume: A file that keeps the counts: an interrupted run goes on where it was.
         name: For the report.
         details: What else the report should say (versions, settings).
@@ -172,9 +173,12 @@ def certify(
     allowed = getattr(subject, "allowed", None) if allowed is None else allowed
     chosen = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
     tokens = TokenLaws(rows, params, eos=eos, allowed=allowed)
-    laws = [exact_law(tokens, prompt, length) for prompt in chosen]
-    # Before sampling: it says early whether the engine can be called at all.
-    repeats, width = _try_out(subject, chosen[0], seed, length)
+    with Progress() as progress:
+        progress.show("enumerating the exact law")
+        laws = [exact_law(tokens, prompt, length) for prompt in chosen]
+        # Before sampling: it says early whether the engine can be called at all.
+        progress.show("trying the engine out")
+        repeats, width, seconds = _try_out(subject, chosen[0], seed, length)
     horizon = min(width, _MOST_TOKENS) if horizon is None else horizon
     paths = PathTally(tokens, laws[0].vocab - tokens.may_end, horizon, tie)
     levels = stats.spend(alpha, _NUM_LOOKS)
@@ -182,7 +186,9 @@ def certify(
     declared = getattr(subject, "lossy", None)
     ties = Ties(tokens, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
     tallies = [Tally(law) for law in laws]
-    run = Run(subject, chosen, tallies, paths, needed, seed, ties if params.is_greedy else None)
+    kept = ties if params.is_greedy else None
+    run = Run(subject, chosen, tallies, paths, needed, seed, kept, progress)
+    run.call_seconds = seconds  # at least: the try-out draws fewer strings
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
     if resume is not None:
         identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
@@ -193,16 +199,17 @@ def certify(
     deadline = math.inf if max_seconds is None else started + max_seconds
     most = math.inf if max_samples is None else max_samples
     is_biased = False
-    for look, level in enumerate(levels):
-        goal = -(-needed // 2 ** (_NUM_LOOKS - 1 - look))
-        run.sample(min(goal, most), deadline)
-        found = checks(run.tallies, paths)
-        is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
-        # A sample that ends early takes the last look's level: looks already spent stay spent.
-        is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
-        if is_last or (is_biased and declared is None):
-            break
-    run.finish()
+    with progress:
+        for look, level in enumerate(levels):
+            goal = -(-needed // 2 ** (_NUM_LOOKS - 1 - look))
+            run.sample(min(goal, most), deadline)
+            found = checks(run.tallies, paths)
+            is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
+            # A sample that ends early takes the last look's level: looks already spent stay spent.
+            is_biased = min(c.adjusted for c in found) < (levels[-1] if is_last else level)
+            if is_last or (is_biased and declared is None):
+                break
+    run.save()
     verdict = "pass" if run.num_samples >= needed else "not enough data"
     if is_biased:
         verdict = "biased"
@@ -249,17 +256,24 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple(made)[:count]
 
 
-def _try_out(subject: Sampler, prompt: tuple[int, ...], seed: int, length: int) -> tuple[bool, int]:
+def _try_out(
+    subject: Sampler, prompt: tuple[int, ...], seed: int, length: int
+) -> tuple[bool, int, float]:
     """Call an engine twice.
 
     Returns:
-        Whether one seed gives the same strings twice, and how many tokens there are.
+        Whether one seed gives the same strings twice, how many tokens there are, and the seconds of
+        the second call.
     """
-    calls = [np.asarray(subject(prompt, 4, seed)) for _ in range(2)]
+    calls = []
+    for _ in range(2):
+        start = time.monotonic()
+        calls.append(np.asarray(subject(prompt, 4, seed)))
+        seconds = time.monotonic() - start
     for call in calls:
         check_call(call, 4, length)
     width = min(call.shape[1] for call in calls)
-    return bool(np.array_equal(calls[0][:, :width], calls[1][:, :width])), width
+    return bool(np.array_equal(calls[0][:, :width], calls[1][:, :width])), width, seconds
 
 
 def _controls(

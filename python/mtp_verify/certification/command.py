@@ -7,7 +7,9 @@ import sys
 import tempfile
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
@@ -16,6 +18,7 @@ from mtp_verify.certification.plans import Plan, plans_of
 from mtp_verify.certification.settings import CACHES, GRAMMARS
 from mtp_verify.certification.whitebox import transformers_accept
 from mtp_verify.errors import ParamsError
+from mtp_verify.terminal import Progress
 
 if TYPE_CHECKING:
     import argparse
@@ -82,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="run again what a --json report calls biased, with its seeds (or from --seed on)",
     )
-    parser.add_argument("--max-seconds", type=float, default=None, help="for each mode")
+    parser.add_argument("--max-seconds", type=float, default=None, help="for all modes together")
     parser.add_argument(
         "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
     )
@@ -105,7 +108,12 @@ def run(args: argparse.Namespace) -> Report:
         given = {field.name: getattr(args, field.name) for field in fields(Plan)} | {"seed": seed}
         modes = args.mode or engines.default_modes(args.engine)
         plans = [Plan(**(given | {"mode": mode})) for mode in modes]
-    found = [_certify(plan, args.resume, args.max_seconds) for plan in plans]
+    end = inf if args.max_seconds is None else monotonic() + args.max_seconds
+    found = []
+    for index, plan in enumerate(plans):
+        # What a mode leaves over is shared out among those that follow.
+        share = max(0.0, end - monotonic()) / (len(plans) - index)
+        found.append(_certify(plan, args.resume, share))
     made = report(found)
     if args.html is not None:
         args.html.write_text(made.to_html(), encoding="utf-8")
@@ -113,18 +121,25 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _accept(args: argparse.Namespace) -> Report:
-    if args.html is not None or args.mode:
-        message = "--accept: --html and --mode belong to --engine; leave them out"
+    given = (args.html, args.mode, args.max_seconds, args.resume)
+    if any(value is not None for value in given):
+        message = (
+            "--accept: --html, --mode, --max-seconds and --resume belong to --engine; leave them "
+            "out"
+        )
         raise ParamsError(message, slug="bad_options")
-    if args.accept == "transformers":
-        engines.need("torch", "transformers", extra="hf")
-        return accept_report(certify_accept(transformers_accept(), name="transformers"))
-    with _here_first():
-        function = engines.load_function(args.accept)
-    return accept_report(certify_accept(function, name=args.accept))
+    with Progress() as progress:
+        progress.show(f"certifying {args.accept}")
+        if args.accept == "transformers":
+            engines.need("torch", "transformers", extra="hf")
+            return accept_report(certify_accept(transformers_accept(), name="transformers"))
+        with _here_first():
+            function = engines.load_function(args.accept)
+        return accept_report(certify_accept(function, name=args.accept))
 
 
-def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Certificate:
+def _certify(plan: Plan, resume: Path | None, max_seconds: float) -> Certificate:
+    end = monotonic() + max_seconds
     params = plan.params()
     with tempfile.TemporaryDirectory() as folder, _here_first():
         options: dict[str, Any] = {"params": params, "folder": Path(folder)}
@@ -150,7 +165,7 @@ def _certify(plan: Plan, resume: Path | None, max_seconds: float | None) -> Cert
             alpha=plan.alpha,
             tie=plan.tie,
             seed=plan.seed,
-            max_seconds=max_seconds,
+            max_seconds=max(0.0, end - monotonic()),
             resume=counts,
             name=name,
             details={"versions": _versions(), "params": str(params), "settings": asdict(plan)},

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.paths import PathTally
     from mtp_verify.certification.tally import Tally
     from mtp_verify.certification.ties import Ties
+    from mtp_verify.terminal import Progress
 
 __all__ = ["Run", "Sampler", "check_call"]
 
@@ -30,6 +31,8 @@ Sampler = Callable[[Sequence[int], int, int], Any]
 _SAVE_SECONDS = 5.0
 # Rows of a call: so that noise that rows share shows, and engines that batch do batch.
 _LEAST_ROWS = 16
+# Most of the time that there is, for one round: what is under way when it is over is lost.
+_ROUND_SHARE = 0.1
 
 
 def check_call(call: NDArray[np.int64], count: int, width: int) -> None:
@@ -65,7 +68,8 @@ class Run:
         paths: PathTally,
         needed: int,
         seed: int,
-        ties: Ties | None = None,
+        ties: Ties | None,
+        progress: Progress,
     ) -> None:
         self.subject, self.prompts, self.tallies, self.paths = subject, prompts, tallies, paths
         self.ties = ties
@@ -73,10 +77,12 @@ class Run:
         # Some 16 rounds: enough for progress and looks, few enough for engines that batch.
         share = needed // (16 * NUM_CALLS * len(prompts))
         self.count = 2 * min(1024, max(_LEAST_ROWS // 2, share // 2))
+        self.call_seconds = 0.0  # of the last call, or as far as is known of the next
+        self._num_rows = _LEAST_ROWS  # of a call of the next round, where time is limited
         self.path: Path | None = None
         self.identity: dict[str, Any] = {}
         self.saved = time.monotonic()
-        self.is_shown = sys.stderr.isatty()
+        self._progress = progress
 
     @property
     def num_samples(self) -> int:
@@ -84,36 +90,65 @@ class Run:
         return sum(tally.num_samples for tally in self.tallies)
 
     def sample(self, goal: float, deadline: float) -> None:
-        """Draw until there are `goal` samples or the time is over; whole rounds only."""
+        """Draw until there are `goal` samples or the time is over; whole rounds only.
+
+        Prompts need equally many samples, and a round that the deadline meets is not counted: that
+        depends on the clock, never on what was drawn. Where there is a deadline, rounds begin small
+        and grow while they take a small share of the time.
+        """
         began, at_start = time.monotonic(), self.num_samples
+        self._progress.show(f"{at_start:,} of {self.needed:,} samples")
         width = max(self.tallies[0].law.length, self.paths.horizon)
+        most = _ROUND_SHARE * (deadline - began)
         while self.num_samples < goal and time.monotonic() < deadline:
-            for prompt, tally in zip(self.prompts, self.tallies, strict=True):
-                # Seeds of its own: prompts that share noise would not count as several samples.
-                calls = [
-                    np.asarray(self.subject(prompt, self.count, self.next_seed + i))
-                    for i in range(NUM_CALLS)
-                ]
-                for call in calls:
-                    check_call(call, self.count, width)
+            start = time.monotonic()
+            count = self.count if deadline == inf else min(self.count, self._num_rows)
+            drawn = self._draw(count, width, deadline)
+            if drawn is None:
+                return
+            for prompt, tally, calls in zip(self.prompts, self.tallies, drawn, strict=True):
                 self.paths.add(prompt, calls, self.next_seed)
                 if self.ties is not None:
                     calls = [self.ties.resolve(prompt, call) for call in calls]
                 for pair in range(0, NUM_CALLS, 2):
                     tally.add(*calls[pair : pair + 2])
                 self.next_seed += NUM_CALLS
+            seconds = time.monotonic() - start
+            if seconds < most / 2:
+                self._num_rows = min(2 * self._num_rows, self.count)
+                self.call_seconds *= self._num_rows / count
+            elif seconds > most:
+                self._num_rows = max(self._num_rows // 4 * 2, _LEAST_ROWS)
             self._show(began, at_start)
             if time.monotonic() - self.saved > _SAVE_SECONDS:
                 self.save()
 
+    def _draw(
+        self, count: int, width: int, deadline: float
+    ) -> list[list[NDArray[np.int64]]] | None:
+        """One round: the calls of each prompt; None once it is known to end behind the deadline."""
+        drawn = []
+        num_left = NUM_CALLS * len(self.prompts)
+        for index in range(len(self.prompts)):
+            # Seeds of its own: prompts that share noise would not count as several samples.
+            seed = self.next_seed + index * NUM_CALLS
+            calls = []
+            for number in range(seed, seed + NUM_CALLS):
+                start = time.monotonic()
+                if start + num_left * self.call_seconds >= deadline:
+                    return None
+                calls.append(np.asarray(self.subject(self.prompts[index], count, number)))
+                check_call(calls[-1], count, width)
+                self.call_seconds = time.monotonic() - start
+                num_left -= 1
+            drawn.append(calls)
+        return drawn
+
     def _show(self, began: float, at_start: int) -> None:
-        if not self.is_shown:
-            return
         done = self.num_samples
         rate = (done - at_start) / max(1e-9, time.monotonic() - began)
         left = max(0.0, self.needed - done) / max(1e-9, rate)
-        sys.stderr.write(f"\r\x1b[K{done:,} of {self.needed:,} samples, {left:.0f} s left")
-        sys.stderr.flush()
+        self._progress.show(f"{done:,} of {self.needed:,} samples, {left:.0f} s left")
 
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         """Go on from a file, if there is one.
@@ -166,10 +201,3 @@ class Run:
         draft = self.path.with_suffix(self.path.suffix + ".part")
         draft.write_text(json.dumps(state))
         draft.replace(self.path)
-
-    def finish(self) -> None:
-        """Keep the counts and take the progress line away."""
-        self.save()
-        if self.is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

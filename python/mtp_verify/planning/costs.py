@@ -121,9 +121,11 @@ class MeasuredCosts:
 
     def forward(self, width: int, batch: int = 1) -> float:
         """See `Costs.forward`; times what is not known yet, for the next power of two requests."""
+        import torch
+
         row = 1 << (batch - 1).bit_length()
         if self._costs is None:
-            self._key = store.key_of(self._target)
+            self._key = store.key_of(self._target, threads=torch.get_num_threads())
             known = {} if self._key is None else store.load(self._key)
             self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
             if not known:

@@ -1,4 +1,7 @@
-"""Measured costs on disk: one small JSON file for each model, device and version."""
+"""Measured times of forwards on disk: one small JSON file for each model, device and version.
+
+What a forward costs, and what it costs at several thread counts, are kept in the same form.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,13 @@ __all__ = ["key_of", "load", "path_of", "save"]
 _FORMAT = 2
 
 
-def key_of(target: Target) -> dict[str, Any] | None:
-    """Return all that the costs of a target depend on; None if its identity is not known."""
+def key_of(target: Target, **more: Any) -> dict[str, Any] | None:
+    """Return all that measured times of a target depend on; None if its identity is not known.
+
+    Args:
+        target: what is timed.
+        more: what else these times depend on, as JSON.
+    """
     import torch
 
     from mtp_verify.fused import fused_model
@@ -45,13 +53,13 @@ def key_of(target: Target) -> dict[str, Any] | None:
         "torch": str(torch.__version__),
         "transformers": importlib.metadata.version("transformers"),
         "device": torch.cuda.get_device_name(weights.device) if on_gpu else _processor(),
-        "threads": torch.get_num_threads(),
         "model": hashlib.sha256(settings.encode()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(weights.dtype),
         "is_prepacked": is_prepacked(model),
         "is_fused": fused_model(model) is not None,
         "attention": str(getattr(config, "_attn_implementation", "")),
+        **more,
     }
 
 
@@ -62,14 +70,14 @@ def path_of(key: Mapping[str, Any]) -> Path:
 
 
 def load(key: Mapping[str, Any]) -> dict[int, dict[int, float]]:
-    """Return the costs of a key by batch and width; none if there is no usable file."""
+    """Return the times of a key, as `save` took them; none if there is no usable file."""
     try:
         found = json.loads(path_of(key).read_text())
         if found["key"] != key:
             return {}
         return {
-            int(batch): {int(width): float(value) for width, value in row.items()}
-            for batch, row in found["seconds"].items()
+            int(count): {int(width): float(value) for width, value in row.items()}
+            for count, row in found["seconds"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Missing, damaged or somebody else's: it is measured again.
@@ -77,7 +85,7 @@ def load(key: Mapping[str, Any]) -> dict[int, dict[int, float]]:
 
 
 def save(key: Mapping[str, Any], seconds: Mapping[int, Mapping[int, float]]) -> None:
-    """Write the costs of a key; warns if that cannot be done.
+    """Write the times of a key, by batch (or threads) and width; warns if that cannot be done.
 
     The file appears in one rename: a reader never sees half of it.
     """
@@ -90,7 +98,7 @@ def save(key: Mapping[str, Any], seconds: Mapping[int, Mapping[int, float]]) -> 
         Path(scratch).replace(path)
     except OSError as error:
         warnings.warn(
-            f"{path.parent} cannot be written ({error}): the costs of a forward will be measured "
+            f"{path.parent} cannot be written ({error}): the times of a forward will be measured "
             "again; MTP_VERIFY_CACHE names another folder",
             stacklevel=2,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.report import Report
+from mtp_verify.terminal import Progress
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +61,10 @@ def run(args: argparse.Namespace) -> Report:
     sections: list[Table | str] = []
     for name in names:
         began = time.monotonic()
-        found: Finding = import_module(f"mtp_verify.study.{STUDIES[name]}").run(quick=args.quick)
+        with Progress() as progress:
+            progress.show(f"study {name}")
+            study = import_module(f"mtp_verify.study.{STUDIES[name]}")
+            found: Finding = study.run(quick=args.quick)
         data[name] = {
             "claim": found.claim,
             "rule": found.rule,

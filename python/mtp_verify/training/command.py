@@ -127,22 +127,22 @@ def run(args: argparse.Namespace) -> Report:
     limits |= {name: value for name, value in given.items() if value is not None}
     budget = stages.Budget(**limits)
     began = time.monotonic()
-    with _processes():
+    with _processes(), Progress() as lines:
+        lines.show("loading the model")
         folder = None if args.model in ("tiny", "smollm2") else args.model
         subject = subject_for(folder=folder, tiny=is_tiny)
         model = subject.load(recipe.dtype)
-        lines = Progress(1)
         _, found = stages.train(
             model,
             subject.encode,
             recipe,
             budget,
             args.out,
-            lines.show,
+            tell=lines.show,
             start=args.start,
             load=None if is_tiny else partial(_load, folder, recipe.dtype),
+            began=began,
         )
-        lines.clear()
     best, place = found["best"], str(args.out / "head")
     data = {
         "model": subject.name,

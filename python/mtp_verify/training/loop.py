@@ -12,7 +12,7 @@ the losses are those of one process, to rounding.
 from __future__ import annotations
 
 import math
-import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +103,7 @@ class Trainer:
         self._save_every = save_every
         self._record = dict(record or {})
         self._places = places_of(head)
+        self.measuring = 0.0  # seconds of the last measurement
         self._modules: dict[str, nn.Module] = {"head": head}
         # Rows of an embedding, and of an output head tied to it, are no matrix's directions.
         tables = {id(m.weight) for m in head.modules() if isinstance(m, nn.Embedding)}
@@ -158,11 +159,15 @@ class Trainer:
         late = [point for point in self.curve if point["step"] > self.best["step"]]
         return self.step >= self.steps or len(late) >= self.recipe.patience
 
-    def run(self, tell: Callable[[str], None] | None = None) -> dict[str, Any]:
-        """Train until the steps are done or acceptance stops to rise.
+    def run(
+        self, tell: Callable[[str], None] | None = None, *, deadline: float = math.inf
+    ) -> dict[str, Any]:
+        """Train until the steps are done, acceptance stops to rise or the time is over.
 
         Args:
             tell: called with a line after each step.
+            deadline: of `time.monotonic()`: no step begins that would not end before it, with a
+                measurement of the head; but for one step, so that there is a head.
 
         Returns:
             The measurement of the best head, which is in the folder.
@@ -171,20 +176,39 @@ class Trainer:
             NumericsError: a loss that is not a number; the best head and the last state stay.
             OSError: the disk is full or cannot be written.
         """
-        began, first = time.monotonic(), self.step
+        began, first, last = monotonic(), self.step, 0.0
         self._folder.mkdir(parents=True, exist_ok=True)
+        loss = math.nan
         while not self.is_finished:
+            must_go_on = self.step == first and not self.curve
+            ends = monotonic() + last + self.measuring
+            if self._agree(is_late=ends >= deadline) and not must_go_on:
+                break
+            start = monotonic()
             loss = self.take_step()
+            last = monotonic() - start
             if tell is not None:
-                pace = (time.monotonic() - began) / (self.step - first)
-                left = pace * (self.steps - self.step) / 60
+                pace = (monotonic() - began) / (self.step - first)
+                left = min(pace * (self.steps - self.step), deadline - monotonic()) / 60
                 tau = f", tau {self.curve[-1]['tau']:.2f}" if self.curve else ""
                 tell(f"step {self.step} of {self.steps}, loss {loss:.3f}{tau}, {left:.0f} min left")
             if self.step % self.recipe.evaluate_every == 0 or self.step == self.steps:
                 self._keep_if_best(loss)
             if self.step % self._save_every == 0 or self.is_finished:
                 self._save()
+        if not self.is_finished and self.step > first:  # the time was over
+            if not self.curve or self.curve[-1]["step"] < self.step:
+                self._keep_if_best(loss)
+            self._save()
         return self.best
+
+    def _agree(self, *, is_late: bool) -> bool:
+        """The first process's answer: all must do the same steps."""
+        if self._world == 1:
+            return is_late
+        answer = torch.tensor([float(is_late)])
+        distributed.broadcast(answer, 0)
+        return bool(answer)
 
     def take_step(self) -> float:
         """Do one optimizer step.
@@ -312,8 +336,11 @@ class Trainer:
 
     def measure(self) -> Acceptance:
         """Acceptance on the held-out text."""
+        start = monotonic()
         with self._products():
-            return measure_acceptance(self.head, self._texts, self._places, _CHAIN)
+            found = measure_acceptance(self.head, self._texts, self._places, _CHAIN)
+        self.measuring = monotonic() - start
+        return found
 
     def _keep_if_best(self, loss: float) -> None:
         found = self.measure()

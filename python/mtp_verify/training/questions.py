@@ -10,10 +10,12 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.decode import Decoder
 from mtp_verify.params import SamplingParams
+from mtp_verify.training.deadlines import criteria
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +55,11 @@ def frame_of(encode: Callable[[str], list[int]]) -> Frame | None:
 
 
 def finish_messages(
-    model: Any, openings: Sequence[Sequence[int]], closing: Sequence[int], seed: int
+    model: Any,
+    openings: Sequence[Sequence[int]],
+    closing: Sequence[int],
+    seed: int,
+    deadline: float = inf,
 ) -> list[list[int]]:
     """Let the target write the rest of messages.
 
@@ -62,6 +68,7 @@ def finish_messages(
         openings: token ids of each, up to where it goes on.
         closing: what then follows; the target ends a message with the first of them.
         seed: of the draws.
+        deadline: of `time.monotonic()`: the messages end there, as `writing.write_texts`.
 
     Returns:
         The prompts, ready to be answered.
@@ -69,7 +76,10 @@ def finish_messages(
     params = SamplingParams(temperature=_TEMPERATURE, stop_ids=[closing[0]])
     decoder = Decoder(model, params=params, max_batch=len(openings))
     written = decoder.generate(
-        [list(opening) for opening in openings], max_new_tokens=_LONGEST, seed=seed
+        [list(opening) for opening in openings],
+        max_new_tokens=_LONGEST,
+        seed=seed,
+        stopping_criteria=criteria(openings, deadline),
     )
     ends = {closing[0], *decoder.target.eos_ids}
     return [

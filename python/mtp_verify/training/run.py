@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
-import time
+import warnings
 from dataclasses import dataclass
+from math import inf
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +39,9 @@ __all__ = ["Budget", "train"]
 _TEMPERATURES = (0.0, 0.8, 0.0, 1.0)  # what drafts are asked for: greedy text, and sampled
 _HELD_OUT_SEED = 1 << 20
 _WARM_UP, _PROBES = 2, 7  # untimed and timed steps of each kind: how many steps there is time for
+_PLANNED = 0.95  # of the time that is left: planned steps should not end with the last second
+_OVERTIME = 1.1  # planned steps that take longer than their try-out may still end
+_PROBE_SHARE = 0.1  # most of the time that is left, for the steps of each kind
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,12 @@ class Budget:
     """How much a run may take.
 
     Attributes:
-        minutes: of wall time for everything, or None: `tokens` and `epochs` alone decide.
+        minutes: of wall time for everything, or None: `tokens` and `epochs` alone decide. What is
+            under way then ends early: texts, the try-out of steps and, after a tenth more, the
+            planned steps.
         tokens: most rows of training text.
         epochs: most passes over it.
-        text_share: share of the minutes that the text may take.
+        text_share: share of the minutes after which no further text is begun.
         answer: most tokens of an answer.
         together: answers that are written at the same time, one shard.
         held_out: prompts that measure acceptance.
@@ -75,6 +82,7 @@ def train(
     *,
     start: Path | None = None,
     load: Callable[[], Any] | None = None,
+    began: float | None = None,
 ) -> tuple[Head, dict[str, Any]]:
     """Write text with the target and train a head on it; call again to go on after a kill.
 
@@ -89,6 +97,7 @@ def train(
             where the run starts.
         load: how further processes get the target, to write text side by side; None: this process
             writes alone.
+        began: when the budget's minutes began, of `time.monotonic()`; None: now.
 
     Returns:
         The head after its last step, and the measurement of the best one, in `folder/head`.
@@ -96,8 +105,12 @@ def train(
     Raises:
         ParamsError: the folder holds a run of another recipe, or `start` is of another form.
         OSError, NumericsError: as `Trainer.run` and `write_shards`.
+
+    Warns:
+        UserWarning: the minutes were over before all steps were done, before each text had been
+            used once, or while the text was written.
     """
-    began = time.monotonic()
+    began = monotonic() if began is None else began
     folder.mkdir(parents=True, exist_ok=True)
     plan = _read_plan(folder, recipe)
     spec = spec_of(recipe, model.config)
@@ -125,9 +138,12 @@ def train(
             max_new_tokens=budget.answer,
             seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
             closing=closing,
+            deadline=late if is_held_out else (late + end) / 2,
         )  # fmt: skip
 
-    limit = None if budget.minutes is None else budget.minutes * 60
+    limit = inf if budget.minutes is None else budget.minutes * 60
+    end, late = began + limit, began + budget.text_share * limit
+    is_cut = False
     shared = distributed.is_available() and distributed.is_initialized()
     if plan.get("shards") is None and not (shared and distributed.get_rank()):
         count = index = 0
@@ -137,17 +153,16 @@ def train(
             found = job("held-out", 0)
             while found is not None:
                 yield found
-                spent = time.monotonic() - began
-                is_late = limit is not None and spent > budget.text_share * limit
-                if count >= budget.tokens or (is_late and index > 0):
+                if index > 0 and (count >= budget.tokens or monotonic() > late):
                     return
                 found = job("text", index)
                 index += found is not None
 
         for done in write_shards(model, jobs(), load, torch.get_num_threads()):
+            is_cut |= monotonic() >= done.deadline
             if done.path.parent.name == "text":
                 count += sum(Shards([done.path]).lengths)
-            spent = (time.monotonic() - began) / 60
+            spent = (monotonic() - began) / 60
             tell(f"text: {count} of {budget.tokens} tokens, {spent:.1f} min")
         plan["shards"] = index
         _write_plan(folder, plan)
@@ -170,42 +185,68 @@ def train(
 
     if plan.get("steps") is None:
         most = round(budget.epochs * trainer(1, head, folder / "probe").batches_per_epoch)
-        if limit is not None:
-            left = limit - (time.monotonic() - began)
-            cost = _cost_of_a_step(head, recipe, lambda h: trainer(1, h, folder / "probe"))
-            most = min(most, round(left / cost))
+        if limit < inf:
+            tell("timing a step")
+            cost, plan["measuring"] = _cost_of_a_step(
+                head, recipe, lambda h: trainer(1, h, folder / "probe"), end
+            )
+            most = min(most, round(_PLANNED * (end - monotonic()) / cost))
         steps = torch.tensor([max(most, 1)])
         if shared:
             distributed.broadcast(steps, 0)
         plan["steps"] = int(steps)
         _write_plan(folder, plan)
     running = trainer(plan["steps"], head, folder)
-    best = running.run(tell)
+    running.measuring = plan.get("measuring", 0.0)
+    best = running.run(tell, deadline=began + _OVERTIME * limit)
+    if not shared or not distributed.get_rank():
+        _warn_if_short(running, budget, sum(shards.lengths), is_cut=is_cut)
     return head, {"best": best, "curve": running.curve, "plan": plan}
 
 
-def _cost_of_a_step(head: Head, recipe: Recipe, make: Callable[[Head], Trainer]) -> float:
-    """Seconds of a mean step, measurements included, from a few steps of both stages on a copy.
+def _warn_if_short(running: Trainer, budget: Budget, tokens: int, *, is_cut: bool) -> None:
+    """Say how much of a run there was time for, where that is less than what was asked for."""
+    passes = running.step / running.batches_per_epoch
+    is_short = not running.is_finished or passes < min(1.0, budget.epochs)
+    if budget.minutes is None or not (is_short or is_cut):
+        return
+    cut = ", whose texts were cut short," if is_cut else ""
+    warnings.warn(
+        f"{budget.minutes:g} minutes were enough for {tokens} tokens of text{cut} and for "
+        f"{running.step} of {running.steps} planned steps, {passes:.2g} passes over that text: "
+        "the head may be weak; give more minutes, or fewer tokens",
+        stacklevel=3,
+    )
 
-    Medians: the machine's load, and pages touched for the first time, are no part of it.
+
+def _cost_of_a_step(
+    head: Head, recipe: Recipe, make: Callable[[Head], Trainer], end: float
+) -> tuple[float, float]:
+    """Seconds of a mean step, measurements included, and of a measurement; steps of both stages.
+
+    Medians, of a few steps on a copy: the machine's load, and pages touched for the first time,
+    are no part of it. Where steps are slow, fewer are timed: one of each stage at least.
     """
 
     def seconds(share: float) -> float:
+        enough = monotonic() + _PROBE_SHARE * (end - monotonic())
         probe = make(copy.deepcopy(head))
         probe.recipe = recipe.replace(plain_share=share)
         probe.steps = 1 << 30
         times = []
         for _ in range(_WARM_UP + _PROBES):
-            start = time.monotonic()
+            start = monotonic()
             probe.take_step()
-            times.append(time.monotonic() - start)
-        return median(times[_WARM_UP:])
+            times.append(monotonic() - start)
+            if monotonic() >= enough:
+                break
+        return median(times[_WARM_UP:] or times[-1:])
 
     share = recipe.plain_share
     step = share * seconds(1.0) + (1 - share) * seconds(0.0)
-    start = time.monotonic()
-    make(head).measure()
-    return step + (time.monotonic() - start) / recipe.evaluate_every
+    probe = make(head)
+    probe.measure()
+    return step + probe.measuring / recipe.evaluate_every, probe.measuring
 
 
 def _read_plan(folder: Path, recipe: Recipe) -> dict[str, Any]:

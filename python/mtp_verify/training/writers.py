@@ -7,9 +7,8 @@ as one process of two threads, on two cores.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from dataclasses import dataclass
+from math import inf
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from mtp_verify.fused import fuse
 from mtp_verify.training.questions import finish_messages
 from mtp_verify.training.shards import write_shard
 from mtp_verify.training.writing import write_texts
+from mtp_verify.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +45,7 @@ class Job:
         seed: of the draws.
         closing: if given, the prompts stop within a user's message; the target writes the rest of
             each, and these token ids follow.
+        deadline: of `time.monotonic()`: what is not written by then stays short.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Job:
     max_new_tokens: int
     seed: int
     closing: tuple[int, ...] = ()
+    deadline: float = inf
 
     def run(self, model: Any) -> None:
         """Write it.
@@ -65,7 +67,9 @@ class Job:
             return
         prompts = self.prompts
         if self.closing:
-            prompts = finish_messages(model, prompts, self.closing, self.seed + _MESSAGE_SEED)
+            prompts = finish_messages(
+                model, prompts, self.closing, self.seed + _MESSAGE_SEED, self.deadline
+            )
         texts = write_texts(
             model,
             prompts,
@@ -73,6 +77,7 @@ class Job:
             temperatures=self.temperatures,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
+            deadline=self.deadline,
         )
         write_shard(self.path, texts)
 
@@ -99,9 +104,10 @@ def write_shards(
             job.run(model)
             yield job
         return
-    crew = [_Writer(load, threads // _PROCESSES) for _ in range(_PROCESSES)]
-    busy: dict[_Writer, Job] = {}
+    crew: list[Worker] = []
+    busy: dict[Worker, Job] = {}
     try:
+        crew.extend(Worker(_serve, load, threads // _PROCESSES) for _ in range(_PROCESSES))
         todo = iter(jobs)
         while True:
             for writer in crew:
@@ -112,43 +118,15 @@ def write_shards(
                 return
             ready = wait([writer.connection for writer in busy])
             for writer in [writer for writer in busy if writer.connection in ready]:
-                writer.check()
+                writer.receive()  # nothing, or why it failed
                 yield busy.pop(writer)
     finally:
         for writer in crew:
             writer.stop()
 
 
-class _Writer:
-    """A process that holds the target and writes what it is sent."""
-
-    def __init__(self, load: Callable[[], Any], threads: int) -> None:
-        # Not forked: the threads of torch do not live through that.
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(load, other, threads), daemon=True)
-        self._process.start()
-        other.close()
-
-    def check(self) -> None:
-        """Take its answer: nothing, or why it failed."""
-        try:
-            fault = self.connection.recv()
-        except EOFError:
-            fault = RuntimeError("a process that wrote text has died; run the same command again")
-        if fault is not None:
-            raise fault
-
-    def stop(self) -> None:
-        """End it, whatever it does."""
-        self.connection.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _serve(load: Callable[[], Any], connection: Connection, threads: int) -> None:
+def _serve(connection: Connection, load: Callable[[], Any], threads: int) -> None:
     """Write what comes, until nobody is at the other end: the parent may have been killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     torch.set_num_threads(threads)
     model = load()
     fuse(model)

@@ -7,6 +7,7 @@ step, so that no second pass over the text is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify.decode import Decoder
 from mtp_verify.params import SamplingParams
+from mtp_verify.training.deadlines import criteria
 from mtp_verify.training.shards import Text
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def write_texts(
     temperatures: Sequence[float],
     max_new_tokens: int,
     seed: int,
+    deadline: float = inf,
 ) -> list[Text]:
     """Let the target answer prompts.
 
@@ -122,6 +125,8 @@ def write_texts(
         temperatures: one for each prompt.
         max_new_tokens: of each answer.
         seed: of the draws.
+        deadline: of `time.monotonic()`: the texts end there, after `deadlines.LEAST` tokens at
+            least.
     """
     recorder = Recorder(hidden_layers)
     decoder = Decoder(model, recorder, max_batch=len(prompts))
@@ -130,5 +135,6 @@ def write_texts(
         max_new_tokens=max_new_tokens,
         seed=seed,
         params=[SamplingParams(temperature=temperature) for temperature in temperatures],
+        stopping_criteria=criteria(prompts, deadline),
     )
     return recorder.texts
