@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 # The command in argv, with a line every fifth of a second in place of every eight.
 RUN = (
     "import sys; from mtp_verify import cli, terminal; "
@@ -29,8 +31,9 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGINT)
     began = time.monotonic()
     assert process.wait(timeout=60) == 130
-    assert time.monotonic() - began < 5.0  # 2 seconds, and a loaded machine
-    for _ in range(500):
+    # It takes less than 2 seconds here; a proof that goes on takes a minute, and more under load.
+    assert time.monotonic() - began < 15.0
+    for _ in range(1500):
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:

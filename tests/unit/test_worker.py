@@ -12,6 +12,8 @@ import pytest
 from mtp_verify import worker
 from mtp_verify.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 def answer(connection, *words):
     connection.send((words, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
