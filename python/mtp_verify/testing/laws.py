@@ -209,6 +209,9 @@ class _ModelRows:
         import torch
 
         self._model = copy.deepcopy(model).to(torch.float64).eval()
+        if hasattr(model, "set_experts_implementation"):
+            # Grouped products of experts take no float64.
+            self._model.set_experts_implementation("eager")
         self._known: dict[tuple[int, ...], NDArray[np.float64]] = {}
 
     def __call__(self, path: tuple[int, ...]) -> NDArray[np.float64]:

@@ -66,3 +66,27 @@ def test_samples_that_are_not_strings_of_tokens_are_refused(samples):
     law = exact_law(lambda path: [0.0, 1.0], [0], 3)
     with pytest.raises(mv.ParamsError, match="wanted"):
         law.counts(np.array(samples))
+
+
+def test_rows_of_a_mixture_of_experts_are_those_of_the_model():
+    torch = pytest.importorskip("torch")
+    from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Glm4MoeConfig(
+        vocab_size=4, hidden_size=32, intermediate_size=32, moe_intermediate_size=16,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        n_routed_experts=2, num_experts_per_tok=1, n_shared_experts=1, first_k_dense_replace=1,
+        max_position_embeddings=64, n_group=1, topk_group=1, bos_token_id=None, eos_token_id=None,
+        pad_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    model = Glm4MoeForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.ones_like(weight) if weight.dim() == 1 else weight.normal_(0, 0.2))
+    experts = model.config._experts_implementation
+    rows = model_rows(model)
+    with torch.no_grad():
+        wanted = model(torch.tensor([[1, 2, 3]])).logits[0, -1].numpy()
+    assert rows((1, 2, 3)) == pytest.approx(wanted, abs=1e-4)
+    assert model.config._experts_implementation == experts
