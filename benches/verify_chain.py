@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -76,12 +77,17 @@ class Setting:
 
 
 def milliseconds(rivals: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
-    """Times of each rival, taken in turn so that the machine's drift meets all of them."""
+    """Times of each rival, taken in turn so that the machine's drift meets all of them.
+
+    Their order is drawn anew in each turn: none always finds the caches as the same other one left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in rivals}
+    order, chance = list(rivals), random.Random(0)
     for turn in range(rounds + 1):
-        for name, call in rivals.items():
+        chance.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            call(turn)
+            rivals[name](turn)
             if turn:  # The first turn warms up.
                 times[name].append((time.perf_counter() - start) * 1e3)
     return times

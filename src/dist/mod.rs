@@ -359,8 +359,7 @@ impl<'a> ShapedRows<'a> {
             scratch.list.weights.push(1.0);
             return true;
         }
-        let range = shaped.cut..f32::INFINITY;
-        let is_complete = self.gather(row, shaped.origin, range, select::MANY, scratch);
+        let is_complete = self.gather(row, shaped, scratch);
         if is_complete {
             let list = &mut scratch.list;
             list.retain(|y, token| shaped.keeps(y, token));

@@ -17,17 +17,19 @@ const SMALL_K: usize = 4096;
 /// Candidates beyond twice as many as were kept last, before the bound of top-k rises again.
 const SLACK: usize = 64;
 
-/// Values that are taken from each block as a sample of the row's tail.
-const SAMPLE: usize = 8;
+/// Values that are taken from each block as a sample of the row.
+const SAMPLE: usize = 32;
 
-/// Top-p looks for its cut between the logits below which a sample has this much of the mass that may
-/// be left out, and this much; then so many nats deeper.
-const BRACKET: [f64; 2] = [0.7, 1.4];
+/// What the sample says of a mass is off by less than so many of its standard deviations.
+const SIGMAS: f64 = 3.0;
+
+/// The sample is counted in so many cells, so many to a nat, from the largest value that a row can have
+/// down; what lies deeper is in the last.
+const CELLS: usize = 1024;
+const CELLS_PER_NAT: f32 = 32.0;
+
+/// Nats by which top-p looks deeper where its cut is not between the logits that the sample names.
 const DEEPER: f32 = 2.0;
-
-/// Where the sample has too little mass to tell, tokens of this share of the row's mass are tried:
-/// there are at most as many as its reciprocal.
-const LARGE: f64 = 1.0 / 512.0;
 
 impl ShapedRows<'_> {
     /// The shape of a row of which top-k, top-p or min-p may leave something out.
@@ -175,19 +177,12 @@ impl ShapedRows<'_> {
     /// row if it is not there.
     fn nucleus(&self, row: usize, shaped: &mut Shaped, all: f64, scratch: &mut Scratch) -> f64 {
         let goal = self.params.top_p * all;
-        let [low, high] = self.bracket(row, shaped, all, all - goal, scratch);
-        let mut part = low..high;
+        let mut part = self.bracket(row, shaped, all - goal, scratch);
         loop {
-            let above = if part.end < f32::INFINITY {
-                let top = Shaped { cut: part.end, tie_end: u32::MAX, ..*shaped };
-                self.sum_blocks(row, &top, scratch)
-            } else {
-                0.0
-            };
+            let above = self.split(row, shaped, part.clone(), scratch);
             let is_last = part.start <= shaped.cut && part.end == f32::INFINITY;
+            let list = &mut scratch.list;
             if above < goal || is_last {
-                self.gather(row, shaped.origin, part.clone(), self.num_cols(), scratch);
-                let list = &mut scratch.list;
                 list.weigh(self.kernels, &shaped.window, shaped.cut);
                 if above + mass(list) >= goal || is_last {
                     return cut_at(goal, above, shaped, list);
@@ -199,58 +194,76 @@ impl ShapedRows<'_> {
         }
     }
 
-    /// Two logits between which top-p's cut probably lies, if tokens of the mass `spare` are left out.
+    /// Two scaled logits between which top-p's cut probably lies, if tokens of the mass `spare` are left
+    /// out: below the first, a sample of the row surely has less than that, and below the second more.
     fn bracket(
         &self,
         row: usize,
         shaped: &Shaped,
-        all: f64,
         spare: f64,
         scratch: &mut Scratch,
-    ) -> [f32; 2] {
-        let Scratch { buffers, list, .. } = scratch;
-        list.clear();
+    ) -> Range<f32> {
+        let Scratch { buffers, terms, .. } = scratch;
+        // No weight is above the sum of all, which is below 4.
+        let top = ((f64::from(shaped.window.exponent()) + 2.0) * std::f64::consts::LN_2) as f32;
+        let mut counts = [0_u32; CELLS];
+        let mut taken = 0;
         for start in self.raw.blocks() {
-            let values = self.scaled(row, start, shaped.origin, buffers);
-            list.values.extend(values.iter().step_by(values.len().div_ceil(SAMPLE)));
-        }
-        let share = self.num_cols() as f64 / list.values.len() as f64;
-        list.values.sort_unstable_by(f32::total_cmp);
-        list.weigh(self.kernels, &shaped.window, shaped.cut);
-        let unit = f64::from(shaped.window.exponent()) * std::f64::consts::LN_2;
-        let mut bracket = [((all * LARGE).ln() + unit) as f32, f32::INFINITY];
-        let mut below = 0.0;
-        let mut found = 0;
-        for (&y, &weight) in list.values.iter().zip(&list.weights) {
-            below += f64::from(weight) * share;
-            while found < bracket.len() && below > BRACKET[found] * spare {
-                bracket[found] = y;
-                found += 1;
+            let values = self.block(row, start, &mut buffers[0]);
+            for &x in values.iter().step_by(values.len().div_ceil(SAMPLE)) {
+                let depth = (top - (x / self.divisor() - shaped.origin)) * CELLS_PER_NAT;
+                counts[depth.min((CELLS - 1) as f32) as usize] += 1;
+                taken += 1;
             }
         }
-        [bracket[0].max(shaped.cut), bracket[1]]
+        let share = self.num_cols() as f64 / f64::from(taken);
+        let edges: [f32; CELLS] = std::array::from_fn(|depth| top - depth as f32 / CELLS_PER_NAT);
+        let weights = &mut terms[..CELLS];
+        (self.kernels.weigh)(&edges, &shaped.window, shaped.cut, weights);
+        let (mut sum, mut squares) = (0.0, 0.0);
+        let mut low = shaped.cut;
+        for depth in (0..CELLS).rev() {
+            let (count, weight) = (f64::from(counts[depth]), f64::from(weights[depth]));
+            sum += count * weight;
+            squares += count * weight * weight;
+            let (mass, error) = (share * sum, SIGMAS * share * f64::sqrt(squares));
+            if mass - error >= spare {
+                return low..edges[depth];
+            }
+            if mass + error <= spare {
+                low = edges[depth].max(shaped.cut);
+            }
+        }
+        low..f32::INFINITY
     }
 
-    /// Lists the tokens whose scaled logit lies in a range, ascending; false if there are more than
-    /// `most`, which are then not all listed.
-    pub(super) fn gather(
-        &self,
-        row: usize,
-        origin: f32,
-        range: Range<f32>,
-        most: usize,
-        scratch: &mut Scratch,
-    ) -> bool {
+    /// Lists the tokens whose scaled logit lies in a range, ascending, and returns the mass above it.
+    fn split(&self, row: usize, shaped: &Shaped, part: Range<f32>, scratch: &mut Scratch) -> f64 {
+        let Scratch { buffers, places, list, terms, .. } = scratch;
+        list.clear();
+        let mut above = 0.0;
+        for start in self.raw.blocks() {
+            let values = self.scaled(row, start, shaped.origin, buffers);
+            let count = if part.end < f32::INFINITY {
+                above += self.kernels.sum_exp(values, &shaped.window, part.end, terms);
+                (self.kernels.gather_between)(values, part.start, part.end, places)
+            } else {
+                (self.kernels.gather)(values, part.start, places)
+            };
+            list.extend(start, values, &places[..count]);
+        }
+        above
+    }
+
+    /// Lists the tokens whose scaled logit is not below the cut, ascending; false if there are more than
+    /// [`MANY`], which are then not all listed.
+    pub(super) fn gather(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> bool {
         let Scratch { buffers, places, list, .. } = scratch;
         list.clear();
         for start in self.raw.blocks() {
-            let values = self.scaled(row, start, origin, buffers);
-            let count = if range.end < f32::INFINITY {
-                (self.kernels.gather_between)(values, range.start, range.end, places)
-            } else {
-                (self.kernels.gather)(values, range.start, places)
-            };
-            if list.len() + count > most {
+            let values = self.scaled(row, start, shaped.origin, buffers);
+            let count = (self.kernels.gather)(values, shaped.cut, places);
+            if list.len() + count > MANY {
                 return false;
             }
             list.extend(start, values, &places[..count]);
@@ -357,10 +370,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// Rows of every kind that selection treats differently: few large tokens over a tail, a broad
-    /// bulk, ties everywhere, one value, tokens masked out.
+    /// bulk, ties everywhere, one value, tokens masked out, and places that top-p's sample takes and that
+    /// are not like the others.
     fn row() -> impl Strategy<Value = Vec<f32>> {
         let len = prop_oneof![1_usize..80, BLOCK - 3..BLOCK + 3, 3 * BLOCK..5 * BLOCK];
-        (len, 0_u32..6, any::<u64>()).prop_map(|(len, kind, seed)| {
+        (len, 0_u32..8, any::<u64>()).prop_map(|(len, kind, seed)| {
             let mut state = seed | 1;
             let mut uniform = || {
                 state ^= state << 13;
@@ -369,13 +383,16 @@ mod tests {
                 (state >> 40) as f32 / (1 << 24) as f32
             };
             let mut row: Vec<f32> = (0..len)
-                .map(|_| match kind {
+                .map(|token| match kind {
                     0 => -8.0 * uniform(),
                     1 => 9.0 * (uniform() + uniform() + uniform() - 1.5),
                     2 => (8.0 * uniform()).floor(),
                     3 => 1.5,
                     4 if uniform() < 0.9 => f32::NEG_INFINITY,
                     4 => 20.0 * uniform() + 3e6,
+                    5 if token % (BLOCK / SAMPLE) == 0 => uniform(),
+                    6 if token % (BLOCK / SAMPLE) != 0 => uniform(),
+                    5 | 6 => -4.0 - uniform(),
                     _ => -30.0 * uniform() * uniform(),
                 })
                 .collect();

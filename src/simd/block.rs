@@ -151,15 +151,27 @@ pub(super) fn widen_f32(values: &[f32], out: &mut [f64]) {
 /// Values that one word of flags tells apart.
 const FLAGS: usize = 64;
 
+/// Places that are written at a time.
+const FEW: usize = 4;
+
 /// Writes the places of the values that `is_in` takes; returns how many.
 #[inline(always)]
 fn filter(values: &[f32], is_in: impl Fn(f32) -> bool, out: &mut [u32]) -> usize {
     let mut count = 0;
     let mut take = |start: usize, mut flags: u64| {
         while flags != 0 {
-            out[count] = start as u32 + flags.trailing_zeros();
-            count += 1;
-            flags &= flags - 1;
+            let left = flags.count_ones() as usize;
+            let mut next = || {
+                let place = start as u32 + flags.trailing_zeros();
+                flags &= flags.wrapping_sub(1);
+                place
+            };
+            let rest = &mut out[count..];
+            match rest.first_chunk_mut::<FEW>() {
+                Some(few) => *few = std::array::from_fn(|_| next()),
+                None => rest.fill_with(next),
+            }
+            count += left.min(FEW);
         }
     };
     let flags_of = |values: &[f32]| {
