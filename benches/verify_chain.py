@@ -79,7 +79,7 @@ class Setting:
 def milliseconds(rivals: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
     """Times of each rival, taken in turn so that the machine's drift meets all of them.
 
-    Their order is drawn anew in each turn: none always finds the caches as the same other one left them.
+    Their order is drawn anew in each turn: what one leaves in the caches meets each of the others.
     """
     times: dict[str, list[float]] = {name: [] for name in rivals}
     order, chance = list(rivals), random.Random(0)
