@@ -1,6 +1,7 @@
 """The exact verifier for speculative decoding: any drafter, any tree, any decoder.
 
-Everything here needs NumPy alone; ``Decoder``, ``drafters`` and ``hf`` load torch when first used.
+Everything here needs NumPy alone; ``Decoder``, ``Target``, ``drafters`` and ``hf`` load torch when
+first used.
 """
 
 from importlib import import_module
@@ -54,6 +55,7 @@ __all__ = [
     "Draft",
     "DraftBatch",
     "DraftError",
+    "Drafter",
     "InternalError",
     "MtpVerifyError",
     "NumericsError",
@@ -64,6 +66,8 @@ __all__ = [
     "ReservationBatch",
     "RuleError",
     "SamplingParams",
+    "Target",
+    "TargetCache",
     "TokenTree",
     "UnsupportedModelError",
     "Verdict",
@@ -96,19 +100,24 @@ if TYPE_CHECKING:
     from mtp_verify import constraints, drafters, growers, heads, ops, testing
     from mtp_verify.certification import certify
     from mtp_verify.decode import Decoder
+    from mtp_verify.drafters import Drafter
     from mtp_verify.integrations import hf
+    from mtp_verify.interface import Target, TargetCache
     from mtp_verify.planning import Planner
 else:
     _LAZY = {
         "certify": ("mtp_verify.certification", "certify"),
         "constraints": ("mtp_verify.constraints", None),
         "Decoder": ("mtp_verify.decode", "Decoder"),
+        "Drafter": ("mtp_verify.drafters", "Drafter"),
         "drafters": ("mtp_verify.drafters", None),
         "growers": ("mtp_verify.growers", None),
         "heads": ("mtp_verify.heads", None),
         "hf": ("mtp_verify.integrations.hf", None),
         "ops": ("mtp_verify.ops", None),
         "Planner": ("mtp_verify.planning", "Planner"),
+        "Target": ("mtp_verify.interface", "Target"),
+        "TargetCache": ("mtp_verify.interface", "TargetCache"),
         "testing": ("mtp_verify.testing", None),
     }
 

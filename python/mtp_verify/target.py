@@ -1,14 +1,10 @@
-"""The target: the model whose law is kept, behind the few calls that the decoder makes.
-
-`Target` and `TargetCache` are protocols: `TransformersTarget` wraps a transformers model,
-tests use a table of known laws.
-"""
+"""Targets: a transformers model behind the calls of `mtp_verify.interface`, or one of your own."""
 
 from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +13,12 @@ from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
+from mtp_verify.interface import BatchTarget, Target, TargetCache, missing_parts
 from mtp_verify.supported import warn_if_untested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import CommitPlan
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.model import ModelCache
     from mtp_verify.caches.paged import PagePool
@@ -35,127 +31,6 @@ __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_tar
 # These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
 # attention corrupts memory on the CPU when it is given one (transformers 5.23).
 _TREE_ATTENTION = ("eager", "sdpa")
-
-
-@runtime_checkable
-class TargetCache(Protocol):
-    """What a target remembers of a sequence.
-
-    Attributes:
-        capacity: most entries that there is room for, or None.
-        is_recurrent: where entries are dropped, `length` may become less than was asked for: the
-            tokens between are run again. The prompt is then run apart from the first draft.
-    """
-
-    @property
-    def length(self) -> int:
-        """Number of entries."""
-
-    @property
-    def capacity(self) -> int | None:
-        """See above."""
-
-    @property
-    def is_recurrent(self) -> bool:
-        """See above."""
-
-    def commit(self, plan: CommitPlan) -> None:
-        """Apply the plan's moves and keep its first `plan.length` entries."""
-
-    def crop(self, length: int) -> None:
-        """Keep the first `length` entries."""
-
-    def finish(self, num_padding: int = 0) -> Any:
-        """Return what the user gets as `past_key_values`."""
-
-
-@runtime_checkable
-class Target(Protocol):
-    """A model that gives next-token logits.
-
-    Attributes:
-        vocab_size: size of a row, or None if only a forward tells.
-        max_length: most tokens that a sequence may have, or None.
-        eos_ids: tokens that end a sequence unless the user says otherwise.
-        tree_obstacle: why it cannot attend along a tree, or None if it can.
-    """
-
-    vocab_size: int | None
-    max_length: int | None
-    eos_ids: tuple[int, ...]
-    tree_obstacle: str | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tokens live."""
-
-    def new_cache(self, past: Any | None = None) -> TargetCache:
-        """Return an empty cache, or wrap the user's own."""
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None,
-        tree_mask: torch.Tensor | None,
-        cache: Any,
-        hidden_layers: Sequence[int] = (),
-        *,
-        num_logits: int,
-    ) -> tuple[torch.Tensor, Any | None]:
-        """Append `tokens` to the cache and return the rows after the last `num_logits` of them.
-
-        Args:
-            tokens: (1, n) int64.
-            positions: (1, n) int64, or None for the next n positions.
-            tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
-                and all that the cache held before; None for a causal chain.
-            cache: from `new_cache`; its length grows by n.
-            hidden_layers: layers whose hidden states are wanted, as `mtp_verify.hidden` numbers
-                them.
-            num_logits: at least 1.
-
-        Returns:
-            Logits (num_logits, V) in the model's dtype on the model's device, and the hidden
-            states or None.
-        """
-
-
-@runtime_checkable
-class BatchTarget(Target, Protocol):
-    """A target that can run many sequences in one forward.
-
-    Attributes:
-        batch_obstacle: why it cannot after all, or None.
-    """
-
-    batch_obstacle: str | None
-
-    def new_slots(self) -> ManyCache:
-        """Return an empty cache for many sequences, which grows as they do."""
-
-    def new_pool(self, settings: Paged) -> PagePool:
-        """Return the blocks for paged caches."""
-
-    def forward_slots(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        ancestors: torch.Tensor,
-        cache: ManyCache,
-        hidden_layers: Sequence[int] = (),
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Write one tree behind each sequence of the cache and return the rows of all nodes.
-
-        Args:
-            tokens: (B, W) int64, B the sequences of the cache.
-            positions: (B, W) int64.
-            ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
-            cache: of many sequences; its lengths grow by `commit` only.
-            hidden_layers: layers whose hidden states are wanted.
-
-        Returns:
-            Logits (B, W, V) on the model's device, and (B, W, d) hidden states per layer.
-        """
 
 
 class TransformersTarget:
@@ -282,7 +157,7 @@ class TransformersTarget:
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int,
-    ) -> tuple[torch.Tensor, Any | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`."""
         fused = self._fused_for(tokens, cache)
         if fused is not None:
@@ -330,7 +205,7 @@ class TransformersTarget:
         cache: ModelCache,
         hidden_layers: Sequence[int],
         num_logits: int,
-    ) -> tuple[torch.Tensor, Any | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         from mtp_verify.caches.masks import tree_mask
 
         width, past = tokens.shape[1], cache.length
@@ -449,13 +324,19 @@ def as_target(model: Any) -> Target:
     Raises:
         UnsupportedModelError: it is neither, or a transformers model that cannot work.
     """
-    if isinstance(model, Target):
-        return model
+    if isinstance(model, type):
+        msg = f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
+        raise UnsupportedModelError(msg, slug="not_a_target")
+    missing = missing_parts(model)
+    if not missing:
+        own: Target = model
+        return own
     if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
         return TransformersTarget(model)
     msg = (
-        f"{type(model).__name__} is neither a transformers causal language model nor a Target; "
-        "wrap it in an object with the methods of mtp_verify.target.Target"
+        f"model: found {type(model).__name__}, which is neither a transformers causal language "
+        f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
+        "(docs/own-target.md)"
     )
     raise UnsupportedModelError(msg, slug="not_a_target")
 

@@ -164,6 +164,7 @@ def test_the_user_script_runs_and_names_all_of_the_package():
     script.verify_many()
     assert len(script.read_records()) == len(mv.rules())
     assert script.generate("coupled").finish_reasons == ["length"]
+    assert script.generate_with_own_parts().finish_reasons == ["length"]
     assert script.grow().law == "iid"
     assert script.certify().verdict == "not enough data"
     assert set(script.catch()) == {"none", "out_of_blocks"}

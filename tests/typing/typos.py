@@ -52,3 +52,17 @@ _ = mv.build_info()["cpu"]  # error: typeddict-item
 # A drafter's class, or its name, in place of one.
 mv.Decoder(object(), mv.drafters.NGram)  # error: arg-type
 mv.Decoder(object(), "ngram")  # error: arg-type
+
+
+# A target and a drafter of one's own that lack something.
+class NoForward(mv.Target):  # its cache alone
+    def new_cache(self, past: object = None) -> mv.TargetCache:
+        raise NotImplementedError
+
+
+class NoPropose(mv.Drafter):
+    pass
+
+
+mv.Decoder(NoForward())  # error: abstract
+mv.Decoder(object(), NoPropose())  # error: abstract

@@ -124,6 +124,77 @@ def generate(rule: RuleName) -> Generation:
     return made
 
 
+class Chain(mv.TargetCache):
+    """A cache of one's own: the tokens."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Its entries."""
+        return len(self.tokens)
+
+    def commit(self, plan: mv.CommitPlan) -> None:
+        """Keep what was accepted."""
+        for move in plan.moves:
+            self.tokens[int(move[1])] = self.tokens[int(move[0])]
+        self.crop(plan.length)
+
+    def crop(self, length: int) -> None:
+        """Forget the end."""
+        del self.tokens[length:]
+
+
+class Flat(mv.Target):
+    """A target of one's own."""
+
+    vocab_size = 4
+
+    def new_cache(self, past: object = None) -> Chain:
+        """Nothing yet."""
+        return Chain()
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: Chain,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, None]:
+        """Rows of zeros."""
+        cache.tokens += [int(token) for token in tokens[0]]
+        return torch.zeros(num_logits, 4), None
+
+
+class Repeats(mv.Drafter):
+    """A drafter of one's own."""
+
+    laws: tuple[Law, ...] = ("deterministic",)
+
+    def propose(
+        self, requests: Sequence[mv.drafters.Request], budgets: Sequence[int]
+    ) -> list[mv.Draft]:
+        """The last token again."""
+        pairs = zip(requests, budgets, strict=True)
+        return [mv.Draft.chain(request.tokens[-1:] * budget) for request, budget in pairs]
+
+
+def generate_with_own_parts() -> Generation:
+    """A target and a drafter of one's own, tried and used."""
+    target, drafter = Flat(), Repeats()
+    mv.testing.assert_target(target)
+    mv.testing.assert_drafter(drafter, [1, 2], 4)
+    decoder = mv.Decoder(target, drafter)
+    assert_type(decoder.target, mv.Target)
+    assert_type(decoder.drafter, mv.Drafter | None)
+    assert_type(mv.testing.assert_lossless(lambda: decoder, [1], 2), float)
+    return decoder.generate([1, 2], max_new_tokens=4, seed=1)
+
+
 def generate_with(
     model: mv.heads.Head, planner: mv.Planner, constraint: mv.constraints.Constraint
 ) -> mv.Decoder:

@@ -17,6 +17,7 @@ from tests.models import StubDrafter, tiny_model
 # Public callables that are not tried here, and why.
 ELSEWHERE = {
     "Grower": "a base class", "Drafter": "a protocol", "Constraint": "a protocol",
+    "Target": "a protocol", "TargetCache": "a protocol",
     "Matcher": "a base class", "Request": "a record; the decoder makes it",
     "Head": "a base class", "CausalHead": "a torch module, made by load",
     "ParallelHead": "a torch module, made by load", "Shared": "parts of a model",

@@ -53,7 +53,7 @@ def settle(
         empty = mv.Draft(
             mv.TokenTree([-1]), [-1], law=law, sampled=[False] if law == "mixed" else None
         )
-        row = np.zeros((1, 2), np.float32)
+        row = np.array([[0.0, -np.inf]], np.float32)  # Whatever the noise: nothing is drawn.
         mv.verify(empty, row, bare, rule=rule, seed=0, position=0, lossy=lossy)
     return rule
 

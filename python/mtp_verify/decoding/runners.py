@@ -16,13 +16,14 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.errors import ParamsError
+from mtp_verify.interface import check_cache, check_commit, check_forward, check_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.decoding.rows import Row
-    from mtp_verify.target import BatchTarget, Target, TargetCache
+    from mtp_verify.interface import BatchTarget, Target, TargetCache
 
 __all__ = ["Each", "Output", "Runner", "Together"]
 
@@ -121,6 +122,7 @@ class Each:
     def add(self, row: Row, past: Any | None = None) -> None:
         """See `Runner.add`."""
         cache = self._target.new_cache(past)
+        check_cache(self._target, cache)
         prompt_len = row.request.prompt_len
         if cache.length and (row.num_padding or cache.length >= prompt_len):
             length = cache.length
@@ -172,7 +174,9 @@ class Each:
             cache = self._caches[row.request.id]
             # The emitted tokens are appended already: the root stands that much further back.
             root = row.request.position - len(path) - 1
-            cache.commit(mv.commit_plan(draft.tree, path, root))
+            plan = mv.commit_plan(draft.tree, path, root)
+            cache.commit(plan)
+            check_commit(cache, plan)
 
     def roll_back(self, row: Row) -> None:
         """See `Runner.roll_back`."""
@@ -226,16 +230,13 @@ class Each:
         mask: torch.Tensor | None,
         num_logits: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        target = self._target
+        target, layers = self._target, row.hidden_layers
+        cache = self._caches[row.request.id]
         row.stats.forwards += 1
-        return target.forward(
-            torch.tensor([tokens], device=target.device),
-            positions,
-            mask,
-            self._caches[row.request.id],
-            row.hidden_layers,
-            num_logits=num_logits,
-        )
+        ids, before = torch.tensor([tokens], device=target.device), cache.length
+        found = target.forward(ids, positions, mask, cache, layers, num_logits=num_logits)
+        check_forward(target, found, num_logits, len(tokens), cache.length - before, len(layers))
+        return found
 
 
 class Together:
@@ -291,13 +292,15 @@ class Together:
             ancestors[slot, :num_nodes, :num_nodes] = draft.tree.mask()
             row.stats.forwards += 1
         layers = sorted({layer for row in rows for layer in row.hidden_layers})
-        logits, hidden = self._target.forward_slots(
+        found = self._target.forward_slots(
             torch.from_numpy(tokens).to(device),
             torch.from_numpy(positions).to(device),
             torch.from_numpy(ancestors).to(device),
             self._cache,
             layers,
         )
+        check_slots(self._target, found, len(rows), width)
+        logits, hidden = found
         # One copy of the rows that count, and so one wait for the device; none on the CPU.
         counts = [draft.num_nodes for draft in drafts]
         if logits.device.type == "cpu":

@@ -23,6 +23,7 @@ import mtp_verify as mv
 from mtp_verify.cleanup import on_failure
 from mtp_verify.decoding.rows import check_draft
 from mtp_verify.decoding.rules import rule_of_step
+from mtp_verify.drafters.base import drafts_of
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
 from mtp_verify.planning import Plan
 
@@ -237,7 +238,7 @@ class Session:
             requests = [rows[i].request for i in members]
             wanted = [plans[i] for i in members]
             if self._planner is None:
-                proposed = drafter.propose(requests, [plan.budget for plan in wanted])
+                proposed = drafts_of(drafter, requests, [plan.budget for plan in wanted])
             else:
                 proposed = self._planner.propose(drafter, requests, wanted)
             for i, draft in zip(members, proposed, strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mtp_verify.intake import check_instance
+from mtp_verify.errors import DraftError
+from mtp_verify.intake import check_instance, shown
 from mtp_verify.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from mtp_verify.constraints import Matcher
     from mtp_verify.words import Law
 
-__all__ = ["Drafter", "Request", "check_drafter", "laws_of"]
+__all__ = ["Drafter", "Request", "check_drafter", "drafts_of", "laws_of"]
 
 
 @dataclass(eq=False)
@@ -52,6 +54,9 @@ class Request:
 class Drafter(Protocol):
     """A source of drafts.
 
+    Any object with these four methods is one; a class that derives from this one needs `propose`
+    alone. docs/own-drafter.md writes three, and `mv.testing.assert_drafter` tries one.
+
     The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
     has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
     `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
@@ -81,7 +86,9 @@ class Drafter(Protocol):
 
     def start(self, request: Request) -> None:
         """Take a new request; `request.tokens` is the prompt."""
+        del request
 
+    @abstractmethod
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Return one draft per request, each with its true law.
 
@@ -90,6 +97,10 @@ class Drafter(Protocol):
             budgets: the most draft nodes, and so the greatest depth: what the length, the planner
                 and the cache leave room for, known before anything is drawn. 0 asks for the empty
                 draft; a larger draft than that is an error.
+
+        Returns:
+            Drafts in the order of `requests`. A step that failed is done again with the drafts that
+            it had, without another call.
         """
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
@@ -103,9 +114,11 @@ class Drafter(Protocol):
                 tokens that this step committed (the first time the whole prompt, then the root and
                 the accepted path). None if none were asked for.
         """
+        del verdicts, hidden
 
     def release(self, request: Request) -> None:
         """Forget a request; unknown ones are ignored."""
+        del request
 
 
 def check_drafter(name: str, drafter: Any) -> None:
@@ -121,3 +134,24 @@ def check_drafter(name: str, drafter: Any) -> None:
 def laws_of(drafter: Drafter | None) -> tuple[Law, ...]:
     """The laws that a drafter says its drafts may have; none where it does not say."""
     return tuple(getattr(drafter, "laws", ()))
+
+
+def drafts_of(drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+    """What a drafter proposes.
+
+    Raises:
+        DraftError: it is not a list of one draft for each request; names the method.
+    """
+    from mtp_verify import Draft
+
+    found: Any = drafter.propose(requests, budgets)
+    says = f"{type(drafter).__name__}.propose: found"
+    if not isinstance(found, list | tuple) or len(found) != len(requests):
+        seen = f"{len(found)} drafts" if isinstance(found, list | tuple) else shown(found)
+        msg = f"{says} {seen}, wanted a list of {len(requests)}, one mv.Draft for each request"
+        raise DraftError(msg, slug="bad_drafter")
+    for index, draft in enumerate(found):
+        if not isinstance(draft, Draft):
+            msg = f"{says} {shown(draft)} in place {index} of its list, wanted a mv.Draft"
+            raise DraftError(msg, slug="bad_drafter")
+    return list(found)

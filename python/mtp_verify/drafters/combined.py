@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from mtp_verify import Draft, TokenTree, _core
-from mtp_verify.drafters.base import check_drafter, laws_of
+from mtp_verify.drafters.base import check_drafter, drafts_of, laws_of
 from mtp_verify.errors import ParamsError
 from mtp_verify.intake import as_count, as_list, check_word, shown
 from mtp_verify.words import Combination
@@ -126,7 +126,7 @@ class Combined:
         for drafter in self.drafters:
             # All drafters see all requests, so that `commit` finds them in one order; a budget of 0
             # asks for nothing.
-            for index, draft in enumerate(drafter.propose(requests, open_budgets)):
+            for index, draft in enumerate(drafts_of(drafter, requests, open_budgets)):
                 if draft.tree.num_nodes > 1:
                     found[index].append(draft)
                     if self.mode == "first":
@@ -148,7 +148,7 @@ class Combined:
         for drafter in self.drafters[:-1]:
             if not getattr(drafter, "is_pure", False):
                 return self
-            (draft,) = drafter.propose([request], [limit])
+            (draft,) = drafts_of(drafter, [request], [limit])
             if draft.num_nodes > 1:
                 return drafter
         return self.drafters[-1]

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 import mtp_verify as mv
+from mtp_verify.drafters.base import drafts_of
 from mtp_verify.intake import as_count, check_callable, shown
 from mtp_verify.planning.records import Record, Source, is_pure
 
@@ -187,7 +188,7 @@ class Planner:
         if is_pure(drafter):
             return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
         start = self._clock()
-        drafts = drafter.propose(requests, [plan.budget for plan in plans])
+        drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
         spent = self._clock() - start
         # What copies is as good as free: the time is that of the others, by their nodes.
         nodes: dict[Drafter, int] = {}
@@ -299,7 +300,7 @@ def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
         return mv.Draft.chain([], root=request.tokens[-1])
     if source.full.num_nodes - 1 <= plan.budget:
         return source.full
-    return source.drafter.propose([request], [plan.budget])[0]
+    return drafts_of(source.drafter, [request], [plan.budget])[0]
 
 
 def _probe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mtp_verify.drafters.base import drafts_of
 from mtp_verify.planning.acceptance import Rates, Watch
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Source:
 
     def watch(self, request: Request, limit: int) -> None:
         """Have a pure drafter make a full draft, to be compared with what follows."""
-        (self.full,) = self.drafter.propose([request], [limit])
+        (self.full,) = drafts_of(self.drafter, [request], [limit])
         if self.full.num_nodes > 1:
             self.watches.append(Watch.over(self.full, request.position, self.current))
 

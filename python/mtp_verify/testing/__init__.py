@@ -1,6 +1,7 @@
 """Tools for tests of decoders: exact laws, statistical assertions, rows, strategies, mutants.
 
-Tables as targets need torch and `strategies` needs Hypothesis; both load when first used.
+Tables as targets and checks of one's own target need torch, `strategies` needs Hypothesis; both
+load when first used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mtp_verify.testing.asserts import (
     min_discrepancy,
     min_num_samples,
 )
+from mtp_verify.testing.drafter import assert_drafter
 from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
 from mtp_verify.testing.logit_rows import draw_logits, recorded_logits
 from mtp_verify.testing.loops import loop_law
@@ -23,8 +25,11 @@ __all__ = [
     "JointLaw",
     "TableCache",
     "TableTarget",
+    "assert_drafter",
+    "assert_lossless",
     "assert_same_law",
     "assert_sampler_has_law",
+    "assert_target",
     "draw_logits",
     "exact_law",
     "loop_law",
@@ -39,13 +44,22 @@ __all__ = [
 # What needs torch or Hypothesis is loaded on first use; type checkers see it at once.
 if TYPE_CHECKING:
     from mtp_verify.testing import mutants, strategies
+    from mtp_verify.testing.lossless import assert_lossless
     from mtp_verify.testing.table import BatchTableTarget, TableCache, TableTarget
+    from mtp_verify.testing.target import assert_target
 else:
+    _LAZY = {
+        "BatchTableTarget": "table",
+        "TableCache": "table",
+        "TableTarget": "table",
+        "assert_lossless": "lossless",
+        "assert_target": "target",
+    }
 
     def __getattr__(name: str) -> Any:
         """Load what needs torch or Hypothesis on first use."""
-        if name in {"BatchTableTarget", "TableCache", "TableTarget"}:
-            return getattr(import_module("mtp_verify.testing.table"), name)
+        if name in _LAZY:
+            return getattr(import_module(f"mtp_verify.testing.{_LAZY[name]}"), name)
         if name in {"mutants", "strategies"}:
             return import_module(f"mtp_verify.testing.{name}")
         message = f"module {__name__!r} has no attribute {name!r}"

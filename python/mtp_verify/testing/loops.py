@@ -99,6 +99,9 @@ class _Run:
         Raises:
             ParamsError: The number has answered another question.
         """
+        live = [index for index, weight in enumerate(weights) if weight > 0]
+        if len(live) == 1:  # The number decides nothing.
+            return live[0]
         question = (ways, tuple(weights))
         if address in self._answers:
             before, answer = self._answers[address]
@@ -106,14 +109,10 @@ class _Run:
                 message = f"the noise of {address} answers two questions: {before}, {question}"
                 raise ParamsError(message, slug="noise_used_twice")
             return answer
-        live = [index for index, weight in enumerate(weights) if weight > 0]
-        if len(live) == 1:
-            taken = live[0]
-        else:
-            if self._asked == len(self._script):
-                self._script.append([0, len(live)])
-            taken = live[self._script[self._asked][0]]
-            self._asked += 1
+        if self._asked == len(self._script):
+            self._script.append([0, len(live)])
+        taken = live[self._script[self._asked][0]]
+        self._asked += 1
         self.weight *= weights[taken]
         self._answers[address] = question, taken
         return taken

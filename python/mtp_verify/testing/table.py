@@ -97,7 +97,7 @@ class TableTarget:
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int,
-    ) -> tuple[torch.Tensor, Any | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`; a node's path is what its mask shows, in the order of positions."""
         self.num_forwards += 1
         past = tuple(cache.tokens)
@@ -159,7 +159,7 @@ class BatchTableTarget(TableTarget):
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int,
-    ) -> tuple[torch.Tensor, Any | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`; over a cache of many it runs one slot, as the cache was aimed."""
         if isinstance(cache, TableCache):
             return super().forward(
