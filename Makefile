@@ -51,10 +51,10 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt bench certify certify-docs vllm docs wheel clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt bench certify certify-docs vllm docs wheel release-check clean FORCE
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 dev: $(EXT) ## Set up .venv and build the extension into it
 	@echo "ready: source $(BIN)/activate"
@@ -129,6 +129,10 @@ wheel: $(DEPS) ## Build the wheel, install it beside numpy alone, and verify a d
 	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/python -I $(CURDIR)/scripts/smoke.py
 
+release-check: $(EXT) build/release/.stamp ## Build a release from what is committed, and check all of it (TAG=v1.2.3 REPOSITORY_URL=URL)
+	$(PY) scripts/release_check.py --out build/release/dist --tools build/release/tools/bin \
+	    --tag "$(TAG)" --repository "$(REPOSITORY_URL)"
+
 clean: ## Remove build products (.venv and the model cache stay)
 	rm -rf build dist target python/mtp_verify/_core*.so
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -164,6 +168,12 @@ $(CERTIFY): $(DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
 build/compat/%/.stamp: requirements-%.txt $(EXT)
 	rm -rf $(@D)
 	$(PY) -m pip install --quiet --target $(@D)/site -r $<
+	@touch $@
+
+build/release/.stamp: requirements-release.txt $(DEPS)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)/tools
+	$(@D)/tools/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 define COMPAT

