@@ -8,6 +8,7 @@ method is missing. docs/own-target.md writes one from nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "TargetCache",
     "check_cache",
     "check_commit",
+    "check_facts",
     "check_forward",
     "check_slots",
     "missing_parts",
@@ -206,6 +208,38 @@ def missing_parts(model: Any) -> list[str]:
 
 def _calls(value: Any, name: str) -> bool:
     return callable(getattr(value, name, None))
+
+
+def check_facts(target: Target) -> None:
+    """Refuse attributes of a target that say nothing that could be.
+
+    Raises:
+        UnsupportedModelError: names the first of them, what was found and what was wanted.
+    """
+    is_right = {
+        "vocab_size": (_is_size, "a number of tokens, or None"),
+        "max_length": (_is_size, "a number of tokens, or None"),
+        "eos_ids": (_are_ids, "a tuple of token ids"),
+        "tree_obstacle": (_is_reason, "a reason in words, or None"),
+    }
+    for name, (test, wanted) in is_right.items():
+        value = getattr(target, name)
+        if not test(value):
+            msg = f"{type(target).__name__}.{name}: found {shown(value)}, wanted {wanted}"
+            raise UnsupportedModelError(msg, slug="bad_target")
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, Integral) and int(value) > 0)
+
+
+def _are_ids(value: Any) -> bool:
+    is_collection = isinstance(value, tuple | list | set | frozenset)
+    return is_collection and all(isinstance(item, Integral) for item in value)
+
+
+def _is_reason(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def check_cache(target: Target, cache: Any) -> None:

@@ -13,7 +13,13 @@ from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
-from mtp_verify.interface import BatchTarget, Target, TargetCache, missing_parts
+from mtp_verify.interface import (
+    BatchTarget,
+    Target,
+    TargetCache,
+    check_facts,
+    missing_parts,
+)
 from mtp_verify.supported import warn_if_untested
 
 if TYPE_CHECKING:
@@ -330,6 +336,7 @@ def as_target(model: Any) -> Target:
     missing = missing_parts(model)
     if not missing:
         own: Target = model
+        check_facts(own)
         return own
     if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
         return TransformersTarget(model)

@@ -206,3 +206,20 @@ def test_rows_of_many_sequences_in_a_wrong_form_are_named():
         match=r"found logits \(2, 2\) float32, wanted a tensor \(2, 1, 2\)",
     ):
         decoder.generate([[1], [0]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("vocab_size", "4", "Mine.vocab_size: found '4', wanted a number of tokens, or None"),
+        ("vocab_size", 0, "Mine.vocab_size: found 0"),
+        ("max_length", 7.5, "Mine.max_length: found 7.5, wanted a number of tokens, or None"),
+        ("eos_ids", 3, "Mine.eos_ids: found 3, wanted a tuple of token ids"),
+        ("eos_ids", ("a",), r"Mine.eos_ids: found \('a',\), wanted a tuple of token ids"),
+        ("tree_obstacle", True, "Mine.tree_obstacle: found True, wanted a reason in words, or"),
+    ],
+)
+def test_attributes_that_cannot_be_are_named(name, value, message):
+    kind = type("Mine", (Least,), {name: value})
+    with pytest.raises(mv.UnsupportedModelError, match=message):
+        mv.Decoder(kind())

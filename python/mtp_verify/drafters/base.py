@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 from mtp_verify.errors import DraftError
 from mtp_verify.intake import check_instance, shown
 from mtp_verify.params import SamplingParams
+from mtp_verify.words import Law
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify import Draft, Verdict
     from mtp_verify.constraints import Matcher
-    from mtp_verify.words import Law
 
 __all__ = ["Drafter", "Request", "check_drafter", "drafts_of", "laws_of"]
 
@@ -126,9 +126,17 @@ def check_drafter(name: str, drafter: Any) -> None:
 
     Raises:
         TypeError: names the argument.
+        DraftError: its `laws` are none.
     """
     calls = ("start", "propose", "commit", "release")
     check_instance(name, drafter, calls, "a drafter, such as mv.drafters.NGram()")
+    laws = getattr(drafter, "laws", ())
+    if isinstance(laws, str) or not all(law in get_args(Law) for law in laws):
+        msg = (
+            f"{type(drafter).__name__}.laws: found {shown(laws)}, wanted a tuple of some of: "
+            f"{', '.join(get_args(Law))}"
+        )
+        raise DraftError(msg, slug="bad_drafter")
 
 
 def laws_of(drafter: Drafter | None) -> tuple[Law, ...]:

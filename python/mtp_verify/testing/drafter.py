@@ -8,7 +8,8 @@ import numpy as np
 
 from mtp_verify import _core, api
 from mtp_verify.drafters.base import Request, check_drafter, drafts_of, laws_of
-from mtp_verify.errors import MtpVerifyError
+from mtp_verify.errors import MtpVerifyError, ParamsError
+from mtp_verify.intake import as_count, as_list
 from mtp_verify.params import SamplingParams
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.laws import exact_law
@@ -65,9 +66,16 @@ def assert_drafter(
     Raises:
         AssertionError: Says what was found and what was wanted.
         TypeError: It is no drafter.
+        ParamsError: A prompt that is empty, or has tokens of another vocabulary.
     """
     check_drafter("drafter", drafter)
-    trial = _Trial(drafter, tuple(int(token) for token in prompt), vocab_size, eos_ids)
+    size = as_count("vocab_size", vocab_size)
+    text = tuple(as_count("prompt", token, 0, size - 1) for token in as_list("prompt", prompt))
+    if not text:
+        msg = "prompt: found no tokens, wanted at least one"
+        raise ParamsError(msg, slug="param_out_of_range")
+    budget = as_count("budget", budget)
+    trial = _Trial(drafter, text, size, as_list("eos_ids", eos_ids))
     try:
         laws = trial.look_at_form(budget)
         if laws - {"deterministic"}:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mtp_verify.decode import Decoder
+from mtp_verify.errors import ParamsError
+from mtp_verify.intake import as_list, check_callable
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.laws import exact_law
 from mtp_verify.testing.loops import loop_law
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mtp_verify.decode import Decoder
     from mtp_verify.testing.laws import JointLaw
 
 __all__ = ["assert_lossless"]
@@ -57,9 +59,18 @@ def assert_lossless(
 
     Raises:
         AssertionError: The law differs; says by how much.
-        ParamsError: Too many branches or strings.
+        ParamsError: Too many branches or strings; an empty prompt.
+        TypeError: `make` makes no decoder.
     """
+    check_callable("make", make)
     decoder = make()
+    if not isinstance(decoder, Decoder):
+        msg = f"make: found {type(decoder).__name__} from make(), wanted a mv.Decoder"
+        raise TypeError(msg)
+    prompt = as_list("prompt", prompt)
+    if not prompt:
+        msg = "prompt: found no tokens, wanted at least one"
+        raise ParamsError(msg, slug="param_out_of_range")
     target = decoder.target
 
     def row(path: tuple[int, ...]) -> NDArray[np.float64]:

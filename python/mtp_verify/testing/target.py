@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.errors import MtpVerifyError
+from mtp_verify.errors import MtpVerifyError, ParamsError
+from mtp_verify.intake import as_count, as_list
 from mtp_verify.interface import check_cache, check_commit, check_forward
 from mtp_verify.target import as_target
 
@@ -59,14 +60,26 @@ def assert_target(
         AssertionError: Says what was done, which row differs and by how much, or which method
             breaks its promise.
         UnsupportedModelError: It is no target.
+        ParamsError: A prompt with tokens of another vocabulary, too short or too long.
     """
     target = as_target(model)
-    size = target.vocab_size if num_tokens is None else num_tokens
-    if size is None or len(prompt) < 2:
-        msg = "wanted num_tokens (the target's vocab_size is None) and a prompt of two tokens"
-        raise AssertionError(msg)
+    size = target.vocab_size if num_tokens is None else as_count("num_tokens", num_tokens)
+    if size is None:
+        msg = f"num_tokens: wanted, since vocab_size of {type(target).__name__} is None"
+        raise ParamsError(msg, slug="param_out_of_range")
+    text = [as_count("prompt", token, 0, size - 1) for token in as_list("prompt", prompt)]
+    # What is drafted, and as many tokens behind it.
+    room = _NUM_DRAFTED
+    if target.max_length is not None:
+        room = min(room, (target.max_length - len(text)) // 2)
+    if len(text) < 2 or room < 2:
+        msg = (
+            f"prompt: found {len(text)} tokens and a context of {target.max_length}, wanted two "
+            "or more, and room for four behind them"
+        )
+        raise ParamsError(msg, slug="param_out_of_range")
     try:
-        _Trial(target, [int(token) for token in prompt], size, tolerance, seed).run()
+        _Trial(target, text, size, tolerance, room, seed).run()
     except MtpVerifyError as error:
         raise AssertionError(str(error)) from error
 
@@ -82,13 +95,19 @@ class _Trial:
     """Texts, the rows that they must have, and the ways of getting there."""
 
     def __init__(
-        self, target: Target, prompt: list[int], size: int, tolerance: float, seed: int
+        self,
+        target: Target,
+        prompt: list[int],
+        size: int,
+        tolerance: float,
+        num_drafted: int,
+        seed: int,
     ) -> None:
         self._target = target
         self._prompt = prompt
         self._tolerance = tolerance
         rng = np.random.default_rng(seed)
-        self._drafted: list[int] = rng.integers(size, size=_NUM_DRAFTED).tolist()
+        self._drafted: list[int] = rng.integers(size, size=num_drafted).tolist()
         self._others = [(token + 1) % size for token in self._drafted]
         # Siblings differ, as far as there are tokens.
         self._nodes = [prompt[-1], *((self._drafted[0] + i) % size for i in range(len(_TREE) - 1))]
@@ -152,6 +171,9 @@ class _Trial:
             if key not in self._known:
                 self._known[key] = fresh_row(self._target, text)
             wanted = self._known[key]
+            if not bool(wanted.isfinite().any()) or bool(wanted.isnan().any()):
+                msg = f"{self._name}: the row after the text {text} holds NaN, or nothing finite"
+                raise AssertionError(msg)
             scale = max(1.0, float(wanted[wanted.isfinite()].abs().max()))
             same = row == wanted  # Infinities, too.
             apart = (

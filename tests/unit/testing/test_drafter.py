@@ -174,3 +174,10 @@ def test_drafts_of_a_wrong_form_are_found(name):
 def test_a_class_is_refused():
     with pytest.raises(TypeError, match="drafter: found the class NGram"):
         assert_drafter(NGram, PROMPT, VOCAB)
+
+
+def test_prompts_are_checked():
+    with pytest.raises(mv.ParamsError, match="prompt: found no tokens"):
+        assert_drafter(NGram(), [], VOCAB)
+    with pytest.raises(mv.ParamsError, match="prompt: found 4, wanted an integer <= 3"):
+        assert_drafter(NGram(), [1, 4], VOCAB)

@@ -93,3 +93,12 @@ def test_samples_of_a_generator_of_its_own():
     wrong.said = 0.0
     with pytest.raises(AssertionError, match="the law differs"):
         assert_lossless(lambda: mv.Decoder(target(), wrong), [0, 1], 2, sample=True, min_tv=0.1)
+
+
+def test_what_it_is_given_is_checked():
+    with pytest.raises(TypeError, match=r"make: found .*, wanted a function"):
+        assert_lossless(mv.Decoder(target()), [1])
+    with pytest.raises(TypeError, match=r"make: found TableTarget from make\(\), wanted a mv.Dec"):
+        assert_lossless(target, [1])
+    with pytest.raises(mv.ParamsError, match="prompt: found no tokens"):
+        assert_lossless(lambda: mv.Decoder(target()), [])

@@ -126,8 +126,38 @@ def test_broken_promises_are_assertions_too():
         assert_target(Narrow(rows, 7))
     with pytest.raises(mv.UnsupportedModelError, match="neither"):
         assert_target("gpt2")
+
+
+def test_what_it_is_given_is_checked():
     target = TableTarget(rows, 7)
     target.vocab_size = None
-    with pytest.raises(AssertionError, match="wanted num_tokens"):
+    with pytest.raises(mv.ParamsError, match="num_tokens: wanted, since vocab_size of TableTarget"):
         assert_target(target)
     assert_target(target, num_tokens=7)
+    for prompt in ([1], []):
+        with pytest.raises(mv.ParamsError, match=rf"prompt: found {len(prompt)} tokens"):
+            assert_target(target, prompt, num_tokens=7)
+    with pytest.raises(mv.ParamsError, match="prompt: found 9, wanted an integer <= 6"):
+        assert_target(target, [1, 9], num_tokens=7)
+
+
+def test_no_text_is_longer_than_the_context():
+    longest = 0
+
+    def limited(path):
+        nonlocal longest
+        longest = max(longest, len(path))
+        return rows(path)
+
+    for limit in (9, 11, 14, 15, 40):
+        longest = 0
+        assert_target(TableTarget(limited, 7, max_length=limit))
+        assert longest == min(limit - (limit - 5) % 2, 15)
+    with pytest.raises(mv.ParamsError, match="a context of 8, wanted"):
+        assert_target(TableTarget(limited, 7, max_length=8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_rows_that_are_none_are_named(bad):
+    with pytest.raises(AssertionError, match=r"row after the text \[1\] holds NaN, or nothing fin"):
+        assert_target(TableTarget(lambda path: [bad] * 3, 3))
