@@ -210,7 +210,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
         CheckError: It failed; says what it printed.
     """
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env |= {"NO_COLOR": "1", **environment}
+    env |= environment
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -223,7 +223,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
         shown = " ".join(Path(str(part)).name for part in command[:4])
         msg = f"{shown} ...: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}"
         raise CheckError(msg)
-    return done.stdout
+    return re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # twine paints, whoever reads.
 
 
 class Checks:

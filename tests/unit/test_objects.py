@@ -29,6 +29,7 @@ NO_DATA = {
     "Model": "runs a model", "ModelTree": "runs a model", "Heads": "runs a head",
     "MeasuredCosts": "times a model", "Translation": "reads two tokenizers",
     "Drafter": "a protocol", "Constraint": "a protocol", "Matcher": "a base class",
+    "Target": "a protocol", "TargetCache": "a protocol",
     "LLGuidance": "a grammar of another library", "XGrammar": "a grammar of another library",
     **dict.fromkeys((n for n in growers.__all__ if n[0].isupper() and n != "Shape"),
                     "in flight; refuses"),
