@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
@@ -176,8 +175,9 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("head", "suffix", "ngram"),
         default=None,
         help="head: suffix drafting, and a trained head where nothing repeats (default: head if "
-        "the model has one, else suffix)",
+        "there is one, else suffix)",
     )
+    _head_argument(parser)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +200,18 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter", choices=("head", "suffix", "ngram", "none"), default=None, help="as in demo"
     )
+    _head_argument(parser)
     parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
+
+
+def _head_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head",
+        default=None,
+        metavar="PATH",
+        help="a trained or published draft head for the model (default: the one that comes with "
+        "SmolLM2)",
+    )
 
 
 def demo(args: argparse.Namespace) -> Report:
@@ -214,6 +225,7 @@ def demo(args: argparse.Namespace) -> Report:
         repeats=args.repeats,
         seed=args.seed,
         drafter=args.drafter,
+        head=args.head,
     )
 
 
@@ -225,9 +237,6 @@ def generate(args: argparse.Namespace) -> Report:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         msg = "the prompt is empty"
-        raise UsageError(msg)
-    if args.model is not None and not Path(args.model).is_dir():
-        msg = f"--model {args.model}: no such folder (models are never downloaded)"
         raise UsageError(msg)
     params = mv.SamplingParams(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p
@@ -242,6 +251,7 @@ def generate(args: argparse.Namespace) -> Report:
         seed=args.seed,
         rule=args.rule,
         drafter=args.drafter,
+        head=args.head,
         raw=args.raw,
     )
 
