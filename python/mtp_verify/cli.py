@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,7 @@ import mtp_verify as mv
 from mtp_verify import head_commands
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
+from mtp_verify.clock import process_start
 from mtp_verify.report import Report
 from mtp_verify.study import command as study_command
 from mtp_verify.terminal import Progress
@@ -260,7 +262,9 @@ def doctor(args: argparse.Namespace) -> Report:
     """Look at this installation and machine; see `mtp_verify.doctor`."""
     from mtp_verify import doctor as examination
 
-    return examination.run(measure=not args.quick)
+    with Progress() as progress:
+        progress.show("looking, and timing forwards of a model")
+        return examination.run(measure=not args.quick)
 
 
 def certify(args: argparse.Namespace) -> Report:
@@ -341,14 +345,26 @@ def _tell_when_missing(*modules: str, extra: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    """Run the command line `argv` (default: the process's own) and return the exit code.
+
+    Limits of time count from the process's start where the command line is the process's own, else
+    from this call.
+    """
+    # Who calls this function with words of its own has been there longer than the command.
+    began = process_start() if argv is None else time.monotonic()
+    if argv is None:
+        # Bars of transformers, which write carriage returns into logs: we say what is done.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
         args = build_parser().parse_args(words)
+        args.began = began
         # Libraries print where they like: with --json only the document may reach stdout.
         guard = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-        with guard:
+        with guard, Progress() as progress:
+            # Until the command itself says what it does: its libraries alone may take long to load.
+            progress.show(f"mtp-verify {args.command}")
             report: Report = args.function(args)
         print(report.to_json() if args.json else report.to_text(), flush=True)
         return report.exit_code
@@ -362,6 +378,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
+        if argv is None:
+            # All is cleaned up. What is left is taking the libraries down, which takes seconds.
+            with contextlib.suppress(OSError):  # whoever read it may have left
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(_INTERRUPTED)
         return _INTERRUPTED
 
 

@@ -180,8 +180,7 @@ def run(
         inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
         races = []
         for prompt, ids in zip(PROMPTS, inputs, strict=True):
-            progress.step(f"generating: {prompt.kind}")
-            progress.clear()
+            progress.step(f"generating: {prompt.kind}", on_terminal=False)
             _show(prompt, subject, model, ids, draft, planner, length)
             progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
             races.append(
@@ -259,30 +258,34 @@ def generate(
     from mtp_verify import threads
     from mtp_verify.fused import fuse
 
-    subject = subject_for(folder=folder, tiny=tiny, head=head)
-    drafter = subject.check_drafter(drafter or _default(subject))
-    model = subject.load(dtype)
-    fuse(model)
-    threads.use_best(model)
     chosen = secrets.randbits(32) if seed is None else seed
-    draft = planner = None
-    if drafter != "none":
-        draft = _make_drafter(drafter, subject, model)
-        # Plans depend on measured times: only where tokens do not depend on plans does a seed
-        # still name a text.
-        if drafter == "head" and (params.is_greedy or rule == "coupled"):
-            planner = _planner(model)
-    decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
-    ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
-    printer = TokenPrinter(subject.decode)
-    start = time.perf_counter()
-    made = decoder.generate(
-        _tensor(ids),
-        max_new_tokens=max_new_tokens,
-        seed=chosen,
-        streamer=printer,
-    )
-    seconds = time.perf_counter() - start
+    with Progress() as progress:
+        progress.show("loading the model")
+        subject = subject_for(folder=folder, tiny=tiny, head=head)
+        drafter = subject.check_drafter(drafter or _default(subject))
+        model = subject.load(dtype)
+        fuse(model)
+        progress.show("choosing the number of threads")
+        threads.use_best(model)
+        draft = planner = None
+        if drafter != "none":
+            draft = _make_drafter(drafter, subject, model)
+            # Plans depend on measured times: only where tokens do not depend on plans does a seed
+            # still name a text.
+            if drafter == "head" and (params.is_greedy or rule == "coupled"):
+                progress.show("measuring what a forward costs")
+                planner = _planner(model)
+        decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
+        ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
+        progress.show("generating", on_terminal=False)
+        start = time.perf_counter()
+        made = decoder.generate(
+            _tensor(ids),
+            max_new_tokens=max_new_tokens,
+            seed=chosen,
+            streamer=TokenPrinter(subject.decode),
+        )
+        seconds = time.perf_counter() - start
     tokens = _tokens(made)
     data = {
         "text": subject.decode(tokens),

@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
+        "--minutes",
+        type=float,
+        default=None,
+        help="wall time for everything, from the start of the process (default 38; tiny 1)",
     )
     parser.add_argument("--tokens", type=int, default=None, help="most training text (850000)")
     parser.add_argument(
@@ -134,7 +137,6 @@ def run(args: argparse.Namespace) -> Report:
     limits |= {name: value for name, value in given.items() if value is not None}
     budget = stages.Budget(**limits)
     own = None if args.prompts is None else read_prompts(args.prompts)
-    began = time.monotonic()
     with _processes(), Progress() as lines:
         lines.show("loading the model")
         folder = None if args.model in ("tiny", "smollm2") else args.model
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> Report:
             own=own,
             start=args.start,
             load=None if is_tiny else partial(_load, folder, recipe.dtype),
-            began=began,
+            began=args.began,
         )
     best, place = found["best"], str(args.out / "head")
     data = {
@@ -159,7 +161,7 @@ def run(args: argparse.Namespace) -> Report:
         "tau": best["tau"],
         "by_depth": best["by_depth"],
         "best_step": best["step"],
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - args.began,
         "threads": torch.get_num_threads(),
         "recipe": recipe.as_dict(),
         "plan": found["plan"],

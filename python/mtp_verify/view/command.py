@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mtp_verify as mv
 from mtp_verify.report import Report
-from mtp_verify.terminal import has_colour
+from mtp_verify.terminal import Progress, has_colour
 from mtp_verify.view.drawing import caption, to_lines
 from mtp_verify.view.page import to_html
 from mtp_verify.view.recorder import Recorder
@@ -72,18 +72,22 @@ def run(args: argparse.Namespace) -> Report:
     from mtp_verify.subjects import subject_for
 
     params = mv.SamplingParams(temperature=args.temperature)
-    subject = subject_for(folder=args.model, tiny=args.tiny, head=args.head)
-    drafter = subject.check_drafter(args.drafter or ("suffix" if args.head is None else "head"))
-    model = subject.load("bfloat16")
-    threads.use_best(model)
-    kind, settings = DRAFTERS[drafter]
-    given = [subject.load_head(model)] if drafter == "head" and subject.load_head else []
-    recorder = Recorder(getattr(mv.drafters, kind)(*given, **settings))
-    made = mv.Decoder(model, recorder, params).generate(
-        torch.tensor([subject.encode(args.prompt)]),
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-    )
+    with Progress() as progress:
+        progress.show("loading the model")
+        subject = subject_for(folder=args.model, tiny=args.tiny, head=args.head)
+        drafter = subject.check_drafter(args.drafter or ("suffix" if args.head is None else "head"))
+        model = subject.load("bfloat16")
+        progress.show("choosing the number of threads")
+        threads.use_best(model)
+        kind, settings = DRAFTERS[drafter]
+        given = [subject.load_head(model)] if drafter == "head" and subject.load_head else []
+        recorder = Recorder(getattr(mv.drafters, kind)(*given, **settings))
+        progress.show("generating")
+        made = mv.Decoder(model, recorder, params).generate(
+            torch.tensor([subject.encode(args.prompt)]),
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+        )
     show = _shower(subject.decode)
     steps = recorder.steps
     summary = (
