@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from mtp_verify.certification import command as engine_command
 from mtp_verify.clock import process_start
 from mtp_verify.report import Report
 from mtp_verify.study import command as study_command
-from mtp_verify.terminal import Progress
+from mtp_verify.terminal import Progress, is_terminal
 from mtp_verify.training import command as train_command
 from mtp_verify.view import command as view_command
 
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Until the command itself says what it does: its libraries alone may take long to load.
             progress.show(f"mtp-verify {args.command}")
             report: Report = args.function(args)
-        print(report.to_json() if args.json else report.to_text(), flush=True)
+        print(report.to_json() if args.json else report.to_text(_width()), flush=True)
         return report.exit_code
     except (UsageError, ImportError, mv.MtpVerifyError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
@@ -385,6 +386,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stderr.flush()
             os._exit(_INTERRUPTED)
         return _INTERRUPTED
+
+
+def _width() -> int | None:
+    """Columns of the terminal that stdout is, if it is one."""
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def _report_error(error: Exception, *, as_json: bool) -> None:
