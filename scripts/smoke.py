@@ -14,7 +14,7 @@ import mtp_verify as mv
 from mtp_verify import testing
 
 HEAVY = ("torch", "transformers", "triton", "hypothesis")
-OF_COMMANDS = ("rich",)  # installed, and for `mtp-verify` alone
+OF_COMMANDS = ("rich", "platformdirs")  # installed, and loaded when they are used
 
 
 def check(condition: bool, message: str) -> None:
