@@ -2,8 +2,8 @@
 
 Threads that spin while they wait for each other lose badly on shared cores (3 to 5 times slower
 than one thread has been seen), and nothing in the machine's description tells. So the model's own
-decode step is timed at several thread counts, in turn, and the fastest wins. What was measured on
-an idle machine is kept in the user's cache folder.
+decode step is timed at several thread counts, in turn, and the fastest wins. What was measured is
+kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from math import inf
 from statistics import median
-from time import monotonic, perf_counter, thread_time
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,9 +31,6 @@ __all__ = ["ThreadReport", "measure", "num_cores", "use_best"]
 # A second thread must save this much of a step: less is noise, and leaves nothing for other work.
 _WORTHWHILE = 0.95
 _MOST_SECONDS = 3.0  # of one measurement: no user should wait longer for it
-# Of the timed steps, the share for which this thread must have had a core: what other processes
-# take from it they take from the steps, most of all from those of many threads.
-_IDLE = 0.9
 _WIDTHS = (1, 8)
 
 
@@ -46,13 +43,11 @@ class ThreadReport:
         milliseconds: for each thread count that was timed, the median time of a step for each
             width (tokens per step).
         cores: processor cores that this process may use.
-        was_idle: whether other processes left the cores to it while it was measured.
     """
 
     best: int
     milliseconds: dict[int, dict[int, float]]
     cores: int
-    was_idle: bool = True
 
 
 def num_cores() -> int:
@@ -100,7 +95,6 @@ def measure(
     target = as_target(model)
     before = torch.get_num_threads()
     samples: dict[int, dict[int, list[float]]] = {n: {w: [] for w in widths} for n in tried}
-    worked = dict.fromkeys(tried, 0.0)  # seconds of each count for which this thread had a core
     try:
         with torch.inference_mode():
             cache = target.new_cache()
@@ -111,10 +105,9 @@ def measure(
                 torch.set_num_threads(count)
                 _step(target, cache, widths[0], keep=context)  # wakes the threads, untimed
                 for width in widths:
-                    start_work, start = thread_time(), perf_counter()
+                    start = perf_counter()
                     _step(target, cache, width, keep=context)
                     samples[count][width].append(1e3 * (perf_counter() - start))
-                    worked[count] += thread_time() - start_work
     finally:
         torch.set_num_threads(before)
     times = {
@@ -122,19 +115,15 @@ def measure(
         for count, row in samples.items()
         if all(row.values())
     }
-    was_idle = all(
-        1e3 * worked[count] >= _IDLE * sum(map(sum, samples[count].values())) for count in times
-    )
-    return ThreadReport(_best(times), times, cores, was_idle)
+    return ThreadReport(best=_best(times), milliseconds=times, cores=cores)
 
 
 def use_best(model: Any) -> ThreadReport:
     """Set torch's thread count to the best, which is measured once.
 
-    What `measure` finds is kept in the user's cache folder (`MTP_VERIFY_CACHE`) if every count had
-    a turn and other processes left the cores to it: on a busy machine the best count is another
-    one, and is measured anew by the next call. So it is for another model, device, number of cores,
-    or version of this package, torch or transformers, and where the file is damaged.
+    What `measure` finds is kept in the user's cache folder (`MTP_VERIFY_CACHE`) once every count
+    has had a turn, and measured again for another model, device, number of cores, or version of
+    this package, torch or transformers, and where the file is damaged.
 
     Args:
         model: as in `measure`.
@@ -151,7 +140,7 @@ def use_best(model: Any) -> ThreadReport:
         report = ThreadReport(best=_best(known), milliseconds=known, cores=cores)
     else:
         report = measure(target, counts=counts)
-        if key is not None and report.was_idle and _is_complete(report.milliseconds, counts):
+        if key is not None and _is_complete(report.milliseconds, counts):
             store.save(key, report.milliseconds)
     torch.set_num_threads(report.best)
     return report

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,8 +27,6 @@ def clock(monkeypatch):
 
     tick.now = 0.0
     monkeypatch.setattr(threads, "perf_counter", tick)
-    # This thread works all the time, unless a test says otherwise.
-    monkeypatch.setattr(threads, "thread_time", lambda: tick.now)
     return cost
 
 
@@ -122,46 +118,6 @@ def test_a_measurement_that_was_cut_short_is_used_but_not_kept(two_cores, monkey
     assert found.best == torch.get_num_threads() == 1
     assert sorted(found.milliseconds) == [1]
     assert not two_cores.exists()
-
-
-@pytest.mark.parametrize("counts", [(1, 2), (2,)], ids=["all", "two threads"])
-def test_what_was_measured_on_a_busy_machine_is_used_but_not_kept(
-    two_cores, clock, counts, monkeypatch
-):
-    """Other processes take a fifth of the time of steps at `counts`."""
-    now, seen, worked = threads.perf_counter, [0.0], [0.0]
-
-    def thread_time():
-        share = 0.8 if torch.get_num_threads() in counts else 1.0
-        worked[0] += share * (now.now - seen[0])
-        seen[0] = now.now
-        return worked[0]
-
-    monkeypatch.setattr(threads, "thread_time", thread_time)
-    model = tiny_model("llama")
-    found = threads.use_best(model)
-    assert (found.best, found.was_idle) == (2, False)
-    assert torch.get_num_threads() == 2
-    assert not two_cores.exists()
-    monkeypatch.setattr(threads, "thread_time", lambda: now.now)
-    assert threads.use_best(model).was_idle
-    assert len(list(two_cores.iterdir())) == 1
-
-
-def test_a_thread_that_waits_for_a_core_is_noticed():
-    """On the real clocks: the cores are shared with more processes than there are."""
-    model = tiny_model("llama")
-    busy = [
-        subprocess.Popen((sys.executable, "-c", "while True: pass"))
-        for _ in range(3 * threads.num_cores())
-    ]
-    try:
-        found = threads.measure(model, counts=[1], rounds=40)
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-    assert not found.was_idle
 
 
 def test_default_counts_double_up_to_the_cores():
