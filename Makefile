@@ -122,12 +122,12 @@ vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the p
 docs: $(EXT) ## Run every example of the README and the docs pages
 	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)
 
-wheel: $(DEPS) ## Build the wheel, install it beside numpy alone, and verify a draft there
+wheel: $(DEPS) ## Build the wheel, install it with its own dependencies alone, and verify a draft there
 	rm -rf build/wheel
 	$(BIN)/maturin build --release --quiet --out build/wheel
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
-	cd build/wheel && venv/bin/python -I $(CURDIR)/scripts/smoke.py
+	cd build/wheel && venv/bin/python -I $(CURDIR)/scripts/smoke.py && venv/bin/mtp-verify doctor --quick
 
 release-check: $(EXT) build/release/.stamp ## Build a release from what is committed, and check all of it (TAG=v1.2.3 REPOSITORY_URL=URL)
 	$(PY) scripts/release_check.py --out build/release/dist --tools build/release/tools/bin \

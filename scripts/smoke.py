@@ -1,4 +1,4 @@
-"""Check an installed wheel: verify a small draft in an environment with numpy alone.
+"""Check an installed wheel: verify a small draft in an environment with its own dependencies alone.
 
 `make wheel` runs this with the interpreter of an empty environment, outside the source tree.
 """
@@ -14,6 +14,7 @@ import mtp_verify as mv
 from mtp_verify import testing
 
 HEAVY = ("torch", "transformers", "triton", "hypothesis")
+OF_COMMANDS = ("rich", "platformdirs")  # installed, and loaded when they are used
 
 
 def check(condition: bool, message: str) -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     rows = testing.recorded_logits()
     check(rows.shape == (48, 2, 512), f"the recorded rows have the shape {rows.shape}")
 
-    for name in HEAVY:
+    for name in (*HEAVY, *OF_COMMANDS):
         check(name not in sys.modules, f"{name} was imported")
     info = mv.build_info()
     print(f"smoke test passed: mtp-verify {mv.__version__}, numpy {np.__version__}, {info}")

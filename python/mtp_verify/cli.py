@@ -10,18 +10,20 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
+import time
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import mtp_verify as mv
 from mtp_verify import head_commands
 from mtp_verify.benchmark import command as bench_command
 from mtp_verify.certification import command as engine_command
+from mtp_verify.clock import process_start
 from mtp_verify.report import Report
 from mtp_verify.study import command as study_command
-from mtp_verify.terminal import Progress
+from mtp_verify.terminal import Progress, is_terminal
 from mtp_verify.training import command as train_command
 from mtp_verify.view import command as view_command
 
@@ -176,8 +178,9 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("head", "suffix", "ngram"),
         default=None,
         help="head: suffix drafting, and a trained head where nothing repeats (default: head if "
-        "the model has one, else suffix)",
+        "there is one, else suffix)",
     )
+    _head_argument(parser)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +203,18 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter", choices=("head", "suffix", "ngram", "none"), default=None, help="as in demo"
     )
+    _head_argument(parser)
     parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
+
+
+def _head_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head",
+        default=None,
+        metavar="PATH",
+        help="a trained or published draft head for the model (default: the one that comes with "
+        "SmolLM2)",
+    )
 
 
 def demo(args: argparse.Namespace) -> Report:
@@ -214,6 +228,7 @@ def demo(args: argparse.Namespace) -> Report:
         repeats=args.repeats,
         seed=args.seed,
         drafter=args.drafter,
+        head=args.head,
     )
 
 
@@ -225,9 +240,6 @@ def generate(args: argparse.Namespace) -> Report:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         msg = "the prompt is empty"
-        raise UsageError(msg)
-    if args.model is not None and not Path(args.model).is_dir():
-        msg = f"--model {args.model}: no such folder (models are never downloaded)"
         raise UsageError(msg)
     params = mv.SamplingParams(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p
@@ -242,6 +254,7 @@ def generate(args: argparse.Namespace) -> Report:
         seed=args.seed,
         rule=args.rule,
         drafter=args.drafter,
+        head=args.head,
         raw=args.raw,
     )
 
@@ -250,7 +263,9 @@ def doctor(args: argparse.Namespace) -> Report:
     """Look at this installation and machine; see `mtp_verify.doctor`."""
     from mtp_verify import doctor as examination
 
-    return examination.run(measure=not args.quick)
+    with Progress() as progress:
+        progress.show("looking, and timing forwards of a model")
+        return examination.run(measure=not args.quick)
 
 
 def certify(args: argparse.Namespace) -> Report:
@@ -331,16 +346,28 @@ def _tell_when_missing(*modules: str, extra: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    """Run the command line `argv` (default: the process's own) and return the exit code.
+
+    Limits of time count from the process's start where the command line is the process's own, else
+    from this call.
+    """
+    # Who calls this function with words of its own has been there longer than the command.
+    began = process_start() if argv is None else time.monotonic()
+    if argv is None:
+        # Bars of transformers, which write carriage returns into logs: we say what is done.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
         args = build_parser().parse_args(words)
+        args.began = began
         # Libraries print where they like: with --json only the document may reach stdout.
         guard = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-        with guard:
+        with guard, Progress() as progress:
+            # Until the command itself says what it does: its libraries alone may take long to load.
+            progress.show(f"mtp-verify {args.command}")
             report: Report = args.function(args)
-        print(report.to_json() if args.json else report.to_text(), flush=True)
+        print(report.to_json() if args.json else report.to_text(_width()), flush=True)
         return report.exit_code
     except (UsageError, ImportError, mv.MtpVerifyError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
@@ -352,7 +379,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
+        if argv is None:
+            # All is cleaned up. What is left is taking the libraries down, which takes seconds.
+            with contextlib.suppress(OSError):  # whoever read it may have left
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(_INTERRUPTED)
         return _INTERRUPTED
+
+
+def _width() -> int | None:
+    """Columns of the terminal that stdout is, if it is one."""
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def _report_error(error: Exception, *, as_json: bool) -> None:

@@ -136,6 +136,7 @@ def run(
     repeats: int = 2,
     seed: int = 7,
     drafter: str | None = None,
+    head: str | None = None,
 ) -> Report:
     """Generate, measure and compare on each of `PROMPTS`.
 
@@ -146,20 +147,24 @@ def run(
         seed: Of the sampled comparison.
         drafter: "head" (suffix drafting, and a trained head where nothing repeats), "suffix" or
             "ngram"; None is "head" if the model has one.
+        head: a draft head's folder, in place of the head that the model brings along.
 
     Returns:
         A report that is not `ok` if any speculative output differs from the plain one in float32.
 
     Raises:
         ImportError: torch, transformers or the packaged model is missing; says what to install.
+        OSError: there is no `head`.
+        UnsupportedModelError: the head is not for this model.
+        ParamsError: a head, and a drafter that makes no use of it; or the other way round.
     """
     from mtp_verify import threads
     from mtp_verify.compare import identical, race
     from mtp_verify.fused import fuse
 
     length = max_new_tokens or (_NUM_TOKENS_TINY if tiny else _NUM_TOKENS)
-    subject = subject_for(tiny=tiny)
-    drafter = drafter or _default(subject)
+    subject = subject_for(tiny=tiny, head=head)
+    drafter = subject.check_drafter(drafter or _default(subject))
     with Progress((4 if drafter == "head" else 3) + 4 * len(PROMPTS)) as progress:
         progress.step("loading the model")
         model = subject.load("bfloat16")
@@ -175,8 +180,7 @@ def run(
         inputs = [_tensor(subject.encode(prompt.text)) for prompt in PROMPTS]
         races = []
         for prompt, ids in zip(PROMPTS, inputs, strict=True):
-            progress.step(f"generating: {prompt.kind}")
-            progress.clear()
+            progress.step(f"generating: {prompt.kind}", on_terminal=False)
             _show(prompt, subject, model, ids, draft, planner, length)
             progress.step(f"timing three ways, {repeats} runs each: {prompt.kind} (bfloat16)")
             races.append(
@@ -224,6 +228,7 @@ def generate(
     seed: int | None = None,
     rule: Rule = "auto",
     drafter: str | None = None,
+    head: str | None = None,
     raw: bool = False,
 ) -> Report:
     """Answer `prompt`, printing the text as it comes.
@@ -238,45 +243,55 @@ def generate(
         seed: Of all choices; `None` draws one, which the report names.
         rule: As in `mtp_verify.verify`.
         drafter: as in `run`, or "none".
+        head: as in `run`.
         raw: Do not use the chat template.
 
     Returns:
         A report with the text, the tokens and the statistics.
+
+    Raises:
+        ImportError, UnsupportedModelError, ParamsError: as `run`.
+        OSError: `folder` holds no checkpoint, or there is no `head`.
     """
     import secrets
 
     from mtp_verify import threads
     from mtp_verify.fused import fuse
 
-    subject = subject_for(folder=folder, tiny=tiny)
-    model = subject.load(dtype)
-    fuse(model)
-    threads.use_best(model)
     chosen = secrets.randbits(32) if seed is None else seed
-    draft = planner = None
-    if drafter != "none":
-        drafter = drafter or _default(subject)
-        draft = _make_drafter(drafter, subject, model)
-        # Plans depend on measured times: only where tokens do not depend on plans does a seed
-        # still name a text.
-        if drafter == "head" and (params.is_greedy or rule == "coupled"):
-            planner = _planner(model)
-    decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
-    ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
-    printer = TokenPrinter(subject.decode)
-    start = time.perf_counter()
-    made = decoder.generate(
-        _tensor(ids),
-        max_new_tokens=max_new_tokens,
-        seed=chosen,
-        streamer=printer,
-    )
-    seconds = time.perf_counter() - start
+    with Progress() as progress:
+        progress.show("loading the model")
+        subject = subject_for(folder=folder, tiny=tiny, head=head)
+        drafter = subject.check_drafter(drafter or _default(subject))
+        model = subject.load(dtype)
+        fuse(model)
+        progress.show("choosing the number of threads")
+        threads.use_best(model)
+        draft = planner = None
+        if drafter != "none":
+            draft = _make_drafter(drafter, subject, model)
+            # Plans depend on measured times: only where tokens do not depend on plans does a seed
+            # still name a text.
+            if drafter == "head" and (params.is_greedy or rule == "coupled"):
+                progress.show("measuring what a forward costs")
+                planner = _planner(model)
+        decoder = mv.Decoder(model, draft, params, rule=rule, planner=planner)
+        ids = subject.encode_raw(prompt) if raw else subject.encode(prompt)
+        progress.show("generating", on_terminal=False)
+        start = time.perf_counter()
+        made = decoder.generate(
+            _tensor(ids),
+            max_new_tokens=max_new_tokens,
+            seed=chosen,
+            streamer=TokenPrinter(subject.decode),
+        )
+        seconds = time.perf_counter() - start
     tokens = _tokens(made)
     data = {
         "text": subject.decode(tokens),
         "tokens": tokens,
         "finish_reason": made.finish_reasons[0],
+        "drafter": drafter,
         "seed": chosen,
         "seconds": seconds,
         "tokens_per_second": len(tokens) / seconds,
@@ -392,11 +407,8 @@ def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
     if name == "ngram":
         return mv.drafters.NGram(**_SETTINGS[name])
     suffix = mv.drafters.Suffix(**_SETTINGS["suffix"])
-    if name == "suffix":
+    if name == "suffix" or subject.load_head is None:
         return suffix
-    if subject.load_head is None:
-        msg = f"there is no trained head for {subject.name}; choose another drafter"
-        raise mv.ParamsError(msg, slug="bad_options")
     head = subject.load_head(model)
     fuse(head)
     return mv.drafters.Combined([suffix, mv.drafters.Heads(head, **_SETTINGS["head"])])

@@ -11,10 +11,13 @@ __all__ = ["cache_folder"]
 def cache_folder() -> Path:
     """Return the folder of converted models and measured costs; it need not exist yet.
 
-    `MTP_VERIFY_CACHE` names it; otherwise it is `mtp-verify` in `XDG_CACHE_HOME`, or in `~/.cache`.
+    `MTP_VERIFY_CACHE` names it; otherwise it is `mtp-verify` where the system keeps a user's
+    caches: in `XDG_CACHE_HOME` or `~/.cache` on Linux, in `~/Library/Caches` on macOS, in
+    `%LOCALAPPDATA%` on Windows.
     """
     override = os.environ.get("MTP_VERIFY_CACHE")
     if override:
         return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "mtp-verify"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mtp-verify", appauthor=False)

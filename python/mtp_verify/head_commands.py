@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mtp_verify.report import Report, Table
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from mtp_verify.heads.inspection import Inspection
 
@@ -59,6 +61,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder")
     parser.add_argument("--base", metavar="FOLDER", help="the target's checkpoint, where needed")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default=None,
+        help="of what is written (default: that of HEAD, whatever the target's is)",
+    )  # fmt: skip
 
 
 def inspect(args: argparse.Namespace) -> Report:
@@ -113,15 +119,44 @@ def reattach(args: argparse.Namespace) -> Report:
 
 def export(args: argparse.Namespace) -> Report:
     """Write a head in the layout that a serving engine reads."""
+    import torch
+
     from mtp_verify.heads import export as write
     from mtp_verify.heads import load
 
     target, note = _target(args.base)
-    head = load(args.head, target, probe=False)
+    kept = load(args.head, target, probe=False, dtype="auto")
+    stored = _dtypes(kept)
+    head, how = kept, "as in HEAD"
+    if args.dtype is not None:
+        head = kept.to(getattr(torch, args.dtype))
+        how = f"as asked for; HEAD: {_counted(stored)}"
+    written = _dtypes(head)
     write(head, args.out, args.layout, base=args.base, target=target)
     spec = head.spec
-    data = {"family": spec.family, "layout": args.layout, "out": args.out, "note": note}
-    return Report("export", data=data, summary=f"a {spec.family} head as {args.layout}: {args.out}")
+    data = {
+        "family": spec.family,
+        "layout": args.layout,
+        "out": args.out,
+        "dtypes": written,
+        "head_dtypes": stored,
+        "note": note,
+    }
+    line = f"a {spec.family} head as {args.layout}, {_counted(written)} ({how}): {args.out}"
+    return Report("export", data=data, summary=line)
+
+
+def _dtypes(head: Any) -> dict[str, int]:
+    """How many of a head's tensors have each dtype."""
+    names = (str(tensor.dtype).removeprefix("torch.") for tensor in head.state_dict().values())
+    return dict(sorted(Counter(names).items()))
+
+
+def _counted(dtypes: Mapping[str, int]) -> str:
+    """Dtypes in words, with numbers of tensors where there are several."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return ", ".join(f"{kind} ({count})" for kind, count in dtypes.items())
 
 
 def _target(folder: str | None) -> tuple[Any | None, str]:
@@ -171,6 +206,7 @@ def _reference(args: argparse.Namespace, prompts: list[list[int]] | None) -> Any
 def _inspect_native(
     found: Inspection, args: argparse.Namespace, target: Any | None, prompts: Any
 ) -> None:
+    from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads import load, probe
 
     with warnings.catch_warnings(record=True) as caught:
@@ -180,7 +216,9 @@ def _inspect_native(
     found.spec = head.spec
     tensors = list(head.state_dict().values())
     found.tensors, found.parameters = len(tensors), sum(tensor.numel() for tensor in tensors)
-    found.dtypes = {str(tensors[0].dtype).removeprefix("torch."): len(tensors)}
+    # As they are stored: the head was loaded in the target's dtype, to be measured.
+    stored = Checkpoint(args.checkpoint).tensors
+    found.dtypes = dict(Counter(stored[name].dtype for name in head.state_dict()))
     if target is not None and args.tokens:
         found.probe = probe(head, target, prompts=prompts, num_tokens=args.tokens)
         found.judge()

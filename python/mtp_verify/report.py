@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Report", "Table"]
+
+_NO_LIMIT = 1 << 20  # columns: wider than any table
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,31 @@ class Table:
     left: int = 1
     notes: tuple[str, ...] = ()
 
-    def to_text(self) -> str:
-        """Render with columns padded to their widest cell."""
-        lines = [self.columns, *self.rows]
-        widths = [max(_width(line[j]) for line in lines) for j in range(len(self.columns))]
+    def to_text(self, width: int | None = None) -> str:
+        """Render with columns padded to their widest cell.
 
-        def render(line: Sequence[str]) -> str:
-            cells = []
-            for j, (cell, width) in enumerate(zip(line, widths, strict=True)):
-                gap = " " * (width - _width(cell))
-                cells.append(cell + gap if j < self.left else gap + cell)
-            return "  ".join(cells).rstrip()
+        Args:
+            width: Columns of the terminal: cells of a table that is wider go on below themselves.
+                None: nothing is broken, as files and pipes want it.
+        """
+        from rich.console import Console
+        from rich.rule import Rule
+        from rich.table import Table as Grid
+        from rich.text import Text
 
-        out = [self.title] if self.title else []
-        out += [render(self.columns), "  ".join("-" * width for width in widths)]
-        out += [render(row) for row in self.rows]
-        out += self.notes
-        return "\n".join(out)
+        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for j, name in enumerate(self.columns):
+            justify: Literal["left", "right"] = "left" if j < self.left else "right"
+            grid.add_column(Text(name), justify=justify, overflow="fold")
+        grid.add_row(*(Rule(characters="-") for _ in self.columns))
+        for row in self.rows:
+            grid.add_row(*map(Text, row))
+        # rich leaves out what finds no place at all: a column keeps two columns, and two beside it.
+        width = _NO_LIMIT if width is None else max(width, 4 * len(self.columns))
+        out = io.StringIO()
+        Console(file=out, width=width, color_system=None).print(grid)
+        lines = [line.rstrip() for line in out.getvalue().splitlines()]
+        return "\n".join([*([self.title] if self.title else []), *lines, *self.notes])
 
 
 @dataclass
@@ -72,9 +82,9 @@ class Report:
         """0 if all is well, 1 if the command found a failure."""
         return 0 if self.ok else 1
 
-    def to_text(self) -> str:
-        """Render for a terminal: the sections, then the summary."""
-        parts = [part.to_text() if isinstance(part, Table) else part for part in self.sections]
+    def to_text(self, width: int | None = None) -> str:
+        """Render for people: the sections, then the summary; `width` as that of a table."""
+        parts = [part.to_text(width) if isinstance(part, Table) else part for part in self.sections]
         if self.summary:
             parts.append(self.summary)
         return "\n\n".join(parts)
@@ -83,12 +93,6 @@ class Report:
         """Render as one JSON document with the keys `command`, `status` and those of `data`."""
         document = {"command": self.command, "status": "ok" if self.ok else "failed"} | self.data
         return json.dumps(_plain(document), indent=2, allow_nan=False)
-
-
-def _width(text: str) -> int:
-    """Columns that `text` takes in a terminal: wide characters take two, combining ones none."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) != 0 for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,8 +25,9 @@ class Subject:
         encode: From a user's message to the prompt's ids, chat template included.
         encode_raw: From a text to its ids.
         decode: From ids to text, special tokens left out.
-        load_head: From a loaded model to the draft head that this package brings along for it, or
-            None.
+        load_head: From a loaded model to the draft head that was asked for, or else to the one that
+            this package brings along for it; None where there is neither.
+        is_head_given: Whether a head was asked for.
     """
 
     name: str
@@ -32,18 +36,63 @@ class Subject:
     encode_raw: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     load_head: Callable[[Any], Any] | None = None
+    is_head_given: bool = False
+
+    def check_drafter(self, name: str) -> str:
+        """Return `name` if the drafter of that name and the heads that there are go together.
+
+        Raises:
+            ParamsError: it is "head", and there is none; or a head was given for another drafter.
+        """
+        if name == "head" and self.load_head is None:
+            msg = f"there is no trained head for {self.name}; give --head, or another drafter"
+            raise ParamsError(msg, slug="bad_options")
+        if name != "head" and self.is_head_given:
+            msg = f"--drafter {name} makes no use of what --head gives; leave one of them out"
+            raise ParamsError(msg, slug="bad_options")
+        return name
 
 
-def subject_for(*, folder: str | None = None, tiny: bool = False) -> Subject:
+def subject_for(
+    *, folder: str | None = None, tiny: bool = False, head: str | None = None
+) -> Subject:
     """Return the checkpoint in `folder`, else a tiny random model, else SmolLM2.
+
+    Args:
+        folder: Of a local checkpoint.
+        tiny: The small random model.
+        head: A trained or published draft head for it, as `mtp_verify.heads.load` reads it.
 
     Raises:
         ImportError: A library or the packaged model is missing; says what to install.
-        OSError: `folder` holds no checkpoint that transformers can read.
+        OSError: `folder` holds no checkpoint that transformers can read, or there is no `head`.
     """
-    if folder is not None:
-        return _checkpoint(Path(folder))
-    return _tiny() if tiny else _smollm2()
+    if head is not None and not Path(head).exists():
+        msg = f"--head {head}: no such file or folder (heads are never downloaded)"
+        raise FileNotFoundError(msg)
+    if folder is not None and not Path(folder).is_dir():
+        msg = f"--model {folder}: no such folder (models are never downloaded)"
+        raise FileNotFoundError(msg)
+    small = _tiny if tiny else _smollm2
+    subject = small() if folder is None else _checkpoint(Path(folder))
+    if head is None:
+        return subject
+    return replace(subject, load_head=partial(_head, head), is_head_given=True)
+
+
+def _head(path: str, model: Any) -> Any:
+    """A draft head for a loaded model.
+
+    Raises:
+        UnsupportedModelError: there is none, or it is for another model; says why.
+    """
+    from mtp_verify import heads
+
+    try:
+        return heads.load(path, model)
+    except MtpVerifyError as error:
+        msg = f"--head {path} cannot draft for this model: {error}"
+        raise UnsupportedModelError(msg, slug=error.slug) from error
 
 
 def _smollm2() -> Subject:

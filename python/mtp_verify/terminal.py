@@ -12,28 +12,36 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Progress", "TokenPrinter", "has_colour"]
+    from rich.live import Live
+    from rich.text import Text
+
+__all__ = ["Progress", "TokenPrinter", "has_colour", "is_terminal"]
 
 _ACCEPTED = "\x1b[32m"  # green
 _PLAIN = "\x1b[0m"
-_CLEAR_LINE = "\r\x1b[K"
 _SECONDS_BETWEEN_LINES = 8.0  # where no terminal shows them: 10 at most, on a loaded machine too
 _UNFINISHED = "\ufffd"  # what decoders give for a character whose bytes are not all there
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal on which a line can be written over."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
 def has_colour(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that shows colour, and the user did not turn it off."""
-    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM", "") != "dumb"
+    return is_terminal(stream) and "NO_COLOR" not in os.environ
 
 
 class Progress:
     """What a command is doing, on stderr: one line that is written over, if it is a terminal.
 
-    Elsewhere (a file, a pipe, a log) the latest line is written every 8 seconds, new or not, with
-    the time since the beginning: whoever waits sees that the command lives. What takes less time
-    writes nothing there.
+    Elsewhere (a file, a pipe, a log) the latest line is written whenever nothing else was for 8
+    seconds, with the time since the beginning: whoever waits sees that the command lives. What
+    takes less time writes nothing there.
 
-    Use it as a context: what happens at its end, whatever ends it, is `clear`.
+    Use it as a context: what happens at its end, whatever ends it, is `clear`. Of several at a time
+    the one that began to show something last is shown, and the one before it when that is cleared.
 
     Args:
         total: Number of steps to come.
@@ -44,11 +52,8 @@ class Progress:
     def __init__(self, total: int = 1, *, shows_time_left: bool = False) -> None:
         self._total = total
         self._done = 0
-        self._is_shown = sys.stderr.isatty()
         self._shows_time_left = shows_time_left
         self._start = time.monotonic()
-        self._text = ""
-        self._ended: threading.Event | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -56,38 +61,24 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.clear()
 
-    def step(self, text: str) -> None:
-        """Say that the next step, `text`, begins."""
+    def step(self, text: str, *, on_terminal: bool = True) -> None:
+        """Say that the next step, `text`, begins; arguments as those of `show`."""
         self._done += 1
         left = self._time_left() if self._shows_time_left else ""
-        self.show(f"[{self._done}/{self._total}] {left}{text}")
+        self.show(f"[{self._done}/{self._total}] {left}{text}", on_terminal=on_terminal)
 
-    def show(self, text: str) -> None:
-        """Show a line of the caller's own making; no step is counted."""
-        self._text = text
-        if self._is_shown:
-            sys.stderr.write(f"{_CLEAR_LINE}{text}")
-            sys.stderr.flush()
-        elif self._ended is None:
-            self._ended = threading.Event()
-            threading.Thread(target=self._repeat, args=(self._ended,), daemon=True).start()
+    def show(self, text: str, *, on_terminal: bool = True) -> None:
+        """Show a line of the caller's own making; no step is counted.
+
+        Args:
+            text: The line.
+            on_terminal: False leaves a terminal to what others write to it meanwhile.
+        """
+        _line.put(self, text, self._start, on_terminal=on_terminal)
 
     def clear(self) -> None:
         """Take the line away, so that other output can be written."""
-        if self._is_shown:
-            sys.stderr.write(_CLEAR_LINE)
-            sys.stderr.flush()
-        elif self._ended is not None:
-            self._ended.set()
-            self._ended = None
-
-    def _repeat(self, ended: threading.Event) -> None:
-        """Write the latest line again and again: a step may itself take minutes."""
-        while not ended.wait(_SECONDS_BETWEEN_LINES):
-            seconds = time.monotonic() - self._start
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-                sys.stderr.write(f"{self._text} ({seconds:.0f} s so far)\n")
-                sys.stderr.flush()
+        _line.take(self)
 
     def _time_left(self) -> str:
         finished = self._done - 1
@@ -95,6 +86,92 @@ class Progress:
             return ""
         left = (time.monotonic() - self._start) / finished * (self._total - finished)
         return f"{left / 60:.0f} min left: " if left >= 90 else f"{left:.0f} s left: "
+
+
+class _Line:
+    """The one line of this process that says what is done now."""
+
+    def __init__(self) -> None:
+        # By who shows it: the text, since when it works, and whether a terminal shows it.
+        self._texts: dict[Progress, tuple[str, float, bool]] = {}
+        self._live: Live | None = None  # while a terminal shows it
+        self._drawn = ("", 0.0)  # what it shows, and since when that works
+        self._ended: threading.Event | None = None
+        self.last_output = 0.0  # when something was written last, of `time.monotonic()`
+
+    def put(self, whose: Progress, text: str, start: float, *, on_terminal: bool) -> None:
+        """Show `text`, in place of all that is shown."""
+        self._texts[whose] = (text, start, on_terminal)
+        self._refresh()
+
+    def take(self, whose: Progress) -> None:
+        """Show it no longer."""
+        if self._texts.pop(whose, None) is not None:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        text, start, on_terminal = self._latest()
+        if text and not is_terminal(sys.stderr):
+            if self._ended is None:
+                self.last_output = time.monotonic()
+                self._ended = threading.Event()
+                threading.Thread(target=self._repeat, args=(self._ended,), daemon=True).start()
+        elif self._ended is not None:
+            self._ended.set()
+            self._ended = None
+        with contextlib.suppress(OSError, ValueError):  # nobody sees it any more
+            if text and on_terminal and is_terminal(sys.stderr):
+                self._draw(text, start)
+            elif self._live is not None:
+                live, self._live = self._live, None
+                live.stop()
+
+    def _draw(self, text: str, start: float) -> None:
+        self._drawn = (text, start)
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True),
+                get_renderable=self._shown,
+                refresh_per_second=1,  # drawing takes time from what is timed
+                transient=True,
+                redirect_stdout=False,  # it would go to stderr
+            )
+            self._live.start(refresh=True)
+        else:
+            self._live.refresh()
+
+    def _shown(self) -> Text:
+        """What stands on a terminal: cut where the terminal ends."""
+        from rich.text import Text
+
+        text, start = self._drawn
+        seconds = time.monotonic() - start
+        return Text(f"{text} ({seconds:.0f} s)", no_wrap=True, overflow="ellipsis")
+
+    def _latest(self) -> tuple[str, float, bool]:
+        return next(reversed(self._texts.values()), ("", 0.0, False))
+
+    def _repeat(self, ended: threading.Event) -> None:
+        """Write the latest line again and again: a step may itself take minutes."""
+        wait = _SECONDS_BETWEEN_LINES
+        while not ended.wait(wait):
+            now = time.monotonic()
+            wait = self.last_output + _SECONDS_BETWEEN_LINES - now
+            if wait > 0:
+                continue
+            wait, self.last_output = _SECONDS_BETWEEN_LINES, now
+            text, start, _ = self._latest()
+            if not text:  # it was taken away this moment
+                return
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                sys.stderr.write(f"{text} ({now - start:.0f} s so far)\n")
+                sys.stderr.flush()
+
+
+_line = _Line()
 
 
 class TokenPrinter:
@@ -146,4 +223,5 @@ class TokenPrinter:
         new = text[self._num_shown :]
         out.write(f"{colour}{new}{_PLAIN}" if colour and has_colour(out) else new)
         out.flush()
+        _line.last_output = time.monotonic()
         self._num_shown = len(text)

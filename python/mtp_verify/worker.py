@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import threading
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,19 @@ def _interrupts_wait() -> Iterator[None]:
         return
     # The first process that is started starts this one too, which lets all signals in again.
     resource_tracker.ensure_running()
+    # The mask is what the new process inherits. It holds for this thread alone: another one may
+    # take the signal, and then this one is interrupted all the same, unless the handler waits too.
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = (
+        signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
+    )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "triton", "hypothesis", "gguf", "accelerate")
+HEAVY = (
+    "torch",
+    "transformers",
+    "triton",
+    "hypothesis",
+    "gguf",
+    "accelerate",
+    "rich",
+    "platformdirs",
+)
 
 
 def run_python(code: str, *flags: str) -> str:

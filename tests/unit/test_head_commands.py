@@ -89,6 +89,84 @@ def test_head_far_below_the_original_is_stale(tmp_path, capsys):
     assert (code, found["status"]) == (1, "stale")
 
 
+def halved(head):
+    """A head in bfloat16, and its tensors as they are then."""
+    head.to(torch.bfloat16)
+    return head, {name: tensor.clone() for name, tensor in head.state_dict().items()}
+
+
+LAYOUTS = [("eagle", "eagle"), ("eagle3", "speculators"), ("medusa", "medusa"), ("mimo", "native")]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_export_keeps_the_dtype_of_the_head_beside_a_wider_target(name, layout, tmp_path, capsys):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")  # in float32
+    changes = {"aux_layers": (0, 1)} if name == "eagle3" else {}
+    head, before = halved(tiny_head(name, model, **changes))
+    save(head, tmp_path / "head")
+    words = ("export", tmp_path / "head", "--layout", layout, "--base", tmp_path / "base")
+    code, found = run(capsys, *words, "--out", tmp_path / "out")
+    assert (code, found["dtypes"]) == (0, {"bfloat16": len(before)})
+    again = load(tmp_path / "out", dtype="auto").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+    assert {tensor.dtype for tensor in again.values()} == {torch.bfloat16}
+
+    assert cli.main([*map(str, words), "--out", str(tmp_path / "again")]) == 0
+    assert "bfloat16 (as in HEAD)" in capsys.readouterr().out
+    wide = ("--out", tmp_path / "wide", "--dtype", "float32")
+    code, found = run(capsys, *words, *wide)
+    assert (found["dtypes"], found["head_dtypes"]) == (
+        {"float32": len(before)}, {"bfloat16": len(before)},
+    )  # fmt: skip
+    again = load(tmp_path / "wide", dtype="auto").state_dict()
+    assert all(torch.equal(again[name], tensor.float()) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", ["mimo", "qwen3_next"])
+def test_modules_keep_their_dtype_inside_a_wider_checkpoint(name, tmp_path, capsys):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")
+    head, before = halved(in_checkpoint_head(name, model))
+    save(head, tmp_path / "head")
+    words = ("export", tmp_path / "head", "--layout", "in_checkpoint", "--base", tmp_path / "base")
+    code, found = run(capsys, *words, "--out", tmp_path / "out")
+    assert (code, found["dtypes"]) == (0, {"bfloat16": len(before)})
+    written = load_file(tmp_path / "out" / "mtp-00001.safetensors")
+    stored = [tensor for tensor in written.values() if tensor.dtype == torch.bfloat16]
+    assert sum(tensor.numel() for tensor in stored) == sum(t.numel() for t in before.values())
+
+
+def test_heads_of_several_dtypes_are_written_as_they_are(tmp_path, capsys):
+    head = tiny_head("medusa", tiny_model("llama"))
+    names = list(head.state_dict())
+    head.get_parameter(names[0]).data = head.get_parameter(names[0]).data.half()
+    save(head, tmp_path / "head")
+    words = ["export", str(tmp_path / "head"), "--layout", "medusa"]
+    code, found = run(capsys, *words, "--out", tmp_path / "out")
+    assert (code, found["dtypes"]) == (0, {"float16": 1, "float32": len(names) - 1})
+
+
+def test_biases_that_a_medusa_repository_lacks_have_its_dtype(tmp_path):
+    head, _ = halved(tiny_head("medusa", tiny_model("llama")))
+    export(head, tmp_path / "out", "medusa")
+    file = tmp_path / "out" / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if not name.endswith("bias")}
+    save_file(kept, file)
+    again = load(tmp_path / "out", dtype="auto").state_dict()
+    assert any(name.endswith("bias") for name in again)
+    assert {tensor.dtype for tensor in again.values()} == {torch.bfloat16}
+
+
+def test_inspect_names_the_dtype_of_the_file_and_not_that_of_the_target(tmp_path, capsys):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")  # in float32
+    head, before = halved(tiny_head("mimo", model))
+    save(head, tmp_path / "head", target=model)
+    words = ("inspect", tmp_path / "head", "--target", tmp_path / "base", "--tokens", 0)
+    assert run(capsys, *words)[1]["dtypes"] == {"BF16": len(before)}
+
+
 def test_lost_head_is_missing(tmp_path, capsys):
     model = tiny_model("llama")
     config = model.config.to_dict() | {"num_nextn_predict_layers": 1}

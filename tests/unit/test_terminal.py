@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from mtp_verify import terminal
 from mtp_verify.terminal import Progress, TokenPrinter, has_colour
@@ -85,32 +88,121 @@ def test_colour_can_be_turned_off(monkeypatch, name, value):
     assert not has_colour(Terminal())
 
 
-def test_short_work_is_silent_unless_stderr_is_a_terminal(monkeypatch):
-    plain, terminal = io.StringIO(), Terminal()
-    for stream in (plain, terminal):
-        monkeypatch.setattr("sys.stderr", stream)
-        progress = Progress(2)
+def screen_of(monkeypatch):
+    """A stderr that is a terminal of 40 columns."""
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return stream
+
+
+def shown(stream):
+    """The lines that a terminal showed, one after the other, without seconds and escapes."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    lines = [line.removesuffix(" (0 s)") for line in re.split("[\r\n]", text)]
+    return [
+        line for line, before in zip(lines, ["", *lines], strict=False) if line not in ("", before)
+    ]
+
+
+def test_short_work_is_silent_off_a_terminal(monkeypatch):
+    plain = io.StringIO()
+    monkeypatch.setattr("sys.stderr", plain)
+    with Progress(2) as progress:
         progress.step("loading")
-        progress.clear()
     assert plain.getvalue() == ""
-    assert "[1/2] loading" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_terminal_shows_one_line_and_takes_it_away(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with Progress(2) as progress:
+        progress.step("loading")
+        progress.step("writing")
+        assert "\x1b[?25l" in screen.getvalue()
+    assert shown(screen) == ["[1/2] loading", "[2/2] writing"]
+    assert screen.getvalue().endswith("\x1b[2K")  # the line is empty again
+    assert "\x1b[?25h" in screen.getvalue()  # and the cursor is seen
+
+
+def test_a_line_that_is_too_long_for_the_terminal_is_cut(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with Progress() as progress:
+        progress.show("日本語 " * 20)
+    (line,) = shown(screen)
+    assert line.endswith("…")
+    assert 30 < cell_len(line) <= 40
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with Progress() as progress:
+        progress.show("[bold]model[/bold]")
+    assert shown(screen) == ["[bold]model[/bold]"]
+
+
+@pytest.mark.parametrize("kind", ["file", "dumb"])
+def test_nothing_but_whole_lines_goes_where_lines_cannot_be_written_over(kind, monkeypatch):
+    log = log_of(monkeypatch, Terminal() if kind == "dumb" else io.StringIO())
+    monkeypatch.setenv("TERM", "dumb" if kind == "dumb" else "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI sets it
+    with Progress() as progress:
+        progress.show("loading")
+        until(lambda: log.getvalue().count("\n") >= 2)
+    assert set(log.getvalue()) & {"\r", "\x1b"} == set()
+
+
+def test_of_several_the_last_one_is_shown_and_then_the_one_before_it(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with Progress() as outer:
+        outer.show("outer")
+        with Progress() as inner:
+            inner.show("inner")
+            outer.show("outer again")  # waits
+        assert shown(screen) == ["outer", "inner", "outer again"]
+
+
+def test_a_terminal_is_left_to_the_text_that_is_generated(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with Progress() as outer, Progress() as inner:
+        outer.show("outer")
+        inner.show("generating", on_terminal=False)
+        before = screen.getvalue()
+        time.sleep(1.2)  # it would be drawn each second
+        assert screen.getvalue() == before
+        assert shown(screen) == ["outer"]
+
+
+def test_generated_text_stands_for_a_line(monkeypatch):
+    log = log_of(monkeypatch)
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.5)
+    printer = TokenPrinter(decode, io.StringIO())
+    with Progress() as progress:
+        progress.show("generating", on_terminal=False)
+        for _ in range(75):
+            put(printer, "abc")
+            time.sleep(0.02)
+        assert log.getvalue() == ""
+        until(lambda: log.getvalue().startswith("generating (2 s so far)\n"))
 
 
 def test_progress_estimates_the_time_left_when_asked(monkeypatch):
-    screen, now = Terminal(), iter([0.0, 10.0, 200.0])
-    monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("mtp_verify.terminal.time.monotonic", lambda: next(now))
+    now = iter([0.0, 10.0, 200.0])
     progress = Progress(5, shows_time_left=True)
+    progress._start = 0.0
+    told = []
+    monkeypatch.setattr(progress, "show", lambda text, **_: told.append(text))
+    monkeypatch.setattr("mtp_verify.terminal.time", SimpleNamespace(monotonic=lambda: next(now)))
+    next(now)
     for name in "abc":
         progress.step(name)
-    shown = [line.replace("\x1b[K", "") for line in screen.getvalue().split("\r")[1:]]
-    assert shown == ["[1/5] a", "[2/5] 40 s left: b", "[3/5] 5 min left: c"]
+    assert told == ["[1/5] a", "[2/5] 40 s left: b", "[3/5] 5 min left: c"]
 
 
-def log_of(monkeypatch):
+def log_of(monkeypatch, stream=None):
     """A stderr that is no terminal, where lines follow each other quickly."""
-    stream = io.StringIO()
+    stream = io.StringIO() if stream is None else stream
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.01)
     return stream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -45,6 +46,26 @@ def test_a_process_that_dies_is_named():
     with pytest.raises(RuntimeError, match="has died"):
         found.receive()
     found.stop()
+
+
+def test_ctrl_c_waits_while_a_process_is_started_whichever_thread_takes_it():
+    done = threading.Event()
+    other = threading.Thread(target=done.wait, daemon=True)
+    other.start()  # the mask of the main thread is not its own
+    seen = []
+
+    def start():
+        with worker._interrupts_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            seen.append("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert seen
+    done.set()
+    other.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_ends_whatever_it_does():

@@ -109,13 +109,9 @@ def run(args: argparse.Namespace) -> Report:
     modes = list(dict.fromkeys(args.mode or _MODES))
     with Progress() as progress:
         progress.show("loading the model")
-        subject = subject_for(folder=args.model, tiny=args.tiny)
+        subject = subject_for(folder=args.model, tiny=args.tiny, head=args.head)
         model = subject.load(args.dtype)
-        head = None
-        if args.head is not None:
-            head = mv.heads.load(args.head, model)
-        elif subject.load_head is not None:
-            head = subject.load_head(model)
+        head = None if subject.load_head is None else subject.load_head(model)
         entrants = _entrants(args.drafter, has_head=head is not None)
         fuse(model)
         if head is not None:

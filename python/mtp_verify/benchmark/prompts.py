@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.training.prompt_files import read_lines, read_object
 from mtp_verify.training.prompts import make_prompts
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OWN", "BenchPrompt", "held_out", "load", "pick"]
 
-_MAX_BYTES = 64 << 20
 _FIELDS = ("id", "category", "prompt")
 
 
@@ -106,43 +105,12 @@ def load(path: Path) -> list[BenchPrompt]:
         ParamsError: the file is not of that form; names the line.
         OSError: it cannot be read.
     """
-    size = path.stat().st_size
-    if size > _MAX_BYTES:
-        msg = f"{path}: {size:,} bytes; a file of prompts has at most {_MAX_BYTES:,}"
-        raise ParamsError(msg, slug="bad_prompts_file")
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        msg = f"{path}: not UTF-8 text (byte {error.start})"
-        raise ParamsError(msg, slug="bad_prompts_file") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            found.append(_parse(line, f"{path}, line {number}"))
-    if not found:
-        msg = f"{path}: found no prompts"
-        raise ParamsError(msg, slug="bad_prompts_file")
+    found = [BenchPrompt(*read_object(line, where, _FIELDS)) for where, line in read_lines(path)]
     name, count = Counter(prompt.id for prompt in found).most_common(1)[0]
     if count > 1:
         msg = f'{path}: the id "{name}" stands there {count} times; ids must differ'
         raise ParamsError(msg, slug="bad_prompts_file")
     return found
-
-
-def _parse(line: str, where: str) -> BenchPrompt:
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where}: not JSON ({error})"
-        raise ParamsError(msg, slug="bad_prompts_file") from error
-    texts: list[str] = []
-    for name in _FIELDS:
-        text = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            msg = f'{where}: wanted an object whose "{name}" is a text that is not empty'
-            raise ParamsError(msg, slug="bad_prompts_file")
-        texts.append(text)
-    return BenchPrompt(*texts)
 
 
 def pick(prompts: Sequence[BenchPrompt], per_category: int | None) -> list[BenchPrompt]:

@@ -85,7 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="run again what a --json report calls biased, with its seeds (or from --seed on)",
     )
-    parser.add_argument("--max-seconds", type=float, default=None, help="for all modes together")
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=None,
+        help="for all modes together, from the start of the process",
+    )
     parser.add_argument(
         "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
     )
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> Report:
         given = {field.name: getattr(args, field.name) for field in fields(Plan)} | {"seed": seed}
         modes = args.mode or engines.default_modes(args.engine)
         plans = [Plan(**(given | {"mode": mode})) for mode in modes]
-    end = inf if args.max_seconds is None else monotonic() + args.max_seconds
+    end = inf if args.max_seconds is None else args.began + args.max_seconds
     found = []
     for index, plan in enumerate(plans):
         # What a mode leaves over is shared out among those that follow.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -65,7 +65,7 @@ def assemble(
     *,
     target: Any | None = None,
     vocab: Stored | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     extra: Iterable[str] = (),
     label: Callable[[str], str] = str,
 ) -> Head:
@@ -77,7 +77,8 @@ def assemble(
         where: the checkpoint, for messages.
         target: a transformers model; the head is attached to it, and takes its device and dtype.
         vocab: (D,) int64, the draft vocabulary.
-        dtype: of the parameters; None: the target's, or that of the file.
+        dtype: of the parameters; None: the target's, or without one, as "auto"; "auto": each has
+            that of the file.
         extra: further tensors that the checkpoint should not hold.
         label: name of a parameter -> its name in such a checkpoint, for messages.
 
@@ -95,10 +96,11 @@ def assemble(
     if found:
         msg = f"{where} does not hold a whole {spec.family} head: " + "; ".join(found)
         raise UnsupportedModelError(msg, slug="bad_tensors")
+    kind = None if dtype == "auto" else dtype
     if dtype is None and target is not None:
-        dtype = next(target.parameters()).dtype
+        kind = next(target.parameters()).dtype
     device = "cpu" if target is None else next(target.parameters()).device
-    state = {name: item.read().to(device=device, dtype=dtype) for name, item in stored.items()}
+    state = {name: item.read().to(device=device, dtype=kind) for name, item in stored.items()}
     head.load_state_dict(state, assign=True)
     if getattr(head, "rotary", None) is not None:
         head.rotary = Rotary(spec.known_sizes).to(device)

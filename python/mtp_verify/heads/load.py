@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.heads.native import HEAD_FILE, load_native
@@ -25,7 +25,7 @@ def load(
     target: Any | None = None,
     *,
     tokenizer: Any | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     allow_pickle: bool = False,
     probe: bool = True,
 ) -> Head:
@@ -41,7 +41,8 @@ def load(
         target: the transformers model that it drafts for; the head is attached to it, and takes its
             device and dtype.
         tokenizer: of the target, to be compared with the one that the head was made for.
-        dtype: of the parameters, if not the target's.
+        dtype: of the parameters, if not the target's; "auto": each parameter has that of the file,
+            which is for writing it elsewhere, as drafting wants the target's.
         allow_pickle: read `.pt` and `.bin` files too, by torch's weights-only loader, where there
             are no safetensors files. Pickles are refused otherwise.
         probe: where serving engines read a family in different ways, measure each on some 256

@@ -11,7 +11,7 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -95,7 +95,7 @@ def load_native(
     target: Any | None = None,
     *,
     tokenizer: Any | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> Head:
     """Read what `save` wrote; see `load`."""
     document = read_json(folder / HEAD_FILE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -72,7 +72,7 @@ class Published:
             bad_checkpoint(checkpoint.folder / "config.json", str(error))
         self.found = Found(self.spec, self.found.layout, self.found.numbers)
 
-    def head(self, dtype: torch.dtype | None = None) -> Head:
+    def head(self, dtype: torch.dtype | Literal["auto"] | None = None) -> Head:
         """Read the tensors.
 
         Raises:
@@ -118,7 +118,8 @@ class Published:
             elif label.endswith("bias") and spec.block == "residual":
                 # vLLM's Medusa heads may lack biases.
                 shape = tuple(tensor.shape)
-                stored[name] = Stored(label, shape, partial(torch.zeros, shape))
+                beside = self._stored(label.removesuffix("bias") + "weight")
+                stored[name] = Stored(label, shape, partial(_zeros, shape, beside))
         return stored, extra + self._left_over()
 
     def names(self) -> list[str]:
@@ -467,6 +468,10 @@ def _flattened(checkpoint: Checkpoint) -> dict[str, Any]:
         raise UnsupportedModelError(msg, slug="unsupported_head")
     kept = {key: config[key] for key in (*_SPECULATORS, "target_hidden_size") if key in config}
     return {**block, **kept, "speculators_model_type": kind}
+
+
+def _zeros(shape: tuple[int, ...], beside: Stored) -> torch.Tensor:
+    return torch.zeros(shape, dtype=beside.read().dtype)
 
 
 def _without(name: str, prefixes: tuple[str, ...], infix: str) -> str:

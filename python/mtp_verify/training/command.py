@@ -56,9 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=None, help="wall time for everything (default 38; tiny 1)"
+        "--minutes",
+        type=float,
+        default=None,
+        help="wall time for everything, from the start of the process (default 38; tiny 1)",
     )
     parser.add_argument("--tokens", type=int, default=None, help="most training text (850000)")
+    parser.add_argument(
+        "--prompts", type=Path, default=None, metavar="FILE",
+        help='answer these: one JSON object a line with a "prompt", or in a .txt file one prompt a '
+        "line; a tenth of them is held out (default: prompts of this package)",
+    )  # fmt: skip
     parser.add_argument(
         "--questions", type=float, default=None, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",
@@ -89,15 +97,17 @@ def run(args: argparse.Namespace) -> Report:
     """Train a head for a target.
 
     Raises:
-        ParamsError: options that cannot be right, or a folder of another run.
+        ParamsError: options that cannot be right, a file that holds no prompts, or a folder of
+            another run.
         ImportError: torch, transformers or the packaged model is missing.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the file of prompts cannot be read.
         NumericsError: the loss is not a number any more.
     """
     import torch
 
     from mtp_verify.subjects import subject_for
     from mtp_verify.training import run as stages
+    from mtp_verify.training.prompt_files import read_prompts
     from mtp_verify.training.recipe import Recipe, quick_dtype
 
     is_tiny = args.model == "tiny"
@@ -126,7 +136,7 @@ def run(args: argparse.Namespace) -> Report:
     given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
     limits |= {name: value for name, value in given.items() if value is not None}
     budget = stages.Budget(**limits)
-    began = time.monotonic()
+    own = None if args.prompts is None else read_prompts(args.prompts)
     with _processes(), Progress() as lines:
         lines.show("loading the model")
         folder = None if args.model in ("tiny", "smollm2") else args.model
@@ -139,9 +149,10 @@ def run(args: argparse.Namespace) -> Report:
             budget,
             args.out,
             tell=lines.show,
+            own=own,
             start=args.start,
             load=None if is_tiny else partial(_load, folder, recipe.dtype),
-            began=began,
+            began=args.began,
         )
     best, place = found["best"], str(args.out / "head")
     data = {
@@ -150,14 +161,14 @@ def run(args: argparse.Namespace) -> Report:
         "tau": best["tau"],
         "by_depth": best["by_depth"],
         "best_step": best["step"],
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - args.began,
         "threads": torch.get_num_threads(),
         "recipe": recipe.as_dict(),
         "plan": found["plan"],
         "curve": found["curve"],
     }
     table = Table(
-        "acceptance of greedy chains of 4 on held-out topics",
+        f"acceptance of greedy chains of 4 on held-out {'topics' if own is None else 'prompts'}",
         ("step", "loss", "tau", *(f"depth {depth + 1}" for depth in range(4))),
         tuple(
             (

@@ -20,6 +20,7 @@ from torch import distributed
 
 from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
+from mtp_verify.target import as_target
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
 from mtp_verify.training.questions import frame_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mtp_verify.heads import Head
+    from mtp_verify.training.prompt_files import OwnPrompts
     from mtp_verify.training.recipe import Recipe
 
 __all__ = ["Budget", "train"]
@@ -80,6 +82,7 @@ def train(
     folder: Path,
     tell: Callable[[str], None],
     *,
+    own: OwnPrompts | None = None,
     start: Path | None = None,
     load: Callable[[], Any] | None = None,
     began: float | None = None,
@@ -93,6 +96,7 @@ def train(
         budget: how much; what is in the folder already counts.
         folder: of the run.
         tell: called with a line of progress after each part.
+        own: users' messages to be answered; None: those that this package brings along.
         start: a head trained before, of the same form; its weights and its draft vocabulary are
             where the run starts.
         load: how further processes get the target, to write text side by side; None: this process
@@ -103,7 +107,8 @@ def train(
         The head after its last step, and the measurement of the best one, in `folder/head`.
 
     Raises:
-        ParamsError: the folder holds a run of another recipe, or `start` is of another form.
+        ParamsError: the folder holds a run of another recipe or other prompts, `start` is of
+            another form, or a prompt leaves no room for an answer.
         OSError, NumericsError: as `Trainer.run` and `write_shards`.
 
     Warns:
@@ -111,8 +116,11 @@ def train(
             used once, or while the text was written.
     """
     began = monotonic() if began is None else began
+    digest = None if own is None else own.digest
+    if own is not None:
+        own.check_lengths(encode, _longest(model, budget))
     folder.mkdir(parents=True, exist_ok=True)
-    plan = _read_plan(folder, recipe)
+    plan = _read_plan(folder, recipe, digest)
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
     # Nothing of the target is trained: its embedding's gradients would fill its whole table.
@@ -121,14 +129,22 @@ def train(
     frame = frame_of(encode)
     asked = 0.0 if frame is None else budget.questions
 
+    prompts: dict[str, list[str]] = {}
+    if own is not None:
+        prompts["text"], prompts["held-out"] = own.split(recipe.seed, budget.held_out)
+    else:
+        for kind in ("text", "held-out"):
+            prompts[kind] = make_prompts(recipe.seed, held_out=kind == "held-out")
+
     def job(kind: str, index: int) -> Job | None:
         is_held_out = kind == "held-out"
         size = budget.held_out if is_held_out else budget.together
-        if frame is not None and not is_held_out and int((index + 1) * asked) > int(index * asked):
+        made_up = int(index * asked)  # shards before this one whose prompts the target makes up
+        if frame is not None and not is_held_out and int((index + 1) * asked) > made_up:
             chosen, closing = [list(frame.opening)] * size, frame.closing
         else:
-            prompts = make_prompts(recipe.seed, held_out=is_held_out)
-            chosen, closing = [encode(p) for p in prompts[index * size : (index + 1) * size]], ()
+            first = (index - made_up) * size
+            chosen, closing = [encode(p) for p in prompts[kind][first : first + size]], ()
         laws = (0.0,) if is_held_out else _TEMPERATURES
         return None if not chosen else Job(
             shard_path(folder / kind, index),
@@ -168,7 +184,7 @@ def train(
         _write_plan(folder, plan)
     if shared:  # the first process has written, the others have waited
         distributed.barrier()
-        plan = _read_plan(folder, recipe)
+        plan = _read_plan(folder, recipe, digest)
     shards = Shards([shard_path(folder / "text", index) for index in range(plan["shards"])])
     held_out = Shards([shard_path(folder / "held-out", 0)])
     head = new_head(spec, model, count_tokens(shards, spec.known_sizes.vocab_size), recipe.seed)
@@ -181,6 +197,8 @@ def train(
         }  # fmt: skip
         if before is not None:
             record["start"] = before
+        if own is not None:
+            record["prompts"] = {kind: len(texts) for kind, texts in prompts.items()}
         return Trainer(subject, shards, held_out, recipe, steps=steps, folder=place, record=record)
 
     if plan.get("steps") is None:
@@ -249,16 +267,24 @@ def _cost_of_a_step(
     return step + probe.measuring / recipe.evaluate_every, probe.measuring
 
 
-def _read_plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
+def _longest(model: Any, budget: Budget) -> int | None:
+    """Most tokens of a prompt, so that there is room for its answer; None: any number."""
+    positions = as_target(model).max_length
+    return None if positions is None else positions - budget.answer
+
+
+def _read_plan(folder: Path, recipe: Recipe, prompts: str | None) -> dict[str, Any]:
+    """What the folder's run has decided; `prompts` names those of one's own, if there are any."""
     path = folder / "plan.json"
     wanted = recipe.as_dict()
     if not path.is_file():
-        plan: dict[str, Any] = {"recipe": wanted}
+        plan: dict[str, Any] = {"recipe": wanted, "prompts": prompts}
         _write_plan(folder, plan)
         return plan
     try:
         plan = json.loads(path.read_text())
         different = [name for name in wanted if plan["recipe"].get(name) != wanted[name]]
+        before = plan.get("prompts")
     except (ValueError, KeyError, AttributeError) as error:
         msg = f"{path} is not the plan of a run ({error}); give another folder"
         raise ParamsError(msg, slug="bad_run_folder") from None
@@ -267,6 +293,12 @@ def _read_plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
         msg = (
             f"{folder} holds a run with {name} = {plan['recipe'].get(name)!r}, and "
             f"{wanted[name]!r} is asked for; give another folder, or the same settings"
+        )
+        raise ParamsError(msg, slug="bad_run_folder")
+    if before != prompts:
+        msg = (
+            f"{folder} holds a run with other prompts: what is held out of these may have been "
+            "trained on there; give another folder, or the same file"
         )
         raise ParamsError(msg, slug="bad_run_folder")
     return plan

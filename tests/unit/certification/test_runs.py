@@ -62,6 +62,7 @@ def test_the_modes_of_a_command_share_its_seconds(monkeypatch, capsys):
 
     monkeypatch.setattr(command, "_certify", fake)
     monkeypatch.setattr(command, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: now[0]))
     modes = ("--mode", "a", "--mode", "b", "--mode", "c")
     words = ["certify", "--engine", "mutants", *modes, "--max-seconds", "90", "--json"]
     assert cli.main(words) == 2

@@ -12,6 +12,7 @@ from mtp_verify import cli
 from mtp_verify.subjects import subject_for
 from mtp_verify.training import run as run_module
 from mtp_verify.training.run import Budget
+from mtp_verify.training.shards import Shards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,47 @@ def test_an_independent_model_is_trained_and_told_how_to_be_used(
     assert config["num_hidden_layers"] == 1
 
 
+def test_own_prompts_are_answered_and_kept_apart_from_what_measures(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.txt"
+    asked = [f"Question number {number}?" for number in range(8)]
+    mine.write_text("\n".join(asked))
+    folder = tmp_path / "run"
+    # More tokens than these prompts give: the text ends with them.
+    words = ["--prompts", str(mine), "--tokens", "100000", "--questions", "0.5"]
+    assert _train(folder, *words) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {}
+    for kind in ("text", "held-out"):
+        shards = Shards(sorted((folder / kind).glob("shard-*.safetensors")))
+        # The first token of a text has no row, the last eight are the answer.
+        read = [bytes(shards[n].tokens.tolist()).decode("latin-1") for n in range(len(shards))]
+        found[kind] = {q for q in asked if any(text.startswith(q[1:]) for text in read)}
+    assert len(found["text"]) == 7
+    assert found["text"] | found["held-out"] == set(asked)
+    assert not found["text"] & found["held-out"]
+    assert mv.heads.load(report["head"]).record["prompts"] == {"text": 7, "held-out": 1}
+
+    mine.write_text("\n".join(asked[1:]))
+    assert _train(folder, *words) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["slug"] == "bad_run_folder"
+    assert "other prompts" in error["message"]
+    assert _train(folder) == 2  # nor those that the package brings along
+
+
+def test_a_prompt_that_is_too_long_leaves_no_run_behind(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"prompt": "short"}\n' + json.dumps({"prompt": "long" * 1024}))
+    assert _train(tmp_path / "run", "--prompts", str(mine)) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "mine.jsonl, line 2: the prompt has 4096 tokens" in error["message"]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -141,6 +183,7 @@ def _recipe_of_tiny() -> dict[str, Any]:
         (["--model", "/nowhere"], "bad_options"),
         (["--minutes", "0"], "param_out_of_range"),
         (["--questions", "1.5"], "param_out_of_range"),
+        (["--prompts", "/dev/null"], "bad_prompts_file"),
         (["--loss", "mse"], "unknown_loss"),
         (["--adversarial", "0.1"], "bad_recipe"),
     ],
