@@ -14,6 +14,8 @@ import torch
 
 from mtp_verify.attention import num_shown
 from mtp_verify.caches.names import cache_name
+from mtp_verify.caches.probe import inexact
+from mtp_verify.compiled import name_of, without_compiler
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
@@ -162,7 +164,8 @@ class TransformersTarget:
     """A transformers causal language model as `Target`.
 
     Args:
-        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`).
+        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`). One
+            that was given to `torch.compile` runs compiled.
 
     Attributes:
         takes_positions: whether its forward can be told where tokens stand.
@@ -187,10 +190,11 @@ class TransformersTarget:
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.eos_ids = _token_ids(getattr(model.generation_config, "eos_token_id", None))
         self._dtype = next(model.parameters()).dtype
-        names = inspect.signature(model.forward).parameters
+        forward = without_compiler(model).forward
+        names = inspect.signature(forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in names
         self.takes_positions = "position_ids" in names
-        self._cache_name = cache_name(model.forward)
+        self._cache_name = cache_name(forward)
         # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
         obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
@@ -240,8 +244,7 @@ class TransformersTarget:
             UnsupportedModelError: it cannot go back after a rejected draft.
         """
         if self._cache_name is None:
-            msg = f"{type(self.model).__name__}'s forward takes no cache that could be rolled back"
-            raise UnsupportedModelError(msg, slug="stateful_model")
+            raise inexact(self.model, "its forward takes no cache of transformers")
         if not self.new_cache().is_recurrent:
             return False
         from mtp_verify.caches.probe import refuse_inexact
@@ -262,15 +265,14 @@ class TransformersTarget:
 
         traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
         if traits.chains:
-            msg = f"{type(self.model).__name__} cannot decode speculatively: {traits.chains}"
-            raise UnsupportedModelError(msg, slug="stateful_model")
+            raise inexact(self.model, traits.chains)
         return traits
 
     def _refuse_static(self, past: Any, capacity: int) -> None:
         from mtp_verify.caches.trials import static_obstacle
 
         if obstacle := static_obstacle(self, capacity):
-            msg = f"{type(self.model).__name__} takes no {type(past).__name__}: {obstacle}"
+            msg = f"{name_of(self.model)} takes no {type(past).__name__}: {obstacle}"
             raise UnsupportedModelError(msg, slug="unsupported_cache")
 
     def forward(
@@ -425,7 +427,7 @@ class TransformersTarget:
     def _find_tree_obstacle(self, *, is_recurrent: bool) -> str | None:
         if is_recurrent:
             return (
-                f"{type(self.model).__name__} has recurrent layers, which keep one state and not "
+                f"{name_of(self.model)} has recurrent layers, which keep one state and not "
                 "one for each branch; use a drafter of chains"
             )
         attention = self._config._attn_implementation
@@ -461,7 +463,7 @@ def as_target(model: Any) -> Target:
 
 
 def _refuse_unsuitable(model: Any) -> None:
-    name = type(model).__name__
+    name = name_of(model)
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"

@@ -20,7 +20,13 @@ from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import split_processors
-from mtp_verify.integrations.hf.withheld import AfterPrompt, withheld_from
+from mtp_verify.integrations.hf.refusals import (
+    check_context,
+    check_positions,
+    check_settings,
+    refuse_caches,
+)
+from mtp_verify.integrations.hf.withheld import AfterPrompt, call_of
 from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
@@ -36,9 +42,6 @@ if TYPE_CHECKING:
     from mtp_verify.words import Rule
 
 __all__ = ["speculative"]
-
-# What `generate` always sends along, or sends as None, beside the cache.
-_KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 
 
 def speculative(
@@ -94,24 +97,26 @@ def speculative(
         stopping_criteria: Iterable[Any],
         generation_config: Any,
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
+        compiled_model: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         # A model that cannot work is named first: it may bring along settings that nobody made.
-        target = as_target(model)
+        target = as_target(model if compiled_model is None else compiled_model)
         name = cache_name(model.forward) or ""
         past = model_kwargs.pop(name, None)
-        withheld = withheld_from(decode)
-        follower = _only_streamer(streamer, withheld.pop("streamer", None))
-        withheld |= {"synced_gpus": True} if synced_gpus else {}
-        _refuse_unsupported(generation_config, model_kwargs, withheld)
+        call = call_of(decode)
+        follower = _only_streamer(streamer, call.withheld.pop("streamer", None))
+        if synced_gpus:
+            call.withheld["synced_gpus"] = True
+        check_settings(model, generation_config, model_kwargs, call)
         if cache is not None:
-            _refuse_caches(name, past, generation_config)
+            refuse_caches(name, past, generation_config)
             past = None
         max_length, eos_ids, criteria = split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
-        _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
+        check_positions(model_kwargs.get("position_ids"), mask, input_ids)
         shown = torch.ones_like(input_ids) if mask is None else mask
-        _check_context(target.max_length, max_length, shown)
+        check_context(target.max_length, max_length, shown)
         splits = [
             split_processors(
                 logits_processor,
@@ -191,52 +196,6 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
     return AfterPrompt(generates)
 
 
-def _check_context(context: int | None, max_length: int, shown: torch.Tensor) -> None:
-    """Refuse texts beyond the model's context: `generate` runs on, and drafts may be inexact."""
-    longest = int(shown.sum(1).max())
-    num_new = max_length - shown.shape[1]
-    if context is not None and longest + num_new > context:
-        msg = (
-            f"max_new_tokens: found {num_new} behind a prompt of {longest} tokens; the model's "
-            f"context is {context}, so wanted {max(context - longest, 0)} at most"
-        )
-        raise ParamsError(msg, slug="beyond_context")
-
-
-def _refuse_unsupported(
-    config: Any, model_kwargs: dict[str, Any], withheld: dict[str, Any]
-) -> None:
-    """Refuse settings that would otherwise be passed over in silence."""
-    refused = {
-        "num_beams": (config.num_beams or 1) > 1,
-        "penalty_alpha": bool(getattr(config, "penalty_alpha", None)),
-        "dola_layers": getattr(config, "dola_layers", None) is not None,
-        "constraints": getattr(config, "constraints", None) is not None,
-        "force_words_ids": getattr(config, "force_words_ids", None) is not None,
-        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens is not None,
-        "assistant_early_exit": config.assistant_early_exit is not None,
-        "use_mtp": bool(getattr(config, "use_mtp", None)),
-        "is_assistant": bool(getattr(config, "is_assistant", None)),
-        "output_attentions": bool(config.output_attentions),
-        "output_hidden_states": bool(config.output_hidden_states),
-    }
-    names = [*withheld, *(name for name, is_set in refused.items() if is_set)]
-    names += [
-        name
-        for name, value in model_kwargs.items()
-        if name not in _KNOWN_KWARGS and value is not None
-    ]
-    if names:
-        msg = f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
-        raise ParamsError(msg, slug="unsupported_setting")
-    if config.cache_implementation not in (None, "dynamic", "static"):
-        msg = (
-            f'cache_implementation="{config.cache_implementation}" cannot be rolled back after a '
-            'rejected draft; use "static", or leave it unset (the dynamic cache)'
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_cache")
-
-
 def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> list[Any]:
     """Start the constraint of each row once more, to mask its scores."""
     each = per_row(constraint, Constraint | None, len(input_ids), "constraint")
@@ -251,39 +210,9 @@ def _pad_token(config: Any) -> int | None:
     return int(token) if token is not None else None
 
 
-def _refuse_caches(argument: str, past: Any, config: Any) -> None:
-    """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
-    name = None
-    if config.cache_implementation is not None:
-        name = f'cache_implementation="{config.cache_implementation}"'
-    elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
-        name = argument
-    if name is not None:
-        msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
-        raise ParamsError(msg, slug="unsupported_setting")
-
-
 def _past(past: Any, num_rows: int) -> Any:
     """`generate` sends an empty cache along, which a batch does without."""
     if num_rows > 1 and isinstance(past, StaticCache):
         msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
         raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
-
-
-def _check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:
-    """Refuse positions other than those that the mask implies."""
-    if positions is None:
-        return
-    length = input_ids.shape[1]
-    visible = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
-    expected = (visible.cumsum(-1) - 1)[:, -positions.shape[-1] :]
-    shown = visible[:, -positions.shape[-1] :] != 0
-    if (
-        positions.dim() != 2
-        or positions.shape[1] > length
-        or positions.shape[0] != input_ids.shape[0]
-        or bool((positions.to(input_ids.device) != expected)[shown].any())
-    ):
-        msg = "position_ids of one's own are not supported; leave them to generate"
-        raise ParamsError(msg, slug="unsupported_setting")
