@@ -13,6 +13,8 @@ from mtp_verify.errors import ParamsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mtp_verify.integrations.hf.processors import RowScores
+
 __all__ = ["WithScores", "split_criteria"]
 
 
@@ -48,23 +50,14 @@ class WithScores:
 
     Args:
         criteria: a user's own.
-        processors: the prepared list.
-        row: place in the batch; processors that go by it are called with so many equal rows.
-        num_rows: of the batch.
-        matcher: a constraint's, which masks the rows before they are processed, or None.
+        scores: of the row.
+        num_padding: of the row.
     """
 
     def __init__(
-        self,
-        criteria: Sequence[Callable[..., Any]],
-        processors: Any,
-        row: int,
-        num_rows: int,
-        matcher: Any,
+        self, criteria: Sequence[Callable[..., Any]], scores: RowScores, num_padding: int
     ) -> None:
-        self._criteria, self._processors = criteria, processors
-        self._row, self._num_rows, self._matcher = row, num_rows, matcher
-        self._scores: list[torch.Tensor] = []
+        self._criteria, self._scores, self._num_padding = criteria, scores, num_padding
 
     def __call__(self, ids: torch.Tensor, rows: Sequence[torch.Tensor]) -> bool:
         """Whether one of them ends a text.
@@ -73,14 +66,6 @@ class WithScores:
             ids: (1, n) int64, prompt and emitted tokens.
             rows: (1, V) raw, one for each emitted token.
         """
-        start = ids.shape[1] - len(rows)
-        for step in range(len(self._scores), len(rows)):
-            row = rows[step]
-            if self._matcher is not None:
-                row = self._matcher.mask_rows(row.clone(), [[]])
-                self._matcher.commit([int(ids[0, start + step])])
-            text = ids[:, : start + step].repeat(self._num_rows, 1)
-            processed = self._processors(text, row.repeat(self._num_rows, 1))
-            self._scores.append(processed[self._row, None])
-        scores = tuple(self._scores)
+        self._scores.extend(ids[:, self._num_padding :], rows)
+        scores = tuple(self._scores.rows)
         return any(says_stop(criterion(ids, scores)) for criterion in self._criteria)

@@ -19,7 +19,7 @@ from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
-from mtp_verify.integrations.hf.processors import split_processors
+from mtp_verify.integrations.hf.processors import RowScores, split_processors
 from mtp_verify.integrations.hf.refusals import (
     check_context,
     check_positions,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.caches.settings import Paged
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.generation import Stats
+    from mtp_verify.generation import Generation, Stats
     from mtp_verify.lossy import Lossy
     from mtp_verify.planning import Planner
     from mtp_verify.words import Rule
@@ -58,9 +58,10 @@ def speculative(
     """Return a callable for `model.generate(custom_generate=...)`.
 
     The model's rows are shaped as by its own processors (`do_sample=True` alone brings top-k 50),
-    each node's with that node's own tokens, and users' own likewise; only processors that keep
-    state (classifier-free guidance, SynthID watermarks) are refused, unless they have `fork` and
-    `accept` as `mtp_verify.processors` says.
+    each node's with that node's own tokens. A user's own processor may keep state: its object gets
+    the calls of plain `generate`, one for each emitted token in order, and copies of it are asked
+    about drafts. In a batch, where rows are at different lengths, one that a call changes is
+    refused. Those that have `fork` and `accept` are led as `mtp_verify.processors` says.
 
     Args:
         drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.
@@ -117,15 +118,21 @@ def speculative(
         check_positions(model_kwargs.get("position_ids"), mask, input_ids)
         shown = torch.ones_like(input_ids) if mask is None else mask
         check_context(target.max_length, max_length, shown)
+        num_rows, width = input_ids.shape
+        paddings = [
+            ids[: int((visible == 0).sum())].cpu()
+            for ids, visible in zip(input_ids, shown, strict=True)
+        ]
         splits = [
             split_processors(
                 logits_processor,
                 do_sample=generation_config.do_sample,
-                prompt_width=input_ids.shape[1],
-                padding=ids[: int((visible == 0).sum())].cpu(),
+                prompt_width=width,
+                padding=padding,
                 row=row,
+                num_rows=num_rows,
             )
-            for row, (ids, visible) in enumerate(zip(input_ids, shown, strict=True))
+            for row, padding in enumerate(paddings)
         ]
         as_dict = bool(generation_config.return_dict_in_generate)
         wants_scores = as_dict and bool(generation_config.output_scores)
@@ -135,24 +142,32 @@ def speculative(
             target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
         judges: list[Any] = criteria
-        if criteria and wants_scores:
-            judges = [
-                [WithScores(criteria, logits_processor, row, len(shown), matcher)]
-                for row, matcher in enumerate(_matchers(constraint, input_ids, shown))
+        scored: list[RowScores] = []
+        if wants_scores:
+            scored = [
+                RowScores(logits_processor, padding, row, matcher)
+                for row, (padding, matcher) in enumerate(
+                    zip(paddings, _matchers(constraint, input_ids, shown), strict=True)
+                )
             ]
+            if criteria:
+                judges = [
+                    [WithScores(criteria, scores, len(padding))]
+                    for scores, padding in zip(scored, paddings, strict=True)
+                ]
         generation = decoder.generate(
             input_ids,
             mask,
             params=params,
             processors=[left for _, left in splits],
             constraint=constraint,
-            max_new_tokens=max_length - input_ids.shape[1],
+            max_new_tokens=max_length - width,
             seed=seed,
             streamer=follower,
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
             stopping_criteria=judges,
-            past_key_values=_past(past, len(input_ids)),
+            past_key_values=_past(past, num_rows),
             output_logits=wants_scores or wants_logits,
         )
         if stats is not None:
@@ -160,31 +175,32 @@ def speculative(
         sequences = generation.sequences.to(input_ids.device)
         if not as_dict:
             return sequences
-        scores = logits = None
-        if generation.logits is not None:
-            # (steps, B, V); a row that ended earlier than others has zeros from there on.
-            rows = torch.nn.utils.rnn.pad_sequence(generation.logits).to(input_ids.device)
-            if wants_scores:
-                width = input_ids.shape[1]
-                allowed = rows.clone()
-                for row, matcher in enumerate(_matchers(constraint, input_ids, shown)):
-                    for step, token in enumerate(generation.tokens[row] if matcher else ()):
-                        allowed[step, row] = matcher.mask_rows(rows[step, row, None], [[]])[0]
-                        matcher.commit([token])
-                scores = tuple(
-                    logits_processor(sequences[:, : width + step], row)
-                    for step, row in enumerate(allowed)
-                )
-            if wants_logits:
-                logits = tuple(rows.unbind(0))
+        logits = generation.logits or []
+        for scores, padding, ids, rows in zip(scored, paddings, sequences, logits, strict=False):
+            own = ids[None, len(padding) : width + len(rows)]
+            scores.extend(own.cpu(), rows[:, None].cpu())
+        made = [torch.cat(scores.rows) for scores in scored]
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
-            scores=scores,
-            logits=logits,
-            **{cache_name(GenerateDecoderOnlyOutput) or "": generation.past_key_values},
+            scores=_by_step(made, input_ids.device) if wants_scores else None,
+            logits=_by_step(logits, input_ids.device) if wants_logits else None,
+            **{
+                cache_name(GenerateDecoderOnlyOutput) or "": _cache_of(
+                    generation, generation_config
+                )
+            },
         )
 
     return decode
+
+
+def _by_step(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Rows (n, V) of each sequence as (B, V) of each step: zeros where one has ended."""
+    return torch.nn.utils.rnn.pad_sequence(rows).to(device).unbind(0)
+
+
+def _cache_of(generation: Generation, config: Any) -> Any:
+    return None if config.use_cache is False else generation.past_key_values
 
 
 def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
