@@ -182,3 +182,17 @@ def other_model(kind: str, seed: int = 0) -> Any:
     except AttributeError as error:
         pytest.skip(f"this version of transformers has no {kind}: {error}")
     return model.eval()
+
+
+COMPILED = ("torch.compile(model)", "model.forward", "model.compile()")
+
+
+def compiled(form: str, model: Any, backend: Any = "eager") -> Any:
+    """Give a model to the compiler in one of three ways; by "eager", nothing becomes code."""
+    if form == "torch.compile(model)":
+        return torch.compile(model, backend=backend)
+    if form == "model.forward":
+        model.forward = torch.compile(model.forward, backend=backend)
+    else:
+        model.compile(backend=backend)
+    return model

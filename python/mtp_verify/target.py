@@ -307,7 +307,7 @@ class TransformersTarget:
         with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
             options |= states.options
             output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
-        logits: torch.Tensor = output.logits[0, -num_logits:]
+        logits = _as_read(output.logits[0, -num_logits:])
         if not hidden_layers:
             return logits, None
         return logits, tuple(state[0] for state in states.of(output))
@@ -405,7 +405,7 @@ class TransformersTarget:
                 **{self._cache_name or "": cache.kv},
                 **states.options,
             )
-        return output.logits, states.of(output)
+        return _as_read(output.logits), states.of(output)
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
@@ -481,6 +481,11 @@ def _refuse_unsuitable(model: Any) -> None:
     if model.training:
         msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
         raise UnsupportedModelError(msg, slug="training_mode")
+
+
+def _as_read(logits: torch.Tensor) -> torch.Tensor:
+    """The core reads rows of 32 bits at most, as `generate` does."""
+    return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -9,20 +9,11 @@ import mtp_verify as mv
 from mtp_verify.compiled import is_compiled, name_of, without_compiler
 from mtp_verify.hidden import BEFORE_NORM, HiddenStates
 from tests.models import prompt, tiny_model
+from tests.other_models import COMPILED as FORMS
+from tests.other_models import compiled
 
 GREEDY = mv.SamplingParams(temperature=0.0)
 SETTINGS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-FORMS = ("torch.compile(model)", "model.forward", "model.compile()")
-
-
-def compiled(form, model, backend="eager"):
-    if form == "torch.compile(model)":
-        return torch.compile(model, backend=backend)
-    if form == "model.forward":
-        model.forward = torch.compile(model.forward, backend=backend)
-    else:
-        model.compile(backend=backend)
-    return model
 
 
 @pytest.fixture

@@ -90,6 +90,10 @@ def generate(
         if settings.pop(name, None):
             msg = f"{name} is not supported by mv.hf.generate: {instead}"
             raise ParamsError(msg, slug="unsupported_setting")
+    if settings.get("cache_implementation") == "paged":
+        # transformers would run a loop of its own, and no custom code.
+        msg = 'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
+        raise ParamsError(msg, slug="unsupported_setting")
     pool = settings.pop("cache") if isinstance(settings.get("cache"), str | Paged) else None
     streamer = settings.pop("streamer", None)
     taken, settings = _take(settings, model.generation_config)
