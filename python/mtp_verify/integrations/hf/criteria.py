@@ -11,7 +11,7 @@ from mtp_verify.arguments import says_stop
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from mtp_verify.integrations.hf.processors import RowScores
 
@@ -19,7 +19,7 @@ __all__ = ["WithScores", "split_criteria"]
 
 
 def split_criteria(
-    criteria: Iterable[Any], config: Any
+    criteria: Sequence[Any], config: Any
 ) -> tuple[int, tuple[int, ...], list[Callable[..., Any]]]:
     """Turn length and EOS criteria into numbers; the rest is called after each token.
 
@@ -29,15 +29,15 @@ def split_criteria(
     Raises:
         ParamsError: there is no limit of length.
     """
-    max_length = config.max_length
+    # One of the user's own takes the place of the one that the config brings.
+    lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    max_length = min(lengths, default=config.max_length)
     eos_ids: list[int] = []
     others: list[Callable[..., Any]] = []
     for criterion in criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = min(max_length or criterion.max_length, criterion.max_length)
-        elif type(criterion) is EosTokenCriteria:
+        if type(criterion) is EosTokenCriteria:
             eos_ids += torch.as_tensor(criterion.eos_token_id).reshape(-1).tolist()
-        else:
+        elif type(criterion) is not MaxLengthCriteria:
             others.append(criterion)
     if max_length is None:
         msg = "generate has no limit of length; pass max_new_tokens"

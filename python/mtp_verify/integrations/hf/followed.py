@@ -204,9 +204,14 @@ def _compare(one: Any, other: Any, open_pairs: set[tuple[int, int]]) -> bool:
         return _compare(
             (one.func, one.args, one.keywords), (other.func, other.args, other.keywords), open_pairs
         )
-    if type(one).__eq__ is object.__eq__ and hasattr(one, "__dict__"):
+    if not _has_equality(one) and hasattr(one, "__dict__"):
         return _compare(vars(one), vars(other), open_pairs)
     try:
         return bool(one == other)
     except Exception:  # noqa: BLE001 - their own comparison may raise anything
         return False
+
+
+def _has_equality(value: Any) -> bool:
+    inherited: Any = object.__eq__
+    return type(value).__eq__ is not inherited

@@ -48,6 +48,7 @@ def split_processors(
     padding: torch.Tensor,
     row: int,
     num_rows: int,
+    eos_ids: Sequence[int],
 ) -> tuple[SamplingParams, list[Callable[..., Any]]]:
     """Split a prepared list for one row of a batch.
 
@@ -58,6 +59,7 @@ def split_processors(
         padding: (P,) what stands before the row's own tokens.
         row: its place in the batch.
         num_rows: of the batch.
+        eos_ids: tokens that end its text.
 
     Returns:
         What the core does before and after the processors, and the processors, which are called
@@ -67,7 +69,11 @@ def split_processors(
         ParamsError: a processor that keeps state and cannot be led along a draft; names it.
     """
     params, rest = _split(
-        processors, do_sample=do_sample, prompt_width=prompt_width, has_padding=len(padding) > 0
+        processors,
+        do_sample=do_sample,
+        prompt_width=prompt_width,
+        has_padding=len(padding) > 0,
+        eos_ids=eos_ids,
     )
 
     def for_row(processor: Any) -> Callable[..., Any]:
@@ -86,7 +92,12 @@ def split_processors(
 
 
 def _split(
-    processors: Sequence[Any], *, do_sample: bool, prompt_width: int, has_padding: bool
+    processors: Sequence[Any],
+    *,
+    do_sample: bool,
+    prompt_width: int,
+    has_padding: bool,
+    eos_ids: Sequence[int] | None = None,
 ) -> tuple[SamplingParams, list[Any]]:
     """What the core does, and the processors between its first and its last."""
     for processor in processors:
@@ -100,7 +111,9 @@ def _split(
             raise ParamsError(msg, slug="unsupported_processor")
     fields: dict[str, Any] = {}
     rest = list(processors)
-    while rest and _take_first(rest[0], fields, prompt_width, has_padding=has_padding):
+    while rest and _take_first(
+        rest[0], fields, prompt_width, has_padding=has_padding, eos_ids=eos_ids
+    ):
         del rest[0]
     warpers = _take_last(rest)
     if not do_sample:
@@ -130,7 +143,12 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
 
 
 def _take_first(
-    processor: Any, fields: dict[str, Any], prompt_width: int, *, has_padding: bool
+    processor: Any,
+    fields: dict[str, Any],
+    prompt_width: int,
+    *,
+    has_padding: bool,
+    eos_ids: Sequence[int] | None,
 ) -> bool:
     """Enter a processor of the list's beginning into `fields`, if the core can do the same."""
     kind = type(processor)
@@ -159,6 +177,9 @@ def _take_first(
         fields["banned"] = [*fields.get("banned", []), *tokens]
     elif kind in (hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor):
         stop_ids = processor.eos_token_id.reshape(-1).tolist()
+        # What the core holds back ends the text, too, and the other way round.
+        if eos_ids is not None and {*stop_ids} != {*eos_ids}:
+            return False
         if kind is hf.MinLengthLogitsProcessor:
             count = max(processor.min_length - prompt_width, 0)
         elif processor.prompt_length_to_skip == prompt_width:

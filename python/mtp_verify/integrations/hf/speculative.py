@@ -30,13 +30,13 @@ from mtp_verify.integrations.hf.withheld import AfterPrompt, call_of
 from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import LogitsProcessorList
 
     from mtp_verify.caches.settings import Paged
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.generation import Generation, Stats
+    from mtp_verify.generation import Stats
     from mtp_verify.lossy import Lossy
     from mtp_verify.planning import Planner
     from mtp_verify.words import Rule
@@ -95,7 +95,7 @@ def speculative(
         model: Any,
         input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
-        stopping_criteria: Iterable[Any],
+        stopping_criteria: Sequence[Any],
         generation_config: Any,
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
         compiled_model: Any = None,
@@ -110,6 +110,11 @@ def speculative(
         if synced_gpus:
             call.withheld["synced_gpus"] = True
         check_settings(model, generation_config, model_kwargs, call)
+        gives_cache = generation_config.use_cache is not False
+        if past is not None and not gives_cache:
+            # The library would write the whole text behind the cache at each step.
+            msg = f"use_cache=False and {name} say the opposite; unset one of them"
+            raise ParamsError(msg, slug="unsupported_setting")
         if cache is not None:
             refuse_caches(name, past, generation_config)
             past = None
@@ -131,6 +136,7 @@ def speculative(
                 padding=padding,
                 row=row,
                 num_rows=num_rows,
+                eos_ids=eos_ids,
             )
             for row, padding in enumerate(paddings)
         ]
@@ -141,7 +147,7 @@ def speculative(
         decoder = Decoder(
             target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
-        judges: list[Any] = criteria
+        judges: list[Any] = [_without_rows(criterion) for criterion in criteria]
         scored: list[RowScores] = []
         if wants_scores:
             scored = [
@@ -167,7 +173,7 @@ def speculative(
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
             stopping_criteria=judges,
-            past_key_values=_past(past, num_rows),
+            past_key_values=_past(past, paddings),
             output_logits=wants_scores or wants_logits,
         )
         if stats is not None:
@@ -178,17 +184,14 @@ def speculative(
         logits = generation.logits or []
         for scores, padding, ids, rows in zip(scored, paddings, sequences, logits, strict=False):
             own = ids[None, len(padding) : width + len(rows)]
-            scores.extend(own.cpu(), rows[:, None].cpu())
+            scores.extend(own.cpu(), list(rows[:, None].cpu()))
         made = [torch.cat(scores.rows) for scores in scored]
+        kept = generation.past_key_values if gives_cache else None
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
             scores=_by_step(made, input_ids.device) if wants_scores else None,
             logits=_by_step(logits, input_ids.device) if wants_logits else None,
-            **{
-                cache_name(GenerateDecoderOnlyOutput) or "": _cache_of(
-                    generation, generation_config
-                )
-            },
+            **{cache_name(GenerateDecoderOnlyOutput) or "": kept},
         )
 
     return decode
@@ -199,8 +202,9 @@ def _by_step(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tens
     return torch.nn.utils.rnn.pad_sequence(rows).to(device).unbind(0)
 
 
-def _cache_of(generation: Generation, config: Any) -> Any:
-    return None if config.use_cache is False else generation.past_key_values
+def _without_rows(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """A criterion as `generate` calls it where no scores are kept, whatever else is."""
+    return lambda ids, _rows: criterion(ids, None)
 
 
 def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
@@ -226,9 +230,11 @@ def _pad_token(config: Any) -> int | None:
     return int(token) if token is not None else None
 
 
-def _past(past: Any, num_rows: int) -> Any:
+def _past(past: Any, paddings: Sequence[torch.Tensor]) -> Any:
     """`generate` sends an empty cache along, which a batch does without."""
-    if num_rows > 1 and isinstance(past, StaticCache):
-        msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
+    num_rows = len(paddings)
+    if isinstance(past, StaticCache) and (num_rows > 1 or len(paddings[0])):
+        found = f"there are {num_rows}" if num_rows > 1 else "this one is padded on the left"
+        msg = f"a static cache serves a single sequence without padding, and {found}; unset it"
         raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
