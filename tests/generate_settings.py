@@ -234,6 +234,8 @@ GROUPS: dict[str, list[Setting]] = {
                 "`EosTokenCriteria`"),
         Setting(lambda c: {"stopping_criteria": [MaxLengthCriteria(16)], "max_new_tokens": 3},
                 "`MaxLengthCriteria` beyond `max_new_tokens`"),
+        Setting(lambda c: {"stopping_criteria": [MaxLengthCriteria(5)]},
+                "`MaxLengthCriteria` below the prompt's length: one token"),
         Setting(lambda c: {"stopping_criteria": [EosTokenCriteria(c.free[14])], "min_length": 18},
                 "`EosTokenCriteria` before `min_length`"),
         Setting(lambda c: {"stopping_criteria": [lambda ids, rows: rows is not None],

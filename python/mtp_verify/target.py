@@ -244,7 +244,7 @@ class TransformersTarget:
             UnsupportedModelError: it cannot go back after a rejected draft.
         """
         if self._cache_name is None:
-            raise inexact(self.model, "its forward takes no cache of transformers")
+            raise inexact(self.model, "its forward takes no cache that could be rolled back")
         if not self.new_cache().is_recurrent:
             return False
         from mtp_verify.caches.probe import refuse_inexact

@@ -167,7 +167,8 @@ def speculative(
             params=params,
             processors=[left for _, left in splits],
             constraint=constraint,
-            max_new_tokens=max_length - width,
+            # A criterion is asked for the first time behind the first token.
+            max_new_tokens=max(max_length - width, 1),
             seed=seed,
             streamer=follower,
             eos_token_id=eos_ids,
