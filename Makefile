@@ -23,7 +23,7 @@ VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
 VLLM_RUN := VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VLLM_PY)
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
 # What of the tests shows that the drop-ins work, on other versions of the libraries than the pinned ones.
-COMPAT_TESTS := tests/unit/integrations/hf tests/unit/test_decode.py tests/unit/test_target.py \
+COMPAT_TESTS := tests/unit/integrations/hf tests/unit/test_compiled.py tests/unit/test_decode.py tests/unit/test_target.py \
     tests/unit/caches/test_names.py tests/unit/caches/test_model.py tests/unit/test_doctor.py \
     tests/unit/test_supported.py tests/docs/test_examples.py
 COMPAT_DOCS := README.md or integrate.md or transformers.md

@@ -7,8 +7,10 @@ last layer's output before it, which transformers does not return.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from mtp_verify.compiled import uncompiled
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -54,7 +56,9 @@ class HiddenStates:
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         self._layers = tuple(layers)
-        self._handle: Any | None = None
+        self._model = model
+        self._ends = ExitStack()
+        self._decoder: Any = None
         self._before_norm: list[torch.Tensor] = []
         self._norm: Any | None = None
         self.options: dict[str, Any] = {}
@@ -67,8 +71,8 @@ class HiddenStates:
             self._layers, int(model.config.get_text_config(decoder=True).num_hidden_layers)
         )
         if BEFORE_NORM in self._layers:
-            decoder = model.get_decoder()
-            found = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+            self._decoder = model.get_decoder()
+            found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)
             self._norm = next((norm for norm in found if norm is not None), None)
             if self._norm is None:
                 msg = (
@@ -84,13 +88,15 @@ class HiddenStates:
             def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
                 self._before_norm.append(inputs[0])
 
-            self._handle = self._norm.register_forward_pre_hook(keep)
+            # Compiled code does not call hooks that came after it.
+            for module in (self._model, self._decoder):
+                self._ends.enter_context(uncompiled(module))
+            self._ends.callback(self._norm.register_forward_pre_hook(keep).remove)
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Stop listening."""
-        if self._handle is not None:
-            self._handle.remove()
+        self._ends.close()
 
     def of(self, output: Any) -> tuple[torch.Tensor, ...]:
         """The states (B, n, d) of a forward, one for each layer asked for."""

@@ -10,6 +10,8 @@ import torch
 
 from mtp_verify.attention import num_shown
 from mtp_verify.caches.names import cache_name
+from mtp_verify.caches.probe import inexact
+from mtp_verify.compiled import name_of, without_compiler
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.fused import fused_model, is_narrow
 from mtp_verify.hidden import HiddenStates
@@ -43,7 +45,8 @@ class TransformersTarget:
     """A transformers causal language model as `Target`.
 
     Args:
-        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`).
+        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`). One
+            that was given to `torch.compile` runs compiled.
 
     Attributes:
         takes_positions: whether its forward can be told where tokens stand.
@@ -68,10 +71,11 @@ class TransformersTarget:
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.eos_ids = _token_ids(getattr(model.generation_config, "eos_token_id", None))
         self._dtype = next(model.parameters()).dtype
-        names = inspect.signature(model.forward).parameters
+        forward = without_compiler(model).forward
+        names = inspect.signature(forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in names
         self.takes_positions = "position_ids" in names
-        self._cache_name = cache_name(model.forward)
+        self._cache_name = cache_name(forward)
         # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
         obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
@@ -121,8 +125,7 @@ class TransformersTarget:
             UnsupportedModelError: it cannot go back after a rejected draft.
         """
         if self._cache_name is None:
-            msg = f"{type(self.model).__name__}'s forward takes no cache that could be rolled back"
-            raise UnsupportedModelError(msg, slug="stateful_model")
+            raise inexact(self.model, "its forward takes no cache that could be rolled back")
         if not self.new_cache().is_recurrent:
             return False
         from mtp_verify.caches.probe import refuse_inexact
@@ -143,15 +146,14 @@ class TransformersTarget:
 
         traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
         if traits.chains:
-            msg = f"{type(self.model).__name__} cannot decode speculatively: {traits.chains}"
-            raise UnsupportedModelError(msg, slug="stateful_model")
+            raise inexact(self.model, traits.chains)
         return traits
 
     def _refuse_static(self, past: Any, capacity: int) -> None:
         from mtp_verify.caches.trials import static_obstacle
 
         if obstacle := static_obstacle(self, capacity):
-            msg = f"{type(self.model).__name__} takes no {type(past).__name__}: {obstacle}"
+            msg = f"{name_of(self.model)} takes no {type(past).__name__}: {obstacle}"
             raise UnsupportedModelError(msg, slug="unsupported_cache")
 
     def forward(
@@ -186,7 +188,7 @@ class TransformersTarget:
         with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
             options |= states.options
             output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
-        logits: torch.Tensor = output.logits[0, -num_logits:]
+        logits = _as_read(output.logits[0, -num_logits:])
         if not hidden_layers:
             return logits, None
         return logits, tuple(state[0] for state in states.of(output))
@@ -284,7 +286,7 @@ class TransformersTarget:
                 **{self._cache_name or "": cache.kv},
                 **states.options,
             )
-        return output.logits, states.of(output)
+        return _as_read(output.logits), states.of(output)
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
@@ -306,7 +308,7 @@ class TransformersTarget:
     def _find_tree_obstacle(self, *, is_recurrent: bool) -> str | None:
         if is_recurrent:
             return (
-                f"{type(self.model).__name__} has recurrent layers, which keep one state and not "
+                f"{name_of(self.model)} has recurrent layers, which keep one state and not "
                 "one for each branch; use a drafter of chains"
             )
         attention = self._config._attn_implementation
@@ -349,7 +351,7 @@ def as_target(model: Any) -> Target:
 
 
 def _refuse_unsuitable(model: Any) -> None:
-    name = type(model).__name__
+    name = name_of(model)
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
@@ -367,6 +369,11 @@ def _refuse_unsuitable(model: Any) -> None:
     if model.training:
         msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
         raise UnsupportedModelError(msg, slug="training_mode")
+
+
+def _as_read(logits: torch.Tensor) -> torch.Tensor:
+    """The core reads rows of 32 bits at most, as `generate` does."""
+    return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -76,7 +76,8 @@ impl<'a> Mask<'a> {
 
 /// A caller's function over rows.
 pub trait Processor: Sync {
-    /// Changes the rows of some nodes of one depth, one after the other in `rows`.
+    /// Changes the rows of all nodes of one depth, one after the other in `rows`. Depths come in
+    /// order, from the root to the deepest that is read.
     ///
     /// # Errors
     /// Whatever it says.
@@ -135,10 +136,25 @@ impl<'a> Edits<'a> {
             self.row(raw, node);
             return Ok(());
         };
-        // Nodes of one depth have histories of one length: they are processed together.
-        let level: Vec<usize> = (0..self.rows.len())
-            .filter(|&other| self.tree.depth(other) == self.tree.depth(node))
-            .collect();
+        // A processor that keeps state stands at a node only after it was called with its parent.
+        for place in std::iter::once(0).chain(self.tree.path(node).iter().map(|&n| n as usize)) {
+            if self.rows[place].get().is_none() {
+                self.process_level(raw, kernels, processor, self.tree.depth(place))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes all nodes of one depth together: their histories have one length.
+    fn process_level(
+        &self,
+        raw: &RawRows<'_>,
+        kernels: &Kernels,
+        processor: &dyn Processor,
+        depth: usize,
+    ) -> Result<()> {
+        let level: Vec<usize> =
+            (0..self.rows.len()).filter(|&node| self.tree.depth(node) == depth).collect();
         let mut values = vec![0.0; level.len() * raw.num_cols()];
         for (&node, row) in level.iter().zip(values.chunks_mut(raw.num_cols())) {
             let patch = self.patch(raw, node);

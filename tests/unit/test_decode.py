@@ -471,3 +471,13 @@ def test_bfloat16_rows_are_verified():
     model = tiny_model("llama").to(torch.bfloat16)
     result = Decoder(model, mv.drafters.NGram(), SAMPLED).generate(prompt(), max_new_tokens=8)
     assert len(result.tokens[0]) == 8
+
+
+@pytest.mark.parametrize("draft", [mv.drafters.Model, mv.drafters.ModelTree])
+def test_float64_rows_are_read_as_generate_reads_them(draft):
+    model, small = tiny_model("llama").double(), tiny_model("llama", 2).double()
+    expected = greedy_tokens(model, prompt(), 8)
+    decoder = Decoder(model, draft(small), GREEDY)
+    result = decoder.generate(torch.cat([prompt(), prompt()]), max_new_tokens=8, output_logits=True)
+    assert result.tokens == [expected, expected]
+    assert result.logits[0].dtype == torch.float32

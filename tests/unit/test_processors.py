@@ -53,6 +53,24 @@ def test_levels_come_in_one_call_each_and_only_when_reached() -> None:
     assert calls == [[HISTORY]]
 
 
+@pytest.mark.parametrize("rule", ["token", "block", "gbv", "target_only"])
+def test_no_level_comes_before_the_one_above_it(rule: str) -> None:
+    lengths: list[int] = []
+
+    def spy(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        lengths.append(ids.shape[1])
+        return scores
+
+    tree = mv.TokenTree([-1, 0, 1, 2])
+    logits = np.zeros((4, VOCAB), np.float32)
+    rows = None if rule == "target_only" else np.full((4, VOCAB), 1 / VOCAB, np.float32)
+    law = "deterministic" if rule == "target_only" else "chain"
+    chain = mv.Draft(tree, [7, 1, 2, 3], law, rows)
+    mv.verify(chain, logits, rule=rule, processors=[spy], seed=1, position=2, history=HISTORY)
+    assert lengths == sorted(set(lengths))
+    assert lengths[0] == len(HISTORY)
+
+
 def test_each_node_is_processed_with_its_own_path() -> None:
     def forbid_what_was(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores = scores.copy()

@@ -12,12 +12,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mtp_verify.compiled import name_of, uncompiled
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from mtp_verify.caches.model import ModelCache
 
-__all__ = ["refuse_inexact"]
+__all__ = ["inexact", "refuse_inexact"]
 
 # Largest difference, relative to the largest value: far above rounding (4e-3 in float32, 7e-2 in
 # bfloat16 seen), far below a state that was lost (4e-1 and more).
@@ -40,10 +41,24 @@ def refuse_inexact(target: Any) -> None:
     """
     model = target.model
     if model not in _obstacles:
-        _obstacles[model] = _find_obstacle(target)
+        with uncompiled(model):
+            _obstacles[model] = _find_obstacle(target)
     if _obstacles[model]:
-        msg = f"{type(model).__name__} cannot decode speculatively: {_obstacles[model]}"
-        raise UnsupportedModelError(msg, slug="stateful_model")
+        raise inexact(model, _obstacles[model])
+
+
+def inexact(model: Any, obstacle: str) -> UnsupportedModelError:
+    """Return the refusal of a model whose rows are not those of plain decoding.
+
+    Args:
+        model: of transformers, which knows by itself whether it keeps a state.
+        obstacle: what was found when it was tried.
+    """
+    kind = ""
+    if getattr(model, "_is_stateful", False):
+        kind = "it is a recurrent model, whose state cannot be rolled back after a rejected draft: "
+    msg = f"{name_of(model)} cannot decode speculatively: {kind}{obstacle}"
+    return UnsupportedModelError(msg, slug="stateful_model")
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ import torch
 
 from mtp_verify.caches.names import cache_name
 from mtp_verify.caches.stretch import attending, copied, spans_of, stretch
+from mtp_verify.compiled import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,8 @@ def _remembered(target: Any, what: Any, find: Callable[[], _Answer]) -> _Answer:
     key = (what, target.max_length, target.fingerprint)
     answers: dict[Any, _Answer] = _known.setdefault(target.model, {})
     if key not in answers:
-        with torch.no_grad():
+        # Each trial has shapes of its own, which would be compiled each for itself.
+        with torch.no_grad(), uncompiled(target.model):
             answers[key] = find()
     return answers[key]
 

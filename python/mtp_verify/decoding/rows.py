@@ -177,9 +177,11 @@ class Row:
                     count, reason = index + 1, "stop"
                     break
         self.sequence[self.filled : self.filled + count] = torch.tensor(tokens[:count])
-        if self.criteria:
-            past = [row[None] for block in self.logits or () for row in block]
-            for index in range(count):
+        past = [row[None] for block in self.logits or () for row in block] if self.criteria else []
+        for index in range(count):
+            # As plain decoding: the row was processed, then the token is judged.
+            accept(self.processors, tokens[index : index + 1])
+            if self.criteria:
                 ids = self.sequence[None, : self.filled + index + 1]
                 seen = None if rows is None else (*past, *rows[: index + 1, None])
                 if any(says_stop(criterion(ids, seen)) for criterion in self.criteria):
@@ -192,7 +194,6 @@ class Row:
         request.tokens.extend(tokens)
         if request.matcher is not None:
             request.matcher.commit(tokens)
-        accept(self.processors, tokens)
         if self.logits is not None and rows is not None:
             self.logits.append(rows[:count])
         self.logprobs.append(verdict.logprobs)

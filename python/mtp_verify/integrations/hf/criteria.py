@@ -11,13 +11,15 @@ from mtp_verify.arguments import says_stop
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+    from mtp_verify.integrations.hf.processors import RowScores
 
 __all__ = ["WithScores", "split_criteria"]
 
 
 def split_criteria(
-    criteria: Iterable[Any], config: Any
+    criteria: Sequence[Any], config: Any
 ) -> tuple[int, tuple[int, ...], list[Callable[..., Any]]]:
     """Turn length and EOS criteria into numbers; the rest is called after each token.
 
@@ -27,15 +29,15 @@ def split_criteria(
     Raises:
         ParamsError: there is no limit of length.
     """
-    max_length = config.max_length
+    # One of the user's own takes the place of the one that the config brings.
+    lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    max_length = min(lengths, default=config.max_length)
     eos_ids: list[int] = []
     others: list[Callable[..., Any]] = []
     for criterion in criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = min(max_length or criterion.max_length, criterion.max_length)
-        elif type(criterion) is EosTokenCriteria:
+        if type(criterion) is EosTokenCriteria:
             eos_ids += torch.as_tensor(criterion.eos_token_id).reshape(-1).tolist()
-        else:
+        elif type(criterion) is not MaxLengthCriteria:
             others.append(criterion)
     if max_length is None:
         msg = "generate has no limit of length; pass max_new_tokens"
@@ -48,23 +50,14 @@ class WithScores:
 
     Args:
         criteria: a user's own.
-        processors: the prepared list.
-        row: place in the batch; processors that go by it are called with so many equal rows.
-        num_rows: of the batch.
-        matcher: a constraint's, which masks the rows before they are processed, or None.
+        scores: of the row.
+        num_padding: of the row.
     """
 
     def __init__(
-        self,
-        criteria: Sequence[Callable[..., Any]],
-        processors: Any,
-        row: int,
-        num_rows: int,
-        matcher: Any,
+        self, criteria: Sequence[Callable[..., Any]], scores: RowScores, num_padding: int
     ) -> None:
-        self._criteria, self._processors = criteria, processors
-        self._row, self._num_rows, self._matcher = row, num_rows, matcher
-        self._scores: list[torch.Tensor] = []
+        self._criteria, self._scores, self._num_padding = criteria, scores, num_padding
 
     def __call__(self, ids: torch.Tensor, rows: Sequence[torch.Tensor]) -> bool:
         """Whether one of them ends a text.
@@ -73,14 +66,6 @@ class WithScores:
             ids: (1, n) int64, prompt and emitted tokens.
             rows: (1, V) raw, one for each emitted token.
         """
-        start = ids.shape[1] - len(rows)
-        for step in range(len(self._scores), len(rows)):
-            row = rows[step]
-            if self._matcher is not None:
-                row = self._matcher.mask_rows(row.clone(), [[]])
-                self._matcher.commit([int(ids[0, start + step])])
-            text = ids[:, : start + step].repeat(self._num_rows, 1)
-            processed = self._processors(text, row.repeat(self._num_rows, 1))
-            self._scores.append(processed[self._row, None])
-        scores = tuple(self._scores)
+        self._scores.extend(ids[:, self._num_padding :], rows)
+        scores = tuple(self._scores.rows)
         return any(says_stop(criterion(ids, scores)) for criterion in self._criteria)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from mtp_verify.caches.settings import Paged
+from mtp_verify.compiled import without_compiler
 from mtp_verify.drafters import Model, NGram
 from mtp_verify.errors import ParamsError
 from mtp_verify.integrations.hf.speculative import speculative
@@ -58,7 +59,7 @@ def generate(
     `tokenizer` that it drops first). Here each is honoured, or refused by name.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model; one given to `torch.compile` runs compiled.
         inputs: token ids (B, T), or what a tokenizer returns, a mapping.
         drafter: where guesses come from. None takes `assistant_model` or `prompt_lookup_num_tokens`
             if one is given, and else decodes plainly.
@@ -89,6 +90,10 @@ def generate(
         if settings.pop(name, None):
             msg = f"{name} is not supported by mv.hf.generate: {instead}"
             raise ParamsError(msg, slug="unsupported_setting")
+    if settings.get("cache_implementation") == "paged":
+        # transformers would run a loop of its own, and no custom code.
+        msg = 'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
+        raise ParamsError(msg, slug="unsupported_setting")
     pool = settings.pop("cache") if isinstance(settings.get("cache"), str | Paged) else None
     streamer = settings.pop("streamer", None)
     taken, settings = _take(settings, model.generation_config)
@@ -99,7 +104,12 @@ def generate(
     call = speculative(
         drafter, rule, seed, streamer, stats, lossy, constraint, planner=planner, cache=pool
     )
-    return model.generate(inputs, custom_generate=call, **settings)
+    if without_compiler(model) is not model:
+        # `generate` of a compiled module is that of the model inside, which knows of no compiler.
+        settings["compiled_model"] = model
+    # Some models call the first argument otherwise.
+    prompt = () if inputs is None else (inputs,)
+    return model.generate(*prompt, custom_generate=call, **settings)
 
 
 def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str, Any]]:

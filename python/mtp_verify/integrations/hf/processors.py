@@ -3,25 +3,27 @@
 Nearly everything that `generate` does to logits is a function of a row and the tokens before it.
 What the core knows at the list's beginning (penalties, bans) and at its end (temperature, top-k,
 top-p, min-p) becomes `SamplingParams`; whatever stands between is called as it is, per node with
-that node's own tokens. Only processors that keep state of their own are refused.
+that node's own tokens; a user's own as `followed` says. The library's that keep state are refused.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation import logits_process as hf
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.integrations.hf.followed import Followed, Unchanging, copies_of, may_keep_state
 from mtp_verify.params import SamplingParams
-from mtp_verify.processors import keeps_state
+from mtp_verify.processors import accept, keeps_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["params_from_processors", "split_processors"]
+__all__ = ["RowScores", "params_from_processors", "split_processors"]
 
 # The order in which transformers applies its warpers, and in which the preset of that name does.
 _WARPERS: dict[type, str] = {
@@ -30,12 +32,12 @@ _WARPERS: dict[type, str] = {
     hf.TopPLogitsWarper: "top_p",
     hf.MinPLogitsWarper: "min_p",
 }
-# They run the model, or count their calls.
-_STATEFUL = (
-    hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    hf.SynthIDTextWatermarkLogitsProcessor,
-    hf.WhisperNoSpeechDetection,
-)
+# They run the model, or count their calls; and the settings that bring them.
+_STATEFUL = {
+    hf.UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
+    hf.SynthIDTextWatermarkLogitsProcessor: "watermarking_config",
+    hf.WhisperNoSpeechDetection: "no_speech_threshold",
+}
 
 
 def split_processors(
@@ -45,6 +47,8 @@ def split_processors(
     prompt_width: int,
     padding: torch.Tensor,
     row: int,
+    num_rows: int,
+    eos_ids: Sequence[int],
 ) -> tuple[SamplingParams, list[Callable[..., Any]]]:
     """Split a prepared list for one row of a batch.
 
@@ -54,31 +58,67 @@ def split_processors(
         prompt_width: of `input_ids`, padding included.
         padding: (P,) what stands before the row's own tokens.
         row: its place in the batch.
+        num_rows: of the batch.
+        eos_ids: tokens that end its text.
 
     Returns:
         What the core does before and after the processors, and the processors, which are called
         with the row's own tokens.
 
     Raises:
-        ParamsError: a processor that keeps state; names it.
+        ParamsError: a processor that keeps state and cannot be led along a draft; names it.
     """
+    params, rest = _split(
+        processors,
+        do_sample=do_sample,
+        prompt_width=prompt_width,
+        has_padding=len(padding) > 0,
+        eos_ids=eos_ids,
+    )
+
+    def for_row(processor: Any) -> Callable[..., Any]:
+        return _for_row(processor, padding, row)
+
+    left: list[Callable[..., Any]] = []
+    for has_protocol, group in itertools.groupby(rest, keeps_state):
+        members = list(group)
+        if has_protocol or not any(map(may_keep_state, members)):
+            left += map(for_row, members)
+        elif num_rows == 1:
+            left.append(Followed(members, padding))
+        else:
+            left.append(Unchanging(members, for_row))
+    return params, left
+
+
+def _split(
+    processors: Sequence[Any],
+    *,
+    do_sample: bool,
+    prompt_width: int,
+    has_padding: bool,
+    eos_ids: Sequence[int] | None = None,
+) -> tuple[SamplingParams, list[Any]]:
+    """What the core does, and the processors between its first and its last."""
     for processor in processors:
-        if isinstance(processor, _STATEFUL) and not keeps_state(processor):
+        name = next((n for kind, n in _STATEFUL.items() if isinstance(processor, kind)), None)
+        if name is not None and not keeps_state(processor):
             msg = (
-                f"logits processor {type(processor).__name__} keeps state of its own and cannot be "
-                "asked about several continuations: remove it, or call generate without "
-                "custom_generate"
+                f"{name} brings the logits processor {type(processor).__name__}, which keeps state "
+                "of its own and cannot be asked about several continuations: unset it, or call "
+                "generate without custom_generate"
             )
             raise ParamsError(msg, slug="unsupported_processor")
     fields: dict[str, Any] = {}
     rest = list(processors)
-    while rest and _take_first(rest[0], fields, prompt_width, has_padding=len(padding) > 0):
+    while rest and _take_first(
+        rest[0], fields, prompt_width, has_padding=has_padding, eos_ids=eos_ids
+    ):
         del rest[0]
     warpers = _take_last(rest)
     if not do_sample:
         warpers = {"temperature": 0.0}  # the others keep the largest logit
-    left = [_for_row(processor, padding, row) for processor in rest]
-    return SamplingParams(**fields, **warpers), left
+    return SamplingParams(**fields, **warpers), rest
 
 
 def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> SamplingParams:
@@ -92,9 +132,7 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
     Raises:
         ParamsError: a processor that has no counterpart in `SamplingParams`; names it.
     """
-    params, left = split_processors(
-        processors, do_sample=do_sample, prompt_width=0, padding=torch.empty(0), row=0
-    )
+    params, left = _split(processors, do_sample=do_sample, prompt_width=0, has_padding=False)
     if left:
         msg = (
             f"logits processor {type(left[0]).__name__} has no counterpart in SamplingParams "
@@ -105,7 +143,12 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
 
 
 def _take_first(
-    processor: Any, fields: dict[str, Any], prompt_width: int, *, has_padding: bool
+    processor: Any,
+    fields: dict[str, Any],
+    prompt_width: int,
+    *,
+    has_padding: bool,
+    eos_ids: Sequence[int] | None,
 ) -> bool:
     """Enter a processor of the list's beginning into `fields`, if the core can do the same."""
     kind = type(processor)
@@ -134,6 +177,9 @@ def _take_first(
         fields["banned"] = [*fields.get("banned", []), *tokens]
     elif kind in (hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor):
         stop_ids = processor.eos_token_id.reshape(-1).tolist()
+        # What the core holds back ends the text, too, and the other way round.
+        if eos_ids is not None and {*stop_ids} != {*eos_ids}:
+            return False
         if kind is hf.MinLengthLogitsProcessor:
             count = max(processor.min_length - prompt_width, 0)
         elif processor.prompt_length_to_skip == prompt_width:
@@ -180,9 +226,12 @@ def _take_last(rest: list[Any]) -> dict[str, Any]:
 
 def _for_row(processor: Any, padding: torch.Tensor, row: int) -> Callable[..., Any]:
     """The processor as one row calls it, with the padding before its tokens as in `generate`."""
-    processor = copy.copy(processor)
     kind = type(processor)
-    if isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):
+    if kind.__module__.startswith("transformers."):
+        processor = copy.copy(processor)  # The user's own is called itself.
+    if kind is hf.RepetitionPenaltyLogitsProcessor and isinstance(
+        processor.prompt_ignore_length, torch.Tensor
+    ):
         processor.prompt_ignore_length = len(padding)
     # Three know the whole batch; each row's copy knows that row.
     if kind is hf.PrefixConstrainedLogitsProcessor:
@@ -201,3 +250,48 @@ def _for_row(processor: Any, padding: torch.Tensor, row: int) -> Callable[..., A
         return processor(shown, scores)  # type: ignore[no-any-return]
 
     return process
+
+
+class RowScores:
+    """The scores of one row of a batch, as `generate` makes them: processed rows.
+
+    Args:
+        processors: the prepared list; what keeps state is copied before anything has called it.
+        padding: (P,) what stands before the row's own tokens.
+        row: its place in the batch.
+        matcher: a constraint's, which masks the rows before they are processed, or None.
+
+    Attributes:
+        rows: (1, V) each, one for each emitted token so far.
+    """
+
+    def __init__(
+        self, processors: Sequence[Any], padding: torch.Tensor, row: int, matcher: Any
+    ) -> None:
+        own = [_forked(p) if keeps_state(p) else p for p in copies_of(processors)]
+        self._processors = [_for_row(processor, padding, row) for processor in own]
+        self._with_state = list(filter(keeps_state, own))
+        self._matcher = matcher
+        self.rows: list[torch.Tensor] = []
+
+    def extend(self, ids: torch.Tensor, logits: Sequence[torch.Tensor]) -> None:
+        """Process the rows that are new.
+
+        Args:
+            ids: (1, n) int64, the row's own tokens, the emitted ones last.
+            logits: (1, V) raw, one for each emitted token.
+        """
+        start = ids.shape[1] - len(logits)
+        for step in range(len(self.rows), len(logits)):
+            row, token = logits[step].clone(), int(ids[0, start + step])
+            if self._matcher is not None:
+                row = self._matcher.mask_rows(row, [[]])
+                self._matcher.commit([token])
+            for processor in self._processors:
+                row = processor(ids[:, : start + step], row)
+            accept(self._with_state, [token])
+            self.rows.append(row)
+
+
+def _forked(processor: Any) -> Any:
+    return processor.fork() if hasattr(processor, "fork") else copy.deepcopy(processor)

@@ -19,12 +19,18 @@ from mtp_verify.constraints import Constraint
 from mtp_verify.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
-from mtp_verify.integrations.hf.processors import split_processors
-from mtp_verify.integrations.hf.withheld import AfterPrompt, withheld_from
+from mtp_verify.integrations.hf.processors import RowScores, split_processors
+from mtp_verify.integrations.hf.refusals import (
+    check_context,
+    check_positions,
+    check_settings,
+    refuse_caches,
+)
+from mtp_verify.integrations.hf.withheld import AfterPrompt, call_of
 from mtp_verify.target import as_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import LogitsProcessorList
 
@@ -36,9 +42,6 @@ if TYPE_CHECKING:
     from mtp_verify.words import Rule
 
 __all__ = ["speculative"]
-
-# What `generate` always sends along, or sends as None, beside the cache.
-_KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 
 
 def speculative(
@@ -55,9 +58,10 @@ def speculative(
     """Return a callable for `model.generate(custom_generate=...)`.
 
     The model's rows are shaped as by its own processors (`do_sample=True` alone brings top-k 50),
-    each node's with that node's own tokens, and users' own likewise; only processors that keep
-    state (classifier-free guidance, SynthID watermarks) are refused, unless they have `fork` and
-    `accept` as `mtp_verify.processors` says.
+    each node's with that node's own tokens. A user's own processor may keep state: its object gets
+    the calls of plain `generate`, one for each emitted token in order, and copies of it are asked
+    about drafts. In a batch, where rows are at different lengths, one that a call changes is
+    refused. Those that have `fork` and `accept` are led as `mtp_verify.processors` says.
 
     Args:
         drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.
@@ -91,36 +95,50 @@ def speculative(
         model: Any,
         input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
-        stopping_criteria: Iterable[Any],
+        stopping_criteria: Sequence[Any],
         generation_config: Any,
         synced_gpus: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
+        compiled_model: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         # A model that cannot work is named first: it may bring along settings that nobody made.
-        target = as_target(model)
+        target = as_target(model if compiled_model is None else compiled_model)
         name = cache_name(model.forward) or ""
         past = model_kwargs.pop(name, None)
-        withheld = withheld_from(decode)
-        follower = _only_streamer(streamer, withheld.pop("streamer", None))
-        withheld |= {"synced_gpus": True} if synced_gpus else {}
-        _refuse_unsupported(generation_config, model_kwargs, withheld)
+        call = call_of(decode)
+        follower = _only_streamer(streamer, call.withheld.pop("streamer", None))
+        if synced_gpus:
+            call.withheld["synced_gpus"] = True
+        check_settings(model, generation_config, model_kwargs, call)
+        gives_cache = generation_config.use_cache is not False
+        if past is not None and not gives_cache:
+            # The library would write the whole text behind the cache at each step.
+            msg = f"use_cache=False and {name} say the opposite; unset one of them"
+            raise ParamsError(msg, slug="unsupported_setting")
         if cache is not None:
-            _refuse_caches(name, past, generation_config)
+            refuse_caches(name, past, generation_config)
             past = None
         max_length, eos_ids, criteria = split_criteria(stopping_criteria, generation_config)
         mask = model_kwargs.get("attention_mask")
-        _check_positions(model_kwargs.get("position_ids"), mask, input_ids)
+        check_positions(model_kwargs.get("position_ids"), mask, input_ids)
         shown = torch.ones_like(input_ids) if mask is None else mask
-        _check_context(target.max_length, max_length, shown)
+        check_context(target.max_length, max_length, shown)
+        num_rows, width = input_ids.shape
+        paddings = [
+            ids[: int((visible == 0).sum())].cpu()
+            for ids, visible in zip(input_ids, shown, strict=True)
+        ]
         splits = [
             split_processors(
                 logits_processor,
                 do_sample=generation_config.do_sample,
-                prompt_width=input_ids.shape[1],
-                padding=ids[: int((visible == 0).sum())].cpu(),
+                prompt_width=width,
+                padding=padding,
                 row=row,
+                num_rows=num_rows,
+                eos_ids=eos_ids,
             )
-            for row, (ids, visible) in enumerate(zip(input_ids, shown, strict=True))
+            for row, padding in enumerate(paddings)
         ]
         as_dict = bool(generation_config.return_dict_in_generate)
         wants_scores = as_dict and bool(generation_config.output_scores)
@@ -129,25 +147,34 @@ def speculative(
         decoder = Decoder(
             target, drafter, params[0], rule, lossy=lossy, planner=planner, cache=cache
         )
-        judges: list[Any] = criteria
-        if criteria and wants_scores:
-            judges = [
-                [WithScores(criteria, logits_processor, row, len(shown), matcher)]
-                for row, matcher in enumerate(_matchers(constraint, input_ids, shown))
+        judges: list[Any] = [_without_rows(criterion) for criterion in criteria]
+        scored: list[RowScores] = []
+        if wants_scores:
+            scored = [
+                RowScores(logits_processor, padding, row, matcher)
+                for row, (padding, matcher) in enumerate(
+                    zip(paddings, _matchers(constraint, input_ids, shown), strict=True)
+                )
             ]
+            if criteria:
+                judges = [
+                    [WithScores(criteria, scores, len(padding))]
+                    for scores, padding in zip(scored, paddings, strict=True)
+                ]
         generation = decoder.generate(
             input_ids,
             mask,
             params=params,
             processors=[left for _, left in splits],
             constraint=constraint,
-            max_new_tokens=max_length - input_ids.shape[1],
+            # A criterion is asked for the first time behind the first token.
+            max_new_tokens=max(max_length - width, 1),
             seed=seed,
             streamer=follower,
             eos_token_id=eos_ids,
             pad_token_id=_pad_token(generation_config),
             stopping_criteria=judges,
-            past_key_values=_past(past, len(input_ids)),
+            past_key_values=_past(past, paddings),
             output_logits=wants_scores or wants_logits,
         )
         if stats is not None:
@@ -155,31 +182,30 @@ def speculative(
         sequences = generation.sequences.to(input_ids.device)
         if not as_dict:
             return sequences
-        scores = logits = None
-        if generation.logits is not None:
-            # (steps, B, V); a row that ended earlier than others has zeros from there on.
-            rows = torch.nn.utils.rnn.pad_sequence(generation.logits).to(input_ids.device)
-            if wants_scores:
-                width = input_ids.shape[1]
-                allowed = rows.clone()
-                for row, matcher in enumerate(_matchers(constraint, input_ids, shown)):
-                    for step, token in enumerate(generation.tokens[row] if matcher else ()):
-                        allowed[step, row] = matcher.mask_rows(rows[step, row, None], [[]])[0]
-                        matcher.commit([token])
-                scores = tuple(
-                    logits_processor(sequences[:, : width + step], row)
-                    for step, row in enumerate(allowed)
-                )
-            if wants_logits:
-                logits = tuple(rows.unbind(0))
+        logits = generation.logits or []
+        for scores, padding, ids, rows in zip(scored, paddings, sequences, logits, strict=False):
+            own = ids[None, len(padding) : width + len(rows)]
+            scores.extend(own.cpu(), list(rows[:, None].cpu()))
+        made = [torch.cat(scores.rows) for scores in scored]
+        kept = generation.past_key_values if gives_cache else None
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
-            scores=scores,
-            logits=logits,
-            **{cache_name(GenerateDecoderOnlyOutput) or "": generation.past_key_values},
+            scores=_by_step(made, input_ids.device) if wants_scores else None,
+            logits=_by_step(logits, input_ids.device) if wants_logits else None,
+            **{cache_name(GenerateDecoderOnlyOutput) or "": kept},
         )
 
     return decode
+
+
+def _by_step(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Rows (n, V) of each sequence as (B, V) of each step: zeros where one has ended."""
+    return torch.nn.utils.rnn.pad_sequence(rows).to(device).unbind(0)
+
+
+def _without_rows(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """A criterion as `generate` calls it where no scores are kept, whatever else is."""
+    return lambda ids, _rows: criterion(ids, None)
 
 
 def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
@@ -189,52 +215,6 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
         msg = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
         raise ParamsError(msg, slug="bad_streamer")
     return AfterPrompt(generates)
-
-
-def _check_context(context: int | None, max_length: int, shown: torch.Tensor) -> None:
-    """Refuse texts beyond the model's context: `generate` runs on, and drafts may be inexact."""
-    longest = int(shown.sum(1).max())
-    num_new = max_length - shown.shape[1]
-    if context is not None and longest + num_new > context:
-        msg = (
-            f"max_new_tokens: found {num_new} behind a prompt of {longest} tokens; the model's "
-            f"context is {context}, so wanted {max(context - longest, 0)} at most"
-        )
-        raise ParamsError(msg, slug="beyond_context")
-
-
-def _refuse_unsupported(
-    config: Any, model_kwargs: dict[str, Any], withheld: dict[str, Any]
-) -> None:
-    """Refuse settings that would otherwise be passed over in silence."""
-    refused = {
-        "num_beams": (config.num_beams or 1) > 1,
-        "penalty_alpha": bool(getattr(config, "penalty_alpha", None)),
-        "dola_layers": getattr(config, "dola_layers", None) is not None,
-        "constraints": getattr(config, "constraints", None) is not None,
-        "force_words_ids": getattr(config, "force_words_ids", None) is not None,
-        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens is not None,
-        "assistant_early_exit": config.assistant_early_exit is not None,
-        "use_mtp": bool(getattr(config, "use_mtp", None)),
-        "is_assistant": bool(getattr(config, "is_assistant", None)),
-        "output_attentions": bool(config.output_attentions),
-        "output_hidden_states": bool(config.output_hidden_states),
-    }
-    names = [*withheld, *(name for name, is_set in refused.items() if is_set)]
-    names += [
-        name
-        for name, value in model_kwargs.items()
-        if name not in _KNOWN_KWARGS and value is not None
-    ]
-    if names:
-        msg = f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
-        raise ParamsError(msg, slug="unsupported_setting")
-    if config.cache_implementation not in (None, "dynamic", "static"):
-        msg = (
-            f'cache_implementation="{config.cache_implementation}" cannot be rolled back after a '
-            'rejected draft; use "static", or leave it unset (the dynamic cache)'
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_cache")
 
 
 def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> list[Any]:
@@ -251,39 +231,11 @@ def _pad_token(config: Any) -> int | None:
     return int(token) if token is not None else None
 
 
-def _refuse_caches(argument: str, past: Any, config: Any) -> None:
-    """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
-    name = None
-    if config.cache_implementation is not None:
-        name = f'cache_implementation="{config.cache_implementation}"'
-    elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
-        name = argument
-    if name is not None:
-        msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
-        raise ParamsError(msg, slug="unsupported_setting")
-
-
-def _past(past: Any, num_rows: int) -> Any:
+def _past(past: Any, paddings: Sequence[torch.Tensor]) -> Any:
     """`generate` sends an empty cache along, which a batch does without."""
-    if num_rows > 1 and isinstance(past, StaticCache):
-        msg = f"a static cache serves a single sequence, and there are {num_rows}; leave it unset"
+    num_rows = len(paddings)
+    if isinstance(past, StaticCache) and (num_rows > 1 or len(paddings[0])):
+        found = f"there are {num_rows}" if num_rows > 1 else "this one is padded on the left"
+        msg = f"a static cache serves a single sequence without padding, and {found}; unset it"
         raise UnsupportedModelError(msg, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
-
-
-def _check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:
-    """Refuse positions other than those that the mask implies."""
-    if positions is None:
-        return
-    length = input_ids.shape[1]
-    visible = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
-    expected = (visible.cumsum(-1) - 1)[:, -positions.shape[-1] :]
-    shown = visible[:, -positions.shape[-1] :] != 0
-    if (
-        positions.dim() != 2
-        or positions.shape[1] > length
-        or positions.shape[0] != input_ids.shape[0]
-        or bool((positions.to(input_ids.device) != expected)[shown].any())
-    ):
-        msg = "position_ids of one's own are not supported; leave them to generate"
-        raise ParamsError(msg, slug="unsupported_setting")

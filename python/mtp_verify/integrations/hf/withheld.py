@@ -1,39 +1,75 @@
-"""What users give to `generate` and `generate` keeps from custom code.
+"""What users give to `generate`, and what of it `generate` keeps from custom code.
 
 transformers drops its own arguments `streamer`, `assistant_model` and `synced_gpus` before it calls
-`custom_generate` (5.16 to 5.24), and says nothing. They are read where they still are: in the
-variables of the call of `generate` that was given our callable, which is how it is known.
+`custom_generate` (5.16 to 5.24), and says nothing; it turns images into the outputs of an encoder
+and adds settings that nobody made. What was given is read where it still is: in the variables of
+the call of `generate` that was given our callable, which is how it is known.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
-    import torch
-
-__all__ = ["AfterPrompt", "withheld_from"]
+__all__ = ["AfterPrompt", "Call", "call_of"]
 
 _NAMES = ("streamer", "assistant_model", "synced_gpus")
 
 
-def withheld_from(call: Callable[..., Any]) -> dict[str, Any]:
-    """Return what the caller of `call` was given and did not hand over, by name.
+@dataclass(frozen=True)
+class Call:
+    """The call of `generate` that a custom function belongs to.
 
-    To be called by `call` itself. Empty where its caller is no `generate` with
+    Attributes:
+        withheld: what it was given and does not hand over, by name.
+        given: its keyword arguments; None where it cannot be seen.
+        maker: the class of the model whose own `generate` has made that call, or "" where the user
+            has (models of images and text hand embeddings to the language model inside).
+    """
+
+    withheld: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] | None = None
+    maker: str = ""
+
+
+def call_of(call: Callable[..., Any]) -> Call:
+    """Return what the caller of `call` was given.
+
+    To be called by `call` itself. Nothing is known where its caller is no `generate` with
     `custom_generate=call`: where it is wrapped in another callable, for instance.
     """
-    variables = sys._getframe(2).f_locals
+    frame = sys._getframe(2)
+    variables = frame.f_locals
     if variables.get("custom_generate") is not call:
-        return {}
-    given = {name: variables.get(name) for name in _NAMES}
+        return Call()
+    found = {name: variables.get(name) for name in _NAMES}
     # A streamer may be an empty list; `synced_gpus=False` asks for nothing.
-    return {
-        name: value for name, value in given.items() if value is not None and value is not False
+    withheld = {
+        name: value for name, value in found.items() if value is not None and value is not False
     }
+    return Call(withheld, dict(variables.get("kwargs") or {}), _maker_of(frame))
+
+
+def _maker_of(frame: FrameType) -> str:
+    """The class whose `generate` has called that of the model inside it, the outermost one."""
+    model, maker = frame.f_locals.get("self"), ""
+    outer = frame.f_back
+    while outer is not None:
+        if outer.f_code.co_name == "generate":
+            other = outer.f_locals.get("self")
+            if isinstance(other, torch.nn.Module) and any(
+                part is model for part in other.children()
+            ):
+                maker = type(other).__name__
+        outer = outer.f_back
+    return maker
 
 
 class AfterPrompt:
