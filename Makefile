@@ -23,9 +23,10 @@ VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
 VLLM_RUN := VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VLLM_PY)
 RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) $(wildcard Cargo.toml Cargo.lock build.rs)
 # What of the tests shows that the drop-ins work, on other versions of the libraries than the pinned ones.
-COMPAT_TESTS := tests/unit/integrations/hf tests/unit/test_compiled.py tests/unit/test_decode.py tests/unit/test_target.py \
-    tests/unit/caches/test_names.py tests/unit/caches/test_model.py tests/unit/test_doctor.py \
-    tests/unit/test_supported.py tests/docs/test_examples.py
+COMPAT_TESTS := tests/unit/integrations/hf tests/unit/decoder/test_decode.py \
+    tests/unit/models/test_target.py tests/unit/models/test_supported.py \
+    tests/unit/caches/test_compiled.py tests/unit/caches/test_names.py tests/unit/caches/test_model.py \
+    tests/unit/commands/test_doctor.py tests/docs/test_examples.py
 COMPAT_DOCS := README.md or integrate.md or transformers.md
 PYTHON_SOURCES := $(shell find python/mtp_verify -name '*.py')
 
@@ -51,7 +52,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt bench certify certify-docs vllm docs wheel release-check clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt study bench certify certify-docs vllm docs wheel release-check clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +98,9 @@ fmt: $(DEPS) ## Format all sources, and fix what can be fixed
 	cargo fmt
 	$(PY) -m ruff check --fix-only --quiet
 	$(PY) -m ruff format
+
+study: $(EXT) ## Run the experiments of studies/ (ARGS="choice-points --quick"; default: all, hours)
+	$(PY) -m studies $(or $(ARGS),all)
 
 bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	@mkdir -p build/bench

@@ -21,11 +21,11 @@ import torch
 import transformers
 
 import mtp_verify as mv
-from mtp_verify.benchmark.prompts import OWN, load
-from mtp_verify.decode import Decoder, Stats
-from mtp_verify.fused import fuse
+from mtp_verify.commands.bench.prompts import OWN, load
+from mtp_verify.decoder.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
-from mtp_verify.packing import prepack
+from mtp_verify.models.cpu.fused import fuse
+from mtp_verify.models.cpu.packing import prepack
 
 SIZES = (1, 4, 8)
 # The rivals: transformers, ours without drafts, with drafts of fixed size, with planned ones.

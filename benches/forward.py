@@ -18,11 +18,11 @@ import torch
 import transformers
 
 import mtp_verify as mv
-from mtp_verify.fused import fuse
+from mtp_verify.commands.threads import use_best
 from mtp_verify.integrations import smollm2
-from mtp_verify.packing import prepack
-from mtp_verify.target import TransformersTarget
-from mtp_verify.threads import use_best
+from mtp_verify.models.cpu.fused import fuse
+from mtp_verify.models.cpu.packing import prepack
+from mtp_verify.models.target import TransformersTarget
 
 OWN, LAID_OUT, FUSED = "own", "laid out", "fused"
 PAST = 200  # entries that each forward sees

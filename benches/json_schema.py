@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder, Stats
+from mtp_verify.decoder.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
 
 SUBJECTS = (

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 import mtp_verify as mv
-from mtp_verify.benchmark.figures import Estimate, geometric_mean
-from mtp_verify.benchmark.prompts import OWN, load, pick
-from mtp_verify.decode import Decoder, Stats
-from mtp_verify.fused import fuse
-from mtp_verify.planning import MeasuredCosts
-from mtp_verify.subjects import subject_for
-from mtp_verify.target import as_target
+from mtp_verify.commands.bench.figures import Estimate, geometric_mean
+from mtp_verify.commands.bench.prompts import OWN, load, pick
+from mtp_verify.commands.subjects import subject_for
+from mtp_verify.decoder.decode import Decoder, Stats
+from mtp_verify.decoder.planning import MeasuredCosts
+from mtp_verify.models.cpu.fused import fuse
+from mtp_verify.models.target import as_target
 
 PLAIN, PLANNED = "plain", "planned"
 FIXED = (1, 2, 4, 8, 16)

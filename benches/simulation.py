@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.benchmark.prompts import OWN
-from mtp_verify.decode import Decoder
-from mtp_verify.planning import Costs
-from mtp_verify.planning.costs import measure
-from mtp_verify.simulation.cluster import Cluster, Job, simulate
-from mtp_verify.simulation.drafts import Drafts
-from mtp_verify.simulation.policies import Fixed
-from mtp_verify.subjects import subject_for
-from mtp_verify.target import as_target
+from mtp_verify.commands.bench.prompts import OWN
+from mtp_verify.commands.subjects import subject_for
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.planning import Costs
+from mtp_verify.decoder.planning.costs import measure
+from mtp_verify.models.target import as_target
+from studies.simulation.cluster import Cluster, Job, simulate
+from studies.simulation.drafts import Drafts
+from studies.simulation.policies import Fixed
 
 SIZES = (1, 8)
 NODES, RATE = 4, 0.7

@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtp_verify import cli
 from mtp_verify.certification import own
+from mtp_verify.commands import cli
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "certified.json"

@@ -34,7 +34,7 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 
 torch.manual_seed(0)
 config = GPTNeoConfig(

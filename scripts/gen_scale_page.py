@@ -1,6 +1,6 @@
-"""Write `docs/scale.md` from the JSON of `mtp-verify study scale` and of `benches/simulation.py`.
+"""Write `docs/scale.md` from the JSON of `python -m studies scale` and of `benches/simulation.py`.
 
-    .venv/bin/mtp-verify study scale --plot docs/img --json > build/scale.json
+    .venv/bin/python -m studies scale --plot docs/img --json > build/scale.json
     .venv/bin/python benches/simulation.py --json build/bench/simulation.json
     .venv/bin/python scripts/gen_scale_page.py build/scale.json build/bench/simulation.json
 
@@ -29,7 +29,7 @@ arithmetic idle, and drafts are almost free; in a batch of hundreds nothing is i
 rejected token is paid for. Where the change comes, and what a planner makes of it, is simulated
 here: no model is run, but block tables, trees and planner are the package's own.
 
-    mtp-verify study scale
+    python -m studies scale
 
 Stated costs: a roofline of an 8e9-parameter model in bfloat16 (2.7e12 bytes/s, 5e14
 operations/s, 1 ms a step besides); a level of the drafter costs 4 % of a plain forward. The

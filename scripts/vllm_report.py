@@ -23,7 +23,7 @@ from typing import Any
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from mtp_verify.demo import PROMPTS
+from mtp_verify.commands.demo import PROMPTS
 from mtp_verify.integrations import smollm2
 from mtp_verify.integrations import vllm as plugin
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.constraints import Matcher
+from mtp_verify.decoder.constraints import Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,7 +87,7 @@ def by_xgrammar(vocab_size: int = len(TOKENS)) -> Any:
     """The compiler of xgrammar over the tiny vocabulary."""
     import xgrammar
 
-    from mtp_verify.constraints import XGrammar
+    from mtp_verify.decoder.constraints import XGrammar
 
     info = xgrammar.TokenizerInfo(TOKENS, vocab_size=vocab_size, stop_token_ids=[EOS])
     return XGrammar(info)
@@ -97,7 +97,7 @@ def by_llguidance(vocab_size: int = len(TOKENS)) -> Any:
     """The compiler of llguidance over the tiny vocabulary."""
     import llguidance
 
-    from mtp_verify.constraints import LLGuidance
+    from mtp_verify.decoder.constraints import LLGuidance
 
     wrapped = llguidance.TokenizerWrapper(_Tokenizer())
     return LLGuidance(llguidance.LLTokenizer(wrapped), vocab_size=vocab_size)

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify import decode, drafters, growers, heads, ops, planning
+from mtp_verify import drafters, heads
+from mtp_verify.decoder import decode, planning
+from mtp_verify.integrations import ops
+from mtp_verify.verifier import growers
 from tests.fuzzing.cases import NOISE, PURE
 from tests.fuzzing.values import CallerError, Claims, Values
 from tests.heads import tiny_head

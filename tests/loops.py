@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify import _core, growers
-from mtp_verify.constraints import Matcher
+from mtp_verify import _core
+from mtp_verify.decoder.constraints import Matcher
 from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Recycling, Suffix
-from mtp_verify.growers import Shape
 from mtp_verify.testing import BatchTableTarget, TableCache, TableTarget, loop_law
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 from tests.models import StubDrafter
 
 if TYPE_CHECKING:

@@ -8,10 +8,14 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify import decode, drafters, growers, heads, ops, planning, stats
-from mtp_verify.compare import Identity, Race
-from mtp_verify.growers import Shape
+from mtp_verify import drafters, heads
+from mtp_verify.commands.compare import Identity, Race
+from mtp_verify.decoder import decode, planning
 from mtp_verify.heads.probe import Reading
+from mtp_verify.integrations import ops
+from mtp_verify.testing import stats
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from tests.models import ScriptDrafter, TreeDrafter
 
 __all__ = ["FAMILIES", "SWITCH", "VOCAB", "Family", "Found", "decode_all_ways", "tiny"]

@@ -7,7 +7,6 @@ first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify import lossy
 from mtp_verify._core import (
     BlockTable,
     CommitPlan,
@@ -20,17 +19,6 @@ from mtp_verify._core import (
     Verdict,
     VerdictBatch,
 )
-from mtp_verify.api import (
-    alpha_star,
-    best_rule,
-    build_info,
-    commit_plan,
-    derive_seed,
-    expected_accepted,
-    rules,
-    verify,
-)
-from mtp_verify.batch import set_num_threads, verify_batch
 from mtp_verify.errors import (
     CacheError,
     DraftError,
@@ -42,7 +30,19 @@ from mtp_verify.errors import (
     RuleError,
     UnsupportedModelError,
 )
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier import lossy
+from mtp_verify.verifier.api import (
+    alpha_star,
+    best_rule,
+    build_info,
+    commit_plan,
+    derive_seed,
+    expected_accepted,
+    rules,
+    verify,
+)
+from mtp_verify.verifier.batch import set_num_threads, verify_batch
+from mtp_verify.verifier.params import SamplingParams
 
 __version__: str = build_info()["version"]
 
@@ -97,27 +97,29 @@ __all__ = [
 # Parts loaded on first use, most of which need torch or transformers. What type checkers see of
 # them, and where each is found: public name -> module, and attribute if it is not a module.
 if TYPE_CHECKING:
-    from mtp_verify import constraints, drafters, growers, heads, ops, testing
+    from mtp_verify import drafters, heads, testing
     from mtp_verify.certification import certify
-    from mtp_verify.decode import Decoder
+    from mtp_verify.decoder import constraints
+    from mtp_verify.decoder.decode import Decoder
+    from mtp_verify.decoder.planning import Planner
     from mtp_verify.drafters import Drafter
-    from mtp_verify.integrations import hf
-    from mtp_verify.interface import Target, TargetCache
-    from mtp_verify.planning import Planner
+    from mtp_verify.integrations import hf, ops
+    from mtp_verify.models.interface import Target, TargetCache
+    from mtp_verify.verifier import growers
 else:
     _LAZY = {
         "certify": ("mtp_verify.certification", "certify"),
-        "constraints": ("mtp_verify.constraints", None),
-        "Decoder": ("mtp_verify.decode", "Decoder"),
+        "constraints": ("mtp_verify.decoder.constraints", None),
+        "Decoder": ("mtp_verify.decoder.decode", "Decoder"),
         "Drafter": ("mtp_verify.drafters", "Drafter"),
         "drafters": ("mtp_verify.drafters", None),
-        "growers": ("mtp_verify.growers", None),
+        "growers": ("mtp_verify.verifier.growers", None),
         "heads": ("mtp_verify.heads", None),
         "hf": ("mtp_verify.integrations.hf", None),
-        "ops": ("mtp_verify.ops", None),
-        "Planner": ("mtp_verify.planning", "Planner"),
-        "Target": ("mtp_verify.interface", "Target"),
-        "TargetCache": ("mtp_verify.interface", "TargetCache"),
+        "ops": ("mtp_verify.integrations.ops", None),
+        "Planner": ("mtp_verify.decoder.planning", "Planner"),
+        "Target": ("mtp_verify.models.interface", "Target"),
+        "TargetCache": ("mtp_verify.models.interface", "TargetCache"),
         "testing": ("mtp_verify.testing", None),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mtp_verify.cli import main
+from mtp_verify.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,10 +5,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtp_verify.errors import MtpVerifyError
-from mtp_verify.logprobs import TopLogprobs
-from mtp_verify.params import SamplingParams
-from mtp_verify.processors import Process
-from mtp_verify.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw
+from mtp_verify.verifier.logprobs import TopLogprobs
+from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.processors import Process
+from mtp_verify.verifier.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw
 
 __all__ = [
     "BlockTable",

@@ -1,4 +1,4 @@
-//! `Grower`: one class for every way to grow, dressed by `mtp_verify.growers`.
+//! `Grower`: one class for every way to grow, dressed by `mtp_verify.verifier.growers`.
 
 use std::sync::Mutex;
 
@@ -89,7 +89,7 @@ type Start<'py> = (
     Option<Bound<'py, PyAny>>,
 );
 
-/// A draft in the making; see `mtp_verify.growers`. One call at a time: threads wait for each other.
+/// A draft in the making; see `mtp_verify.verifier.growers`. One call at a time: threads wait for each other.
 #[pyclass(frozen, module = "mtp_verify._core")]
 pub(super) struct Grower {
     params: Params,

@@ -1,4 +1,4 @@
-//! The class of lossy acceptances; made by the functions of `mtp_verify.lossy`.
+//! The class of lossy acceptances; made by the functions of `mtp_verify.verifier.lossy`.
 
 #![allow(clippy::doc_markdown)] // The comments on the class and its methods are Python docstrings.
 
@@ -19,7 +19,7 @@ use crate::verify::lossy;
 ///
 /// Raises:
 ///     ParamsError: An unknown name, or a number out of its range.
-#[pyclass(frozen, module = "mtp_verify.lossy", eq, hash)]
+#[pyclass(frozen, module = "mtp_verify.verifier.lossy", eq, hash)]
 #[derive(PartialEq)]
 pub(super) struct Lossy(pub(super) lossy::Lossy);
 

@@ -112,7 +112,7 @@ pub(super) fn sampling_params<'py>(
     fields.set_item("top_p", top_p)?;
     fields.set_item("min_p", min_p)?;
     fields.set_item("preset", preset)?;
-    py.import("mtp_verify.params")?.getattr("SamplingParams")?.call((), Some(&fields))
+    py.import("mtp_verify.verifier.params")?.getattr("SamplingParams")?.call((), Some(&fields))
 }
 
 fn preset_of(name: &str) -> PyResult<Preset> {

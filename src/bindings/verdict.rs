@@ -50,7 +50,7 @@ impl Verdict {
 
 /// The class of the lists of likely tokens; defined in Python, as a named tuple of arrays.
 fn top_class(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
-    Ok(py.import("mtp_verify.logprobs")?.getattr("TopLogprobs")?.cast_into::<PyType>()?)
+    Ok(py.import("mtp_verify.verifier.logprobs")?.getattr("TopLogprobs")?.cast_into::<PyType>()?)
 }
 
 /// A `TopLogprobs` of `count` emitted tokens in the core's form.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import supported
+from mtp_verify.models import supported
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify import _core, growers
-from mtp_verify.growers import Shape
+from mtp_verify import _core
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 from tests.fuzzing.values import CallerError, Values
 
 if TYPE_CHECKING:

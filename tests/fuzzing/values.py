@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify import _core, growers
-from mtp_verify.growers import Shape
+from mtp_verify import _core
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 
 if TYPE_CHECKING:
     import random

@@ -37,7 +37,7 @@ def test_import_leaves_heavy_libraries_alone():
 
 
 def test_command_line_help_leaves_heavy_libraries_alone():
-    statement = "from mtp_verify.cli import build_parser; build_parser().format_help()"
+    statement = "from mtp_verify.commands.cli import build_parser; build_parser().format_help()"
     assert imported_after(statement).isdisjoint(HEAVY)
 
 

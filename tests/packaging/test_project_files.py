@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from mtp_verify import supported
+from mtp_verify.models import supported
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

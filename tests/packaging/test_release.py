@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import cli
+from mtp_verify.commands import cli
 from mtp_verify.integrations import smollm2
 
 ROOT = Path(__file__).parents[2]

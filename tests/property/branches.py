@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from mtp_verify.reference import ACCEPT, GUMBEL, SAMPLE
+from mtp_verify.verifier.reference import ACCEPT, GUMBEL, SAMPLE
 
 
 class Branches:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import reference
-from mtp_verify.reference import DRAFT, Noise, Tree
 from mtp_verify.testing import draw_logits
+from mtp_verify.verifier import reference
+from mtp_verify.verifier.reference import DRAFT, Noise, Tree
 
 torch = pytest.importorskip("torch")
 

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify import reference
+from mtp_verify.verifier import reference
 from tests.property.branches import Branches
 
 P, Q = 0, 1

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import growers
-from mtp_verify.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
 from mtp_verify.testing import draw_logits
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
 
 LAWS = ["iid", "swor", "top_plus_one", "mixed", "deterministic"]
 

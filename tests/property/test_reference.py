@@ -12,8 +12,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mtp_verify import reference
-from mtp_verify.reference import Noise
+from mtp_verify.verifier import reference
+from mtp_verify.verifier.reference import Noise
 from tests.property.models import cases, pairs, step
 
 # From the specification's table: model, shape, law: E[emitted] of target_only, topdown, lifted.

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import reference
 from mtp_verify.testing import draw_logits
 from mtp_verify.testing.logit_rows import KINDS
+from mtp_verify.verifier import reference
 from tests.property.cases import Case, normal_logits, torch
 from tests.property.models import GOLDEN, cases, step
 

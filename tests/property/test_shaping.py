@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import reference
-from mtp_verify.reference import FLOOR
 from mtp_verify.testing import draw_logits
 from mtp_verify.testing.logit_rows import KINDS
+from mtp_verify.verifier import reference
+from mtp_verify.verifier.reference import FLOOR
 from tests.property.tally import Tally
 
 torch = pytest.importorskip("torch")

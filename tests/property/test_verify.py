@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import reference
-from mtp_verify.reference import DRAFT, Noise
 from mtp_verify.testing import draw_logits
 from mtp_verify.testing.logit_rows import KINDS
+from mtp_verify.verifier import reference
+from mtp_verify.verifier.reference import DRAFT, Noise
 from tests.property.branches import Branches
 from tests.property.cases import (
     CORE,

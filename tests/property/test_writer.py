@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import _core, growers
-from mtp_verify.growers import Shape
+from mtp_verify import _core
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 
 V = 5000
 SECONDS = 10

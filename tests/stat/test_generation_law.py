@@ -31,11 +31,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import mtp_verify as mv
-from mtp_verify import _core, reference
-from mtp_verify.decode import Decoder
+from mtp_verify import _core
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, Model, Suffix
-from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
+from mtp_verify.verifier import reference
 from tests.models import ScriptDrafter, StubDrafter, TreeDrafter, tiny_model
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def test_noise_shared_by_two_steps_is_noticed() -> None:
         return original(*drafts, positions=[place // 2 for place in positions], **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mv, "verify_batch", verify_batch)
+        patch.setattr("mtp_verify.decoder.session.verify_batch", verify_batch)
         with pytest.raises(AssertionError, match="not the target's"):
             assert_law(decoder, target, [0], length=3, num_samples=2_000)
 

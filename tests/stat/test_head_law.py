@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Heads
-from mtp_verify.growers import Shape
 from mtp_verify.heads import CausalHead, ParallelHead, Shared, Sizes, family
+from mtp_verify.verifier.growers import Shape
 from tests.heads import VARIANTS, randomised
 from tests.stat.test_generation_law import assert_law, table
 

@@ -21,10 +21,11 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify import _core, growers, stats
+from mtp_verify import _core
 from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Recycling, Suffix
-from mtp_verify.growers import Shape
-from mtp_verify.testing import TableTarget
+from mtp_verify.testing import TableTarget, stats
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 from tests.loops import Grown, Table, TableHead
 
 ALPHA, MIN_TV, STEPS, BATCH, LENGTH = 1e-9, 0.05, 40_000, 50, 60

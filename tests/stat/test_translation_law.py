@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.testing import assert_same_law, exact_law, min_num_samples
 from mtp_verify.testing.laws import model_rows
 from tests.models import tiny_model

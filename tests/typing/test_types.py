@@ -24,13 +24,27 @@ TYPOS = ROOT / "tests" / "typing" / "typos.py"
 PACKAGES = ("mtp_verify", "mtp_verify.drafters", "mtp_verify.testing")
 # Where users find what the README and docs/ name.
 PARTS = (
-    "", ".certification", ".compare", ".constraints", ".decode", ".drafters", ".errors",
-    ".growers", ".heads", ".integrations.hf", ".lossy", ".ops", ".params", ".planning",
-    ".processors", ".shape", ".testing",
-)  # fmt: skip
+    "",
+    ".certification",
+    ".commands.compare",
+    ".decoder.constraints",
+    ".decoder.decode",
+    ".drafters",
+    ".errors",
+    ".verifier.growers",
+    ".heads",
+    ".integrations.hf",
+    ".verifier.lossy",
+    ".integrations.ops",
+    ".verifier.params",
+    ".decoder.planning",
+    ".verifier.processors",
+    ".verifier.shape",
+    ".testing",
+)
 # What depends on other libraries: the model's cache, a head's state, what `generate` returns.
 ANY = {
-    "decode.Generation.past_key_values",
+    "decoder.decode.Generation.past_key_values",
     "heads.Head.new_state",
     "integrations.hf.generate",
     "integrations.hf.speculative",

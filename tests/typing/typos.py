@@ -6,7 +6,7 @@ Not run, and no part of `make lint`: test_types.py compares these marks with wha
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify.shape import Shape
+from mtp_verify.verifier.shape import Shape
 
 LOGITS = np.zeros((2, 4), np.float32)
 DRAFT = mv.Draft.chain([1])

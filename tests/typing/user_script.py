@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import mtp_verify as mv
 from mtp_verify.certification import Certificate
-from mtp_verify.decode import Paged
-from mtp_verify.generation import Generation, Stats, StatsRecord
-from mtp_verify.shape import Shape
-from mtp_verify.words import (
+from mtp_verify.decoder.decode import Paged
+from mtp_verify.decoder.generation import Generation, Stats, StatsRecord
+from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.words import (
     BuildInfo,
     FinishReason,
     HeadLaw,

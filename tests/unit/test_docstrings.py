@@ -8,8 +8,21 @@ import re
 
 import pytest
 
-PARTS = ("", ".drafters", ".growers", ".heads", ".lossy", ".ops", ".planning", ".stats",
-         ".constraints", ".decode", ".compare", ".errors", ".processors")  # fmt: skip
+PARTS = (
+    "",
+    ".drafters",
+    ".verifier.growers",
+    ".heads",
+    ".verifier.lossy",
+    ".integrations.ops",
+    ".decoder.planning",
+    ".testing.stats",
+    ".decoder.constraints",
+    ".decoder.decode",
+    ".commands.compare",
+    ".errors",
+    ".verifier.processors",
+)
 
 
 def public() -> dict[str, object]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify import cli, drafters
-from mtp_verify.cleanup import at_end, on_failure
+from mtp_verify import drafters
+from mtp_verify.commands import cli
+from mtp_verify.verifier.cleanup import at_end, on_failure
 from tests.hostile import CALLS, WRONG, arguments, complaint, decoder
 from tests.models import StubDrafter, tiny_model
 
@@ -36,8 +37,16 @@ ELSEWHERE = {
 def test_every_public_callable_is_tried_or_has_a_reason():
     names = {name.rpartition(".")[2] for name in CALLS}
     missing = set()
-    for part in ("", ".drafters", ".growers", ".heads", ".lossy", ".ops", ".planning",
-                 ".constraints"):  # fmt: skip
+    for part in (
+        "",
+        ".drafters",
+        ".verifier.growers",
+        ".heads",
+        ".verifier.lossy",
+        ".integrations.ops",
+        ".decoder.planning",
+        ".decoder.constraints",
+    ):
         module = importlib.import_module(f"mtp_verify{part}")
         for name in module.__all__:
             value = getattr(module, name)

@@ -14,12 +14,23 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify import growers
+from mtp_verify.verifier import growers
 from tests.models import tiny_model
 from tests.objects import IDLE, NOISE, OBJECTS, classes, echo, in_flight, rows, table, verdict
 
-PUBLIC = ("", ".drafters", ".growers", ".heads", ".lossy", ".ops", ".planning", ".stats", ".decode",
-          ".compare", ".constraints")  # fmt: skip
+PUBLIC = (
+    "",
+    ".drafters",
+    ".verifier.growers",
+    ".heads",
+    ".verifier.lossy",
+    ".integrations.ops",
+    ".decoder.planning",
+    ".testing.stats",
+    ".decoder.decode",
+    ".commands.compare",
+    ".decoder.constraints",
+)
 
 # Public classes that hold no data of their own, and why.
 NO_DATA = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    import mtp_verify as mv
+    from mtp_verify._core import Draft, Verdict
 
 __all__ = ["ManyCache", "SharedLayer", "replace_layers", "windows_of"]
 
@@ -115,7 +115,7 @@ class ManyCache(Protocol):
         """Count the entries of a forward over one slot."""
 
     def commit(
-        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+        self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
     ) -> None:
         """Keep the root and the accepted path of each draft."""
 

@@ -25,7 +25,7 @@ from mtp_verify.errors import CacheError, UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mtp_verify import CommitPlan
+    from mtp_verify._core import CommitPlan
     from mtp_verify.caches.base import LayerEntries
 
 __all__ = ["ModelCache"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify import BlockTable
+from mtp_verify._core import BlockTable
 from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers.cache_utils import DynamicCache
 
-    import mtp_verify as mv
+    from mtp_verify._core import Draft, Verdict
     from mtp_verify.caches.settings import Paged
 
 __all__ = ["PagePool", "PagedCache"]
@@ -269,7 +269,7 @@ class PagedCache:
         self.lengths[slot] = length
 
     def commit(
-        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+        self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
     ) -> None:
         """See `ManyCache.commit`."""
         sequences = [self._sequences[slot] for slot in slots]

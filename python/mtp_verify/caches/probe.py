@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mtp_verify.compiled import name_of, uncompiled
+from mtp_verify.caches.compiled import name_of, uncompiled
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:

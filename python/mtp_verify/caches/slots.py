@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_verify import commit_plan
 from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
+from mtp_verify.verifier.api import commit_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transformers.cache_utils import DynamicCache
 
-    import mtp_verify as mv
+    from mtp_verify._core import Draft, Verdict
 
 __all__ = ["SlotCache"]
 
@@ -186,7 +186,7 @@ class SlotCache:
         self.lengths[slot] = length
 
     def commit(
-        self, slots: Sequence[int], drafts: Sequence[mv.Draft], verdicts: Sequence[mv.Verdict]
+        self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
     ) -> None:
         """See `ManyCache.commit`."""
         moves: list[tuple[int, int, int]] = []

@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mtp_verify.caches.compiled import uncompiled
 from mtp_verify.caches.names import cache_name
 from mtp_verify.caches.stretch import attending, copied, spans_of, stretch
-from mtp_verify.compiled import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify import stats
 from mtp_verify.certification.paths import PathTally
 from mtp_verify.certification.runs import Run, Sampler, check_call
 from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
 from mtp_verify.certification.ties import Ties
+from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.terminal import Progress
+from mtp_verify.testing import stats
 from mtp_verify.testing.laws import JointLaw, TokenLaws, exact_law
+from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mtp_verify.certification.loops import Sample
-    from mtp_verify.params import SamplingParams
+    from mtp_verify.verifier.params import SamplingParams
 
 __all__ = [
     "MODES",

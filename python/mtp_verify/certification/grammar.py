@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtp_verify.constraints import Matcher
+from mtp_verify.decoder.constraints import Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mtp_verify.certification.settings import Setting
-    from mtp_verify.params import SamplingParams
+    from mtp_verify.verifier.params import SamplingParams
 
     Sample = Callable[[Sequence[int], int, int], NDArray[np.int64]]
 

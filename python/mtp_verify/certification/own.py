@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import mtp_verify as mv
 from mtp_verify.certification.loops import generate_loop
 from mtp_verify.certification.settings import filled_up
 from mtp_verify.errors import NumericsError
+from mtp_verify.verifier import lossy
+from mtp_verify.verifier.api import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
     from mtp_verify.certification.checkpoints import Checkpoints
     from mtp_verify.certification.loops import Sample
     from mtp_verify.certification.settings import Setting
-    from mtp_verify.params import SamplingParams
-    from mtp_verify.words import HeadLaw, Rule
+    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.words import HeadLaw, Rule
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
 
 NUM_DRAFTS = 2
 # The modes that do not keep the law, with the numbers that their papers and libraries start from.
 LOSSY = {
-    "typical": mv.lossy.typical(0.3, 0.09),
-    "threshold": mv.lossy.threshold(0.25),
-    "topk": mv.lossy.topk(2),
-    "ensemble": mv.lossy.ensemble(0.5),
+    "typical": lossy.typical(0.3, 0.09),
+    "threshold": lossy.threshold(0.25),
+    "topk": lossy.topk(2),
+    "ensemble": lossy.ensemble(0.5),
 }
 # Mode -> drafter, rule.
 MODES: dict[str, tuple[str, Rule]] = {
@@ -88,8 +89,8 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
     import torch
 
     from mtp_verify.drafters import Heads
-    from mtp_verify.growers import Shape
     from mtp_verify.heads import ParallelHead, Sizes, family
+    from mtp_verify.verifier.growers import Shape
 
     config = target.config
     sizes = Sizes(
@@ -115,7 +116,7 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
 
 def _planner(mode: str) -> Any:
     """Stated costs: measured ones would make a seed's strings depend on the machine."""
-    from mtp_verify.planning import Costs, Planner
+    from mtp_verify.decoder.planning import Costs, Planner
 
     return Planner(Costs({1: {1: 1.0, 2: 1.3, 4: 2.2}})) if mode == "planned" else None
 
@@ -131,7 +132,7 @@ def decoder_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
     """A sampler by `mv.Decoder`: requests join as others leave, `setting.batch` at a time."""
-    from mtp_verify.decode import Decoder, Paged
+    from mtp_verify.decoder.decode import Decoder, Paged
 
     name, rule = MODES[mode]
     size = setting.batch or 1
@@ -182,7 +183,7 @@ def decoder_loop(
         return kept.tokens
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> Any:
-        seeds = [mv.derive_seed(seed, row) for row in range(n)]
+        seeds = [derive_seed(seed, row) for row in range(n)]
         if len(prompt) not in decoders:
             decoders[len(prompt)] = made(len(prompt))
         decoder = decoders[len(prompt)]
@@ -231,9 +232,11 @@ def drop_in_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
     """A sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
+    from mtp_verify.integrations import hf
+
     name, rule = MODES[mode]
     drafter = _drafter(name, checkpoints, params)
-    call = mv.hf.speculative(
+    call = hf.speculative(
         drafter, rule, lossy=LOSSY.get(mode), planner=_planner(mode),
         constraint=_constraint(checkpoints, setting),
         cache="paged" if setting.cache == "paged" else None,
@@ -249,7 +252,9 @@ def patched(sample: Sample) -> Sample:
     """The same sampler with transformers' accept function replaced by `mv.hf.patch()`."""
 
     def inside(prompt: Sequence[int], n: int, seed: int) -> Any:
-        with mv.hf.patch():
+        from mtp_verify.integrations import hf
+
+        with hf.patch():
             return sample(prompt, n, seed)
 
     return inside

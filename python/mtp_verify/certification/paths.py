@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mtp_verify import stats
 from mtp_verify.errors import ParamsError
+from mtp_verify.testing import stats
 from mtp_verify.testing.laws import ENDED
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_verify.certification.engines import EXTRA
 from mtp_verify.certification.settings import Setting
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from pathlib import Path

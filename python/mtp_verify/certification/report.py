@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.report import Report, Table
+from mtp_verify.console.report import Report, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import stats
     from mtp_verify.certification.blackbox import Certificate
     from mtp_verify.certification.tally import Check, Tally
     from mtp_verify.certification.whitebox import AcceptCertificate
+    from mtp_verify.testing import stats
 
 __all__ = ["CertificateReport", "accept_report", "report"]
 

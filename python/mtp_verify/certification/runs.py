@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.paths import PathTally
     from mtp_verify.certification.tally import Tally
     from mtp_verify.certification.ties import Ties
-    from mtp_verify.terminal import Progress
+    from mtp_verify.console.terminal import Progress
 
 __all__ = ["Run", "Sampler", "check_call"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify import stats
 from mtp_verify.errors import ParamsError
+from mtp_verify.testing import stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 from mtp_verify.errors import DraftError
-from mtp_verify.intake import check_instance, shown
-from mtp_verify.params import SamplingParams
-from mtp_verify.words import Law
+from mtp_verify.verifier.intake import check_instance, shown
+from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.words import Law
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import Draft, Verdict
-    from mtp_verify.constraints import Matcher
+    from mtp_verify._core import Draft, Verdict
+    from mtp_verify.decoder.constraints import Matcher
 
 __all__ = ["Drafter", "Request", "check_drafter", "drafts_of", "laws_of"]
 
@@ -77,7 +77,7 @@ class Drafter(Protocol):
     - `is_pure = True`: `propose` is a cheap function of what it knows and leaves nothing behind, so
       that a planner may ask for drafts that are never run. Without: it is not.
     - `hidden_layers`: the layers of the target whose hidden states it drafts from, as
-      `mtp_verify.hidden` numbers them. Without: none.
+      `mtp_verify.models.hidden` numbers them. Without: none.
 
     A drafter that draws from rows should let `request.matcher` mask them first. One that does not
     stays lossless: forbidden nodes of a deterministic draft are left out before it is run, drawn
@@ -150,7 +150,7 @@ def drafts_of(drafter: Drafter, requests: Sequence[Request], budgets: Sequence[i
     Raises:
         DraftError: it is not a list of one draft for each request; names the method.
     """
-    from mtp_verify import Draft
+    from mtp_verify._core import Draft
 
     found: Any = drafter.propose(requests, budgets)
     says = f"{type(drafter).__name__}.propose: found"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
-from mtp_verify import Draft, TokenTree, _core
+from mtp_verify import _core
+from mtp_verify._core import Draft, TokenTree
 from mtp_verify.drafters.base import check_drafter, drafts_of, laws_of
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_count, as_list, check_word, shown
-from mtp_verify.words import Combination
+from mtp_verify.verifier.intake import as_count, as_list, check_word, shown
+from mtp_verify.verifier.words import Combination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import Verdict
+    from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Drafter, Request
-    from mtp_verify.words import Law
+    from mtp_verify.verifier.words import Law
 
 __all__ = ["Combined"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-import mtp_verify as mv
-from mtp_verify import growers
+from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedModelError
-from mtp_verify.intake import as_count, as_float, check_instance, check_type, shown
-from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.shape import Shape
-from mtp_verify.words import HeadLaw
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
+from mtp_verify.verifier.params import SamplingParams, as_params
+from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.words import HeadLaw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,7 @@ class Heads:
         self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
         self._states: dict[int, _State] = {}
         self._last: list[Request] = []
-        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        self._empty = Draft(TokenTree([-1]), [-1])
 
     @property
     def laws(self) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Heads:
         """Begin a request; nothing is known of it yet."""
         self._states[request.id] = _State(self.head.new_state())
 
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Draft for each request, within its budget: shapes are cut to it before they are drawn."""
         self._last = list(requests)
         with torch.inference_mode():
@@ -195,7 +195,7 @@ class Heads:
                 for request, budget in zip(requests, budgets, strict=True)
             ]
 
-    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the hidden states of what was committed; they are read at the next `propose`.
 
         Raises:
@@ -219,7 +219,7 @@ class Heads:
         """Forget a request."""
         self._states.pop(request.id, None)
 
-    def _draft(self, request: Request, budget: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> Draft:
         state = self._states.get(request.id)
         if state is None:
             msg = f"request {request.id} was never started; call start(request) first"

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import mtp_verify as mv
 from mtp_verify import _core
+from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.intake import as_count, as_float, check_type
-from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.target import as_target
+from mtp_verify.models.target import as_target
+from mtp_verify.verifier.intake import as_count, as_float, check_type
+from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
-    from mtp_verify.target import Target, TargetCache
+    from mtp_verify.models.target import Target, TargetCache
 
 __all__ = ["Model"]
 
@@ -141,7 +141,7 @@ class Model:
             _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
         self._states: dict[int, _State] = {}
         self._last: list[Request] = []
-        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        self._empty = Draft(TokenTree([-1]), [-1])
 
     @property
     def laws(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ class Model:
         )
 
     @torch.inference_mode()
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Draft one chain per request, of at most `num_tokens` and its budget."""
         self._last = list(requests)
         for request in requests:
@@ -185,7 +185,7 @@ class Model:
         ]
 
     @torch.inference_mode()
-    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the cache entries of accepted tokens, where this step has drafted.
 
         The last token of a chain was drawn but never run through the model, so after full
@@ -202,7 +202,7 @@ class Model:
         self._states.pop(request.id, None)
         self._last = [kept for kept in self._last if kept is not request]
 
-    def _draft(self, request: Request, budget: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> Draft:
         length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty
@@ -232,12 +232,12 @@ class Model:
             state.ids += pending
         if not tokens:
             return self._empty
-        tree = mv.TokenTree(range(-1, len(tokens)))
+        tree = TokenTree(range(-1, len(tokens)))
         nodes = [request.tokens[-1], *tokens]
         if params.is_greedy:
-            return mv.Draft(tree, nodes)
+            return Draft(tree, nodes)
         logits = torch.cat(rows)
-        return mv.Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
+        return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
 
     def _shared(self, rows: torch.Tensor) -> torch.Tensor:
         """The columns of the tokens that the target knows, too; never nothing at all."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify.cleanup import at_end
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import UnsupportedModelError
-from mtp_verify.growers import Heap
-from mtp_verify.intake import as_count
-from mtp_verify.params import SamplingParams, as_params
+from mtp_verify.verifier.cleanup import at_end
+from mtp_verify.verifier.growers import Heap
+from mtp_verify.verifier.intake import as_count
+from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    import mtp_verify as mv
+    from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Request
     from mtp_verify.drafters.translation import Translation
 
@@ -77,7 +77,7 @@ class ModelTree(Model):
         self.max_nodes = max_nodes
         self.max_children = max_children
 
-    def _draft(self, request: Request, budget: int) -> mv.Draft:
+    def _draft(self, request: Request, budget: int) -> Draft:
         length = min(self.num_tokens, budget)
         if length < 1:
             return self._empty

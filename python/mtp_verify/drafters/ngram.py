@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mtp_verify import Draft, TokenTree
-from mtp_verify._core import NGramIndex, SuffixIndex
-from mtp_verify.intake import as_count, as_float
+from mtp_verify._core import Draft, NGramIndex, SuffixIndex, TokenTree
+from mtp_verify.verifier.intake import as_count, as_float
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import Verdict
+    from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
 
 __all__ = ["NGram", "Suffix"]

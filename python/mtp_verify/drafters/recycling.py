@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify import Draft, TokenTree, _core
-from mtp_verify.growers import Shape
-from mtp_verify.intake import as_count, check_type
+from mtp_verify import _core
+from mtp_verify._core import Draft, TokenTree
+from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.intake import as_count, check_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify import Verdict
+    from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
 
 __all__ = ["Recycling"]

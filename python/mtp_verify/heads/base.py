@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.packing import Product
+from mtp_verify.models.cpu.packing import Product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -163,7 +163,7 @@ class Head(nn.Module):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The target's hidden states that `read` takes, as `mtp_verify.hidden` numbers them."""
+        """The target's hidden states that `read` takes, as `models.hidden` numbers them."""
         return self.spec.hidden_layers
 
     @property

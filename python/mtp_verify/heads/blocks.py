@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.attention import GroupedMask, attend
 from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.fused import fused_layer, is_narrow
+from mtp_verify.models.cpu.attention import GroupedMask, attend
+from mtp_verify.models.cpu.fused import fused_layer, is_narrow
 
 if TYPE_CHECKING:
     from mtp_verify.caches.dynamic import GrowingLayer
@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of rotary positions, in the form that `mtp_verify.fused` takes.
+    """Cosines and sines of rotary positions, in the form that `mtp_verify.models.cpu.fused` takes.
 
     A rotation negates the second half of what it swaps; the sines are negated instead.
 
@@ -190,7 +190,7 @@ class Block(nn.Module):
         plus_one: norms store their weight's difference from 1.
 
     Attributes:
-        is_fusable: it is a Llama layer, which `mtp_verify.fused` can run.
+        is_fusable: it is a Llama layer, which `mtp_verify.models.cpu.fused` can run.
     """
 
     def __init__(

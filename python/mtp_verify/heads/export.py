@@ -15,7 +15,7 @@ from mtp_verify.heads.convert import to_checkpoint
 from mtp_verify.heads.families import FAMILIES, OTHER_LAYOUTS
 from mtp_verify.heads.layouts import Found, published_name
 from mtp_verify.heads.native import save
-from mtp_verify.hidden import BEFORE_NORM
+from mtp_verify.models.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

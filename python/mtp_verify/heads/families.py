@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.heads.spec import HeadSpec, Layout
-from mtp_verify.intake import check_type, shown
+from mtp_verify.verifier.intake import check_type, shown
 
 __all__ = ["FAMILIES", "OTHER_LAYOUTS", "family"]
 

@@ -8,7 +8,7 @@ from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.heads.native import HEAD_FILE, load_native
 from mtp_verify.heads.probe import settle
 from mtp_verify.heads.published import Published
-from mtp_verify.intake import as_path
+from mtp_verify.verifier.intake import as_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.console.report import Table
 from mtp_verify.errors import ParamsError
-from mtp_verify.hidden import BEFORE_NORM, HiddenStates
-from mtp_verify.report import Table
+from mtp_verify.models.hidden import BEFORE_NORM, HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

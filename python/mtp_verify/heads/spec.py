@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.hidden import BEFORE_NORM
+from mtp_verify.models.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -302,7 +302,7 @@ class HeadSpec:
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The target's hidden states that go in, as `mtp_verify.hidden` numbers them."""
+        """The target's hidden states that go in, as `mtp_verify.models.hidden` numbers them."""
         if self.feed == "post":
             return (-1,)
         if self.feed == "pre":

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.batch import verify_batch
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.intake import on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier.batch import verify_batch
+from mtp_verify.verifier.intake import on_host
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["eagle_sample", "links_from_tree", "register", "tree_from_links", "verify_trees"]
 

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.console.folders import cache_folder
 from mtp_verify.errors import UnsupportedModelError
-from mtp_verify.folders import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

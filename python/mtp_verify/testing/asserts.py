@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.stats import l1_radius, min_discrepancy, min_num_samples, spend, tv_interval
+from mtp_verify.testing.stats import l1_radius, min_discrepancy, min_num_samples, spend, tv_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify import _core, api
+from mtp_verify import _core
 from mtp_verify.drafters.base import Request, check_drafter, drafts_of, laws_of
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.intake import as_count, as_list
-from mtp_verify.params import SamplingParams
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.laws import exact_law
+from mtp_verify.verifier import api
+from mtp_verify.verifier.intake import as_count, as_list
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["assert_drafter"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams, as_params
-from mtp_verify.reference import penalise, shape
+from mtp_verify.verifier.params import SamplingParams, as_params
+from mtp_verify.verifier.reference import penalise, shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mtp_verify import _core, growers
+from mtp_verify import _core
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.intake import on_host
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.intake import on_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from mtp_verify._core import Draft, Verdict
-    from mtp_verify.params import SamplingParams
+    from mtp_verify.verifier.params import SamplingParams
 
 __all__ = ["loop_law"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.errors import ParamsError
-from mtp_verify.intake import as_list, check_callable
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.laws import exact_law
 from mtp_verify.testing.loops import loop_law
 from mtp_verify.testing.target import fresh_row
+from mtp_verify.verifier.intake import as_list, check_callable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
 from mtp_verify.testing.laws import ENDED
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

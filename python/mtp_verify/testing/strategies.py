@@ -8,9 +8,9 @@ import numpy as np
 
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import ParamsError
-from mtp_verify.params import SamplingParams
 from mtp_verify.testing.logit_rows import KINDS, draw_logits
-from mtp_verify.words import Law
+from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.words import Law
 
 try:
     from hypothesis import strategies as st

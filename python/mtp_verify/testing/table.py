@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mtp_verify import CommitPlan
+    from mtp_verify._core import CommitPlan
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.paged import PagePool
     from mtp_verify.caches.settings import Paged

@@ -1,4 +1,4 @@
-"""Whether a target of one's own keeps what `mtp_verify.interface.Target` promises, by trying."""
+"""Whether a target of one's own keeps what `mtp_verify.Target` promises, by trying."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import mtp_verify as mv
+from mtp_verify._core import TokenTree
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.intake import as_count, as_list
-from mtp_verify.interface import check_cache, check_commit, check_forward
-from mtp_verify.target import as_target
+from mtp_verify.models.interface import check_cache, check_commit, check_forward
+from mtp_verify.models.target import as_target
+from mtp_verify.verifier.api import commit_plan
+from mtp_verify.verifier.intake import as_count, as_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.interface import Target
+    from mtp_verify.models.interface import Target
 
 __all__ = ["assert_target", "fresh_row"]
 
@@ -132,7 +133,7 @@ class _Trial:
         for count in range(len(drafted) + 1):
             self._commit_chain(count)
         if self._target.tree_obstacle is None:
-            tree = mv.TokenTree(_TREE)
+            tree = TokenTree(_TREE)
             for node in range(len(_TREE)):
                 self._commit_tree(tree, node)
 
@@ -211,14 +212,14 @@ class _Trial:
     def _commit_chain(self, count: int) -> None:
         cache, start = self._start(), len(self._prompt) - 1
         self._forward(cache, [self._prompt[-1], *self._drafted], 1 + len(self._drafted))
-        tree = mv.TokenTree(range(-1, len(self._drafted)))
-        plan = mv.commit_plan(tree, list(range(1, count + 1)), start)
+        tree = TokenTree(range(-1, len(self._drafted)))
+        plan = commit_plan(tree, list(range(1, count + 1)), start)
         cache.commit(plan)
         check_commit(cache, plan)
         what = f"after commit of {count} of {len(self._drafted)} tokens of a chain"
         self._go_on(cache, self._prompt + self._drafted[:count], what)
 
-    def _commit_tree(self, tree: mv.TokenTree, node: int) -> None:
+    def _commit_tree(self, tree: TokenTree, node: int) -> None:
         cache, start = self._start(), len(self._prompt) - 1
         device, depths = self._target.device, torch.from_numpy(np.array(tree.depths))
         mask = torch.from_numpy(np.array(tree.mask())).to(device)
@@ -227,7 +228,7 @@ class _Trial:
         paths = [_path(end) for end in range(len(_TREE))]
         texts = [self._prompt + [self._nodes[i] for i in path] for path in paths]
         self._compare(rows, texts, "in a tree")
-        plan = mv.commit_plan(tree, paths[node], start)
+        plan = commit_plan(tree, paths[node], start)
         cache.commit(plan)
         check_commit(cache, plan)
         self._go_on(cache, texts[node], f"after commit of the path {paths[node]} of a tree")

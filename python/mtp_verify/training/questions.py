@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.decode import Decoder
-from mtp_verify.params import SamplingParams
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.training.deadlines import criteria
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

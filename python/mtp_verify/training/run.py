@@ -20,7 +20,7 @@ from torch import distributed
 
 from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
-from mtp_verify.target import as_target
+from mtp_verify.models.target import as_target
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
 from mtp_verify.training.questions import frame_of

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_verify.fused import fuse
+from mtp_verify.console.worker import Worker
+from mtp_verify.models.cpu.fused import fuse
 from mtp_verify.training.questions import finish_messages
 from mtp_verify.training.shards import write_shard
 from mtp_verify.training.writing import write_texts
-from mtp_verify.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

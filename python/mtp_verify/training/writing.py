@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import mtp_verify as mv
-from mtp_verify.decode import Decoder
-from mtp_verify.params import SamplingParams
+from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.training.deadlines import criteria
 from mtp_verify.training.shards import Text
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Recorder:
     """Keeps what the target computes about each request; drafts nothing.
 
     Args:
-        hidden_layers: the states that are kept, as `mtp_verify.hidden` numbers them.
+        hidden_layers: the states that are kept, as `mtp_verify.models.hidden` numbers them.
         top: how many of a row's most likely tokens are kept.
     """
 
@@ -51,21 +51,21 @@ class Recorder:
         self._top = top
         self._notes: dict[int, _Notes] = {}
         self._last: list[Request] = []
-        self._empty = mv.Draft(mv.TokenTree([-1]), [-1])
+        self._empty = Draft(TokenTree([-1]), [-1])
         self.texts: list[Text] = []
 
     def start(self, request: Request) -> None:
         """Begin a request."""
         self._notes[request.id] = _Notes()
 
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[mv.Draft]:
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Draft nothing."""
         del budgets
         self._last = list(requests)
         return [self._empty] * len(requests)
 
     def observe(
-        self, requests: Sequence[Request], drafts: Sequence[mv.Draft], logits: Sequence[Any]
+        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
     ) -> None:
         """Keep the most likely tokens of each row, with their probabilities at temperature 1."""
         del drafts
@@ -78,7 +78,7 @@ class Recorder:
                 notes.top_ids.append(ids)
                 notes.top_probs.append(probs)
 
-    def commit(self, verdicts: Sequence[mv.Verdict], hidden: Any | None) -> None:
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the hidden states."""
         del verdicts
         alive = [request for request in self._last if request.id in self._notes]

@@ -19,9 +19,9 @@ import mtp_verify as mv
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.caches.masks import tree_mask
 from mtp_verify.caches.model import ModelCache
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.errors import CacheError, UnsupportedModelError
-from mtp_verify.target import TransformersTarget
+from mtp_verify.models.target import TransformersTarget
 from tests.caches import assert_same_entries, fresh_cache, with_cache
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 

@@ -10,8 +10,8 @@ from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.caches.names import cache_name
-from mtp_verify.decode import Decoder
-from mtp_verify.params import SamplingParams
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.verifier.params import SamplingParams
 from tests.models import TreeDrafter, greedy_tokens, prompt, tiny_model
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicCache
 import mtp_verify as mv
 from mtp_verify.caches.paged import PagePool
 from mtp_verify.caches.settings import Paged
-from mtp_verify.decode import Decoder
-from mtp_verify.target import TransformersTarget
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.models.target import TransformersTarget
 from mtp_verify.testing import TableTarget
 from tests.caches import fresh_cache
 from tests.models import KINDS, WINDOW, StubDrafter, TreeDrafter, prompt, tiny_model

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 import mtp_verify as mv
 from mtp_verify.caches.masks import slot_mask
 from mtp_verify.caches.slots import SlotCache
-from mtp_verify.target import TransformersTarget
+from mtp_verify.models.target import TransformersTarget
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 
 

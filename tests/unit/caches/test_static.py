@@ -8,8 +8,8 @@ import torch
 from transformers import StaticCache
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
-from mtp_verify.target import TransformersTarget
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.models.target import TransformersTarget
 from tests.caches import assert_same_entries, fresh_cache
 from tests.models import KINDS, VOCAB, TreeDrafter, greedy_tokens, prompt, tiny_model
 

@@ -14,9 +14,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, StaticC
 import mtp_verify as mv
 from mtp_verify.caches import stretch
 from mtp_verify.caches.names import cache_name
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.target import TransformersTarget
+from mtp_verify.models.target import TransformersTarget
 from tests.models import ScriptDrafter, TreeDrafter, prompt, tiny_model
 from tests.zoo import FAMILIES, SWITCH, VOCAB, decode_all_ways, tiny
 

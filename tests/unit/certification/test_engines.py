@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import cli
 from mtp_verify.certification import certify, engines, own
 from mtp_verify.certification.checkpoints import VOCAB
 from mtp_verify.certification.settings import Setting
+from mtp_verify.commands import cli
 from mtp_verify.testing import mutants
 
 pytest.importorskip("transformers")

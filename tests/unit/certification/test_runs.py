@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtp_verify import cli
-from mtp_verify.certification import blackbox, certify, command, runs
+from mtp_verify.certification import blackbox, certify, runs
+from mtp_verify.commands import certify as command
+from mtp_verify.commands import cli
 from mtp_verify.testing import mutants
 
 

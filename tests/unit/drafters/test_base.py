@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import mtp_verify as mv
+from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, NGram
-from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
 
 GREEDY = mv.SamplingParams(temperature=0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Combined, Drafter, Heads, NGram, Recycling, Request, Suffix
-from mtp_verify.growers import Shape
+from mtp_verify.verifier.growers import Shape
 from tests.heads import tiny_head
 from tests.models import prompt, tiny_model
 

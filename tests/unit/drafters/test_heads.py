@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Heads, Request
-from mtp_verify.growers import Shape
-from mtp_verify.hidden import HiddenStates
-from mtp_verify.planning import Costs
+from mtp_verify.models.hidden import HiddenStates
 from mtp_verify.testing import TableTarget
+from mtp_verify.verifier.growers import Shape
 from tests.heads import VARIANTS, tiny_head
 from tests.models import KINDS, prompt, tiny_model
 

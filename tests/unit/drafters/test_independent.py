@@ -8,9 +8,9 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import _core
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, Model, Request, Suffix
-from mtp_verify.planning import Costs
 from mtp_verify.testing import TableTarget
 from tests.models import KINDS, RECURRENT_KINDS, VOCAB, prompt, tiny_model
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import ModelTree, Request
-from mtp_verify.growers import Heap
 from mtp_verify.testing import TableTarget
+from mtp_verify.verifier.growers import Heap
 from tests.models import KINDS, prompt, tiny_model
 
 GREEDY = mv.SamplingParams(temperature=0.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Drafter, Recycling, Request
-from mtp_verify.growers import Shape
+from mtp_verify.verifier.growers import Shape
 from tests.models import prompt, tiny_model
 
 

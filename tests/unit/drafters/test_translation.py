@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Model, ModelTree, Request, Translation
 from mtp_verify.testing import TableTarget
 from tests.models import tiny_model

@@ -10,9 +10,9 @@ from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.heads import load
-from mtp_verify.hidden import HiddenStates
+from mtp_verify.models.hidden import HiddenStates
 from tests.models import prompt
 
 _COMMON = {

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Heads
 from mtp_verify.heads import Sizes, export
 from tests.engines import interpreter, run_vllm

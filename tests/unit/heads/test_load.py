@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.heads import FAMILIES, load
 from tests.heads import random_hidden
 from tests.models import VOCAB, prompt, tiny_model

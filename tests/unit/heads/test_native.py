@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.heads import HeadSpec, load, save
 from tests.heads import VARIANTS, random_hidden, tiny_head
 from tests.models import prompt, tiny_model

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import mtp_verify as mv
 from mtp_verify.heads import CausalHead, Sizes, family, load, probe, settle
-from mtp_verify.hidden import BEFORE_NORM, HiddenStates
+from mtp_verify.models.hidden import BEFORE_NORM, HiddenStates
 from tests.heads import tiny_head
 from tests.models import VOCAB, prompt, tiny_model
 from tests.published import write_in_checkpoint

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 import mtp_verify as mv
 from mtp_verify.integrations import sglang
-from mtp_verify.stats import l1_radius
 from mtp_verify.testing import strategies
+from mtp_verify.testing.stats import l1_radius
 
 #   0
 #  / \

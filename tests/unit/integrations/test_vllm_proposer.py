@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Request, Suffix
 from mtp_verify.integrations.vllm import SuffixProposer
 from tests.engines import interpreter, run_vllm

@@ -11,8 +11,8 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.drafters import NGram, Suffix
-from mtp_verify.growers import Chain, Coupled, Fixed, Shape
 from mtp_verify.testing import assert_drafter
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Shape
 
 VOCAB = 4
 LOGITS = (np.random.default_rng(3).normal(size=(VOCAB, VOCAB)) * 1.2).astype(np.float32)

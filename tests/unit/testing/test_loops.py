@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify import _core, growers
+from mtp_verify import _core
 from mtp_verify.caches.settings import Paged
-from mtp_verify.growers import Shape
 from mtp_verify.testing import BatchTableTarget, loop_law
+from mtp_verify.verifier import growers
+from mtp_verify.verifier.growers import Shape
 
 ROWS = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.125, 0.375, 0.5]], np.float32))
 FLAT = np.zeros((4, 3), np.float32)

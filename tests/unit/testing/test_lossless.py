@@ -7,8 +7,8 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.drafters import NGram
-from mtp_verify.growers import Chain
 from mtp_verify.testing import TableTarget, assert_lossless
+from mtp_verify.verifier.growers import Chain
 
 TABLE = (np.random.default_rng(1).normal(size=(3, 3)) * 1.2).astype(np.float32)
 OTHER = (np.random.default_rng(2).normal(size=(3, 3)) * 1.2).astype(np.float32)

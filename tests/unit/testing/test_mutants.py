@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import mtp_verify as mv
-from mtp_verify import stats
-from mtp_verify.testing import exact_law, mutants
+from mtp_verify.testing import exact_law, mutants, stats
 
 
 @pytest.mark.parametrize("mistake", mutants.ENGINES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.target import Target, TargetCache
+from mtp_verify.models.target import Target, TargetCache
 from mtp_verify.testing import TableCache, TableTarget
 
 

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.processors import keeps_state
+from mtp_verify.verifier.processors import keeps_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,8 +70,8 @@ def copies_of(processors: Sequence[Any]) -> list[Any]:
             msg = (
                 f"logits processor {_name(processor)} may keep state and cannot be copied "
                 f"({type(error).__name__}: {error}), so it cannot be asked about drafts: give it "
-                "fork and accept (mtp_verify.processors), or pass a plain function, which is taken "
-                "to keep none"
+                "fork and accept (mtp_verify.verifier.processors), or pass a plain function, "
+                "which is taken to keep none"
             )
             raise ParamsError(msg, slug="unsupported_processor") from error
     return copies

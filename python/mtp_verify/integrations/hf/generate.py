@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import StoppingCriteriaList, StopStringCriteria
 
+from mtp_verify.caches.compiled import without_compiler
 from mtp_verify.caches.settings import Paged
-from mtp_verify.compiled import without_compiler
 from mtp_verify.drafters import Model, NGram
 from mtp_verify.errors import ParamsError
 from mtp_verify.integrations.hf.speculative import speculative
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.constraints import Constraint
+    from mtp_verify.decoder.constraints import Constraint
+    from mtp_verify.decoder.generation import Stats
+    from mtp_verify.decoder.planning import Planner
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.generation import Stats
-    from mtp_verify.lossy import Lossy
-    from mtp_verify.planning import Planner
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.lossy import Lossy
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["generate"]
 

@@ -27,16 +27,16 @@ import transformers
 from transformers.generation import candidate_generator, utils
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.api import verify
+from mtp_verify.decoder.generation import Stats
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.generation import Stats
-from mtp_verify.intake import on_host
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier.api import verify
+from mtp_verify.verifier.intake import on_host
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["patch"]
 

@@ -17,8 +17,8 @@ from transformers.generation import logits_process as hf
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.integrations.hf.followed import Followed, Unchanging, copies_of, may_keep_state
-from mtp_verify.params import SamplingParams
-from mtp_verify.processors import accept, keeps_state
+from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.processors import accept, keeps_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

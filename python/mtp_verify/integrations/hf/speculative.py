@@ -13,10 +13,10 @@ import torch
 from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from mtp_verify.arguments import per_row
 from mtp_verify.caches.names import cache_name
-from mtp_verify.constraints import Constraint
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.arguments import per_row
+from mtp_verify.decoder.constraints import Constraint
+from mtp_verify.decoder.decode import Decoder
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import RowScores, split_processors
@@ -27,7 +27,7 @@ from mtp_verify.integrations.hf.refusals import (
     refuse_caches,
 )
 from mtp_verify.integrations.hf.withheld import AfterPrompt, call_of
-from mtp_verify.target import as_target
+from mtp_verify.models.target import as_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessorList
 
     from mtp_verify.caches.settings import Paged
+    from mtp_verify.decoder.generation import Stats
+    from mtp_verify.decoder.planning import Planner
     from mtp_verify.drafters.base import Drafter
-    from mtp_verify.generation import Stats
-    from mtp_verify.lossy import Lossy
-    from mtp_verify.planning import Planner
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.lossy import Lossy
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["speculative"]
 
@@ -61,7 +61,7 @@ def speculative(
     each node's with that node's own tokens. A user's own processor may keep state: its object gets
     the calls of plain `generate`, one for each emitted token in order, and copies of it are asked
     about drafts. In a batch, where rows are at different lengths, one that a call changes is
-    refused. Those that have `fork` and `accept` are led as `mtp_verify.processors` says.
+    refused. Those that have `fork` and `accept` are led as `mtp_verify.verifier.processors` says.
 
     Args:
         drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import mtp_verify as mv
+from mtp_verify._core import Draft
 from mtp_verify.errors import UnsupportedModelError
-from mtp_verify.params import SamplingParams
+from mtp_verify.verifier.api import verify
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.words import Rule
+    from mtp_verify.verifier.words import Rule
 
 __all__ = [
     "RULES",
@@ -206,13 +207,13 @@ def _verify(
         probs = None if draft_probs is None else draft_probs[first:last]
         chain = _chain(drafted[first:last], probs, block)
         num = chain.num_nodes
-        verdict = mv.verify(chain, block[:num], params[row], rule=rule, seed=seeds[row], position=0)
+        verdict = verify(chain, block[:num], params[row], rule=rule, seed=seeds[row], position=0)
         emitted.append(verdict.tokens)
         first = last
     return emitted
 
 
-def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -> mv.Draft:
+def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -> Draft:
     """The draft of one request, up to the first placeholder.
 
     vLLM writes a placeholder over a drafted token that the grammar forbids. A chain that is a
@@ -223,12 +224,12 @@ def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -
     num = next((i for i, token in enumerate(tokens) if token < 0), len(tokens))
     chain = tokens[:num]
     if probs is None or not tokens:
-        return mv.Draft.chain(chain)
+        return Draft.chain(chain)
     if num < len(tokens):
         forbidden = (block[num] == -torch.inf) & (probs[num] > 0)
         if forbidden.any():
             chain.append(int(forbidden.nonzero()[0]))
-    return mv.Draft.chain(chain, probs[: len(chain)]) if chain else mv.Draft.chain(chain)
+    return Draft.chain(chain, probs[: len(chain)]) if chain else Draft.chain(chain)
 
 
 def _params(sampling: Any, num: int, vocab: int) -> list[SamplingParams]:

@@ -11,6 +11,7 @@ import torch
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 import mtp_verify as mv
+from mtp_verify.decoder import decode
 from tests.models import VOCAB, TreeDrafter, prompt, tiny_model
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
@@ -51,7 +52,7 @@ def both(model, ids, make, **options):
     )
     ours = make()
     drafter = TreeDrafter(PARENTS, text=plain.sequences[0, int((ids[0] == 0).sum()) :].tolist())
-    call = mv.hf.speculative(drafter, stats=(stats := mv.decode.Stats()))
+    call = mv.hf.speculative(drafter, stats=(stats := decode.Stats()))
     found = model.generate(
         ids, logits_processor=LogitsProcessorList(ours), custom_generate=call,
         **settings(ids, **options),

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import mtp_verify as mv
-from mtp_verify.generation import Stats
+from mtp_verify.decoder.generation import Stats
 from mtp_verify.testing import exact_law, model_rows
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from tests.models import VOCAB, prompt, tiny_model

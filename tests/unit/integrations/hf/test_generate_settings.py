@@ -260,7 +260,7 @@ def test_a_setting_is_honoured_or_refused_by_its_name(case: str, way: str, share
     if said == "another loop":
         pytest.skip("transformers runs a loop of its own instead of custom code")
     is_compiled = isinstance(setting.model, str) and setting.model.startswith("compiled")
-    # Which of the compiled modules run is tried in tests/unit/test_compiled.py.
+    # Which of the compiled modules run is tried in tests/unit/caches/test_compiled.py.
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         is_run = any(word in said.split("|") for word in WORDS)
         found = verdict_on(setting, context_of(setting, shared), way, is_run=is_run)

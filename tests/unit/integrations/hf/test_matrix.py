@@ -21,11 +21,11 @@ from transformers import (
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StopStringCriteria
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder.decode import Decoder
 from tests.models import ScriptDrafter, TreeDrafter, prompt, tiny_model
 
 if TYPE_CHECKING:
-    from mtp_verify.generation import Generation
+    from mtp_verify.decoder.generation import Generation
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
 EOS = 5

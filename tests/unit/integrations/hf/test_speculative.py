@@ -24,11 +24,12 @@ from transformers.generation import (
 )
 
 import mtp_verify as mv
-from mtp_verify.decode import Decoder
+from mtp_verify.decoder import decode
+from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.generation import Stats
+from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Model
-from mtp_verify.generation import Stats
 from mtp_verify.integrations import hf
-from mtp_verify.planning import Costs
 from tests.caches import with_cache
 from tests.models import KINDS, ScriptDrafter, TreeDrafter, prompt, tiny_model
 
@@ -302,7 +303,7 @@ def test_planner_chooses_what_is_drafted(llama):
         run_with(llama, prompt(), {"planner": "always"})
 
 
-@pytest.mark.parametrize("cache", ["paged", mv.decode.Paged(16, 4, prefix_cache=True)])
+@pytest.mark.parametrize("cache", ["paged", decode.Paged(16, 4, prefix_cache=True)])
 def test_paged_cache_of_one_and_of_many_rows(llama, cache):
     ids, mask = padded_batch()
     options = {"cache": cache}
@@ -377,7 +378,7 @@ def test_batch_returns_scores_and_logits(llama):
 
 
 def test_several_sequences_of_one_prompt_run_it_once(llama):
-    stats = mv.decode.Stats()
+    stats = decode.Stats()
     options = {"max_new_tokens": 8, "do_sample": True, "num_return_sequences": 3}
     fast = llama.generate(
         prompt(),

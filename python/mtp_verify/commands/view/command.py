@@ -1,0 +1,139 @@
+"""`mtp-verify view`: generate from a prompt and draw what each step drafted and kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify import drafters
+from mtp_verify.commands.view.drawing import caption, to_lines
+from mtp_verify.commands.view.page import to_html
+from mtp_verify.commands.view.recorder import Recorder
+from mtp_verify.console.report import Report
+from mtp_verify.console.terminal import Progress, has_colour
+from mtp_verify.verifier.params import SamplingParams
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from mtp_verify.commands.view.recorder import Step
+
+__all__ = ["DRAFTERS", "add_arguments", "run"]
+
+_TREE = {"max_nodes": 16, "max_children": 4}
+# Trees are what there is to see; the settings are those of `bench decode`.
+DRAFTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "suffix": ("Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
+    "ngram": ("NGram", {"num_tokens": 8, "min_ngram": 2}),
+    "recycling": ("Recycling", {"max_nodes": 16}),
+    "head": ("Heads", _TREE),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own arguments."""
+    parser.add_argument("prompt", help="the user's message")
+    parser.add_argument(
+        "--model", default=None, metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
+    parser.add_argument(
+        "--drafter",
+        choices=tuple(DRAFTERS),
+        default=None,
+        help="(default: suffix; with --head: head)",
+    )
+    parser.add_argument(
+        "--head", default=None, metavar="PATH",
+        help="a trained or published draft head for the model (default: the one that comes with "
+        "SmolLM2)",
+    )  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--html", default=None, metavar="FILE", help="also write a page of pictures"
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Generate from a prompt and report every step.
+
+    Raises:
+        ParamsError: a setting is out of range, or a drafter that makes no use of the head.
+        UnsupportedModelError: the head is not for this model.
+        ImportError: torch, transformers or the packaged model is missing.
+        OSError: the page cannot be written, or there is no such head.
+    """
+    import torch
+
+    from mtp_verify.commands import threads
+    from mtp_verify.commands.subjects import subject_for
+    from mtp_verify.decoder.decode import Decoder
+
+    params = SamplingParams(temperature=args.temperature)
+    with Progress() as progress:
+        progress.show("loading the model")
+        subject = subject_for(folder=args.model, tiny=args.tiny, head=args.head)
+        drafter = subject.check_drafter(args.drafter or ("suffix" if args.head is None else "head"))
+        model = subject.load("bfloat16")
+        progress.show("choosing the number of threads")
+        threads.use_best(model)
+        kind, settings = DRAFTERS[drafter]
+        given = [subject.load_head(model)] if drafter == "head" and subject.load_head else []
+        recorder = Recorder(getattr(drafters, kind)(*given, **settings))
+        progress.show("generating")
+        made = Decoder(model, recorder, params).generate(
+            torch.tensor([subject.encode(args.prompt)]),
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+        )
+    show = _shower(subject.decode)
+    steps = recorder.steps
+    summary = (
+        f"{sum(len(step.verdict.tokens) for step in steps)} tokens from {len(steps)} forwards: "
+        f"tau {made.stats.tau:.2f} ({subject.name}, drafter {drafter}, seed {args.seed})"
+    )
+    if args.html is not None:
+        page = to_html(steps, subject.decode, show, title=args.prompt, summary=summary)
+        Path(args.html).write_text(page, encoding="utf-8")
+    return Report(
+        "view",
+        data={
+            "model": subject.name,
+            "drafter": drafter,
+            "tau": made.stats.tau,
+            "steps": [_data(s) for s in steps],
+        },
+        sections=[_section(step, show) for step in steps],
+        summary=summary + (f"\npictures: {args.html}" if args.html is not None else ""),
+    )
+
+
+def _section(step: Step, show: Callable[[int], str]) -> str:
+    return "\n".join([caption(step), *to_lines(step, show, colour=has_colour(sys.stdout))])
+
+
+def _shower(decode: Callable[[Sequence[int]], str]) -> Callable[[int], str]:
+    def show(token: int) -> str:
+        # Special tokens decode to nothing, pieces of a character to the replacement character.
+        text = decode([token])
+        return repr(text) if text and "\ufffd" not in text else f"<{token}>"
+
+    return show
+
+
+def _data(step: Step) -> dict[str, Any]:
+    return {
+        "position": step.position,
+        "root": step.root,
+        "parents": step.draft.tree.parents,
+        "tokens": step.draft.tokens,
+        "law": step.draft.law,
+        "rule": step.verdict.rule,
+        "path": step.verdict.path,
+        "emitted": step.verdict.tokens,
+        "logprobs": step.verdict.logprobs,
+    }

@@ -1,0 +1,243 @@
+"""What a generation gives back: its tokens, and figures of how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import torch
+
+from mtp_verify.verifier.arrays import is_equal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mtp_verify.decoder.arguments import Prompt
+    from mtp_verify.verifier.logprobs import TopLogprobs
+    from mtp_verify.verifier.words import FinishReason
+
+__all__ = ["Generation", "Stats", "StatsRecord"]
+
+
+class StatsRecord(TypedDict):
+    """What `Stats.as_dict` returns: the fields of `Stats`, and what is derived from them."""
+
+    steps: int
+    forwards: int
+    drafted: int
+    accepted: int
+    emitted: int
+    attempted: list[int]
+    accepted_at: list[int]
+    lengths: list[int]
+    budgets: list[int]
+    probes: int
+    seconds: dict[str, float]
+    total_seconds: float
+    lossless: bool
+    tau: float
+    tokens_per_second: float
+
+
+@dataclass
+class Stats:
+    """Counts and times of one generation, or of several merged.
+
+    Attributes:
+        steps: rounds of propose, forward, verify, commit.
+        forwards: target forwards; one more than `steps` where a prompt needed one of its own. One
+            that requests share counts for each of them.
+        drafted: draft nodes proposed, roots excluded.
+        accepted: draft tokens kept.
+        emitted: tokens output.
+        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted so
+            far.
+        accepted_at: entry d counts those whose node at depth d + 1 was accepted.
+        lengths: entry n counts the steps that emitted n tokens.
+        budgets: entry n counts the steps for which a planner chose a budget of n nodes; empty
+            without one.
+        probes: steps that a planner drafted in to learn, not because it promised to pay.
+        seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
+            evenly, so that the sum over a batch is the time that passed.
+        total_seconds: time of all steps, prompt included.
+        lossless: False if a lossy acceptance decided: the tokens have not the target's law.
+    """
+
+    steps: int = 0
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    attempted: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=list)
+    probes: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"draft": 0.0, "target": 0.0, "verify": 0.0, "commit": 0.0}
+    )
+    total_seconds: float = 0.0
+    lossless: bool = True
+
+    @property
+    def tau(self) -> float:
+        """Mean emitted tokens per step; 0 before the first."""
+        return self.emitted / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens over the whole time, prompt included."""
+        return self.emitted / self.total_seconds if self.total_seconds else 0.0
+
+    def share(self, part: str) -> float:
+        """Return the part of the total time spent in `part`: a key of `seconds`, or `other`."""
+        if not self.total_seconds:
+            return 0.0
+        known = sum(self.seconds.values())
+        spent = self.total_seconds - known if part == "other" else self.seconds[part]
+        return spent / self.total_seconds
+
+    def record(self, depth: int, num_nodes: int, num_accepted: int, num_emitted: int) -> None:
+        """Count one step.
+
+        Args:
+            depth: of the draft's deepest node.
+            num_nodes: draft nodes, the root excluded.
+            num_accepted: draft tokens kept, after any cut.
+            num_emitted: tokens output, after any cut.
+        """
+        self.steps += 1
+        self.drafted += num_nodes
+        self.accepted += num_accepted
+        self.emitted += num_emitted
+        _pad(self.attempted, depth)
+        _pad(self.accepted_at, depth)
+        for level in range(min(num_accepted + 1, depth)):
+            self.attempted[level] += 1
+        for level in range(num_accepted):
+            self.accepted_at[level] += 1
+        _pad(self.lengths, num_emitted + 1)
+        self.lengths[num_emitted] += 1
+
+    def record_plan(self, budget: int, *, is_probe: bool) -> None:
+        """Count one decision of a planner.
+
+        Args:
+            budget: draft nodes allowed; 0 is plain decoding.
+            is_probe: see `probes`.
+        """
+        _pad(self.budgets, budget + 1)
+        self.budgets[budget] += 1
+        self.probes += is_probe
+
+    def merge(self, other: Stats) -> None:
+        """Add another generation's figures to these."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, list):
+                _pad(mine, len(theirs))
+                for index, value in enumerate(theirs):
+                    mine[index] += value
+            elif isinstance(mine, dict):
+                for key, value in theirs.items():
+                    mine[key] = mine.get(key, 0.0) + value
+            elif isinstance(mine, bool):
+                setattr(self, item.name, mine and theirs)
+            else:
+                setattr(self, item.name, mine + theirs)
+
+    def as_dict(self) -> StatsRecord:
+        """Return all figures, derived ones included, ready for JSON."""
+        figures: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        figures["seconds"] = {**self.seconds, "other": self.share("other") * self.total_seconds}
+        figures |= {"tau": self.tau, "tokens_per_second": self.tokens_per_second}
+        return cast("StatsRecord", figures)
+
+
+def _pad(counts: list[int], length: int) -> None:
+    counts.extend([0] * (length - len(counts)))
+
+
+@dataclass(eq=False, repr=False)
+class Generation:
+    """The result of `Decoder.generate`; lists have one entry per sequence.
+
+    Attributes:
+        sequences: (B, L) int64, prompts as given (padding included) and emitted tokens.
+        tokens: the emitted tokens.
+        finish_reasons: `stop` (an EOS token), `length`, `criteria` (a stopping criterion),
+            `cancelled`, or `error`.
+        logprobs: (n,) float32, log-probability of each emitted token under the target's shaped row.
+        stats: figures of the run.
+        past_key_values: the target's cache; it holds all tokens of `sequences` but the last. None
+            where several sequences share one.
+        logits: (n, V) float32 raw rows that the emitted tokens come from, or None if not asked for.
+        top_logprobs: the most likely tokens behind each emitted one, or None if not asked for.
+        errors: what each failed with; None where it did not.
+    """
+
+    sequences: torch.Tensor
+    tokens: list[list[int]]
+    finish_reasons: list[FinishReason]
+    logprobs: list[NDArray[np.float32]]
+    stats: Stats
+    past_key_values: Any
+    logits: list[torch.Tensor] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
+    errors: list[Exception | None] = field(default_factory=list)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same was generated; figures and caches are not compared."""
+        if not isinstance(other, Generation):
+            return NotImplemented
+        return all(is_equal(getattr(self, name), getattr(other, name)) for name in _COMPARED)
+
+    __hash__ = None  # type: ignore[assignment]  # It can be changed.
+
+    def __repr__(self) -> str:
+        """Sizes, and how the sequences ended."""
+        emitted = sum(map(len, self.tokens))
+        return (
+            f"Generation({len(self.tokens)} sequences, {emitted} tokens, "
+            f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f})"
+        )
+
+    @classmethod
+    def merge(
+        cls, rows: Sequence[Generation], prompts: Sequence[Prompt], pad_token_id: int
+    ) -> Generation:
+        """Put the rows of a batch together.
+
+        Args:
+            rows: one generation per row.
+            prompts: what each started from; shorter ones are padded on the left.
+            pad_token_id: fills up on both sides.
+        """
+        lead = max(len(prompt.ids) for prompt in prompts)
+        width = lead + max(len(row.tokens[0]) for row in rows)
+        sequences = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+        stats = Stats()
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            start = lead - len(prompt.ids)
+            sequences[index, start : start + row.sequences.shape[1]] = row.sequences[0]
+            stats.merge(row.stats)
+        has_logits = rows[0].logits is not None
+        return cls(
+            sequences=sequences,
+            tokens=[row.tokens[0] for row in rows],
+            finish_reasons=[row.finish_reasons[0] for row in rows],
+            logprobs=[row.logprobs[0] for row in rows],
+            stats=stats,
+            past_key_values=None,
+            logits=[row.logits[0] for row in rows if row.logits] if has_logits else None,
+            top_logprobs=[top for row in rows for top in row.top_logprobs or ()] or None,
+            errors=[row.errors[0] for row in rows],
+        )
+
+
+_COMPARED = tuple(
+    item.name for item in fields(Generation) if item.name not in ("stats", "past_key_values")
+)

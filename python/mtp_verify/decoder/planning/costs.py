@@ -1,0 +1,232 @@
+"""What a forward costs, by its width and the number of requests that share it.
+
+The shape of that curve decides whether drafts pay, and nothing in a machine's description tells it:
+on one CPU two tokens cost half as much again as one and eight little more than two; on a GPU all
+three may cost the same. So it is measured, once for each model and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mtp_verify.decoder.planning import store
+from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count, as_float, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mtp_verify.models.target import Target
+
+__all__ = ["WIDTHS", "CostModel", "Costs", "MeasuredCosts", "measure"]
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 33)
+_CONTEXT = 128  # Tokens in the cache while timing.
+_ROUNDS = 9
+_MIN_ROUNDS = 3
+_MAX_SECONDS = 4.0  # For one batch size, unless fewer than `_MIN_ROUNDS` fit in.
+
+
+class CostModel(Protocol):
+    """Says what a step costs."""
+
+    def forward(self, width: int, batch: int = 1) -> float:
+        """Seconds of one forward of `width` tokens for each of `batch` requests."""
+
+
+class Costs:
+    """A table of times, interpolated.
+
+    Between widths it is linear; beyond the last it goes on with the last slope. A batch size that
+    is not in the table takes the next larger one; beyond the largest, times grow in proportion.
+
+    Args:
+        seconds: by batch size, then by width; every batch size has width 1.
+
+    Raises:
+        ParamsError: an empty table, a missing width 1, or a time that is not positive.
+
+    Example:
+        >>> Costs({1: {1: 0.010, 5: 0.018}}).forward(3)
+        0.014
+    """
+
+    def __init__(self, seconds: Mapping[int, Mapping[int, float]]) -> None:
+        given: Any = seconds  # Whatever it was declared to be.
+        if not isinstance(given, Mapping) or not given:
+            msg = f"seconds: found {shown(given)}, wanted times by batch size and width"
+            raise ParamsError(msg, slug="bad_costs")
+        table: dict[int, dict[int, float]] = {}
+        for batch, row in given.items():
+            name = f"seconds[{shown(batch)}]"
+            if not isinstance(row, Mapping) or 1 not in row:
+                msg = f"{name}: found {shown(row)}, wanted times by width, that of 1 among them"
+                raise ParamsError(msg, slug="bad_costs")
+            times = {as_count(f"{name}, width", w): as_float(name, t) for w, t in row.items()}
+            if not all(0 < value < np.inf for value in times.values()):
+                msg = f"{name}: found {shown(dict(row))}, wanted positive times"
+                raise ParamsError(msg, slug="bad_costs")
+            table[as_count("seconds, batch size", batch)] = dict(sorted(times.items()))
+        self.seconds = dict(sorted(table.items()))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all times are equal."""
+        return self.seconds == other.seconds if isinstance(other, Costs) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # A table of times can be changed.
+
+    def __repr__(self) -> str:
+        """The table's sizes."""
+        sizes = ", ".join(f"{batch}: {len(row)} widths" for batch, row in self.seconds.items())
+        return f"Costs({{{sizes}}})"
+
+    def forward(self, width: int, batch: int = 1) -> float:
+        """Return the seconds of one forward.
+
+        Args:
+            width: tokens of each request.
+            batch: requests in it.
+        """
+        row = next((n for n in self.seconds if n >= batch), max(self.seconds))
+        scale = max(1.0, batch / row)
+        widths, times = list(self.seconds[row]), list(self.seconds[row].values())
+        if width > widths[-1] and len(widths) > 1:
+            slope = max(0.0, (times[-1] - times[-2]) / (widths[-1] - widths[-2]))
+            return scale * (times[-1] + slope * (width - widths[-1]))
+        return scale * float(np.interp(width, widths, times))
+
+
+class MeasuredCosts:
+    """Costs of a target, measured when they are first asked for and kept on disk.
+
+    The file lies in the user's cache folder; another version of this package, of torch or of
+    transformers, another device, thread count, model, dtype or attention measures anew. A target
+    that is not a transformers model is measured in each process.
+
+    Args:
+        target: what is to be timed.
+        clock: seconds; tests give their own.
+    """
+
+    def __init__(self, target: Target, *, clock: Callable[[], float] = perf_counter) -> None:
+        self._target = target
+        self._clock = clock
+        self._key: dict[str, Any] | None = None
+        self._costs: Costs | None = None
+
+    def forward(self, width: int, batch: int = 1) -> float:
+        """See `Costs.forward`; times what is not known yet, for the next power of two requests."""
+        import torch
+
+        row = 1 << (batch - 1).bit_length()
+        if self._costs is None:
+            self._key = store.key_of(self._target, threads=torch.get_num_threads())
+            known = {} if self._key is None else store.load(self._key)
+            self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
+            if not known:
+                self._save()
+        if row not in self._costs.seconds:
+            found = measure(self._target, row, clock=self._clock)
+            self._costs = Costs({**self._costs.seconds, row: found})
+            self._save()
+        return self._costs.forward(width, batch)
+
+    def _save(self) -> None:
+        if self._key is not None and self._costs is not None:
+            store.save(self._key, self._costs.seconds)
+
+
+def measure(
+    target: Target,
+    batch: int = 1,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[int, float]:
+    """Time the target's forward at several widths.
+
+    Widths take turns, and what counts is the median, over the rounds, of the time relative to that
+    of width 1 in the same round: a change of the machine's load meets all widths alike.
+
+    Args:
+        target: a transformers model as `Target`, or any other.
+        batch: requests in a forward; more than one needs a `BatchTarget`.
+        widths: tokens of each request, from 1 on.
+        clock: seconds.
+
+    Returns:
+        Seconds by width, never falling.
+    """
+    import torch
+
+    run = _alone(target) if batch == 1 else _together(target, batch)
+    rounds: list[dict[int, float]] = []
+    began = clock()
+    with torch.inference_mode():
+        run(widths[0])
+        while len(rounds) < _ROUNDS:
+            times = {}
+            for width in widths:
+                start = clock()
+                run(width)
+                times[width] = max(clock() - start, 1e-9)
+            rounds.append(times)
+            if len(rounds) >= _MIN_ROUNDS and clock() - began > _MAX_SECONDS:
+                break
+    unit = median(times[1] for times in rounds)
+    relative = [median(times[width] / times[1] for times in rounds) for width in widths]
+    seconds = unit * np.maximum.accumulate(relative)
+    return dict(zip(widths, seconds.tolist(), strict=True))
+
+
+def _alone(target: Target) -> Callable[[int], None]:
+    """Return a function that runs a forward of some width on one request."""
+    import torch
+
+    cache = target.new_cache()
+    context = _CONTEXT
+    if target.max_length is not None:
+        context = max(1, min(context, target.max_length - max(WIDTHS)))
+
+    def run(width: int, *, keep: int | None = None) -> None:
+        tokens = torch.ones((1, width), dtype=torch.int64, device=target.device)
+        logits, _ = target.forward(tokens, None, None, cache, num_logits=width)
+        logits[0, 0].item()  # Waits for a device.
+        cache.crop(context if keep is None else keep)
+
+    with torch.inference_mode():
+        run(context)
+    return run
+
+
+def _together(target: Any, batch: int) -> Callable[[int], None]:
+    """Return a function that runs a forward of some width on `batch` requests."""
+    import torch
+
+    cache = target.new_slots()
+    for _ in range(batch):
+        cache.add((), is_known=False)
+
+    def run(width: int) -> None:
+        start = cache.lengths[0]
+        tokens = torch.ones((batch, width), dtype=torch.int64, device=target.device)
+        positions = start + torch.arange(width, device=target.device).expand(batch, width)
+        causal = torch.ones((width, width), dtype=torch.bool, device=target.device).tril()
+        logits, _ = target.forward_slots(
+            tokens, positions, causal.expand(batch, width, width), cache
+        )
+        logits[0, 0, 0].item()
+
+    context = _CONTEXT
+    if target.max_length is not None:
+        context = max(1, min(context, target.max_length - max(WIDTHS)))
+    with torch.inference_mode():
+        run(context)
+        for slot in range(batch):
+            cache.extend(slot, context)
+    return run

@@ -1,0 +1,361 @@
+"""Chooses how many nodes the next drafts may have: what they will gain against what they will cost.
+
+A budget is chosen from the tokens emitted so far and the costs alone, never from what is drawn:
+that keeps every law of a draft, and so every rule, lossless. Drafts that follow from the text,
+those of pure drafters, may be looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mtp_verify._core import Draft
+from mtp_verify.decoder.planning.records import Record, Source, is_pure
+from mtp_verify.drafters.base import drafts_of
+from mtp_verify.verifier.intake import as_count, check_callable, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify.decoder.planning.costs import CostModel
+    from mtp_verify.drafters.base import Drafter, Request
+
+__all__ = ["Plan", "Planner"]
+
+# Drafting must promise this much over plain decoding: estimates are noisy, plain decoding is sure.
+_MARGIN = 1.03
+# A request whose drafts have cost more than they earned, by this share of plain decoding and this
+# many steps besides, drafts only where much is promised: it then loses no more than about that.
+_LOSS_SHARE, _LOSS_STEPS = 0.01, 0.3
+_STRICT_MARGIN = 1.5
+# A probe is a small draft against better knowledge. Together they may cost this share of the time.
+_PROBE_NODES = 2
+_PROBE_SHARE = 0.01
+_DECAY = 0.9  # Of the time that drafting takes.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided for one request and step.
+
+    Attributes:
+        budget: most draft nodes; 0 decodes plainly.
+        is_probe: drafted to learn, not because it promises to pay.
+    """
+
+    budget: int
+    is_probe: bool = False
+
+
+class Planner:
+    """Plans the width of steps so that requests are fastest.
+
+    Each request's gain is estimated from what became of its earlier drafts, decayed, node by node.
+    Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
+    what counts is the mean of their times for a token.
+
+    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
+    is asked for a full draft at every step, which is compared with the text as that grows, run or
+    not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
+
+    Output keeps its law whatever is planned. With "greedy" and `rule="coupled"` its tokens do not
+    depend on the plans at all. Under other rules the noise of a token depends on where steps begin:
+    a sampled text repeats for the same seed, costs and companions in the batch if its drafter is
+    pure; that of a drafter that has to be timed may differ from run to run.
+
+    Args:
+        costs: of the target's forward, such as `MeasuredCosts(target)`.
+        max_nodes: the largest budget.
+        clock: seconds; times drafters that are not pure.
+
+    Raises:
+        ParamsError: max_nodes below 1.
+
+    Example:
+        >>> from mtp_verify.decoder.planning import Costs
+        >>> planner = Planner(Costs({1: {1: 0.010, 9: 0.012}}), max_nodes=8)
+        >>> planner.plan([request], [drafter], [8])  # doctest: +SKIP
+        [Plan(budget=8, is_probe=False)]
+
+    References:
+        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066
+        (goodput, the sum of tokens per second).
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        *,
+        max_nodes: int = 32,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
+            msg = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or another cost model"
+            raise TypeError(msg)
+        check_callable("clock", clock)
+        self.costs = costs
+        self.max_nodes = as_count("max_nodes", max_nodes)
+        self._clock = clock
+        self._records: dict[int, Record] = {}
+        self._curves: dict[int, NDArray[np.float64]] = {}
+        # Cost and nodes of past drafts, decayed.
+        self._drafting: WeakKeyDictionary[Drafter, tuple[float, float]] = WeakKeyDictionary()
+        self._spent: list[tuple[Drafter, float, int]] = []  # In the step that is under way.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings and costs; what drafting has cost belongs to drafters of this process.
+
+        Raises:
+            TypeError: requests are in flight.
+        """
+        if self._records or self._spent:
+            msg = (
+                f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
+                " in flight; forget them first"
+            )
+            raise TypeError(msg)
+        return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As the constructor."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        """The settings."""
+        return f"Planner({self.costs!r}, max_nodes={self.max_nodes})"
+
+    def plan(
+        self,
+        requests: Sequence[Request],
+        drafters: Sequence[Drafter | None],
+        limits: Sequence[int],
+        *,
+        together: bool = False,
+    ) -> list[Plan]:
+        """Choose the budgets of one step.
+
+        Args:
+            requests: all that take part.
+            drafters: theirs; None decodes plainly.
+            limits: the most nodes that are of use to each.
+            together: they share one forward, padded to the widest; else each has its own.
+
+        Returns:
+            One plan per request.
+        """
+        limits = [
+            0 if drafter is None else max(0, min(limit, self.max_nodes))
+            for drafter, limit in zip(drafters, limits, strict=True)
+        ]
+        records = [self._look(*each) for each in zip(requests, drafters, limits, strict=True)]
+        sources = [record.source for record in records]
+        units = [self._node_cost(source) for source in sources]
+        nothing = np.zeros(self.max_nodes)
+        # Nothing but a probe is asked of a drafter whose cost is not known yet.
+        known = [
+            (nothing, nothing) if source is None or unit is None else source.estimate(limit)
+            for source, unit, limit in zip(sources, units, limits, strict=True)
+        ]
+        drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
+        plans = [Plan(0)] * len(requests)
+        everybody = range(len(requests))
+        for group in [list(everybody)] if together else [[i] for i in everybody]:
+            curve = self._curve(len(group))
+            costs = np.array([units[i] or 0.0 for i in group])
+            margin = _margin([records[i] for i in group])
+            chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin)
+            for i in (group[member] for member in chosen):
+                plans[i] = Plan(min(budget, limits[i]))
+            for i in group:
+                source = sources[i]
+                if source is not None and source.full is None and plans[i].budget == 0:
+                    plans[i] = _probe(source, limits[i], units[i], curve, len(group))
+        return plans
+
+    def propose(
+        self, drafter: Drafter, requests: Sequence[Request], plans: Sequence[Plan]
+    ) -> list[Draft]:
+        """Have a drafter make the drafts of one step, and see how long it takes."""
+        sources = [self._records[request.id].source for request in requests]
+        if is_pure(drafter):
+            return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
+        start = self._clock()
+        drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
+        spent = self._clock() - start
+        # What copies is as good as free: the time is that of the others, by their nodes.
+        nodes: dict[Drafter, int] = {}
+        for source, draft in zip(sources, drafts, strict=True):
+            if source is not None and source.full is None:
+                nodes[source.drafter] = nodes.get(source.drafter, 0) + draft.num_nodes - 1
+        total = max(1, sum(nodes.values()))
+        self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
+        return drafts
+
+    def learn(
+        self,
+        requests: Sequence[Request],
+        plans: Sequence[Plan],
+        drafts: Sequence[Draft],
+        paths: Sequence[Sequence[int] | None],
+        *,
+        forward: float | None = None,
+        together: bool = False,
+    ) -> None:
+        """Take note of what became of the drafts of a step.
+
+        Args:
+            requests: as in `plan`, and so the others.
+            plans: theirs.
+            drafts: that were run.
+            paths: accepted nodes of each; None for a request that failed.
+            forward: seconds of the target's forward; None if prompts were run in it.
+            together: as in `plan`.
+        """
+        self._charge(requests, drafts, paths, together=together)
+        for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
+            source = self._records[request.id].source
+            if path is None or plan.budget < 1 or source is None or source.full is not None:
+                continue
+            num_nodes = draft.num_nodes - 1
+            source.current.count_draft(num_nodes, plan.budget)
+            source.idle = 0.0
+            if num_nodes:
+                source.current.count_nodes(range(1, num_nodes + 1), set(path))
+                source.was_right = len(path) > 0
+        spent, self._spent = self._spent, []
+        if forward is None or not spent:
+            return
+        # Drafting and forward of one step suffer alike from the machine's load: their ratio counts.
+        widths = [draft.num_nodes for draft in drafts]
+        if together:
+            usual = self.costs.forward(max(widths), len(widths))
+        else:
+            usual = sum(self.costs.forward(width) for width in widths)
+        for drafter, seconds, num_nodes in spent:
+            if num_nodes:
+                cost, nodes = self._drafting.get(drafter, (0.0, 0.0))
+                cost = _DECAY * cost + seconds / max(forward, 1e-9) * usual
+                self._drafting[drafter] = (cost, _DECAY * nodes + num_nodes)
+
+    def forget(self, request: Request) -> None:
+        """Drop what is known of a request; unknown ones are ignored."""
+        self._records.pop(request.id, None)
+
+    def _look(self, request: Request, drafter: Drafter | None, limit: int) -> Record:
+        """Bring the request's record up to date."""
+        record = self._records.setdefault(request.id, Record(self.max_nodes))
+        record.look(request, drafter, limit)
+        return record
+
+    def _charge(
+        self,
+        requests: Sequence[Request],
+        drafts: Sequence[Draft],
+        paths: Sequence[Sequence[int] | None],
+        *,
+        together: bool,
+    ) -> None:
+        """Book what the step's drafts have earned and cost; a shared step costs all alike."""
+        nodes = [draft.num_nodes - 1 for draft in drafts]
+        curve = self._curve(len(drafts) if together else 1)
+        records = [self._records[request.id] for request in requests]
+        drafting = [
+            (self._node_cost(record.source) or 0.0) * num
+            for record, num in zip(records, nodes, strict=True)
+        ]
+        for i, (record, path) in enumerate(zip(records, paths, strict=True)):
+            if path is not None:
+                seconds = (
+                    curve[max(nodes)] + sum(drafting) if together else curve[nodes[i]] + drafting[i]
+                )
+                record.emitted += len(path) + 1
+                record.earned += len(path) - (seconds / curve[0] - 1.0)
+
+    def _node_cost(self, source: Source | None) -> float | None:
+        """Seconds of drafting a node; None as long as that is not known."""
+        if source is None or source.full is not None:
+            return 0.0
+        cost, nodes = self._drafting.get(source.drafter, (0.0, 0.0))
+        return cost / nodes if nodes else None
+
+    def _curve(self, batch: int) -> NDArray[np.float64]:
+        """(max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
+        if batch not in self._curves:
+            widths = range(1, self.max_nodes + 2)
+            self._curves[batch] = np.array([self.costs.forward(width, batch) for width in widths])
+        return self._curves[batch]
+
+
+def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
+    """A pure drafter's draft of the planned size: often the one that is watched."""
+    if source is None or source.full is None or plan.budget == 0:
+        return Draft.chain([], root=request.tokens[-1])
+    if source.full.num_nodes - 1 <= plan.budget:
+        return source.full
+    return drafts_of(source.drafter, [request], [plan.budget])[0]
+
+
+def _probe(
+    source: Source, limit: int, unit: float | None, curve: NDArray[np.float64], batch: int
+) -> Plan:
+    """Draft a little once enough plain steps have passed, else not at all."""
+    nodes = min(_PROBE_NODES, limit)
+    source.idle += 1.0
+    if unit is not None:
+        extra = (curve[nodes] + unit * nodes) / curve[0] - 1.0
+        if source.idle * _PROBE_SHARE < extra * batch:
+            return Plan(0)
+    return Plan(nodes, is_probe=True)
+
+
+def _margin(group: Sequence[Record]) -> float:
+    """What drafting must promise to requests that share a forward, after what it has earned."""
+    lost = -sum(record.earned for record in group)
+    allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
+    return _STRICT_MARGIN if lost > allowed else _MARGIN
+
+
+def best_budget(
+    drafted: NDArray[np.float64],
+    kept: NDArray[np.float64],
+    unit: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    margin: float = _MARGIN,
+) -> tuple[list[int], int]:
+    """Choose who drafts, and how much, so that a token takes the least time, on average.
+
+    A shared step lasts for all as long as its widest draft. By their sum of tokens per second one
+    request that copies would outweigh seven that wait for it, and a batch that ends when its
+    slowest member does would end later than without drafts. The mean over the requests of their
+    time for a token (the harmonic mean of their speeds) counts what the others lose.
+
+    Args:
+        drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
+        kept: (B, L) probability that it is drafted and accepted.
+        unit: (B,) seconds of drafting a node.
+        curve: (L+1,) seconds of the forward by the largest number of draft nodes.
+        margin: the gain over plain decoding that must be promised.
+
+    Returns:
+        Indices of those that draft, and their common budget; none and 0 if nothing pays.
+    """
+    count = len(drafted)
+    order = np.argsort(-kept.sum(axis=1), kind="stable")
+    drafted, kept, unit = drafted[order], kept[order], unit[order, None]
+    # Entry (m, b): the first m + 1 requests draft with budget b + 1.
+    saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
+    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
+    forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
+    drafting = (unit * drafted).cumsum(axis=1).cumsum(axis=0)
+    times = (1.0 - saved) * (forward + drafting) / curve[0]
+    members, budget = np.unravel_index(int(times.argmin()), times.shape)
+    if times[members, budget] * margin > 1.0:
+        return [], 0
+    return order[: int(members) + 1].tolist(), int(budget) + 1

@@ -1,0 +1,117 @@
+"""What a planner knows of a request, and of each drafter that drafts for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mtp_verify.decoder.planning.acceptance import Rates, Watch
+from mtp_verify.drafters.base import drafts_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mtp_verify._core import Draft
+    from mtp_verify.drafters.base import Drafter, Request
+
+__all__ = ["Record", "Source", "is_pure", "source_of"]
+
+
+def is_pure(drafter: Drafter | None) -> bool:
+    """Whether drafts are a cheap function of the text that may be asked for and not run."""
+    return bool(getattr(drafter, "is_pure", False))
+
+
+def source_of(drafter: Drafter, request: Request, limit: int) -> Drafter:
+    """The drafter that drafts next: a part, if `drafter` is made of several (`Combined`)."""
+    choose = getattr(drafter, "choose", None)
+    chosen: Drafter = drafter if choose is None else choose(request, limit)
+    return chosen
+
+
+@dataclass
+class Source:
+    """What is known of one drafter's drafts for one request.
+
+    Attributes:
+        drafter: that makes them.
+        rates: after a wrong first guess, and after a right one: copies come in runs.
+        was_right: whether the last first guess that is decided was right.
+        watches: drafts of a pure drafter that the text has not reached the end of.
+        full: a pure drafter's draft of the full budget in this step.
+        idle: steps since the last draft that was run; the first probe need not wait.
+    """
+
+    drafter: Drafter
+    rates: tuple[Rates, Rates]
+    was_right: bool = False
+    watches: list[Watch] = field(default_factory=list)
+    full: Draft | None = None
+    idle: float = float("inf")
+
+    @property
+    def current(self) -> Rates:
+        """The rates that hold now."""
+        return self.rates[self.was_right]
+
+    def read(self, request: Request) -> None:
+        """Compare the watched drafts with the text so far."""
+        self.full = None
+        for watch in self.watches:
+            was_right = watch.read(request.tokens)
+            if was_right is not None:
+                self.was_right = was_right
+        self.watches = [watch for watch in self.watches if watch.undecided]
+
+    def watch(self, request: Request, limit: int) -> None:
+        """Have a pure drafter make a full draft, to be compared with what follows."""
+        (self.full,) = drafts_of(self.drafter, [request], [limit])
+        if self.full.num_nodes > 1:
+            self.watches.append(Watch.over(self.full, request.position, self.current))
+
+    def estimate(self, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What to expect of the next draft, as `Rates.estimate`.
+
+        A pure drafter's draft follows from the text, and so does its size.
+        """
+        if self.full is None:
+            return self.current.estimate(limit)
+        return self.current.estimate(min(limit, self.full.num_nodes - 1), is_sure=True)
+
+
+@dataclass
+class Record:
+    """What is known of one request.
+
+    Attributes:
+        limit: the largest budget of any draft.
+        sources: by drafter.
+        source: of this step; None where nothing may be drafted.
+        emitted: tokens so far, and so the steps that plain decoding would have taken.
+        earned: by drafts, in plain steps: tokens accepted, less what the steps cost more.
+    """
+
+    limit: int
+    sources: dict[Drafter, Source] = field(default_factory=dict)
+    source: Source | None = None
+    emitted: int = 0
+    earned: float = 0.0
+
+    def look(self, request: Request, drafter: Drafter | None, limit: int) -> None:
+        """Take note of the text so far, and of who drafts next."""
+        for source in self.sources.values():
+            source.read(request)
+        self.source = None
+        if drafter is not None and limit > 0:
+            part = source_of(drafter, request, limit)
+            if part not in self.sources:
+                copies = is_pure(part)
+                wrong, right = (
+                    Rates(self.limit, was_right=was_right, copies=copies)
+                    for was_right in (False, True)
+                )
+                self.sources[part] = Source(part, (wrong, right))
+            self.source = self.sources[part]
+            if is_pure(part):
+                self.source.watch(request, limit)

@@ -1,0 +1,342 @@
+"""Narrow forwards of Llama-shaped models on a CPU, in fewer and larger operators.
+
+A forward over a draft has a few rows, and half of its time goes into what surrounds the products:
+on SmolLM2 thirty layers of modules, small operators and copies of keys for groups of queries. Here
+a layer's query, key and value products are one, its gate and up products are one, rotary positions
+turn queries and keys together, and the queries that share a key are rows of one attention. Weights
+lie as `packing` lays them out. The model's own formulas are kept, and so are the places where it
+rounds; what differs is the order of sums.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mtp_verify.models.cpu.attention import GroupedMask, attend
+from mtp_verify.models.cpu.packing import Product, lay_out, multiply, prepack
+from mtp_verify.models.hidden import BEFORE_NORM, check_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    # What `turn_of` gives, and what takes new keys and values and gives all that there are.
+    _Turn = tuple[torch.Tensor, torch.Tensor]
+    _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+__all__ = [
+    "FusedLayer",
+    "FusedModel",
+    "fuse",
+    "fused_layer",
+    "fused_model",
+    "is_narrow",
+]
+
+# Their layers are Llama's but for biases and for norms of queries and keys.
+_FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_WIDEST = 128  # rows; wider forwards spend their time in products anyway
+_PROBE_TOKENS = 5
+# Mean distance of logits, relative to their spread, that rounding may explain; 0.7 and more where
+# one of the parts is missing.
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
+_MODELS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedModel]] = WeakKeyDictionary()
+_LAYERS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedLayer]] = WeakKeyDictionary()
+
+
+class FusedLayer:
+    """A layer with the parts and the names of a Llama layer.
+
+    Args:
+        layer: transformers' or a head's own block; its weights are copied.
+
+    Attributes:
+        group: queries that share a key.
+        nbytes: of the copies.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._head_dim: int = attention.head_dim
+        self._num_kv_heads: int = attention.k_proj.out_features // self._head_dim
+        self._num_turned = self._num_kv_heads + attention.q_proj.out_features // self._head_dim
+        self.group = (self._num_turned - self._num_kv_heads) // self._num_kv_heads
+        before = layer.input_layernorm  # none in EAGLE's blocks
+        self._input_norm = before if isinstance(before, nn.Identity) else _Norm(before)
+        self._norm = _Norm(layer.post_attention_layernorm)
+        inner = [getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm")]
+        self._qk_norms = None if isinstance(inner[0], nn.Identity) else [_Norm(n) for n in inner]
+        self._qkv = _Joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._out = _Joined(attention.o_proj)
+        self._gate_up = _Joined(mlp.gate_proj, mlp.up_proj)
+        self._down = _Joined(mlp.down_proj)
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
+        self._width: int = mlp.gate_proj.out_features
+        parts = (self._qkv, self._out, self._gate_up, self._down)
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __call__(
+        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
+    ) -> torch.Tensor:
+        """Run the layer.
+
+        Args:
+            x: (B, W, d) hidden states.
+            turn: from `turn_of`.
+            mask: for `group`, or None where every row sees every key.
+            update: keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those
+                of all K entries.
+
+        Returns:
+            (B, W, d).
+        """
+        x = x + self._attend(self._input_norm(x), turn, mask, update)
+        wide = self._gate_up(self._norm(x))
+        gate, up = wide[..., : self._width], wide[..., self._width :]
+        return x + self._down(self._activation(gate).mul_(up))
+
+    def _attend(
+        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
+    ) -> torch.Tensor:
+        batch, width, _ = x.shape
+        dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
+        num_queries = num_turned - num_kv
+        heads = self._qkv(x).view(batch, width, num_turned + num_kv, dim).transpose(1, 2)
+        turned = heads[:, :num_turned]
+        if self._qk_norms is not None:
+            q_norm, k_norm = self._qk_norms
+            queries, keys = turned[:, :num_queries], turned[:, num_queries:]
+            turned = torch.cat((q_norm(queries), k_norm(keys)), dim=1)
+        cos, sin = turn
+        turned = (turned * cos).add_(turned.roll(dim // 2, -1).mul_(sin))
+        keys, values = update(turned[:, num_queries:], heads[:, num_turned:])
+        return self._out(attend(turned[:, :num_queries], keys, values, mask))
+
+
+def turn_of(cos: torch.Tensor, sin: torch.Tensor) -> _Turn:
+    """Rotary cosines and sines (B, W, head_dim) as `FusedLayer` takes them.
+
+    A rotation negates the second half of what it swaps; here the sines are negated instead, once
+    for all layers.
+    """
+    half = sin.shape[-1] // 2
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+    return cos[:, None], signed[:, None]
+
+
+class FusedModel:
+    """The forward of a whole model over a few rows.
+
+    Args:
+        model: a transformers model of a family whose layers `FusedLayer` knows.
+    """
+
+    def __init__(self, model: Any) -> None:
+        decoder = model.get_decoder()
+        self._embedding: torch.Tensor = decoder.embed_tokens.weight
+        self._rotary = decoder.rotary_emb
+        self._layers = [FusedLayer(layer) for layer in decoder.layers]
+        self._norm = _Norm(decoder.norm)
+        self._head = _Joined(model.get_output_embeddings())
+        self.nbytes = sum(layer.nbytes for layer in self._layers) + self._head.nbytes
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        updates: Sequence[_Update],
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the model.
+
+        Args:
+            tokens: (B, W) int64.
+            positions: (B, W) int64.
+            mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
+            updates: of each layer, what keeps the keys and values of these rows; see `FusedLayer`.
+            hidden_layers: layers whose hidden states are wanted, numbered as in
+                `mtp_verify.models.hidden`.
+            num_logits: last rows of each sequence whose logits are wanted; None: all.
+
+        Returns:
+            Logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
+        """
+        check_layers(hidden_layers, len(self._layers))
+        x = functional.embedding(tokens, self._embedding)
+        turn = turn_of(*self._rotary(x, positions))
+        shared = None if mask is None else GroupedMask(mask, self._layers[0].group)
+        states = [x]
+        for layer, update in zip(self._layers, updates, strict=True):
+            x = layer(x, turn, shared, update)
+            states.append(x)
+        last = self._norm(x)
+        # As transformers numbers them: the last layer's state is the one behind the final norm.
+        states[-1] = last
+        found = tuple(x if i == BEFORE_NORM else states[i] for i in hidden_layers)
+        rows = last if num_logits is None else last[:, -num_logits:]
+        return self._head(rows), found
+
+
+def fuse(model: nn.Module) -> int:
+    """Run this target's, or this draft head's, narrow forwards fused from now on.
+
+    A target itself is left as it is: its own `generate` does not change. One of another family, or
+    one that a probe finds to compute something else, gets `packing.prepack` instead; so does what
+    is not a block in a head.
+
+    Args:
+        model: a transformers causal language model, or a `mtp_verify.heads` head, on a CPU and in
+            evaluation mode. Its weights are copied. Once they change, its own code runs again,
+            until the next call; what is written through `.data`, and modules that are put in
+            later, as adapters are, go unnoticed.
+
+    Returns:
+        Bytes of the weights that were copied.
+
+    Example:
+        >>> fuse(nn.Linear(4, 4))  # no model: nothing to do
+        0
+    """
+    _MODELS.pop(model, None)
+    if _is_known(model):
+        fused = FusedModel(model)
+        if _agrees(fused, model):
+            _MODELS[model] = (_Watch(model), fused)
+            return fused.nbytes
+    size = prepack(model)
+    for block in model.modules():
+        if getattr(block, "is_fusable", False) and _is_at_home(next(block.parameters())):
+            layer = FusedLayer(block)
+            _LAYERS[block] = (_Watch(block), layer)
+            size += layer.nbytes
+    return size
+
+
+def fused_model(model: nn.Module) -> FusedModel | None:
+    """What `fuse` made of a model, or None, also where its weights have changed since."""
+    watch, fused = _MODELS.get(model, (None, None))
+    return None if watch is None or watch.sees_a_change() else fused
+
+
+def fused_layer(block: nn.Module) -> FusedLayer | None:
+    """What `fuse` made of a head's block, or None, also where its weights have changed since."""
+    watch, layer = _LAYERS.get(block, (None, None))
+    return None if watch is None or watch.sees_a_change() else layer
+
+
+def is_narrow(num_rows: int) -> bool:
+    """Whether a forward of that many rows, over all sequences, is one that is fused."""
+    return num_rows <= _WIDEST and not torch.is_grad_enabled()
+
+
+class _Watch:
+    """Notices that a module's weights are not any more what they were.
+
+    Args:
+        module: whose parameters are watched; those made in inference mode cannot be.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weights = [p for p in module.parameters() if not p.is_inference()]
+        self._seen = self._look()
+
+    def sees_a_change(self) -> bool:
+        """Whether a weight was written to, or they all moved to another dtype or device."""
+        return self._look() != self._seen
+
+    def _look(self) -> tuple[Any, ...]:
+        places = [(p.dtype, p.device, p.data_ptr()) for p in self._weights[:1]]
+        return sum(p._version for p in self._weights), *places
+
+
+class _Norm:
+    """x / rms(x) * w as Llama rounds it, in half as many operators.
+
+    Args:
+        module: with that formula; were it another one, `fuse` would find that out.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._weight: torch.Tensor = module.weight.detach()
+        eps = getattr(module, "variance_epsilon", None)
+        self._eps = torch.tensor(float(module.eps if eps is None else eps))
+        self._share = 1.0 / self._weight.shape[0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self._eps, length, length, value=self._share).rsqrt_()
+        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(self._weight)
+
+
+class _Joined:
+    """The products of linear layers that read the same rows, as one.
+
+    Attributes:
+        nbytes: of weights that were copied for it.
+    """
+
+    def __init__(self, *layers: Any) -> None:
+        first = layers[0]
+        weight: torch.Tensor = first.weight.detach()
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        if len(layers) > 1:
+            weight = torch.cat([layer.weight.detach() for layer in layers])
+        prepacked: Any = vars(first).get("forward")
+        is_shared = len(layers) == 1 and isinstance(prepacked, Product)
+        packed: torch.Tensor | None = prepacked.packed if is_shared else lay_out(weight)
+        self._weight, self._is_packed = (weight, False) if packed is None else (packed, True)
+        is_copy = len(layers) > 1 or (packed is not None and not is_shared)
+        self.nbytes = weight.nbytes if is_copy else 0
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._is_packed:
+            return multiply(rows, self._weight, self._bias)
+        return functional.linear(rows, self._weight, self._bias)
+
+
+def _is_known(model: nn.Module) -> bool:
+    """Whether a model is of a family that `FusedModel` can run."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    is_of_library = type(model).__module__.startswith("transformers.models.")
+    if type(model).__name__ not in _FAMILIES or not is_of_library or model.training:
+        return False
+    config: Any = model.config
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    # Quantised and adapted layers compute something else than a product with their weight.
+    linear = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
+    return (
+        _is_at_home(next(model.parameters()))
+        and config._attn_implementation == "sdpa"
+        and kinds == {DynamicLayer}
+        and all(type(layer) is nn.Linear for layer in linear)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    )
+
+
+def _is_at_home(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in _TOLERANCES
+
+
+@torch.inference_mode()
+def _agrees(fused: FusedModel, model: Any) -> bool:
+    """Whether both give the same logits on a few tokens, as far as their dtype tells."""
+    from transformers.cache_utils import DynamicCache
+
+    config = model.config
+    tokens = torch.arange(_PROBE_TOKENS)[None] % config.vocab_size
+    mask = torch.full((_PROBE_TOKENS, _PROBE_TOKENS), -torch.inf).triu(1).to(model.dtype)
+    cache = DynamicCache(config=config)
+    mine, _ = fused(tokens, tokens, mask[None, None], [layer.update for layer in cache.layers])
+    # Positions are the tokens: both count from 0.
+    other = model(input_ids=tokens).logits
+    distance = (mine - other).float().abs().mean() / other.float().std()
+    return bool(distance <= _TOLERANCES[other.dtype])

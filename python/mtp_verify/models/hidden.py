@@ -1,0 +1,106 @@
+"""Hidden states of a transformers model, taken from the forward that computes its logits.
+
+Layers are numbered by what enters them, as in transformers' `hidden_states`: 0 is the embedding's
+output, -1 (or the number of layers) the last layer's behind the final norm. `BEFORE_NORM` is the
+last layer's output before it, which transformers does not return.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from mtp_verify.caches.compiled import uncompiled
+from mtp_verify.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+__all__ = ["BEFORE_NORM", "HiddenStates", "check_layers"]
+
+BEFORE_NORM = 1 << 16  # A number that no layer has.
+_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Refuse numbers of hidden states that a model of `count` layers does not have.
+
+    Raises:
+        UnsupportedModelError: names the first of them.
+    """
+    known = {BEFORE_NORM, *range(-count - 1, count + 1)}
+    wrong = [layer for layer in layers if layer not in known]
+    if wrong:
+        msg = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
+        raise UnsupportedModelError(msg, slug="no_such_layer")
+
+
+class HiddenStates:
+    """Around one forward: what to ask the model for, and what it gave.
+
+    Args:
+        model: a transformers causal language model.
+        layers: numbers of the wanted states.
+
+    Raises:
+        UnsupportedModelError: a state that the model cannot give.
+
+    Example:
+        >>> with HiddenStates(model, (-1,)) as states:  # doctest: +SKIP
+        ...     output = model(input_ids=ids, **states.options)
+        >>> states.of(output)[0].shape  # doctest: +SKIP
+        torch.Size([1, 5, 32])
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        self._layers = tuple(layers)
+        self._model = model
+        self._ends = ExitStack()
+        self._decoder: Any = None
+        self._before_norm: list[torch.Tensor] = []
+        self._norm: Any | None = None
+        self.options: dict[str, Any] = {}
+        if not self._layers:
+            return
+        # Asking for all states makes transformers listen at every layer; the norm needs one ear.
+        if any(layer != BEFORE_NORM for layer in self._layers):
+            self.options = {"output_hidden_states": True}
+        check_layers(
+            self._layers, int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        )
+        if BEFORE_NORM in self._layers:
+            self._decoder = model.get_decoder()
+            found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)
+            self._norm = next((norm for norm in found if norm is not None), None)
+            if self._norm is None:
+                msg = (
+                    f"{type(model).__name__} shows no final norm, so the hidden state before it "
+                    "cannot be read; use a head that is fed behind it"
+                )
+                raise UnsupportedModelError(msg, slug="no_final_norm")
+
+    def __enter__(self) -> Self:
+        """Listen at the final norm, if its input is wanted."""
+        if self._norm is not None:
+
+            def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                self._before_norm.append(inputs[0])
+
+            # Compiled code does not call hooks that came after it.
+            for module in (self._model, self._decoder):
+                self._ends.enter_context(uncompiled(module))
+            self._ends.callback(self._norm.register_forward_pre_hook(keep).remove)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Stop listening."""
+        self._ends.close()
+
+    def of(self, output: Any) -> tuple[torch.Tensor, ...]:
+        """The states (B, n, d) of a forward, one for each layer asked for."""
+        return tuple(
+            self._before_norm[-1] if layer == BEFORE_NORM else output.hidden_states[layer]
+            for layer in self._layers
+        )

@@ -1,0 +1,335 @@
+"""What the decoder asks of a model: `Target`, its `TargetCache`, and checks of what they answer.
+
+Any object with these methods is a target. A class that derives from `Target` or `TargetCache` has
+defaults for what most models answer alike, and Python refuses to make an object of it while a
+method is missing. docs/own-target.md writes one from nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from mtp_verify.errors import CacheError, UnsupportedModelError
+from mtp_verify.verifier.intake import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify._core import CommitPlan
+    from mtp_verify.caches.many import ManyCache
+    from mtp_verify.caches.paged import PagePool
+    from mtp_verify.caches.settings import Paged
+
+__all__ = [
+    "BatchTarget",
+    "Target",
+    "TargetCache",
+    "check_cache",
+    "check_commit",
+    "check_facts",
+    "check_forward",
+    "check_slots",
+    "missing_parts",
+]
+
+# What the verifier reads.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NO_TREES = "the target does not say that it attends along one (tree_obstacle = None says it)"
+
+
+@runtime_checkable
+class TargetCache(Protocol):
+    """What a target remembers of one sequence: an entry for each token that was run.
+
+    Entries stand in the order in which tokens were run: those of the text, then a step's root, then
+    its draft nodes. After the step `commit` keeps the root and the accepted path. Whatever depends
+    on a token has to go with its entry: keys and values, and all other state as well. What cannot
+    be cut anywhere (a recurrent state) says `is_recurrent = True` and goes back further: the
+    decoder runs the tokens between again.
+
+    Attributes:
+        capacity: most entries that there is room for, or None.
+        is_recurrent: where entries are dropped, `length` may become less than was asked for: the
+            tokens between are run again. The prompt is then run apart from the first draft.
+    """
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of entries."""
+
+    @property
+    def capacity(self) -> int | None:
+        """See above; None unless said otherwise."""
+        return None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """See above; False unless said otherwise."""
+        return False
+
+    @abstractmethod
+    def commit(self, plan: CommitPlan) -> None:
+        """Apply the plan's moves and keep its first `plan.length` entries.
+
+        Args:
+            plan: `moves` is (M, 2) int64, from entry to entry, carried out in order: no entry is
+                read after it was written. A draft that is a chain has none.
+        """
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Keep the first `length` entries; `length` is at most that of the cache."""
+
+    def finish(self, num_padding: int = 0) -> object:
+        """Return what the user gets as `past_key_values`, None unless said otherwise.
+
+        Args:
+            num_padding: masked entries to put in front.
+        """
+        del num_padding
+        return None
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A model that gives next-token logits: what `mv.Decoder` runs.
+
+    Its rows decide the law that is kept. The row after a token is a function of the tokens up to
+    it: not of tokens behind it, of siblings in a tree, of other sequences, or of earlier calls. How
+    many tokens one forward runs must not matter either, but for rounding.
+    `mv.testing.assert_target` tries all of that.
+
+    Attributes:
+        vocab_size: size V of a row, or None if only a forward tells.
+        max_length: most tokens that a sequence may have, or None.
+        eos_ids: tokens that end a sequence unless the user says otherwise.
+        tree_obstacle: why it cannot attend along a tree, or None if it can. A class that derives
+            from this one cannot unless it says so.
+    """
+
+    vocab_size: int | None
+    max_length: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    tree_obstacle: str | None = _NO_TREES
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tokens live: the CPU unless said otherwise."""
+        return torch.device("cpu")
+
+    @abstractmethod
+    def new_cache(self, past: Any | None = None) -> TargetCache:
+        """Return an empty cache, or wrap the user's own.
+
+        Args:
+            past: what the user gave as `past_key_values`, or None.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: Any,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Append `tokens` to the cache and return the rows after the last `num_logits` of them.
+
+        Args:
+            tokens: (1, n) int64, n >= 1.
+            positions: (1, n) int64, or None for the next n positions. Given where there is a tree:
+                the root's position plus each node's depth.
+            tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
+                and all that the cache held before; None for a causal chain.
+            cache: from `new_cache`; its length grows by n.
+            hidden_layers: layers whose hidden states are wanted, numbered as in
+                `mtp_verify.models.hidden`. Empty unless the drafter asks for some (`Heads`).
+            num_logits: of 1 to n.
+
+        Returns:
+            Logits (num_logits, V), float32, float16 or bfloat16, on the model's device; the caller
+            may keep them while other forwards run. And (n, d) hidden states for each of
+            `hidden_layers`, or None.
+        """
+
+
+@runtime_checkable
+class BatchTarget(Target, Protocol):
+    """A target that can run many sequences in one forward.
+
+    Attributes:
+        batch_obstacle: why it cannot after all, or None.
+    """
+
+    batch_obstacle: str | None
+
+    def new_slots(self) -> ManyCache:
+        """Return an empty cache for many sequences, which grows as they do."""
+
+    def new_pool(self, settings: Paged) -> PagePool:
+        """Return the blocks for paged caches."""
+
+    def forward_slots(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        ancestors: torch.Tensor,
+        cache: ManyCache,
+        hidden_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Write one tree behind each sequence of the cache and return the rows of all nodes.
+
+        Args:
+            tokens: (B, W) int64, B the sequences of the cache.
+            positions: (B, W) int64.
+            ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
+            cache: of many sequences; its lengths grow by `commit` only.
+            hidden_layers: layers whose hidden states are wanted.
+
+        Returns:
+            Logits (B, W, V) on the model's device, and (B, W, d) hidden states per layer.
+        """
+
+
+def missing_parts(model: Any) -> list[str]:
+    """The methods and attributes of a `Target` that an object lacks."""
+    calls = [f"{name}()" for name in ("new_cache", "forward") if not _calls(model, name)]
+    facts = ("vocab_size", "max_length", "eos_ids", "tree_obstacle", "device")
+    return calls + [name for name in facts if not hasattr(model, name)]
+
+
+def _calls(value: Any, name: str) -> bool:
+    return callable(getattr(value, name, None))
+
+
+def check_facts(target: Target) -> None:
+    """Refuse attributes of a target that say nothing that could be.
+
+    Raises:
+        UnsupportedModelError: names the first of them, what was found and what was wanted.
+    """
+    is_right = {
+        "vocab_size": (_is_size, "a number of tokens, or None"),
+        "max_length": (_is_size, "a number of tokens, or None"),
+        "eos_ids": (_are_ids, "a tuple of token ids"),
+        "tree_obstacle": (_is_reason, "a reason in words, or None"),
+    }
+    for name, (test, wanted) in is_right.items():
+        value = getattr(target, name)
+        if not test(value):
+            msg = f"{type(target).__name__}.{name}: found {shown(value)}, wanted {wanted}"
+            raise UnsupportedModelError(msg, slug="bad_target")
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, Integral) and int(value) > 0)
+
+
+def _are_ids(value: Any) -> bool:
+    is_collection = isinstance(value, tuple | list | set | frozenset)
+    return is_collection and all(isinstance(item, Integral) for item in value)
+
+
+def _is_reason(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def check_cache(target: Target, cache: Any) -> None:
+    """Refuse what `new_cache` returned if it is no `TargetCache`.
+
+    Raises:
+        UnsupportedModelError: names what is missing.
+    """
+    missing = [f"{name}()" for name in ("commit", "crop", "finish") if not _calls(cache, name)]
+    facts = ("length", "capacity", "is_recurrent")
+    missing += [name for name in facts if not hasattr(cache, name)]
+    if missing:
+        msg = (
+            f"{type(target).__name__}.new_cache: found {shown(cache)} without "
+            f"{', '.join(missing)}, wanted a mv.TargetCache"
+        )
+        raise UnsupportedModelError(msg, slug="bad_target")
+
+
+def check_forward(
+    target: Target, found: Any, num_logits: int, num_new: int, grown: int, num_layers: int
+) -> None:
+    """Refuse what a forward returned if it is not what `Target.forward` promises.
+
+    Args:
+        target: whose forward it was.
+        found: what it returned.
+        num_logits: rows that were asked for.
+        num_new: tokens that were run.
+        grown: entries by which the cache has grown.
+        num_layers: layers whose hidden states were asked for.
+
+    Raises:
+        UnsupportedModelError: names the method, what was found and what was wanted.
+    """
+    says = f"{type(target).__name__}.forward:"
+    if not (isinstance(found, tuple) and len(found) == 2):
+        msg = f"{says} found {shown(found)}, wanted a pair: logits, and hidden states or None"
+        raise UnsupportedModelError(msg, slug="bad_target")
+    logits, hidden = found
+    _check_logits(target, says, logits, (num_logits,), "num_logits rows of vocab_size")
+    if grown != num_new:
+        msg = f"{says} the cache has grown by {grown} entries, wanted {num_new}: one for each token"
+        raise UnsupportedModelError(msg, slug="bad_target")
+    # None is an answer: the drafter says what it needs them for.
+    if num_layers and hidden is not None and [len(h) for h in hidden] != [num_new] * num_layers:
+        shapes = [tuple(states.shape) for states in hidden]
+        msg = f"{says} found hidden states {shapes}, wanted {num_layers} of shape ({num_new}, d)"
+        raise UnsupportedModelError(msg, slug="bad_target")
+
+
+def check_slots(target: BatchTarget, found: Any, num_slots: int, width: int) -> None:
+    """Refuse what a forward over many sequences returned if its rows are not those of all nodes.
+
+    Raises:
+        UnsupportedModelError: names the method, what was found and what was wanted.
+    """
+    says = f"{type(target).__name__}.forward_slots:"
+    if not (isinstance(found, tuple) and len(found) == 2):
+        msg = f"{says} found {shown(found)}, wanted a pair: logits, and a tuple of hidden states"
+        raise UnsupportedModelError(msg, slug="bad_target")
+    _check_logits(target, says, found[0], (num_slots, width), "a row of vocab_size for each node")
+
+
+def _check_logits(
+    target: Target, says: str, logits: Any, shape: tuple[int, ...], meaning: str
+) -> None:
+    width = target.vocab_size
+    is_tensor = isinstance(logits, torch.Tensor) and logits.dtype in _DTYPES
+    is_right = is_tensor and logits.dim() > 1 and logits.shape[:-1] == shape
+    if is_right and width in (None, logits.shape[-1]):
+        return
+    seen = shown(logits)
+    if isinstance(logits, torch.Tensor):
+        seen = f"{tuple(logits.shape)} {str(logits.dtype).removeprefix('torch.')}"
+    wanted = ", ".join(map(str, (*shape, "V" if width is None else width)))
+    msg = (
+        f"{says} found logits {seen}, wanted a tensor ({wanted}) of float32, float16 or bfloat16: "
+        f"{meaning}"
+    )
+    raise UnsupportedModelError(msg, slug="bad_target")
+
+
+def check_commit(cache: TargetCache, plan: CommitPlan) -> None:
+    """Refuse a cache that is not as long as a commit has left it.
+
+    Raises:
+        CacheError: names the cache, what was found and what was wanted.
+    """
+    found = cache.length
+    if found != plan.length and not (cache.is_recurrent and found < plan.length):
+        msg = f"{type(cache).__name__}.commit: found {found} entries, wanted {plan.length}"
+        raise CacheError(msg, slug="bad_target")

@@ -1,0 +1,385 @@
+"""Targets: a transformers model behind the calls of `models.interface`, or one of your own."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtp_verify.caches.compiled import name_of, without_compiler
+from mtp_verify.caches.names import cache_name
+from mtp_verify.caches.probe import inexact
+from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.models.cpu.attention import num_shown
+from mtp_verify.models.cpu.fused import fused_model, is_narrow
+from mtp_verify.models.hidden import HiddenStates
+from mtp_verify.models.interface import (
+    BatchTarget,
+    Target,
+    TargetCache,
+    check_facts,
+    missing_parts,
+)
+from mtp_verify.models.supported import warn_if_untested
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtp_verify.caches.many import ManyCache
+    from mtp_verify.caches.model import ModelCache
+    from mtp_verify.caches.paged import PagePool
+    from mtp_verify.caches.settings import Paged
+    from mtp_verify.caches.trials import Traits
+    from mtp_verify.models.cpu.fused import FusedModel
+
+__all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
+
+# These attend along a tree through a 4-D additive mask. Flash kernels take no such mask, and flex
+# attention corrupts memory on the CPU when it is given one (transformers 5.23).
+_TREE_ATTENTION = ("eager", "sdpa")
+
+
+class TransformersTarget:
+    """A transformers causal language model as `Target`.
+
+    Args:
+        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`). One
+            that was given to `torch.compile` runs compiled.
+
+    Attributes:
+        takes_positions: whether its forward can be told where tokens stand.
+        switch_length: longest text that is read as short ones are: beyond it, the model turns
+            queries and keys by other frequencies (longrope). None for all others.
+        forgets_at_switch: whether the library then computes all entries of the text anew.
+
+    Raises:
+        UnsupportedModelError: the model cannot decode speculatively; says why. It is tried on a few
+            tokens at first (`mtp_verify.caches.trials`).
+    """
+
+    def __init__(self, model: Any) -> None:
+        import transformers
+
+        warn_if_untested(transformers.__version__)
+        _refuse_unsuitable(model)
+        self.model = model
+        config = model.config.get_text_config(decoder=True)
+        self._config = config
+        self.vocab_size: int | None = getattr(config, "vocab_size", None)
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.eos_ids = _token_ids(getattr(model.generation_config, "eos_token_id", None))
+        self._dtype = next(model.parameters()).dtype
+        forward = without_compiler(model).forward
+        names = inspect.signature(forward).parameters
+        self._takes_logits_to_keep = "logits_to_keep" in names
+        self.takes_positions = "position_ids" in names
+        self._cache_name = cache_name(forward)
+        # What cannot work is refused here, not in mid-generation.
+        is_recurrent = self._check_cache()
+        obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
+        traits = self._try_out(is_worth_more=obstacle is None)
+        self.tree_obstacle = obstacle or (
+            traits.trees and f"{traits.trees}; use a drafter of chains"
+        )
+        self.batch_obstacle = obstacle or traits.batches
+        self.switch_length = traits.switch
+        self.forgets_at_switch = traits.forgets
+        self.max_length = traits.max_length or self.max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input belongs."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def fingerprint(self) -> Any:
+        """What decides how the model runs, its weights aside."""
+        attention = self._config._attn_implementation
+        is_fused = fused_model(self.model) is not None
+        return str(self.model.config.to_dict()), attention, self._dtype, is_fused
+
+    def new_cache(self, past: Any | None = None) -> ModelCache:
+        """Return an empty cache, or wrap the user's own (changed in place).
+
+        Raises:
+            UnsupportedModelError: it cannot be rolled back, or the model does not run on it.
+        """
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.caches.model import ModelCache
+
+        if past is None:
+            return ModelCache(DynamicCache(config=self.model.config))
+        cache = ModelCache(past)
+        if cache.capacity is not None:
+            self._refuse_static(past, cache.capacity)
+        return cache
+
+    def _check_cache(self) -> bool:
+        """Return whether the model has recurrent layers.
+
+        Raises:
+            UnsupportedModelError: it cannot go back after a rejected draft.
+        """
+        if self._cache_name is None:
+            raise inexact(self.model, "its forward takes no cache that could be rolled back")
+        if not self.new_cache().is_recurrent:
+            return False
+        from mtp_verify.caches.probe import refuse_inexact
+
+        refuse_inexact(self)
+        return True
+
+    def _try_out(self, *, is_worth_more: bool) -> Traits:
+        """Find what may share a forward.
+
+        Args:
+            is_worth_more: trees and batches are not refused already.
+
+        Raises:
+            UnsupportedModelError: not even the tokens of a chain.
+        """
+        from mtp_verify.caches.trials import traits_of
+
+        traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
+        if traits.chains:
+            raise inexact(self.model, traits.chains)
+        return traits
+
+    def _refuse_static(self, past: Any, capacity: int) -> None:
+        from mtp_verify.caches.trials import static_obstacle
+
+        if obstacle := static_obstacle(self, capacity):
+            msg = f"{name_of(self.model)} takes no {type(past).__name__}: {obstacle}"
+            raise UnsupportedModelError(msg, slug="unsupported_cache")
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        tree_mask: torch.Tensor | None,
+        cache: ModelCache,
+        hidden_layers: Sequence[int] = (),
+        *,
+        num_logits: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """See `Target.forward`."""
+        fused = self._fused_for(tokens, cache)
+        if fused is not None:
+            return self._forward_fused(
+                fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
+            )
+        options: dict[str, Any] = {self._cache_name or "": cache.kv}
+        if positions is None and self.takes_positions:
+            # As `generate` does. Models that are left to count make positions of their own: from 0
+            # in every forward (Bamba), behind those of padding (RoBERTa), or by what they remember
+            # of the last image (Qwen2-VL; all in transformers 5.23).
+            start = cache.length
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        if positions is not None:
+            options["position_ids"] = positions
+        if tree_mask is not None:
+            options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
+        if self._takes_logits_to_keep:
+            options["logits_to_keep"] = num_logits
+        with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
+            options |= states.options
+            output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
+        logits = _as_read(output.logits[0, -num_logits:])
+        if not hidden_layers:
+            return logits, None
+        return logits, tuple(state[0] for state in states.of(output))
+
+    def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
+        """What runs a forward over these tokens instead of the model's own code, or None."""
+        if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
+            return None
+        from mtp_verify.caches.dynamic import GrowingLayer
+
+        # A cache without a configuration has no layers before the first forward.
+        layers = getattr(cache.kv, "layers", ())
+        is_plain = bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
+        return fused if is_plain else None
+
+    def _forward_fused(
+        self,
+        fused: FusedModel,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        ancestors: torch.Tensor | None,
+        cache: ModelCache,
+        hidden_layers: Sequence[int],
+        num_logits: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        from mtp_verify.caches.masks import tree_mask
+
+        width, past = tokens.shape[1], cache.length
+        if positions is None:
+            positions = torch.arange(past, past + width)[None]
+        shown = num_shown(past + width)
+        if width == 1:
+            # What plain decoding runs at every step: three operators instead of eleven.
+            mask = torch.zeros((1, 1, 1, shown), dtype=self._dtype)
+            mask[..., past + 1 :] = torch.finfo(self._dtype).min
+        else:
+            if ancestors is None:
+                ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
+            mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
+        updates = [partial(layer.update, num_shown=shown) for layer in cache.kv.layers]
+        with cache.writing(width):
+            logits, states = fused(
+                tokens, positions, mask, updates, hidden_layers, num_logits=num_logits
+            )
+        return logits[0], tuple(state[0] for state in states) if hidden_layers else None
+
+    def new_slots(self) -> ManyCache:
+        """See `BatchTarget.new_slots`."""
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.caches.slots import SlotCache
+
+        return SlotCache(DynamicCache(config=self.model.config))
+
+    def new_pool(self, settings: Paged) -> PagePool:
+        """See `BatchTarget.new_pool`."""
+        from transformers.cache_utils import DynamicCache
+
+        from mtp_verify.caches.paged import PagePool
+
+        return PagePool(DynamicCache(config=self.model.config), settings)
+
+    def forward_slots(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        ancestors: torch.Tensor,
+        cache: ManyCache,
+        hidden_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """See `BatchTarget.forward_slots`."""
+        from mtp_verify.caches.masks import slot_mask
+
+        has_full, window = cache.windows
+        starts = cache.lengths
+        masks = {}
+        if has_full:
+            masks["full_attention"] = slot_mask(starts, positions, ancestors, self._dtype)
+        if window is not None:
+            masks["sliding_attention"] = slot_mask(
+                starts, positions, ancestors, self._dtype, window=window
+            )
+        cache.aim(tokens.shape[1], tokens.device)
+        fused = fused_model(self.model)
+        if fused is not None and window is None and is_narrow(tokens.numel()):
+            updates = [layer.update for layer in cache.kv.layers]
+            return fused(tokens, positions, masks["full_attention"], updates, hidden_layers)
+        with HiddenStates(self.model, hidden_layers) as states:
+            output = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                use_cache=True,
+                return_dict=True,
+                **{self._cache_name or "": cache.kv},
+                **states.options,
+            )
+        return _as_read(output.logits), states.of(output)
+
+    def _attention_mask(
+        self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        from mtp_verify.caches.masks import tree_mask
+
+        past = cache.length
+        has_full, window = cache.windows
+        ancestors = ancestors.to(self.device)
+        full = tree_mask(ancestors, past, self._dtype, capacity=cache.capacity)
+        if window is None:
+            return full
+        depths = torch.arange(ancestors.shape[0]) if positions is None else positions[0] - past
+        sliding = tree_mask(
+            ancestors, past, self._dtype, window=window, depths=depths.to(self.device)
+        )
+        return {"full_attention": full, "sliding_attention": sliding} if has_full else sliding
+
+    def _find_tree_obstacle(self, *, is_recurrent: bool) -> str | None:
+        if is_recurrent:
+            return (
+                f"{name_of(self.model)} has recurrent layers, which keep one state and not "
+                "one for each branch; use a drafter of chains"
+            )
+        attention = self._config._attn_implementation
+        if attention not in _TREE_ATTENTION:
+            return (
+                f'attention "{attention}" takes no mask of a tree; load the model with '
+                'attn_implementation="sdpa" or "eager", or use a drafter of chains'
+            )
+        if not self.takes_positions:
+            return "its forward takes no position_ids, so nodes cannot be placed by their depth"
+        layer_types = getattr(self._config, "layer_types", None) or ()
+        unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+        if unknown:
+            return f"layers of type {', '.join(unknown)} take no mask of a tree"
+        return None
+
+
+def as_target(model: Any) -> Target:
+    """Return `model` as a `Target`: itself if it is one, else a transformers model wrapped.
+
+    Raises:
+        UnsupportedModelError: it is neither, or a transformers model that cannot work.
+    """
+    if isinstance(model, type):
+        msg = f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
+        raise UnsupportedModelError(msg, slug="not_a_target")
+    missing = missing_parts(model)
+    if not missing:
+        own: Target = model
+        check_facts(own)
+        return own
+    if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
+        return TransformersTarget(model)
+    msg = (
+        f"model: found {type(model).__name__}, which is neither a transformers causal language "
+        f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
+        "(docs/own-target.md)"
+    )
+    raise UnsupportedModelError(msg, slug="not_a_target")
+
+
+def _refuse_unsuitable(model: Any) -> None:
+    name = name_of(model)
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
+        raise UnsupportedModelError(msg, slug="encoder_decoder")
+    if not hasattr(model, "generation_config") or not model.can_generate():
+        msg = f"{name} has no language-model head; load it with AutoModelForCausalLM"
+        raise UnsupportedModelError(msg, slug="no_lm_head")
+    attention = config.get_text_config(decoder=True)._attn_implementation
+    if attention == "flex_attention" and model.device.type == "cpu":
+        msg = (
+            f"{name} uses flex_attention, which corrupts memory on the CPU; load it with "
+            'attn_implementation="sdpa"'
+        )
+        raise UnsupportedModelError(msg, slug="unsupported_attention")
+    if model.training:
+        msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
+        raise UnsupportedModelError(msg, slug="training_mode")
+
+
+def _as_read(logits: torch.Tensor) -> torch.Tensor:
+    """The core reads rows of 32 bits at most, as `generate` does."""
+    return logits.float() if logits.dtype == torch.float64 else logits
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """One id, several, a tensor of them or None, as a tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)

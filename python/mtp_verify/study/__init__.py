@@ -1,1 +1,0 @@
-"""Experiments on claims about multi-token prediction; `mtp-verify study` is the command."""
