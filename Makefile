@@ -28,6 +28,7 @@ COMPAT_TESTS := tests/unit/integrations/hf tests/unit/decoder/test_decode.py \
     tests/unit/caches/test_compiled.py tests/unit/caches/test_names.py tests/unit/caches/test_model.py \
     tests/unit/commands/test_doctor.py tests/docs/test_examples.py
 COMPAT_DOCS := README.md or integrate.md or transformers.md
+HEAD_SOURCES := $(shell find packages/smollm2-head -type f -not -name '*.pyc')
 PYTHON_SOURCES := $(shell find python/mtp_verify -name '*.py')
 
 export HF_HUB_OFFLINE := 1
@@ -129,6 +130,7 @@ docs: $(EXT) ## Run every example of the README and the docs pages
 wheel: $(DEPS) ## Build the wheel, install it with its own dependencies alone, and verify a draft there
 	rm -rf build/wheel
 	$(BIN)/maturin build --release --quiet --out build/wheel
+	@find build/wheel -name '*.whl' -size -4096k | grep -q . || { echo "the wheel has 4 MB or more"; exit 1; }
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/python -I $(CURDIR)/scripts/smoke.py && venv/bin/mtp-verify doctor --quick
@@ -143,7 +145,7 @@ clean: ## Remove build products (.venv and the model cache stay)
 
 # ---- the environment -------------------------------------------------------------------------
 
-$(DEPS): requirements-dev.txt requirements-model.txt constraints.txt
+$(DEPS): requirements-dev.txt requirements-model.txt constraints.txt $(HEAD_SOURCES)
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or later, for example with rustup"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 1; }

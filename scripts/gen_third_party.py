@@ -28,7 +28,7 @@ The compiled module links Rust's standard library (MIT OR Apache-2.0) and the cr
 a crate offers a choice, it is used under Apache-2.0, the licence of this package (`LICENSE`); none
 of these has a NOTICE file. The texts of other licences follow.
 
-The draft head in `integrations/smollm2_head` was trained for SmolLM2-135M-Instruct, and the numbers
+The draft head in `mtp-verify-smollm2-head` was trained for SmolLM2-135M-Instruct, and the numbers
 in `testing/recorded_rows.npy` are rows of that model (Apache-2.0).
 
 | crate | version | licence |

@@ -1,4 +1,4 @@
-"""Put a head that `mtp-verify train` made for SmolLM2 into the package, in bfloat16.
+"""Put a head that `mtp-verify train` made for SmolLM2 into its package, in bfloat16.
 
     mtp-verify train --model smollm2 --out FOLDER
     python scripts/ship_head.py FOLDER --note "how it was run, and on what"
@@ -20,7 +20,9 @@ import mtp_verify as mv
 from mtp_verify.integrations import smollm2
 
 _LIMIT = 10_000_000  # bytes
-_PICTURE = Path(__file__).parents[1] / "docs" / "img" / "head-training.svg"
+_ROOT = Path(__file__).parents[1]
+_FOLDER = _ROOT / "packages" / "smollm2-head" / "src" / "mtp_verify_smollm2_head"
+_PICTURE = _ROOT / "docs" / "img" / "head-training.svg"
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -64,14 +66,14 @@ def main() -> None:
     parser.add_argument("--note", default="", help="kept in the record")
     options = parser.parse_args()
     if options.folder is None:
-        draw(mv.heads.load(smollm2.HEAD_FOLDER).record, _PICTURE)
+        draw(mv.heads.load(_FOLDER).record, _PICTURE)
         return
     model, tokenizer = smollm2.load("bfloat16")
     head = mv.heads.load(options.folder / "head", model, dtype=torch.bfloat16)
     record = {**head.record, "note": options.note, "target": "SmolLM2-135M-Instruct"}
-    folder = smollm2.HEAD_FOLDER
+    folder = _FOLDER
     mv.heads.save(head, folder, target=model, tokenizer=tokenizer, record=record)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if size > _LIMIT:
         raise SystemExit(f"{size:,} bytes; a head that ships has at most {_LIMIT:,}")
     draw(record, _PICTURE)

@@ -102,7 +102,7 @@ def _smollm2() -> Subject:
     subject = _with_tokenizer(
         "SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer
     )
-    return replace(subject, load_head=smollm2.load_head)
+    return replace(subject, load_head=smollm2.load_head if smollm2.has_head() else None)
 
 
 def _checkpoint(folder: Path) -> Subject:

