@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.certification.paths import PathTally
-from mtp_verify.certification.runs import Run, Sampler, check_call
-from mtp_verify.certification.tally import Check, Tally, checks, mean_interval, samples_needed
+from mtp_verify.certification.runs import Run, Sampler, TimedRows, TimeOverError, check_call
+from mtp_verify.certification.tally import (
+    Check,
+    Tally,
+    checks,
+    mean_interval,
+    power_of,
+    samples_needed,
+)
 from mtp_verify.certification.ties import Ties
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -31,6 +38,10 @@ _NUM_LOOKS = 4
 # Controls check the machinery, not the engine: their own false alarms must not matter.
 _CONTROL_ALPHA = 1e-6
 _CONTROL_FACTOR = 2.0
+# Strings that a control draws one by one, over all prompts; the counts of all others at once.
+_CONTROL_STRINGS = 1 << 16
+# For the first prompt's law, whatever the limit: without it there is nothing to report.
+_LEAST_SECONDS = 1.0
 # Tokens of each string that are compared one by one, where the engine returns more.
 _MOST_TOKENS = 32
 
@@ -45,8 +56,11 @@ class Certificate:
             "not enough data", or "lossy": the engine says itself that it does not keep the law.
         min_tv: The total variation that was looked for.
         alpha: Probability that a right engine is called biased.
-        power: Probability that a bias of `min_tv` is found.
+        power: Probability that a bias of `min_tv` is found with all the samples needed.
+        power_reached: The same with the samples that were drawn.
         num_samples: Strings drawn over all prompts; `num_needed` for a pass.
+        prompts: Those whose law was known in time; no sample is drawn before all are.
+        num_prompts: How many there were to be.
         checks: Every test, the combined joint law first.
         horizon: Tokens of each string that were compared one by one.
         tv: Total variation from the target's law, the mean over the prompts; 95 %.
@@ -63,9 +77,11 @@ class Certificate:
     min_tv: float
     alpha: float
     power: float
+    power_reached: float
     num_samples: int
     num_needed: int
     prompts: tuple[tuple[int, ...], ...]
+    num_prompts: int
     checks: tuple[Check, ...]
     horizon: int
     tv: stats.Interval
@@ -82,7 +98,7 @@ class Certificate:
 
     @property
     def num_missing(self) -> int:
-        """How many more samples a pass needs."""
+        """How many more samples a pass needs, for the prompts whose law is known."""
         return max(0, self.num_needed - self.num_samples)
 
     @property
@@ -146,7 +162,9 @@ def certify(
             decides between them. Take more for engines in bfloat16.
         seed: The first seed; later calls take seed + 1, seed + 2, ...
         max_samples: Most samples over all prompts; None means as many as needed.
-        max_seconds: Most time; None means no limit. It is looked at before each call of the engine.
+        max_seconds: Most time; None means no limit. It is looked at before each call of the engine
+            and of `rows`; two calls that try the engine out are made in any case. The controls come
+            before the samples, so that they count too.
         resume: A file that keeps the counts: an interrupted run goes on where it was.
         name: For the report.
         details: What else the report should say (versions, settings).
@@ -155,10 +173,11 @@ def certify(
         The certificate; `mv.certification.report` renders it.
 
     Raises:
-        ParamsError: No target given, a law too large to enumerate, or a sampler that returns
-            something else than such strings.
+        ParamsError: No target given, a law too large to enumerate, no time for the law of a single
+            prompt, or a sampler that returns something else than such strings.
     """
     started = time.monotonic()
+    deadline = math.inf if max_seconds is None else started + max_seconds
     for what, value in (("alpha", alpha), ("power", power), ("min_tv", min_tv)):
         if not 0 < value < 1:
             message = f"{what}: found {value}, wanted 0 < {what} < 1"
@@ -171,32 +190,39 @@ def certify(
     params = as_params(params)
     eos = getattr(subject, "eos", None) if eos is None else eos
     allowed = getattr(subject, "allowed", None) if allowed is None else allowed
-    chosen = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
-    tokens = TokenLaws(rows, params, eos=eos, allowed=allowed)
+    wanted = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
+    timed = TimedRows(rows, deadline)
+    tokens = TokenLaws(timed, params, eos=eos, allowed=allowed)
     with Progress() as progress:
         progress.show("enumerating the exact law")
-        laws = [exact_law(tokens, prompt, length) for prompt in chosen]
+        laws = _laws_in_time(tokens, timed, wanted, length, max(deadline, started + _LEAST_SECONDS))
+        chosen = wanted[: len(laws)]
         # Before sampling: it says early whether the engine can be called at all.
         progress.show("trying the engine out")
-        repeats, width, seconds = _try_out(subject, chosen[0], seed, length)
+        repeats, width, seconds = _try_out(subject, wanted[0], seed, length)
     horizon = min(width, _MOST_TOKENS) if horizon is None else horizon
     paths = PathTally(tokens, laws[0].vocab - tokens.may_end, horizon, tie)
     levels = stats.spend(alpha, _NUM_LOOKS)
     needed = samples_needed(laws, paths, min_tv=min_tv, alpha=levels[-1], power=power)
+    with progress:
+        progress.show("running the controls")
+        began = time.monotonic()
+        controls = _controls(laws, needed, min_tv, seed)
+        # Each of the two runs all tests once, as the last look at the samples will.
+        deadline -= (time.monotonic() - began) / 2
     declared = getattr(subject, "lossy", None)
     ties = Ties(tokens, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
     tallies = [Tally(law) for law in laws]
     kept = ties if params.is_greedy else None
-    run = Run(subject, chosen, tallies, paths, needed, seed, kept, progress)
+    run = Run(subject, timed, chosen, tallies, paths, needed, seed, kept, progress)
     run.call_seconds = seconds  # at least: the try-out draws fewer strings
     name = name or str(getattr(subject, "name", getattr(subject, "__name__", type(subject))))
-    if resume is not None:
+    if resume is not None and len(chosen) == len(wanted):
         identity = {"name": name, "prompts": chosen, "length": length, "seed": seed}
         identity |= {"horizon": horizon, "eos": eos, "grammar": getattr(allowed, "name", "")}
         # The levels too: looks that were spent at another alpha would not add up.
         identity |= {"params": str(params), "vocab": laws[0].vocab}
         run.load(Path(resume), identity | {"min_tv": min_tv, "alpha": alpha, "power": power})
-    deadline = math.inf if max_seconds is None else started + max_seconds
     most = math.inf if max_samples is None else max_samples
     is_biased = False
     with progress:
@@ -210,7 +236,9 @@ def certify(
             if is_last or (is_biased and declared is None):
                 break
     run.save()
-    verdict = "pass" if run.num_samples >= needed else "not enough data"
+    is_whole = run.num_samples >= needed and len(chosen) == len(wanted)
+    verdict = "pass" if is_whole else "not enough data"
+    reached = power_of(laws, paths, num_samples=run.num_samples, min_tv=min_tv, alpha=levels[-1])
     if is_biased:
         verdict = "biased"
     if declared is not None:
@@ -221,14 +249,16 @@ def certify(
         min_tv=min_tv,
         alpha=alpha,
         power=power,
+        power_reached=reached,
         num_samples=run.num_samples,
         num_needed=needed,
         prompts=chosen,
+        num_prompts=len(wanted),
         checks=tuple(found),
         horizon=horizon,
         tv=mean_interval(run.tallies),
         intervals=tuple(mean_interval([tally]) for tally in run.tallies),
-        controls=_controls(laws, needed, min_tv, seed),
+        controls=controls,
         seeds=(seed, run.next_seed - 1),
         repeats=repeats,
         ties=ties.num,
@@ -256,6 +286,35 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple(made)[:count]
 
 
+def _laws_in_time(
+    tokens: TokenLaws,
+    rows: TimedRows,
+    prompts: Sequence[tuple[int, ...]],
+    length: int,
+    first_end: float,
+) -> list[JointLaw]:
+    """The laws of the prompts, in order, as far as the time goes; the first has until `first_end`.
+
+    Raises:
+        ParamsError: There was no time for one.
+    """
+    laws: list[JointLaw] = []
+    end, rows.end = rows.end, first_end
+    try:
+        for prompt in prompts:
+            laws.append(exact_law(tokens, prompt, length))
+            rows.end = end
+    except TimeOverError as error:
+        if not laws:
+            message = (
+                "max_seconds: found too little for the law of one prompt; wanted more seconds, a "
+                "smaller length or faster rows"
+            )
+            raise ParamsError(message, slug="too_little_time") from error
+    rows.end = math.inf
+    return laws
+
+
 def _try_out(
     subject: Sampler, prompt: tuple[int, ...], seed: int, length: int
 ) -> tuple[bool, int, float]:
@@ -281,15 +340,18 @@ def _controls(
 ) -> dict[str, bool]:
     """Run the same tests on right sampling, which must pass, and on wrong, which must be found."""
     rng = np.random.default_rng(seed)
-    share = 2 * (-(-num_samples // (2 * len(laws))))
+    half = -(-num_samples // (2 * len(laws))) + 1
+    # A few are strings, so that counting them is tried too; all of them would take minutes.
+    num_strings = min(half, -(-_CONTROL_STRINGS // (2 * len(laws))))
 
     def smallest(wanted: Sequence[np.ndarray[Any, Any]]) -> float:
         tallies = []
         for law, probs in zip(laws, wanted, strict=True):
             tally = Tally(law)
-            halves = rng.choice(len(probs), (2, share // 2 + 1), p=probs)
+            halves = rng.choice(len(probs), (2, num_strings), p=probs)
             powers = law.vocab ** np.arange(law.length - 1, -1, -1)
-            tally.add(*(half[:, None] // powers % law.vocab for half in halves))
+            tally.add(*(strings[:, None] // powers % law.vocab for strings in halves))
+            tally.add_counts(half - num_strings, probs, rng)
             tallies.append(tally)
         return min(check.adjusted for check in checks(tallies))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,7 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
             f"{c.name}: lossy by its own account ({c.lossy}), TV {_interval(c.tv)}" for c in lossy
         )
     elif short:
-        summary = "; ".join(
-            f"{c.name}: not enough data, {c.num_missing:,} samples missing" for c in short
-        )
+        summary = "; ".join(f"{c.name}: not enough data, {_missing(c)}" for c in short)
     else:
         summary = (
             f"nothing of total variation {min(c.min_tv for c in certificates)} or more found "
@@ -83,6 +82,17 @@ def _why(certificate: Certificate) -> str:
     return "a control failed" if not certificate.is_sound else f"TV {_interval(certificate.tv)}"
 
 
+def _missing(c: Certificate) -> str:
+    if len(c.prompts) < c.num_prompts:
+        return f"the law of {len(c.prompts)} of {c.num_prompts} prompts was known in time"
+    return f"{c.num_missing:,} samples missing (power {_power_reached(c)})"
+
+
+def _power_reached(c: Certificate) -> str:
+    """Rounded down: what is shown was reached."""
+    return f"{math.floor(c.power_reached * 1000) / 1000:g}"
+
+
 def _interval(interval: stats.Interval) -> str:
     return f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
@@ -95,6 +105,9 @@ def _table(certificates: Sequence[Certificate]) -> Table:
         cells = (f"{c.num_samples:,}", f"{c.num_needed:,}", f"{least.adjusted:.1e}")
         rows.append((c.name, c.verdict, *cells, _interval(c.tv), controls, f"{c.seconds:.0f}"))
     first = certificates[0]
+    short = tuple(
+        f"{c.name} ended early: {_missing(c)}." for c in certificates if c.verdict == _NOT_ENOUGH
+    )
     return Table(
         title="",
         columns=("engine", "verdict", "samples", "needed", "p", "TV [95 %]", "controls", "s"),
@@ -104,6 +117,7 @@ def _table(certificates: Sequence[Certificate]) -> Table:
             "",
             f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
             f"probability {first.alpha}.",
+            *short,
             "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
             "mean over prompts.",
             f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
@@ -181,11 +195,13 @@ def _as_data(c: Certificate) -> dict[str, Any]:
         "min_tv": c.min_tv,
         "alpha": c.alpha,
         "power": c.power,
+        "power_reached": c.power_reached,
         "horizon": c.horizon,
         "seeds": {"first": c.seeds[0], "last": c.seeds[1]},
         "same_seed_same_output": c.repeats,
         "ties": c.ties,
         "controls": c.controls,
+        "prompts_wanted": c.num_prompts,
         "prompts": [
             {"tokens": prompt, "total_variation": vars(interval)}
             for prompt, interval in zip(c.prompts, c.intervals, strict=True)
@@ -217,6 +233,8 @@ def _section(certificate: Certificate) -> str:
         ("total variation [95 %]", _interval(c.tv)),
         ("samples", f"{c.num_samples:,} of {c.num_needed:,} needed"),
         ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),
+        ("power reached", _power_reached(c)),
+        ("prompts whose law was known in time", f"{len(c.prompts)} of {c.num_prompts}"),
         ("controls", ", ".join(f"{name}: {ok}" for name, ok in c.controls.items())),
         ("tokens compared one by one", f"{c.horizon}"),
         ("seeds", f"{c.seeds[0]} to {c.seeds[1]}; same seed, same output: {c.repeats}"),

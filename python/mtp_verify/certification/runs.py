@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.ties import Ties
     from mtp_verify.console.terminal import Progress
 
-__all__ = ["Run", "Sampler", "check_call"]
+__all__ = ["Run", "Sampler", "TimeOverError", "TimedRows", "check_call"]
 
 Sampler = Callable[[Sequence[int], int, int], Any]
 
@@ -57,12 +57,48 @@ def check_call(call: NDArray[np.int64], count: int, width: int) -> None:
         raise ParamsError(message, slug="shape_mismatch")
 
 
+class TimeOverError(Exception):
+    """The time was over while rows of the target were computed."""
+
+
+class TimedRows:
+    """Rows of a target that raise `TimeOverError` instead, once the time is over.
+
+    Laws are enumerated and strings are counted by asking for row after row: each is a place to end.
+
+    Args:
+        rows: From the tokens so far to logits (V,).
+        end: When the time is over, of `time.monotonic()`; may be set anew.
+    """
+
+    def __init__(self, rows: Callable[[tuple[int, ...]], Any], end: float) -> None:
+        self.rows, self.end = rows, end
+
+    def __call__(self, path: tuple[int, ...]) -> Any:
+        """Return the logits behind a path."""
+        self.check()
+        return self.rows(path)
+
+    def prefetch(self, prompt: tuple[int, ...], strings: NDArray[np.int64]) -> None:
+        """Compute many rows at once, where the target can do that."""
+        self.check()
+        many = getattr(self.rows, "prefetch", None)
+        if many is not None:
+            many(prompt, strings)
+
+    def check(self) -> None:
+        """Raise if the time is over."""
+        if time.monotonic() >= self.end:
+            raise TimeOverError
+
+
 class Run:
     """The calls of one certification, four consecutive seeds at a time, prompt after prompt."""
 
     def __init__(
         self,
         subject: Sampler,
+        rows: TimedRows,
         prompts: tuple[tuple[int, ...], ...],
         tallies: list[Tally],
         paths: PathTally,
@@ -71,7 +107,8 @@ class Run:
         ties: Ties | None,
         progress: Progress,
     ) -> None:
-        self.subject, self.prompts, self.tallies, self.paths = subject, prompts, tallies, paths
+        self.subject, self.rows, self.prompts = subject, rows, prompts
+        self.tallies, self.paths = tallies, paths
         self.ties = ties
         self.needed, self.next_seed = needed, seed
         # Some 16 rounds: enough for progress and looks, few enough for engines that batch.
@@ -94,7 +131,9 @@ class Run:
 
         Prompts need equally many samples, and a round that the deadline meets is not counted: that
         depends on the clock, never on what was drawn. Where there is a deadline, rounds begin small
-        and grow while they take a small share of the time.
+        and grow while they take a small share of the time. How long it takes to count one depends
+        on what was drawn: that share of the time is there for it behind the deadline, which the
+        other rounds had enough of.
         """
         began, at_start = time.monotonic(), self.num_samples
         self._progress.show(f"{at_start:,} of {self.needed:,} samples")
@@ -106,13 +145,8 @@ class Run:
             drawn = self._draw(count, width, deadline)
             if drawn is None:
                 return
-            for prompt, tally, calls in zip(self.prompts, self.tallies, drawn, strict=True):
-                self.paths.add(prompt, calls, self.next_seed)
-                if self.ties is not None:
-                    calls = [self.ties.resolve(prompt, call) for call in calls]
-                for pair in range(0, NUM_CALLS, 2):
-                    tally.add(*calls[pair : pair + 2])
-                self.next_seed += NUM_CALLS
+            if not self._count(drawn, deadline + most):
+                return
             seconds = time.monotonic() - start
             if seconds < most / 2:
                 self._num_rows = min(2 * self._num_rows, self.count)
@@ -144,6 +178,26 @@ class Run:
             drawn.append(calls)
         return drawn
 
+    def _count(self, drawn: list[list[NDArray[np.int64]]], end: float) -> bool:
+        """Count a round; False, and nothing is counted, if the time is over before all of it is."""
+        kept = self._state()
+        self.rows.end = end
+        try:
+            for prompt, tally, calls in zip(self.prompts, self.tallies, drawn, strict=True):
+                self.rows.check()
+                self.paths.add(prompt, calls, self.next_seed)
+                if self.ties is not None:
+                    calls = [self.ties.resolve(prompt, call) for call in calls]
+                for pair in range(0, NUM_CALLS, 2):
+                    tally.add(*calls[pair : pair + 2])
+                self.next_seed += NUM_CALLS
+        except TimeOverError:
+            self._restore(kept)
+            return False
+        finally:
+            self.rows.end = inf
+        return True
+
     def _show(self, began: float, at_start: int) -> None:
         done = self.num_samples
         rate = (done - at_start) / max(1e-9, time.monotonic() - began)
@@ -162,10 +216,13 @@ class Run:
         try:
             state = json.loads(path.read_text())
             found = state["identity"]
-            next_seed, count = int(state["next_seed"]), int(state["count"])
-            kept = [dict(tally) for tally in state["tallies"]]
-            along = dict(state["paths"])
-            num_ties = int(state["num_ties"])
+            state = {
+                "next_seed": int(state["next_seed"]),
+                "count": int(state["count"]),
+                "num_ties": int(state["num_ties"]),
+                "tallies": [dict(tally) for tally in state["tallies"]],
+                "paths": dict(state["paths"]),
+            }
         except (KeyError, TypeError, ValueError) as error:
             message = f"{path}: these are not kept counts ({error!r}): take another file"
             raise ParamsError(message, slug="bad_resume") from error
@@ -175,29 +232,35 @@ class Run:
                 "there: take another file"
             )
             raise ParamsError(message, slug="bad_resume")
-        if len(kept) != len(self.tallies) or count < 1:
-            message = f"{path}: found {len(kept)} prompts of {count} samples: take another file"
+        num, count = len(state["tallies"]), state["count"]
+        if num != len(self.tallies) or count < 1:
+            message = f"{path}: found {num} prompts of {count} samples: take another file"
             raise ParamsError(message, slug="bad_resume")
-        for tally, counts in zip(self.tallies, kept, strict=True):
-            tally.restore(counts)
-        self.paths.restore(along)
-        self.next_seed, self.count = next_seed, count
-        if self.ties is not None:
-            self.ties.num = num_ties
+        self._restore(state)
 
     def save(self) -> None:
         """Write the counts, so that no moment leaves half a file."""
         self.saved = time.monotonic()
         if self.path is None:
             return
-        state = {
-            "identity": self.identity,
+        state = {"identity": self.identity, **self._state()}
+        draft = self.path.with_suffix(self.path.suffix + ".part")
+        draft.write_text(json.dumps(state))
+        draft.replace(self.path)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "next_seed": self.next_seed,
             "count": self.count,
             "num_ties": 0 if self.ties is None else self.ties.num,
             "tallies": [tally.state() for tally in self.tallies],
             "paths": self.paths.state(),
         }
-        draft = self.path.with_suffix(self.path.suffix + ".part")
-        draft.write_text(json.dumps(state))
-        draft.replace(self.path)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for tally, counts in zip(self.tallies, state["tallies"], strict=True):
+            tally.restore(counts)
+        self.paths.restore(state["paths"])
+        self.next_seed, self.count = state["next_seed"], state["count"]
+        if self.ties is not None:
+            self.ties.num = state["num_ties"]

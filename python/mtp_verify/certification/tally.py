@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from mtp_verify.certification.paths import PathTally
     from mtp_verify.testing.laws import JointLaw
 
-__all__ = ["Check", "Tally", "checks", "mean_interval", "num_checks", "samples_needed"]
+__all__ = [
+    "Check",
+    "Tally",
+    "checks",
+    "mean_interval",
+    "num_checks",
+    "power_of",
+    "samples_needed",
+]
 
 # Cells of the first-token law in the independence tests: pairs have that many squared.
 _MAX_CLASSES = 8
@@ -92,6 +100,20 @@ class Tally:
             self.neighbours += np.bincount(pairs, minlength=num * num)
         self.next_seed += np.bincount(classes[0] * num + classes[1], minlength=num * num)
 
+    def add_counts(self, count: int, probs: Any, rng: np.random.Generator) -> None:
+        """Count twice `count` independent strings of a law (V**k,) without drawing each.
+
+        Each table has the law that `add` gives it; between tables there is no dependence, which no
+        test looks for.
+        """
+        firsts = np.asarray(probs).reshape(self.law.vocab, -1).sum(axis=1)
+        classes = np.bincount(self.classes, firsts, len(self.class_law))
+        pairs = np.outer(classes, classes).reshape(-1)
+        for half in self.halves:
+            _draw_counts(half, count, probs, rng)
+        for table, num in ((self.neighbours, count // 2 * 2), (self.next_seed, count)):
+            _draw_counts(table, num, pairs, rng)
+
     def fits(self) -> list[tuple[str, stats.Fit]]:
         """The tests of this prompt; the joint law first."""
         counts, law = self.halves.sum(axis=0), self.law
@@ -131,6 +153,13 @@ class Tally:
                 message = f"{name}: found shape {counts.shape}, wanted counts of shape {wanted}"
                 raise ParamsError(message, slug="bad_resume")
             setattr(self, name, counts)
+
+
+def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> None:
+    """Add to a table the counts of `count` draws; rounding puts none where nothing can be."""
+    possible = np.flatnonzero(probs)
+    weights = np.asarray(probs)[possible]
+    table[possible] += rng.multinomial(count, weights / weights.sum())
 
 
 def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Check]:
@@ -245,3 +274,30 @@ def samples_needed(
         share = total / len(laws)
         cells = [int(stats.pool(law.probs * share).max(initial=0)) + 1 for law in laws]
     return total
+
+
+def power_of(
+    laws: Sequence[JointLaw],
+    paths: PathTally | None = None,
+    *,
+    num_samples: int,
+    min_tv: float,
+    alpha: float,
+) -> float:
+    """Probability that a bias of `min_tv` is found with so many samples over all prompts.
+
+    That of the joint test, or of the test by rank where that is smaller: `samples_needed` the other
+    way round.
+    """
+    level = alpha / num_checks(laws, paths)
+    share = num_samples / len(laws)
+    if share < 1:
+        return 0.0
+    df = sum(int(stats.pool(law.probs * share).max(initial=0)) for law in laws)
+    if all(np.count_nonzero(law.probs) == 1 for law in laws):
+        return float(-np.expm1(num_samples * np.log1p(-min_tv)))
+    bias = 4 * num_samples * min_tv * min_tv
+    return min(
+        stats.noncentral_chi_square_sf(stats.chi_square_quantile(level, df), df, bias)
+        for df in (max(1, df), _MAX_CLASSES - 1)
+    )

@@ -3,16 +3,21 @@
 Threads that spin while they wait for each other lose badly on shared cores (3 to 5 times slower
 than one thread has been seen), and nothing in the machine's description tells. So the model's own
 decode step is timed at several thread counts, in turn, and the fastest wins. What was measured is
-kept in the user's cache folder.
+kept in the user's cache folder, unless other programs were busy meanwhile.
+
+How busy they were is read from the system's count of each core's busy time, less our own, during
+the measurement. The load average would be a mean over the minute before it, most of which is our
+own loading of the model.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf
+from pathlib import Path
 from statistics import median
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +31,18 @@ if TYPE_CHECKING:
 
     from mtp_verify.models.target import Target
 
-__all__ = ["ThreadReport", "measure", "num_cores", "use_best"]
+__all__ = ["ThreadReport", "measure", "num_cores", "renew", "use_best"]
 
 # A second thread must save this much of a step: less is noise, and leaves nothing for other work.
 _WORTHWHILE = 0.95
 _MOST_SECONDS = 3.0  # of one measurement: no user should wait longer for it
 _WIDTHS = (1, 8)
+# Of the cores' time: if other programs take more, the times are theirs as well as the model's.
+_QUIET = 0.1
+_LEAST_SECONDS = 0.3  # of counting busy time: it is counted in hundredths of a second
+_STAT = Path("/proc/stat")
+_NUM_TIMES = 8  # of a core there: user, nice, system, idle, iowait, irq, softirq, steal
+_IDLE = slice(3, 5)
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,16 @@ class ThreadReport:
         milliseconds: for each thread count that was timed, the median time of a step for each
             width (tokens per step).
         cores: processor cores that this process may use.
+        others: share of these cores' time that other programs took meanwhile; None where the system
+            does not tell (elsewhere than on Linux), or where kept times were read.
+        is_kept: whether the times lie in the cache folder.
     """
 
     best: int
     milliseconds: dict[int, dict[int, float]]
     cores: int
+    others: float | None = field(default=None, compare=False)
+    is_kept: bool = field(default=False, compare=False)
 
 
 def num_cores() -> int:
@@ -93,6 +109,7 @@ def measure(
         msg = "counts, widths and rounds must be at least 1, and none of them empty"
         raise ParamsError(msg, slug="bad_measurement")
     target = as_target(model)
+    meter = _Meter()
     before = torch.get_num_threads()
     samples: dict[int, dict[int, list[float]]] = {n: {w: [] for w in widths} for n in tried}
     try:
@@ -115,14 +132,15 @@ def measure(
         for count, row in samples.items()
         if all(row.values())
     }
-    return ThreadReport(best=_best(times), milliseconds=times, cores=cores)
+    return ThreadReport(_best(times), times, cores, others=meter.read())
 
 
 def use_best(model: Any) -> ThreadReport:
     """Set torch's thread count to the best, which is measured once.
 
-    What `measure` finds is kept in the user's cache folder (`MTP_VERIFY_CACHE`) once every count
-    has had a turn, and measured again for another model, device, number of cores, or version of
+    What `measure` finds is kept in the user's cache folder (`MTP_VERIFY_CACHE`) if every count
+    has had a turn and other programs took at most a tenth of the cores' time meanwhile; else it is
+    used this once. It is measured again for another model, device, number of cores, or version of
     this package, torch or transformers, and where the file is damaged.
 
     Args:
@@ -133,17 +151,76 @@ def use_best(model: Any) -> ThreadReport:
     """
     target = as_target(model)
     cores = num_cores()
-    counts = _default_counts(cores)
-    key = store.key_of(target, timed="thread counts", cores=cores)
+    key = _key(target, cores)
     known = {} if key is None else store.load(key)
-    if _is_complete(known, counts):
-        report = ThreadReport(best=_best(known), milliseconds=known, cores=cores)
+    if _is_complete(known, _default_counts(cores)):
+        report = ThreadReport(_best(known), known, cores, is_kept=True)
     else:
-        report = measure(target, counts=counts)
-        if key is not None and _is_complete(report.milliseconds, counts):
-            store.save(key, report.milliseconds)
+        report = renew(target)
     torch.set_num_threads(report.best)
     return report
+
+
+def renew(model: Any) -> ThreadReport:
+    """Measure, whatever is kept, and keep it as `use_best` does; set nothing.
+
+    Args:
+        model: as in `measure`.
+
+    Raises:
+        UnsupportedModelError: as `measure`.
+    """
+    target = as_target(model)
+    cores = num_cores()
+    counts = _default_counts(cores)
+    key = _key(target, cores)
+    report = measure(target, counts=counts)
+    is_quiet = report.others is None or report.others <= _QUIET
+    if key is None or not is_quiet or not _is_complete(report.milliseconds, counts):
+        return report
+    store.save(key, report.milliseconds)
+    return replace(report, is_kept=True)
+
+
+def _key(target: Target, cores: int) -> dict[str, Any] | None:
+    return store.key_of(target, timed="thread counts", cores=cores)
+
+
+class _Meter:
+    """How much of the cores' time other programs take from now on."""
+
+    def __init__(self) -> None:
+        self._busy, self._start = _busy_seconds(), os.times()
+
+    def read(self) -> float | None:
+        """The share so far; waits until there is enough to tell. None if the system does not."""
+        if self._busy is None:
+            return None
+        sleep(max(0.0, self._start.elapsed + _LEAST_SECONDS - os.times().elapsed))
+        busy, now = _busy_seconds(), os.times()
+        if busy is None:
+            return None
+        own = now.user + now.system - self._start.user - self._start.system
+        seconds = now.elapsed - self._start.elapsed
+        return max(0.0, busy - self._busy - own) / (seconds * num_cores())
+
+
+def _busy_seconds() -> float | None:
+    """How long the cores that this process may use have been busy, for whomever; None if unknown.
+
+    Time that a host took away from a virtual machine counts as busy.
+    """
+    try:
+        cores = os.sched_getaffinity(0)
+        total = 0
+        for line in _STAT.read_text().splitlines():
+            name, *times = line.split()
+            if name[3:].isdigit() and name.startswith("cpu") and int(name[3:]) in cores:
+                ticks = [int(time) for time in times[:_NUM_TIMES]]
+                total += sum(ticks) - sum(ticks[_IDLE])
+        return total / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _is_complete(times: dict[int, dict[int, float]], counts: list[int]) -> bool:

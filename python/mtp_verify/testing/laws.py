@@ -186,7 +186,14 @@ def exact_law(
         )
         raise ParamsError(message, slug="law_too_large")
     strings: list[tuple[int, ...]] = [()]
-    for _ in range(length):
+    for depth in range(length):
+        known = [
+            string
+            for string, prob in zip(strings, probs, strict=True)
+            if prob > 0 and num_tokens not in string
+        ]
+        if depth and known:
+            laws.prefetch(start, np.array(known))
         grown = np.zeros((len(strings), vocab))
         for i, string in enumerate(strings):
             if probs[i] > 0:

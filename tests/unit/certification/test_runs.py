@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtp_verify.certification import blackbox, certify, runs
+import mtp_verify as mv
+from mtp_verify.certification import blackbox, certify, report, runs
+from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.commands import certify as command
 from mtp_verify.commands import cli
 from mtp_verify.testing import mutants
@@ -69,6 +71,91 @@ def test_the_modes_of_a_command_share_its_seconds(monkeypatch, capsys):
     assert cli.main(words) == 2
     assert json.loads(capsys.readouterr().out)["status"] == "not_enough_data"
     assert given == [30.0, 40.0, 40.0]
+
+
+class SlowRows:
+    """A right engine that takes no time, and a target whose rows do: behind long texts alone, or
+    all of them."""
+
+    def __init__(self, monkeypatch, seconds, *, longer_than=0):
+        self.slow, self.longer_than = Slow(monkeypatch, 0.0), longer_than
+        self.seconds, self.params = seconds, self.slow.params
+
+    def rows(self, path):
+        self.slow.now += self.seconds * (len(path) > self.longer_than)
+        return self.slow.rows(path)
+
+    def __call__(self, prompt, n, seed):
+        return self.slow(prompt, n, seed)
+
+
+def test_where_time_ends_while_laws_are_enumerated_it_says_so_and_nothing_passes(monkeypatch):
+    engine = SlowRows(monkeypatch, 0.05)
+    # 21 rows a prompt: one second and a bit.
+    found = certify(engine, prompts=make_prompts(50), min_tv=0.1, max_seconds=10, name="slow")
+    assert engine.slow.now <= 12
+    assert (found.verdict, found.num_samples, found.power_reached) == ("not enough data", 0, 0.0)
+    assert (len(found.prompts), found.num_prompts) == (9, 50)
+    made = report([found])
+    assert made.exit_code == 2
+    for text in (made.summary, made.to_text()):
+        assert "the law of 9 of 50 prompts was known in time" in text
+    assert "9 of 50" in made.to_html()
+    assert json.loads(made.to_json())["certificates"][0]["prompts_wanted"] == 50
+
+
+def test_kept_counts_stay_where_time_ends_before_all_laws_are_known(monkeypatch, tmp_path):
+    file = tmp_path / "counts.json"
+    options = {"prompts": make_prompts(5), "min_tv": 0.1, "resume": file, "name": "slow"}
+    certify(SlowRows(monkeypatch, 0.0), max_samples=900, **options)
+    kept = file.read_text()
+    found = certify(SlowRows(monkeypatch, 0.1), max_seconds=5, **options)
+    assert found.verdict == "not enough data"
+    assert file.read_text() == kept
+
+
+def test_without_time_for_one_law_it_is_refused(monkeypatch):
+    engine = SlowRows(monkeypatch, 1.0)
+    with pytest.raises(mv.ParamsError, match="too little for the law of one prompt") as caught:
+        certify(engine, max_seconds=10)
+    assert caught.value.slug == "too_little_time"
+    assert engine.slow.now <= 12
+
+
+@pytest.mark.parametrize("seconds", [0.003, 0.01, 1.0])
+def test_a_round_that_takes_too_long_to_count_is_not_counted(monkeypatch, seconds):
+    # Prompts have five tokens at most, the enumeration asks for two more.
+    engine = SlowRows(monkeypatch, seconds, longer_than=7)
+    engine.slow.engine = mutants.engine(length=12)
+    found = certify(engine, min_tv=0.02, max_seconds=60)
+    assert found.verdict == "not enough data"
+    assert engine.slow.now <= 72
+    assert len({tally.num_samples for tally in found.tallies}) == 1
+    assert (found.num_samples > 0) == (seconds < 1.0)
+    # All counts are those of whole rounds.
+    assert found.paths.seen.sum() == found.num_samples * found.horizon
+    assert sum(tally.next_seed.sum() for tally in found.tallies) == found.num_samples / 2
+
+
+def test_controls_take_as_long_for_any_number_of_samples():
+    # Drawn one by one they would take hundreds of terabytes.
+    found = certify(mutants.engine(), min_tv=1e-6, max_seconds=0.0)
+    assert found.num_needed > 10**13
+    assert found.is_sound
+
+
+def test_the_power_of_what_was_drawn_is_said():
+    some = certify(mutants.engine(), min_tv=0.05, max_samples=6000)
+    more = certify(mutants.engine(), min_tv=0.05, max_samples=12000)
+    whole = certify(mutants.engine(), min_tv=0.05)
+    assert [found.verdict for found in (some, more, whole)] == [*["not enough data"] * 2, "pass"]
+    assert 0 < some.power_reached < more.power_reached < 0.99 <= whole.power_reached + 1e-3
+    made = report([some])
+    said = f"(power {int(1000 * some.power_reached) / 1000:g})"
+    assert said in made.summary
+    assert said in made.to_text()
+    document = json.loads(made.to_json())
+    assert document["certificates"][0]["power_reached"] == some.power_reached
 
 
 @pytest.mark.parametrize("words", [["--max-seconds", "5"], ["--resume", "x"], ["--mode", "x"]])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.commands import cli, doctor
+from mtp_verify.commands import cli, doctor, threads
 
 
 def test_doctor_reports_versions_build_processor_extras_and_engines():
@@ -95,6 +95,26 @@ def test_hook_of_vllm_follows_its_version_in_either_distribution(monkeypatch, ve
 def test_text_says_how_to_get_torch_when_it_is_missing(monkeypatch):
     monkeypatch.setattr(doctor, "_torch", lambda *, measure: None)
     assert 'pip install "mtp-verify[torch]"' in doctor.run(measure=False).to_text()
+
+
+@pytest.mark.parametrize(
+    ("others", "is_kept", "words"),
+    [
+        (0.01, True, "kept for the other commands"),
+        (0.4, False, "not kept: other programs took 40%; run it again on an idle machine"),
+    ],
+)
+def test_what_is_measured_anew_is_kept_or_the_text_says_why_not(
+    others, is_kept, words, monkeypatch
+):
+    pytest.importorskip("transformers", reason="the measurement needs a model")
+    times = {1: {1: 2.0, 8: 3.0}}
+    seen = threads.ThreadReport(1, times, 1, others=others, is_kept=is_kept)
+    monkeypatch.setattr(threads, "renew", lambda model: seen)
+    monkeypatch.setattr(doctor, "_version", lambda _: None)  # the tiny model
+    found = {"torch": doctor._torch(measure=True)}
+    assert (found["torch"]["policy"]["is_kept"], found["torch"]["policy"]["best"]) == (is_kept, 1)
+    assert words in doctor._policy_table(found["torch"]["policy"]).to_text()
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ def clock(monkeypatch):
 
     tick.now = 0.0
     monkeypatch.setattr(threads, "perf_counter", tick)
+    monkeypatch.setattr(threads, "_busy_seconds", lambda: None)
     return cost
 
 
@@ -118,6 +121,78 @@ def test_a_measurement_that_was_cut_short_is_used_but_not_kept(two_cores, monkey
     assert found.best == torch.get_num_threads() == 1
     assert sorted(found.milliseconds) == [1]
     assert not two_cores.exists()
+
+
+@pytest.fixture
+def load(two_cores, monkeypatch):
+    """How many of the two cores other programs keep busy, while they are measured."""
+    state, now = {"cores": 0.0}, [0.0]
+
+    def times():
+        return SimpleNamespace(user=0.9 * now[0], system=0.1 * now[0], elapsed=now[0])
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(os, "times", times)
+    monkeypatch.setattr(threads, "sleep", sleep)
+    monkeypatch.setattr(threads, "_busy_seconds", lambda: (1 + state["cores"]) * now[0])
+    return state
+
+
+@pytest.mark.parametrize(("cores", "is_kept"), [(0.0, True), (0.1, True), (0.4, False), (2, False)])
+def test_a_count_is_kept_only_if_other_programs_were_idle(load, two_cores, cores, is_kept):
+    load["cores"] = cores
+    model = tiny_model("llama")
+    found = threads.use_best(model)
+    assert found.best == torch.get_num_threads() == 2  # for this run it is used
+    assert found.others == pytest.approx(cores / 2, abs=1e-6)
+    assert found.is_kept == two_cores.exists() == is_kept
+
+
+def test_once_the_machine_is_idle_it_is_measured_again_and_kept(load, two_cores, clock):
+    model = tiny_model("llama")
+    load["cores"] = 2.0
+    clock.update({2: 5.0})
+    assert threads.use_best(model).best == 1
+    load["cores"] = 0.0
+    clock.update({2: 0.5})
+    assert threads.use_best(model).best == 2
+    assert len(list(two_cores.iterdir())) == 1
+
+
+def test_renew_measures_although_there_is_a_count_and_a_busy_machine_leaves_it(load, clock):
+    model = tiny_model("llama")
+    before = torch.get_num_threads()
+    assert threads.use_best(model).best == 2
+    torch.set_num_threads(before)
+    clock.update({2: 5.0})
+    load["cores"] = 2.0
+    found = threads.renew(model)
+    assert (found.best, found.is_kept) == (1, False)
+    assert threads.use_best(model).best == 2
+    load["cores"] = 0.0
+    found = threads.renew(model)
+    assert (found.best, found.is_kept) == (1, True)
+    assert threads.use_best(model).best == 1
+
+
+def test_busy_time_is_that_of_the_cores_that_this_process_may_use(tmp_path, monkeypatch):
+    file = tmp_path / "stat"
+    file.write_text(
+        "cpu  999 0 0 0 0 0 0 0 0 0\n"
+        "cpu0 1 2 4 1000 2000 8 16 32 5 5\n"
+        "cpu1 100 0 0 7 0 0 0 0 0 0\n"
+        "cpu2 9999 0 0 7 0 0 0 0 0 0\nintr 5 5\n"
+    )
+    monkeypatch.setattr(threads, "_STAT", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert threads._busy_seconds() == 163 / os.sysconf("SC_CLK_TCK")
+    for text in ("", "cpu0 1 x\n"):
+        file.write_text(text)
+        assert not threads._busy_seconds()
+    file.unlink()
+    assert threads._busy_seconds() is None
 
 
 def test_default_counts_double_up_to_the_cores():

@@ -46,6 +46,9 @@ SLOW_IMPORTS = (
 )
 
 
+RIGHT = ("--engine", "mutants", "--mode", "none")
+
+
 def run(*words):
     done = subprocess.run(
         (sys.executable, "-c", SLOW_IMPORTS, *words, "--json"), capture_output=True, check=False
@@ -73,8 +76,10 @@ def test_train_counts_its_minutes_from_the_start_of_the_process(tmp_path):
     [
         (("train", "--model", "tiny", "--minutes", "2", "--tokens", "1000000"), 120),
         (("certify", "--engine", "transformers", "--min-tv", "0.01", "--max-seconds", "120"), 120),
+        (("certify", *RIGHT, "--min-tv", "0.001", "--max-seconds", "45"), 45),
+        (("certify", *RIGHT, "--min-tv", "0.01", "--prompts", "500", "--max-seconds", "45"), 45),
     ],
-    ids=["train", "certify"],
+    ids=["train", "certify", "certify small", "certify prompts"],
 )
 def test_a_limit_holds_under_load(words, limit, busy, tmp_path):
     """Within 20 %, beside as many busy processes."""

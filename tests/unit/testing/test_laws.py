@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -90,3 +91,18 @@ def test_rows_of_a_mixture_of_experts_are_those_of_the_model():
         wanted = model(torch.tensor([[1, 2, 3]])).logits[0, -1].numpy()
     assert rows((1, 2, 3)) == pytest.approx(wanted, abs=1e-4)
     assert model.config._experts_implementation == experts
+
+
+def test_rows_that_can_be_had_at_once_are_asked_for_once_a_token():
+    class Rows:
+        asked: ClassVar = []
+
+        def __call__(self, path):
+            return [0.0, 0.0, -np.inf]
+
+        def prefetch(self, prompt, strings):
+            self.asked.append((prompt, strings.tolist()))
+
+    exact_law(Rows(), [7], 3)
+    # What cannot occur is left out.
+    assert Rows.asked == [((7,), [[0], [1]]), ((7,), [[0, 0], [0, 1], [1, 0], [1, 1]])]
