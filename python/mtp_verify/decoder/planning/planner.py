@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mtp_verify._core import Draft
+from mtp_verify.decoder.planning.drafting import DraftingCost
 from mtp_verify.decoder.planning.records import Record, Source, is_pure
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.verifier.intake import as_count, check_callable, shown
@@ -38,7 +39,6 @@ _STRICT_MARGIN = 1.5
 # A probe is a small draft against better knowledge. Together they may cost this share of the time.
 _PROBE_NODES = 2
 _PROBE_SHARE = 0.01
-_DECAY = 0.9  # Of the time that drafting takes.
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ class Planner:
         self._clock = clock
         self._records: dict[int, Record] = {}
         self._curves: dict[int, NDArray[np.float64]] = {}
-        # Cost and nodes of past drafts, decayed.
-        self._drafting: WeakKeyDictionary[Drafter, tuple[float, float]] = WeakKeyDictionary()
+        self._drafting: WeakKeyDictionary[Drafter, DraftingCost] = WeakKeyDictionary()
         self._spent: list[tuple[Drafter, float, int]] = []  # In the step that is under way.
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,19 +155,19 @@ class Planner:
         ]
         records = [self._look(*each) for each in zip(requests, drafters, limits, strict=True)]
         sources = [record.source for record in records]
-        units = [self._node_cost(source) for source in sources]
+        prices = [self._price(source) for source in sources]
         nothing = np.zeros(self.max_nodes)
         # Nothing but a probe is asked of a drafter whose cost is not known yet.
         known = [
-            (nothing, nothing) if source is None or unit is None else source.estimate(limit)
-            for source, unit, limit in zip(sources, units, limits, strict=True)
+            (nothing, nothing) if source is None or price is None else source.estimate(limit)
+            for source, price, limit in zip(sources, prices, limits, strict=True)
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
         plans = [Plan(0)] * len(requests)
         everybody = range(len(requests))
         for group in [list(everybody)] if together else [[i] for i in everybody]:
             curve = self._curve(len(group))
-            costs = np.array([units[i] or 0.0 for i in group])
+            costs = np.array([prices[i] or (0.0, 0.0) for i in group])
             margin = _margin([records[i] for i in group])
             chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin)
             for i in (group[member] for member in chosen):
@@ -176,7 +175,7 @@ class Planner:
             for i in group:
                 source = sources[i]
                 if source is not None and source.full is None and plans[i].budget == 0:
-                    plans[i] = _probe(source, limits[i], units[i], curve, len(group))
+                    plans[i] = _probe(source, limits[i], prices[i], curve, len(group))
         return plans
 
     def propose(
@@ -194,6 +193,10 @@ class Planner:
         for source, draft in zip(sources, drafts, strict=True):
             if source is not None and source.full is None:
                 nodes[source.drafter] = nodes.get(source.drafter, 0) + draft.num_nodes - 1
+        if any(
+            source.streak == 0 for source in sources if source is not None and source.full is None
+        ):
+            return drafts
         total = max(1, sum(nodes.values()))
         self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
         return drafts
@@ -220,7 +223,11 @@ class Planner:
         """
         self._charge(requests, drafts, paths, together=together)
         for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
-            source = self._records[request.id].source
+            record = self._records[request.id]
+            source = record.source
+            for other in record.sources.values():
+                has_drafted = other is source and path is not None and draft.num_nodes > 1
+                other.streak = other.streak + 1 if has_drafted else 0
             if path is None or plan.budget < 1 or source is None or source.full is not None:
                 continue
             num_nodes = draft.num_nodes - 1
@@ -240,9 +247,8 @@ class Planner:
             usual = sum(self.costs.forward(width) for width in widths)
         for drafter, seconds, num_nodes in spent:
             if num_nodes:
-                cost, nodes = self._drafting.get(drafter, (0.0, 0.0))
-                cost = _DECAY * cost + seconds / max(forward, 1e-9) * usual
-                self._drafting[drafter] = (cost, _DECAY * nodes + num_nodes)
+                cost = self._drafting.setdefault(drafter, DraftingCost())
+                cost.count(num_nodes, seconds / max(forward, 1e-9) * usual)
 
     def forget(self, request: Request) -> None:
         """Drop what is known of a request; unknown ones are ignored."""
@@ -266,9 +272,10 @@ class Planner:
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
         records = [self._records[request.id] for request in requests]
+        prices = [self._price(record.source) or (0.0, 0.0) for record in records]
         drafting = [
-            (self._node_cost(record.source) or 0.0) * num
-            for record, num in zip(records, nodes, strict=True)
+            fixed + unit * num if num else 0.0
+            for (fixed, unit), num in zip(prices, nodes, strict=True)
         ]
         for i, (record, path) in enumerate(zip(records, paths, strict=True)):
             if path is not None:
@@ -278,12 +285,12 @@ class Planner:
                 record.emitted += len(path) + 1
                 record.earned += len(path) - (seconds / curve[0] - 1.0)
 
-    def _node_cost(self, source: Source | None) -> float | None:
-        """Seconds of drafting a node; None as long as that is not known."""
+    def _price(self, source: Source | None) -> tuple[float, float] | None:
+        """Seconds of drafting at all, and for each node; None as long as that is not known."""
         if source is None or source.full is not None:
-            return 0.0
-        cost, nodes = self._drafting.get(source.drafter, (0.0, 0.0))
-        return cost / nodes if nodes else None
+            return 0.0, 0.0
+        cost = self._drafting.get(source.drafter)
+        return None if cost is None else cost.price()
 
     def _curve(self, batch: int) -> NDArray[np.float64]:
         """(max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
@@ -303,14 +310,23 @@ def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
 
 
 def _probe(
-    source: Source, limit: int, unit: float | None, curve: NDArray[np.float64], batch: int
+    source: Source,
+    limit: int,
+    price: tuple[float, float] | None,
+    curve: NDArray[np.float64],
+    batch: int,
 ) -> Plan:
-    """Draft a little once enough plain steps have passed, else not at all."""
+    """Draft a little in two steps running once enough plain ones have passed, else not at all."""
     nodes = min(_PROBE_NODES, limit)
+    if source.streak == 1:
+        return Plan(
+            nodes, is_probe=True
+        )  # The first one has read what was missed, and is not timed.
     source.idle += 1.0
-    if unit is not None:
-        extra = (curve[nodes] + unit * nodes) / curve[0] - 1.0
-        if source.idle * _PROBE_SHARE < extra * batch:
+    if price is not None:
+        fixed, unit = price
+        extra = (curve[nodes] + fixed + unit * nodes) / curve[0] - 1.0
+        if source.idle * _PROBE_SHARE < 2.0 * extra * batch:
             return Plan(0)
     return Plan(nodes, is_probe=True)
 
@@ -325,7 +341,7 @@ def _margin(group: Sequence[Record]) -> float:
 def best_budget(
     drafted: NDArray[np.float64],
     kept: NDArray[np.float64],
-    unit: NDArray[np.float64],
+    prices: NDArray[np.float64],
     curve: NDArray[np.float64],
     margin: float = _MARGIN,
 ) -> tuple[list[int], int]:
@@ -339,7 +355,7 @@ def best_budget(
     Args:
         drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
         kept: (B, L) probability that it is drafted and accepted.
-        unit: (B,) seconds of drafting a node.
+        prices: (B, 2) seconds of drafting at all, and for each node.
         curve: (L+1,) seconds of the forward by the largest number of draft nodes.
         margin: the gain over plain decoding that must be promised.
 
@@ -348,12 +364,13 @@ def best_budget(
     """
     count = len(drafted)
     order = np.argsort(-kept.sum(axis=1), kind="stable")
-    drafted, kept, unit = drafted[order], kept[order], unit[order, None]
+    drafted, kept = drafted[order], kept[order]
+    fixed, unit = prices[order, :1], prices[order, 1:]
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
     saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
     is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
     forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
-    drafting = (unit * drafted).cumsum(axis=1).cumsum(axis=0)
+    drafting = (fixed + (unit * drafted).cumsum(axis=1)).cumsum(axis=0)
     times = (1.0 - saved) * (forward + drafting) / curve[0]
     members, budget = np.unravel_index(int(times.argmin()), times.shape)
     if times[members, budget] * margin > 1.0:

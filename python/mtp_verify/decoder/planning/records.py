@@ -41,6 +41,8 @@ class Source:
         watches: drafts of a pure drafter that the text has not reached the end of.
         full: a pure drafter's draft of the full budget in this step.
         idle: steps since the last draft that was run; the first probe need not wait.
+        streak: steps up to the last one in which it drafted without a gap. After a gap it has to
+            read what it missed, the prompt above all: how long that takes says little.
     """
 
     drafter: Drafter
@@ -49,6 +51,7 @@ class Source:
     watches: list[Watch] = field(default_factory=list)
     full: Draft | None = None
     idle: float = float("inf")
+    streak: int = 0
 
     @property
     def current(self) -> Rates:

@@ -62,6 +62,19 @@ class Slow(Copies):
         return drafts
 
 
+class Reads(Slow):
+    """One that reads the text first, as a head does: the whole of it, then what was added."""
+
+    read = 0
+
+    def propose(self, requests, budgets):
+        (request,) = requests
+        if budgets[0]:
+            self.clock.now += 0.05 * (len(request.tokens) + 100 * (self.read == 0) - self.read)
+            self.read = len(request.tokens)
+        return super().propose(requests, budgets)
+
+
 class FakeClock:
     now = 0.0
 
@@ -247,7 +260,7 @@ def test_one_good_request_does_not_widen_a_shared_forward_in_vain():
     # Width is dear: for one of eight it does not pay, for all eight it does.
     curve = 1.0 + 0.1 * np.arange(9)
     good, bad = np.full(8, 0.9) ** np.arange(1, 9), np.full(8, 0.01)
-    ones, free = np.ones((8, 8)), np.zeros(8)
+    ones, free = np.ones((8, 8)), np.zeros((8, 2))
     few = np.stack([good] + [bad] * 7)
     assert best_budget(ones, few, free, curve) == ([], 0)
     members, budget = best_budget(ones, np.stack([good] * 8), free, curve)
@@ -274,12 +287,30 @@ def test_joint_choice_is_the_best_of_all_prefixes():
         drafted = np.sort(rng.random((3, 4)))[:, ::-1]
         kept = drafted * np.sort(rng.random((3, 4)))[:, ::-1]
         curve = 1.0 + np.concatenate([[0.0], rng.random(4).cumsum() * 0.3])
-        members, budget = best_budget(drafted, kept, np.zeros(3), curve)
+        members, budget = best_budget(drafted, kept, np.zeros((3, 2)), curve)
         order = np.argsort(-kept.sum(axis=1), kind="stable").tolist()
         options = itertools.product((1, 2, 3), (1, 2, 3, 4))
         best = min(joint_time(drafted, kept, curve, order[:m], b) for m, b in options)
         found = joint_time(drafted, kept, curve, members, budget)
         assert found == pytest.approx(best if best * 1.03 <= 1.0 else 1.0)
+
+
+def test_reading_the_prompt_is_not_taken_for_the_price_of_a_draft():
+    clock = FakeClock()
+    drafter = Reads(TEXT, clock, seconds=0.02)
+    plans, speed = simulate(Planner(STEP, clock=clock), drafter, TEXT, STEP)
+    assert [plan.is_probe for plan in plans[:3]] == [True, True, False]
+    assert all(plan.budget >= 6 for plan in plans[5:-2])
+    assert speed > 3.0
+
+
+def test_what_a_draft_costs_at_all_is_paid_once():
+    # 2 for a draft, 0.1 for a node: one node does not pay, eight do.
+    curve, ones = np.full(9, 4.0), np.ones((1, 8))
+    kept, prices = np.full((1, 8), 0.9).cumprod(axis=1), np.array([[2.0, 0.1]])
+    assert best_budget(ones, kept, prices, curve) == ([0], 8)
+    assert best_budget(ones[:, :1], kept[:, :1], prices, curve[:2])[1] == 1
+    assert best_budget(ones[:, :1], kept[:, :1] / 2, prices, curve[:2]) == ([], 0)
 
 
 def test_bad_settings_are_refused():
