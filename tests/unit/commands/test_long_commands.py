@@ -211,7 +211,7 @@ def test_a_command_tells_that_it_lives_and_ends_at_ctrl_c(name, terminal, folder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "words", ["certify --self", "view hello --tiny --max-new-tokens 999", "demo --tiny"]
+    "words", ["certify --self", "view hello --tiny --max-new-tokens 999", LONG["demo"].words]
 )
 def test_a_command_ends_cleanly_whenever_ctrl_c_comes(words, run):
     for tenths in range(2, 40, 4):
