@@ -74,8 +74,8 @@ def test_train_counts_its_minutes_from_the_start_of_the_process(tmp_path):
 @pytest.mark.parametrize(
     ("words", "limit"),
     [
-        (("train", "--model", "tiny", "--minutes", "2", "--tokens", "1000000"), 120),
-        (("certify", "--engine", "transformers", "--min-tv", "0.01", "--max-seconds", "120"), 120),
+        (("train", "--model", "tiny", "--minutes", "0.75", "--tokens", "1000000"), 45),
+        (("certify", "--engine", "transformers", "--min-tv", "0.001", "--max-seconds", "45"), 45),
         (("certify", *RIGHT, "--min-tv", "0.001", "--max-seconds", "45"), 45),
         (("certify", *RIGHT, "--min-tv", "0.01", "--prompts", "500", "--max-seconds", "45"), 45),
     ],
