@@ -9,7 +9,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import drafters, heads
-from mtp_verify.commands.compare import Identity, Race
+from mtp_verify.commands.shared.compare import Identity, Race
 from mtp_verify.decoder import decode, planning
 from mtp_verify.heads.probe import Reading
 from mtp_verify.integrations import ops

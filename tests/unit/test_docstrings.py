@@ -19,7 +19,7 @@ PARTS = (
     ".testing.stats",
     ".decoder.constraints",
     ".decoder.decode",
-    ".commands.compare",
+    ".commands.shared.compare",
     ".errors",
     ".verifier.processors",
 )

@@ -1,4 +1,4 @@
-"""The options of `mtp-verify certify` for engines, and what they run."""
+"""`mtp-verify certify`: test any decoder, or its accept function, against an exact law."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.certification.plans import Plan, plans_of
 from mtp_verify.certification.settings import CACHES, GRAMMARS
 from mtp_verify.certification.whitebox import transformers_accept
+from mtp_verify.commands.command import Command
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from mtp_verify.certification import Certificate
     from mtp_verify.console.report import Report
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMMAND", "add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; `--self` and `--json` are the command's own."""
+    """Add the options."""
     known = " | ".join(engines.MODES)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)"
@@ -104,6 +105,10 @@ def run(args: argparse.Namespace) -> Report:
         ParamsError: Options that do not go together, or a report that cannot be run again.
         ImportError: An engine that is not installed.
     """
+    subjects = (args.engine, args.accept, args.rerun)
+    if sum(subject is not None for subject in subjects) != 1:
+        message = "say what to certify: one of --engine, --accept and --rerun"
+        raise ParamsError(message, slug="bad_options")
     if args.accept is not None:
         return _accept(args)
     if args.rerun is not None:
@@ -194,3 +199,12 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+COMMAND = Command(
+    "certify",
+    "Test any decoder, or its accept function, against an exact law.",
+    "mtp-verify certify --engine transformers --html report.html",
+    add_arguments,
+    run,
+)

@@ -1,4 +1,4 @@
-"""The options of `mtp-verify train`, and what they run."""
+"""`mtp-verify train`: a draft head for a model, on text that the model writes itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.commands.command import Command
 from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMMAND", "add_arguments", "run"]
 
 # Short names of the families that train well without their target's own kind of block.
 _HEADS: dict[str, dict[str, Any]] = {
@@ -40,7 +41,7 @@ _TINY: dict[str, Any] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; `--json` is the command's own."""
+    """Add the options."""
     parser.add_argument(
         "--model",
         default="smollm2",
@@ -105,23 +106,23 @@ def run(args: argparse.Namespace) -> Report:
     """
     import torch
 
-    from mtp_verify.commands.subjects import subject_for
+    from mtp_verify.commands.shared.subjects import subject_for
     from mtp_verify.training import run as stages
     from mtp_verify.training.prompt_files import read_prompts
     from mtp_verify.training.recipe import Recipe, quick_dtype
 
     is_tiny = args.model == "tiny"
     if args.model not in ("tiny", "smollm2") and not Path(args.model).is_dir():
-        msg = f"--model {args.model}: no such folder (models are never downloaded)"
-        raise ParamsError(msg, slug="bad_options")
+        message = f"--model {args.model}: no such folder (models are never downloaded)"
+        raise ParamsError(message, slug="bad_options")
     for name in ("minutes", "tokens", "epochs"):
         value = getattr(args, name)
         if value is not None and not value > 0:
-            msg = f"--{name}: found {value}, wanted more than 0"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = f"--{name}: found {value}, wanted more than 0"
+            raise ParamsError(message, slug="param_out_of_range")
     if args.questions is not None and not 0 <= args.questions <= 1:
-        msg = f"--questions: found {args.questions}, wanted a share of 0 to 1"
-        raise ParamsError(msg, slug="param_out_of_range")
+        message = f"--questions: found {args.questions}, wanted a share of 0 to 1"
+        raise ParamsError(message, slug="param_out_of_range")
     settings: dict[str, Any] = {
         **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> Report:
 
 def _load(folder: str | None, dtype: str) -> Any:
     """The target, in another process."""
-    from mtp_verify.commands.subjects import subject_for
+    from mtp_verify.commands.shared.subjects import subject_for
 
     return subject_for(folder=folder).load(dtype)
 
@@ -213,13 +214,13 @@ def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
         kind = kinds.get(name)
         if kind not in read or name in taken:
             free = sorted(name for name in kinds if kinds[name] in read and name not in taken)
-            msg = f"--set {word}: wanted NAME=VALUE with one of these names: {', '.join(free)}"
-            raise ParamsError(msg, slug="bad_options")
+            message = f"--set {word}: wanted NAME=VALUE with one of these names: {', '.join(free)}"
+            raise ParamsError(message, slug="bad_options")
         try:
             changes[name] = read[str(kind)](value)
         except ValueError:
-            msg = f"--set {word}: wanted a value of type {kind}"
-            raise ParamsError(msg, slug="bad_options") from None
+            message = f"--set {word}: wanted a value of type {kind}"
+            raise ParamsError(message, slug="bad_options") from None
     return changes
 
 
@@ -237,3 +238,14 @@ def _processes() -> Iterator[None]:
     finally:
         if is_one_of_many:
             distributed.destroy_process_group()
+
+
+COMMAND = Command(
+    "train",
+    "Train a draft head for a model, on text that the model writes itself.",
+    "mtp-verify train --model smollm2 --out my-head --minutes 37",
+    add_arguments,
+    run,
+    needs=("torch", "transformers"),
+    extra="demo",
+)

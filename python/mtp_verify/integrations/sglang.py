@@ -14,16 +14,14 @@ simulated acceptance are refused.
 
 from __future__ import annotations
 
-import inspect
-import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.intake import on_host
 from mtp_verify.verifier.params import SamplingParams
@@ -37,20 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["eagle_sample", "links_from_tree", "register", "tree_from_links", "verify_trees"]
 
-SWITCH = "MTP_VERIFY_SGLANG"
-
-_TARGET = "sglang.srt.speculative.eagle_utils.eagle_sample"
-# The versions whose source was read, and the signature that they have.
-_FIRST, _LAST = (0, 5, 23), (0, 5, 23)
-_SIGNATURE = (
-    "verify_input",
-    "batch",
-    "logits_output",
-    "grammar_mask",
-    "uno_target_max_top_k",
-    "watermark_state",
-    "watermark_full_mask",
-)
+_GATE = ENGINES["sglang"]
+_TARGET = f"sglang.srt.speculative.eagle_utils.{_GATE.function}"
 # The engine's "all tokens" for top_k; anything as large means off.
 _TOP_K_ALL = 1 << 30
 
@@ -63,27 +49,13 @@ def register() -> None:
             (The engine logs what a plug-in raises, and goes on without it.)
         ParamsError: The variable is none of 0, 1 and coupled.
     """
-    switch = os.environ.get(SWITCH, "0")
-    if switch not in {"0", "1", "coupled", ""}:
-        msg = f"{SWITCH}: found {switch!r}, wanted 0, 1 or coupled"
-        raise ParamsError(msg, slug="param_out_of_range")
-    if switch in {"0", ""}:
+    if _GATE.switch() is None:
         return
     import sglang
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative import eagle_utils
 
-    version = str(sglang.__version__)
-    found = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.post\d+)?", version)
-    known = found is not None and _FIRST <= tuple(map(int, found.groups()[:3])) <= _LAST
-    names = tuple(inspect.signature(eagle_utils.eagle_sample).parameters)
-    if not known or names != _SIGNATURE:
-        wanted = ".".join(map(str, _FIRST))
-        msg = (
-            f"sglang {version} with eagle_sample({', '.join(names)}) is not known to mtp-verify; "
-            f"it knows {wanted}. The engine was left as it is; unset {SWITCH}"
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_version")
+    _GATE.check(str(sglang.__version__), eagle_utils.eagle_sample)
     HookRegistry.register(_TARGET, eagle_sample, HookType.REPLACE)
 
 
@@ -336,7 +308,7 @@ def eagle_sample(
         draft_probs=(
             verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
         ),
-        rule="coupled" if os.environ.get(SWITCH) == "coupled" else "auto",
+        rule=_GATE.switch() or "auto",  # type: ignore[arg-type]
     )
     _synchronise(predict, accept_index, accepted)
     return predict, accepted + 1, accept_index
@@ -364,7 +336,7 @@ def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
     if names:
         msg = (
             f"{' and '.join(names)}: changes the law of the output, and mtp-verify is exact; "
-            f"unset it, or {SWITCH}"
+            f"unset it, or {_GATE.variable}"
         )
         raise ParamsError(msg, slug="unsupported_setting")
 

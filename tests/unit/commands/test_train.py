@@ -9,7 +9,7 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.commands import cli
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.training import run as run_module
 from mtp_verify.training.run import Budget
 from mtp_verify.training.shards import Shards

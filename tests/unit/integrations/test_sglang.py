@@ -633,7 +633,7 @@ def test_the_plug_in_is_off_unless_asked_for(engine, monkeypatch):
     sglang.register()
     assert engine.registered == []
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "yes")
-    with pytest.raises(mv.errors.ParamsError, match="wanted 0, 1 or coupled"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted one of: 0, 1, coupled"):
         sglang.register()
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     sglang.register()

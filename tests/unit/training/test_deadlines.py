@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.training import deadlines, loop, run
 from mtp_verify.training.deadlines import LEAST
 from mtp_verify.training.loop import Trainer

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,8 @@ from transformers.generation import candidate_generator, utils
 
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.generation import Stats
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import ParamsError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.api import verify
 from mtp_verify.verifier.intake import on_host
 from mtp_verify.verifier.params import SamplingParams
@@ -40,16 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["patch"]
 
-# Minor versions whose source was read: the signatures and the drafters' rows are those below.
-_FIRST, _LAST = (5, 18), (5, 24)
-_NAME = "_speculative_sampling"
-_SIGNATURE = (
-    "candidate_input_ids",
-    "candidate_logits",
-    "candidate_length",
-    "new_logits",
-    "assistant_ensemble_weight",
-)
+_GATE = ENGINES["transformers"]
+_NAME = _GATE.function
 _ARGMAX_DRAFTER = "SinglePositionMultiTokenCandidateGenerator"
 
 # The rows arrive processed: temperature 1, nothing cut.
@@ -126,10 +118,12 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
 
 def _install() -> None:
     """Check everything, then replace everything."""
-    _check_version(str(transformers.__version__))
-    sampling = _check_sampling(getattr(utils, _NAME, None))
+    sampling = getattr(utils, _NAME, None)
+    _GATE.check(str(transformers.__version__), sampling)
     generator = getattr(candidate_generator, _ARGMAX_DRAFTER, None)
-    candidates = _check_argmax(getattr(generator, "get_candidates", None))
+    candidates = getattr(generator, "get_candidates", None)
+    if changed := _changes(sampling, candidates):
+        _GATE.refuse(f"{transformers.__version__} is not as released: {changed}")
     for owner, name, original, ours in (
         (utils, _NAME, sampling, _replacing(sampling)),
         (generator, "get_candidates", candidates, _with_true_rows(candidates)),
@@ -146,45 +140,20 @@ def _restore() -> None:
     _originals.clear()
 
 
-def _check_version(version: str) -> None:
-    found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", version)
-    if found is None or not _FIRST <= (int(found[1]), int(found[2])) <= _LAST:
-        msg = (
-            f"transformers {version} is not known to mv.hf.patch; it knows "
-            f"{_FIRST[0]}.{_FIRST[1]} to {_LAST[0]}.{_LAST[1]}. The library was left as it is; "
-            "model.generate(custom_generate=mv.hf.speculative(...)) needs no patch"
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_version")
-
-
-def _check_sampling(function: Any) -> Callable[..., Any]:
-    if not callable(function) or tuple(inspect.signature(function).parameters) != _SIGNATURE:
-        _changed(f"{_NAME} does not take {', '.join(_SIGNATURE)}")
-    if getattr(function, "__module__", None) != utils.__name__:
-        _changed(f"{_NAME} was already replaced by {function.__module__}")
+def _changes(sampling: Any, candidates: Any) -> str:
+    """Say what is not as in the releases that were read; empty if all is."""
+    if sampling.__module__ != utils.__name__:
+        return f"{_NAME} was already replaced by {sampling.__module__}"
     loop = inspect.unwrap(utils.GenerationMixin._assisted_decoding)
     if _NAME not in loop.__code__.co_names:
-        _changed(f"its decoding loop does not call {_NAME}")
-    checked: Callable[..., Any] = function
-    return checked
-
-
-def _check_argmax(function: Any) -> Callable[..., Any]:
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
+        return f"its decoding loop does not call {_NAME}"
+    names = getattr(getattr(candidates, "__code__", None), "co_names", ())
     if "argmax" not in names or "multinomial" in names:
-        _changed(f"{_ARGMAX_DRAFTER} does not draft the most likely tokens")
-    checked: Callable[..., Any] = function
-    return checked
+        return f"{_ARGMAX_DRAFTER} does not draft the most likely tokens"
+    return ""
 
 
-def _changed(what: str) -> None:
-    msg = (
-        f"transformers {transformers.__version__} is not as released: {what}. It was left as it is"
-    )
-    raise UnsupportedModelError(msg, slug="unsupported_version")
-
-
-def _replacing(original: Callable[..., Any]) -> Callable[..., Any]:
+def _replacing(original: Any) -> Callable[..., Any]:
     """Make the accept function that takes the library's arguments and runs the active rule."""
 
     @functools.wraps(original)
@@ -247,7 +216,7 @@ def _accept(
     return tokens[None], torch.tensor(verdict.num_accepted, device=ids.device)
 
 
-def _with_true_rows(original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_true_rows(original: Any) -> Callable[..., Any]:
     """Make `get_candidates` of a drafter without noise hand over the law of its drafts."""
 
     @functools.wraps(original)

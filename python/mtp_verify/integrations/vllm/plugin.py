@@ -12,15 +12,14 @@ the rows that a decision reaches.
 from __future__ import annotations
 
 import functools
-import inspect
-import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify._core import Draft
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.errors import MtpVerifyError, UnsupportedModelError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.api import verify
 from mtp_verify.verifier.params import SamplingParams
 
@@ -29,24 +28,11 @@ if TYPE_CHECKING:
 
     from mtp_verify.verifier.words import Rule
 
-__all__ = [
-    "RULES",
-    "SUPPORTED",
-    "VARIABLE",
-    "forward",
-    "install",
-    "is_installed",
-    "is_supported",
-    "register",
-    "uninstall",
-]
+__all__ = ["GATE", "RULES", "forward", "install", "is_installed", "register", "uninstall"]
 
-VARIABLE = "MTP_VERIFY_VLLM"
+GATE = ENGINES["vllm"]
 # For drafts with probabilities; without them every rule samples from the target and compares.
-RULES: tuple[Rule, ...] = ("auto", "token", "block", "target_only")
-# Versions whose sampler was read and run with this module.
-SUPPORTED = ("0.32",)
-_PARAMETERS = ("self", "metadata", "draft_probs", "logits", "sampling_metadata")
+RULES = ("auto", *GATE.choices)
 _PLACEHOLDER = -1
 # vLLM's own limit between greedy and sampled; such requests arrive with temperature 0.
 _GREEDY = SamplingParams(temperature=0, preset="vllm")
@@ -57,16 +43,15 @@ _MARK = "_mtp_verify_original"
 def register() -> None:
     """The entry point: install what `MTP_VERIFY_VLLM` asks for.
 
-    A version that is not supported is left as it is, with a warning: an engine that does not start
-    is worse than the one that was there before.
+    What cannot be installed leaves the engine as it is, with a warning: vLLM would not start after
+    an error.
     """
-    wanted = os.environ.get(VARIABLE, "").strip()
-    if wanted in {"", "0"}:
-        return
     try:
-        install("auto" if wanted == "1" else wanted)  # type: ignore[arg-type]
-    except UnsupportedModelError as error:
-        warnings.warn(f"{VARIABLE}={wanted}: {error}", RuntimeWarning, stacklevel=2)
+        rule = GATE.switch()
+        if rule is not None:
+            install(rule)  # type: ignore[arg-type]
+    except MtpVerifyError as error:
+        warnings.warn(f"{GATE.variable}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def install(rule: Rule = "auto") -> None:
@@ -113,11 +98,6 @@ def is_installed() -> bool:
         return False
 
 
-def is_supported(version: str) -> bool:
-    """Whether a version of vLLM is one of `SUPPORTED`, patch releases included."""
-    return any(version == known or version.startswith(f"{known}.") for known in SUPPORTED)
-
-
 def _sampler_class() -> Any:
     """The class whose `forward` is replaced.
 
@@ -127,21 +107,8 @@ def _sampler_class() -> Any:
     import vllm
     from vllm.v1.sample import rejection_sampler
 
-    version = str(vllm.__version__)
-    if not is_supported(version):
-        message = (
-            f"vLLM {version} is not supported (supported: {', '.join(SUPPORTED)}); its sampler "
-            "was left as it is"
-        )
-        raise UnsupportedModelError(message, slug="unsupported_version")
     sampler: Any = rejection_sampler.RejectionSampler
-    found = tuple(inspect.signature(sampler.forward).parameters)
-    if found != _PARAMETERS:
-        message = (
-            f"vLLM {version}: RejectionSampler.forward takes {found}, wanted {_PARAMETERS}; it was "
-            "left as it is"
-        )
-        raise UnsupportedModelError(message, slug="unsupported_version")
+    GATE.check(str(vllm.__version__), sampler.forward)
     return sampler
 
 
