@@ -1,4 +1,4 @@
-"""The proof as a report: every rule on every law, rows in floating point, misdeclared drafts, mutants.
+"""The proof as a report: rules on laws, rows in floating point, misdeclared drafts, mutants.
 
 A build with the cargo feature `mutants` (`make prove`) also tries each mutant; a wheel cannot.
 """
