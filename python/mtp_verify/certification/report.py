@@ -66,7 +66,7 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
     else:
         summary = (
             f"nothing of total variation {min(c.min_tv for c in certificates)} or more found "
-            "(that is not a proof: see mtp-verify certify --self for one)"
+            "(that is not a proof: `make prove` makes one, of the rules of mtp-verify)"
         )
     return CertificateReport(
         "certify",

@@ -31,7 +31,7 @@ _PROOF: _Columns = {
     "rule": "rule",
     "law": "law",
     "cases": "cases",
-    "in steps": "rounds",
+    "in steps": "steps",
     "generated": "generated",
     "branches": "branches",
     "distance": "distance",

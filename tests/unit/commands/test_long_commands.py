@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mtp_verify import _core
 from mtp_verify.commands import cli
 
 if TYPE_CHECKING:
@@ -81,17 +80,10 @@ LONG = {
                  "generating"),
 }  # fmt: skip
 FAST = ("prove", "generate")
-needs_proof = pytest.mark.skipif(
-    not hasattr(_core, "prove_rules"), reason="this build has no proof"
-)
-
-
-def marks(words: str) -> list[pytest.MarkDecorator]:
-    slow = [] if words in FAST else [pytest.mark.slow, pytest.mark.timeout(300)]
-    return [*slow, *([needs_proof] if words == "prove" else [])]
-
-
-CASES = [pytest.param(name, marks=marks(name)) for name in LONG]
+CASES = [
+    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow, pytest.mark.timeout(300)])
+    for name in LONG
+]
 
 
 def slow_accept(*_):
@@ -219,12 +211,7 @@ def test_a_command_tells_that_it_lives_and_ends_at_ctrl_c(name, terminal, folder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param("prove", marks=needs_proof),
-        "view hello --tiny --max-new-tokens 999",
-        LONG["demo"].words,
-    ],
+    "words", ["prove", "view hello --tiny --max-new-tokens 999", LONG["demo"].words]
 )
 def test_a_command_ends_cleanly_whenever_ctrl_c_comes(words, run):
     for tenths in range(2, 40, 4):
