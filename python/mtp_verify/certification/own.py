@@ -9,23 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from mtp_verify.certification.loops import generate_loop
-from mtp_verify.certification.settings import filled_up
+from mtp_verify.certification.settings import NUM_DRAFTS, filled_up
 from mtp_verify.errors import NumericsError
 from mtp_verify.verifier import lossy
-from mtp_verify.verifier.api import derive_seed
+from mtp_verify.verifier.api import derive_seed, rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mtp_verify.certification.checkpoints import Checkpoints
     from mtp_verify.certification.loops import Sample
+    from mtp_verify.certification.models import Checkpoints
     from mtp_verify.certification.settings import Setting
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import HeadLaw, Rule
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
 
-NUM_DRAFTS = 2
 # The modes that do not keep the law, with the numbers that their papers and libraries start from.
 LOSSY = {
     "typical": lossy.typical(0.3, 0.09),
@@ -33,26 +32,33 @@ LOSSY = {
     "topk": lossy.topk(2),
     "ensemble": lossy.ensemble(0.5),
 }
+# Law -> what drafts by it; the first that a rule takes is the one that it is certified on.
+_DRAFTS = {
+    "chain": "chain", "swor": "swor", "top_plus_one": "top_plus_one", "iid": "iid",
+    "coupled": "coupled", "deterministic": "tree",
+}  # fmt: skip
+
+
+def _rule_modes() -> dict[str, tuple[str, Rule]]:
+    """Each rule of the table with a drafter whose drafts it is legal for."""
+    found: dict[str, tuple[str, Rule]] = {}
+    table = rules()
+    # Rules that others are special cases of, or that temperature 0 alone takes, are in "auto".
+    general = {row["core"] for row in table if row["core"] != row["name"]} | {"greedy"}
+    for row in table:
+        drafts = [_DRAFTS[law] for law in _DRAFTS if law in row["laws"]]
+        if drafts and row["name"] not in general:
+            found[row["name"]] = ("paths" if "paths" in row["shapes"] else drafts[0], row["name"])
+    return found
+
+
 # Mode -> drafter, rule.
 MODES: dict[str, tuple[str, Rule]] = {
     "plain": ("none", "auto"),
     "auto": ("chain", "auto"),
-    "token": ("chain", "token"),
-    "block": ("chain", "block"),
-    "target_only": ("chain", "target_only"),
-    "coupled": ("chain", "coupled"),
-    "specinfer": ("iid", "specinfer"),
-    "kseq": ("iid", "kseq"),
-    "gbv": ("paths", "gbv"),
-    "rrsw": ("swor", "rrsw"),
-    "traversal": ("swor", "traversal"),
-    "hu": ("top_plus_one", "hu"),
-    "lifted_hu": ("top_plus_one", "lifted_hu"),
+    **_rule_modes(),
     "race": ("coupled", "coupled"),
-    "tree": ("tree", "auto"),
-    "ngram": ("ngram", "auto"),
-    "suffix": ("suffix", "auto"),
-    "recycling": ("recycling", "auto"),
+    **{name: (name, "auto") for name in ("tree", "ngram", "suffix", "recycling")},
     # Several drafters: one after the other, with drafts of different laws.
     "combined": ("combined", "auto"),
     # The one learns from what the target drew; the other's drafts show noise still to come.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mtp_verify.commands.benchmark.prompts import OWN, BenchPrompt, held_out, load, pick
 from mtp_verify.commands.command import Command, add_model_arguments, positive
 from mtp_verify.commands.shared.entrants import ENTRANTS, Entrant
-from mtp_verify.console.extras import need
+from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError

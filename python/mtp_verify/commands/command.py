@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mtp_verify.console.extras import need
+from mtp_verify.console.libraries import need
 from mtp_verify.console.terminal import Progress
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mtp_verify import drafters
 from mtp_verify._core import Draft
 from mtp_verify.commands.command import Command
 from mtp_verify.commands.shared.subjects import subject_for
-from mtp_verify.console.extras import EXTRAS
+from mtp_verify.console.libraries import EXTRAS
 from mtp_verify.console.report import Report, Table
 from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.integrations.smollm2 import PACKAGE

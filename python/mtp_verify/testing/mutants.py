@@ -29,6 +29,7 @@ __all__ = [
     "TableEngine",
     "accept",
     "engine",
+    "follow",
     "table_rows",
 ]
 
@@ -129,6 +130,12 @@ class Follow:
         return cls("dead-ends", matrix)
 
 
+def follow(grammar: str, vocab: int) -> Follow | None:
+    """Return the grammar of a name, "pairs" or "dead-ends", over V tokens; None for ""."""
+    made = {"pairs": Follow.pairs, "dead-ends": Follow.dead_ends}
+    return made[grammar](vocab) if grammar else None
+
+
 @dataclass(frozen=True)
 class TableEngine:
     """A sampler `f(prompt, n, seed) -> int (n, length)`; `rows` is the target it claims to keep.
@@ -167,8 +174,7 @@ class TableEngine:
     @cached_property
     def allowed(self) -> Follow | None:
         """The grammar that it obeys."""
-        made = {"pairs": Follow.pairs, "dead-ends": Follow.dead_ends}
-        return made[self.grammar](self.vocab) if self.grammar else None
+        return follow(self.grammar, self.vocab)
 
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         """Draw n independent strings that follow `prompt`."""

@@ -114,7 +114,7 @@ def test_wrong_use_is_refused_before_the_work(capsys, words, message):
 def test_missing_matplotlib_is_named_before_the_work(capsys, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "mtp_verify.console.extras.find_spec",
+        "mtp_verify.console.libraries.find_spec",
         lambda name: None if name == "matplotlib" else found(name),
     )
     code, _, err = run(capsys, "--plot", str(tmp_path / "tau.svg"))

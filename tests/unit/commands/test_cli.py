@@ -10,7 +10,7 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.commands import cli, registry
-from mtp_verify.console import extras
+from mtp_verify.console import libraries
 from mtp_verify.console.report import Report, Table
 
 COMMANDS = tuple(command.name for command in registry.COMMANDS)
@@ -152,8 +152,10 @@ def test_an_interrupt_exits_with_130(capsys, doctor):
 
 @pytest.mark.parametrize("command", [["demo", "--tiny"], ["generate", "hello"]])
 def test_a_missing_extra_says_what_to_install(capsys, monkeypatch, command):
-    real = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torch" else real(name))
+    real = libraries.find_spec
+    monkeypatch.setattr(
+        libraries, "find_spec", lambda name: None if name == "torch" else real(name)
+    )
     code, out, err = run(capsys, *command)
     assert code == 2
     assert out == ""

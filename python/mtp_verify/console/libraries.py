@@ -1,10 +1,15 @@
-"""The optional libraries, and what to run when one is missing."""
+"""The optional libraries: what to run when one is missing, and their progress bars."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-__all__ = ["EXTRAS", "need"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["EXTRAS", "need", "quiet_bars"]
 
 # What each extra of pyproject.toml brings, by the names that are imported.
 EXTRAS = {
@@ -37,3 +42,17 @@ def need(
         command = command or f'pip install "mtp-verify[{extra}]"'
         message = f"{subject} {' and '.join(missing)}; run: {command}"
         raise ImportError(message, name=missing[0])
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Turn transformers' progress bars off for a moment."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mtp_verify.console import extras
-from mtp_verify.console.extras import EXTRAS, need
+from mtp_verify.console import libraries
+from mtp_verify.console.libraries import EXTRAS, need
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +40,7 @@ def test_what_is_installed_is_not_asked_for():
     ],
 )
 def test_what_is_missing_is_named_with_the_way_to_get_it(monkeypatch, modules, options, message):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     with pytest.raises(ImportError) as caught:
         need(*modules, **options)
     assert message in str(caught.value)
