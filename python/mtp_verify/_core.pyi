@@ -5,9 +5,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtp_verify.errors import MtpVerifyError
+from mtp_verify.verifier.kernels.base import Edits
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.params import SamplingParams
-from mtp_verify.verifier.processors import Process
 from mtp_verify.verifier.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw
 
 __all__ = [
@@ -358,46 +358,31 @@ def verify(
     logits: Any,
     params: CoreParams,
     rule: str,
+    *,
     seed: int,
     position: int,
     lossy: Lossy | None = None,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
-    top_logprobs: int | None = None,
+    edits: Edits | None = None,
+    top_logprobs: int = 0,
 ) -> Verdict: ...
 def verify_batch(
     drafts: DraftBatch | Sequence[Draft],
     logits: Any,
     params: CoreParams | Sequence[CoreParams],
     rule: str | Sequence[str],
+    *,
     seeds: Sequence[int],
     positions: Sequence[int],
     lossy: Lossy | Sequence[Lossy | None] | None,
-    contexts: Sequence[tuple[Any | None, int | None, Any | None, Process | None]],
+    edits: Sequence[Edits | None],
     top_logprobs: int | Sequence[int],
 ) -> VerdictBatch: ...
 def set_num_threads(n: int) -> None: ...
 def expected_accepted(
-    draft: Draft,
-    logits: Any,
-    params: CoreParams,
-    rule: str,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
+    draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None = None
 ) -> float: ...
 def verdicts(
-    draft: Draft,
-    logits: Any,
-    params: CoreParams,
-    rule: str,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
+    draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None = None
 ) -> list[tuple[Verdict | MtpVerifyError, float]]: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...

@@ -15,7 +15,7 @@ use crate::verify::lazy::DrafterRows;
 use super::LOGITS;
 use super::draft_batch::DraftBatch;
 use super::drafts::Draft;
-use super::edits::Context;
+use super::edits::RowEdits;
 use super::errors::in_sequence;
 use super::gate::{enter, hold};
 use super::lossy::Lossy;
@@ -281,14 +281,6 @@ impl<T: Copy> OneOrEach<T> {
     }
 }
 
-/// A sequence's history, how much of it is prompt, its mask, and the function over its rows.
-type Given<'py> = (
-    Option<Bound<'py, PyAny>>,
-    Option<Bound<'py, PyAny>>,
-    Option<Bound<'py, PyAny>>,
-    Option<Bound<'py, PyAny>>,
-);
-
 /// The target's logits in one of their three forms.
 enum Target {
     /// (sum(N_b + 1), V).
@@ -334,7 +326,9 @@ impl Target {
 }
 
 #[pyfunction]
-#[pyo3(name = "verify_batch")]
+#[pyo3(name = "verify_batch", signature = (
+    drafts, logits, params, rule, *, seeds, positions, lossy, edits, top_logprobs
+))]
 #[allow(clippy::too_many_arguments)] // The public function's.
 fn verify_drafts(
     py: Python<'_>,
@@ -345,20 +339,16 @@ fn verify_drafts(
     seeds: &Bound<'_, PyAny>,
     positions: &Bound<'_, PyAny>,
     lossy: &Bound<'_, PyAny>,
-    contexts: &Bound<'_, PyAny>,
+    edits: &Bound<'_, PyAny>,
     top_logprobs: &Bound<'_, PyAny>,
 ) -> PyResult<VerdictBatch> {
     hold(|| {
         let drafts = Drafts::of(drafts)?;
         let cores = drafts.cores();
         let target = Target::borrow(logits, cores.len())?;
-        let context = |given: &Bound<'_, PyAny>, sequence| {
-            let (history, prompt_len, bitmask, process): Given<'_> = given.extract()?;
-            let process = process.map(Bound::unbind);
-            Context::new(history.as_ref(), prompt_len.as_ref(), bitmask.as_ref(), process)
-                .map_err(|error| in_sequence(error, sequence))
-        };
-        let contexts = list(contexts, "contexts", context)?;
+        let given = list(edits, "edits", |record, sequence| {
+            RowEdits::of(Some(record)).map_err(|error| in_sequence(error, sequence))
+        })?;
         let params = OneOrEach::of(params, "params", |own| Ok(own.cast::<CoreParams>()?.clone()))?;
         let all = params.map(Bound::get);
         let penalties = |sequence| all.get(sequence).and_then(|params| params.penalties.as_ref());
@@ -387,22 +377,22 @@ fn verify_drafts(
             top_logprobs: top_logprobs.core(),
         };
         let result = enter(py, || {
-            let mut edits = Vec::with_capacity(contexts.len());
-            if !contexts.is_empty() {
-                let parts = contexts.iter().zip(&batch.drafts).zip(batch.rows()?);
-                for (sequence, ((context, draft), rows)) in parts.enumerate() {
-                    let own = context.edits(penalties(sequence), draft, &rows);
+            let mut edits = Vec::with_capacity(given.len());
+            if !given.is_empty() {
+                let parts = given.iter().zip(&batch.drafts).zip(batch.rows()?);
+                for (sequence, ((own, draft), rows)) in parts.enumerate() {
+                    let own = own.edits(penalties(sequence), draft, &rows);
                     edits.push(own.map_err(|error| error.in_sequence(sequence as i64))?);
                 }
             }
             Batch { edits: &edits, ..batch }.verify()
         });
         // What a caller's function raised comes out as it is, the first sequence's first.
-        let finish = |result, (sequence, context): (usize, &Context)| match context.raised() {
+        let finish = |result, (sequence, own): (usize, &RowEdits)| match own.raised() {
             Some(error) => Err(in_sequence(error, sequence)),
             None => result,
         };
-        contexts.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
+        given.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
     })
 }
 

@@ -1,4 +1,4 @@
-//! What comes with a step beside its logits: history, mask, the caller's own functions.
+//! What changes a step's rows before they are shaped: history, mask, the caller's own function.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,29 +14,38 @@ use crate::shaping::{Edits, Mask, Processor};
 use crate::verify::check_rows;
 use crate::verify::law::Draft;
 
-/// History, mask and function of one sequence, borrowed or brought into the core's form.
-pub(super) struct Context {
+/// History, mask and function of one sequence, borrowed or converted.
+#[derive(Default)]
+pub(super) struct RowEdits {
     history: Option<Vec<u32>>,
     prompt_len: usize,
     bitmask: Option<Tensor>,
     callback: Option<Callback>,
 }
 
-impl Context {
-    /// Takes what a caller of `verify` gave; `process` changes the rows of some nodes.
-    pub(super) fn new(
-        history: Option<&Bound<'_, PyAny>>,
-        prompt_len: Option<&Bound<'_, PyAny>>,
-        bitmask: Option<&Bound<'_, PyAny>>,
-        process: Option<Py<PyAny>>,
-    ) -> PyResult<Self> {
+/// The record `Edits` of `mtp_verify.verifier.kernels`: history, length of the prompt, mask, function.
+type Given<'py> = (
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+);
+
+impl RowEdits {
+    /// Takes a record of Python, or None.
+    pub(super) fn of(record: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        let Some(record) = record.filter(|record| !record.is_none()) else {
+            return Ok(Self::default());
+        };
+        let (history, prompt_len, bitmask, process): Given<'_> = record.extract()?;
         let history = history.map(|history| {
-            token_ids(&integers(history, "history")?, "history").map_err(PyErr::from)
+            token_ids(&integers(&history, "history")?, "history").map_err(PyErr::from)
         });
         let history = history.transpose()?;
-        let bitmask = bitmask.map(|mask| Tensor::borrow(mask, "bitmask")).transpose()?;
-        let prompt_len = count_or_0(prompt_len, "prompt_len")?;
-        let callback = process.map(|function| Callback { function, raised: Mutex::default() });
+        let bitmask = bitmask.map(|mask| Tensor::borrow(&mask, "bitmask")).transpose()?;
+        let prompt_len = count_or_0(prompt_len.as_ref(), "prompt_len")?;
+        let callback = process
+            .map(|function| Callback { function: function.unbind(), raised: Mutex::default() });
         Ok(Self { history, prompt_len, bitmask, callback })
     }
 

@@ -49,7 +49,7 @@ use super::types::TokenTree;
 ///     >>> plan = table.commit(7, TokenTree([-1, 0, 0, 2]), path=[2, 3])
 ///     >>> plan.moves.tolist(), plan.length
 ///     ([[5, 4], [6, 5]], 6)
-#[pyclass(frozen, module = "mtp_verify")]
+#[pyclass(frozen, module = "mtp_verify.verifier.kv")]
 pub(super) struct BlockTable(Mutex<kv::BlockTable>);
 
 #[pymethods]

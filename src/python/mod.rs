@@ -39,7 +39,7 @@ use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Noise, RULES, optimum};
 
 use drafts::Draft;
-use edits::Context;
+use edits::RowEdits;
 use gate::{enter, hold};
 use given::FLOATS;
 use lossy::Lossy;
@@ -53,8 +53,7 @@ const LOGITS: &str = "float32, float16 or bfloat16";
 
 #[pyfunction]
 #[pyo3(name = "verify", signature = (
-    draft, logits, params, rule, seed, position, lossy=None, history=None, prompt_len=None,
-    bitmask=None, process=None, top_logprobs=None
+    draft, logits, params, rule, *, seed, position, lossy=None, edits=None, top_logprobs=None
 ))]
 #[allow(clippy::too_many_arguments)] // The public function's.
 fn verify_draft(
@@ -66,10 +65,7 @@ fn verify_draft(
     seed: &Bound<'_, PyAny>,
     position: &Bound<'_, PyAny>,
     lossy: Option<&Bound<'_, Lossy>>,
-    history: Option<&Bound<'_, PyAny>>,
-    prompt_len: Option<&Bound<'_, PyAny>>,
-    bitmask: Option<&Bound<'_, PyAny>>,
-    process: Option<Py<PyAny>>,
+    edits: Option<&Bound<'_, PyAny>>,
     top_logprobs: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Verdict> {
     hold(|| {
@@ -80,38 +76,32 @@ fn verify_draft(
         let logits = Tensor::borrow(logits, "logits")?;
         let raw = logits.rows(LOGITS, false)?;
         let drafter = draft.drafter()?;
-        let context = Context::new(history, prompt_len, bitmask, process)?;
+        let given = RowEdits::of(edits)?;
         let n = count_or_0(top_logprobs, "top_logprobs")?;
         let result = enter(py, || {
-            let edits = context.edits(params.penalties.as_ref(), &draft.core, &raw)?;
+            let edits = given.edits(params.penalties.as_ref(), &draft.core, &raw)?;
             let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
             let verdict = verify::verify_shaped(&draft.core, drafter, target, rule, lossy, noise)?;
             let top = (n > 0).then(|| TopLogprobs::new(&target, &verdict, n)).transpose()?;
             Ok(Verdict { verdict, top })
         });
-        context.finish(result)
+        given.finish(result)
     })
 }
 
 #[pyfunction]
-#[pyo3(signature = (
-    draft, logits, params, rule, history=None, prompt_len=None, bitmask=None, process=None
-))]
-#[allow(clippy::too_many_arguments)] // The public function's.
+#[pyo3(signature = (draft, logits, params, rule, *, edits=None))]
 fn expected_accepted(
     py: Python<'_>,
     draft: &Bound<'_, Draft>,
     logits: &Bound<'_, PyAny>,
     params: &Bound<'_, CoreParams>,
     rule: &str,
-    history: Option<&Bound<'_, PyAny>>,
-    prompt_len: Option<&Bound<'_, PyAny>>,
-    bitmask: Option<&Bound<'_, PyAny>>,
-    process: Option<Py<PyAny>>,
+    edits: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<f64> {
     hold(|| {
-        let context = Context::new(history, prompt_len, bitmask, process)?;
-        over_rows(py, draft, logits, params, &context, |draft, drafter, target| {
+        let given = RowEdits::of(edits)?;
+        over_rows(py, draft, logits, params, &given, |draft, drafter, target| {
             verify::expected_accepted(draft, drafter, target, rule)
         })
     })
@@ -120,24 +110,18 @@ fn expected_accepted(
 /// Every verdict of one draft, or the exception in its place, with its probability over the
 /// verifier's noise.
 #[pyfunction]
-#[pyo3(signature = (
-    draft, logits, params, rule, history=None, prompt_len=None, bitmask=None, process=None
-))]
-#[allow(clippy::too_many_arguments)] // As `expected_accepted`.
+#[pyo3(signature = (draft, logits, params, rule, *, edits=None))]
 fn verdicts(
     py: Python<'_>,
     draft: &Bound<'_, Draft>,
     logits: &Bound<'_, PyAny>,
     params: &Bound<'_, CoreParams>,
     rule: &str,
-    history: Option<&Bound<'_, PyAny>>,
-    prompt_len: Option<&Bound<'_, PyAny>>,
-    bitmask: Option<&Bound<'_, PyAny>>,
-    process: Option<Py<PyAny>>,
+    edits: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Vec<(Py<PyAny>, f64)>> {
     hold(|| {
-        let context = Context::new(history, prompt_len, bitmask, process)?;
-        let found = over_rows(py, draft, logits, params, &context, |draft, drafter, target| {
+        let given = RowEdits::of(edits)?;
+        let found = over_rows(py, draft, logits, params, &given, |draft, drafter, target| {
             verify::verdicts(draft, drafter, target, rule)
         })?;
         let branch = |(result, weight): (Result<verify::Verdict, Error>, f64)| {
@@ -157,7 +141,7 @@ fn over_rows<T: Send>(
     draft: &Bound<'_, Draft>,
     logits: &Bound<'_, PyAny>,
     params: &Bound<'_, CoreParams>,
-    context: &Context,
+    given: &RowEdits,
     work: impl FnOnce(&law::Draft, DrafterRows<'_>, ShapedRows<'_>) -> Result<T, Error> + Send,
 ) -> PyResult<T> {
     let draft = draft.get();
@@ -166,11 +150,11 @@ fn over_rows<T: Send>(
     let raw = logits.rows(LOGITS, false)?;
     let drafter = draft.drafter()?;
     let result = enter(py, || {
-        let edits = context.edits(params.penalties.as_ref(), &draft.core, &raw)?;
+        let edits = given.edits(params.penalties.as_ref(), &draft.core, &raw)?;
         let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
         work(&draft.core, drafter, target)
     });
-    context.finish(result)
+    given.finish(result)
 }
 
 #[pyfunction]

@@ -54,7 +54,7 @@ fn slots_of(given: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Vec<i64>> 
 ///
 /// Raises:
 ///     DraftError, ParamsError: Another shape, or a number out of its range.
-#[pyclass(frozen, module = "mtp_verify")]
+#[pyclass(frozen, module = "mtp_verify.verifier.kv")]
 #[derive(PartialEq)]
 pub(super) struct CommitPlan(pub(super) kv::CommitPlan);
 
@@ -143,7 +143,7 @@ impl CommitPlan {
 ///
 /// Raises:
 ///     DraftError, ParamsError: Another shape, or a slot below 0.
-#[pyclass(frozen, module = "mtp_verify")]
+#[pyclass(frozen, module = "mtp_verify.verifier.kv")]
 #[derive(PartialEq)]
 pub(super) struct Reservation(pub(super) kv::Reservation);
 
@@ -199,7 +199,7 @@ impl Reservation {
 ///
 /// Args:
 ///     reservations: B reservations, the parts of the batch.
-#[pyclass(frozen, module = "mtp_verify")]
+#[pyclass(frozen, module = "mtp_verify.verifier.kv")]
 #[derive(PartialEq)]
 pub(super) struct ReservationBatch(pub(super) kv::ReservationBatch);
 
@@ -266,7 +266,7 @@ impl ReservationBatch {
 ///
 /// Args:
 ///     plans: B plans, the parts of the batch.
-#[pyclass(frozen, module = "mtp_verify")]
+#[pyclass(frozen, module = "mtp_verify.verifier.kv")]
 #[derive(PartialEq)]
 pub(super) struct CommitPlanBatch(pub(super) kv::CommitPlanBatch);
 
