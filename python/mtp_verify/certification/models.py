@@ -46,11 +46,8 @@ _NUM_MTP_LAYERS = 2
 class Checkpoints:
     """Folders with config, safetensors and tokenizer, and the models themselves.
 
-    Attributes:
-        target: Folder of the model whose distribution is to be kept.
-        drafter: Folder of one with the same weights plus noise.
-        target_model: The target, in float32.
-        drafter_model: The drafter, in float32.
+    The target's distribution is to be kept; the drafter has its weights plus noise. Both are in
+    float32.
     """
 
     target: Path
@@ -84,16 +81,7 @@ def tiny_llama(seed: int = 0, noise: float = 0.0, vocab: int = VOCAB) -> Any:
 
 
 def make_checkpoints(folder: Path, seed: int = 0, sharpness: float = 1.0) -> Checkpoints:
-    """Write both checkpoints below `folder`.
-
-    Args:
-        folder: Of both.
-        seed: Of their weights.
-        sharpness: Their logits are that much larger than usual.
-
-    Raises:
-        ImportError: torch or transformers is missing.
-    """
+    """Write both checkpoints below `folder`; logits are `sharpness` times as large as usual."""
     models = tiny_llama(seed), tiny_llama(seed, _DRAFTER_NOISE)
     folders = folder / "target", folder / "drafter"
     with quiet_bars():

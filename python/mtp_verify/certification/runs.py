@@ -36,24 +36,20 @@ _ROUND_SHARE = 0.1
 
 
 def check_call(call: NDArray[np.int64], count: int, width: int) -> None:
-    """Refuse what is not a sampler's result.
-
-    Args:
-        call: What it returned.
-        count: Strings that were asked for.
-        width: Tokens of each that are wanted, at least.
+    """Refuse what is not `count` strings of at least `width` tokens.
 
     Raises:
         ParamsError: Another shape, or no integers.
     """
+    message = ""
     if call.ndim != 2 or call.shape[0] != count or call.shape[1] < width:
         message = (
-            f"the engine returned shape {call.shape}, wanted ({count}, {width}) or wider: n "
+            f"found shape {call.shape} from the engine, wanted ({count}, {width}) or wider: n "
             f"continuations, without the prompt; those that have ended are filled up with {ENDED}"
         )
-        raise ParamsError(message, slug="shape_mismatch")
-    if call.dtype.kind not in "iu":
-        message = f"the engine returned {call.dtype}, wanted integers"
+    elif call.dtype.kind not in "iu":
+        message = f"found {call.dtype} from the engine, wanted integers"
+    if message:
         raise ParamsError(message, slug="shape_mismatch")
 
 
@@ -65,10 +61,7 @@ class TimedRows:
     """Rows of a target that raise `TimeOverError` instead, once the time is over.
 
     Laws are enumerated and strings are counted by asking for row after row: each is a place to end.
-
-    Args:
-        rows: From the tokens so far to logits (V,).
-        end: When the time is over, of `time.monotonic()`; may be set anew.
+    `end` is when the time is over, of `time.monotonic()`, and may be set anew.
     """
 
     def __init__(self, rows: Callable[[tuple[int, ...]], Any], end: float) -> None:

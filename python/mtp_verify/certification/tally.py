@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtp_verify.certification.kept import Kept
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 
@@ -53,7 +54,7 @@ class Check:
     adjusted: float
 
 
-class Tally:
+class Tally(Kept):
     """Counts for one prompt: of whole strings, and of pairs of first tokens.
 
     Samples come as pairs of calls with consecutive seeds. The two calls are the halves from which
@@ -61,6 +62,8 @@ class Tally:
     neighbouring rows of one call, show engines that reuse noise: the members of a pair then depend
     on each other.
     """
+
+    kept = ("halves", "neighbours", "next_seed")
 
     def __init__(self, law: JointLaw) -> None:
         self.law = law
@@ -128,32 +131,6 @@ class Tally:
             found.append((name, stats.independence(pairs.reshape(square), self.class_law)))
         return found
 
-    def state(self) -> dict[str, Any]:
-        """The counts, for a file."""
-        return {
-            "halves": self.halves.tolist(),
-            "neighbours": self.neighbours.tolist(),
-            "next_seed": self.next_seed.tolist(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take counts back.
-
-        Raises:
-            ParamsError: They are not counts of this law.
-        """
-        for name in ("halves", "neighbours", "next_seed"):
-            try:
-                counts = np.asarray(state[name], np.int64)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                message = f"{name}: these are not kept counts ({error!r}): take another file"
-                raise ParamsError(message, slug="bad_resume") from error
-            wanted = getattr(self, name).shape
-            if counts.shape != wanted or (counts < 0).any():
-                message = f"{name}: found shape {counts.shape}, wanted counts of shape {wanted}"
-                raise ParamsError(message, slug="bad_resume")
-            setattr(self, name, counts)
-
 
 def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> None:
     """Add to a table the counts of `count` draws; rounding puts none where nothing can be."""
@@ -165,9 +142,7 @@ def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> 
 def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Check]:
     """Run every test, corrected over all of them: the combined joint law comes first.
 
-    Args:
-        tallies: One for each prompt.
-        paths: Of all prompts.
+    `tallies` are one for each prompt, `paths` of all prompts.
     """
     found: list[tuple[str, int | None, stats.Fit]] = []
     for prompt, tally in enumerate(tallies):

@@ -13,7 +13,6 @@ from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
-from mtp_verify.verifier.api import build_info
 
 if TYPE_CHECKING:
     import argparse
@@ -76,14 +75,10 @@ def run(args: argparse.Namespace) -> Report:
     """
     if args.plot is not None:
         _check_plot(args.plot)
-    prompts = _prompts(args)
-
-    import torch
-    import transformers
-
+    source, prompts = _prompts(args)
     from mtp_verify.commands.benchmark import report
     from mtp_verify.commands.benchmark.measure import measure
-    from mtp_verify.commands.shared.subjects import subject_for
+    from mtp_verify.commands.shared.subjects import subject_for, versions
 
     modes = list(dict.fromkeys(args.mode or _MODES))
     with Progress() as progress:
@@ -110,16 +105,12 @@ def run(args: argparse.Namespace) -> Report:
         "model": subject.name,
         "dtype": args.dtype,
         "threads": policy.best,
-        "prompts": _source(args),
+        "prompts": source,
         "num_prompts": len(prompts),
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,
         "machine": platform.processor() or platform.machine(),
-        "versions": {
-            "mtp_verify": build_info()["version"],
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        "versions": versions(),
         "head": None if head is None else {**head.record, "curve": None},
         "settings": {entrant.name: entrant.describe() for entrant in entrants},
         "figures": report.as_data(figures),
@@ -141,21 +132,16 @@ def run(args: argparse.Namespace) -> Report:
     return Report("bench", data=data, sections=list(report.tables(figures)), summary=summary)
 
 
-def _prompts(args: argparse.Namespace) -> list[BenchPrompt]:
+def _prompts(args: argparse.Namespace) -> tuple[str, list[BenchPrompt]]:
+    """Where the prompts are from, and the prompts."""
     if args.held_out is not None:
         if args.prompts is not None:
             message = "--held-out and --prompts name two sets of prompts; give one of them"
             raise ParamsError(message, slug="bad_options")
-        return held_out(args.held_out)
-    source = OWN if args.prompts is None else load(args.prompts)
-    return pick(source, args.per_category)
-
-
-def _source(args: argparse.Namespace) -> str:
-    """Where the prompts come from."""
-    if args.held_out is not None:
-        return "held-out topics"
-    return "own" if args.prompts is None else str(args.prompts.name)
+        return "held-out topics", held_out(args.held_out)
+    if args.prompts is None:
+        return "own", pick(OWN, args.per_category)
+    return args.prompts.name, pick(load(args.prompts), args.per_category)
 
 
 def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:

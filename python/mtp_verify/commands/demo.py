@@ -15,7 +15,6 @@ from mtp_verify.commands.command import Command, add_model_arguments, positive
 from mtp_verify.commands.shared.entrants import CHAINS
 from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress, TokenPrinter, has_colour
-from mtp_verify.verifier.api import build_info
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -131,10 +130,10 @@ class _Found:
             "prompt": self.prompt.kind,
             "prompt_len": self.prompt_len,
             "tokens_per_second": race.tokens_per_second,
-            "speedup_over_transformers": race.speedup_over_transformers,
-            "speedup_over_plain": race.speedup_over_plain,
-            "tau": race.tau,
-            "verifier_share": race.verifier_share,
+            "speedup_over_transformers": race.speedup_over("transformers"),
+            "speedup_over_plain": race.speedup_over("plain"),
+            "tau": race.stats.tau,
+            "verifier_share": race.stats.share("verify"),
             "stats": race.stats.as_dict(),
             "identity": {
                 name: {
@@ -152,19 +151,16 @@ class _Found:
         return (
             self.prompt.kind,
             *(f"{race.tokens_per_second[way]:.1f}" for way in _WAYS),
-            f"{race.speedup_over_transformers:.2f}x",
-            f"{race.speedup_over_plain:.2f}x",
-            f"{race.tau:.2f}",
-            f"{100 * race.verifier_share:.1f} %",
+            f"{race.speedup_over('transformers'):.2f}x",
+            f"{race.speedup_over('plain'):.2f}x",
+            f"{race.stats.tau:.2f}",
+            f"{100 * race.stats.share('verify'):.1f} %",
             *(_identity(self.identity[name]) for name, _, _ in _COMPARISONS),
         )
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Generate, measure and compare on each of `PROMPTS`.
-
-    Returns:
-        A report that is not `ok` if any speculative output differs from the plain one in float32.
+    """Generate, measure and compare on each of `PROMPTS`; not `ok` if outputs differ in float32.
 
     Raises:
         ImportError: torch, transformers or the packaged model is missing; says what to install.
@@ -199,8 +195,7 @@ def run(args: argparse.Namespace) -> Report:
         for prompt, ids in zip(PROMPTS, inputs, strict=True):
             progress.step(f"generating: {prompt.kind}", on_terminal=False)
             _show(prompt, subject, fast, ids, length)
-            told = f"timing three ways, {args.repeats} runs each: {prompt.kind} (bfloat16)"
-            progress.step(told)
+            progress.step(f"timing three ways, {args.repeats} runs each: {prompt.kind} (bfloat16)")
             races.append(race(model, fast, ids, max_new_tokens=length, repeats=args.repeats))
 
         progress.step("loading the model in float32")
@@ -232,8 +227,7 @@ def _report(
     seen: list[_Found], subject: Subject, policy: ThreadReport, seed: int, name: str,
     entrant: Entrant,
 ) -> Report:  # fmt: skip
-    import torch
-    import transformers
+    from mtp_verify.commands.shared.subjects import versions
 
     is_ok = all(same.is_identical for found in seen for same in found.identity.values())
     table = Table(
@@ -259,11 +253,7 @@ def _report(
         "seed": seed,
         "threads": policy.best,
         "thread_milliseconds": policy.milliseconds,
-        "versions": {
-            "mtp_verify": build_info()["version"],
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        "versions": versions(),
         "speed_dtype": "bfloat16",
         "identity_dtype": "float32",
         "prompts": [found.to_dict() for found in seen],

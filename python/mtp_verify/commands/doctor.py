@@ -280,21 +280,20 @@ def _sections(data: dict[str, Any]) -> list[Table | str]:
     else:
         rows.append(("torch", f"{torch['version']}, {torch['threads']} threads by default"))
         rows.append(("cuda", "yes" if torch["cuda"] else "no"))
-    extras = [
+    extras = tuple(
         (extra, name, version or "missing")
         for extra, names in data["extras"].items()
         for name, version in names.items()
-    ]
-    engines = [
+    )
+    engines = tuple(
         (name, found["version"] or "-", str(found["hook"]))
         for name, found in data["engines"].items()
-    ]
-    policy = torch["policy"] if torch is not None else None
+    )
     return [
         Table("", ("item", "found"), tuple(rows), left=2),
-        *([] if policy is None else [_policy_table(policy)]),
-        Table("Extras", ("extra", "package", "version"), tuple(extras), left=3),
-        Table("Engines", ("engine", "version", "hook"), tuple(engines), left=3),
+        *([_policy_table(torch["policy"])] if torch and torch["policy"] else []),
+        Table("Extras", ("extra", "package", "version"), extras, left=3),
+        Table("Engines", ("engine", "version", "hook"), engines, left=3),
     ]
 
 

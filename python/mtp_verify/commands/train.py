@@ -59,23 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=None,
         help="wall time for everything, from the start of the process (default 38; tiny 1)",
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (850000)")
+    parser.add_argument("--tokens", type=int, help="most training text (850000)")
     parser.add_argument(
-        "--prompts", type=Path, default=None, metavar="FILE",
+        "--prompts", type=Path, metavar="FILE",
         help='answer these: one JSON object a line with a "prompt", or in a .txt file one prompt a '
         "line; a tenth of them is held out (default: prompts of this package)",
     )  # fmt: skip
     parser.add_argument(
-        "--questions", type=float, default=None, metavar="SHARE",
+        "--questions", type=float, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
-    parser.add_argument(
-        "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
-    )
+    parser.add_argument("--epochs", type=float, help="most passes over it (10)")
+    parser.add_argument("--loss", help="distillation (default), hybrid, log-overlap, ...")
     parser.add_argument(
         "--layers", type=int, default=None,
         help="blocks per level (1; KOALA's K), or layers of the model (2)",
@@ -84,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
     )
     parser.add_argument(
-        "--from", dest="start", type=Path, default=None, metavar="HEAD",
+        "--from", dest="start", type=Path, metavar="HEAD",
         help="start from the weights of a head trained before instead of random ones",
     )  # fmt: skip
     parser.add_argument(
@@ -112,35 +109,30 @@ def run(args: argparse.Namespace) -> Report:
     from mtp_verify.training.recipe import Recipe, quick_dtype
 
     is_tiny = args.model == "tiny"
-    if args.model not in ("tiny", "smollm2") and not Path(args.model).is_dir():
-        message = f"--model {args.model}: no such folder (models are never downloaded)"
+    folder = None if args.model in ("tiny", "smollm2") else args.model
+    if folder is not None and not Path(folder).is_dir():
+        message = f"--model {folder}: no such folder (models are never downloaded)"
         raise ParamsError(message, slug="bad_options")
-    for name in ("minutes", "tokens", "epochs"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            message = f"--{name}: found {value}, wanted more than 0"
+    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not (0 <= value <= 1 if name == "questions" else value > 0):
+            wanted = "a share of 0 to 1" if name == "questions" else "more than 0"
+            message = f"--{name}: found {value}, wanted {wanted}"
             raise ParamsError(message, slug="param_out_of_range")
-    if args.questions is not None and not 0 <= args.questions <= 1:
-        message = f"--questions: found {args.questions}, wanted a share of 0 to 1"
-        raise ParamsError(message, slug="param_out_of_range")
     settings: dict[str, Any] = {
         **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,
     }  # fmt: skip
-    if args.layers is not None:
-        settings["num_layers"] = args.layers
-    if args.loss is not None:
-        settings["loss"] = args.loss
+    chosen = {"num_layers": args.layers, "loss": args.loss}
+    settings |= {name: value for name, value in chosen.items() if value is not None}
     changes = _changes(args.changes, settings)
     recipe = Recipe(**{"dtype": quick_dtype(), **settings, **changes})
     limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
-    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
-    limits |= {name: value for name, value in given.items() if value is not None}
-    budget = stages.Budget(**limits)
+    budget = stages.Budget(**limits | given)
     own = None if args.prompts is None else read_prompts(args.prompts)
     with _processes(), Progress() as lines:
         lines.show("loading the model")
-        folder = None if args.model in ("tiny", "smollm2") else args.model
         subject = subject_for(folder=folder, tiny=is_tiny)
         model = subject.load(recipe.dtype)
         _, found = stages.train(
@@ -172,12 +164,7 @@ def run(args: argparse.Namespace) -> Report:
         f"acceptance of greedy chains of 4 on held-out {'topics' if own is None else 'prompts'}",
         ("step", "loss", "tau", *(f"depth {depth + 1}" for depth in range(4))),
         tuple(
-            (
-                str(point["step"]),
-                f"{point['loss']:.3f}",
-                f"{point['tau']:.2f}",
-                *(f"{share:.2f}" for share in point["by_depth"]),
-            )
+            (str(point["step"]), *(f"{value:.{digits}f}" for value, digits in _figures(point)))
             for point in found["curve"]
         ),
         left=0,
@@ -187,6 +174,11 @@ def run(args: argparse.Namespace) -> Report:
         use = f"mv.drafters.Model(AutoModelForCausalLM.from_pretrained({place!r}))"
     summary = f"The best one (tau {best['tau']:.2f}) is in {place}; draft with it:\n  {use}"
     return Report("train", data=data, sections=[table], summary=summary)
+
+
+def _figures(point: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """The figures of a point of the curve, with their decimals."""
+    return [(point["loss"], 3), (point["tau"], 2), *((share, 2) for share in point["by_depth"])]
 
 
 def _load(folder: str | None, dtype: str) -> Any:

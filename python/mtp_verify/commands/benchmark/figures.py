@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,23 +42,9 @@ class Estimate:
     high: float | None
     num_prompts: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "num_prompts": self.num_prompts,
-        }
-
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Sum over sum, one term of each a prompt.
-
-    Args:
-        numerators: at least one.
-        denominators: as many; their sum is positive.
-    """
+    """Return sum over sum, one term of each a prompt; the denominators' sum is positive."""
     top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
     value = float(top.sum() / bottom.sum())
     count = len(top)
@@ -71,12 +57,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
 
 
 def tau(stats: Sequence[Stats]) -> Estimate:
-    """Mean emitted tokens per step over the runs of several prompts."""
+    """Return the mean of emitted tokens per step over the runs of several prompts."""
     return ratio([run.emitted for run in stats], [run.steps for run in stats])
 
 
 def geometric_mean(ratios: Sequence[float]) -> Estimate:
-    """Geometric mean of positive numbers, one a prompt."""
+    """Return the geometric mean of positive numbers, one a prompt."""
     logs = np.log(np.asarray(ratios, float))
     count = len(logs)
     middle = float(logs.mean())

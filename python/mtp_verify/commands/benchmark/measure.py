@@ -39,10 +39,8 @@ class Run:
         prompt: index of the prompt.
         mode: of `MODES`.
         entrant: its name, `PLAIN`, or `LIBRARY` for transformers' own loop.
-        stats: the decoder's.
-        tokens: that were emitted.
-        late_tokens: of them, those after the first step, which reads the prompt.
-        late_seconds: in which these came.
+        late_tokens: emitted after the first step, which reads the prompt.
+        late_seconds: in which these were emitted.
     """
 
     prompt: int
@@ -60,7 +58,7 @@ class Run:
 
 
 class _Clock:
-    """A streamer that notes when the first tokens came, and how many."""
+    """A streamer that notes when the first tokens were emitted, and how many."""
 
     def __init__(self) -> None:
         self.first = 0.0
@@ -102,9 +100,6 @@ def measure(
         seed: prompt i takes `derive_seed(seed, i)`.
         head: a trained head for the model, where an entrant drafts with one.
         tell: called before each run with prompt, mode and entrant.
-
-    Yields:
-        The runs as they end.
     """
     costs = MeasuredCosts(as_target(model))  # measured when they are first asked for
     for index, tokens in enumerate(prompts):
@@ -113,15 +108,11 @@ def measure(
         for mode in modes:
             params = MODES[mode]
             # Fresh drafters: nothing is known from other prompts.
-            ways: list[tuple[str, Any, Planner | None]] = [
-                (
-                    entrant.name,
-                    entrant.make(model, params, head),
-                    Planner(costs) if entrant.is_planned else None,
-                )
-                for entrant in entrants
-            ]
-            ways[:0] = [(PLAIN, None, None), (LIBRARY, None, None)]
+            ways: list[tuple[str, Any, Planner | None]] = [(PLAIN, None, None)]
+            ways.append((LIBRARY, None, None))
+            for entrant in entrants:
+                planner = Planner(costs) if entrant.is_planned else None
+                ways.append((entrant.name, entrant.make(model, params, head), planner))
             shift = index % len(ways)
             for name, drafter, planner in ways[shift:] + ways[:shift]:
                 if tell is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.commands.benchmark.figures import Estimate, geometric_mean, ratio, tau
@@ -24,6 +25,7 @@ ALL = "all"
 LOW_REPETITION = "low repetition"
 _LOW = 0.2
 _GRAM = 4
+_RATIOS = {"over_plain": "vs plain", "over_transformers": "vs transformers"}
 # Okabe and Ito's colours, told apart by colour-blind people too, and three more.
 _COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00",
@@ -36,11 +38,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the figures of each mode and drafter.
 
-    Returns:
-        For each mode: `plain` and `transformers` (tokens per second), `repetition` of the plain
-        texts by category, and, per drafter, `tau` by category and over all prompts, accepted per
-        drafted token, and, unless it is an upper bound, tokens per second and its ratios to plain
-        decoding and to transformers' `generate` by category.
+    They are, for each mode: `plain` and `transformers` (tokens per second), `repetition` of the
+    plain texts by category, and, per drafter, `tau` by category and over all prompts, accepted per
+    drafted token, and, unless it is an upper bound, tokens per second and its ratios to plain
+    decoding and to transformers' `generate` by category.
     """
     figures: dict[str, Any] = {}
     for mode in dict.fromkeys(run.mode for run in runs):
@@ -94,12 +95,7 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def _members(prompts: Sequence[BenchPrompt], shares: Sequence[float]) -> dict[str, list[int]]:
-    """Indices of the prompts of each category, in order of appearance, of low repetition, of all.
-
-    Args:
-        prompts: that were run.
-        shares: of each, the repetition of its plain text.
-    """
+    """Indices of the prompts of each category in order of appearance, of low repetition, of all."""
     members: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         members.setdefault(prompt.category, []).append(index)
@@ -128,7 +124,7 @@ def _speed(runs: Sequence[Run]) -> Estimate:
 def as_data(figures: Any) -> Any:
     """The figures for JSON."""
     if isinstance(figures, Estimate):
-        return figures.as_dict()
+        return asdict(figures)
     if isinstance(figures, dict):
         return {name: as_data(value) for name, value in figures.items()}
     return figures
@@ -163,14 +159,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         made.append(
             Table(
                 title=f"speed, {mode} (decoding alone, from the first token on)",
-                columns=(
-                    "drafter",
-                    "drafted/step",
-                    "kept",
-                    "tokens/s",
-                    "vs plain",
-                    "vs transformers",
-                ),
+                columns=("drafter", "drafted/step", "kept", "tokens/s", *_RATIOS.values()),
                 rows=(
                     *(
                         (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
@@ -182,8 +171,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
                             f"{entry['drafted_per_step'].value:.1f}",
                             f"{100 * entry['accepted_per_drafted']:.0f} %",
                             _cell(entry["tokens_per_second"], 1),
-                            _cell(entry["over_plain"][ALL]) + " x",
-                            _cell(entry["over_transformers"][ALL]) + " x",
+                            *(f"{_cell(entry[name][ALL])} x" for name in _RATIOS),
                         )
                         for name, entry in drafters.items()
                         if not entry["is_upper_bound"]
@@ -205,10 +193,7 @@ def _cell(estimate: Estimate, digits: int = 2) -> str:
 def draw(figures: dict[str, Any], title: str, path: Path) -> None:
     """Draw tau and speed by category and drafter, two panels a mode.
 
-    Args:
-        figures: of `summarise`.
-        title: above the picture.
-        path: its suffix decides the format, such as .svg or .png.
+    The suffix of the path decides the format, such as .svg or .png.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -244,24 +229,16 @@ def _fill(panel: Any, drafters: dict[str, Any], kind: str, categories: Sequence[
             continue
         offset = 0.7 * ((rank + 0.5) / len(drafters) - 0.5)
         estimates = [entry[kind][category] for category in categories]
+        values = [estimate.value for estimate in estimates]
         colour = _COLOURS[rank % len(_COLOURS)]
+        face = "white" if entry["is_upper_bound"] else colour
+        label = name + " (upper bound)" * entry["is_upper_bound"]
         places = [place + offset for place in range(len(categories))]
-        panel.hlines(
-            places,
-            [_or(e.low, e.value) for e in estimates],
-            [_or(e.high, e.value) for e in estimates],
-            color=colour,
-            linewidth=0.8,
-            alpha=0.6,
-        )
+        lows = [_or(estimate.low, estimate.value) for estimate in estimates]
+        highs = [_or(estimate.high, estimate.value) for estimate in estimates]
+        panel.hlines(places, lows, highs, color=colour, linewidth=0.8, alpha=0.6)
         panel.plot(
-            [e.value for e in estimates],
-            places,
-            "o",
-            markersize=3.5,
-            color=colour,
-            markerfacecolor="white" if entry["is_upper_bound"] else colour,
-            label=name + " (upper bound)" * entry["is_upper_bound"],
+            values, places, "o", markersize=3.5, color=colour, markerfacecolor=face, label=label
         )
     # Intervals from two or three prompts can be very wide: the points set the scale.
     values = [e.value for entry in drafters.values() for e in entry.get(kind, {}).values()]

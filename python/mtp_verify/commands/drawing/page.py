@@ -36,15 +36,7 @@ def to_html(
     title: str,
     summary: str,
 ) -> str:
-    """Render a page that loads nothing.
-
-    Args:
-        steps: of one request, in order.
-        decode: from ids to text.
-        show: a token's text, in one line.
-        title: the page's.
-        summary: a line below it.
-    """
+    """Render the steps of one request, in order, as a page that loads nothing."""
     pictures = "".join(
         f'<h3>{index}. {escape(caption(step))}</h3><div class="step">{to_svg(step, show)}</div>'
         for index, step in enumerate(steps, 1)

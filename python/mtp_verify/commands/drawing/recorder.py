@@ -21,8 +21,7 @@ class Step:
     Attributes:
         position: index of the root among the sequence's own tokens.
         root: the root's token (a draft's own `tokens[0]` may be -1).
-        draft: what was proposed.
-        verdict: what was decided, cut to what was really emitted.
+        verdict: cut to what was really emitted.
     """
 
     position: int

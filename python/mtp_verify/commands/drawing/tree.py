@@ -34,14 +34,8 @@ def caption(step: Step) -> str:
 def to_lines(step: Step, show: Callable[[int], str], *, colour: bool = False) -> list[str]:
     """Draw the tree as text, siblings in the order in which they are tested.
 
-    Args:
-        step: what to draw.
-        show: a token's text, in one line.
-        colour: accepted nodes green, as a terminal shows it.
-
-    Returns:
-        The root first; a line runs on to the next branching. `*` marks accepted nodes, `+` the
-        bonus token below the path's end.
+    The root comes first; a line runs on to the next branching. `*` marks accepted nodes, which
+    `colour` makes green, and `+` the bonus token below the path's end. `show` gives a token's text.
     """
     tree = step.draft.tree
     end = max(step.accepted, default=0)
@@ -74,15 +68,8 @@ def to_lines(step: Step, show: Callable[[int], str], *, colour: bool = False) ->
 
 def _branches(nodes: list[int], indent: str) -> list[tuple[int, str, str]]:
     """Each node with what stands before it and before what is below it; the last one first."""
-    last = len(nodes) - 1
-    placed = [
-        (
-            node,
-            indent + ("└─" if place == last else "├─"),
-            indent + ("   " if place == last else "│  "),
-        )
-        for place, node in enumerate(nodes)
-    ]
+    placed = [(node, f"{indent}├─", f"{indent}│  ") for node in nodes[:-1]]
+    placed += [(node, f"{indent}└─", f"{indent}   ") for node in nodes[-1:]]
     return placed[::-1]
 
 

@@ -27,27 +27,17 @@ class Race:
     Attributes:
         tokens_per_second: of `transformers` (its `generate`), `plain` and `speculative` (ours);
             emitted tokens over wall time, prompt included, best of the repeats.
-        tau: mean tokens per step of the speculative run.
-        verifier_share: part of the speculative run's time spent in verification.
         stats: of the fastest speculative run.
         tokens: emitted by it.
     """
 
     tokens_per_second: dict[str, float]
-    tau: float
-    verifier_share: float
     stats: Stats
     tokens: list[int]
 
-    @property
-    def speedup_over_plain(self) -> float:
-        """Speculative over our own plain loop."""
-        return self.tokens_per_second["speculative"] / self.tokens_per_second["plain"]
-
-    @property
-    def speedup_over_transformers(self) -> float:
-        """Speculative over transformers' `generate`."""
-        return self.tokens_per_second["speculative"] / self.tokens_per_second["transformers"]
+    def speedup_over(self, way: str) -> float:
+        """Return the speculative speed over that of `plain` or `transformers`."""
+        return self.tokens_per_second["speculative"] / self.tokens_per_second[way]
 
 
 @dataclass(frozen=True)
@@ -115,9 +105,7 @@ def race(
         best["plain"] = max(best["plain"], plain.stats.tokens_per_second)
         if winner is None or fast.stats.tokens_per_second > best["speculative"]:
             best["speculative"], winner = fast.stats.tokens_per_second, fast
-    stats = winner.stats  # type: ignore[union-attr]
-    tokens = winner.tokens[0]  # type: ignore[union-attr]
-    return Race(best, stats.tau, stats.share("verify"), stats, tokens)
+    return Race(best, winner.stats, winner.tokens[0])  # type: ignore[union-attr]
 
 
 def identical(
@@ -171,18 +159,11 @@ def library_generate(
     seed: int,
     **options: Any,
 ) -> torch.Tensor:
-    """Run transformers' own loop with the same settings.
-
-    Args:
-        model: a transformers causal language model.
-        input_ids: (1, T) int64.
-        params: how to sample.
-        max_new_tokens: an EOS token may end it earlier.
-        seed: of torch's generator, set for the run only.
-        options: further ones of `generate`.
+    """Run transformers' own loop with the same settings, further `options` of `generate` aside.
 
     Returns:
-        (1, T + n) int64, prompt and new tokens.
+        (1, T + n) int64, prompt and new tokens. The seed of torch's generator is set for the run
+        only.
     """
     options["do_sample"] = not params.is_greedy
     if not params.is_greedy:

@@ -18,9 +18,8 @@ class Entrant:
     """A drafter with its settings.
 
     Attributes:
-        name: short, for options, tables and JSON.
-        kind: class of the drafter.
-        settings: of the class.
+        name: for options, tables and JSON.
+        kind: class of the drafter; `settings` are its arguments.
         parts: those that a `Combined` asks.
         is_planned: a planner chooses the size of its drafts.
         is_upper_bound: it drafts with the target itself: its tau is what a drafter could reach at
@@ -40,13 +39,7 @@ class Entrant:
         return self.kind == "Heads" or any(part.needs_head for part in self.parts)
 
     def make(self, model: Any, params: SamplingParams, head: Any | None = None) -> Any:
-        """Return a fresh drafter.
-
-        Args:
-            model: the target.
-            params: of the target.
-            head: a trained head for it, where `needs_head`.
-        """
+        """Return a fresh drafter for a target, with a trained head for it where `needs_head`."""
         make = getattr(drafters, self.kind)
         if self.parts:
             return make([part.make(model, params, head) for part in self.parts], **self.settings)
@@ -60,7 +53,7 @@ class Entrant:
         return make(**self.settings)
 
     def describe(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the settings for JSON."""
         parts = {"parts": [part.describe() for part in self.parts]} if self.parts else {}
         planned = {"planner": "auto"} if self.is_planned else {}
         return {"drafter": self.kind, **self.settings, **parts, **planned}

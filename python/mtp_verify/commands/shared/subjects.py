@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
+from mtp_verify.verifier.api import build_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from mtp_verify.commands.shared.threads import ThreadReport
     from mtp_verify.decoder.planning import Planner
 
-__all__ = ["Subject", "planner_for", "subject_for"]
+__all__ = ["Subject", "planner_for", "subject_for", "versions"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,7 @@ class Subject:
         return name
 
     def prepare(self, dtype: str, tell: Callable[[str], None]) -> tuple[Any, ThreadReport]:
-        """Load the model for fast decoding, and set the best number of threads.
-
-        Args:
-            dtype: "bfloat16" or "float32".
-            tell: Is told what is done.
-
-        Returns:
-            The model, fused, and what was measured of threads.
-        """
+        """Load the model, fused, and set the best number of threads, telling what is done."""
         from mtp_verify.commands.shared import threads
         from mtp_verify.models.cpu.fused import fuse
 
@@ -88,6 +81,18 @@ class Subject:
         return head
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what figures of speed depend on."""
+    import torch
+    import transformers
+
+    return {
+        "mtp_verify": build_info()["version"],
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+    }
+
+
 def planner_for(model: Any) -> Planner:
     """Return a planner by measured costs: a drafter that costs more than it saves is left out."""
     from mtp_verify.decoder.planning import MeasuredCosts, Planner
@@ -103,20 +108,18 @@ def subject_for(
 ) -> Subject:
     """Return the checkpoint in `folder`, else a tiny random model, else SmolLM2.
 
-    Args:
-        folder: Of a local checkpoint.
-        tiny: The small random model.
-        head: A trained or published draft head for it, as `mtp_verify.heads.load` reads it.
+    `head` is a trained or published draft head for it, as `mtp_verify.heads.load` reads it.
 
     Raises:
         ImportError: A library or the packaged model is missing; says what to install.
         OSError: `folder` holds no checkpoint that transformers can read, or there is no `head`.
     """
+    message = ""
     if head is not None and not Path(head).exists():
         message = f"--head {head}: no such file or folder (heads are never downloaded)"
-        raise FileNotFoundError(message)
-    if folder is not None and not Path(folder).is_dir():
+    elif folder is not None and not Path(folder).is_dir():
         message = f"--model {folder}: no such folder (models are never downloaded)"
+    if message:
         raise FileNotFoundError(message)
     small = _tiny if tiny else _smollm2
     subject = small() if folder is None else _checkpoint(Path(folder))
@@ -126,11 +129,7 @@ def subject_for(
 
 
 def _head(path: str, model: Any) -> Any:
-    """A draft head for a loaded model.
-
-    Raises:
-        UnsupportedModelError: there is none, or it is for another model; says why.
-    """
+    """A draft head for a loaded model; `UnsupportedModelError` says why there is none."""
     from mtp_verify import heads
 
     try:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.decoder.planning import store
-from mtp_verify.errors import ParamsError
 from mtp_verify.models.target import as_target
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ __all__ = ["ThreadReport", "measure", "num_cores", "renew", "use_best"]
 # A second thread must save this much of a step: less is noise, and leaves nothing for other work.
 _WORTHWHILE = 0.95
 _MOST_SECONDS = 3.0  # of one measurement: no user should wait longer for it
-_WIDTHS = (1, 8)
+_WIDTHS = (1, 8)  # tokens of a step: plain decoding, and a draft
+_ROUNDS = 7  # of all counts; the median counts
+_CONTEXT = 64  # tokens in the cache meanwhile
 # Of the cores' time: if other programs take more, the times are theirs as well as the model's.
 _QUIET = 0.1
 _LEAST_SECONDS = 0.3  # of counting busy time: it is counted in hundredths of a second
@@ -73,14 +74,7 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def measure(
-    model: Any,
-    *,
-    widths: Sequence[int] = _WIDTHS,
-    counts: Sequence[int] | None = None,
-    rounds: int = 7,
-    context: int = 64,
-) -> ThreadReport:
+def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
     """Time the model's decode step at several thread counts; leave the present count as it was.
 
     The counts take turns, so that a change of the machine's load meets all of them. After 3 seconds
@@ -89,41 +83,34 @@ def measure(
 
     Args:
         model: a transformers model or a `Target`, on the CPU.
-        widths: tokens per step: 1 is plain decoding, more is what a draft costs.
         counts: thread counts to try; None tries 1, 2, 4, ... and the number of cores.
-        rounds: times that each is timed; the median counts.
-        context: tokens in the cache while timing.
 
     Returns:
-        The report; `best` has the least sum over `widths`, fewer threads being preferred unless
+        The report; `best` has the least sum over the widths, fewer threads being preferred unless
         more save 5 %.
 
     Raises:
-        ParamsError: no counts, widths or rounds.
         UnsupportedModelError: the model cannot decode.
     """
     cores = num_cores()
     tried = _default_counts(cores) if counts is None else sorted(set(counts))
     deadline = monotonic() + _MOST_SECONDS
-    if not tried or tried[0] < 1 or not widths or min(widths) < 1 or rounds < 1:
-        message = "counts, widths and rounds must be at least 1, and none of them empty"
-        raise ParamsError(message, slug="bad_measurement")
     target = as_target(model)
     meter = _Meter()
     before = torch.get_num_threads()
-    samples: dict[int, dict[int, list[float]]] = {n: {w: [] for w in widths} for n in tried}
+    samples: dict[int, dict[int, list[float]]] = {n: {w: [] for w in _WIDTHS} for n in tried}
     try:
         with torch.inference_mode():
             cache = target.new_cache()
-            _step(target, cache, context)
-            for turn, count in enumerate(tried * rounds):
+            _step(target, cache, _CONTEXT)
+            for turn, count in enumerate(tried * _ROUNDS):
                 if turn and monotonic() > deadline:
                     break
                 torch.set_num_threads(count)
-                _step(target, cache, widths[0], keep=context)  # wakes the threads, untimed
-                for width in widths:
+                _step(target, cache, 1)  # wakes the threads, untimed
+                for width in _WIDTHS:
                     start = perf_counter()
-                    _step(target, cache, width, keep=context)
+                    _step(target, cache, width)
                     samples[count][width].append(1e3 * (perf_counter() - start))
     finally:
         torch.set_num_threads(before)
@@ -143,9 +130,6 @@ def use_best(model: Any) -> ThreadReport:
     used this once. It is measured again for another model, device, number of cores, or version of
     this package, torch or transformers, and where the file is damaged.
 
-    Args:
-        model: as in `measure`.
-
     Raises:
         UnsupportedModelError: as `measure`; the thread count is unchanged.
     """
@@ -162,19 +146,12 @@ def use_best(model: Any) -> ThreadReport:
 
 
 def renew(model: Any) -> ThreadReport:
-    """Measure, whatever is kept, and keep it as `use_best` does; set nothing.
-
-    Args:
-        model: as in `measure`.
-
-    Raises:
-        UnsupportedModelError: as `measure`.
-    """
+    """Measure, whatever is kept, and keep it as `use_best` does; set nothing; as `measure`."""
     target = as_target(model)
     cores = num_cores()
     counts = _default_counts(cores)
     key = _key(target, cores)
-    report = measure(target, counts=counts)
+    report = measure(target, counts)
     is_quiet = report.others is None or report.others <= _QUIET
     if key is None or not is_quiet or not _is_complete(report.milliseconds, counts):
         return report
@@ -206,7 +183,7 @@ class _Meter:
 
 
 def _busy_seconds() -> float | None:
-    """How long the cores that this process may use have been busy, for whomever; None if unknown.
+    """Seconds that the cores of this process have been busy, by any program; None if unknown.
 
     Time that a host took away from a virtual machine counts as busy.
     """
@@ -248,7 +225,8 @@ def _default_counts(cores: int) -> list[int]:
     return sorted({*counts, cores})
 
 
-def _step(target: Target, cache: Any, width: int, keep: int | None = None) -> None:
+def _step(target: Target, cache: Any, width: int) -> None:
+    """Run a forward behind the first `_CONTEXT` tokens, or the one that makes them."""
     tokens = torch.ones((1, width), dtype=torch.int64, device=target.device)
     target.forward(tokens, None, None, cache, num_logits=width)
-    cache.crop(width if keep is None else keep)
+    cache.crop(_CONTEXT)

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import mtp_verify as mv
 from mtp_verify.commands.shared import threads
 from tests.models import tiny_model
 
@@ -45,7 +44,7 @@ def clock(monkeypatch):
 def test_fastest_count_wins_unless_the_gain_is_noise(costs, best, clock):
     clock.update(costs)
     before = torch.get_num_threads()
-    report = threads.measure(tiny_model("llama"), counts=list(costs), rounds=2)
+    report = threads.measure(tiny_model("llama"), list(costs))
     assert report.best == best
     assert report.milliseconds[1] == pytest.approx({1: 1000.0, 8: 1000.0})
     assert list(report.milliseconds) == sorted(costs)
@@ -109,7 +108,7 @@ def test_measuring_ends_when_its_time_is_over(two_cores, clock, monkeypatch):
     now = itertools.count(step=2)  # each turn takes two seconds of the three
     monkeypatch.setattr(threads, "monotonic", lambda: float(next(now)))
     clock.update({4: 0.1})
-    found = threads.measure(tiny_model("llama"), counts=[1, 2, 4])
+    found = threads.measure(tiny_model("llama"), [1, 2, 4])
     assert sorted(found.milliseconds) == [1, 2]
     assert found.best == 2
 
@@ -200,11 +199,3 @@ def test_default_counts_double_up_to_the_cores():
     assert threads._default_counts(6) == [1, 2, 4, 6]
     assert threads._default_counts(8) == [1, 2, 4, 8]
     assert threads.num_cores() >= 1
-
-
-@pytest.mark.parametrize(
-    "options", [{"counts": []}, {"counts": [0]}, {"widths": ()}, {"widths": (0,)}, {"rounds": 0}]
-)
-def test_empty_measurements_are_refused(options):
-    with pytest.raises(mv.errors.ParamsError, match="at least 1"):
-        threads.measure(tiny_model("llama"), **options)
