@@ -25,6 +25,7 @@ from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 from mtp_verify.testing.laws import JointLaw, TokenLaws, exact_law
+from mtp_verify.verifier.intake import as_count
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -276,9 +277,7 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
     Raises:
         ParamsError: `count` is below 1.
     """
-    if count < 1:
-        message = f"prompts: found {count}, wanted at least 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    count = as_count("prompts", count)
     rng = np.random.default_rng(0)
     made = dict.fromkeys(_PROMPTS)
     while len(made) < count:

@@ -11,6 +11,7 @@ import numpy as np
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import ENDED
 from mtp_verify.testing.mutants import follow
+from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -72,14 +73,12 @@ class Setting:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        for what, value, known in (
+        for name, value, known in (
             ("grammar", self.grammar, GRAMMARS),
             ("cache", self.cache, CACHES),
         ):
-            if value not in known:
-                wanted = ", ".join(filter(None, known))
-                message = f"{what}: found {value!r}, wanted one of: {wanted}; or nothing"
-                raise ParamsError(message, slug="bad_options")
+            if value:
+                check_word(name, value, tuple(filter(None, known)))
         if self.cache == "static" and self.batch:
             message = "cache: a static one serves a single sequence; leave out the batch"
             raise ParamsError(message, slug="bad_options")

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,9 +117,7 @@ def certify_accept(
     Raises:
         ParamsError: `num_drafts` is not 1 or 2, or the function raises on ordinary rows.
     """
-    if num_drafts not in (1, 2):
-        message = f"num_drafts: found {num_drafts}, wanted 1 or 2"
-        raise ParamsError(message, slug="param_out_of_range")
+    num_drafts = as_count("num_drafts", num_drafts, 1, 2)
     from mtp_verify.testing import mutants
 
     counted = _Counted(accept)

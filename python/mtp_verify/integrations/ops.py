@@ -57,8 +57,8 @@ class Verdicts(NamedTuple):
 
     def __hash__(self) -> NoReturn:
         """Tensors change; their own hash says nothing of what they hold."""
-        msg = "unhashable type: 'Verdicts'"
-        raise TypeError(msg)
+        message = "unhashable type: 'Verdicts'"
+        raise TypeError(message)
 
     def __repr__(self) -> str:
         """Shapes and dtypes."""

@@ -83,11 +83,11 @@ def tree_from_links(
     """
     width = len(next_token)
     if width == 0 or len(next_sibling) != width:
-        msg = (
+        message = (
             f"links: found {width} next tokens and {len(next_sibling)} next siblings, wanted as "
             "many of each, and the root at least"
         )
-        raise DraftError(msg, slug="shape_mismatch")
+        raise DraftError(message, slug="shape_mismatch")
     parents: dict[int, int] = {0: -1}
     order = [0]  # breadth first: parents before children, siblings as they are linked
     ascending = True
@@ -96,8 +96,10 @@ def tree_from_links(
         while child != -1:
             if not 0 < child < width or child in parents:
                 what = "is linked twice" if child in parents else f"is not in 1 .. {width - 1}"
-                msg = f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
-                raise DraftError(msg, slug="bad_parent", node=before)
+                message = (
+                    f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
+                )
+                raise DraftError(message, slug="bad_parent", node=before)
             ascending = ascending and before < child
             parents[child] = node
             order.append(child)
@@ -127,8 +129,8 @@ def links_from_tree(
     num = len(tree.parents)
     width = num if width is None else width
     if width < num:
-        msg = f"width: found {width} columns, wanted {num} at least: the root and every node"
-        raise DraftError(msg, slug="shape_mismatch")
+        message = f"width: found {width} columns, wanted {num} at least: the root and every node"
+        raise DraftError(message, slug="shape_mismatch")
     links = np.full((2, width), -1, np.int64)
     links[0, :num], links[1, :num] = tree.next_token, tree.next_sibling
     return links[0], links[1]
@@ -192,12 +194,12 @@ def verify_trees(
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            msg = f"{name}: found shape {tuple(tensor.shape)}, wanted {shape}"
-            raise DraftError(msg, slug="shape_mismatch")
+            message = f"{name}: found shape {tuple(tensor.shape)}, wanted {shape}"
+            raise DraftError(message, slug="shape_mismatch")
     for name, count in (("params", len(params)), ("seeds", len(seeds)), ("positions", batch)):
         if count != batch:
-            msg = f"{name}: found {count}, wanted {batch}, one for each request"
-            raise DraftError(msg, slug="shape_mismatch")
+            message = f"{name}: found {count}, wanted {batch}, one for each request"
+            raise DraftError(message, slug="shape_mismatch")
 
     rows = to_host(logits).reshape(batch, width, -1)
     tokens = candidates.tolist()
@@ -210,8 +212,8 @@ def verify_trees(
             tree, own = tree_from_links(children, siblings)
             drafts.append(_draft(tree, [tokens[b][i] for i in own], draft_probs, b))
         except DraftError as error:
-            msg = f"request {b}: {error}"
-            raise DraftError(msg, slug=error.slug, node=error.node, sequence=b) from error
+            message = f"request {b}: {error}"
+            raise DraftError(message, slug=error.slug, node=error.node, sequence=b) from error
         columns.append(own)
     in_order = all(np.array_equal(own, np.arange(len(own))) for own in columns)
     batched = verify_batch(
@@ -246,8 +248,8 @@ def _draft(
         # The engine's trees are reranked by what was drafted; only rules that ignore q are right.
         return Draft(tree, tokens, law="unknown")
     if not tree.is_chain:
-        msg = "links: found a tree that branches, wanted a chain, as draft_probs was given"
-        raise DraftError(msg, slug="shape_mismatch")
+        message = "links: found a tree that branches, wanted a chain, as draft_probs was given"
+        raise DraftError(message, slug="shape_mismatch")
     probs = to_host(draft_probs[request])
     return Draft.chain(tokens[1:], probs[: len(tokens) - 1], root=tokens[0])
 
@@ -334,11 +336,11 @@ def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
     }
     names = [name for name, is_set in refused.items() if is_set]
     if names:
-        msg = (
+        message = (
             f"{' and '.join(names)}: changes the law of the output, and mtp-verify is exact; "
             f"unset it, or {_GATE.variable}"
         )
-        raise ParamsError(msg, slug="unsupported_setting")
+        raise ParamsError(message, slug="unsupported_setting")
 
 
 def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:

@@ -73,8 +73,8 @@ def assert_drafter(
     size = as_count("vocab_size", vocab_size)
     text = tuple(as_count("prompt", token, 0, size - 1) for token in as_list("prompt", prompt))
     if not text:
-        msg = "prompt: found no tokens, wanted at least one"
-        raise ParamsError(msg, slug="param_out_of_range")
+        message = "prompt: found no tokens, wanted at least one"
+        raise ParamsError(message, slug="param_out_of_range")
     budget = as_count("budget", budget)
     trial = _Trial(drafter, text, size, as_list("eos_ids", eos_ids))
     try:
@@ -83,8 +83,8 @@ def assert_drafter(
             for rows in trial.targets(budget):
                 trial.verify_many(rows, budget, rule, min_tv, alpha)
     except MtpVerifyError as error:
-        msg = f"{type(drafter).__name__}: {error}"
-        raise AssertionError(msg) from error
+        message = f"{type(drafter).__name__}: {error}"
+        raise AssertionError(message) from error
 
 
 class _Trial:
@@ -152,8 +152,8 @@ class _Trial:
         draft.validate()
 
     def _fail(self, found: str, wanted: str) -> None:
-        msg = f"{self._name}.propose: found {found}, wanted {wanted}"
-        raise AssertionError(msg)
+        message = f"{self._name}.propose: found {found}, wanted {wanted}"
+        raise AssertionError(message)
 
     def targets(self, budget: int) -> list[NDArray[np.float32]]:
         """Logits (budget + 2, V) of targets whose row depends on the depth alone."""
@@ -207,12 +207,12 @@ class _Trial:
         try:
             assert_sampler_has_law(sample, law, min_tv=min_tv, alpha=alpha)
         except AssertionError as error:
-            msg = (
+            message = (
                 f"{self._name}: what is emitted with its drafts has not the target's law: {error}. "
                 "Are the rows of a draft those that its tokens were drawn from, and is every drawn "
                 "token in it?"
             )
-            raise AssertionError(msg) from None
+            raise AssertionError(message) from None
 
 
 def _drafters_row(draft: Draft, node: int, vocab_size: int) -> Any:

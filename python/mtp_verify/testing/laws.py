@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.reference import penalise, shape
 
@@ -33,11 +34,10 @@ class TokenLaws:
         rows: From the tokens so far to the logits (V,) of the next one.
         params: How rows are shaped, by the history too; None means `SamplingParams()`.
         eos: A token that ends a string, or None.
-        allowed: From the tokens behind the prompt to bool (V,), which of them a grammar lets come
-            next; none ends the string. None lets all.
+        allowed: From the tokens behind the prompt to bool (V,), those that a grammar allows next;
+            none ends the string. None allows all.
 
     Attributes:
-        vocab: V.
         may_end: Whether strings may be shorter than asked for.
     """
 
@@ -172,9 +172,7 @@ def exact_law(
         [0.0625, 0.1875, 0.1875, 0.5625]
     """
     laws = rows if isinstance(rows, TokenLaws) else TokenLaws(rows, params)
-    if length < 1:
-        message = f"length: found {length}, wanted at least 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    length = as_count("length", length)
     start = tuple(int(token) for token in prompt)
     probs = np.ones(1)
     num_tokens = len(laws.rows(start))

@@ -1,4 +1,4 @@
-"""Engines with one named mistake each, beside right ones: controls for whoever certifies.
+"""Engines with one named mistake each, beside right ones: controls for certification.
 
 Engines are small (a table of rows) and draw many samples at once with NumPy, so that a certifier
 can be tried hundreds of times. `ENGINES`, `HIDDEN` and `ACCEPTS` name them all.
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import ENDED
+from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ __all__ = [
     "accept",
     "engine",
     "follow",
+    "place_of",
+    "softmax",
     "table_rows",
 ]
 
@@ -89,12 +91,13 @@ def table_rows(vocab: int, seed: int, spread: float = 1.0) -> Callable[[tuple[in
     table = _table(vocab, seed) * spread
 
     def rows(path: tuple[int, ...]) -> NDArray[np.float64]:
-        return np.asarray(table[_place(path)])
+        return np.asarray(table[place_of(path)])
 
     return rows
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of rows (..., V) of logits."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
@@ -199,9 +202,9 @@ class _Run:
         target, other = (_table(engine.vocab, engine.table_seed + i) for i in range(2))
         # A drafter that knows something of its target: tokens are accepted and rejected.
         tables = (target, _LIKENESS * target + (1 - _LIKENESS**2) ** 0.5 * other)
-        self.target, self.draft = (_softmax(table / engine.temperature) for table in tables)
+        self.target, self.draft = (softmax(table / engine.temperature) for table in tables)
         self.lengths = np.zeros(n, np.int64)
-        self.places = np.full(n, _place(prompt))
+        self.places = np.full(n, place_of(prompt))
         # Row -1 of a grammar says what may come first.
         self.last = np.full(n, -1)
         self.has_ended = np.zeros(n, bool)
@@ -329,14 +332,15 @@ def _table(vocab: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(size=(_NUM_PLACES, vocab))
 
 
-def _next_place(place: Any, token: Any) -> Any:
-    return (place * 31 + token + 1) % _NUM_PLACES
+def _next_place(place: Any, token: Any, size: int = _NUM_PLACES) -> Any:
+    return (place * 31 + token + 1) % size
 
 
-def _place(path: Sequence[int]) -> int:
+def place_of(path: Sequence[int], size: int = _NUM_PLACES) -> int:
+    """Return a path's place in a table of rows: a wrong path or order has another one."""
     place = 0
     for token in path:
-        place = int(_next_place(place, int(token)))
+        place = int(_next_place(place, int(token), size))
     return place
 
 
@@ -346,10 +350,7 @@ def engine(mistake: str = "none", **options: Any) -> TableEngine:
     Raises:
         ParamsError: No such mistake; lists the known ones.
     """
-    known = {**ENGINES, **HIDDEN}
-    if mistake not in known:
-        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(known)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    check_word("mistake", mistake, (*ENGINES, *HIDDEN))
     return TableEngine(**{"mistake": mistake, **_NEEDS.get(mistake, {}), **options})
 
 
@@ -362,9 +363,7 @@ def accept(mistake: str = "none") -> Callable[..., list[int]]:
     Raises:
         ParamsError: No such mistake in `ACCEPTS`; lists the known ones.
     """
-    if mistake not in ACCEPTS:
-        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(ACCEPTS)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    check_word("mistake", mistake, tuple(ACCEPTS))
 
     def run(p: Any, q: Any, tokens: Any, uniforms: Any) -> list[int]:
         out: list[int] = []

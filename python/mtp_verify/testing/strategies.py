@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import ParamsError
 from mtp_verify.testing.logit_rows import KINDS, draw_logits
+from mtp_verify.testing.mutants import place_of, softmax
+from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import Law
 
@@ -118,7 +119,7 @@ def probabilities(
         dtype: "float64", "float32" or "float16".
     """
     rows = _pair(draw, vocab, count, kinds, "float32")[0]
-    return _softmax(rows, draw(_TEMPERATURES)).astype(dtype)
+    return softmax(rows.astype(np.float64) / draw(_TEMPERATURES)).astype(dtype)
 
 
 @st.composite
@@ -132,14 +133,7 @@ def targets(
     probs = draw(probabilities(vocab, table))
     with np.errstate(divide="ignore"):
         logits = np.log(probs)
-
-    def row(path: tuple[int, ...]) -> NDArray[np.float64]:
-        place = 0
-        for token in path:
-            place = (place * 31 + int(token) + 1) % table
-        return np.asarray(logits[place])
-
-    return row
+    return lambda path: np.asarray(logits[place_of(path, table)])
 
 
 def drafts(
@@ -206,9 +200,8 @@ def steps(
         ...     assert len(verdict.tokens) == verdict.num_accepted + 1
         >>> one_token_more_than_was_accepted()
     """
-    if law is not None and law not in LAWS:
-        message = f"law: found {law!r}, wanted one of: {', '.join(LAWS)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    if law is not None:
+        check_word("law", law, LAWS)
     return _steps(LAWS if law is None else (law,), vocab, max_nodes, max_depth, tuple(kinds))
 
 
@@ -237,12 +230,6 @@ def _pair(
     ]
     target, drafter = (np.concatenate(side) for side in zip(*rows, strict=True))
     return target, drafter
-
-
-def _softmax(rows: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    scaled = rows.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 class _Grower:
@@ -284,7 +271,7 @@ class _Grower:
     def _rows(self, path: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
         if path not in self.known:
             target, drafter = _pair(self.draw, self.vocab, 1, self.kinds, "float32")
-            probs = _softmax(drafter, self.temperature).astype(np.float32)
+            probs = softmax(drafter.astype(np.float64) / self.temperature).astype(np.float32)
             self.known[path] = target[0], probs[0]
         return self.known[path]
 

@@ -115,8 +115,10 @@ class TableTarget:
                 if (other <= node if tree_mask is None else bool(tree_mask[node, other]))
             ]
             if sorted(place for place, _ in seen) != list(range(len(seen))):
-                msg = f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
-                raise ValueError(msg)
+                message = (
+                    f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
+                )
+                raise ValueError(message)
             path = past + tuple(token for _, token in sorted(seen))
             if node >= first:
                 rows.append(torch.as_tensor(self.rows(path), dtype=self.dtype))

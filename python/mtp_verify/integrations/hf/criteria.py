@@ -40,8 +40,8 @@ def split_criteria(
         elif type(criterion) is not MaxLengthCriteria:
             others.append(criterion)
     if max_length is None:
-        msg = "generate has no limit of length; pass max_new_tokens"
-        raise ParamsError(msg, slug="bad_max_new_tokens")
+        message = "generate has no limit of length; pass max_new_tokens"
+        raise ParamsError(message, slug="bad_max_new_tokens")
     return max_length, tuple(eos_ids), others
 
 

@@ -67,13 +67,13 @@ def copies_of(processors: Sequence[Any]) -> list[Any]:
         try:
             copies.append(copy.deepcopy(processor, memo))
         except Exception as error:
-            msg = (
+            message = (
                 f"logits processor {_name(processor)} may keep state and cannot be copied "
                 f"({type(error).__name__}: {error}), so it cannot be asked about drafts: give it "
                 "fork and accept (mtp_verify.verifier.processors), or pass a plain function, "
                 "which is taken to keep none"
             )
-            raise ParamsError(msg, slug="unsupported_processor") from error
+            raise ParamsError(message, slug="unsupported_processor") from error
     return copies
 
 
@@ -155,11 +155,11 @@ class Unchanging:
         scores = _run(self._called, input_ids, scores)
         for processor, first in zip(self._copies, self._first, strict=True):
             if not _is_same(processor, first):
-                msg = (
+                message = (
                     f"logits processor {_name(processor)} keeps state (a call has changed it), and "
                     "the rows of a batch are at different lengths: generate one sequence at a time"
                 )
-                raise ParamsError(msg, slug="unsupported_processor")
+                raise ParamsError(message, slug="unsupported_processor")
         return scores
 
 

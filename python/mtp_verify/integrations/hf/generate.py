@@ -88,12 +88,14 @@ def generate(
     """
     for name, instead in _REFUSED.items():
         if settings.pop(name, None):
-            msg = f"{name} is not supported by mv.hf.generate: {instead}"
-            raise ParamsError(msg, slug="unsupported_setting")
+            message = f"{name} is not supported by mv.hf.generate: {instead}"
+            raise ParamsError(message, slug="unsupported_setting")
     if settings.get("cache_implementation") == "paged":
         # transformers would run a loop of its own, and no custom code.
-        msg = 'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
-        raise ParamsError(msg, slug="unsupported_setting")
+        message = (
+            'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
+        )
+        raise ParamsError(message, slug="unsupported_setting")
     pool = settings.pop("cache") if isinstance(settings.get("cache"), str | Paged) else None
     streamer = settings.pop("streamer", None)
     taken, settings = _take(settings, model.generation_config)
@@ -124,11 +126,11 @@ def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str,
     """
     for name in _TAKEN:
         if getattr(own, name, None) is not None:
-            msg = (
+            message = (
                 f"{name}: found it in the model's generation config, from where transformers takes "
                 f"it; set model.generation_config.{name} = None and give it to mv.hf.generate"
             )
-            raise ParamsError(msg, slug="unsupported_setting")
+            raise ParamsError(message, slug="unsupported_setting")
     config = settings.get("generation_config")
     left = {name: value for name, value in settings.items() if name not in _TAKEN}
     taken = {name: settings.get(name) for name in _TAKEN}
@@ -145,8 +147,8 @@ def _criteria(settings: dict[str, Any], strings: Any) -> StoppingCriteriaList:
     criteria = StoppingCriteriaList(settings.pop("stopping_criteria", None) or [])
     if strings:
         if tokenizer is None:
-            msg = "stop_strings: found no tokenizer to read them by, wanted tokenizer=..."
-            raise ParamsError(msg, slug="no_tokenizer")
+            message = "stop_strings: found no tokenizer to read them by, wanted tokenizer=..."
+            raise ParamsError(message, slug="no_tokenizer")
         criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
     return criteria
 
@@ -159,8 +161,10 @@ def _drafter(
     named = {"drafter": drafter, "assistant_model": assistant, "prompt_lookup_num_tokens": lookup}
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
-        msg = f"{' and '.join(given)} are ways to draft; give one of them, or mv.drafters.Combined"
-        raise ParamsError(msg, slug="bad_drafters")
+        message = (
+            f"{' and '.join(given)} are ways to draft; give one of them, or mv.drafters.Combined"
+        )
+        raise ParamsError(message, slug="bad_drafters")
     if lookup is not None:
         return NGram(num_tokens=lookup, max_ngram=taken["max_matching_ngram_size"] or 2)
     if assistant is None:

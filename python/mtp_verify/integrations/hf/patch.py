@@ -174,11 +174,11 @@ def _replacing(original: Any) -> Callable[..., Any]:
             )
             return found
         if assistant_ensemble_weight is not None:
-            msg = (
+            message = (
                 f"assistant_ensemble_weight: found {assistant_ensemble_weight}, wanted None: it "
                 "accepts more than the target's law allows, and mv.hf.patch is exact"
             )
-            raise ParamsError(msg, slug="unsupported_setting")
+            raise ParamsError(message, slug="unsupported_setting")
         return _accept(
             _active[-1], candidate_input_ids, candidate_logits, candidate_length, new_logits
         )

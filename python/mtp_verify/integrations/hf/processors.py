@@ -103,12 +103,12 @@ def _split(
     for processor in processors:
         name = next((n for kind, n in _STATEFUL.items() if isinstance(processor, kind)), None)
         if name is not None and not keeps_state(processor):
-            msg = (
+            message = (
                 f"{name} brings the logits processor {type(processor).__name__}, which keeps state "
                 "of its own and cannot be asked about several continuations: unset it, or call "
                 "generate without custom_generate"
             )
-            raise ParamsError(msg, slug="unsupported_processor")
+            raise ParamsError(message, slug="unsupported_processor")
     fields: dict[str, Any] = {}
     rest = list(processors)
     while rest and _take_first(
@@ -134,11 +134,11 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
     """
     params, left = _split(processors, do_sample=do_sample, prompt_width=0, has_padding=False)
     if left:
-        msg = (
+        message = (
             f"logits processor {type(left[0]).__name__} has no counterpart in SamplingParams "
             "(at its place, with its settings); pass it to processors="
         )
-        raise ParamsError(msg, slug="unsupported_processor")
+        raise ParamsError(message, slug="unsupported_processor")
     return params
 
 

@@ -113,8 +113,8 @@ def speculative(
         gives_cache = generation_config.use_cache is not False
         if past is not None and not gives_cache:
             # The library would write the whole text behind the cache at each step.
-            msg = f"use_cache=False and {name} say the opposite; unset one of them"
-            raise ParamsError(msg, slug="unsupported_setting")
+            message = f"use_cache=False and {name} say the opposite; unset one of them"
+            raise ParamsError(message, slug="unsupported_setting")
         if cache is not None:
             refuse_caches(name, past, generation_config)
             past = None
@@ -212,8 +212,8 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
     if generates is None:
         return ours
     if ours is not None:
-        msg = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
-        raise ParamsError(msg, slug="bad_streamer")
+        message = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
+        raise ParamsError(message, slug="bad_streamer")
     return AfterPrompt(generates)
 
 
@@ -236,6 +236,6 @@ def _past(past: Any, paddings: Sequence[torch.Tensor]) -> Any:
     num_rows = len(paddings)
     if isinstance(past, StaticCache) and (num_rows > 1 or len(paddings[0])):
         found = f"there are {num_rows}" if num_rows > 1 else "this one is padded on the left"
-        msg = f"a static cache serves a single sequence without padding, and {found}; unset it"
-        raise UnsupportedModelError(msg, slug="unsupported_cache")
+        message = f"a static cache serves a single sequence without padding, and {found}; unset it"
+        raise UnsupportedModelError(message, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past
