@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 
@@ -137,6 +136,8 @@ def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
     if layers is None:
         yield
         return
+    from unittest import mock
+
     from transformers.modeling_layers import MtpModel
 
     with mock.patch.object(MtpModel, "from_pretrained", return_value=layers):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from mtp_verify.console.libraries import quiet_bars
 from mtp_verify.errors import UnsupportedModelError
@@ -110,6 +109,8 @@ def gemma4(seed: int) -> tuple[Any, dict[str, Any]]:
     transformers 5.23 cannot build the assistant from a config: `kv_sharing_modes` refuses a model
     whose every layer is shared. It is replaced while the two are built, and for nothing else.
     """
+    from unittest import mock
+
     from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
     from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 

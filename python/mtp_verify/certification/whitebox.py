@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 
@@ -317,6 +316,8 @@ def transformers_accept() -> Accept:
     Raises:
         ImportError: transformers or torch is missing.
     """
+    from unittest import mock  # with asyncio, which `mtp-verify --help` need not load
+
     import torch
     from transformers.generation import utils
 
