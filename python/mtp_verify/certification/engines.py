@@ -225,7 +225,7 @@ class _Kind:
     modes: tuple[str, ...]
     default: tuple[str, ...]
     make: Callable[[_Order], Engine]
-    needs: tuple[str, ...] = ("torch", "transformers")
+    extra: str = "hf"  # of this package, which brings the libraries that it needs
 
 
 _LIBRARY = ("plain", "assisted", "lookup", "mtp")
@@ -237,7 +237,7 @@ _KINDS = {
     "drop-in": _Kind((*own.MODES, *_PATCHED), _LOSSLESS, _drop_in),
     "mtp-verify": _Kind(tuple(own.MODES), ("token", "block"), _of_this_package),
     "vllm": _Kind(tuple(_VLLM_DRAFTS), tuple(_VLLM_DRAFTS), _of_vllm),
-    "mutants": _Kind(_BROKEN, _BROKEN, _mutant, needs=()),
+    "mutants": _Kind(_BROKEN, _BROKEN, _mutant, extra=""),
 }
 # Engine -> its modes.
 MODES = {name: kind.modes for name, kind in _KINDS.items()}
@@ -282,7 +282,7 @@ def make_engine(
         message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
         raise ParamsError(message, slug="unknown_engine")
     chosen = _KINDS[kind]
-    need(*chosen.needs, extra="hf", subject=_NEEDS)
+    need(extra=chosen.extra, subject=_NEEDS)
     return chosen.make(_Order(f"{kind} {mode}", mode, params, setting, folder, seed))
 
 
@@ -333,7 +333,7 @@ def user_engine(
         raise ParamsError(message, slug="no_target")
     setting.refuse(path, "cache", "batch")
     setting.refuse(path, *({"eos"} - names), *({"grammar"} if "allowed" not in names else ()))
-    need("torch", "transformers", extra="hf", subject=_NEEDS)
+    need(extra="hf", subject=_NEEDS)
     checkpoints = models.make_checkpoints(folder, seed, setting.sharpness)
     rows = model_rows(checkpoints.target_model)
     allowed = setting.allowed(len(rows((0,))))

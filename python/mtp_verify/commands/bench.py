@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtp_verify.commands.benchmark.prompts import OWN, BenchPrompt, held_out, load, pick
-from mtp_verify.commands.command import Command, add_model_arguments, positive
+from mtp_verify.commands.command import Command, add_model_arguments, output_file, positive
 from mtp_verify.commands.shared.entrants import ENTRANTS, Entrant
 from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampled runs (default 0)")
     parser.add_argument(
         "--plot",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help=f"draw tau by category ({', '.join(_PICTURES)}; needs matplotlib)",
     )
@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> Report:
         OSError: a file cannot be read or written.
     """
     if args.plot is not None:
-        _check_plot(args.plot)
+        if args.plot.suffix not in _PICTURES:
+            message = f"--plot {args.plot}: wanted a name that ends in {', '.join(_PICTURES)}"
+            raise ParamsError(message, slug="bad_options")
+        need(extra="plot", subject="a plot needs")
     source, prompts = _prompts(args)
     from mtp_verify.commands.benchmark import report
     from mtp_verify.commands.benchmark.measure import measure
@@ -158,18 +161,6 @@ def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:
             message = f"--drafter {entrant.name!r} needs a trained head; give --head FOLDER"
             raise ParamsError(message, slug="bad_options")
     return chosen
-
-
-def _check_plot(path: Path) -> None:
-    """Refuse before the work what would fail after it."""
-    message = ""
-    if path.suffix not in _PICTURES:
-        message = f"--plot {path}: wanted a name that ends in {', '.join(_PICTURES)}"
-    elif not path.absolute().parent.is_dir():
-        message = f"--plot {path}: no such folder"
-    if message:
-        raise ParamsError(message, slug="bad_options")
-    need(extra="plot", subject="a plot needs")
 
 
 COMMAND = Command(

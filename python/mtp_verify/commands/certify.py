@@ -16,7 +16,7 @@ from mtp_verify.certification import accept_report, certify, certify_accept, eng
 from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.certification.settings import Plan, add_options, plans_of
 from mtp_verify.certification.whitebox import transformers_accept
-from mtp_verify.commands.command import Command
+from mtp_verify.commands.command import Command, output_file
 from mtp_verify.console.libraries import need
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for all modes together, from the start of the process",
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page too")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page too")
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtp_verify.console.libraries import need
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.console.report import Report
 
-__all__ = ["Command", "add_model_arguments", "positive"]
+__all__ = ["Command", "add_model_arguments", "output_file", "positive"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ def positive(text: str) -> int:
         message = f"found {value}, wanted at least 1"
         raise argparse.ArgumentTypeError(message)
     return value
+
+
+def output_file(text: str) -> Path:
+    """Read an option that is a file to be written: refuse before the work what fails after it."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        message = f"{path}: no such folder"
+        raise argparse.ArgumentTypeError(message)
+    return path
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> None:

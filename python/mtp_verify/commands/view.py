@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.commands.command import Command, add_model_arguments, positive
+from mtp_verify.commands.command import Command, add_model_arguments, output_file, positive
 from mtp_verify.commands.drawing.page import to_html
 from mtp_verify.commands.drawing.recorder import Recorder
 from mtp_verify.commands.drawing.tree import caption, to_lines
@@ -34,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=48, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--html", metavar="FILE", help="also write a page of pictures")
+    parser.add_argument(
+        "--html", type=output_file, metavar="FILE", help="also write a page of pictures"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> Report:
     )
     if args.html is not None:
         page = to_html(steps, subject.decode, show, title=args.prompt, summary=summary)
-        Path(args.html).write_text(page, encoding="utf-8")
+        args.html.write_text(page, encoding="utf-8")
     return Report(
         "view",
         data={

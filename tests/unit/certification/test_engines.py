@@ -287,3 +287,12 @@ def test_a_missing_engine_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(libraries, "find_spec", lambda name: None if name == "vllm" else True)
     assert cli.main(["certify", "--engine", "vllm"]) == 2
     assert "pip install vllm" in capsys.readouterr().err
+
+
+def test_mutants_need_no_library(capsys, monkeypatch):
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
+    words = ["--engine", "mutants", "--mode", "none", "--length", "2", "--horizon", "4"]
+    assert cli.main(["certify", *words, "--min-tv", "0.3"]) == 0
+    assert "mutant none" in capsys.readouterr().out
+    assert cli.main(["certify", "--engine", "drop-in", "--mode", "block"]) == 2
+    assert 'pip install "mtp-verify[hf]"' in capsys.readouterr().err

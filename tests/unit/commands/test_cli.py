@@ -80,6 +80,8 @@ def test_version_is_the_package_version(capsys):
         ["certify"],
         ["certify", "--engine", "transformers", "--accept", "transformers"],
         ["certify", "--self"],
+        ["certify", "--engine", "mutants", "--html", "no/such/folder/page.html"],
+        ["view", "hello", "--tiny", "--html", "no/such/folder/page.html"],
         ["prove", "--no-such-option"],
         ["view", "hello", "--tiny", "--max-new-tokens", "0"],
     ],
