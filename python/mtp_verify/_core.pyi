@@ -364,7 +364,7 @@ def verify(
     position: int,
     lossy: Lossy | None = None,
     edits: Edits | None = None,
-    top_logprobs: int = 0,
+    top_logprobs: int | None = None,
 ) -> Verdict: ...
 def verify_batch(
     drafts: DraftBatch | Sequence[Draft],
