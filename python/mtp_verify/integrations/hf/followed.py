@@ -97,7 +97,7 @@ class Followed:
 
     Args:
         own: the user's, and those of the library between them; one of them `may_keep_state`.
-        padding: (P,) what stands before the sequence's own tokens.
+        padding: (P,) the tokens before the sequence's own ones.
     """
 
     def __init__(self, own: Sequence[Any], padding: torch.Tensor) -> None:
@@ -139,12 +139,7 @@ class Followed:
 
 
 class Unchanging:
-    """Processors of one row of a batch, which no call may change.
-
-    Args:
-        own: as `Followed`.
-        for_row: what makes of one of them what this row calls.
-    """
+    """Processors of one row of a batch, which no call may change; it calls `for_row` of each."""
 
     def __init__(self, own: Sequence[Any], for_row: Callable[[Any], Any]) -> None:
         self._copies, self._first = copies_of(own), copies_of(own)

@@ -3,13 +3,13 @@
 `generate(assistant_model=...)`, `generate(use_mtp=True)` and the library's other drafters that hand
 over rows end in one function, `transformers.generation.utils._speculative_sampling`. It is looked
 up by name at each step, so that replacing the name replaces the rule; nothing else of the loop
-changes. What the library's function does otherwise: it accepts `r <= p / q`, so that r = 0 accepts
+changes. The library's function differs from ours: it accepts `r <= p / q`, so that r = 0 accepts
 a token of target probability 0; it divides by zero where the residual is empty; and it knows only
 the token rule.
 
 The assistant of Gemma 4 drafts the most likely token but hands over its raw logits as if it had
-sampled from them: a bias of its output law, whichever rule verifies. Its rows are replaced by the
-law that its drafts do have: all probability on the drafted token.
+sampled from them, which biases the output under any rule. Its rows are replaced by the
+law of its drafts: all probability on the drafted token.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import transformers
 from transformers.generation import candidate_generator, utils
 
+from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.generation import Stats
 from mtp_verify.errors import ParamsError
@@ -81,7 +81,7 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
     Raises:
         UnsupportedModelError: Another version of transformers than those known, or one that was
             changed; the library is untouched.
-        RuleError: No such rule, or not lossless for a sampled chain; likewise.
+        RuleError: No such rule, or not lossless for a sampled chain; the library is untouched.
         ParamsError: (by `generate`) `assistant_ensemble_weight`, which is lossy by design.
         DraftError: (by `generate`) a drafted token that its own row gives no probability.
 
@@ -95,13 +95,7 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
         arXiv 2211.17192 (the library's rule), 2403.10444 (block verification).
     """
     # Refused here, not in the middle of a generation.
-    verify(
-        Draft.chain([0], np.ones((1, 1), np.float32)),
-        np.zeros((2, 1), np.float32),
-        rule=rule,
-        seed=0,
-        position=0,
-    )
+    _core.check_rule(rule, ("chain",), _AS_GIVEN._core, None)
     mine = _Active(rule)
     with _lock:
         if not _active:
@@ -163,25 +157,17 @@ def _replacing(original: Any) -> Callable[..., Any]:
         candidate_length: int,
         new_logits: torch.Tensor,
         assistant_ensemble_weight: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Any:
+        given = candidate_input_ids, candidate_logits, candidate_length, new_logits
         if not _active:
-            found: tuple[torch.Tensor, torch.Tensor] = original(
-                candidate_input_ids,
-                candidate_logits,
-                candidate_length,
-                new_logits,
-                assistant_ensemble_weight,
-            )
-            return found
+            return original(*given, assistant_ensemble_weight)
         if assistant_ensemble_weight is not None:
             message = (
                 f"assistant_ensemble_weight: found {assistant_ensemble_weight}, wanted None: it "
-                "accepts more than the target's law allows, and mv.hf.patch is exact"
+                "changes the target's distribution, and mv.hf.patch is exact"
             )
             raise ParamsError(message, slug="unsupported_setting")
-        return _accept(
-            _active[-1], candidate_input_ids, candidate_logits, candidate_length, new_logits
-        )
+        return _accept(_active[-1], *given)
 
     return accept
 

@@ -2,13 +2,14 @@
 
 Nearly everything that `generate` does to logits is a function of a row and the tokens before it.
 What the core knows at the list's beginning (penalties, bans) and at its end (temperature, top-k,
-top-p, min-p) becomes `SamplingParams`; whatever stands between is called as it is, per node with
+top-p, min-p) becomes `SamplingParams`; the processors between are called as they are, per node with
 that node's own tokens; a user's own as `followed` says. The library's that keep state are refused.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,7 @@ def split_processors(
         has_padding=len(padding) > 0,
         eos_ids=eos_ids,
     )
-
-    def for_row(processor: Any) -> Callable[..., Any]:
-        return _for_row(processor, padding, row)
+    for_row = functools.partial(_for_row, padding=padding, row=row)
 
     left: list[Callable[..., Any]] = []
     for has_protocol, group in itertools.groupby(rest, keeps_state):
@@ -260,9 +259,6 @@ class RowScores:
         padding: (P,) what stands before the row's own tokens.
         row: its place in the batch.
         matcher: a constraint's, which masks the rows before they are processed, or None.
-
-    Attributes:
-        rows: (1, V) each, one for each emitted token so far.
     """
 
     def __init__(
@@ -275,12 +271,7 @@ class RowScores:
         self.rows: list[torch.Tensor] = []
 
     def extend(self, ids: torch.Tensor, logits: Sequence[torch.Tensor]) -> None:
-        """Process the rows that are new.
-
-        Args:
-            ids: (1, n) int64, the row's own tokens, the emitted ones last.
-            logits: (1, V) raw, one for each emitted token.
-        """
+        """Process the rows (1, V) of the emitted tokens, which end `ids` (1, n), that are new."""
         start = ids.shape[1] - len(logits)
         for step in range(len(self.rows), len(logits)):
             row, token = logits[step].clone(), int(ids[0, start + step])
