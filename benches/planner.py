@@ -20,7 +20,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.commands.benchmark.figures import Estimate, geometric_mean
-from mtp_verify.commands.benchmark.prompts import OWN, load, pick
+from mtp_verify.commands.shared.prompts import OWN, load, pick
 from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.decoder.decode import Decoder, Stats
 from mtp_verify.decoder.planning import MeasuredCosts

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.commands.benchmark.prompts import OWN
+from mtp_verify.commands.shared.prompts import OWN
 from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.decoder.planning import Costs

@@ -6,9 +6,9 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtp_verify.commands.benchmark.prompts import OWN, BenchPrompt, held_out, load, pick
 from mtp_verify.commands.command import Command, add_model_arguments, output_file, positive
 from mtp_verify.commands.shared.entrants import ENTRANTS, Entrant
+from mtp_verify.commands.shared.prompts import OWN, BenchPrompt, held_out, load, pick
 from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
 from mtp_verify.console.terminal import Progress

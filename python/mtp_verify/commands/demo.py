@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.commands.command import Command, add_model_arguments, positive
 from mtp_verify.commands.shared.entrants import CHAINS
+from mtp_verify.commands.shared.prompts import DEMO
 from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress, TokenPrinter, has_colour
 from mtp_verify.verifier.params import SamplingParams
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
     from mtp_verify.commands.shared.compare import Identity, Race
     from mtp_verify.commands.shared.entrants import Entrant
+    from mtp_verify.commands.shared.prompts import BenchPrompt
     from mtp_verify.commands.shared.subjects import Subject
     from mtp_verify.commands.shared.threads import ThreadReport
     from mtp_verify.decoder.decode import Decoder
     from mtp_verify.verifier.words import Rule
 
-__all__ = ["COMMAND", "PROMPTS", "Prompt", "add_arguments", "add_drafter_argument", "run"]
+__all__ = ["COMMAND", "PROMPTS", "add_arguments", "add_drafter_argument", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
 _GREEDY = SamplingParams(temperature=0.0)
@@ -40,57 +42,7 @@ _COMPARISONS: tuple[tuple[str, SamplingParams, Rule], ...] = (
     ("greedy", _GREEDY, "auto"),
     ("sampled", _SAMPLED, "coupled"),
 )
-
-_CODE = """class Stack:
-    def __init__(self):
-        self.items = []
-
-    def push(self, item):
-        self.items.append(item)
-
-    def pop(self):
-        if len(self.items) == 0:
-            raise IndexError("pop from an empty stack")
-        return self.items.pop()
-
-    def peek(self):
-        if len(self.items) == 0:
-            raise IndexError("peek at an empty stack")
-        return self.items[-1]
-"""
-_REPORT = (
-    '"The harbour bridge was closed for nine days after the storm of 3 March. The city engineer, '
-    "Maria Lund, said that the main cables were not damaged, but that two of the twelve deck "
-    "plates had lifted by up to four centimetres. Ferries carried about 6,000 passengers a day "
-    "while the bridge was closed, twice as many as in a normal week. The repairs cost 2.1 million "
-    "crowns, which the city pays from its reserve fund. A second inspection is planned for the "
-    'autumn, when the water is low enough to examine the foundations of the eastern pillar."'
-)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A user's message and what kind of text answers it."""
-
-    kind: str
-    text: str
-
-
-PROMPTS = (
-    Prompt(
-        "code edit",
-        "Rename the class `Stack` to `Pile` and write out the whole class."
-        f"\n\n```python\n{_CODE}```",
-    ),
-    Prompt(
-        "summary with quotes",
-        f"Summarise this report in four sentences. Quote its own words.\n\n{_REPORT}\n",
-    ),
-    Prompt(
-        "free chat",
-        "I would like to start running, but I get bored quickly. What could I do to keep going?",
-    ),
-)
+PROMPTS = DEMO
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +70,7 @@ def add_drafter_argument(parser: argparse.ArgumentParser, *others: str) -> None:
 class _Found:
     """What was seen for one prompt: speeds, and whether the tokens are the plain ones."""
 
-    prompt: Prompt
+    prompt: BenchPrompt
     prompt_len: int
     race: Race
     identity: dict[str, Identity]
@@ -127,7 +79,7 @@ class _Found:
         """Return the figures for JSON."""
         race = self.race
         return {
-            "prompt": self.prompt.kind,
+            "prompt": self.prompt.category,
             "prompt_len": self.prompt_len,
             "tokens_per_second": race.tokens_per_second,
             "speedup_over_transformers": race.speedup_over("transformers"),
@@ -149,7 +101,7 @@ class _Found:
         """Return the line of the table."""
         race = self.race
         return (
-            self.prompt.kind,
+            self.prompt.category,
             *(f"{race.tokens_per_second[way]:.1f}" for way in _WAYS),
             f"{race.speedup_over('transformers'):.2f}x",
             f"{race.speedup_over('plain'):.2f}x",
@@ -189,13 +141,15 @@ def run(args: argparse.Namespace) -> Report:
             return Decoder(model, draft, params, rule, planner=planner)
 
         draft = entrant.make(model, _GREEDY, subject.head_for(model))
-        inputs = [torch.tensor([subject.encode(prompt.text)]) for prompt in PROMPTS]
+        inputs = [torch.tensor([subject.encode(prompt.prompt)]) for prompt in PROMPTS]
         fast = decoder(_GREEDY, "auto")
         races = []
         for prompt, ids in zip(PROMPTS, inputs, strict=True):
-            progress.step(f"generating: {prompt.kind}", on_terminal=False)
+            progress.step(f"generating: {prompt.category}", on_terminal=False)
             _show(prompt, subject, fast, ids, length)
-            progress.step(f"timing three ways, {args.repeats} runs each: {prompt.kind} (bfloat16)")
+            progress.step(
+                f"timing three ways, {args.repeats} runs each: {prompt.category} (bfloat16)"
+            )
             races.append(race(model, fast, ids, max_new_tokens=length, repeats=args.repeats))
 
         progress.step("loading the model in float32")
@@ -205,7 +159,7 @@ def run(args: argparse.Namespace) -> Report:
         for prompt, ids, raced in zip(PROMPTS, inputs, races, strict=True):
             same = {}
             for kind, params, rule in _COMPARISONS:
-                progress.step(f"comparing {kind} outputs: {prompt.kind} (float32)")
+                progress.step(f"comparing {kind} outputs: {prompt.category} (float32)")
                 same[kind] = identical(
                     model, decoder(params, rule), ids, max_new_tokens=length, seed=args.seed
                 )
@@ -214,11 +168,11 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _show(
-    prompt: Prompt, subject: Subject, decoder: Decoder, ids: torch.Tensor, length: int
+    prompt: BenchPrompt, subject: Subject, decoder: Decoder, ids: torch.Tensor, length: int
 ) -> None:
     """Print one speculative answer as it is generated; this also warms what is timed later."""
     note = " (green: accepted draft tokens)" if has_colour(sys.stdout) else ""
-    sys.stdout.write(f"== {prompt.kind}{note}\n")
+    sys.stdout.write(f"== {prompt.category}{note}\n")
     decoder.generate(ids, max_new_tokens=length, seed=0, streamer=TokenPrinter(subject.decode))
     sys.stdout.write("\n")
 

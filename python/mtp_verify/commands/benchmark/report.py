@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mtp_verify.commands.benchmark.measure import Run
-    from mtp_verify.commands.benchmark.prompts import BenchPrompt
     from mtp_verify.commands.shared.entrants import Entrant
+    from mtp_verify.commands.shared.prompts import BenchPrompt
 
 __all__ = ["ALL", "LOW_REPETITION", "as_data", "draw", "repetition", "summarise", "tables"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.commands.benchmark.prompts import OWN, BenchPrompt, load, pick
+from mtp_verify.commands.shared.prompts import OWN, BenchPrompt, load, pick
 
 GOOD = {"id": "a", "category": "chat", "prompt": "Hello."}
 
