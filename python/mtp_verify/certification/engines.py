@@ -45,7 +45,7 @@ class Engine:
         name: For reports.
         sample: Draws (n, length) tokens.
         rows: From tokens to the target's logits (V,).
-        params: How it was told to shape rows.
+        params: How it shapes rows.
         lossy: The acceptance with which it gives up the target's distribution, if it does.
         eos: The token at which it stops, if it does at any.
         allowed: The grammar that it obeys, if it does.
@@ -66,7 +66,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Order:
-    """What is asked for: an engine in a mode, and what it is told and runs on."""
+    """What is to be made: an engine in a mode, its parameters, and what it runs on."""
 
     name: str
     mode: str
@@ -98,7 +98,7 @@ class _Order:
 
 
 def _of_transformers(order: _Order) -> Engine:
-    """The library's own ways to generate."""
+    """Make one of the library's own ways to generate."""
     order.refuse_caches("static")
     mode, setting = order.mode, order.setting
     options: dict[str, Any] = {"cache_implementation": "static"} if setting.cache else {}
@@ -269,7 +269,7 @@ def make_engine(
         mode: One of its modes.
         params: How rows are shaped.
         folder: Where checkpoints are written.
-        setting: What else it is told, and what it runs on.
+        setting: Its other parameters, and what it runs on.
         seed: Of the checkpoints' weights.
 
     Raises:
@@ -327,8 +327,8 @@ def user_engine(
     names = set(inspect.signature(function).parameters)
     if "target" not in names:
         message = (
-            f"{path}: which model does it run? Give it a parameter target= (the folder of a "
-            "checkpoint is passed), or an attribute rows (from tokens to logits)"
+            f"{path}: found neither a parameter target= (the folder of a checkpoint is "
+            "passed) nor an attribute rows (from tokens to logits), wanted one of them"
         )
         raise ParamsError(message, slug="no_target")
     setting.refuse(path, "cache", "batch")

@@ -1,6 +1,6 @@
 """Tiny random models whose laws can be enumerated: targets that engines load, and their drafters.
 
-A drafter that guesses badly still has to leave the target's distribution as it is.
+A drafter that guesses badly must not change the target's distribution.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONFIG: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-# Logits of a standard deviation of about 1.5, whatever the initialisation: moderate entropy, so
+# Logits of a standard deviation of about 1.5 for any initialisation: moderate entropy, so
 # that rejections and full acceptances both occur within a few hundred samples.
 _HEAD_SCALE = 1.5 / (64**0.5 * 0.15)
 _DRAFTER_NOISE = 0.35
@@ -92,7 +92,7 @@ def make_checkpoints(folder: Path, seed: int = 0, sharpness: float = 1.0) -> Che
 
 
 def _tokenizer(vocab: int) -> Any:
-    """One word a token: "t0", "t1", ..."""
+    """Return a tokenizer with one word for each token: "t0", "t1", ..."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -153,7 +153,7 @@ def gemma4(seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 def has_mtp() -> bool:
-    """Whether the installed transformers knows `generate(use_mtp=True)`."""
+    """Return whether the installed transformers knows `generate(use_mtp=True)`."""
     from transformers import modeling_layers
 
     return hasattr(modeling_layers, "MtpModel")

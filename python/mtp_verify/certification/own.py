@@ -40,7 +40,7 @@ _DRAFTS = {
 
 
 def _rule_modes() -> dict[str, tuple[str, Rule]]:
-    """Each rule of the table with a drafter whose drafts it is legal for."""
+    """Return each rule of the table with a drafter whose drafts it is legal for."""
     found: dict[str, tuple[str, Rule]] = {}
     table = rules()
     # Rules that others are special cases of, or that temperature 0 alone takes, are in "auto".
@@ -61,7 +61,7 @@ MODES: dict[str, tuple[str, Rule]] = {
     **{name: (name, "auto") for name in ("tree", "ngram", "suffix", "recycling")},
     # Several drafters: one after the other, with drafts of different laws.
     "combined": ("combined", "auto"),
-    # The one learns from what the target drew; the other's drafts show noise still to come.
+    # One learns from what the target drew; the drafts of the other show noise of later tokens.
     "combined-race": ("combined-race", "auto"),
     "planned": ("chain", "block"),
     **dict.fromkeys(LOSSY, ("chain", "auto")),
@@ -69,7 +69,7 @@ MODES: dict[str, tuple[str, Rule]] = {
 
 
 def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any:
-    """A drafter by the law of its drafts, or by its own name."""
+    """Return a drafter by the law of its drafts, or by its own name."""
     from mtp_verify.drafters import Combined, Model, ModelTree, NGram, Recycling, Suffix
 
     def heads(law: str) -> Any:
@@ -91,7 +91,7 @@ def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any
 
 
 def _heads(law: str, target: Any, params: SamplingParams) -> Any:
-    """Random heads on the target: bad guesses, which must not show in the output."""
+    """Return random heads on the target: their bad guesses must not show in the output."""
     import torch
 
     from mtp_verify.drafters import Heads
@@ -121,7 +121,7 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
 
 
 def _planner(mode: str) -> Any:
-    """Stated costs: measured ones would make a seed's strings depend on the machine."""
+    """Plan by stated costs: measured ones would make a seed's strings depend on the machine."""
     from mtp_verify.decoder.planning import Costs, Planner
 
     return Planner(Costs({1: {1: 1.0, 2: 1.3, 4: 2.2}})) if mode == "planned" else None
@@ -137,7 +137,7 @@ def _constraint(checkpoints: Checkpoints, setting: Setting) -> Any:
 def decoder_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
-    """A sampler by `mv.Decoder`: requests join as others leave, `setting.batch` at a time."""
+    """Return a sampler by `mv.Decoder`, `setting.batch` requests at a time."""
     from mtp_verify.decoder.decode import Decoder, Paged
 
     name, rule = MODES[mode]
@@ -149,7 +149,7 @@ def decoder_loop(
         longest = length + setting.num
         pools = {
             "paged": Paged(size * -(-longest // 4), block_size=4, prefix_cache=True),
-            # One string has room for itself and no more: drafts fit by chance, and rows wait.
+            # One string fits and no more: drafts fit by chance, and sequences wait.
             "tight": Paged(longest - 1, block_size=1),
         }
         return Decoder(
@@ -195,7 +195,7 @@ def decoder_loop(
         decoder = decoders[len(prompt)]
         if setting.cache == "static":
             return filled_up([alone(decoder, prompt, own) for own in seeds], setting.num)
-        # In step with each other they run out of room at once; else they join as others leave.
+        # In step with each other they run out of memory at once; else they join as others end.
         group = size if setting.cache == "tight" else n
         found: list[list[int]] = []
         for start in range(0, n, group):
@@ -223,13 +223,13 @@ class _Kept:
 
 
 def _tokens(generation: Any) -> list[int]:
-    """What a request has emitted."""
+    """Return the tokens that a request has emitted."""
     _refuse_all_but_dead_ends(generation.errors[0])
     return list(generation.tokens[0])
 
 
 def _refuse_all_but_dead_ends(error: Exception | None) -> None:
-    """A dead end of its grammar is one way for a string to end."""
+    """Raise an error, unless it is a dead end of the grammar, where a string may end."""
     if error is not None and getattr(error, "slug", None) != "dead_end":
         raise error
 
@@ -237,7 +237,7 @@ def _refuse_all_but_dead_ends(error: Exception | None) -> None:
 def drop_in_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
-    """A sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
+    """Return a sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
     from mtp_verify.integrations import hf
 
     name, rule = MODES[mode]
@@ -255,7 +255,7 @@ def drop_in_loop(
 
 
 def patched(sample: Sample) -> Sample:
-    """The same sampler with transformers' accept function replaced by `mv.hf.patch()`."""
+    """Return the same sampler with transformers' accept function replaced by `mv.hf.patch()`."""
 
     def inside(prompt: Sequence[int], n: int, seed: int) -> Any:
         from mtp_verify.integrations import hf

@@ -1,4 +1,4 @@
-"""What is counted along sampled strings: each token against its law given those before it.
+"""Counts along sampled strings: each token against its law given those before it.
 
 The joint law of whole strings can be compared for a few tokens only, as there are too many strings.
 The law of one token given those that were sampled before it is known at any length. Tokens are
@@ -131,7 +131,7 @@ class PathTally(Kept):
         return places.reshape(calls.shape)
 
     def _ranking(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> _Ranking:
-        """The law behind a string, with its tokens ranked."""
+        """Return the law behind a string, with its tokens ranked."""
         key = (prompt, string)
         if key not in self._known:
             law = None if ENDED in string else self.laws.after(prompt, string)
@@ -177,7 +177,7 @@ class PathTally(Kept):
             np.add.at(table, (one[both], other[both]), 1)
 
     def fits(self) -> list[tuple[str, stats.Fit]]:
-        """The tests: of each token, of all together, both by parity, and of pairs."""
+        """Return the tests: of each token, of all together, both by parity, and of pairs."""
         found = []
         for depth in range(self.horizon):
             name = f"token {depth + 1} given those before"
@@ -197,7 +197,7 @@ class PathTally(Kept):
         return found
 
     def ranks(self, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """How often each rank was seen and expected at a token, 0 being the first."""
+        """Return how often each rank was seen and expected at a token, 0 being the first."""
         return self.seen[:, :, depth].sum(axis=(0, 1)), self.expected[:, :, depth].sum(axis=(0, 1))
 
     def _fit(self, part: Any) -> stats.Fit:

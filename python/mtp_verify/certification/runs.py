@@ -122,11 +122,11 @@ class Run:
     def sample(self, goal: float, deadline: float) -> None:
         """Draw until there are `goal` samples or the time is over; whole rounds only.
 
-        Prompts need equally many samples, and a round that the deadline meets is not counted: that
-        depends on the clock, never on what was drawn. Where there is a deadline, rounds begin small
-        and grow while they take a small share of the time. How long it takes to count one depends
-        on what was drawn: that share of the time is there for it behind the deadline, which the
-        other rounds had enough of.
+        Prompts need equally many samples, and a round that ends after the deadline is not counted:
+        that depends on the clock, never on what was drawn. Where there is a deadline, rounds begin
+        small and grow while they take a small share of the time. How long it takes to count one
+        depends on what was drawn: for that there is a share of the time after the deadline, which
+        was enough for the other rounds.
         """
         began, at_start = time.monotonic(), self.num_samples
         self._progress.show(f"{at_start:,} of {self.needed:,} samples")
@@ -153,7 +153,7 @@ class Run:
     def _draw(
         self, count: int, width: int, deadline: float
     ) -> list[list[NDArray[np.int64]]] | None:
-        """One round: the calls of each prompt; None once it is known to end behind the deadline."""
+        """Make one round of calls, or return None once it would end behind the deadline."""
         drawn = []
         num_left = NUM_CALLS * len(self.prompts)
         for index in range(len(self.prompts)):
@@ -201,7 +201,7 @@ class Run:
         """Go on from a file, if there is one.
 
         Raises:
-            ParamsError: It belongs to another certification, or was not written by this class.
+            ParamsError: It is of another certification, or was not written by this class.
         """
         self.path, self.identity = path, json.loads(json.dumps(identity))
         if not path.exists():

@@ -1,4 +1,4 @@
-"""How an engine is certified, what it is told, and what it runs on."""
+"""How an engine is certified: its parameters, and what it runs on."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = [
 
 NUM_DRAFTS = 2  # of a chain
 CACHES = {
-    "": "room for each sequence as it grows",
+    "": "memory for each sequence as it grows",
     "paged": "blocks of one pool, equal beginnings shared",
-    "tight": "a pool in which drafts find no room and rows wait for each other",
-    "static": "fixed sizes, with no room for drafts near the end",
+    "tight": "a pool too small for drafts, in which sequences wait for each other",
+    "static": "fixed sizes, too small for drafts near the end",
 }
 # A report with many certificates has some hundred kilobytes.
 _MAX_BYTES = 1 << 26
@@ -52,7 +52,7 @@ GRAMMARS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What an engine is told, and what it runs on.
+    """An engine's parameters beside how rows are shaped, and what it runs on.
 
     Attributes:
         num: Tokens that are generated; engines shorten drafts near the end, which should lie
@@ -84,7 +84,7 @@ class Setting:
             raise ParamsError(message, slug="bad_options")
 
     def allowed(self, vocab: int) -> Follow | None:
-        """The grammar over a vocabulary, or None."""
+        """Return the grammar over a vocabulary, or None."""
         return follow(self.grammar, vocab)
 
     def refuse(self, engine: str, *names: str) -> None:
@@ -100,7 +100,7 @@ class Setting:
 
 
 def _option(default: Any, words: str, metavar: str | None = None) -> Any:
-    """A field of `Plan` that is an option of the command."""
+    """Return a field of `Plan` that is an option of the command."""
     return field(default=default, metadata={"help": words, "metavar": metavar})
 
 
@@ -148,7 +148,7 @@ class Plan:
         )
 
     def setting(self) -> Setting:
-        """Return what else the engine is told, and what it runs on."""
+        """Return the engine's other parameters, and what it runs on."""
         return Setting(
             # Engines shorten drafts near the limit: it must lie beyond the compared tokens.
             num=max(self.length, self.horizon) + NUM_DRAFTS,
@@ -173,7 +173,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def plans_of(path: Path, *, seed: int | None = None) -> list[Plan]:
-    """The plans of what a report calls biased, with the seeds that it records.
+    """Read the plans of what a report calls biased, with the seeds that it records.
 
     Args:
         path: What `mtp-verify certify --engine ... --json` wrote.
@@ -214,5 +214,5 @@ def _plan(settings: Any) -> Plan:
 
 
 def filled_up(rows: Sequence[Sequence[int]], num: int) -> NDArray[np.int64]:
-    """Strings of at most `num` tokens as one array, those that have ended filled up."""
+    """Return strings of at most `num` tokens as one array, the shorter ones filled up."""
     return np.array([[*row, *[ENDED] * (num - len(row))] for row in rows], np.int64)

@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _prompts(args: argparse.Namespace) -> tuple[str, list[BenchPrompt]]:
-    """Where the prompts are from, and the prompts."""
+    """Return where the prompts are from, and the prompts."""
     if args.held_out is not None:
         if args.prompts is not None:
             message = "--held-out and --prompts name two sets of prompts; give one of them"
@@ -148,7 +148,7 @@ def _prompts(args: argparse.Namespace) -> tuple[str, list[BenchPrompt]]:
 
 
 def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:
-    """The drafters that were asked for, or all that can run.
+    """Return the drafters that were asked for, or all that can run.
 
     Raises:
         ParamsError: a drafter that needs a head, and there is none.

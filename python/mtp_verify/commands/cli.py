@@ -111,7 +111,7 @@ def run_line(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[
         sys.stderr.write("\ninterrupted\n")
         if argv is None:
             # All is cleaned up. What is left is taking the libraries down, which takes seconds.
-            with contextlib.suppress(OSError):  # whoever read it may have left
+            with contextlib.suppress(OSError):  # the reader may have closed it
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(_INTERRUPTED)
@@ -119,7 +119,7 @@ def run_line(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[
 
 
 def _width() -> int | None:
-    """Columns of the terminal that stdout is, if it is one."""
+    """Return the columns of the terminal, if stdout is one."""
     return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 

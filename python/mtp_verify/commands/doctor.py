@@ -87,7 +87,7 @@ def _check_core() -> str:
     params = SamplingParams(temperature=0.0)
     verdict = verify(Draft.chain([2, 3]), logits, params, seed=0, position=0)
     found = verdict.tokens.tolist()
-    return "ok" if found == [2, 4] else f"tokens {found}, expected [2, 4]"
+    return "ok" if found == [2, 4] else f"found tokens {found}, wanted [2, 4]"
 
 
 def _cpu() -> dict[str, Any]:
@@ -192,12 +192,12 @@ def _failed_hooks() -> dict[str, str]:
         for name, run in _HOOKS.items():
             try:
                 found = run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            except Exception as error:  # noqa: BLE001 - any error is the finding
                 failed[name] = f"{type(error).__name__}: {error}"
                 continue
             wanted = wanted or found
             if found != wanted:
-                failed[name] = f"tokens {found}, generate's own are {wanted}"
+                failed[name] = f"found tokens {found}, wanted generate's own {wanted}"
     return failed
 
 
@@ -234,7 +234,7 @@ _HOOKS = {"generate": _generate, "custom_generate": _custom_generate, "Decoder":
 
 
 def _policy_table(policy: dict[str, Any]) -> Table:
-    """How long a forward takes at each thread count, by its width."""
+    """Show how long a forward takes at each thread count, by its width."""
     times: dict[int, dict[int, float]] = policy["milliseconds"]
     widths = next(iter(times.values()))
     return Table(

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="FOLDER", help="the target's checkpoint, where needed")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default=None,
-        help="of what is written (default: that of HEAD, whatever the target's is)",
+        help="of what is written (default: that of HEAD)",
     )  # fmt: skip
 
 
@@ -61,13 +61,13 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _dtypes(head: Any) -> dict[str, int]:
-    """How many of a head's tensors have each dtype."""
+    """Count how many of a head's tensors have each dtype."""
     names = (str(tensor.dtype).removeprefix("torch.") for tensor in head.state_dict().values())
     return dict(sorted(Counter(names).items()))
 
 
 def _counted(dtypes: Mapping[str, int]) -> str:
-    """Dtypes in words, with numbers of tensors where there are several."""
+    """Name the dtypes, with numbers of tensors where there are several."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
     return ", ".join(f"{kind} ({count})" for kind, count in dtypes.items())

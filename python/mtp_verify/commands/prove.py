@@ -145,9 +145,9 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _tables() -> tuple[Any, ...]:
-    """What `_enumerate` finds in another process: Ctrl-C ends that one, but not a call here.
+    """Run `_enumerate` in another process: Ctrl-C ends that one, but not a call here.
 
-    The core does not look at signals before it has done its work.
+    The core checks for no signal before its work is done.
     """
     worker = Worker(_send)
     try:
@@ -161,12 +161,12 @@ def _send(connection: Connection) -> None:
     """Send what `_enumerate` finds, or why it failed."""
     try:
         connection.send(_enumerate())
-    except Exception as error:  # noqa: BLE001, whatever it is, the parent must say it
+    except Exception as error:  # noqa: BLE001 - the parent reports any error
         connection.send(error)
 
 
 def _enumerate() -> tuple[Any, ...]:
-    """The core's tables: rules, rows in floating point, draws, misdeclared drafts and mutants."""
+    """Return the tables: rules, floating point, draws, misdeclared drafts and mutants."""
     return (
         _core.prove_rules(),
         _core.prove_floats(),
@@ -193,7 +193,7 @@ def _trials(title: str, trials: Sequence[_Line]) -> Table:
 
 
 def _cell(line: _Line, keys: str | tuple[str, str | None]) -> str:
-    """A figure of a line, or a distance with its bound."""
+    """Return a figure of a line, or a distance with its bound."""
     if isinstance(keys, tuple):
         key, bound = keys
         return f"{_cell(line, key)} / {line[bound] if bound else 0:.2g}"

@@ -177,19 +177,19 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _figures(point: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """The figures of a point of the curve, with their decimals."""
+    """Return the figures of a point of the curve, with their decimals."""
     return [(point["loss"], 3), (point["tau"], 2), *((share, 2) for share in point["by_depth"])]
 
 
 def _load(folder: str | None, dtype: str) -> Any:
-    """The target, in another process."""
+    """Load the target, in another process."""
     from mtp_verify.commands.shared.subjects import subject_for
 
     return subject_for(folder=folder).load(dtype)
 
 
 def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a recipe from words like `depth=4`.
+    """Read fields of a recipe from words like `depth=4`.
 
     Raises:
         ParamsError: not of that form, no such field, or one that has an option of its own.

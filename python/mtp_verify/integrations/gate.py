@@ -25,7 +25,7 @@ class Gate:
 
     Attributes:
         name: As its own documentation writes it.
-        distributions: Those that it comes in; one of them is installed.
+        distributions: The names that it is installed under, one of them at a time.
         first: The first release whose source was read, as its leading numbers: (5, 18) is 5.18 with
             all its patch releases.
         last: The last one, in the same form.
@@ -53,7 +53,7 @@ class Gate:
         return first if first == last else f"{first} to {last}"
 
     def knows(self, version: str) -> bool:
-        """Whether a version is a release of those; pre-releases are none."""
+        """Return whether a version is a release of those; pre-releases are none."""
         found = _RELEASE.fullmatch(version)
         if found is None:
             return False

@@ -1,4 +1,4 @@
-"""SGLang: a plug-in that puts our verifier in the place of its tree verification.
+"""SGLang: a plug-in that replaces its tree verification by our verifier.
 
 Installed with the package (entry point group `sglang.srt.plugins`), off unless the environment says
 `MTP_VERIFY_SGLANG=1`, or `=coupled` for seed-exact output. It replaces `eagle_sample`, which every
@@ -243,7 +243,7 @@ def verify_trees(
 def _draft(
     tree: TokenTree, tokens: list[int], draft_probs: torch.Tensor | None, request: int
 ) -> Draft:
-    """The draft of one request, under the law that is known of it."""
+    """Return the draft of one request, under the law that is known of it."""
     if draft_probs is None:
         # The engine's trees are reranked by what was drafted; only rules that ignore q are right.
         return Draft(tree, tokens, law="unknown")
@@ -267,7 +267,7 @@ def eagle_sample(
     """Take the place of SGLang's function of that name, exactly.
 
     Penalties are applied as the engine does, one vector a request, and the grammar's mask on top.
-    A request with a seed (`sampling_seed`) repeats whatever else is in its batch.
+    A request with a seed (`sampling_seed`) gives the same tokens in every batch.
 
     Returns:
         `predict` int32 (B * D,), `accept_lens` int32 (B,) (the last token counted) and
@@ -317,7 +317,7 @@ def eagle_sample(
 
 
 def _settings() -> Any:
-    """The engine's speculative settings."""
+    """Return the engine's speculative settings."""
     from sglang.srt.runtime_context import get_spec
 
     return get_spec()
@@ -337,14 +337,14 @@ def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
     names = [name for name, is_set in refused.items() if is_set]
     if names:
         message = (
-            f"{' and '.join(names)}: changes the law of the output, and mtp-verify is exact; "
-            f"unset it, or {_GATE.variable}"
+            f"{' and '.join(names)}: changes the distribution of the output, and mtp-verify is "
+            f"exact; unset it, or {_GATE.variable}"
         )
         raise ParamsError(message, slug="unsupported_setting")
 
 
 def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
-    """Penalties and biases, a row of them for each request, in place as the engine does."""
+    """Apply penalties and biases, one row for each request, in place as the engine does."""
     if info.acc_additive_penalties is not None:
         logits.add_(info.acc_additive_penalties.repeat_interleave(width, dim=0))
     if info.acc_scaling_penalties is not None:
@@ -355,7 +355,7 @@ def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
 
 
 def _params(info: Any, num: int) -> list[SamplingParams]:
-    """Sampling parameters of each request; the engine has top_k = 1 stand for greedy."""
+    """Return the parameters of each request; for the engine, top_k = 1 means greedy."""
     columns = [
         tensor.reshape(-1).tolist()
         for tensor in (info.temperatures, info.top_ks, info.top_ps, info.min_ps)
@@ -374,7 +374,7 @@ def _params(info: Any, num: int) -> list[SamplingParams]:
 
 
 def _seeds(info: Any, num: int) -> list[int]:
-    """The requests' own seeds; without them fresh ones, so that no step repeats another's noise."""
+    """Return the requests' own seeds, or fresh ones, so that no step repeats another's noise."""
     if info.sampling_seed is not None:
         return [int(seed) % (1 << 64) for seed in info.sampling_seed.tolist()]
     drawn: list[int] = torch.randint(1 << 62, (num,)).tolist()

@@ -77,7 +77,7 @@ def find_head() -> Path:
 
 
 def has_head() -> bool:
-    """Whether the draft head for SmolLM2 is installed."""
+    """Return whether the draft head for SmolLM2 is installed."""
     return importlib.util.find_spec(_HEAD_MODULE) is not None
 
 

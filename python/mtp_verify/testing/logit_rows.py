@@ -28,7 +28,7 @@ KINDS = ("flat", "tied", "masked", "peaked", "recorded")
 
 @lru_cache(maxsize=1)
 def recorded_logits() -> NDArray[np.float16]:
-    """Logits of a real model at 48 places of 8 texts, each with and without the text before.
+    """Load logits of a real model at 48 places of texts, each with and without the text before.
 
     Returns:
         (48, 2, 512) float16, read-only. `[:, 0]` is what the model gave after the whole text, as a

@@ -55,7 +55,7 @@ HIDDEN = {
     "late_rows": "neighbouring rows share their noise from the fourth token on",
     "late_seeds": "consecutive seeds share their noise from the fourth token on",
     "odd_seeds": "a seed of odd number shares all noise with the next one",
-    "late_drop": "near the end of its room it drops a draft by what was drawn",
+    "late_drop": "near the end of its space it drops a draft depending on what was drawn",
     "runs_past_stop": "a stop token inside an accepted draft is noticed after the draft",
     "drops_stop": "a draft that ends with a stop token is dropped",
     "masks_late": "a grammar holds for what is drawn, not for what was drafted",
@@ -120,14 +120,14 @@ class Follow:
 
     @classmethod
     def pairs(cls, vocab: int) -> Follow:
-        """After a token come those that are not its neighbours in a circle; there is always one."""
+        """Allow after a token all but its neighbours in a circle; there is always one."""
         distance = np.abs(np.subtract.outer(np.arange(vocab), np.arange(vocab)))
         matrix = np.minimum(distance, vocab - distance) != 1
         return cls("pairs", np.append(matrix, np.ones((1, vocab), bool), axis=0))
 
     @classmethod
     def dead_ends(cls, vocab: int) -> Follow:
-        """The same, but nothing follows the last token."""
+        """Allow the same, but nothing after the last token."""
         matrix = cls.pairs(vocab).matrix.copy()
         matrix[vocab - 1] = False
         return cls("dead-ends", matrix)
@@ -235,7 +235,7 @@ class _Run:
     def _rows(
         self, table: NDArray[np.float64], rows: NDArray[np.int64], *, is_masked: bool = True
     ) -> NDArray[np.float64]:
-        """The law of what follows each string, by the target's table or the drafter's."""
+        """Return the law of what follows each string, by the target's table or the drafter's."""
         laws: NDArray[np.float64] = table[self.places[rows]]
         if self.engine.allowed is None or not is_masked:
             return laws
@@ -258,7 +258,7 @@ class _Run:
         return np.asarray((cumulative <= place).sum(axis=1).clip(max=weights.shape[1] - 1))
 
     def _step(self, rows: NDArray[np.int64], length: int) -> None:
-        """One step of the strings `rows`, all of which have `length` tokens."""
+        """Take one step of the strings `rows`, all of which have `length` tokens."""
         if self.mistake == "biased" and length == 0:
             law = self._rows(self.target, rows)
             most, least = law[0].argmax(), law[0].argmin()
@@ -312,7 +312,7 @@ class _Run:
         self._emit(rows, self._draw(rows, laws))
 
     def _step_with_siblings(self, rows: NDArray[np.int64]) -> None:
-        """One sibling drawn outside the drafter's most likely token, then that token."""
+        """Draft a sibling drawn outside the drafter's most likely token, then that token."""
         p, q = self._rows(self.target, rows), self._rows(self.draft, rows)
         each, top = np.arange(len(rows)), q.argmax(axis=1)
         left = q.copy()

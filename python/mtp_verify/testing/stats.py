@@ -91,7 +91,7 @@ def chi_square_sf(statistic: float, df: float) -> float:
 
 
 def noncentral_chi_square_sf(statistic: float, df: float, noncentrality: float) -> float:
-    """As `chi_square_sf`, for the noncentral law: what a biased sample's statistic exceeds.
+    """Return `chi_square_sf` of the noncentral law, which a biased sample's statistic has.
 
     References:
         A Poisson(noncentrality / 2) mixture of central laws with df + 2 j degrees of freedom, where
@@ -130,7 +130,7 @@ def t_quantile(df: int, level: float = 0.95) -> float:
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses 0, by doubling and bisection."""
+    """Find where a falling function crosses 0, by doubling and bisection."""
     while falling(high) > 0:
         low, high = high, 2 * high
     while high - low > 1e-10 * high:
@@ -240,7 +240,7 @@ class Fit:
     num_impossible: int
 
     def __add__(self, other: Fit) -> Fit:
-        """The fit of two independent samples, each with its own law."""
+        """Return the fit of two independent samples, each with its own law."""
         statistic, df = self.statistic + other.statistic, self.df + other.df
         return Fit(
             statistic,
@@ -380,7 +380,7 @@ def tv_interval(counts: ArrayLike, law: ArrayLike, *, alpha: float = 0.05) -> In
 def tv_interval_of_halves(
     first: ArrayLike, second: ArrayLike, law: ArrayLike, *, alpha: float = 0.05
 ) -> Interval:
-    """As `tv_interval`, from two independent halves of a sample: much tighter for many outcomes.
+    """Estimate as `tv_interval`, but from two halves of a sample: tighter for many outcomes.
 
     One half chooses the set of outcomes that look too frequent, the other measures that set's
     excess, which has no noise of choosing in it; then the halves change places.

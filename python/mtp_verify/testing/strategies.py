@@ -39,7 +39,7 @@ _TEMPERATURES = st.sampled_from([1.0, 0.7, 1.5, 0.2, 0.05])
 def trees(
     draw: Callable[..., Any], *, max_nodes: int = 8, max_depth: int = 4, chain: bool = False
 ) -> TokenTree:
-    """Trees of 0 to `max_nodes` draft nodes; a chain if asked for."""
+    """Draw trees of 0 to `max_nodes` draft nodes; chains if asked for."""
     count = draw(st.integers(0, min(max_nodes, max_depth) if chain else max_nodes))
     parents, depths = [-1], [0]
     for node in range(1, count + 1):
@@ -51,7 +51,7 @@ def trees(
 
 
 def params(*, greedy: bool = False) -> st.SearchStrategy[SamplingParams]:
-    """Sampling parameters of both presets, with shapings on and off.
+    """Draw sampling parameters of both presets, with shapings on and off.
 
     Args:
         greedy: Draw temperature 0 too, beside 1, 0.7, 1.5, 0.2 and 0.05.
@@ -76,7 +76,7 @@ def logits(
     kinds: Sequence[str] = KINDS,
     dtype: str = "float32",
 ) -> NDArray[Any]:
-    """Logits (count, vocab) as models give them; at least one is finite in each row.
+    """Draw logits (count, vocab) as models give them; at least one of each row is finite.
 
     Args:
         draw: Given by Hypothesis.
@@ -106,7 +106,7 @@ def probabilities(
     kinds: Sequence[str] = KINDS,
     dtype: str = "float64",
 ) -> NDArray[Any]:
-    """Probabilities (count, vocab): softmax of `logits`, often at a low temperature.
+    """Draw probabilities (count, vocab): softmax of `logits`, often at a low temperature.
 
     Rows sum to 1 up to the rounding of the dtype: in float16 by some 1e-3. A share of them has a
     token of probability 1 - 1e-6 or more, or exactly 1.
@@ -126,7 +126,7 @@ def probabilities(
 def targets(
     draw: Callable[..., Any], vocab: int = 3, table: int = 13
 ) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
-    """Functions from tokens to logits (vocab,), for `exact_law` and `TableTarget`.
+    """Draw functions from tokens to logits (vocab,), for `exact_law` and `TableTarget`.
 
     The row depends on the whole path, so that a wrong path, position or order shows.
     """
@@ -139,7 +139,7 @@ def targets(
 def drafts(
     law: Law | None = None, *, vocab: int = 4, max_nodes: int = 8, max_depth: int = 4
 ) -> st.SearchStrategy[Draft]:
-    """Drafts that a law can produce, with the rows that they were drawn from.
+    """Draw drafts that a law can produce, with the rows that they were drawn from.
 
     Tokens are any that the law gives a positive probability: for properties that hold for every
     draft. To test losslessness, draw tokens from the rows with a random generator instead.
@@ -173,7 +173,7 @@ def steps(
     max_depth: int = 4,
     kinds: Sequence[str] = KINDS,
 ) -> st.SearchStrategy[tuple[Draft, NDArray[np.float32]]]:
-    """What one step verifies: a draft as of `drafts`, and the target's logits for it.
+    """Draw what one step verifies: a draft as of `drafts`, and the target's logits for it.
 
     Target and drafter resemble each other as in `draw_logits`, and nodes with the same path have
     the same rows, so that every rule that is legal for the law can be run.
@@ -222,7 +222,7 @@ def _steps(
 def _pair(
     draw: Callable[..., Any], vocab: int, count: int, kinds: Sequence[str], dtype: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits of a target and of its drafter, (count, V) each."""
+    """Draw logits of a target and of its drafter, (count, V) each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = [
         draw_logits(rng, vocab, kind=draw(st.sampled_from(kinds)), dtype=dtype)

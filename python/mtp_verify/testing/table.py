@@ -204,7 +204,7 @@ class BatchTableTarget(TableTarget):
     def _read(
         self, paths: Sequence[Sequence[tuple[int, ...] | None]], layers: Sequence[int]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Rows (B, W, V) and hidden states (B, W, d) per layer."""
+        """Return rows (B, W, V) and hidden states (B, W, d) per layer."""
         nothing = [float("nan")] * (self.vocab_size or 0)
 
         def row(path: tuple[int, ...] | None) -> torch.Tensor:
@@ -230,5 +230,5 @@ def _one_layer() -> Any:
 
 
 def _entries(tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 1, W, 1) keys and values of a forward."""
+    """Return (B, 1, W, 1) keys and values of a forward."""
     return tokens[:, None, :, None].float(), positions[:, None, :, None].float()

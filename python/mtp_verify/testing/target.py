@@ -1,4 +1,4 @@
-"""Whether a target of one's own keeps what `mtp_verify.Target` promises, by trying."""
+"""Checks that a target keeps the contract of `mtp_verify.Target`, by trying."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def assert_target(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """Fail unless a target's rows depend on their own text alone, whatever was run and taken back.
+    """Fail unless each row of a target depends on its own text alone.
 
-    Every row is compared with that of a fresh cache over the same text. Tried are: a text in one
-    forward and token by token; fewer rows than tokens; `crop`, and other tokens behind it; chains
-    of which every number of tokens is accepted; a tree, each of its paths accepted (unless
-    `tree_obstacle` says that there are none); two caches in turn; and whether rows stay what they
-    are while the next forward runs.
+    Every row is compared with that of a fresh cache over the same text, for: a text in one forward
+    and token by token; fewer rows than tokens; `crop`, and other tokens behind it; chains of which
+    every number of tokens is accepted; a tree, each of its paths accepted (unless the target has a
+    `tree_obstacle`); two caches in turn; and rows that must not change while the next forward runs.
 
     Args:
         model: A `mv.Target`, or a transformers model.
@@ -59,7 +58,7 @@ def assert_target(
 
     Raises:
         AssertionError: Says what was done, which row differs and by how much, or which method
-            breaks its promise.
+            breaks its contract.
         UnsupportedModelError: It is no target.
         ParamsError: A prompt with tokens of another vocabulary, too short or too long.
     """
@@ -86,7 +85,7 @@ def assert_target(
 
 
 def fresh_row(target: Target, text: Sequence[int]) -> torch.Tensor:
-    """The row (V,) after a text, from one forward over an empty cache."""
+    """Return the row (V,) after a text, from one forward over an empty cache."""
     ids = torch.tensor([list(text)], device=target.device)
     logits, _ = target.forward(ids, None, None, target.new_cache(), num_logits=1)
     return logits[0].detach().clone()
@@ -208,7 +207,7 @@ class _Trial:
         self._compare(self._forward(cache, pending, len(self._others)), texts, what)
 
     def _start(self) -> Any:
-        """A cache that holds all of the prompt but its last token, the root."""
+        """Return a cache that holds all of the prompt but its last token, the root."""
         cache = self._new_cache()
         self._forward(cache, self._prompt[:-1], 1)
         return cache
@@ -239,7 +238,7 @@ class _Trial:
 
 
 def _path(node: int) -> list[int]:
-    """The nodes from below the root to a node of the tree."""
+    """Return the nodes from below the root to a node of the tree."""
     path: list[int] = []
     while node > 0:
         path.insert(0, node)

@@ -86,7 +86,7 @@ def test_a_hook_that_gives_other_tokens_makes_the_report_fail(monkeypatch):
     monkeypatch.setitem(doctor._HOOKS, "Decoder", lambda: [1, 2])
     report = examine()
     assert not report.ok
-    assert "Decoder (tokens [1, 2], generate's own are [" in report.summary
+    assert "Decoder (found tokens [1, 2], wanted generate's own [" in report.summary
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def measure(
     """Generate from each prompt in each mode: plainly, by transformers, and with each drafter.
 
     Runs on one prompt follow one another, in an order that rotates from prompt to prompt, so that a
-    change of the machine's load meets all of them.
+    change of the machine's load affects all of them.
 
     Args:
         model: a transformers causal language model in evaluation mode.

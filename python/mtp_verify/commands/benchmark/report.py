@@ -84,7 +84,7 @@ def summarise(
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """The share of a text's 4-grams that occurred in it before.
+    """Return the share of a text's 4-grams that occurred in it before.
 
     Example:
         >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
@@ -95,7 +95,7 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def _members(prompts: Sequence[BenchPrompt], shares: Sequence[float]) -> dict[str, list[int]]:
-    """Indices of the prompts of each category in order of appearance, of low repetition, of all."""
+    """Return the indices of the prompts of each category, of low repetition, and of all."""
     members: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         members.setdefault(prompt.category, []).append(index)
@@ -106,7 +106,7 @@ def _members(prompts: Sequence[BenchPrompt], shares: Sequence[float]) -> dict[st
 def _over(
     mine: Sequence[Run], theirs: Sequence[Run], members: dict[str, list[int]]
 ) -> dict[str, Estimate]:
-    """How much faster the runs of each group of prompts are, prompt by prompt."""
+    """Return how much faster the runs of each group of prompts are, prompt by prompt."""
     ratios = [
         a.tokens_per_second / b.tokens_per_second if a.late_tokens and b.late_tokens else 1.0
         for a, b in zip(mine, theirs, strict=True)
@@ -122,7 +122,7 @@ def _speed(runs: Sequence[Run]) -> Estimate:
 
 
 def as_data(figures: Any) -> Any:
-    """The figures for JSON."""
+    """Return the figures for JSON."""
     if isinstance(figures, Estimate):
         return asdict(figures)
     if isinstance(figures, dict):
@@ -183,7 +183,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 
 def _cell(estimate: Estimate, digits: int = 2) -> str:
-    """The figure, with half the width of its interval where there is one."""
+    """Return the figure, with half the width of its interval where there is one."""
     text = f"{estimate.value:.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return text

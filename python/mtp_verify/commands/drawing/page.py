@@ -50,7 +50,7 @@ def to_html(
 
 
 def _text(steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> str:
-    """The generated text; a piece may be empty where its bytes end in a later one."""
+    """Render the generated text; a piece is empty if its last character ends in a later one."""
     ids: list[int] = []
     shown, parts = "", []
     for step in steps:

@@ -67,7 +67,7 @@ def to_lines(step: Step, show: Callable[[int], str], *, colour: bool = False) ->
 
 
 def _branches(nodes: list[int], indent: str) -> list[tuple[int, str, str]]:
-    """Each node with what stands before it and before what is below it; the last one first."""
+    """Return each node with the text before it and before those below it, the last node first."""
     placed = [(node, f"{indent}├─", f"{indent}│  ") for node in nodes[:-1]]
     placed += [(node, f"{indent}└─", f"{indent}   ") for node in nodes[-1:]]
     return placed[::-1]
@@ -126,7 +126,7 @@ def _boxes(step: Step, show: Callable[[int], str]) -> list[_Box]:
 
 
 def _rows(tree: TokenTree) -> list[int]:
-    """The line of each node: that of its first child; leaves take the next free one."""
+    """Return the line of each node: that of its first child; leaves take the next free one."""
     rows = [0] * len(tree)
     free, waiting = 0, [0]
     while waiting:

@@ -44,7 +44,7 @@ class Entrant:
         if self.parts:
             return make([part.make(model, params, head) for part in self.parts], **self.settings)
         if self.kind == "Heads":
-            # A tree is deterministic whatever it is ranked by; a chain follows the target's way.
+            # A tree is deterministic however it is ranked; a chain is drawn as the target draws.
             is_chain = "max_nodes" not in self.settings and not params.is_greedy
             return make(head, **self.settings, params=params if is_chain else None)
         if self.is_upper_bound:

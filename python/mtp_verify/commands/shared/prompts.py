@@ -46,7 +46,7 @@ def load(path: Path) -> list[BenchPrompt]:
     found = [BenchPrompt(*read_object(line, where, _FIELDS)) for where, line in read_lines(path)]
     name, count = Counter(prompt.id for prompt in found).most_common(1)[0]
     if count > 1:
-        message = f'{path}: the id "{name}" stands there {count} times; ids must differ'
+        message = f'{path}: the id "{name}" occurs {count} times, wanted ids that differ'
         raise ParamsError(message, slug="bad_prompts_file")
     return found
 
@@ -63,7 +63,7 @@ def pick(prompts: Sequence[BenchPrompt], per_category: int | None) -> list[Bench
 
 
 def held_out(count: int) -> list[BenchPrompt]:
-    """Prompts on the topics that training holds out, the first `count` of a random order."""
+    """Return `count` prompts, in a random order, on the topics that training holds out."""
     texts = make_prompts(0, held_out=True)[:count]
     return [
         BenchPrompt(f"held-out-{number}", "held-out topics", text)

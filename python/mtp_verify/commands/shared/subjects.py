@@ -30,7 +30,7 @@ class Subject:
         encode_raw: From a text to its ids.
         decode: From ids to text, special tokens left out.
         load_head: From a loaded model to the draft head that was asked for, or else to the one that
-            this package brings along for it; None where there is neither.
+            is installed for it; None where there is neither.
         is_head_given: Whether a head was asked for.
     """
 
@@ -129,7 +129,7 @@ def subject_for(
 
 
 def _head(path: str, model: Any) -> Any:
-    """A draft head for a loaded model; `UnsupportedModelError` says why there is none."""
+    """Load a draft head for a model; `UnsupportedModelError` says why there is none."""
     from mtp_verify import heads
 
     try:
@@ -188,7 +188,7 @@ def _with_tokenizer(name: str, load: Callable[[str], Any], tokenizer: Any) -> Su
 
 
 def _tiny() -> Subject:
-    """A random Llama over bytes: two layers, the same weights every time."""
+    """Return a random Llama over bytes: two layers, the same weights every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

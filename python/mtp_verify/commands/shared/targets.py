@@ -25,10 +25,10 @@ def load_target(folder: str | None) -> tuple[Any | None, str]:
         with torch.device("meta"):
             wanted = AutoModelForCausalLM.from_config(config).num_parameters()
         if wanted > _PACKED * held:
-            # transformers would fill whatever is missing with random numbers, terabytes if need be.
+            # transformers would fill what is missing with random numbers, even terabytes of them.
             return None, f"the target has {wanted:,} parameters and its files hold {held:,} numbers"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever keeps a foreign checkpoint from loading
+    except Exception as error:  # noqa: BLE001 - a foreign checkpoint may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         return None, f"transformers cannot load the target: {reason}"
     return model.eval(), ""

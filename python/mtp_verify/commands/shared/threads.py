@@ -1,7 +1,7 @@
 """How many threads should decode: measured, not guessed.
 
 Threads that spin while they wait for each other lose badly on shared cores (3 to 5 times slower
-than one thread has been seen), and nothing in the machine's description tells. So the model's own
+than one thread has been seen), which no description of a machine shows. So the model's own
 decode step is timed at several thread counts, in turn, and the fastest wins. What was measured is
 kept in the user's cache folder, unless other programs were busy meanwhile.
 
@@ -56,8 +56,8 @@ class ThreadReport:
             width (tokens per step).
         cores: processor cores that this process may use.
         others: share of these cores' time that other programs took meanwhile; None where the system
-            does not tell (elsewhere than on Linux), or where kept times were read.
-        is_kept: whether the times lie in the cache folder.
+            has no such count (Linux alone has one), or where kept times were read.
+        is_kept: whether the times are in the cache folder.
     """
 
     best: int
@@ -77,9 +77,9 @@ def num_cores() -> int:
 def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
     """Time the model's decode step at several thread counts; leave the present count as it was.
 
-    The counts take turns, so that a change of the machine's load meets all of them. After 3 seconds
-    it ends, but for the turn that is under way, with what it has: the first turn of the smallest
-    count at least. Counts that had no turn are left out.
+    The counts take turns, so that a change of the machine's load affects all of them. After 3
+    seconds it ends, but for the turn that is under way, with what it has: the first turn of the
+    smallest count at least. Counts that had no turn are left out.
 
     Args:
         model: a transformers model or a `Target`, on the CPU.
@@ -170,7 +170,7 @@ class _Meter:
         self._busy, self._start = _busy_seconds(), os.times()
 
     def read(self) -> float | None:
-        """The share so far; waits until there is enough to tell. None if the system does not."""
+        """Wait until it can be measured, and return the share; None if the system has no count."""
         if self._busy is None:
             return None
         sleep(max(0.0, self._start.elapsed + _LEAST_SECONDS - os.times().elapsed))
@@ -183,7 +183,7 @@ class _Meter:
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that the cores of this process have been busy, by any program; None if unknown.
+    """Return for how many seconds this process's cores have been busy; None if unknown.
 
     Time that a host took away from a virtual machine counts as busy.
     """
@@ -201,7 +201,7 @@ def _busy_seconds() -> float | None:
 
 
 def _is_complete(times: dict[int, dict[int, float]], counts: list[int]) -> bool:
-    """Whether there is a time for each count and width: what is kept may have been edited."""
+    """Check for a time of each count and width: kept times may have been edited."""
     return sorted(times) == counts and all(
         sorted(row) == sorted(_WIDTHS) and all(0 < value < inf for value in row.values())
         for row in times.values()
@@ -209,7 +209,7 @@ def _is_complete(times: dict[int, dict[int, float]], counts: list[int]) -> bool:
 
 
 def _best(times: dict[int, dict[int, float]]) -> int:
-    """The count with the least sum over the widths; fewer threads unless more are worth it."""
+    """Return the count with the least sum over the widths, with few threads at equal times."""
     fewest, *others = sorted(times)
     best = fewest
     for count in others:

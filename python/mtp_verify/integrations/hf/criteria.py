@@ -26,7 +26,7 @@ def split_criteria(
     Raises:
         ParamsError: there is no limit of length.
     """
-    # One of the user's own takes the place of the one that the config brings.
+    # The user's own criterion replaces that of the config.
     lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     max_length = min(lengths, default=config.max_length)
     eos_ids: list[int] = []
@@ -51,7 +51,7 @@ class WithScores:
         self._criteria, self._scores, self._num_padding = criteria, scores, num_padding
 
     def __call__(self, ids: torch.Tensor, rows: Sequence[torch.Tensor]) -> bool:
-        """Whether one ends a text of tokens (1, n); `rows` are raw, (1, V) per emitted token."""
+        """Return whether one ends a text (1, n); `rows` (1, V) of its emitted tokens are raw."""
         self._scores.extend(ids[:, self._num_padding :], rows)
         scores = tuple(self._scores.rows)
         return any(says_stop(criterion(ids, scores)) for criterion in self._criteria)

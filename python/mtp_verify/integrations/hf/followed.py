@@ -4,7 +4,7 @@ A processor may keep state: count its calls, remember what it saw, change its se
 grows. Drafts ask for the rows of many continuations, most of which never come. So each node of a
 draft is given a copy of the processors as they are after the calls for the node's ancestors, and
 once a token is emitted, the user's own objects are called with what the copy at its node was given.
-They see the calls of plain generation, in their order, and none else.
+They get the calls of plain generation, in their order, and no others.
 
 Rows of a batch are verified each at a length of its own, so that no call could be that of plain
 generation. There a processor has to be a function of its arguments: one that a call has changed is
@@ -32,7 +32,7 @@ __all__ = ["Followed", "Unchanging", "copies_of", "may_keep_state"]
 
 
 def may_keep_state(processor: Any) -> bool:
-    """Whether calls may change a processor: an object of the user's own that has attributes.
+    """Return whether calls may change a processor: a user's object with attributes.
 
     The library's own are functions of their arguments, those aside that are refused by name.
     """
@@ -107,7 +107,7 @@ class Followed:
         self._num_forks = 0
 
     def fork(self) -> Followed:
-        """The same at the same place, for a row or for a node of its draft."""
+        """Return a copy at the same place, for a row or for a node of its draft."""
         fork = copy.copy(self)
         fork._num_forks += 1
         return fork
@@ -169,7 +169,7 @@ def _name(processor: Any) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two copies of one object hold the same; False where that cannot be told."""
+    """Return whether two copies of one object are equal; False if that cannot be known."""
     return _compare(one, other, set())
 
 

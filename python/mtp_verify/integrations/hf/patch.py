@@ -1,4 +1,4 @@
-"""transformers' own assisted decoding, with our rule in the place of its accept function.
+"""transformers' own assisted decoding, with our rule instead of its accept function.
 
 `generate(assistant_model=...)`, `generate(use_mtp=True)` and the library's other drafters that hand
 over rows end in one function, `transformers.generation.utils._speculative_sampling`. It is looked
@@ -66,10 +66,10 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
     """Let `generate` of transformers accept drafts by our exact rule, inside a `with` block.
 
     Callers of `assistant_model=` and `use_mtp=` change nothing else; sampling only (greedy decoding
-    and drafts without rows, such as prompt lookup, do not come through this function, and are
-    exact as they are). All noise of a step comes from one draw of torch's global generator, so
-    that `torch.manual_seed` reproduces a run. The library is put back on exit, whatever happens in
-    between; blocks may be nested, and the innermost rule counts. The whole process is affected.
+    and drafts without rows, such as prompt lookup, do not call this function, and are exact). All
+    noise of a step is one draw of torch's global generator, so that `torch.manual_seed` reproduces
+    a run. The library is restored on exit, after errors too; blocks may be nested, and the
+    innermost rule counts. The whole process is affected.
 
     Args:
         rule: As `mv.verify`; it must be legal for a sampled chain. "auto" is block verification,

@@ -1,4 +1,4 @@
-"""A prepared `LogitsProcessorList` as parameters of the core, and what is left of it.
+"""A prepared `LogitsProcessorList` as parameters of the core and the processors that are left.
 
 Nearly everything that `generate` does to logits is a function of a row and the tokens before it.
 What the core knows at the list's beginning (penalties, bans) and at its end (temperature, top-k,
@@ -57,7 +57,7 @@ def split_processors(
         processors: as transformers prepares it, the user's own among them.
         do_sample: False is greedy decoding.
         prompt_width: of `input_ids`, padding included.
-        padding: (P,) what stands before the row's own tokens.
+        padding: (P,) the tokens before the row's own ones.
         row: its place in the batch.
         num_rows: of the batch.
         eos_ids: tokens that end its text.
@@ -67,7 +67,7 @@ def split_processors(
         with the row's own tokens.
 
     Raises:
-        ParamsError: a processor that keeps state and cannot be led along a draft; names it.
+        ParamsError: a processor that keeps state and cannot follow a draft; names it.
     """
     params, rest = _split(
         processors,
@@ -98,7 +98,7 @@ def _split(
     has_padding: bool,
     eos_ids: Sequence[int] | None = None,
 ) -> tuple[SamplingParams, list[Any]]:
-    """What the core does, and the processors between its first and its last."""
+    """Return the part that the core does, and the processors between its first and its last."""
     for processor in processors:
         name = next((n for kind, n in _STATEFUL.items() if isinstance(processor, kind)), None)
         if name is not None and not keeps_state(processor):
@@ -195,7 +195,7 @@ def _take_first(
 
 
 def _single_tokens(processor: Any) -> dict[int, float] | None:
-    """The biases of a sequence bias by token; None if a sequence has several."""
+    """Return the biases of a sequence bias by token; None if a sequence has several."""
     if any(len(sequence) != 1 for sequence in processor.sequence_bias):
         return None
     return {int(sequence[0]): bias for sequence, bias in processor.sequence_bias.items()}
@@ -224,7 +224,7 @@ def _take_last(rest: list[Any]) -> dict[str, Any]:
 
 
 def _for_row(processor: Any, padding: torch.Tensor, row: int) -> Callable[..., Any]:
-    """The processor as one row calls it, with the padding before its tokens as in `generate`."""
+    """Return the processor for one row, with the padding before its tokens as in `generate`."""
     kind = type(processor)
     if kind.__module__.startswith("transformers."):
         processor = copy.copy(processor)  # The user's own is called itself.
@@ -256,7 +256,7 @@ class RowScores:
 
     Args:
         processors: the prepared list; what keeps state is copied before anything has called it.
-        padding: (P,) what stands before the row's own tokens.
+        padding: (P,) the tokens before the row's own ones.
         row: its place in the batch.
         matcher: a constraint's, which masks the rows before they are processed, or None.
     """

@@ -35,7 +35,7 @@ def check_context(context: int | None, max_length: int, shown: torch.Tensor) -> 
 
 
 def check_settings(model: Any, config: Any, model_kwargs: dict[str, Any], call: Call) -> None:
-    """Refuse settings that would otherwise be passed over in silence.
+    """Refuse settings that would otherwise be ignored.
 
     Args:
         model: that generates.
@@ -74,7 +74,7 @@ def check_settings(model: Any, config: Any, model_kwargs: dict[str, Any], call: 
 
 
 def _is_of_text(name: str, value: Any, model: Any) -> bool:
-    """Whether it says no more than that there are no images."""
+    """Return whether it only states that there are no images."""
     if name == "mm_encoder_outputs":
         return not any(output is not None for output in value.values())
     has_images = "pixel_values" in inspect.signature(model.forward).parameters
@@ -82,7 +82,7 @@ def _is_of_text(name: str, value: Any, model: Any) -> bool:
 
 
 def _names_of(name: str, model: Any, model_kwargs: dict[str, Any], call: Call) -> list[str]:
-    """What the user calls an argument of the model's forward, which `generate` may have made."""
+    """Return the user's name for an argument of the forward, which `generate` may have made."""
     if call.given is None and name == "mm_encoder_outputs":
         return ["images or videos (mm_encoder_outputs)"]
     if call.maker:
@@ -96,7 +96,7 @@ def _names_of(name: str, model: Any, model_kwargs: dict[str, Any], call: Call) -
 
 
 def refuse_caches(argument: str, past: Any, config: Any) -> None:
-    """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
+    """Refuse caches that a paged one would replace; an empty dynamic one is the default."""
     name = None
     if config.cache_implementation is not None:
         name = f'cache_implementation="{config.cache_implementation}"'
@@ -123,5 +123,7 @@ def check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.
         or axes.shape[1] != input_ids.shape[0]
         or any(bool((axis.to(input_ids.device) != expected)[shown].any()) for axis in axes)
     ):
-        message = "position_ids of one's own are not supported; leave them to generate"
+        message = (
+            "position_ids: found others than those of the attention mask; leave them to generate"
+        )
         raise ParamsError(message, slug="unsupported_setting")

@@ -1,4 +1,4 @@
-"""vLLM: its rejection sampler replaced by this package's rules, in the process and when asked for.
+"""vLLM: this package's rules instead of its rejection sampler, where it is switched on.
 
 vLLM loads `register` through the entry point `vllm.general_plugins` in every process. It does
 nothing unless the environment variable `MTP_VERIFY_VLLM` is set: to 1 (the best rule), or to the
@@ -41,7 +41,7 @@ _MARK = "_mtp_verify_original"
 
 
 def register() -> None:
-    """The entry point: install what `MTP_VERIFY_VLLM` asks for.
+    """Install what `MTP_VERIFY_VLLM` asks for; this is the entry point.
 
     What cannot be installed leaves the engine as it is, with a warning: vLLM would not start after
     an error.
@@ -91,7 +91,7 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether the vLLM in this process verifies with this package; never, where unsupported."""
+    """Return whether the vLLM in this process verifies with this package."""
     try:
         return hasattr(_sampler_class().forward, _MARK)
     except UnsupportedModelError:
@@ -99,7 +99,7 @@ def is_installed() -> bool:
 
 
 def _sampler_class() -> Any:
-    """The class whose `forward` is replaced.
+    """Return the class whose `forward` is replaced.
 
     Raises:
         UnsupportedModelError: Another version, or another signature.
@@ -161,7 +161,7 @@ def forward(
 def _verify(
     metadata: Any, draft_probs: torch.Tensor | None, rows: torch.Tensor, sampling: Any, rule: Rule
 ) -> list[Any]:
-    """The tokens that each request emits."""
+    """Return the tokens that each request emits."""
     drafted = metadata.draft_token_ids.tolist()
     params = _params(sampling, len(metadata.num_draft_tokens), rows.shape[-1])
     seeds = _seeds(sampling, params)
@@ -181,7 +181,7 @@ def _verify(
 
 
 def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -> Draft:
-    """The draft of one request, up to the first placeholder.
+    """Return the draft of one request, up to the first placeholder.
 
     vLLM writes a placeholder over a drafted token that the grammar forbids. A chain that is a
     function of the past may end before it. A token that was drawn must be rejected instead, as the
@@ -200,7 +200,7 @@ def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -
 
 
 def _params(sampling: Any, num: int, vocab: int) -> list[SamplingParams]:
-    """The shaping of each request, without what vLLM's processors have already done."""
+    """Return the shaping of each request, without what vLLM's processors have already done."""
     if sampling.all_greedy:
         return [_GREEDY] * num
     temperature = sampling.temperature.tolist()
@@ -219,7 +219,7 @@ def _made(temperature: float, top_k: int, top_p: float) -> SamplingParams:
 
 
 def _seeds(sampling: Any, params: Sequence[SamplingParams]) -> list[int]:
-    """A fresh seed for each request and step, from the request's own generator if it has one."""
+    """Draw a seed for each request and step, from the request's own generator if it has one."""
     seeds = [0] * len(params)
     for row, shaping in enumerate(params):
         if not shaping.is_greedy:
@@ -229,7 +229,7 @@ def _seeds(sampling: Any, params: Sequence[SamplingParams]) -> list[int]:
 
 
 def _processed(sampler: Any, metadata: Any, logits: torch.Tensor, sampling: Any) -> torch.Tensor:
-    """The rows after vLLM's processors; its own tensor where none is at work."""
+    """Apply vLLM's processors to the rows; where none is active, return the same tensor."""
     if not _is_processed(sampling):
         return logits
     rows = torch.empty_like(logits, dtype=torch.float32)
@@ -259,7 +259,7 @@ def _is_processed(sampling: Any) -> bool:
 
 
 def _shaped(rows: torch.Tensor, counts: Sequence[int], sampling: Any) -> torch.Tensor:
-    """Rows after temperature, top-k and top-p: what processed log-probabilities are of."""
+    """Apply temperature, top-k and top-p, as for processed log-probabilities."""
     if sampling.all_greedy:
         return rows
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p

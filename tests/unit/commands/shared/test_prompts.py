@@ -45,7 +45,7 @@ def test_some_of_each_category_are_picked():
         ([[1]], 'line 1: wanted an object whose "id"'),
         ([GOOD | {"prompt": " "}], 'wanted an object whose "prompt"'),
         ([GOOD | {"category": 3}], 'wanted an object whose "category"'),
-        ([GOOD, GOOD], 'the id "a" stands there 2 times'),
+        ([GOOD, GOOD], 'the id "a" occurs 2 times'),
     ],
     ids=["empty", "broken", "deep", "list", "blank", "number", "twice"],
 )
