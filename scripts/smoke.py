@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def main() -> None:
-    """Verify a deterministic, a sampled and an empty draft; look at refusals and at data files."""
+    """Verify three kinds of drafts; look at refusals and at what the wheel holds."""
     for name in HEAVY:
         check(importlib.util.find_spec(name) is None, f"{name} is installed here; it must not be")
 
@@ -61,13 +62,19 @@ def main() -> None:
     else:
         check(False, "logits of the wrong shape were accepted")
 
+    # The wheel holds no prover, no study and no weights.
+    check(not hasattr(_core, "prove_rules"), "the wheel holds the prover")
+    check(importlib.util.find_spec("studies") is None, "the wheel holds the studies")
+    files = [path for path in Path(mv.__file__).parent.rglob("*") if path.is_file()]
+    weights = [path.name for path in files if path.suffix in (".safetensors", ".gguf", ".bin")]
+    check(not weights, f"the wheel holds weights: {weights}")
+
     rows = testing.recorded_logits()
     check(rows.shape == (48, 2, 512), f"the recorded rows have the shape {rows.shape}")
 
     for name in (*HEAVY, *OF_COMMANDS):
         check(name not in sys.modules, f"{name} was imported")
 
-    check(not hasattr(_core, "prove_rules"), "the prover is in the wheel")
     check(run_command(["prove"]) == 2, "`mtp-verify prove` runs without a prover")
     info = mv.verifier.build_info()
     print(f"smoke test passed: mtp-verify {mv.__version__}, numpy {np.__version__}, {info}")
