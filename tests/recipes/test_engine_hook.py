@@ -54,7 +54,7 @@ ENTRY = """\
         (3, 1),
         (3, 4),
         "accept",
-        ("tokens", "rows"),
+        "tokens, rows",
         variable="MTP_VERIFY_TOY",
     ),
 """

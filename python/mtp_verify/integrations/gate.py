@@ -30,7 +30,7 @@ class Gate:
             all its patch releases.
         last: The last one, in the same form.
         function: What is replaced, for messages.
-        signature: The parameters of that function, in order.
+        signature: The names of its parameters, in order and with commas between them.
         variable: The environment variable that switches the hook on; empty where a call does.
         choices: Its values beside 0 (off) and 1 ("auto").
         advice: What works instead, for messages.
@@ -41,7 +41,7 @@ class Gate:
     first: tuple[int, ...]
     last: tuple[int, ...]
     function: str
-    signature: tuple[str, ...]
+    signature: str
     variable: str = ""
     choices: tuple[str, ...] = ()
     advice: str = ""
@@ -72,11 +72,11 @@ class Gate:
         """
         if not self.knows(version):
             self.refuse(f"{version} is not supported (supported: {self.supported})")
-        found = tuple(inspect.signature(function).parameters) if callable(function) else None
-        if found != self.signature:
-            wanted = ", ".join(self.signature)
-            parameters = "no such function" if found is None else f"({', '.join(found)})"
-            self.refuse(f"{version}: {self.function}: found {parameters}, wanted ({wanted})")
+        found = "no such function"
+        if callable(function):
+            found = f"({', '.join(inspect.signature(function).parameters)})"
+        if found != (wanted := f"({self.signature})"):
+            self.refuse(f"{version}: {self.function}: found {found}, wanted {wanted}")
 
     def refuse(self, what: str) -> None:
         """Raise for an engine that a hook cannot be put into.
@@ -115,13 +115,8 @@ ENGINES = {
         (5, 18),
         (5, 24),
         "_speculative_sampling",
-        (
-            "candidate_input_ids",
-            "candidate_logits",
-            "candidate_length",
-            "new_logits",
-            "assistant_ensemble_weight",
-        ),
+        "candidate_input_ids, candidate_logits, candidate_length, new_logits, "
+        "assistant_ensemble_weight",
         advice="; model.generate(custom_generate=mv.hf.speculative(...)) works without mv.hf.patch",
     ),
     "vllm": Gate(
@@ -130,7 +125,7 @@ ENGINES = {
         (0, 32),
         (0, 32),
         "RejectionSampler.forward",
-        ("self", "metadata", "draft_probs", "logits", "sampling_metadata"),
+        "self, metadata, draft_probs, logits, sampling_metadata",
         variable="MTP_VERIFY_VLLM",
         # For drafts with probabilities. vLLM tells no positions, which "coupled" needs.
         choices=tuple(
@@ -145,15 +140,8 @@ ENGINES = {
         (0, 5, 23),
         (0, 5, 23),
         "eagle_sample",
-        (
-            "verify_input",
-            "batch",
-            "logits_output",
-            "grammar_mask",
-            "uno_target_max_top_k",
-            "watermark_state",
-            "watermark_full_mask",
-        ),
+        "verify_input, batch, logits_output, grammar_mask, uno_target_max_top_k, watermark_state, "
+        "watermark_full_mask",
         variable="MTP_VERIFY_SGLANG",
         choices=("coupled",),
     ),

@@ -13,7 +13,7 @@ from mtp_verify.integrations.gate import ENGINES, Gate
 
 ROOT = Path(__file__).parents[3]
 GATE = Gate(
-    "Engine", ("engine",), (1, 2), (1, 4), "accept", ("p", "q"), "MTP_VERIFY_ENGINE", ("block",)
+    "Engine", ("engine",), (1, 2), (1, 4), "accept", "p, q", "MTP_VERIFY_ENGINE", ("block",)
 )
 
 
