@@ -1,4 +1,4 @@
-"""Write the table of families in `docs/heads.md`, and the picture of two heads side by side.
+"""Write the table of families in `docs/howto/heads.md`, and the picture of two heads side by side.
 
     .venv/bin/python scripts/gen_heads_docs.py
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads import HeadSpec
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "heads.md"
+PAGE = ROOT / "docs" / "howto" / "heads.md"
 PICTURE = ROOT / "docs" / "img" / "heads.svg"
 START, END = "<!-- families: generated -->\n", "<!-- end -->\n"
 

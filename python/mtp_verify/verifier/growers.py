@@ -53,9 +53,9 @@ _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
 class Grower:
-    """What all growers have in common; make one of the others.
+    """What all growers have in common; make one of the others. Arguments are keyword-only.
 
-    Args of every grower, all keyword-only:
+    Args:
         root: the root's token (-1: unknown).
         eos_ids: tokens that end the sequence; nothing is grown below them.
         params: how the drafter's rows are shaped before they are drawn from; None means
