@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data" / "proof.json"
 OPTIMUM = ROOT / "docs" / "data" / "optimum.json"
 PAGE = ROOT / "docs" / "reference" / "proof.md"
-TABLES = ("rows", "floats", "draws", "lies", "mutants")
+TABLES = ("rows", "floats", "draws", "misdeclared", "mutants")
 
 HEAD = """\
 # The proof
@@ -187,7 +187,7 @@ trees, solved by the tests (`tests/property/test_tree_optimum.py`). No rule can 
 verification reaches it on every chain.
 """
 
-LIES = """\
+MISDECLARED = """\
 ## Misdeclared drafts
 
 A rule is a theorem about the law of the draft. These drafts declare another law than the one they
@@ -215,11 +215,11 @@ each of these cases, and exact where draws are counted; biases are to nine digit
 
 def render(data: dict[str, Any]) -> str:
     """Return the page for the result of a proof."""
-    rows, lies, mutants = data["rows"], data["lies"], data["mutants"]
+    rows, misdeclared, mutants = data["rows"], data["misdeclared"], data["mutants"]
     floats, draws = data["floats"], data["draws"]
     groups = {name: [m for m in mutants if m["group"] == name] for name in ("rules", "float")}
     total = sum(row["branches"] for row in rows)
-    cases = sum(row["cases"] + row["rounds"] + row["generated"] for row in rows)
+    cases = sum(row["cases"] + row["steps"] + row["generated"] for row in rows)
     bounds = {
         "decisions": _number(floats[0]["decisions_bound"]),
         "target": _number(floats[0]["target_bound"]),
@@ -227,13 +227,13 @@ def render(data: dict[str, Any]) -> str:
         "draw": _number(draws[0]["draw_bound"]),
         "accept": _number(draws[0]["accept_bound"]),
     }
-    found = sum(trial["killed"] for trial in [*lies, *mutants])
+    found = sum(trial["killed"] for trial in [*misdeclared, *mutants])
     parts = [
         HEAD,
         f"{len(rows)} pairs of rule and law, {cases:,} cases, {total:,} branches: every distance "
         f"is {_largest(rows)}. In floating point {sum(line['cases'] for line in floats):,} cases, "
         f"{sum(line['branches'] for line in floats):,} branches: {_within([*floats, *draws])}. "
-        f"{len(lies) + len(mutants)} mistakes, {len(groups['float'])} of them in the code between "
+        f"{len(misdeclared) + len(mutants)} mistakes, {len(groups['float'])} of them in the code between "
         f"a tensor and a token; {found} found.\n",
         LOSSLESS.format(**bounds),
         LINES,
@@ -247,7 +247,7 @@ def render(data: dict[str, Any]) -> str:
                     f"`{row['rule']}`",
                     f"`{row['law']}`",
                     f"{row['cases']:,}",
-                    f"{row['rounds']:,}",
+                    f"{row['steps']:,}",
                     f"{row['generated']:,}",
                     f"{row['branches']:,}",
                     row["distance"],
@@ -264,8 +264,8 @@ def render(data: dict[str, Any]) -> str:
         RUN_ONCE,
         EXPECTED,
         *(_expected(law, rows) for law in dict.fromkeys(row["law"] for row in rows)),
-        LIES,
-        _trials(lies),
+        MISDECLARED,
+        _trials(misdeclared),
         MUTANTS,
         _trials(groups["rules"]),
         FLOAT_MUTANTS,

@@ -32,12 +32,12 @@
 //! static ensemble of DIVERSE (arXiv 2604.07622), which transformers has as
 //! `assistant_ensemble_weight`.
 
-use crate::choice::{Cells, Choices, Purpose, Site, nothing_left};
-use crate::dist::Params;
+use crate::chance::{Cells, Choices, Purpose, Site, nothing_left};
 use crate::error::{Error, Result};
-use crate::num::Weight;
+use crate::number::Weight;
+use crate::shaping::Params;
 use crate::verify::law::{Draft, Law};
-use crate::verify::topdown;
+use crate::verify::rules::topdown;
 use crate::verify::view::{Mix, Outcome, View};
 
 /// An acceptance that is not lossless.
