@@ -54,8 +54,9 @@ race of `coupled` has one number for each token. A draw replaces it here, and it
 tested by samples.) Models are the golden ones, the same with their tokens spread over several
 blocks of a long row, and for each line 16 generated ones: peaked (the likeliest token 3 to 95 nats
 above the others), flat, tied, masked to one or two tokens, the drafter's row equal to the target's
-or nearly so, and rows of probabilities whose sum is not 1. Only the table above has tree shapes with more
-than 64 drafts, and shapings of golden models on the larger tree shapes: a rule sees only rows.
+or nearly so, and rows of probabilities whose sum is not 1. Only the table above has tree shapes
+with more than 64 drafts, and shapings of golden models on the larger tree shapes: a rule sees only
+rows.
 
 - *Decisions*: the rows as they are read are taken as exact. The distribution of a whole step,
   drafts included, is compared with the product of the target's rows. This is the effect of rounding
@@ -233,8 +234,8 @@ def render(data: dict[str, Any]) -> str:
         f"{len(rows)} pairs of rule and law, {cases:,} cases, {total:,} branches: every distance "
         f"is {_largest(rows)}. In floating point {sum(line['cases'] for line in floats):,} cases, "
         f"{sum(line['branches'] for line in floats):,} branches: {_within([*floats, *draws])}. "
-        f"{len(misdeclared) + len(mutants)} mistakes, {len(groups['float'])} of them in the code between "
-        f"a tensor and a token; {found} found.\n",
+        f"{len(misdeclared) + len(mutants)} mistakes, {len(groups['float'])} of them in the code "
+        f"between a tensor and a token; {found} found.\n",
         LOSSLESS.format(**bounds),
         LINES,
         _table(

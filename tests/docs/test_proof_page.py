@@ -61,11 +61,12 @@ def test_readme_has_the_figures_of_the_certificate():
     floats = sum(line["cases"] for line in CERTIFICATE["floats"])
     mistakes = len(CERTIFICATE["misdeclared"]) + len(CERTIFICATE["mutants"])
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{len(rows)} pairs, {cases:,} cases, about {branches:.1f} million branches" in readme
+    counted = f"{cases:,} cases, about {branches:.1f} million branches"
+    assert f"{len(rows)} pairs of rule and law, {counted}" in readme
     assert f"{floats:,} cases" in readme
     assert f"finds all {mistakes} mistakes" in readme
     in_rows = CERTIFICATE["mutant_groups"]["float"]
-    assert f"{in_rows} of them in what lies between a tensor and a token" in readme
+    assert f"{in_rows} of them in the code between a tensor and a token" in readme
 
 
 @pytest.mark.slow
