@@ -43,7 +43,7 @@ use edits::RowEdits;
 use gate::{enter, hold};
 use given::FLOATS;
 use lossy::Lossy;
-use numbers::{count, count_or_0, integer, integers, word};
+use numbers::{count, count_or_0, integer, integers, list, word};
 use plans::CommitPlan;
 use tensor::Tensor;
 use types::{CoreParams, TokenTree, core_params};
@@ -268,6 +268,20 @@ fn rules(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
 }
 
 #[pyfunction]
+fn check_rule(
+    rule: &str,
+    laws: &Bound<'_, PyAny>,
+    params: &Bound<'_, CoreParams>,
+    lossy: Option<&Bound<'_, Lossy>>,
+) -> PyResult<()> {
+    hold(|| {
+        let laws = list(laws, "laws", |law, _| Ok(Law::parse(&law.extract::<String>()?)?))?;
+        let lossy = lossy.map(|lossy| lossy.get().0);
+        Ok(verify::check_rule(rule, &laws, params.get().shaping, lossy)?)
+    })
+}
+
+#[pyfunction]
 fn best_rule(law: &str) -> PyResult<&'static str> {
     hold(|| Ok(verify::best_rule(Law::parse(law)?).name))
 }
@@ -315,6 +329,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(derive_seed, module)?)?;
     module.add_function(wrap_pyfunction!(rules, module)?)?;
     module.add_function(wrap_pyfunction!(best_rule, module)?)?;
+    module.add_function(wrap_pyfunction!(check_rule, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
     batch::register(module)?;

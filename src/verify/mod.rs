@@ -92,7 +92,8 @@ pub fn verify_shaped(
 ) -> Result<Verdict> {
     let (core, mut name) = resolve_under(rule, draft, &drafter, &target)?;
     if let Some(lossy) = lossy {
-        lossy.check(rule, draft, target.params())?;
+        lossy.check(rule, target.params())?;
+        lossy.check_draft(draft)?;
         name = lossy.name();
     }
     let tree = draft.tree();
@@ -148,6 +149,26 @@ pub fn check_rows(draft: &Draft, rows: usize) -> Result<()> {
     })
 }
 
+/// Checks that a rule can verify drafts of some laws under sampling parameters.
+///
+/// # Errors
+/// As [`resolve`]; [`Error::GreedyTemperature`] for greedy verification at a temperature above 0;
+/// [`Error::IllegalLossy`] for what `lossy` cannot be combined with.
+pub fn check_rule(rule: &str, laws: &[Law], params: Params, lossy: Option<Lossy>) -> Result<()> {
+    resolve_at(rule, rules::first_law(rule).unwrap_or(Law::Deterministic), params)?;
+    laws.iter().try_for_each(|&law| resolve_at(rule, law, params).map(|_| ()))?;
+    lossy.map_or(Ok(()), |lossy| lossy.check(rule, params))
+}
+
+/// The core that runs for a law at a temperature.
+fn resolve_at(rule: &str, law: Law, params: Params) -> Result<(Core, &'static str)> {
+    match resolve(rule, law)? {
+        _ if params.is_greedy() => Ok((Core::Greedy, "greedy")),
+        (Core::Greedy, _) => Err(Error::GreedyTemperature { temperature: params.temperature() }),
+        found => Ok(found),
+    }
+}
+
 /// The core that runs on a draft under sampling parameters, once all rows are seen to fit.
 fn resolve_under(
     rule: &str,
@@ -155,12 +176,13 @@ fn resolve_under(
     drafter: &DrafterRows<'_>,
     target: &ShapedRows<'_>,
 ) -> Result<(Core, &'static str)> {
-    let (mut core, mut name) = resolve(rule, draft.law())?;
-    if target.params().is_greedy() {
-        (core, name) = (Core::Greedy, "greedy");
-    } else if core == Core::Greedy {
-        return Err(Error::GreedyTemperature { temperature: target.params().temperature() });
-    }
+    let (core, name) = match resolve_at(rule, draft.law(), target.params()) {
+        // Nothing was drafted, by whatever law: the target's token is drawn.
+        Err(Error::IllegalPair { .. }) if draft.num_nodes() == 1 => {
+            resolve_at("target_only", draft.law(), target.params())?
+        }
+        found => found?,
+    };
     check_rows(draft, target.num_rows())?;
     draft.check_vocabulary(target.num_cols())?;
     declared::check_fit(draft, drafter, target.num_cols())?;

@@ -165,6 +165,7 @@ class _Enumerator:
         seeds: Sequence[int], positions: Sequence[int], lossy: Any, edits: Sequence[Edits],
         top_logprobs: Any,
     ) -> Any:  # fmt: skip
+        del top_logprobs
         count = len(drafts)
         rules = [rule] * count if isinstance(rule, str) else rule
         listed = [params] * count if isinstance(params, _core.CoreParams) else params
@@ -172,13 +173,15 @@ class _Enumerator:
         _refuse(lossy)
         verdicts = []
         for b in range(count):
+            own = edits[b] if edits else None
             try:
-                verdict = self.verify(
-                    drafts[b], rows[b], listed[b], rules[b], seed=seeds[b], position=positions[b],
-                    lossy=None, edits=edits[b] if edits else None, top_logprobs=top_logprobs,
-                )  # fmt: skip
+                found = _core.verdicts(drafts[b], to_host(rows[b]), listed[b], rules[b], edits=own)
             except MtpVerifyError as error:
                 raise error.in_sequence(b) from None
+            # What the run itself raises is said of the loop, and not of one sequence.
+            verdict = self._run.verdict((seeds[b], positions[b]), found)
+            if isinstance(verdict, MtpVerifyError):
+                raise verdict.in_sequence(b)
             verdicts.append(verdict)
         return verdicts
 

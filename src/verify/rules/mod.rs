@@ -212,6 +212,11 @@ fn find(name: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.name == name)
 }
 
+/// A law that a rule takes; none for "auto", which takes all, and for what is no rule.
+pub(super) fn first_law(name: &str) -> Option<Law> {
+    find(name).and_then(|rule| rule.laws.first().copied())
+}
+
 /// The core and the reported name for a rule asked by name.
 ///
 /// # Errors
