@@ -119,7 +119,7 @@ def _has_identity(value: Any) -> bool:
 def _entry(path: str, value: Any) -> str:
     if inspect.isclass(value):
         kind = "autoexception" if issubclass(value, BaseException) else "autoclass"
-        return f".. {kind}:: {path}\n   :members:\n   :show-inheritance:\n"
+        return f".. {kind}:: {path}\n   :members:\n"
     if inspect.isroutine(value):
         return f".. autofunction:: {path}\n"
     # Directives of the domain itself put the module's path before the name.

@@ -26,6 +26,10 @@ rule is `greedy`. Figures of each pair, and the distance from the best possible 
 [The proof](proof.md).
 """
 
+EVIDENCE = """\
+## How it is known that a rule is lossless
+"""
+
 AUTO = """\
 ## What `rule="auto"` takes
 
@@ -52,15 +56,22 @@ def render() -> str:
             f"`{rule['core']}`",
             "all" if rule["laws"] == laws else ", ".join(f"`{law}`" for law in rule["laws"]),
             rule["shapes"],
-            "yes" if rule["lossless"] else "NO",
-            rule["proof"],
             rule["source"],
         ]
         for rule in mv.rules()
     ]
-    columns = ["rule", "runs", "laws", "shapes", "lossless", "evidence", "source"]
+    columns = ["rule", "runs", "laws", "tree shapes", "source"]
     auto = [[f"`{law}`", f"`{mv._core.best_rule(law)}`"] for law in laws]
-    return "\n".join([HEAD, _table(columns, rules), AUTO, _table(["law", "rule"], auto), LOSSY])
+    parts = [HEAD, _table(columns, rules), EVIDENCE, _evidence(), AUTO]
+    return "\n".join([*parts, _table(["law", "rule"], auto), LOSSY])
+
+
+def _evidence() -> str:
+    found: dict[str, list[str]] = {}
+    for rule in mv.rules():
+        known = rule["proof"] if rule["lossless"] else f"NOT LOSSLESS: {rule['proof']}"
+        found.setdefault(known, []).append(f"`{rule['name']}`")
+    return "".join(f"- {', '.join(names)}: {known}.\n" for known, names in found.items())
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
