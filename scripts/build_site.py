@@ -10,11 +10,14 @@ pages that leads nowhere. Nothing is fetched. `scripts/check_site.py` then check
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +25,7 @@ from typing import Any
 
 import mtp_verify
 
-__all__ = ["MODULES", "entries", "main", "missing", "navigation", "reference"]
+__all__ = ["MODULES", "commands", "entries", "main", "missing", "navigation", "reference"]
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -106,10 +109,33 @@ def reference() -> dict[str, str]:
             parts.append(_entry(f"{path}.{name}", value))
         pages[f"{path}.rst"] = "\n".join(parts)
         lines.append(f"   {path}\n")
+    lines.append("   commands\n")
+    pages["commands.rst"] = commands()
     toctree = ".. toctree::\n   :maxdepth: 1\n\n" + "".join(lines)
-    intro = "Every public name, from its docstring. ``mv`` in the other pages is ``mtp_verify``.\n"
+    intro = (
+        "Every public name, from its docstring, and the help of every command. ``mv`` in the other "
+        "pages is ``mtp_verify``.\n"
+    )
     pages["index.rst"] = f"{_title('API reference')}\n{intro}\n{toctree}"
     return pages
+
+
+def commands() -> str:
+    """Return the page of the command line: the help of each command."""
+    from mtp_verify.commands.cli import build_parser
+
+    os.environ["COLUMNS"] = "88"  # the width that argparse wraps at
+    parser = build_parser()
+    kind = argparse._SubParsersAction
+    (found,) = (action for action in parser._actions if isinstance(action, kind))
+    parts = [_title("Command line"), _literal(parser.format_help())]
+    for name, command in found.choices.items():
+        parts += [_title(f"mtp-verify {name}", "-"), _literal(command.format_help())]
+    return "\n".join(parts)
+
+
+def _literal(text: str) -> str:
+    return ".. code-block:: text\n\n" + textwrap.indent(text, "   ")
 
 
 def _has_identity(value: Any) -> bool:
@@ -129,8 +155,8 @@ def _entry(path: str, value: Any) -> str:
     return "\n".join([*lines, ""])
 
 
-def _title(text: str) -> str:
-    return f"{text}\n{'=' * len(text)}\n"
+def _title(text: str, line: str = "=") -> str:
+    return f"{text}\n{line * len(text)}\n"
 
 
 def _summary(module: ModuleType) -> str:

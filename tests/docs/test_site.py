@@ -34,6 +34,13 @@ def test_every_public_name_has_a_reference_entry(module):
     assert lost == []
 
 
+def test_every_command_is_in_the_reference():
+    page = build_site.reference()["commands.rst"]
+    found = set(re.findall(r"^mtp-verify (\w+)\n-+$", page, re.MULTILINE))
+    assert found >= {"demo", "generate", "certify", "bench", "train", "view", "doctor"}
+    assert "--min-tv" in page
+
+
 def test_modules_of_the_root_and_of_examples_have_a_page():
     public = {getattr(mtp_verify, name) for name in mtp_verify.__all__ if name[0].islower()}
     wanted = {value.__name__ for value in public if isinstance(value, ModuleType)}
