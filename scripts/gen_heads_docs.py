@@ -37,7 +37,7 @@ _STYLE = """\
 
 def table() -> str:
     """Return the table of families."""
-    columns = ["family", "stands in", "recognised by", "fed with, hands on", "fusion", "runs here"]
+    columns = ["family", "stored in", "recognised by", "input, output", "fusion", "runs here"]
     lines = [columns, ["---"] * len(columns), *(_row(spec) for spec in FAMILIES.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
