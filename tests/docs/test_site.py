@@ -134,3 +134,17 @@ def test_chromium_finds_what_a_page_complains_of(tmp_path, monkeypatch):
         assert f"{page}: exception: ReferenceError: undefined_name is not defined" in found
     assert "ERR_FILE_NOT_FOUND" in found
     assert "the search for 'verdict' finds nothing" in found
+
+
+def test_pages_that_sources_name_exist():
+    named = re.compile(r"\bdocs/[\w./-]+\.(?:md|json|svg)\b")
+    invented = {"docs/a.md", "docs/b.md", "docs/toy.md"}  # of tests about links and recipes
+    lost = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("python", "src", "scripts", "tests", "studies", "benches", "packages")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".rs", ".md", ".toml")
+        for name in named.findall(path.read_text())
+        if name not in invented and not (ROOT / name).exists()
+    ]
+    assert lost == []
