@@ -104,7 +104,7 @@ RECIPE = {
     "python/mtp_verify/integrations/toy.py": [(None, HOOK)],
     "python/mtp_verify/integrations/gate.py": [('    "vllm": Gate(', ENTRY)],
     "pyproject.toml": [("[tool.maturin]\n", POINT), (' | vllm", "gate"]', " | toy")],
-    "docs/toy.md": [(None, "# Toy\n\nSet `MTP_VERIFY_TOY=1`.\n")],
+    "docs/howto/toy.md": [(None, "# Toy\n\nSet `MTP_VERIFY_TOY=1`.\n")],
     "tests/unit/integrations/test_toy.py": [(None, TEST)],
 }
 
