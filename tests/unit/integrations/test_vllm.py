@@ -174,7 +174,7 @@ def test_two_tokens_have_the_targets_joint_law_for_drawn_drafts(rule):
     assert_same_law(strings, JointLaw(3, 2, law), min_tv=0.1)
 
 
-def test_a_drawn_token_that_the_grammar_forbids_is_rejected_and_not_forgotten():
+def test_a_drawn_token_that_the_grammar_forbids_is_rejected():
     # Forgetting it would emit token 1 with probability 3/4: a total variation of 1/4.
     num = 5_000
     p, q = torch.tensor([0.0, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.0])

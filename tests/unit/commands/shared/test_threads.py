@@ -160,7 +160,7 @@ def test_once_the_machine_is_idle_it_is_measured_again_and_kept(load, two_cores,
     assert len(list(two_cores.iterdir())) == 1
 
 
-def test_renew_measures_although_there_is_a_count_and_a_busy_machine_leaves_it(load, clock):
+def test_renew_measures_again_and_keeps_nothing_if_busy(load, clock):
     model = tiny_model("llama")
     before = torch.get_num_threads()
     assert threads.use_best(model).best == 2
