@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from mtp_verify.heads import Sizes
-from mtp_verify.heads.blocks import Block, RMSNorm, Rotary
+from mtp_verify.heads.blocks.llama import LlamaBlock, RMSNorm, Rotary
 from mtp_verify.training.losses import sequential_backward
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ class Toy(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(vocab_size, width)
-            self.trunk_blocks = nn.ModuleList(Block(sizes) for _ in range(num_blocks))
+            self.trunk_blocks = nn.ModuleList(LlamaBlock(sizes) for _ in range(num_blocks))
             self.norm = RMSNorm(width, sizes.norm_eps)
             self.output = nn.Linear(width, vocab_size, bias=False)
             # Made last, and the next-token path first: models of one seed start alike.
-            self.heads = nn.ModuleList(Block(sizes) for _ in range(num_heads))
+            self.heads = nn.ModuleList(LlamaBlock(sizes) for _ in range(num_heads))
         self.rotary = Rotary(sizes)
 
     def trunk(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,8 @@ def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        msg = f"{out} is not empty; give a new folder"
-        raise ParamsError(msg, slug="folder_not_empty")
+        message = f"{out} is not empty; give a new folder"
+        raise ParamsError(message, slug="folder_not_empty")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

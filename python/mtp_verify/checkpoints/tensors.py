@@ -23,9 +23,9 @@ import torch
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "read_json", "write_atomically",
+__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "read_json", "write_atomically",
            "write_tensors"]  # fmt: skip
 
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -131,8 +131,15 @@ def bad_checkpoint(path: Path, what: str) -> NoReturn:
     Raises:
         UnsupportedModelError: always.
     """
-    msg = f"{path}: {what}"
-    raise UnsupportedModelError(msg, slug="bad_checkpoint")
+    message = f"{path}: {what}"
+    raise UnsupportedModelError(message, slug="bad_checkpoint")
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Return some names in words, and how many more there are."""
+    some = list(names)
+    more = f" and {len(some) - limit} more" if len(some) > limit else ""
+    return ", ".join(name[:200] for name in some[:limit]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,8 +160,8 @@ def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if unique and len(found) != len(pairs):
-            msg = "a name stands twice"
-            raise ValueError(msg)
+            message = "a name stands twice"
+            raise ValueError(message)
         return found
 
     # An empty list costs two bytes of text and fifty of memory.

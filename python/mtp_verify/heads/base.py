@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["Context", "Head", "Shared", "check_pairs", "check_target"]
+__all__ = ["ContextTokens", "Head", "Shared", "check_pairs", "check_parents", "check_target",
+           "make_output"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,24 @@ class Shared:
         embed = model.get_input_embeddings()
         output = model.get_output_embeddings()
         if embed is None or output is None:
-            msg = (
+            message = (
                 f"{type(model).__name__} shows no embedding or output head that a head could share"
             )
-            raise UnsupportedModelError(msg, slug="no_lm_head")
+            raise UnsupportedModelError(message, slug="no_lm_head")
         norm = getattr(model.get_decoder(), "norm", None)
         return cls(embed, output, output.weight, norm)
 
 
 @dataclass
-class Context:
+class ContextTokens:
     """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft.
 
     Attributes:
-        tokens: in the order in which they came; the keys alone count.
+        ids: in the order in which they came; the keys alone count.
         rows: (E, d) of the target's output head, or None where there are none.
     """
 
-    tokens: dict[int, None] = field(default_factory=dict)
+    ids: dict[int, None] = field(default_factory=dict)
     rows: torch.Tensor | None = None
 
 
@@ -113,11 +114,11 @@ class Head(nn.Module):
             ParamsError: the head was not attached to a target.
         """
         if not self._shared:
-            msg = (
+            message = (
                 f"the {self.spec.family} head is not attached to a target; call "
                 "head.attach(model), or give the target to mv.heads.load(path, target=model)"
             )
-            raise ParamsError(msg, slug="head_not_attached")
+            raise ParamsError(message, slug="head_not_attached")
         return self._shared[0]
 
     def attach(self, target: Any) -> Head:
@@ -153,11 +154,11 @@ class Head(nn.Module):
             (vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit
         ) if vocab.numel() else False  # fmt: skip
         if vocab.numel() != size or not is_sound:
-            msg = (
+            message = (
                 f"the draft vocabulary must be {size} distinct token ids below {limit}, ascending; "
                 f"found {tuple(vocab.shape)}"
             )
-            raise ParamsError(msg, slug="bad_draft_vocab")
+            raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None
 
@@ -209,8 +210,8 @@ class Head(nn.Module):
         """Rows (E, d) of the target's output head for tokens (E,)."""
         return self.shared.output_weight.detach()[tokens]
 
-    def meet(self, context: Context, tokens: torch.Tensor) -> None:
-        """Take the tokens outside the draft vocabulary that a sequence has shown.
+    def observe_tokens(self, context: ContextTokens, tokens: torch.Tensor) -> None:
+        """Add the tokens outside the draft vocabulary that a sequence has shown.
 
         Args:
             context: of the sequence; changed.
@@ -222,20 +223,20 @@ class Head(nn.Module):
         if inside is None:
             inside = self._inside = np.zeros(self.spec.known_sizes.vocab_size, bool)
             inside[[] if self.vocab is None else self.vocab.cpu().numpy()] = True
-        met = dict.fromkeys(tokens.tolist())
-        fresh = [token for token in met if not (inside[token] or token in context.tokens)]
+        shown = dict.fromkeys(tokens.tolist())
+        fresh = [token for token in shown if not (inside[token] or token in context.ids)]
         if fresh:
             rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
             old = context.rows
             context.rows = rows if old is None else torch.cat((old, rows))
-            context.tokens.update(dict.fromkeys(fresh))
+            context.ids.update(dict.fromkeys(fresh))
 
-    def token_at(self, context: Context, column: int) -> int:
+    def token_at(self, context: ContextTokens, column: int) -> int:
         """The token of a logit: of the draft vocabulary, behind it of the context."""
         if self.vocab is None:
             return column
         size = len(self.vocab)
-        return int(self.vocab[column]) if column < size else list(context.tokens)[column - size]
+        return int(self.vocab[column]) if column < size else list(context.ids)[column - size]
 
     def logits(
         self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
@@ -292,12 +293,12 @@ def check_target(spec: HeadSpec, shared: Shared) -> None:
     sizes = spec.known_sizes
     found = tuple(shared.output_weight.shape)
     if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
-        msg = (
+        message = (
             f"the {spec.family} head is for hidden states of width {sizes.hidden_size} "
             f"and {sizes.vocab_size} tokens; this target has {found[1]} and {found[0]}: load "
             "the head that was trained for it"
         )
-        raise UnsupportedModelError(msg, slug="head_of_another_target")
+        raise UnsupportedModelError(message, slug="head_of_another_target")
 
 
 def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
@@ -309,9 +310,29 @@ def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Te
     width, layers = spec.known_sizes.hidden_size, len(spec.aux_layers) or 1
     count = tokens.shape[0] if tokens.dim() == 1 else 0
     if len(hidden) != layers or any(tuple(h.shape) != (count, width) for h in hidden) or not count:
-        msg = (
+        message = (
             f"the {spec.family} head reads {layers} hidden state(s) of shape (n, {width}) and n "
             f"tokens, n >= 1; found {[tuple(h.shape) for h in hidden]} and {tuple(tokens.shape)}"
         )
-        raise DraftError(msg, slug="shape_mismatch")
+        raise DraftError(message, slug="shape_mismatch")
     return count
+
+
+def check_parents(parents: Sequence[int], num_nodes: int) -> None:
+    """Refuse parents that were not run.
+
+    Raises:
+        DraftError: such a parent; names it.
+    """
+    for parent in parents:
+        if not 0 <= parent < num_nodes:
+            message = f"node {parent} was not run; {num_nodes} nodes are known"
+            raise DraftError(message, slug="bad_parent", node=parent)
+
+
+def make_output(spec: HeadSpec) -> nn.Linear | None:
+    """Return a module's own output head, or None where the head shares the target's."""
+    if spec.output_head == "shared":
+        return None
+    sizes = spec.known_sizes
+    return nn.Linear(sizes.hidden_size, spec.draft_vocab_size or sizes.vocab_size, bias=False)

@@ -19,13 +19,15 @@ import torch
 from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.heads.base import Context, Head, check_pairs
-from mtp_verify.heads.blocks import Block, RMSNorm, Rotary, TargetBlock
+from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
+from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.heads.blocks.base import Rotation
     from mtp_verify.heads.spec import HeadSpec
 
 __all__ = ["CausalHead", "CausalModule", "CausalState"]
@@ -56,33 +58,19 @@ class CausalModule(nn.Module):
         self.fusion: nn.Module = nn.Identity()
         if spec.fusion in ("eh", "he"):
             self.fusion = nn.Linear(2 * width, width, bias=spec.fusion_bias)
-        if spec.block == "target":
-            self.layers = nn.ModuleList(TargetBlock(model) for _ in range(spec.num_layers))
-        else:
-            side_by_side = spec.fusion == "attention"
-            self.layers = nn.ModuleList(
-                Block(
-                    sizes,
-                    inputs=2 * width if side_by_side and not index else None,
-                    # Side by side, both halves have a norm of their own already.
-                    input_norm=index > 0 or (spec.input_norm and not side_by_side),
-                    plus_one=plus_one,
-                )
-                for index in range(spec.num_layers)
-            )
-        self.norm = norm(wanted=spec.output_norm)
-        self.output = (
-            nn.Linear(width, spec.draft_vocab_size or sizes.vocab_size, bias=False)
-            if spec.output_head == "own"
-            else None
+        block = block_of(spec)
+        self.layers = nn.ModuleList(
+            block.make(spec, index, model) for index in range(spec.num_layers)
         )
+        self.norm = norm(wanted=spec.output_norm)
+        self.output = make_output(spec)
 
     def forward(
         self,
         hidden: torch.Tensor,
         embeds: torch.Tensor,
         positions: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        rotation: Rotation | None,
         mask: torch.Tensor | None,
         layers: Sequence[GrowingLayer | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +81,7 @@ class CausalModule(nn.Module):
             embeds: (B, n, d) embeddings of the tokens after them.
             positions: (B, n).
             rotation: of these positions.
-            mask: see `Block.forward`.
+            mask: see `HeadBlock.forward`.
             layers: keys and values of each block, or None each.
 
         Returns:
@@ -139,13 +127,13 @@ class CausalState:
         layers: per module and block the keys and values.
         num_true: per module the entries that come from true pairs.
         first: position of the first pair's hidden state.
-        context: tokens that may be drafted besides the draft vocabulary.
+        context_tokens: tokens that may be drafted besides the draft vocabulary.
     """
 
     layers: list[list[GrowingLayer]]
     num_true: list[int]
     first: int = 0
-    context: Context = field(default_factory=Context)
+    context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _carry: list[torch.Tensor | None] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
 
@@ -162,9 +150,9 @@ class CausalState:
     def rollback(self) -> None:
         """Drop everything that was drafted; true pairs stay."""
         del self._nodes[1:]
-        for layers, kept in zip(self.layers, self.num_true, strict=True):
+        for layers, num_true in zip(self.layers, self.num_true, strict=True):
             for layer in layers:
-                if (surplus := layer.get_seq_length() - kept) > 0:
+                if (surplus := layer.get_seq_length() - num_true) > 0:
                     layer.crop(-surplus)
 
 
@@ -199,21 +187,22 @@ class CausalHead(Head):
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
         super().__init__(spec)
-        if spec.block == "foreign":
-            msg = f"heads of the family {spec.family} cannot be run here: {spec.obstacle}"
-            raise UnsupportedModelError(msg, slug="unsupported_head")
-        if spec.kind != "causal" or spec.fusion not in ("eh", "he", "attention"):
-            msg = f"{spec.family} is not a causal head with a supported fusion"
-            raise ParamsError(msg, slug="bad_head_spec")
-        if spec.block == "target" and model is None:
-            msg = (
+        block = block_of(spec)
+        is_known = spec.kind == "causal" and spec.fusion in ("eh", "he", "attention")
+        if not is_known or not block.attends:
+            message = f"{spec.family} is not a causal head with a supported fusion and attention"
+            raise ParamsError(message, slug="bad_head_spec")
+        if block.needs_target and model is None:
+            message = (
                 f"a {spec.family} head is made of the target's own kind of layer; give the target: "
                 "CausalHead(spec, model)"
             )
-            raise ParamsError(msg, slug="head_needs_target")
+            raise ParamsError(message, slug="head_needs_target")
         if spec.feed == "aux" and not spec.aux_layers:
-            msg = 'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
-            raise ParamsError(msg, slug="bad_head_spec")
+            message = (
+                'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
+            )
+            raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
         width, eps = sizes.hidden_size, sizes.norm_eps
         self.embedding = nn.Embedding(sizes.vocab_size, width) if spec.own_embedding else None
@@ -227,7 +216,7 @@ class CausalHead(Head):
             elif spec.feature_norm == "each":
                 self.feature_norms.extend(RMSNorm(width, eps) for _ in range(layers))
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
-        self.rotary: Rotary | None = Rotary(sizes) if spec.block == "llama" else None
+        self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)
 
@@ -288,10 +277,9 @@ class CausalHead(Head):
             embeds = embeds.masked_fill((positions == 0)[..., None], 0.0)
         if spec.pair_position == "token":
             positions = positions + 1
-        rotation = () if self.rotary is None else self.rotary(positions, hidden.dtype)
-        kept: Sequence[GrowingLayer | None] = layers or [None] * spec.num_layers
+        rotation = None if self.rotary is None else self.rotary(positions, hidden.dtype)
         output: tuple[torch.Tensor, torch.Tensor] = module(
-            hidden, embeds, positions, rotation, mask, kept
+            hidden, embeds, positions, rotation, mask, layers or [None] * spec.num_layers
         )
         return output
 
@@ -315,7 +303,7 @@ class CausalHead(Head):
         """
         check_pairs(self.spec, hidden, tokens)
         state.rollback()
-        self.meet(state.context, tokens)
+        self.observe_tokens(state.context_tokens, tokens)
         passed = self.fuse_features(hidden)[None]
         for module in range(self.spec.num_modules):
             count = passed.shape[1]
@@ -333,7 +321,7 @@ class CausalHead(Head):
             )
             state.num_true[module] = past + count
             if module == 0:
-                logits = self.logits(output[:, -1:], 0, state.context.rows)[0]
+                logits = self.logits(output[:, -1:], 0, state.context_tokens.rows)[0]
                 state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
             carry = state._carry[module]
             state._carry[module] = recycled[:, -1:]
@@ -347,10 +335,7 @@ class CausalHead(Head):
     ) -> torch.Tensor:
         """See `Head.step`; nodes of several levels may come together."""
         nodes = state._nodes
-        for parent in parents:
-            if not 0 <= parent < len(nodes):
-                msg = f"node {parent} was not run; {len(nodes)} nodes are known"
-                raise DraftError(msg, slug="bad_parent", node=parent)
+        check_parents(parents, len(nodes))
         last = self.spec.num_modules - 1
         modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
         words = tokens.tolist()
@@ -367,8 +352,8 @@ class CausalHead(Head):
                 fresh[index] = node
         nodes.extend(node for node in fresh if node is not None)
         if not found:
-            msg = "no tokens to run; give at least one"
-            raise DraftError(msg, slug="shape_mismatch")
+            message = "no tokens to run; give at least one"
+            raise DraftError(message, slug="shape_mismatch")
         if len(found) == 1:
             return found[0]
         return torch.cat(found)[torch.tensor(order).argsort()]
@@ -416,7 +401,7 @@ class CausalHead(Head):
             own = recycled[:, end - rows.shape[1] : end]
             fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
         last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
-        return self.logits(last, module, state.context.rows)[0], fresh
+        return self.logits(last, module, state.context_tokens.rows)[0], fresh
 
     def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
         window = self.spec.known_sizes.window
@@ -449,6 +434,6 @@ class CausalHead(Head):
             keys = np.arange(true) + (state.first + module)
             visible[:, :true] = keys > np.array(places)[:, None] - window
         for row, entries in enumerate(seen):
-            kept = entries if window is None else entries[-window:]
-            visible[row, [true + entry for entry in kept]] = True
+            inside = entries if window is None else entries[-window:]
+            visible[row, [true + entry for entry in inside]] = True
         return torch.from_numpy(visible[None, None]).to(device)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.base import Head
 
-__all__ = ["Probe", "Reading", "probe", "settle"]
+__all__ = ["Probe", "Reading", "probe", "resolve_disputed"]
 
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "feed": ("post", "pre"),
@@ -93,7 +93,7 @@ def probe(
 ) -> Probe:
     """Measure a head on text that its target writes greedily.
 
-    Nothing is changed; `settle` keeps the best reading.
+    Nothing is changed; `resolve_disputed` keeps the best reading.
 
     Args:
         head: attached to the target.
@@ -116,8 +116,10 @@ def probe(
     spec = head.spec
     starts = prompts or [[token] for token in _starts(spec.known_sizes.vocab_size)]
     if not all(starts) or num_tokens < len(starts) * (depth + 2):
-        msg = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
-        raise ParamsError(msg, slug="bad_probe")
+        message = (
+            f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
+        )
+        raise ParamsError(message, slug="bad_probe")
     fields = [name for name in _OPTIONS if name in spec.disputed]
     combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
     combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
@@ -151,7 +153,7 @@ def probe(
     return Probe(tuple(readings), best, len(readings[0].counts))
 
 
-def settle(head: Head, model: Any, **options: Any) -> Probe:
+def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:
     """Probe a head and keep the best reading; its spec is disputed no more.
 
     Args:
@@ -205,7 +207,7 @@ def _agreement(
         done = root
         agreed = 0
         while True:
-            token = head.token_at(state.context, int(row.argmax()))
+            token = head.token_at(state.context_tokens, int(row.argmax()))
             if token != words[root + 1 + agreed]:
                 break
             agreed += 1

@@ -1,7 +1,7 @@
-"""`HeadSpec`: everything that tells one draft head from another, as data.
+"""`HeadSpec`: everything that distinguishes one draft head from another, as data.
 
-A causal head is one and the same computation for DeepSeek's MTP modules, EAGLE and EAGLE-3; the
-fields say which parts of it are there. The table of published families is in `families`.
+DeepSeek's MTP modules, EAGLE and EAGLE-3 run the same computation; the fields say which parts of it
+a head has. `Family` adds how published checkpoints hold such heads; the records are in `families`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from mtp_verify.errors import ParamsError
 from mtp_verify.models.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["HeadSpec", "Layout", "Sizes"]
+    import torch
+
+    from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.heads.base import Head
+    from mtp_verify.heads.blocks.base import HeadBlock
+    from mtp_verify.heads.io.recognise import Source
+
+    Described = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+__all__ = ["Family", "HeadSpec", "Layout", "Repository", "Sizes", "refuse_export"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("causal", "parallel"),
@@ -25,25 +34,29 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "recycle": ("post", "pre"),
     "fusion": ("eh", "he", "sum", "attention", "none"),
     "norm_kind": ("rms", "rms1p"),
-    "block": ("llama", "target", "residual", "foreign"),
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
 }
-
-
-_LARGEST = (1 << 31) - 1  # far above every size there is
-_LARGEST_THETA = 1e15
+_MAX_SIZE = (1 << 31) - 1  # far above every real size
+_MAX_THETA = 1e15
 _ACTIVATIONS = ("gelu", "relu", "silu")
 
 
 def _refuse(name: str, value: object, wanted: str) -> NoReturn:
-    msg = f"{name} is {str(value)[:100]}; wanted {wanted}"
-    raise ParamsError(msg, slug="bad_head_spec")
+    message = f"{name}: found {repr(value)[:100]}, wanted {wanted}"
+    raise ParamsError(message, slug="bad_head_spec")
+
+
+def _check_bools(record: Any) -> None:
+    for field_ in dataclasses.fields(record):
+        value = getattr(record, field_.name)
+        if field_.type == "bool" and type(value) is not bool:
+            _refuse(field_.name, value, "true or false")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a head and of its blocks; those of a family are unknown until one is loaded.
+    """The sizes of a head and of its blocks.
 
     Attributes:
         hidden_size: width of the target's hidden states.
@@ -82,35 +95,32 @@ class Sizes:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no block has: they may come from a file."""
-        counts = ("hidden_size", "vocab_size", "num_heads", "num_kv_heads", "max_positions")
-        for name in (*counts, "intermediate_size", "head_dim", "window"):
+        for name in ("hidden_size", "vocab_size", "num_heads", "num_kv_heads", "max_positions",
+                     "intermediate_size", "head_dim", "window"):  # fmt: skip
             value = getattr(self, name)
-            least = 1 if name in counts else 0
-            if name == "window" and value is None:
-                continue
-            if type(value) is not int or not least <= value <= _LARGEST:
+            least = 0 if name in ("intermediate_size", "head_dim", "window") else 1
+            is_absent = name == "window" and value is None
+            if not is_absent and not (type(value) is int and least <= value <= _MAX_SIZE):
                 _refuse(name, value, f"an int >= {least}")
         if self.num_heads % self.num_kv_heads:
             _refuse("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads, {self.num_heads}")
         eps: Any = self.norm_eps
         if not isinstance(eps, int | float) or not 0 <= eps < 1:
-            _refuse("norm_eps", eps, "a small number")
-        for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
-            if type(getattr(self, name)) is not bool:
-                _refuse(name, getattr(self, name), "true or false")
+            _refuse("norm_eps", eps, "a number >= 0 and < 1")
+        _check_bools(self)
         if self.activation not in _ACTIVATIONS:
             _refuse("activation", self.activation, f"one of: {', '.join(_ACTIVATIONS)}")
         theta, factor = (self.rope.get(key, 1.0) for key in ("rope_theta", "partial_rotary_factor"))
-        if not isinstance(theta, int | float) or not isinstance(factor, int | float):
-            _refuse("rope", dict(self.rope), "numbers")
-        if not (0 < theta < _LARGEST_THETA and 0 < factor <= 1):
-            _refuse("rope", dict(self.rope), "rope_theta > 0 and 0 < partial_rotary_factor <= 1")
+        are_numbers = isinstance(theta, int | float) and isinstance(factor, int | float)
+        if not are_numbers or not (0 < theta < _MAX_THETA and 0 < factor <= 1):
+            wanted = "numbers with rope_theta > 0 and 0 < partial_rotary_factor <= 1"
+            _refuse("rope", dict(self.rope), wanted)
         if not isinstance(self.rope.get("rope_type", ""), str):
             _refuse("rope", dict(self.rope), "a name for rope_type")
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
-        """The sizes of a target's own blocks, from its transformers configuration.
+        """Return the sizes of a target's own blocks, from its transformers configuration.
 
         Args:
             config: of the whole model; a nested text configuration is found.
@@ -123,11 +133,11 @@ class Sizes:
 
     @classmethod
     def from_table(cls, config: Mapping[str, Any], **found: Any) -> Sizes:
-        """The sizes that a `config.json` tells.
+        """Return the sizes that a `config.json` gives.
 
         Args:
             config: of the language model, in transformers' names, old or new.
-            found: fields that are known better.
+            found: fields whose values are known from elsewhere.
 
         Raises:
             ParamsError: a size that no block has.
@@ -152,7 +162,7 @@ class Sizes:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary parameters of a configuration; before transformers 5 they stood in two places."""
+    """Return the rotary parameters; before transformers 5 they stood in two places."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     rope = dict(scaling) if isinstance(scaling, dict) else {}
     if any(isinstance(value, dict) for value in rope.values()):
@@ -178,7 +188,7 @@ class Layout:
         names: our name of a part -> its name behind the prefix; `{l}` is the block's number, `{n}`
             the number of blocks. A name that starts with `/` stands alone, without the prefix.
         renames: our name of a part of the block -> its name there, where they differ.
-        infix: a word that may stand behind the prefix and means nothing.
+        infix: text that may follow the prefix; names with and without it mean the same.
         count_keys: keys of the configuration that say how many modules there are, in this order.
         model_types: configurations that use it; they decide between families of equal names.
     """
@@ -213,8 +223,8 @@ class HeadSpec:
         embed_norm: the embedding is normalised first.
         hidden_norm: the hidden state is.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
-        block: "llama" (ours, with the biases and norms of `Sizes`), "target" (the target's own kind
-            of layer), "residual" (Medusa's), or "foreign" (known, and not supported).
+        block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
+            layer), "residual" (Medusa's); or "foreign" (known, and not supported).
         input_norm: the first block has its input norm.
         output_norm: the module's output is normalised before the output head.
         fusion_bias: the fusion's projection has a bias.
@@ -232,8 +242,8 @@ class HeadSpec:
             rotary embedding sees differences alone, so this changes rounding, nothing else.
         disputed: fields on which serving engines disagree; a probe decides.
         obstacle: why the family cannot be run, or "".
-        layout: names in a checkpoint.
-        sizes: None in the table of families.
+        layout: names of its tensors in the released checkpoints.
+        sizes: None in a family's record.
     """
 
     family: str
@@ -265,27 +275,26 @@ class HeadSpec:
     sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
-        """Refuse words that no head knows."""
+        """Refuse values that no head has: they may come from a file."""
+        for name in ("family", "block"):
+            if not isinstance(getattr(self, name), str):
+                _refuse(name, getattr(self, name), "a name")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                msg = f"{name} is {getattr(self, name)!r}; wanted one of: {', '.join(allowed)}"
-                raise ParamsError(msg, slug="bad_head_spec")
+                _refuse(name, getattr(self, name), f"one of: {', '.join(allowed)}")
         for name in ("num_modules", "num_layers", "draft_vocab_size"):
             value = getattr(self, name)
-            if name == "draft_vocab_size" and value is None:
-                continue
-            if type(value) is not int or value < 1:
+            is_absent = name == "draft_vocab_size" and value is None
+            if not is_absent and not (type(value) is int and value >= 1):
                 _refuse(name, value, "an int >= 1")
         if not all(type(layer) is int for layer in self.aux_layers):
             _refuse("aux_layers", self.aux_layers, "ints")
-        for spec_field in dataclasses.fields(self):
-            if spec_field.type == "bool" and type(getattr(self, spec_field.name)) is not bool:
-                _refuse(spec_field.name, getattr(self, spec_field.name), "true or false")
+        _check_bools(self)
         if self.context_tokens and (self.draft_vocab_size is None or self.output_head == "own"):
             _refuse("context_tokens", "set", "a draft vocabulary and a shared output head with it")
 
     def replace(self, **changes: Any) -> HeadSpec:
-        """A copy with other fields."""
+        """Return a copy with other fields."""
         return dataclasses.replace(self, **changes)
 
     @property
@@ -296,9 +305,14 @@ class HeadSpec:
             ParamsError: they are not known yet.
         """
         if self.sizes is None:
-            msg = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
-            raise ParamsError(msg, slug="bad_head_spec")
+            message = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
+            raise ParamsError(message, slug="bad_head_spec")
         return self.sizes
+
+    @property
+    def is_inside_target(self) -> bool:
+        """Whether a published head of this kind is a part of its target's checkpoint."""
+        return self.kind == "causal" and bool(self.layout.prefix)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -310,7 +324,7 @@ class HeadSpec:
         return self.aux_layers
 
     def to_json(self) -> str:
-        """All fields as one JSON document."""
+        """Return all fields as one JSON document."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
@@ -336,5 +350,59 @@ class HeadSpec:
         except ParamsError:
             raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            msg = f"this is not the description of a head: {type(error).__name__}: {error}"
-            raise ParamsError(msg, slug="bad_head_spec") from None
+            message = f"this is not the description of a head: {type(error).__name__}: {error}"
+            raise ParamsError(message, slug="bad_head_spec") from None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A layout for a head that has a repository of its own, as engines read it.
+
+    Attributes:
+        layout: names of its tensors.
+        describe: (head, the target's checkpoint or None) -> the repository's `config.json`, and
+            tensors that are no parameters of the head, such as its draft vocabulary. It refuses, by
+            `refuse_export`, what the layout cannot hold.
+    """
+
+    layout: Layout
+    describe: Callable[[Head, Checkpoint | None], Described]
+
+
+def refuse_export(spec: HeadSpec, why: str) -> NoReturn:
+    """Refuse to write a head in a layout.
+
+    Raises:
+        ParamsError: always.
+    """
+    message = f"the {spec.family} head cannot be exported so: {why}"
+    raise ParamsError(message, slug="bad_layout")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published family: what its heads are made of, and how checkpoints hold them.
+
+    Attributes:
+        spec: of a head, without sizes.
+        block: the class of its blocks, or None where they cannot be run here.
+        engines: which of "transformers", "vllm" and "sglang" load such a head.
+        repositories: by the name that `export` uses; `spec.layout` is recognised too.
+        read_fields: fields of the spec that depend on the checkpoint.
+        adapt_target: (configuration of the target, its checkpoint) -> further tensors for the
+            target; changes the configuration, so that an engine serves a target of another
+            architecture with such a head inside.
+    """
+
+    spec: HeadSpec
+    block: type[HeadBlock] | None = None
+    engines: tuple[str, ...] = ()
+    repositories: Mapping[str, Repository] = field(default_factory=dict)
+    read_fields: Callable[[Source], dict[str, Any]] | None = None
+    adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Every layout in which such a head is recognised."""
+        others = (repository.layout for repository in self.repositories.values())
+        return (self.spec.layout, *(other for other in others if other is not self.spec.layout))

@@ -10,7 +10,7 @@ from torch import nn
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family, load
-from mtp_verify.heads.blocks import RMSNorm
+from mtp_verify.heads.blocks.llama import RMSNorm
 from mtp_verify.training import independent
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A checkpoint's head under the magnifying glass: what it is, and what is wrong with it.
+"""`inspect_head`: what the head in a checkpoint is, and what is wrong with it.
 
 Heads are lost or damaged silently: fine-tuning through a library that drops their tensors leaves
 the count in the configuration behind, quantisers leave a block at random. So counts come from
@@ -7,27 +7,32 @@ tensors, weights are looked at, and the head is measured on the target's own tex
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
-from mtp_verify.heads.assemble import defects, empty_head
-from mtp_verify.heads.layouts import claimed_modules
-from mtp_verify.heads.probe import settle
-from mtp_verify.heads.published import Published
+from mtp_verify.heads.families import FAMILIES, block_of
+from mtp_verify.heads.io.assemble import empty_head, find_defects
+from mtp_verify.heads.io.convert import convert
+from mtp_verify.heads.io.load import load_published
+from mtp_verify.heads.io.recognise import recognise
+from mtp_verify.heads.probe import resolve_disputed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.probe import Probe
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["STATES", "Inspection", "engines", "inspect_head", "weigh"]
+__all__ = ["STATES", "Inspection", "engines", "inspect_head"]
 
-# Kinds of defect, the gravest first; an inspection's status is the first that was found.
+# Kinds of defect, the worst first; an inspection's status is the first that was found.
 STATES = ("missing", "damaged", "dead", "stale", "ok")
 DEAD = 0.05  # agreement at depth 1 below which a head is worth nothing
 STALE = 0.7  # of the reference's accepted tokens
@@ -35,9 +40,7 @@ STALE = 0.7  # of the reference's accepted tokens
 # trained; trained ones are far above.
 _NOISE = 0.1
 _ITERATIONS = 16
-_IN_TRANSFORMERS = (
-    "deepseek_v3", "glm4_moe", "bailing", "step3p5", "mellum", "inkling", "nemotron_h",
-)  # fmt: skip
+_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass
@@ -70,12 +73,12 @@ class Inspection:
 
     @property
     def status(self) -> str:
-        """The gravest kind of defect, or "ok"."""
+        """The worst kind of defect, or "ok"."""
         found = {kind for kind, _ in self.defects}
         return next(state for state in STATES if state in found or state == "ok")
 
     def judge(self, reference: Probe | None = None) -> None:
-        """Draw the consequences of what was measured.
+        """Add the defects that the measurement shows.
 
         Args:
             reference: of the original head on its own target.
@@ -104,7 +107,7 @@ def inspect_head(
     num_tokens: int = 256,
     reference: Probe | None = None,
 ) -> Inspection:
-    """Look at a published head.
+    """Inspect a published head.
 
     Args:
         checkpoint: that holds it.
@@ -118,134 +121,105 @@ def inspect_head(
     """
     found = Inspection()
     try:
-        published = Published(checkpoint, target)
-    except UnsupportedModelError as error:
-        if error.slug == "no_head":
-            found.defects.append(("missing", str(error)))
-        elif error.slug == "unsupported_head":
+        source = recognise(checkpoint, target)
+    except (UnsupportedModelError, ParamsError) as error:
+        kind = "missing" if error.slug == "no_head" else "damaged"
+        if isinstance(error, ParamsError) or error.slug == "unsupported_head":
             found.notes.append(str(error))
         else:
-            found.defects.append(("damaged", str(error)))
+            found.defects.append((kind, str(error)))
         return found
-    except ParamsError as error:
-        found.notes.append(str(error))
-        return found
-    found.spec = published.spec
-    found.engines = engines(published.spec)
-    found.copies = published.copies
-    found.claimed = claimed_modules(published.found, published.config)
-    _count(found, published)
-    _check(found, published, target)
-    weigh(found, published)
+    found.spec, found.copies = source.spec, dict(source.copies)
+    found.engines = engines(source.spec)
+    _count(found, source)
+    found.defects += _wrong_tensors(source, found.notes) + list(_wrong_weights(source))
     if found.status != "ok" or target is None or not num_tokens:
         return found
     try:
-        head = published.head()
+        head = load_published(source)
     except MtpVerifyError as error:
         found.defects.append(("damaged", str(error)))
         return found
-    found.probe = settle(head, target, prompts=prompts, num_tokens=num_tokens)
+    found.probe = resolve_disputed(head, target, prompts=prompts, num_tokens=num_tokens)
     found.spec = head.spec
     found.judge(reference)
     return found
 
 
 def engines(spec: HeadSpec) -> dict[str, str]:
-    """Whether transformers, vLLM and SGLang would load a head, in words.
+    """Return whether transformers, vLLM and SGLang would load a head, in words.
 
     Read in the sources of transformers 5.23, vLLM 0.32 and SGLang 0.5.23; not a promise.
     """
-    family = spec.family
-    own = family in ("eagle", "eagle3", "medusa")
-    inside = bool(spec.layout.prefix) or family == "ernie4_5_moe"
+    name, is_inside = spec.family, spec.is_inside_target
     answers = {
-        "transformers": "yes: generate(use_mtp=True), one token a module"
-        if family in _IN_TRANSFORMERS
-        else "no: the tensors are dropped when the target is loaded"
-        if inside
-        else "no",
-        "vllm": "no",
-        "sglang": "no",
+        "transformers": "yes: generate(use_mtp=True), one token a module",
+        "vllm": f'yes: method "{"mtp" if is_inside else name}"',
+        "sglang": "if it has the target's next-token module: --speculative-algorithm NEXTN"
+        if is_inside
+        else f"yes: --speculative-algorithm {name.upper()}",
     }
-    if inside and family != "mellum":
-        answers["vllm"] = 'yes: method "mtp"'
-        answers["sglang"] = (
-            "if it has the target's next-token module: --speculative-algorithm NEXTN"
-        )
-    if own:
-        answers["vllm"] = f'yes: method "{family}"'
-        answers["sglang"] = f"yes: --speculative-algorithm {family.upper()}" if (
-            family != "medusa"
-        ) else "no"  # fmt: skip
+    loaded_by = FAMILIES[name].engines if name in FAMILIES else ()
+    answers |= {engine: "no" for engine in answers if engine not in loaded_by}
+    if is_inside and "transformers" not in loaded_by:
+        answers["transformers"] = "no: the tensors are dropped when the target is loaded"
     return answers
 
 
-def _count(found: Inspection, published: Published) -> None:
-    infos = published.checkpoint.tensors
-    names = published.names()
-    found.tensors = len(names)
-    for name in names:
-        size = 1
-        for extent in infos[name].shape:
-            size *= extent
-        found.parameters += size
-        found.dtypes[infos[name].dtype] = found.dtypes.get(infos[name].dtype, 0) + 1
-    if found.claimed is not None and found.claimed != published.spec.num_modules:
+def _count(found: Inspection, source: Source) -> None:
+    infos = [source.checkpoint.tensors[name] for name in source.own_names]
+    found.tensors = len(infos)
+    found.parameters = sum(math.prod(info.shape) for info in infos)
+    found.dtypes = dict(Counter(info.dtype for info in infos))
+    claims = (source.config.get(key) for key in source.naming.layout.count_keys)
+    found.claimed = next((claim for claim in claims if type(claim) is int), None)
+    num_modules = source.spec.num_modules
+    if found.claimed is not None and found.claimed != num_modules:
         what = (
-            f"the configuration claims {found.claimed} modules and the tensors are of "
-            f"{published.spec.num_modules}"
+            f"the configuration claims {found.claimed} modules and the tensors are of {num_modules}"
         )
-        if found.claimed > published.spec.num_modules:
+        if found.claimed > num_modules:
             found.defects.append(("missing", what))
         else:
             found.notes.append(what)
 
 
-def _check(found: Inspection, published: Published, target: Any | None) -> None:
-    if published.spec.block == "target" and target is None:
-        found.notes.append(
+def _wrong_tensors(source: Source, notes: list[str]) -> list[tuple[str, str]]:
+    """Return defects of names and shapes; notes take what could not be checked."""
+    if block_of(source.spec).needs_target and source.target is None:
+        notes.append(
             "the blocks are of the target's own kind of layer and were not checked: no target"
         )
-        return
+        return []
     try:
-        stored, extra = published.stored()
-        wrong = defects(empty_head(published.spec, target), stored, extra, published.label)
+        wrong = find_defects(empty_head(source.spec, source.target), convert(source))
     except MtpVerifyError as error:
-        found.defects.append(("damaged", str(error)))
-        return
-    for what in wrong:
-        found.defects.append(("missing" if what.startswith("missing") else "damaged", what))
+        return [("damaged", str(error))]
+    return [("missing" if what.startswith("missing") else "damaged", what) for what in wrong]
 
 
-def weigh(found: Inspection, published: Published) -> None:
-    """Look at the weights: not finite, all zero, or as they were initialised."""
-    spec = published.spec
-    neutral = 0.0 if spec.norm_kind == "rms1p" else 1.0
+def _wrong_weights(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield defects of the weights: not finite, all zero, or as they were initialised."""
+    neutral = 0.0 if source.spec.norm_kind == "rms1p" else 1.0
     untouched: list[bool] = []
-    for name, tensor in _weights(published):
+    for name in source.own_names:
+        if source.checkpoint.tensors[name].dtype not in _FLOATS or name in source.copies:
+            continue
+        tensor = source.checkpoint.read(name).float()
         if not bool(tensor.isfinite().all()):
-            found.defects.append(("damaged", f"{name} holds numbers that are not finite"))
+            yield "damaged", f"{name} holds numbers that are not finite"
         elif tensor.dim() == 2 and not bool(tensor.any()):
-            found.defects.append(("dead", f"{name} is all zero"))
+            yield "dead", f"{name} is all zero"
         elif tensor.dim() == 1 and "norm" in name:
             untouched.append(bool((tensor == neutral).all()))
-        elif published.is_fusion(name):
+        elif source.is_fusion(name):
             untouched.append(_is_noise(tensor))
     if untouched and all(untouched):
-        found.defects.append(
-            ("dead", "its norms and its projection are as they were initialised: never trained")
-        )
-
-
-def _weights(published: Published) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in published.names():
-        info = published.checkpoint.tensors[name]
-        if info.dtype in ("F32", "F16", "BF16", "F64") and name not in published.copies:
-            yield name, published.checkpoint.read(name).float()
+        yield "dead", "its norms and its projection are as they were initialised: never trained"
 
 
 def _is_noise(matrix: torch.Tensor) -> bool:
-    """Whether the largest singular value is the one of independent noise of this deviation."""
+    """Return whether the largest singular value is that of independent noise."""
     rows, columns = matrix.shape
     expected = float(matrix.std()) * (rows**0.5 + columns**0.5)
     # Power iteration: a whole decomposition of a large projection takes minutes.

@@ -1,29 +1,28 @@
-"""The parts that heads are made of: norms, rotary positions, a transformer block, residual blocks.
+"""A Llama block with its parts: norms, rotary positions, attention, MLP.
 
-`Block` is a Llama block whose attention input and residual stream may differ, which is all that
-EAGLE-3 needs beyond it. `TargetBlock` wraps the target's own kind of layer (latent attention,
-experts, ...) for heads that are one more layer of their target.
+What its attention reads and its residual stream may differ: that is all that EAGLE-3 needs beyond
+Llama's block.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.heads.blocks.base import HeadBlock, Rotation
+from mtp_verify.heads.spec import HeadSpec, Sizes
 from mtp_verify.models.cpu.attention import GroupedMask, attend
 from mtp_verify.models.cpu.fused import fused_layer, is_narrow
 
 if TYPE_CHECKING:
     from mtp_verify.caches.dynamic import GrowingLayer
-    from mtp_verify.heads.spec import Sizes
+    from mtp_verify.heads.io.recognise import Source
 
-__all__ = ["Block", "RMSNorm", "ResidualBlock", "Rotary", "TargetBlock"]
+__all__ = ["LlamaBlock", "RMSNorm", "Rotary"]
 
 
 class RMSNorm(nn.Module):
@@ -78,10 +77,8 @@ class Rotary(nn.Module):
         self.frequencies: torch.Tensor
         self.signs: torch.Tensor
 
-    def forward(
-        self, positions: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n) positions -> cosines and signed sines (B, 1, n, width) in `dtype`."""
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotation:
+        """Return (B, n) positions as cosines and signed sines (B, 1, n, width) in `dtype`."""
         angles = positions[:, None, :, None] * self.frequencies
         cos = angles.cos()
         if self.scale != 1.0:
@@ -95,10 +92,9 @@ def _scaled_frequencies(sizes: Sizes, rope: dict[str, Any]) -> tuple[torch.Tenso
 
     kind = rope["rope_type"]
     if kind not in ROPE_INIT_FUNCTIONS:
-        msg = (
-            f"rotary embedding of kind {kind!r}; known are: default, {_names(ROPE_INIT_FUNCTIONS)}"
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_rope")
+        known = ", ".join(("default", *sorted(ROPE_INIT_FUNCTIONS)))
+        message = f"rope_type: found {kind!r}, wanted one of: {known}"
+        raise UnsupportedModelError(message, slug="unsupported_rope")
     config = LlamaConfig(
         hidden_size=sizes.num_heads * sizes.head_dim,
         num_attention_heads=sizes.num_heads,
@@ -110,15 +106,11 @@ def _scaled_frequencies(sizes: Sizes, rope: dict[str, Any]) -> tuple[torch.Tenso
     return frequencies, float(scale)
 
 
-def _names(table: Any) -> str:
-    return ", ".join(sorted(table))
-
-
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the first columns of (B, heads, n, head_dim); the rest pass through."""
     width = cos.shape[-1]
-    turned = x if width == x.shape[-1] else x[..., :width]
-    rotated = turned * cos + turned.roll(width // 2, -1) * sin
+    first = x if width == x.shape[-1] else x[..., :width]
+    rotated = first * cos + first.roll(width // 2, -1) * sin
     return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
@@ -127,8 +119,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.head_dim = sizes.head_dim
         if self.head_dim < 2 or self.head_dim % 2:
-            msg = f"head_dim is {self.head_dim}; rotary attention wants an even number >= 2"
-            raise ParamsError(msg, slug="bad_head_spec")
+            message = f"head_dim: found {self.head_dim}, wanted an even number >= 2"
+            raise ParamsError(message, slug="bad_head_spec")
         width, kv_width = sizes.num_heads * self.head_dim, sizes.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(inputs, width, bias=sizes.qkv_bias)
         self.k_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)
@@ -144,7 +136,7 @@ class _Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        rotation: Rotation,
         mask: torch.Tensor | None,
         layer: GrowingLayer | None,
     ) -> torch.Tensor:
@@ -180,7 +172,7 @@ class _MLP(nn.Module):
         return output
 
 
-class Block(nn.Module):
+class LlamaBlock(HeadBlock):
     """A pre-norm transformer block.
 
     Args:
@@ -190,8 +182,10 @@ class Block(nn.Module):
         plus_one: norms store their weight's difference from 1.
 
     Attributes:
-        is_fusable: it is a Llama layer, which `mtp_verify.models.cpu.fused` can run.
+        is_fusable: it is a plain Llama layer, which `mtp_verify.models.cpu.fused` can run.
     """
+
+    kind = "llama"
 
     def __init__(
         self,
@@ -212,26 +206,46 @@ class Block(nn.Module):
         is_whole = sizes.rope.get("partial_rotary_factor", 1.0) == 1.0
         self.is_fusable = inputs is None and not plus_one and is_whole
 
+    @classmethod
+    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> LlamaBlock:
+        """See `HeadBlock.make`."""
+        del target
+        sizes = spec.known_sizes
+        is_side_by_side = spec.fusion == "attention"
+        return cls(
+            sizes,
+            inputs=2 * sizes.hidden_size if is_side_by_side and not index else None,
+            # Side by side, both halves have a norm of their own already.
+            input_norm=index > 0 or (spec.input_norm and not is_side_by_side),
+            plus_one=spec.norm_kind == "rms1p",
+        )
+
+    @classmethod
+    def read_sizes(cls, source: Source) -> Sizes:
+        """See `HeadBlock.read_sizes`: tensors say which biases and norms there are."""
+        block = "levels.0.layers.0."
+        wide = source.shape(f"{block}mlp.gate_proj.weight")
+        return Sizes.from_table(
+            source.config,
+            **({"intermediate_size": wide[0]} if wide else {}),
+            activation=source.config.get("hidden_act") or "silu",
+            qkv_bias=source.has(f"{block}self_attn.q_proj.bias"),
+            output_bias=source.has(f"{block}self_attn.o_proj.bias"),
+            mlp_bias=source.has(f"{block}mlp.gate_proj.bias"),
+            qk_norm=source.has(f"{block}self_attn.q_norm.weight"),
+        )
+
     def forward(
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        rotation: Any,
         mask: torch.Tensor | None,
         layer: GrowingLayer | None,
         *,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run the block.
-
-        Args:
-            x: (B, n, width), what the attention reads.
-            positions: (B, n).
-            rotation: of these positions.
-            mask: broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
-            layer: keys and values of earlier entries; these are appended. None keeps nothing.
-            residual: (B, n, hidden size), the stream that the block adds to; None: x.
-        """
+        """Run the block; see `HeadBlock.forward`."""
         del positions
         fused = fused_layer(self)
         if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
@@ -241,126 +255,3 @@ class Block(nn.Module):
         stream = stream + self.self_attn(self.input_layernorm(x), rotation, mask, layer)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
         return output
-
-
-class _OneLayer:
-    """What a transformers layer sees as its cache: one layer, whatever index it asks for."""
-
-    def __init__(self, layer: GrowingLayer) -> None:
-        self.layer = layer
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries and return all of them."""
-        return self.layer.update(keys, values)
-
-    def get_seq_length(self, *_args: Any) -> int:
-        """Number of entries."""
-        return self.layer.get_seq_length()
-
-
-class TargetBlock(nn.Module):
-    """One more layer of the target's own kind.
-
-    Args:
-        model: a transformers causal language model.
-
-    Raises:
-        UnsupportedModelError: its layers cannot be found.
-
-    Attributes:
-        window: width of its sliding attention, or None where it sees all.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        decoder = model.get_decoder()
-        layers = getattr(decoder, "layers", None)
-        rotary = getattr(decoder, "rotary_emb", None)
-        if not isinstance(layers, nn.ModuleList) or not len(layers) or rotary is None:
-            msg = (
-                f"{type(model).__name__} does not show its layers and rotary embedding, so a head "
-                "made of one more such layer cannot be built"
-            )
-            raise UnsupportedModelError(msg, slug="unsupported_block")
-        config, index = _config_of_head(model.config, len(layers))
-        self.layer = type(layers[-1])(config, index)
-        self._cache_name = cache_name(self.layer.forward)
-        if self._cache_name is None:
-            msg = f"{type(self.layer).__name__} takes no cache, so a head cannot be made of it"
-            raise UnsupportedModelError(msg, slug="unsupported_block")
-        types = getattr(config, "layer_types", None)
-        kind = types[index] if types else "full_attention"
-        # The rotary parameters may be one table for each kind of layer.
-        rope = getattr(config, "rope_parameters", None) or {}
-        is_nested = any(isinstance(value, dict) for value in rope.values())
-        self._rope_options = {"layer_type": kind} if is_nested else {}
-        self.window: int | None = config.sliding_window if kind == "sliding_attention" else None
-        # The target's own, without weights of its own; outside of this module's parameters.
-        self._shared = (rotary,)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        layer: GrowingLayer | None,
-        *,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See `Block.forward`; the layer has its own input norm and residual stream."""
-        del residual, rotation
-        if mask is not None and mask.dtype is torch.bool:
-            # Floats are the one form that eager and SDPA attention both take.
-            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(
-                ~mask, torch.finfo(x.dtype).min
-            )
-        output = self.layer(
-            x,
-            attention_mask=mask,
-            position_ids=positions,
-            position_embeddings=self._shared[0](x, position_ids=positions, **self._rope_options),
-            use_cache=layer is not None,
-            **{self._cache_name or "": None if layer is None else _OneLayer(layer)},
-        )
-        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return result
-
-
-def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
-    """The configuration and number under which the target's layer class builds the head's block.
-
-    Where lists say what each layer is, the head's are those for multi-token prediction, or a full
-    attention layer of the kind that the target ends with.
-    """
-    text = copy.deepcopy(config.get_text_config(decoder=True))
-    types = getattr(text, "layer_types", None)
-    if getattr(text, "mtp_layer_types", None):
-        text.layer_types = list(text.mtp_layer_types)
-        if getattr(text, "mtp_mlp_layer_types", None):
-            text.mlp_layer_types = list(text.mtp_mlp_layer_types)
-        text.num_hidden_layers = len(text.layer_types)
-        return text, 0
-    if types and "full_attention" in types:
-        return text, len(types) - 1 - list(reversed(types)).index("full_attention")
-    return text, num_layers - 1
-
-
-class ResidualBlock(nn.Module):
-    """Medusa's block: x + silu(A x + b); with A = 0 and b = 0 it passes x on.
-
-    References:
-        arXiv 2401.10774.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the block."""
-        return x + functional.silu(self.linear(x))

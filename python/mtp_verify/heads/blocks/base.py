@@ -1,0 +1,106 @@
+"""`HeadBlock`: what a head, and the code that reads its checkpoint, need to know of a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mtp_verify.caches.dynamic import GrowingLayer
+    from mtp_verify.heads.io.recognise import Source
+    from mtp_verify.heads.spec import HeadSpec, Sizes
+
+__all__ = ["Converted", "HeadBlock", "Rotation"]
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
+
+
+class Converted:
+    """A block's tensors by the names of its parameters, and what did not fit into it.
+
+    Args:
+        tensors: by name.
+        unknown: names, in the checkpoint, of tensors that no parameter takes.
+        wrong: of tensors with another shape, each with both shapes.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        unknown: tuple[str, ...] = (),
+        wrong: tuple[str, ...] = (),
+    ) -> None:
+        self.tensors, self.unknown, self.wrong = tensors, unknown, wrong
+
+
+class HeadBlock(nn.Module):
+    """One block of a module of a head; a kind of block is a subclass.
+
+    Attributes:
+        kind: its name in `HeadSpec.block`.
+        attends: it sees other positions, so the head keeps keys and values for it.
+        uses_rotary: it takes the cosines and sines of rotary positions from the head.
+        needs_target: it is made from the target, which also converts its tensors.
+        wrapper: what the names of its parameters start with, and names in a checkpoint do not.
+        sign: a tensor that every such block has in a checkpoint; blocks are counted by it.
+        has_optional_biases: biases that a checkpoint lacks are zero.
+    """
+
+    kind: ClassVar[str]
+    attends: ClassVar[bool] = True
+    uses_rotary: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
+    wrapper: ClassVar[str] = ""
+    sign: ClassVar[str] = "self_attn.q_proj.weight"
+    has_optional_biases: ClassVar[bool] = False
+
+    @classmethod
+    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> HeadBlock:
+        """Return block number `index` of a module; `target` where `needs_target`."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_sizes(cls, source: Source) -> Sizes:
+        """Return the sizes of a head of such blocks in a checkpoint."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
+        """Convert a block's tensors to parameters, where `needs_target`."""
+        raise NotImplementedError
+
+    @classmethod
+    def to_checkpoint(
+        cls, target: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Convert back: parameters to tensors by their names in a checkpoint."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rotation: Rotation | None,
+        mask: torch.Tensor | None,
+        layer: GrowingLayer | None,
+        *,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the block.
+
+        Args:
+            x: (B, n, width), what the block reads.
+            positions: (B, n).
+            rotation: of these positions, where `uses_rotary`.
+            mask: broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
+            layer: keys and values of earlier entries; these are appended. None keeps nothing.
+            residual: (B, n, hidden size), the stream that the block adds to; None: x.
+
+        Returns:
+            (B, n, hidden size).
+        """
+        raise NotImplementedError
