@@ -59,9 +59,7 @@ class CausalModule(nn.Module):
         if spec.fusion in ("eh", "he"):
             self.fusion = nn.Linear(2 * width, width, bias=spec.fusion_bias)
         block = block_of(spec)
-        self.layers = nn.ModuleList(
-            block.make(spec, index, model) for index in range(spec.num_layers)
-        )
+        self.layers = nn.ModuleList(block(spec, index, model) for index in range(spec.num_layers))
         self.norm = norm(wanted=spec.output_norm)
         self.output = make_output(spec)
 

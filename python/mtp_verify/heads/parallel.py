@@ -48,7 +48,7 @@ class ParallelModule(nn.Module):
             else nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
         )
         block = block_of(spec)
-        self.layers = nn.ModuleList(block.make(spec, n, None) for n in range(spec.num_layers))
+        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers))
         self.output = make_output(spec)
 
 

@@ -1,8 +1,8 @@
 """Losses of draft heads, row by row, and how levels are put together.
 
-p is the target's law of a row, known through its most likely tokens; q the head's. The expected
-acceptance of a drafted token is the overlap, sum of min(p, q). What of p lies outside the draft
-vocabulary, or outside the kept tokens, counts as lost: an overlap is a lower bound.
+p is the target's distribution of a row, known through its most likely tokens; q is the head's. The
+expected acceptance of a drafted token is the overlap, sum of min(p, q). The part of p outside the
+draft vocabulary, or outside those tokens, counts as lost: an overlap is a lower bound.
 
 References:
     DeepSeek-V3, arXiv 2412.19437 (weighted levels); EAGLE, arXiv 2401.15077 (features); KOALA,

@@ -47,15 +47,9 @@ class Muon(torch.optim.Optimizer):
         num_iterations: int = 4,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(
-            matrices,
-            {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "num_iterations": num_iterations,
-            },
-        )
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum,
+                    "num_iterations": num_iterations}  # fmt: skip
+        super().__init__(matrices, defaults)
         self._dtype = dtype
 
     @torch.no_grad()
@@ -75,12 +69,12 @@ class Muon(torch.optim.Optimizer):
                 rows, columns = matrix.shape
                 scale = max(1.0, rows / columns) ** 0.5
                 matrix.mul_(1 - rate * group["weight_decay"])
-                turned = _orthogonal(ahead, group["num_iterations"], self._dtype)
-                matrix.sub_(turned, alpha=rate * scale)
+                direction = _orthogonal(ahead, group["num_iterations"], self._dtype)
+                matrix.sub_(direction, alpha=rate * scale)
 
 
 def _orthogonal(matrix: torch.Tensor, num_iterations: int, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of the same singular vectors whose singular values are near 1."""
+    """Return a matrix of the same singular vectors whose singular values are near 1."""
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = (x / x.norm().clamp(min=_EPS)).to(dtype)

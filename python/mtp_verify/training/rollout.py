@@ -61,7 +61,7 @@ def level_logits(
     Args:
         head: attached to its target.
         batch: that the rows come from.
-        features: (R, d), what `roll_out` gave for them.
+        features: (R, d), from `roll_out`.
         level: of the roll-out.
         rows: (B, n), which rows of the batch they are.
     """

@@ -30,9 +30,9 @@ class GatedBlock(LlamaBlock):
 
     kind = "gated"
 
-    def __init__(self, sizes, **options):
-        super().__init__(sizes, **options)
-        self.gate = nn.Parameter(torch.ones(sizes.hidden_size))
+    def __init__(self, spec, index=0, target=None):
+        super().__init__(spec, index, target)
+        self.gate = nn.Parameter(torch.ones(spec.sizes.hidden_size))
         self.is_fusable = False
 
     def forward(self, *inputs, **options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -19,32 +19,27 @@ __all__ = ["Converted", "HeadBlock", "Rotation"]
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
 
 
-class Converted:
-    """A block's tensors by the names of its parameters, and what did not fit into it.
+class Converted(NamedTuple):
+    """A block's tensors by the names of its parameters, and what did not fit into it."""
 
-    Args:
-        tensors: by name.
-        unknown: names, in the checkpoint, of tensors that no parameter takes.
-        wrong: of tensors with another shape, each with both shapes.
-    """
-
-    def __init__(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        unknown: tuple[str, ...] = (),
-        wrong: tuple[str, ...] = (),
-    ) -> None:
-        self.tensors, self.unknown, self.wrong = tensors, unknown, wrong
+    tensors: Mapping[str, torch.Tensor]
+    unknown: tuple[str, ...]  # names, in the checkpoint, that no parameter takes
+    wrong: tuple[str, ...]  # names of tensors with another shape, with both shapes
 
 
 class HeadBlock(nn.Module):
     """One block of a module of a head; a kind of block is a subclass.
 
+    Args:
+        spec: of the head.
+        index: of the block in its module.
+        target: the transformers model, where `needs_target`.
+
     Attributes:
         kind: its name in `HeadSpec.block`.
         attends: it sees other positions, so the head keeps keys and values for it.
         uses_rotary: it takes the cosines and sines of rotary positions from the head.
-        needs_target: it is made from the target, which also converts its tensors.
+        needs_target: it is made from the target, and converts its tensors.
         wrapper: what the names of its parameters start with, and names in a checkpoint do not.
         sign: a tensor that every such block has in a checkpoint; blocks are counted by it.
         has_optional_biases: biases that a checkpoint lacks are zero.
@@ -58,10 +53,9 @@ class HeadBlock(nn.Module):
     sign: ClassVar[str] = "self_attn.q_proj.weight"
     has_optional_biases: ClassVar[bool] = False
 
-    @classmethod
-    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> HeadBlock:
-        """Return block number `index` of a module; `target` where `needs_target`."""
-        raise NotImplementedError
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        del spec, index, target
+        super().__init__()
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:
@@ -77,14 +71,14 @@ class HeadBlock(nn.Module):
     def to_checkpoint(
         cls, target: Any, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Convert back: parameters to tensors by their names in a checkpoint."""
+        """Convert parameters to a block's tensors, by their names in a checkpoint."""
         raise NotImplementedError
 
     def forward(
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
-        rotation: Rotation | None,
+        rotation: Any,
         mask: torch.Tensor | None,
         layer: GrowingLayer | None,
         *,
@@ -95,12 +89,12 @@ class HeadBlock(nn.Module):
         Args:
             x: (B, n, width), what the block reads.
             positions: (B, n).
-            rotation: of these positions, where `uses_rotary`.
+            rotation: of these positions, a `Rotation` where `uses_rotary`.
             mask: broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
             layer: keys and values of earlier entries; these are appended. None keeps nothing.
-            residual: (B, n, hidden size), the stream that the block adds to; None: x.
+            residual: (B, n, d), the stream that the block adds to; None: x.
 
         Returns:
-            (B, n, hidden size).
+            (B, n, d).
         """
         raise NotImplementedError

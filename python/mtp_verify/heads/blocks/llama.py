@@ -173,13 +173,7 @@ class _MLP(nn.Module):
 
 
 class LlamaBlock(HeadBlock):
-    """A pre-norm transformer block.
-
-    Args:
-        sizes: of the block.
-        inputs: width of what the attention reads; None: of the hidden state.
-        input_norm: normalise what the attention reads.
-        plus_one: norms store their weight's difference from 1.
+    """A pre-norm transformer block; see `HeadBlock`.
 
     Attributes:
         is_fusable: it is a plain Llama layer, which `mtp_verify.models.cpu.fused` can run.
@@ -187,38 +181,20 @@ class LlamaBlock(HeadBlock):
 
     kind = "llama"
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        inputs: int | None = None,
-        input_norm: bool = True,
-        plus_one: bool = False,
-    ) -> None:
-        super().__init__()
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        super().__init__(spec, index, target)
+        sizes, plus_one = spec.known_sizes, spec.norm_kind == "rms1p"
         width, eps = sizes.hidden_size, sizes.norm_eps
-        self.input_layernorm: nn.Module = (
-            RMSNorm(width, eps, plus_one=plus_one) if input_norm else nn.Identity()
-        )
-        self.self_attn = _Attention(sizes, inputs or width)
+        # Side by side, both halves have a norm of their own already.
+        is_side_by_side = spec.fusion == "attention" and not index
+        self.input_layernorm: nn.Module = nn.Identity()
+        if index or (spec.input_norm and not is_side_by_side):
+            self.input_layernorm = RMSNorm(width, eps, plus_one=plus_one)
+        self.self_attn = _Attention(sizes, 2 * width if is_side_by_side else width)
         self.post_attention_layernorm = RMSNorm(width, eps, plus_one=plus_one)
         self.mlp = _MLP(sizes)
         is_whole = sizes.rope.get("partial_rotary_factor", 1.0) == 1.0
-        self.is_fusable = inputs is None and not plus_one and is_whole
-
-    @classmethod
-    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> LlamaBlock:
-        """See `HeadBlock.make`."""
-        del target
-        sizes = spec.known_sizes
-        is_side_by_side = spec.fusion == "attention"
-        return cls(
-            sizes,
-            inputs=2 * sizes.hidden_size if is_side_by_side and not index else None,
-            # Side by side, both halves have a norm of their own already.
-            input_norm=index > 0 or (spec.input_norm and not is_side_by_side),
-            plus_one=spec.norm_kind == "rms1p",
-        )
+        self.is_fusable = not is_side_by_side and not plus_one and is_whole
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:

@@ -29,17 +29,12 @@ class ResidualBlock(HeadBlock):
     sign = "linear.weight"
     has_optional_biases = True  # vLLM's Medusa heads may lack them
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        super().__init__(spec, index, target)
+        width = spec.known_sizes.hidden_size
         self.linear = nn.Linear(width, width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-
-    @classmethod
-    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> ResidualBlock:
-        """See `HeadBlock.make`."""
-        del index, target
-        return cls(spec.known_sizes.hidden_size)
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:

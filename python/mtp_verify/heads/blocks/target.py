@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mtp_verify.caches.names import cache_name
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import Converted, HeadBlock
 from mtp_verify.heads.spec import HeadSpec, Sizes
 
@@ -49,13 +49,10 @@ class _OneLayer:
 
 
 class TargetBlock(HeadBlock):
-    """One more layer of the target's own kind.
-
-    Args:
-        model: a transformers causal language model.
+    """One more layer of the target's own kind; see `HeadBlock`.
 
     Raises:
-        UnsupportedModelError: its layers cannot be found.
+        UnsupportedModelError: the target's layers cannot be found.
 
     Attributes:
         window: width of its sliding attention, or None where it sees all.
@@ -66,25 +63,28 @@ class TargetBlock(HeadBlock):
     needs_target = True
     wrapper = "layer."
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        decoder = model.get_decoder()
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        super().__init__(spec, index, target)
+        if target is None:
+            message = "a block of the target's own kind of layer needs the target"
+            raise ParamsError(message, slug="head_needs_target")
+        decoder = target.get_decoder()
         layers = getattr(decoder, "layers", None)
         rotary = getattr(decoder, "rotary_emb", None)
         if not isinstance(layers, nn.ModuleList) or not len(layers) or rotary is None:
             message = (
-                f"{type(model).__name__} does not show its layers and rotary embedding, so a head "
+                f"{type(target).__name__} does not show its layers and rotary embedding, so a head "
                 "made of one more such layer cannot be built"
             )
             raise UnsupportedModelError(message, slug="unsupported_block")
-        config, index = _config_of_head(model.config, len(layers))
-        self.layer = type(layers[-1])(config, index)
+        config, place = _config_of_head(target.config, len(layers))
+        self.layer = type(layers[-1])(config, place)
         self._cache_name = cache_name(self.layer.forward)
         if self._cache_name is None:
             message = f"{type(self.layer).__name__} takes no cache, so a head cannot be made of it"
             raise UnsupportedModelError(message, slug="unsupported_block")
         types = getattr(config, "layer_types", None)
-        kind = types[index] if types else "full_attention"
+        kind = types[place] if types else "full_attention"
         # The rotary parameters may be one table for each kind of layer.
         rope = getattr(config, "rope_parameters", None) or {}
         is_nested = any(isinstance(value, dict) for value in rope.values())
@@ -94,18 +94,9 @@ class TargetBlock(HeadBlock):
         self._shared = (rotary,)
 
     @classmethod
-    def make(cls, spec: HeadSpec, index: int, target: Any | None) -> TargetBlock:
-        """See `HeadBlock.make`."""
-        del spec, index
-        return cls(target)
-
-    @classmethod
     def read_sizes(cls, source: Source) -> Sizes:
         """See `HeadBlock.read_sizes`; the sliding window is the target's."""
-        window = None
-        if source.target is not None:
-            with torch.device("meta"):
-                window = cls(source.target).window
+        window = None if source.target is None else _empty(source.target).window
         return Sizes.from_table(source.config, window=window)
 
     @classmethod
@@ -119,8 +110,7 @@ class TargetBlock(HeadBlock):
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        with torch.device("meta"):
-            layer = cls(target).layer
+        layer = _empty(target).layer
         holder = _Holder(target, layer)
         mapping = getattr(target, "_weight_conversions", None)
         options = LoadStateDictConfig(
@@ -154,8 +144,7 @@ class TargetBlock(HeadBlock):
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import revert_weight_conversion
 
-        with torch.device("meta"):
-            layer = cls(target).layer
+        layer = _empty(target).layer
         holder = _Holder(target, layer)
         holder._weight_conversions = get_model_conversion_mapping(target, add_legacy=False)
         state = {holder.prefix + name: tensor for name, tensor in tensors.items()}
@@ -189,6 +178,12 @@ class TargetBlock(HeadBlock):
         )
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+
+def _empty(target: Any) -> TargetBlock:
+    """Return a block whose parameters have shapes and no memory."""
+    with torch.device("meta"):
+        return TargetBlock(HeadSpec("empty"), 0, target)
 
 
 class _Holder(nn.Module):
