@@ -1,4 +1,4 @@
-"""What all draft heads have in common: their tie to a target, and the calls that draft.
+"""What all draft heads have in common: the parts of their target, and the calls that draft.
 
 A head drafts for one sequence in a state of its own:
 
@@ -37,23 +37,16 @@ __all__ = ["ContextTokens", "Head", "Shared", "check_pairs", "check_parents", "c
 
 @dataclass(frozen=True)
 class Shared:
-    """What a head may take from its target.
+    """What a head may take from its target."""
 
-    Attributes:
-        embed: token ids to embeddings.
-        output: hidden states to logits over the target's vocabulary.
-        output_weight: (V, d), its matrix.
-        norm: the target's final norm, or None if it could not be found.
-    """
-
-    embed: Callable[[torch.Tensor], torch.Tensor]
-    output: Callable[[torch.Tensor], torch.Tensor]
-    output_weight: torch.Tensor
-    norm: Callable[[torch.Tensor], torch.Tensor] | None
+    embed: Callable[[torch.Tensor], torch.Tensor]  # token ids -> embeddings
+    output: Callable[[torch.Tensor], torch.Tensor]  # hidden states -> logits
+    output_weight: torch.Tensor  # (V, d), its matrix
+    norm: Callable[[torch.Tensor], torch.Tensor] | None  # the final norm, if it could be found
 
     @classmethod
     def of(cls, model: Any) -> Shared:
-        """The parts of a transformers causal language model; no copies.
+        """Return the parts of a transformers causal language model; no copies.
 
         Raises:
             UnsupportedModelError: it has no embedding or no output head of its own.
@@ -61,9 +54,7 @@ class Shared:
         embed = model.get_input_embeddings()
         output = model.get_output_embeddings()
         if embed is None or output is None:
-            message = (
-                f"{type(model).__name__} shows no embedding or output head that a head could share"
-            )
+            message = f"{type(model).__name__} shows no embedding or output head to share"
             raise UnsupportedModelError(message, slug="no_lm_head")
         norm = getattr(model.get_decoder(), "norm", None)
         return cls(embed, output, output.weight, norm)
@@ -71,15 +62,10 @@ class Shared:
 
 @dataclass
 class ContextTokens:
-    """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft.
+    """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft."""
 
-    Attributes:
-        ids: in the order in which they came; the keys alone count.
-        rows: (E, d) of the target's output head, or None where there are none.
-    """
-
-    ids: dict[int, None] = field(default_factory=dict)
-    rows: torch.Tensor | None = None
+    ids: dict[int, None] = field(default_factory=dict)  # keys in order of appearance
+    rows: torch.Tensor | None = None  # (E, d) of the target's output head, None where E = 0
 
 
 class Head(nn.Module):
@@ -122,13 +108,10 @@ class Head(nn.Module):
         return self._shared[0]
 
     def attach(self, target: Any) -> Head:
-        """Tie the head to a target: its embedding, its output head, its final norm.
+        """Give the head the embedding, output head and final norm of a target; return the head.
 
         Args:
             target: a transformers model, or a `Shared`.
-
-        Returns:
-            The head itself.
 
         Raises:
             UnsupportedModelError: a target of other sizes; names them.
@@ -150,14 +133,11 @@ class Head(nn.Module):
         """
         size, limit = self.spec.draft_vocab_size, self.spec.known_sizes.vocab_size
         vocab = vocab.to(torch.int64)
-        is_sound = vocab.dim() == 1 and bool(
-            (vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit
-        ) if vocab.numel() else False  # fmt: skip
-        if vocab.numel() != size or not is_sound:
-            message = (
-                f"the draft vocabulary must be {size} distinct token ids below {limit}, ascending; "
-                f"found {tuple(vocab.shape)}"
-            )
+        is_sound = vocab.shape == (size,) and vocab.numel() > 0
+        if not is_sound or not ((vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit):
+            found = f"an array of shape {tuple(vocab.shape)}"
+            wanted = f"{size} distinct token ids below {limit}, ascending"
+            message = f"vocab: found {found}, wanted {wanted}"
             raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None
@@ -175,11 +155,8 @@ class Head(nn.Module):
     def choose(self, **choices: Any) -> None:
         """Change fields of the spec that no parameter depends on, as `feed` or `recycle`.
 
-        Args:
-            choices: the fields.
-
         Raises:
-            ParamsError: a word that no head knows.
+            ParamsError: a value that no head has.
         """
         self.spec = self.spec.replace(**choices)
         level: Any
@@ -189,11 +166,9 @@ class Head(nn.Module):
     def shared_logits(
         self, hidden: torch.Tensor, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The target's output head on (..., d), over the draft vocabulary if there is one.
+        """Return the target's logits (..., D + E) of (..., d), over the draft vocabulary if any.
 
-        Args:
-            hidden: what it reads.
-            extra: (E, d), rows of further tokens, whose logits come last.
+        The logits of further tokens, whose rows are `extra` (E, d), come last.
         """
         if self.vocab is None:
             return self.shared.output(hidden)
@@ -207,16 +182,11 @@ class Head(nn.Module):
         return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
 
     def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows (E, d) of the target's output head for tokens (E,)."""
+        """Return rows (E, d) of the target's output head for tokens (E,)."""
         return self.shared.output_weight.detach()[tokens]
 
     def observe_tokens(self, context: ContextTokens, tokens: torch.Tensor) -> None:
-        """Add the tokens outside the draft vocabulary that a sequence has shown.
-
-        Args:
-            context: of the sequence; changed.
-            tokens: (n,) int64.
-        """
+        """Add to `context` those of a sequence's tokens (n,) that the draft vocabulary lacks."""
         if not self.spec.context_tokens:
             return
         inside = self._inside
@@ -232,7 +202,7 @@ class Head(nn.Module):
             context.ids.update(dict.fromkeys(fresh))
 
     def token_at(self, context: ContextTokens, column: int) -> int:
-        """The token of a logit: of the draft vocabulary, behind it of the context."""
+        """Return the token of a logit: of the draft vocabulary, after it of the context."""
         if self.vocab is None:
             return column
         size = len(self.vocab)
@@ -241,11 +211,11 @@ class Head(nn.Module):
     def logits(
         self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (..., D + E) of what a level gives to its output head; `extra` as above."""
+        """Return logits (..., D + E) of a level's features; `extra` as in `shared_logits`."""
         raise NotImplementedError
 
     def new_state(self) -> Any:
-        """The state of a sequence that nothing is known of."""
+        """Return the state of a new sequence."""
         raise NotImplementedError
 
     def read(
@@ -302,7 +272,7 @@ def check_target(spec: HeadSpec, shared: Shared) -> None:
 
 
 def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
-    """The number of pairs that `read` got.
+    """Return the number of pairs that `read` got.
 
     Raises:
         DraftError: layers, widths or lengths that do not fit; says which.

@@ -34,12 +34,7 @@ __all__ = ["CausalHead", "CausalModule", "CausalState"]
 
 
 class CausalModule(nn.Module):
-    """One module: pairs of a hidden state and an embedding in, a hidden state out.
-
-    Args:
-        spec: of the head.
-        model: the target, where `spec.block` is "target".
-    """
+    """One module: pairs of a hidden state and an embedding in, a hidden state out."""
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
         super().__init__()
@@ -72,18 +67,10 @@ class CausalModule(nn.Module):
         mask: torch.Tensor | None,
         layers: Sequence[GrowingLayer | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the module.
+        """Return what the output head reads, and the next level's hidden state, both (B, n, d).
 
-        Args:
-            hidden: (B, n, d) hidden states.
-            embeds: (B, n, d) embeddings of the tokens after them.
-            positions: (B, n).
-            rotation: of these positions.
-            mask: see `HeadBlock.forward`.
-            layers: keys and values of each block, or None each.
-
-        Returns:
-            What the output head reads, and what the next level takes as its hidden state.
+        `hidden` and `embeds`, of the tokens after, are (B, n, d); see `HeadBlock.forward` for the
+        rest.
         """
         spec = self.spec
         embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)
@@ -105,10 +92,10 @@ class CausalModule(nn.Module):
 class _Node:
     """A node that was run.
 
-    While levels move from module to module, a pair's token lies further ahead than its hidden
-    state: module m first meets the path's token at depth 1 in the row m positions before its
-    newest. A node at depth d therefore runs the d newest rows of module d; a module that is used
-    again runs one row a node.
+    While levels move from module to module, a pair's token is further ahead than its hidden state:
+    module m first reads the path's token at depth 1 in the row m positions before its newest. A
+    node at depth d therefore runs the d newest rows of module d; a module that is used again runs
+    one row a node.
     """
 
     path: list[int]  # tokens below the root, its own last
@@ -119,30 +106,23 @@ class _Node:
 
 @dataclass
 class CausalState:
-    """What a causal head keeps of a sequence.
+    """State of a sequence in a causal head."""
 
-    Attributes:
-        layers: per module and block the keys and values.
-        num_true: per module the entries that come from true pairs.
-        first: position of the first pair's hidden state.
-        context_tokens: tokens that may be drafted besides the draft vocabulary.
-    """
-
-    layers: list[list[GrowingLayer]]
-    num_true: list[int]
-    first: int = 0
+    layers: list[list[GrowingLayer]]  # keys and values by module and block
+    num_true: list[int]  # by module: entries that come from true pairs
+    first: int = 0  # position of the first pair's hidden state
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _carry: list[torch.Tensor | None] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that were run since the last `read`, the root included."""
+        """Nodes run since the last `read`, the root included."""
         return len(self._nodes)
 
     @property
     def num_entries(self) -> list[int]:
-        """Per module the entries held, drafted ones included."""
+        """Entries of each module, drafted ones included."""
         return [layers[0].get_seq_length() for layers in self.layers]
 
     def rollback(self) -> None:
@@ -170,17 +150,10 @@ class CausalHead(Head):
 
     Example:
         >>> from mtp_verify.heads import Sizes, family
-        >>> sizes = Sizes(
-        ...     hidden_size=8,
-        ...     vocab_size=16,
-        ...     intermediate_size=16,
-        ...     num_heads=2,
-        ...     num_kv_heads=1,
-        ...     head_dim=4,
-        ... )
+        >>> sizes = Sizes(hidden_size=8, vocab_size=16, intermediate_size=16, head_dim=8)
         >>> head = CausalHead(family("eagle").replace(sizes=sizes))
         >>> sum(p.numel() for p in head.parameters())
-        712
+        776
     """
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
@@ -204,27 +177,24 @@ class CausalHead(Head):
         sizes = spec.known_sizes
         width, eps = sizes.hidden_size, sizes.norm_eps
         self.embedding = nn.Embedding(sizes.vocab_size, width) if spec.own_embedding else None
-        self.features: nn.Linear | None = None
-        self.feature_norms = nn.ModuleList()
-        if spec.feed == "aux":
-            layers = len(spec.aux_layers)
-            self.features = nn.Linear(layers * width, width, bias=False)
-            if spec.feature_norm == "all":
-                self.feature_norms.append(RMSNorm(layers * width, eps))
-            elif spec.feature_norm == "each":
-                self.feature_norms.extend(RMSNorm(width, eps) for _ in range(layers))
+        layers = len(spec.aux_layers) if spec.feed == "aux" else 0
+        self.features = nn.Linear(layers * width, width, bias=False) if layers else None
+        widths = {"all": [layers * width], "each": [width] * layers, "none": []}
+        self.feature_norms = nn.ModuleList(
+            RMSNorm(wide, eps) for wide in widths[spec.feature_norm if layers else "none"]
+        )
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
         self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings of tokens, the head's own or the target's."""
+        """Return embeddings of tokens, the head's own or the target's."""
         embed = self.shared.embed if self.embedding is None else self.embedding
         return embed(tokens)
 
     def fuse_features(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One hidden state (..., d) out of those of `hidden_layers`."""
+        """Return one hidden state (..., d) made of those of `hidden_layers`."""
         if self.features is None:
             return hidden[0]
         if self.spec.feature_norm == "each":
@@ -254,11 +224,10 @@ class CausalHead(Head):
         level: int = 0,
         layers: Sequence[GrowingLayer | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one level over pairs: the one computation behind training and drafting.
+        """Run one level over pairs, in training and drafting alike.
 
         Args:
-            hidden: (B, n, d), for level 0 from `fuse_features`, else what the level before handed
-                on.
+            hidden: (B, n, d), for level 0 from `fuse_features`, else from the level before.
             tokens: (B, n) int64, the token after each hidden state.
             positions: (B, n), of the hidden states in level 0 and one more for each further level.
             mask: broadcastable to (B, heads, n, keys), True where visible; None shows all.
@@ -337,29 +306,27 @@ class CausalHead(Head):
         last = self.spec.num_modules - 1
         modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
         words = tokens.tolist()
-        fresh: list[_Node | None] = [None] * len(parents)
-        found: list[torch.Tensor] = []
+        if not parents:
+            message = "tokens: found none, wanted at least one to run"
+            raise DraftError(message, slug="shape_mismatch")
         order: list[int] = []
+        fresh: list[_Node] = []
+        found: list[torch.Tensor] = []
         for module in sorted(set(modules)):
             mine = [index for index, other in enumerate(modules) if other == module]
             above = [nodes[parents[index]] for index in mine]
             rows, run = self._run(state, module, above, [words[index] for index in mine])
-            found.append(rows)
             order += mine
-            for index, node in zip(mine, run, strict=True):
-                fresh[index] = node
-        nodes.extend(node for node in fresh if node is not None)
-        if not found:
-            message = "no tokens to run; give at least one"
-            raise DraftError(message, slug="shape_mismatch")
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found)[torch.tensor(order).argsort()]
+            fresh += run
+            found.append(rows)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        nodes.extend(fresh[place] for place in back)
+        return found[0] if len(found) == 1 else torch.cat(found)[back]
 
     def _run(
         self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[int]
     ) -> tuple[torch.Tensor, list[_Node]]:
-        """Run tokens below nodes of one module; their logits, and the new nodes."""
+        """Run tokens below nodes of one module; return their logits, and the new nodes."""
         true = state.num_true[module]
         past = state.layers[module][0].get_seq_length()
         hidden: list[torch.Tensor] = []

@@ -31,12 +31,7 @@ __all__ = ["ParallelHead", "ParallelModule", "ParallelState"]
 
 
 class ParallelModule(nn.Module):
-    """The predictor of one level.
-
-    Args:
-        spec: of the head.
-        index: of the level, from 0.
-    """
+    """The predictor of level `index`, from 0."""
 
     def __init__(self, spec: HeadSpec, index: int) -> None:
         super().__init__()
@@ -54,18 +49,11 @@ class ParallelModule(nn.Module):
 
 @dataclass
 class ParallelState:
-    """What a parallel head keeps of a sequence.
+    """State of a sequence in a parallel head."""
 
-    Attributes:
-        layers: per level and block the keys and values; empty for residual blocks.
-        num_true: pairs read so far.
-        first: position of the first pair's hidden state.
-        context_tokens: tokens that may be drafted besides the draft vocabulary.
-    """
-
-    layers: list[list[GrowingLayer]]
-    num_true: int = 0
-    first: int = 0
+    layers: list[list[GrowingLayer]]  # keys and values by level and block
+    num_true: int = 0  # pairs read
+    first: int = 0  # position of the first pair's hidden state
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -73,7 +61,7 @@ class ParallelState:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that were run since the last `read`, the root included."""
+        """Nodes run since the last `read`, the root included."""
         return len(self._paths)
 
     def rollback(self) -> None:
@@ -115,7 +103,7 @@ class ParallelHead(Head):
         embeds: Sequence[torch.Tensor] = (),
         layers: Sequence[GrowingLayer | None] | None = None,
     ) -> torch.Tensor:
-        """What the output head of a level reads, for training and drafting alike.
+        """Return what the output head of a level reads, in training and drafting alike.
 
         Args:
             hidden: (B, n, d).
@@ -208,7 +196,7 @@ class ParallelHead(Head):
         return self._rows(state, range(first, len(state._paths)))
 
     def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
-        """Logits after nodes; a level's row is computed once where it is the same for all."""
+        """Return logits after nodes; a row that all of a level share is computed once."""
         rows = []
         for node in nodes:
             path = state._paths[node]

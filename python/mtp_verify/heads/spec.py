@@ -62,17 +62,12 @@ class Sizes:
         hidden_size: width of the target's hidden states.
         vocab_size: tokens that the target knows.
         intermediate_size: of the blocks' MLP.
-        num_heads: attention heads.
-        num_kv_heads: heads of keys and values.
-        head_dim: width of a head.
+        num_heads, num_kv_heads, head_dim: of the attention.
         norm_eps: of every RMS norm.
-        qkv_bias: query, key and value projections have a bias.
-        output_bias: the attention's output projection has one.
-        mlp_bias: the MLP's projections have one.
+        qkv_bias, output_bias, mlp_bias: which projections have a bias.
         qk_norm: queries and keys are normalised head by head.
         activation: of the MLP, by its name in `torch.nn.functional`.
-        rope: parameters of the rotary embedding, in transformers' names (`rope_theta`, `rope_type`,
-            ...).
+        rope: parameters of the rotary embedding, in transformers' names (`rope_theta`, ...).
         max_positions: the longest context; some kinds of rotary embedding depend on it.
         window: width of sliding attention, or None for full attention.
     """
@@ -120,11 +115,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
-        """Return the sizes of a target's own blocks, from its transformers configuration.
-
-        Args:
-            config: of the whole model; a nested text configuration is found.
-        """
+        """Return the sizes of a target's own blocks, from its transformers configuration."""
         text = config.get_text_config(decoder=True)
         known = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads",
                  "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
@@ -180,16 +171,16 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a family's tensors stand in a checkpoint.
+    """The names of a family's tensors in a checkpoint.
 
     Attributes:
-        prefix: in front of a module's tensors; `{i}` is the module's number and `{layer}` the
-            number that follows the target's own layers.
-        names: our name of a part -> its name behind the prefix; `{l}` is the block's number, `{n}`
-            the number of blocks. A name that starts with `/` stands alone, without the prefix.
+        prefix: of a module's tensors; `{i}` is the module's number and `{layer}` the number that
+            follows the target's own layers.
+        names: our name of a part -> its name after the prefix; `{l}` is the block's number, `{n}`
+            the number of blocks. A name that starts with `/` has no prefix.
         renames: our name of a part of the block -> its name there, where they differ.
         infix: text that may follow the prefix; names with and without it mean the same.
-        count_keys: keys of the configuration that say how many modules there are, in this order.
+        count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
     """
 
@@ -214,14 +205,13 @@ class HeadSpec:
         num_layers: blocks of a module.
         feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
             layers' at once, "streams" (hyper-connections).
-        aux_layers: with "aux" the layers, by what enters them; empty in the table of families,
-            because they depend on the target's depth.
-        recycle: what a level hands to the next: its output "post" or "pre" the output norm.
+        aux_layers: with "aux" the layers, by what enters them; empty in a family's record, because
+            they depend on the target's depth.
+        recycle: a level's hidden state for the next: its output "post" or "pre" the output norm.
         fusion: how embedding and hidden state meet: one projection of both, embedding first ("eh")
             or hidden state first ("he"); two projections, added ("sum"); side by side at the
             attention's input ("attention"); "none".
-        embed_norm: the embedding is normalised first.
-        hidden_norm: the hidden state is.
+        embed_norm, hidden_norm: the embedding, the hidden state is normalised first.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
         block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
             layer), "residual" (Medusa's); or "foreign" (known, and not supported).
@@ -235,11 +225,11 @@ class HeadSpec:
         output_head: the target's ("shared") or "own".
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
-        context_tokens: besides the draft vocabulary, the head drafts tokens outside of it that the
-            sequence has shown: names and rare words come back. It needs a shared output head.
+        context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
+            has shown. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
-        pair_position: a pair stands at the position of its "hidden" state or of its "token". The
-            rotary embedding sees differences alone, so this changes rounding, nothing else.
+        pair_position: a pair is at the position of its "hidden" state or of its "token". The rotary
+            embedding depends on differences alone, so this changes rounding, nothing else.
         disputed: fields on which serving engines disagree; a probe decides.
         obstacle: why the family cannot be run, or "".
         layout: names of its tensors in the released checkpoints.
@@ -299,11 +289,7 @@ class HeadSpec:
 
     @property
     def known_sizes(self) -> Sizes:
-        """The sizes.
-
-        Raises:
-            ParamsError: they are not known yet.
-        """
+        """The sizes; ParamsError if they are not set."""
         if self.sizes is None:
             message = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
             raise ParamsError(message, slug="bad_head_spec")
@@ -317,11 +303,7 @@ class HeadSpec:
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """The target's hidden states that go in, as `mtp_verify.models.hidden` numbers them."""
-        if self.feed == "post":
-            return (-1,)
-        if self.feed == "pre":
-            return (BEFORE_NORM,)
-        return self.aux_layers
+        return {"post": (-1,), "pre": (BEFORE_NORM,)}.get(self.feed, self.aux_layers)
 
     def to_json(self) -> str:
         """Return all fields as one JSON document."""
@@ -358,11 +340,9 @@ class HeadSpec:
 class Repository:
     """A layout for a head that has a repository of its own, as engines read it.
 
-    Attributes:
-        layout: names of its tensors.
-        describe: (head, the target's checkpoint or None) -> the repository's `config.json`, and
-            tensors that are no parameters of the head, such as its draft vocabulary. It refuses, by
-            `refuse_export`, what the layout cannot hold.
+    `describe` takes the head and the target's checkpoint, or None, and returns the `config.json`
+    and tensors that are no parameters of the head, such as its draft vocabulary. It refuses, by
+    `refuse_export`, what the layout cannot hold.
     """
 
     layout: Layout

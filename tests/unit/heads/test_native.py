@@ -110,7 +110,7 @@ def test_head_of_another_target_is_named(tmp_path):
         mv.errors.UnsupportedModelError, match=r"number of tokens.*vocab_size 32.* has 40"
     ):
         load(tmp_path, tiny_model("llama", vocab_size=40))
-    with pytest.raises(mv.errors.UnsupportedModelError, match="another tokenizer"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="tokenizer of the target: found"):
         load(tmp_path, model, tokenizer=Words("acb"))
     load(tmp_path, model, tokenizer=Words("abc"))
     with pytest.warns(UserWarning, match="made for other weights"):

@@ -26,34 +26,21 @@ __all__ = ["HeadTensors", "Stored", "assemble", "empty_head", "find_defects"]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that can be read.
+    """A tensor that can be read."""
 
-    Attributes:
-        label: its name in the checkpoint.
-        shape: as its file's header says.
-        read: reads it.
-    """
-
-    label: str
-    shape: tuple[int, ...]
+    label: str  # its name in the checkpoint
+    shape: tuple[int, ...]  # as its file's header says
     read: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class HeadTensors:
-    """All tensors of a head.
+    """All tensors of a head."""
 
-    Attributes:
-        stored: by the parameter's name.
-        vocab: (D,) int64, the draft vocabulary, or None.
-        unknown: further tensors that such a checkpoint should not hold.
-        label: name of a parameter -> its name in such a checkpoint, for messages.
-    """
-
-    stored: Mapping[str, Stored]
-    vocab: Stored | None = None
-    unknown: tuple[str, ...] = ()
-    label: Callable[[str], str] = str
+    stored: Mapping[str, Stored]  # by the parameter's name
+    vocab: Stored | None = None  # (D,) int64, the draft vocabulary
+    unknown: tuple[str, ...] = ()  # further tensors that such a checkpoint should not hold
+    label: Callable[[str], str] = str  # name of a parameter -> in such a checkpoint
 
 
 def empty_head(spec: HeadSpec, target: Any | None) -> Head:
@@ -85,13 +72,13 @@ def assemble(
     target: Any | None = None,
     dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> Head:
-    """Return a head made of stored tensors.
+    """Return a head made of stored tensors, attached to the target if there is one.
 
     Args:
         spec: with sizes.
         tensors: of the head.
         where: the checkpoint, for messages.
-        target: a transformers model; the head is attached to it, and takes its device and dtype.
+        target: a transformers model.
         dtype: of the parameters; None: the target's, or without one, as "auto"; "auto": each has
             that of the file.
 

@@ -23,10 +23,7 @@ _SCALE = "_scale_inv"  # of weights in blocks of eight-bit floats, as DeepSeek's
 
 
 def convert(source: Source) -> HeadTensors:
-    """Return the tensor of each parameter, and those that belong to none.
-
-    Args:
-        source: the head, recognised.
+    """Return the tensor of each parameter of a recognised head, and those that belong to none.
 
     Raises:
         UnsupportedModelError: tensors that cannot be converted.

@@ -78,16 +78,7 @@ def load(
 
 
 def load_published(source: Source, dtype: torch.dtype | Literal["auto"] | None = None) -> Head:
-    """Return the head of a published checkpoint.
-
-    Args:
-        source: the head, recognised.
-        dtype: see `load`.
-
-    Raises:
-        UnsupportedModelError: tensors that are missing, not known, or of another shape.
-        ParamsError: the family needs its target.
-    """
+    """Return the head of a published checkpoint; see `load`."""
     spec, target = source.spec, source.target
     if target is not None:
         check_target(spec, Shared.of(target))

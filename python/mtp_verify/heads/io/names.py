@@ -36,17 +36,11 @@ _PARAMETER = re.compile(
 
 @dataclass(frozen=True)
 class Naming:
-    """The names of a head's tensors in a checkpoint.
+    """The names of a head's tensors in a checkpoint."""
 
-    Attributes:
-        spec: of the head, as far as it is known.
-        layout: that the names follow.
-        numbers: of the modules, as they stand in the names.
-    """
-
-    spec: HeadSpec
+    spec: HeadSpec  # as far as it is known
     layout: Layout
-    numbers: tuple[int, ...]
+    numbers: tuple[int, ...]  # of the modules, as the names have them
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -60,11 +54,7 @@ class Naming:
         return self._prefix(module) + self.layout.names["block"].replace("{i}", str(module))
 
     def name_of(self, parameter: str) -> str | None:
-        """Return the checkpoint's name of a parameter, or None if the layout has none for it.
-
-        Args:
-            parameter: its name in `head.state_dict()`.
-        """
+        """Return the checkpoint's name of a parameter, or None if the layout has none for it."""
         match = _PARAMETER.fullmatch(parameter)
         if match is None:
             return None
@@ -96,14 +86,9 @@ class Naming:
 
 
 def find_head(names: Collection[str], config: Mapping[str, Any]) -> Naming:
-    """Recognise the head in a checkpoint.
+    """Recognise the head in a checkpoint by the names of all its tensors.
 
-    Args:
-        names: of all tensors.
-        config: of the language model.
-
-    Returns:
-        The names; the spec is the family's, with the number of modules and the disputed fields.
+    The spec is the family's, with the number of modules and the disputed fields.
 
     Raises:
         UnsupportedModelError: there is none; says where heads were looked for.

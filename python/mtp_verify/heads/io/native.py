@@ -94,15 +94,7 @@ def save(
 def read_native(
     folder: Path, target: Any | None = None, tokenizer: Any | None = None
 ) -> tuple[HeadSpec, HeadTensors, dict[str, Any]]:
-    """Read what `save` wrote.
-
-    Args:
-        folder: that holds it.
-        target: that the head is for; it is compared with the one that the head was made for.
-        tokenizer: of the target; compared too.
-
-    Returns:
-        The head's spec, its tensors, and how it was trained.
+    """Read what `save` wrote: the head's spec, its tensors, and how it was trained.
 
     Raises:
         UnsupportedModelError: a damaged head, or one for another target.
@@ -134,12 +126,7 @@ def read_native(
 
 
 def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
-    """Return what distinguishes a target from others: sizes, some of its weights, its tokens.
-
-    Args:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer.
-    """
+    """Return what distinguishes a target from others: sizes, some of its weights, its tokens."""
     config = model.config.get_text_config(decoder=True)
     weights = dict(model.named_parameters())
     names = sorted(weights)
@@ -166,16 +153,11 @@ def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -
     if not isinstance(wanted, dict):
         return
     found = fingerprint(target, tokenizer)
-    for key, what in (
-        ("hidden_size", "hidden states of another width"),
-        ("vocab_size", "another number of tokens"),
-        ("tokenizer", "another tokenizer"),
-    ):
+    for key in ("hidden_size", "vocab_size", "tokenizer"):
         if None not in (wanted.get(key), found[key]) and wanted[key] != found[key]:
             message = (
-                f"{folder}: the head was made for a target with {what} ({key} "
-                f"{str(wanted[key])[:12]}, this one has {str(found[key])[:12]}); load the head "
-                "that was trained for this target"
+                f"{folder}: {key} of the target: found {str(found[key])[:12]}, wanted "
+                f"{str(wanted[key])[:12]}; load the head that was trained for this target"
             )
             raise UnsupportedModelError(message, slug="head_of_another_target")
     if wanted.get("weights") != found["weights"]:

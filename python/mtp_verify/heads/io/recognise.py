@@ -36,23 +36,15 @@ _ROWS = 4096  # compared at once
 
 @dataclass(frozen=True)
 class Source:
-    """A head in a published checkpoint.
-
-    Attributes:
-        checkpoint: that holds it.
-        config: of the language model, in one table.
-        target: the transformers model that it drafts for, or None.
-        naming: its names, and its spec.
-        names: name of a tensor in the layout -> its name in the checkpoint.
-        copies: stored embeddings and output heads (names in the checkpoint) that were compared with
-            the target's -> whether they are equal.
-    """
+    """A head in a published checkpoint."""
 
     checkpoint: Checkpoint
-    config: Mapping[str, Any]
-    target: Any | None
-    naming: Naming
-    names: Mapping[str, str]
+    config: Mapping[str, Any]  # of the language model, in one table
+    target: Any | None  # the transformers model that it drafts for
+    naming: Naming  # and the spec
+    names: Mapping[str, str]  # name of a tensor in the layout -> in the checkpoint
+    # Stored embeddings and output heads (names in the checkpoint) that were compared with the
+    # target's -> whether they are equal.
     copies: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -104,11 +96,7 @@ class Source:
         return name in [self.name(f"levels.{level}.fusion.weight") for level in levels]
 
     def main_of(self, copy: str) -> str:
-        """Return the target's own tensor that a stored copy equals.
-
-        Raises:
-            UnsupportedModelError: there is none.
-        """
+        """Return the target's own tensor that a stored copy equals; an error if there is none."""
         is_embedding = copy == self.name("embedding.weight") or copy.endswith(_EMBEDDINGS)
         main = self._main(_EMBEDDINGS if is_embedding else _OUTPUTS)
         if main is None:
@@ -116,14 +104,9 @@ class Source:
         return main
 
     def same_as_target(self, name: str, weight: torch.Tensor | None) -> bool | None:
-        """Compare a stored matrix with the target's.
+        """Return whether a stored matrix equals the target's, or None if that is not known.
 
-        Args:
-            name: in the checkpoint.
-            weight: the target's; None: that of the same checkpoint.
-
-        Returns:
-            Whether they are equal, or None if there is nothing to compare with.
+        The target's is `weight`, or where that is None the one in the same checkpoint.
         """
         shape = self.checkpoint.tensors[name].shape
         if weight is None:
@@ -152,11 +135,7 @@ class Source:
 
 
 def recognise(checkpoint: Checkpoint, target: Any | None = None) -> Source:
-    """Return what the head in a checkpoint is.
-
-    Args:
-        checkpoint: that holds it.
-        target: the transformers model that it drafts for.
+    """Return what the head in a checkpoint is, for a target, a transformers model, if there is one.
 
     Raises:
         UnsupportedModelError: no head is recognised, or its configuration makes no sense.
