@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from mtp_verify.checkpoints.tensors import (
-    TensorFile,
-    TensorInfo,
-    bad_checkpoint,
-    listed,
-    read_json,
-)
+from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, listed, read_json
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -78,10 +72,10 @@ class Checkpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor.
+        """Return one tensor.
 
         Raises:
-            UnsupportedModelError: it is not there.
+            UnsupportedModelError: there is none of this name.
         """
         if name in self._loaded:
             return self._loaded[name]
@@ -172,7 +166,7 @@ class Checkpoint:
 
 
 def is_plain(file: object) -> bool:
-    """Whether it can name a file of the folder itself, and nothing outside of it."""
+    """Return whether this can only be the name of a file in the folder itself."""
     if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
         return False
     return len(file.encode("utf-8", "replace")) <= _MAX_NAME

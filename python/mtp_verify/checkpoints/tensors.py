@@ -49,26 +49,16 @@ _NAMES = {kind: name for name, (_, kind) in _DTYPES.items() if kind is not None}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor.
+    """What a header says of a tensor."""
 
-    Attributes:
-        dtype: in the format's words, as "BF16".
-        shape: of the tensor.
-        start: of its bytes, counted from the end of the header.
-        end: of its bytes.
-    """
-
-    dtype: str
+    dtype: str  # in the format's words, as "BF16"
     shape: tuple[int, ...]
-    start: int
+    start: int  # of its bytes, counted from the end of the header
     end: int
 
 
 class TensorFile:
-    """A safetensors file whose header was checked.
-
-    Args:
-        path: of the file; only its header is read.
+    """A safetensors file whose header was checked; only the header is read at once.
 
     Raises:
         UnsupportedModelError: not such a file; says what is wrong where.
@@ -104,7 +94,7 @@ class TensorFile:
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor; nothing else of the file is read.
+        """Return one tensor; nothing else of the file is read.
 
         Raises:
             UnsupportedModelError: no such tensor, or of a type that torch does not have.
@@ -126,11 +116,7 @@ class TensorFile:
 
 
 def bad_checkpoint(path: Path, what: str) -> NoReturn:
-    """Refuse a file.
-
-    Raises:
-        UnsupportedModelError: always.
-    """
+    """Refuse a file: always raises UnsupportedModelError."""
     message = f"{path}: {what}"
     raise UnsupportedModelError(message, slug="bad_checkpoint")
 
@@ -143,10 +129,10 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table.
+    """Return the table in a JSON file.
 
     Raises:
-        UnsupportedModelError: it does not, or is larger than any such file.
+        UnsupportedModelError: it holds none, or is larger than any such file.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -201,12 +187,7 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
 
 
 def write_atomically(path: Path, chunks: Any) -> None:
-    """Write a file beside `path` and rename it: a kill leaves the old file or the new one.
-
-    Args:
-        path: of the file.
-        chunks: bytes-like parts, in order.
-    """
+    """Write bytes-like parts beside `path` and rename: a kill leaves the old file or the new."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -226,13 +207,7 @@ def write_atomically(path: Path, chunks: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically.
-
-    Args:
-        path: of the file.
-        tensors: by name.
-        metadata: texts for the header; `{"format": "pt"}`, which transformers wants, is added.
-    """
+    """Write a safetensors file atomically; the metadata gets the `format` of transformers."""
     # Wide types first, as the reference does: then every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}

@@ -13,12 +13,11 @@ from mtp_verify.heads.io.native import save
 from mtp_verify.heads.io.reattach import reattach
 from mtp_verify.heads.parallel import ParallelHead
 from mtp_verify.heads.probe import Probe, probe, resolve_disputed
-from mtp_verify.heads.spec import Family, HeadSpec, Layout, Sizes
+from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
 
 __all__ = [
     "CausalHead",
     "FAMILIES",
-    "Family",
     "Head",
     "HeadSpec",
     "Layout",

@@ -137,7 +137,7 @@ class Head(nn.Module):
         if not is_sound or not ((vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit):
             found = f"an array of shape {tuple(vocab.shape)}"
             wanted = f"{size} distinct token ids below {limit}, ascending"
-            message = f"vocab: found {found}, wanted {wanted}"
+            message = f"draft vocabulary: found {found}, wanted {wanted}"
             raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None

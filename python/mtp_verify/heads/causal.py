@@ -21,6 +21,7 @@ from torch import nn
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.base import causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.families import block_of
 
@@ -272,20 +273,18 @@ class CausalHead(Head):
         state.rollback()
         self.observe_tokens(state.context_tokens, tokens)
         passed = self.fuse_features(hidden)[None]
+        window = self.spec.known_sizes.window
         for module in range(self.spec.num_modules):
             count = passed.shape[1]
             if not count:
                 break
             past = state.num_true[module]
             positions = torch.arange(past, past + count, device=passed.device) + state.first
-            output, recycled = self(
-                passed,
-                tokens[None, tokens.shape[0] - count :],
-                (positions + module)[None],
-                self._causal_mask(past, count, passed.device),
-                module,
-                state.layers[module],
-            )
+            see_all = count == 1 and window is None
+            mask = None if see_all else causal_mask(past, count, window, passed.device)
+            read = tokens[None, tokens.shape[0] - count :]
+            places = (positions + module)[None]
+            output, recycled = self(passed, read, places, mask, module, state.layers[module])
             state.num_true[module] = past + count
             if module == 0:
                 logits = self.logits(output[:, -1:], 0, state.context_tokens.rows)[0]
@@ -352,12 +351,12 @@ class CausalHead(Head):
                 entries = [*entries, past - true + len(seen)]
                 seen.append(entries)
             ends.append(len(seen))
-        device = hidden[0].device
+        device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
         output, recycled = self(
             torch.cat(hidden, dim=1),
             torch.tensor([tokens], device=device),
             torch.tensor([places], device=device),
-            self._tree_mask(state, module, seen, past, places, device),
+            None if mask is None else mask.to(device),
             module,
             state.layers[module],
         )
@@ -368,27 +367,11 @@ class CausalHead(Head):
         last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
         return self.logits(last, module, state.context_tokens.rows)[0], fresh
 
-    def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
-        window = self.spec.known_sizes.window
-        if count == 1 and window is None:
-            return None
-        queries = torch.arange(past, past + count, device=device)[:, None]
-        keys = torch.arange(past + count, device=device)[None]
-        visible = keys <= queries
-        if window is not None:
-            visible &= keys > queries - window
-        return visible[None, None]
-
     def _tree_mask(
-        self,
-        state: CausalState,
-        module: int,
-        seen: list[list[int]],
-        past: int,
-        places: list[int],
-        device: torch.device,
+        self, state: CausalState, module: int, seen: list[list[int]], places: list[int]
     ) -> torch.Tensor | None:
-        count, true = len(seen), state.num_true[module]
+        past, count = state.layers[module][0].get_seq_length(), len(seen)
+        true = state.num_true[module]
         window = self.spec.known_sizes.window
         if window is None and all(len(entries) == past + count - true for entries in seen):
             return None
@@ -401,4 +384,4 @@ class CausalHead(Head):
         for row, entries in enumerate(seen):
             inside = entries if window is None else entries[-window:]
             visible[row, [true + entry for entry in inside]] = True
-        return torch.from_numpy(visible[None, None]).to(device)
+        return torch.from_numpy(visible[None, None])

@@ -19,6 +19,7 @@ from torch import nn
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.base import causal_mask
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.families import block_of
 
@@ -164,20 +165,13 @@ class ParallelHead(Head):
         if self.rotary is None:
             state._features = stream[0, -1:]
         else:
-            positions = torch.arange(past, past + count, device=stream.device)
-            visible = torch.arange(past + count, device=stream.device)[None] <= positions[:, None]
-            state._features = torch.cat(
-                [
-                    self.features(
-                        stream,
-                        level,
-                        positions[None] + state.first,
-                        visible[None, None],
-                        layers=state.layers[level],
-                    )[0, -1:]
-                    for level in range(len(self.levels))
-                ]
-            )
+            mask = causal_mask(past, count, None, stream.device)
+            positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
+            levels = [
+                self.features(stream, level, positions, mask, layers=state.layers[level])[0, -1:]
+                for level in range(len(self.levels))
+            ]
+            state._features = torch.cat(levels)
         state._paths = [[int(tokens[-1])]]
         return self._rows(state, [0])
 

@@ -325,9 +325,7 @@ class HeadSpec:
             for name in ("aux_layers", "disputed"):
                 fields[name] = tuple(fields[name])
             return cls(
-                **fields,
-                layout=Layout(**layout),
-                sizes=None if sizes is None else Sizes(**sizes),
+                **fields, layout=Layout(**layout), sizes=None if sizes is None else Sizes(**sizes)
             )
         except ParamsError:
             raise

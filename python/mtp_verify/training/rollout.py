@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from mtp_verify.heads.blocks.base import causal_mask
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.training.independent import IndependentDraft
 
@@ -78,11 +79,8 @@ def _causal(
     count = batch.tokens.shape[1]
     device = batch.tokens.device
     positions = torch.arange(count, device=device)
-    visible = positions[None] <= positions[:, None]
-    window = head.spec.known_sizes.window
-    if window is not None:
-        visible &= positions[None] > positions[:, None] - window
-    own = torch.eye(count, dtype=torch.bool, device=device)
+    visible = causal_mask(0, count, head.spec.known_sizes.window, device)
+    own = torch.eye(count, dtype=torch.bool, device=device)[None, None]
     last = head.spec.num_modules - 1
     passed = head.fuse_features(states)
     layers: list[DynamicLayer] = []
@@ -92,12 +90,12 @@ def _causal(
         if level <= last:
             layers, mask = [DynamicLayer() for _ in range(head.spec.num_layers)], visible
         else:
-            mask = torch.cat((mask, own), dim=1)
+            mask = torch.cat((mask, own), dim=-1)
         output, passed = head(
             passed,
             batch.shifted(batch.tokens, level),
             (positions + level)[None].expand_as(batch.tokens),
-            mask[None, None],
+            mask,
             level,
             cast("list[GrowingLayer]", layers),
         )
@@ -114,12 +112,11 @@ def _parallel(
     head: ParallelHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     count = batch.tokens.shape[1]
-    positions = torch.arange(count, device=batch.tokens.device)
-    visible = (positions[None] <= positions[:, None])[None, None]
+    device = batch.tokens.device
+    positions = torch.arange(count, device=device)[None].expand_as(batch.tokens)
+    visible = causal_mask(0, count, None, device)
     embeds: list[torch.Tensor] = []
     for level in range(min(depth, head.spec.num_modules)):
         if head.spec.fusion != "none":
             embeds.append(head.shared.embed(batch.shifted(batch.tokens, level)))
-        yield head.features(
-            states[0], level, positions[None].expand_as(batch.tokens), visible, embeds
-        )
+        yield head.features(states[0], level, positions, visible, embeds)

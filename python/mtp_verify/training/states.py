@@ -44,9 +44,7 @@ def save_state(
 
 
 def load_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Read what `save_state` wrote into modules and optimizers; return the progress.
 

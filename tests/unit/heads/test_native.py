@@ -103,7 +103,7 @@ def test_head_of_another_target_is_named(tmp_path):
     model = tiny_model("llama")
     save(tiny_head("eagle", model), tmp_path, target=model, tokenizer=Words("abc"))
     with pytest.raises(
-        mv.errors.UnsupportedModelError, match=r"another width.*hidden_size 32.* has 16"
+        mv.errors.UnsupportedModelError, match=r"hidden_size of the target: found 16, wanted 32"
     ):
         load(tmp_path, tiny_model("llama", hidden_size=16))
     with pytest.raises(

@@ -21,6 +21,7 @@ from mtp_verify.heads import (
 from mtp_verify.heads.blocks.llama import LlamaBlock
 from mtp_verify.heads.families import BLOCKS
 from mtp_verify.heads.io.inspect import engines
+from mtp_verify.heads.spec import Family
 from tests.heads import randomised
 from tests.models import prompt, tiny_model
 

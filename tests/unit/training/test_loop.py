@@ -69,8 +69,8 @@ def test_the_adversarial_term_changes_the_head(stand: Any, recipe: Recipe, tmp_p
     recipe = recipe.replace(family="eagle", feature_weight=1.0)
     plain = _trainer(stand, recipe, tmp_path / "plain", steps=10)
     with_term = _trainer(stand, recipe.replace(adversarial_weight=0.5), tmp_path / "term", steps=10)
-    assert with_term._judge is not None
-    judge = [p.clone() for p in with_term._judge.parameters()]
+    assert with_term._discriminator is not None
+    judge = [p.clone() for p in with_term._discriminator.parameters()]
     for _ in range(3):  # before 30 % of the steps both do the same
         plain.take_step()
         with_term.take_step()
@@ -79,7 +79,7 @@ def test_the_adversarial_term_changes_the_head(stand: Any, recipe: Recipe, tmp_p
         plain.take_step()
         with_term.take_step()
     assert not all(map(torch.equal, _weights(plain), _weights(with_term)))
-    assert not all(map(torch.equal, judge, with_term._judge.parameters()))
+    assert not all(map(torch.equal, judge, with_term._discriminator.parameters()))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_head(

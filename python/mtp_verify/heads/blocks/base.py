@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import HeadSpec, Sizes
 
-__all__ = ["Converted", "HeadBlock", "Rotation"]
+__all__ = ["Converted", "HeadBlock", "Rotation", "causal_mask"]
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
 
@@ -25,6 +25,16 @@ class Converted(NamedTuple):
     tensors: Mapping[str, torch.Tensor]
     unknown: tuple[str, ...]  # names, in the checkpoint, that no parameter takes
     wrong: tuple[str, ...]  # names of tensors with another shape, with both shapes
+
+
+def causal_mask(past: int, count: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which of `past + count` keys each of the last `count` sees, (1, 1, count, keys)."""
+    queries = torch.arange(past, past + count, device=device)[:, None]
+    keys = torch.arange(past + count, device=device)[None]
+    visible = keys <= queries
+    if window is not None:
+        visible &= keys > queries - window
+    return visible[None, None]
 
 
 class HeadBlock(nn.Module):

@@ -26,13 +26,7 @@ __all__ = ["LlamaBlock", "RMSNorm", "Rotary"]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * w, or * (1 + w); computed in float32.
-
-    Args:
-        width: of x.
-        eps: added to the mean square.
-        plus_one: the weight is stored as its difference from 1.
-    """
+    """x / rms(x) * w, or with `plus_one` * (1 + w); computed in float32."""
 
     def __init__(self, width: int, eps: float, *, plus_one: bool = False) -> None:
         super().__init__()
@@ -53,11 +47,8 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """Cosines and sines of rotary positions, in the form that `mtp_verify.models.cpu.fused` takes.
 
-    A rotation negates the second half of what it swaps; the sines are negated instead.
-
-    Args:
-        sizes: `rope` holds the parameters in transformers' names; kinds other than the default are
-            left to transformers' own formulas.
+    A rotation negates the second half of what it swaps; the sines are negated instead. Kinds other
+    than the default use transformers' own formulas.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -71,7 +62,7 @@ class Rotary(nn.Module):
         else:
             frequencies, self.scale = _scaled_frequencies(sizes, rope)
         signs = torch.full_like(frequencies, self.scale)
-        # Of both halves of a head's columns; the signs carry the scale.
+        # Of both halves of a head's columns; the signs include the scale.
         self.register_buffer("frequencies", torch.cat((frequencies, frequencies)), persistent=False)
         self.register_buffer("signs", torch.cat((-signs, signs)), persistent=False)
         self.frequencies: torch.Tensor
@@ -127,11 +118,10 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)
         self.o_proj = nn.Linear(width, sizes.hidden_size, bias=sizes.output_bias)
         self.group = sizes.num_heads // sizes.num_kv_heads
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
-        if sizes.qk_norm:
-            self.q_norm = RMSNorm(self.head_dim, sizes.norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, sizes.norm_eps)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.head_dim, sizes.norm_eps) if sizes.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
 
     def forward(
         self,
@@ -173,11 +163,7 @@ class _MLP(nn.Module):
 
 
 class LlamaBlock(HeadBlock):
-    """A pre-norm transformer block; see `HeadBlock`.
-
-    Attributes:
-        is_fusable: it is a plain Llama layer, which `mtp_verify.models.cpu.fused` can run.
-    """
+    """A pre-norm transformer block; a plain one is fused, see `mtp_verify.models.cpu.fused`."""
 
     kind = "llama"
 

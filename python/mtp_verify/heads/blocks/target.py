@@ -40,22 +40,19 @@ class _OneLayer:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries and return all of them."""
+        """Append entries; return all of them."""
         return self.layer.update(keys, values)
 
     def get_seq_length(self, *_args: Any) -> int:
-        """Number of entries."""
+        """Return the number of entries."""
         return self.layer.get_seq_length()
 
 
 class TargetBlock(HeadBlock):
-    """One more layer of the target's own kind; see `HeadBlock`.
+    """One more layer of the target's own kind.
 
     Raises:
         UnsupportedModelError: the target's layers cannot be found.
-
-    Attributes:
-        window: width of its sliding attention, or None where it sees all.
     """
 
     kind = "target"
@@ -89,6 +86,7 @@ class TargetBlock(HeadBlock):
         rope = getattr(config, "rope_parameters", None) or {}
         is_nested = any(isinstance(value, dict) for value in rope.values())
         self._rope_options = {"layer_type": kind} if is_nested else {}
+        # Width of its sliding attention, or None where it sees all.
         self.window: int | None = config.sliding_window if kind == "sliding_attention" else None
         # The target's own, without weights of its own; outside of this module's parameters.
         self._shared = (rotary,)
@@ -101,11 +99,7 @@ class TargetBlock(HeadBlock):
 
     @classmethod
     def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
-        """See `HeadBlock.from_checkpoint`.
-
-        Raises:
-            UnsupportedModelError: transformers cannot convert them.
-        """
+        """See `HeadBlock.from_checkpoint`."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
@@ -204,10 +198,10 @@ class _Holder(nn.Module):
 
 
 def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
-    """The configuration and number under which the target's layer class builds the head's block.
+    """Return the configuration and layer number from which the target's class builds the block.
 
-    Where lists say what each layer is, the head's are those for multi-token prediction, or a full
-    attention layer of the kind that the target ends with.
+    Where lists give the kind of each layer, the head's are those for multi-token prediction, or
+    the target's last layer of full attention.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     types = getattr(text, "layer_types", None)
@@ -224,7 +218,7 @@ def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Transformers shows a progress bar for each conversion."""
+    """Hide transformers' progress bar, one for each conversion."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()

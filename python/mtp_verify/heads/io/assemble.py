@@ -136,6 +136,6 @@ def find_defects(head: Head, tensors: HeadTensors) -> list[str]:
 def _read_vocab(size: int, vocab: Stored | None) -> torch.Tensor:
     if vocab is None or vocab.shape != (size,):
         found = "none" if vocab is None else f"one of shape {list(vocab.shape)}"
-        message = f"the draft vocabulary: found {found}, wanted a list of {size} tokens"
+        message = f"draft vocabulary: found {found}, wanted a list of {size} tokens"
         raise ParamsError(message, slug="bad_draft_vocab")
     return vocab.read()

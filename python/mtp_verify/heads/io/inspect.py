@@ -1,8 +1,8 @@
 """`inspect_head`: what the head in a checkpoint is, and what is wrong with it.
 
-Heads are lost or damaged silently: fine-tuning through a library that drops their tensors leaves
-the count in the configuration behind, quantisers leave a block at random. So counts come from
-tensors, weights are looked at, and the head is measured on the target's own text.
+Tools lose or damage heads silently: fine-tuning through a library that drops their tensors leaves
+the count in the configuration, quantisers leave a block at random. So counts come from tensors,
+weights are checked, and the head is measured on the target's own text.
 """
 
 from __future__ import annotations
@@ -45,31 +45,18 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 @dataclass
 class Inspection:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        spec: of the head, or None if none was recognised.
-        tensors: the number that belong to it.
-        parameters: numbers in them.
-        dtypes: dtype -> tensors of it.
-        copies: stored copies of embedding or output head -> whether they equal the target's.
-        claimed: modules that the configuration claims, or None.
-        defects: (kind, what is wrong).
-        notes: what was not checked, and why.
-        probe: measured on the target's own text, or None.
-        engines: engine -> whether it would load the head, in words.
-    """
-
-    spec: HeadSpec | None = None
-    tensors: int = 0
+    spec: HeadSpec | None = None  # None: no head was recognised
+    tensors: int = 0  # that belong to the head
     parameters: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
-    copies: dict[str, bool] = field(default_factory=dict)
-    claimed: int | None = None
-    defects: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    probe: Probe | None = None
-    engines: dict[str, str] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)  # dtype -> tensors of it
+    copies: dict[str, bool] = field(default_factory=dict)  # see `Source.copies`
+    claimed: int | None = None  # modules, by the configuration
+    defects: list[tuple[str, str]] = field(default_factory=list)  # (kind, what is wrong)
+    notes: list[str] = field(default_factory=list)  # what was not checked, and why
+    probe: Probe | None = None  # measured on the target's own text
+    engines: dict[str, str] = field(default_factory=dict)  # engine -> would it load the head
 
     @property
     def status(self) -> str:
@@ -78,11 +65,7 @@ class Inspection:
         return next(state for state in STATES if state in found or state == "ok")
 
     def judge(self, reference: Probe | None = None) -> None:
-        """Add the defects that the measurement shows.
-
-        Args:
-            reference: of the original head on its own target.
-        """
+        """Add the defects that the measurement shows, beside that of the original head."""
         if self.probe is None:
             return
         accepted = self.probe.readings[self.probe.best].accepted
@@ -92,11 +75,8 @@ class Inspection:
         elif reference is not None:
             wanted = sum(reference.readings[reference.best].accepted)
             if sum(accepted) < STALE * wanted:
-                what = (
-                    f"{sum(accepted):.2f} of its tokens are accepted a step, {wanted:.2f} of the "
-                    "original's"
-                )
-                self.defects.append(("stale", what))
+                what = f"{sum(accepted):.2f} of its tokens are accepted a step"
+                self.defects.append(("stale", f"{what}, {wanted:.2f} of the original's"))
 
 
 def inspect_head(
