@@ -1,9 +1,9 @@
 //! The mean number of accepted tokens of one draft, by the decision code itself.
 
-use crate::choice::{Cells, Choices, Purpose, Site};
+use crate::chance::enumerator::{Enumerator, enumerate};
+use crate::chance::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
-use crate::exact::{Enumerator, enumerate};
-use crate::num::Weight;
+use crate::number::Weight;
 use crate::verify::law::{Draft, Law};
 use crate::verify::view::{Outcome, View};
 use crate::verify::{Core, decide};
@@ -67,11 +67,7 @@ struct Lumped<'a, W> {
 impl<W: Weight> Lumped<'_, W> {
     /// Whether a draw of the child's token moves the walk to the child.
     fn follows(&self, child: usize) -> bool {
-        match self.core {
-            Core::Greedy | Core::TargetOnly => true,
-            Core::TopDown => !self.draft.is_sampled(child),
-            Core::Coupled | Core::Lifted | Core::KSeq | Core::Gbv => false,
-        }
+        self.core.follows_draws(self.draft.is_sampled(child))
     }
 }
 

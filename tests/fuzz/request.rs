@@ -1,8 +1,8 @@
 //! One step to be verified: a draft of any law, its rows, and all that may come with them.
 
-use mtp_verify::dist::{Edits, Mask, Params, Processor, Scratch, ShapedRows, Side};
 use mtp_verify::error::{Error, Result};
-use mtp_verify::history::{Penalties, Table};
+use mtp_verify::rows::history::{Penalties, Table};
+use mtp_verify::shaping::{Edits, Mask, Params, Processor, Scratch, ShapedRows, Side};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, LEAST, Source};
@@ -402,7 +402,7 @@ fn spoil(bits: &mut Bits, request: &mut Request) {
         }
         7 => request.index.iter_mut().for_each(|row| *row = bits.extreme() as i64),
         8 => request.params = rows::any_params(bits, vocab),
-        9 => request.rule = bits.pick(&RULES).name,
+        9 => request.rule = bits.pick(RULES).name,
         10 => request.rule = bits.pick(&["", "topk", "auto", "Block"]),
         11 => request.noise.position = bits.extreme(),
         12 => request.top_logprobs = bits.extreme() as usize,

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mtp_verify._core import Draft, TokenTree
+from mtp_verify import _core
 from mtp_verify.drafters.base import laws_of
-from mtp_verify.verifier.api import rules, verify
-from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.verifier.lossy import Lossy
-    from mtp_verify.verifier.words import Law, Rule
+    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.words import Rule
 
-__all__ = ["rule_of_step", "settle"]
-
-# The laws that each rule is legal for.
-_LAWS: dict[str, list[Law]] = {rule["name"]: rule["laws"] for rule in rules()}
+__all__ = ["settle"]
 
 
 def settle(
@@ -49,20 +43,5 @@ def settle(
     laws = laws_of(drafter)
     if rule == "auto" and lossy is None and "coupled" in laws:
         rule = "coupled"
-    bare = SamplingParams(temperature=params.temperature, preset=params.preset)
-    for law in laws or _LAWS.get(rule, ["deterministic"])[:1]:
-        empty = Draft(TokenTree([-1]), [-1], law=law, sampled=[False] if law == "mixed" else None)
-        row = np.array([[0.0, -np.inf]], np.float32)  # Whatever the noise: nothing is drawn.
-        verify(empty, row, bare, rule=rule, seed=0, position=0, lossy=lossy)
-    return rule
-
-
-def rule_of_step(rule: Rule, draft: Draft) -> Rule:
-    """The request's rule; where nothing was drafted, one that takes an empty draft of any law.
-
-    Whether anything is drafted is known before a draw, so that this is no look at the draft.
-    """
-    is_empty = draft.num_nodes == 1
-    if is_empty and draft.law not in _LAWS.get(rule, [draft.law]):
-        return "target_only"
+    _core.check_rule(rule, laws, params._core, lossy)
     return rule

@@ -22,7 +22,6 @@ import torch
 from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.rows import check_draft
-from mtp_verify.decoder.rules import rule_of_step
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
 from mtp_verify.verifier.batch import verify_batch
@@ -345,7 +344,7 @@ def _verify(
                 [drafts[i] for i in places],
                 [outputs[i].logits for i in places],
                 [row.request.params for row in members],
-                rule=[rule_of_step(rows[i].rule, drafts[i]) for i in places],
+                rule=[row.rule for row in members],
                 seeds=[row.request.seed for row in members],
                 positions=[row.request.position for row in members],
                 lossy=[row.lossy for row in members],

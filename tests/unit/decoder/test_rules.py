@@ -11,7 +11,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.decoder.rules import rule_of_step, settle
+from mtp_verify.decoder.rules import settle
 from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
 from mtp_verify.drafters.recycling import _Store
 from mtp_verify.testing import TableTarget, stats
@@ -137,13 +137,6 @@ def test_what_cannot_be_verified_is_refused_before_anything_runs():
         decoder.submit([1], max_new_tokens=2)
     cold = mv.SamplingParams(temperature=0)
     assert len(decoder.generate([1], max_new_tokens=2, params=cold).tokens[0]) == 2
-
-
-def test_a_step_without_a_draft_is_verified_by_any_rule():
-    empty, drafted = mv.Draft(mv.TokenTree([-1]), [-1]), mv.Draft.chain([1])
-    assert rule_of_step("kseq", empty) == "target_only"
-    assert rule_of_step("block", empty) == "block"
-    assert rule_of_step("kseq", drafted) == "kseq"
 
 
 # Two requests with one seed draw with the same numbers.
