@@ -10,7 +10,6 @@ from mtp_verify.decoder.decode import Decoder
 from mtp_verify.heads import (
     FAMILIES,
     CausalHead,
-    Family,
     HeadSpec,
     Layout,
     Sizes,
