@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.checkpoints.folder import INDEX
-from mtp_verify.checkpoints.tensors import write_tensors
+from mtp_verify.checkpoints.tensors import publish, write_tensors
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -27,14 +27,10 @@ _TENSOR_FILES = (".safetensors", ".bin", ".pt", ".pth", INDEX)
 
 
 def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that appears in one rename, complete.
-
-    Args:
-        out: must not exist, or be empty.
-        fill: writes into a temporary folder beside it.
+    """Make a folder that appears in one rename, complete; `fill` writes a temporary one beside it.
 
     Raises:
-        ParamsError: there is something at `out`.
+        ParamsError: `out` is there and not empty.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -44,12 +40,9 @@ def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         fill(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
         if out.exists():
             out.rmdir()
-        temporary.rename(out)
+        publish(temporary, out, 0o777)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

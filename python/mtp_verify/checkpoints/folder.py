@@ -72,11 +72,7 @@ class Checkpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor.
-
-        Raises:
-            UnsupportedModelError: there is none of this name.
-        """
+        """Return one tensor; UnsupportedModelError if there is none of this name."""
         if name in self._loaded:
             return self._loaded[name]
         if name not in self.files:
@@ -90,11 +86,7 @@ class Checkpoint:
 
     @property
     def num_layers(self) -> int:
-        """Layers of the language model.
-
-        Raises:
-            UnsupportedModelError: the configuration does not give it.
-        """
+        """Layers of the language model, by the configuration."""
         found = self.text_config.get("num_hidden_layers")
         if type(found) is not int:
             bad_checkpoint(self.folder, "config.json does not give the number of layers")
@@ -114,17 +106,14 @@ class Checkpoint:
             bad_checkpoint(self.folder, f"it has {len(indices)} indices: {indices[0].name}, ...")
         if indices:
             self._follow(indices[0])
-            return
-        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        for name in found:
-            self._add(name)
-        if found:
-            return
-        pickles = sorted(path for path in self.folder.iterdir() if path.suffix in _PICKLES)
-        if not pickles:
+        elif found := sorted(self.folder.glob("*.safetensors")):
+            for path in found:
+                self._add(path.name)
+        elif pickles := sorted(p for p in self.folder.iterdir() if p.suffix in _PICKLES):
+            for path in pickles:
+                self._unpickle(path, allow_pickle=allow_pickle)
+        else:
             bad_checkpoint(self.folder, "it holds no safetensors files")
-        for path in pickles:
-            self._unpickle(path, allow_pickle=allow_pickle)
 
     def _follow(self, index: Path) -> None:
         where = read_json(index).get("weight_map")

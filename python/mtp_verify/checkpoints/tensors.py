@@ -25,8 +25,8 @@ from mtp_verify.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "read_json", "write_atomically",
-           "write_tensors"]  # fmt: skip
+__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "publish", "read_json",
+           "write_atomically", "write_tensors"]  # fmt: skip
 
 _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_JSON = 64 << 20  # an index of a million tensors fits
@@ -178,11 +178,8 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
         bad_checkpoint(path, f"tensor {name[:200]} has no sound offsets: {str(offsets)[:100]}")
     bits = math.prod(shape) * _DTYPES[dtype][0]
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        bad_checkpoint(
-            path,
-            f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes and its offsets are "
-            f"{offsets}",
-        )
+        what = f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes"
+        bad_checkpoint(path, f"{what} and its offsets are {offsets}")
     return TensorInfo(dtype, tuple(shape), *offsets)
 
 
@@ -195,13 +192,18 @@ def write_atomically(path: Path, chunks: Any) -> None:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # temporary files are private; this one is not
-        Path(temporary).replace(path)
+        publish(Path(temporary), path, 0o666)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path, mode: int) -> None:
+    """Rename a temporary file or folder, which only its owner can read, and give it a mode."""
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(mode & ~mask)
+    temporary.replace(path)
 
 
 def write_tensors(

@@ -159,8 +159,8 @@ class Head(nn.Module):
             ParamsError: a value that no head has.
         """
         self.spec = self.spec.replace(**choices)
-        level: Any
-        for level in self.get_submodule("levels").children():
+        levels: Any = self.levels
+        for level in levels:
             level.spec = self.spec
 
     def shared_logits(
@@ -177,9 +177,8 @@ class Head(nn.Module):
             # One compact copy: gathered rows would be read from all over the matrix at each step.
             rows = self._shared_rows = Product(self.shared.output_weight.detach()[self.vocab])
         logits = rows(hidden)
-        if extra is None:
-            return logits
-        return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
+        more = () if extra is None else (nn.functional.linear(hidden, extra),)
+        return torch.cat((logits, *more), dim=-1) if more else logits
 
     def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return rows (E, d) of the target's output head for tokens (E,)."""
@@ -209,10 +208,12 @@ class Head(nn.Module):
         return int(self.vocab[column]) if column < size else list(context.ids)[column - size]
 
     def logits(
-        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return logits (..., D + E) of a level's features; `extra` as in `shared_logits`."""
-        raise NotImplementedError
+        levels: Any = self.levels
+        own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
+        return self.shared_logits(features, extra) if own is None else own(features)
 
     def new_state(self) -> Any:
         """Return the state of a new sequence."""

@@ -206,16 +206,6 @@ class CausalHead(Head):
         fused: torch.Tensor = self.features(joined)
         return fused
 
-    def logits(
-        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See `Head.logits`."""
-        own: Any = self.levels[min(level, len(self.levels) - 1)].output
-        if own is None:
-            return self.shared_logits(features, extra)
-        result: torch.Tensor = own(features)
-        return result
-
     def forward(
         self,
         hidden: torch.Tensor,

@@ -135,17 +135,13 @@ class ParallelHead(Head):
         return x
 
     def logits(
-        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Head.logits`."""
         if self.rotary is not None and self.shared.norm is not None:
             # Meta's heads end where the target's last layer does: before its final norm.
             features = self.shared.norm(features)
-        own: Any = self.levels[level].output
-        if own is None:
-            return self.shared_logits(features, extra)
-        result: torch.Tensor = own(features)
-        return result
+        return super().logits(features, level, extra)
 
     def new_state(self) -> ParallelState:
         """See `Head.new_state`."""

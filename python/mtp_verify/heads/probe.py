@@ -35,32 +35,21 @@ _NUM_STARTS = 4
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a head, measured.
+    """One way to read a head, measured."""
 
-    Attributes:
-        choices: the fields of its spec that it sets.
-        accepted: for depth 1, 2, ... the share of greedy chains that agree with the target so far.
-        counts: (positions,) tokens of each chain that agree.
-    """
-
-    choices: dict[str, Any]
+    choices: dict[str, Any]  # the fields of its spec that it sets
+    # by depth, the share of greedy chains that agree with the target so far
     accepted: tuple[float, ...]
-    counts: torch.Tensor
+    counts: torch.Tensor  # (positions,) tokens of each chain that agree
 
 
 @dataclass(frozen=True)
 class Probe:
-    """All readings, that of the head's own spec first.
-
-    Attributes:
-        readings: what was measured.
-        best: index of the reading to keep.
-        num_positions: chains that were measured.
-    """
+    """All readings, that of the head's own spec first."""
 
     readings: tuple[Reading, ...]
-    best: int
-    num_positions: int
+    best: int  # index of the reading to keep
+    num_positions: int  # chains that were measured
 
     def table(self) -> Table:
         """Return a table with a row for each reading."""

@@ -40,12 +40,7 @@ class Acceptance:
 
 
 def measure_acceptance(
-    head: Head,
-    texts: Sequence[Text],
-    places: torch.Tensor,
-    depth: int,
-    *,
-    max_tokens: int | None = None,
+    head: Head, texts: Sequence[Text], places: torch.Tensor, depth: int
 ) -> Acceptance:
     """Replay greedy decoding with chains of `depth` drafted tokens.
 
@@ -54,7 +49,6 @@ def measure_acceptance(
         texts: written greedily by the target.
         places: (V,) of each token in the draft vocabulary, or -1.
         depth: of the chains.
-        max_tokens: of each answer that count, from its first; None counts all.
     """
     emitted = steps = 0
     reached, accepted = [0] * depth, [0] * depth
@@ -76,7 +70,7 @@ def measure_acceptance(
         for text, rows in zip(group, hits.tolist(), strict=True):
             # The first row with a distribution is the prompt's last token.
             row = int((text.top_probs.sum(1) > 0).nonzero()[0])
-            end = len(text) if max_tokens is None else min(len(text), row + max_tokens)
+            end = len(text)
             while row + 1 < end:
                 most = min(depth, len(rows[row]), end - 1 - row)
                 count = 0

@@ -25,30 +25,17 @@ _POOL = 64  # sequences that are sorted by length together, so that little is pa
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences side by side, filled up on the right with rows that count nothing.
+    """Sequences side by side, filled up on the right with rows that count nothing."""
 
-    Attributes:
-        hidden: per hidden layer (B, n, d).
-        tokens: (B, n) int64, the token after each row; 0 where filled up.
-        top_ids: (B, n, C) int64 places among what the head can draft, -1 outside of it.
-        top_probs: (B, n, C) float32; zeros where filled up and within prompts.
-        targets: (B, n) int64, `tokens` as such places, or -1.
-        lengths: (B,) rows of each sequence.
-        extra: (E,) int64, tokens of the batch outside the draft vocabulary whose places follow it;
-            none unless the head drafts tokens of its context.
-        known: (B, n, E) whether a sequence has shown them up to a row's token.
-        vocab_size: of the draft vocabulary.
-    """
-
-    hidden: tuple[torch.Tensor, ...]
-    tokens: torch.Tensor
-    top_ids: torch.Tensor
-    top_probs: torch.Tensor
-    targets: torch.Tensor
-    lengths: torch.Tensor
-    extra: torch.Tensor
-    known: torch.Tensor
-    vocab_size: int
+    hidden: tuple[torch.Tensor, ...]  # by hidden layer (B, n, d)
+    tokens: torch.Tensor  # (B, n) int64, the token after each row; 0 where filled up
+    top_ids: torch.Tensor  # (B, n, C) int64 places among what the head can draft, or -1
+    top_probs: torch.Tensor  # (B, n, C) float32; zeros where filled up and within prompts
+    targets: torch.Tensor  # (B, n) int64, `tokens` as such places, or -1
+    lengths: torch.Tensor  # (B,) rows of each sequence
+    extra: torch.Tensor  # (E,) int64, context tokens; their places follow the draft vocabulary
+    known: torch.Tensor  # (B, n, E) whether a sequence has shown them up to a row's token
+    vocab_size: int  # of the draft vocabulary
 
     def reachable(self, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return places (R, C) of `rows` (B, n), -1 for tokens that a sequence has not shown."""

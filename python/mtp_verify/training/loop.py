@@ -275,8 +275,7 @@ class Trainer:
         """Return hidden states with noise: in drafts the head reads its own, which are inexact."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         noisy = []
-        for layer in batch.hidden:
-            states = layer.float()
+        for states in (layer.float() for layer in batch.hidden):
             size = states.square().mean(-1, keepdim=True).sqrt()
             noise = torch.randn(states.shape, generator=generator)
             noisy.append(states + self.recipe.noise * size * noise)
@@ -297,17 +296,16 @@ class Trainer:
 
     def _plan(self, epoch: int) -> list[list[int]]:
         if epoch not in self._plans:
-            lengths = self._shards.lengths
-            self._plans[epoch] = plan_epoch(lengths, self.recipe.max_rows, self.recipe.seed, epoch)
+            lengths, recipe = self._shards.lengths, self.recipe
+            self._plans[epoch] = plan_epoch(lengths, recipe.max_rows, recipe.seed, epoch)
         return self._plans[epoch]
 
     def _indices(self, step: int) -> list[int]:
         """Return the sequences of a step."""
         epoch = 0
-        while step >= len(self._plan(epoch)):
-            step -= len(self._plan(epoch))
-            epoch += 1
-        return self._plan(epoch)[step]
+        while step >= len(plan := self._plan(epoch)):
+            step, epoch = step - len(plan), epoch + 1
+        return plan[step]
 
     def measure(self) -> Acceptance:
         """Return acceptance on the held-out text."""

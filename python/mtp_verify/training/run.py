@@ -50,27 +50,18 @@ _PROBE_SHARE = 0.1  # most of the time that is left, for the steps of each kind
 class Budget:
     """How much a run may take.
 
-    Attributes:
-        minutes: of wall time for everything, or None: `tokens` and `epochs` alone decide. What runs
-            then ends early: texts, the timing of steps and, after a tenth more, the planned steps.
-        tokens: most rows of training text.
-        epochs: most passes over it.
-        text_share: share of the minutes after which no further text is begun.
-        answer: most tokens of an answer.
-        together: answers that are written at the same time, one shard.
-        held_out: prompts that measure acceptance.
-        questions: share of the shards whose prompts the target makes up; none where its prompts
-            have no frame around a user's message.
+    What runs when the minutes are over ends early: texts, the timing of steps and, after a tenth
+    more, the planned steps.
     """
 
-    minutes: float | None = 38.0
-    tokens: int = 850_000
-    epochs: float = 10.0
-    text_share: float = 0.4
-    answer: int = 220
-    together: int = 96
-    held_out: int = 32
-    questions: float = 0.0
+    minutes: float | None = 38.0  # of wall time for everything; None: `tokens` and `epochs` decide
+    tokens: int = 850_000  # most rows of training text
+    epochs: float = 10.0  # most passes over it
+    text_share: float = 0.4  # of the minutes, after which no further text is begun
+    answer: int = 220  # most tokens of an answer
+    together: int = 96  # answers that are written at the same time, one shard
+    held_out: int = 32  # prompts that measure acceptance
+    questions: float = 0.0  # share of the shards whose prompts the target makes up
 
 
 def train(

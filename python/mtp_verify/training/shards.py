@@ -26,21 +26,13 @@ __all__ = ["Text", "Shards", "shard_path", "write_shard"]
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence of T tokens, as T - 1 rows.
+    """One sequence of T tokens, as T - 1 rows."""
 
-    Attributes:
-        hidden: per hidden layer (T - 1, d).
-        tokens: (T - 1,) int64, the token after each row.
-        top_ids: (T - 1, C) int64, the target's most likely tokens there.
-        top_probs: (T - 1, C) float32, their probabilities; zeros within the prompt.
-        temperature: that the text was drawn at.
-    """
-
-    hidden: tuple[torch.Tensor, ...]
-    tokens: torch.Tensor
-    top_ids: torch.Tensor
-    top_probs: torch.Tensor
-    temperature: float
+    hidden: tuple[torch.Tensor, ...]  # by hidden layer (T - 1, d)
+    tokens: torch.Tensor  # (T - 1,) int64, the token after each row
+    top_ids: torch.Tensor  # (T - 1, C) int64, the target's most likely tokens there
+    top_probs: torch.Tensor  # (T - 1, C) float32, their probabilities; zeros within the prompt
+    temperature: float  # that the text was drawn at
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -34,28 +34,17 @@ _MESSAGE_SEED = 1 << 30  # so that messages are not drawn with the numbers of th
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be written.
+    """One shard to be written."""
 
-    Attributes:
-        path: of its file; one that is there already is left as it is.
-        prompts: token ids of each.
-        layers: hidden states that are kept.
-        temperatures: one for each prompt.
-        max_new_tokens: of an answer.
-        seed: of the draws.
-        closing: if given, the prompts stop within a user's message; the target writes the rest of
-            each, and these token ids follow.
-        deadline: of `time.monotonic()`: what is not written by then stays short.
-    """
-
-    path: Path
-    prompts: list[list[int]]
-    layers: tuple[int, ...]
-    temperatures: list[float]
-    max_new_tokens: int
+    path: Path  # of its file; one that exists is left as it is
+    prompts: list[list[int]]  # token ids of each
+    layers: tuple[int, ...]  # hidden states that are kept
+    temperatures: list[float]  # one for each prompt
+    max_new_tokens: int  # of an answer
     seed: int
+    # if given, the target completes the user's message of each prompt; these ids follow
     closing: tuple[int, ...] = ()
-    deadline: float = inf
+    deadline: float = inf  # of `time.monotonic()`: what is not written by then stays short
 
     def run(self, model: Any) -> None:
         """Write the shard; OSError if the disk is full or cannot be written."""

@@ -90,15 +90,9 @@ class Recorder:
         count = hidden[0].shape[0]
         ids, probs = torch.stack(notes.top_ids), torch.stack(notes.top_probs)
         prompt = count - ids.shape[0]
-        self.texts.append(
-            Text(
-                hidden,
-                torch.tensor(request.tokens[1 : count + 1]),
-                torch.cat((ids.new_zeros(prompt, ids.shape[1]), ids)),
-                torch.cat((probs.new_zeros(prompt, ids.shape[1]), probs)),
-                request.params.temperature,
-            )
-        )
+        ids, probs = (torch.cat((x.new_zeros(prompt, x.shape[1]), x)) for x in (ids, probs))
+        tokens = torch.tensor(request.tokens[1 : count + 1])
+        self.texts.append(Text(hidden, tokens, ids, probs, request.params.temperature))
 
 
 def write_texts(

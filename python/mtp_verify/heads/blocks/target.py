@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,21 +32,12 @@ __all__ = ["TargetBlock"]
 _LAYER = re.compile(r"^(?:.*?\.)?layers\.0\.")
 
 
-class _OneLayer:
-    """What a transformers layer sees as its cache: one layer, whatever index it asks for."""
-
-    def __init__(self, layer: GrowingLayer) -> None:
-        self.layer = layer
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries; return all of them."""
-        return self.layer.update(keys, values)
-
-    def get_seq_length(self, *_args: Any) -> int:
-        """Return the number of entries."""
-        return self.layer.get_seq_length()
+def _as_cache(layer: GrowingLayer) -> Any:
+    """Return what a transformers layer uses of a cache: one layer, whatever index it asks for."""
+    return SimpleNamespace(
+        update=lambda keys, values, *_, **__: layer.update(keys, values),
+        get_seq_length=lambda *_: layer.get_seq_length(),
+    )
 
 
 class TargetBlock(HeadBlock):
@@ -168,7 +160,7 @@ class TargetBlock(HeadBlock):
             position_ids=positions,
             position_embeddings=self._shared[0](x, position_ids=positions, **self._rope_options),
             use_cache=layer is not None,
-            **{self._cache_name or "": None if layer is None else _OneLayer(layer)},
+            **{self._cache_name or "": None if layer is None else _as_cache(layer)},
         )
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result

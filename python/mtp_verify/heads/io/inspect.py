@@ -103,10 +103,10 @@ def inspect_head(
     try:
         source = recognise(checkpoint, target)
     except (UnsupportedModelError, ParamsError) as error:
-        kind = "missing" if error.slug == "no_head" else "damaged"
         if isinstance(error, ParamsError) or error.slug == "unsupported_head":
             found.notes.append(str(error))
         else:
+            kind = "missing" if error.slug == "no_head" else "damaged"
             found.defects.append((kind, str(error)))
         return found
     found.spec, found.copies = source.spec, dict(source.copies)
@@ -153,12 +153,10 @@ def _count(found: Inspection, source: Source) -> None:
     found.dtypes = dict(Counter(info.dtype for info in infos))
     claims = (source.config.get(key) for key in source.naming.layout.count_keys)
     found.claimed = next((claim for claim in claims if type(claim) is int), None)
-    num_modules = source.spec.num_modules
-    if found.claimed is not None and found.claimed != num_modules:
-        what = (
-            f"the configuration claims {found.claimed} modules and the tensors are of {num_modules}"
-        )
-        if found.claimed > num_modules:
+    claimed, real = found.claimed, source.spec.num_modules
+    if claimed is not None and claimed != real:
+        what = f"the configuration claims {claimed} modules and the tensors are of {real}"
+        if claimed > real:
             found.defects.append(("missing", what))
         else:
             found.notes.append(what)
