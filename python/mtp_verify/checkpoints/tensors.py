@@ -1,4 +1,4 @@
-"""Safetensors files, read and written here: nothing that a file says is believed unchecked.
+"""Safetensors files, read and written; everything that a file says is checked.
 
 The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes. A
 header is refused unless names, dtypes, shapes and offsets agree with each other and with the size
@@ -146,13 +146,13 @@ def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if unique and len(found) != len(pairs):
-            message = "a name stands twice"
+            message = "a name is there twice"
             raise ValueError(message)
         return found
 
     # An empty list costs two bytes of text and fifty of memory.
     if unique and text.count(b"{") + text.count(b"[") > len(text) // _BYTES_PER_BRACKET + 4:
-        bad_checkpoint(path, "its header is nested as no list of tensors is")
+        bad_checkpoint(path, "its header is nested, and a list of tensors is not")
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=table)
     except (ValueError, RecursionError) as error:
@@ -168,14 +168,14 @@ def _is_count(value: object) -> bool:
 
 def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        bad_checkpoint(path, f"tensor {name[:200]} has not exactly dtype, shape and data_offsets")
+        bad_checkpoint(path, f"tensor {name[:200]}: wanted exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         bad_checkpoint(path, f"tensor {name[:200]} has an unknown dtype, {str(dtype)[:50]}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_count, shape)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no sound shape: {str(shape)[:100]}")
+        bad_checkpoint(path, f"tensor {name[:200]} has no valid shape: {str(shape)[:100]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no sound offsets: {str(offsets)[:100]}")
+        bad_checkpoint(path, f"tensor {name[:200]} has no valid offsets: {str(offsets)[:100]}")
     bits = math.prod(shape) * _DTYPES[dtype][0]
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
         what = f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes"

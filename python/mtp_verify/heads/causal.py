@@ -1,8 +1,8 @@
 """`CausalHead`: DeepSeek's MTP modules, EAGLE and EAGLE-3, which differ in fields of `HeadSpec`.
 
 A module fuses a hidden state with the embedding of the token that follows it, runs one or more
-transformer blocks over such pairs, and predicts the token after that. Its output stands in for the
-target's next hidden state, so that a level can be drafted below it.
+transformer blocks over such pairs, and predicts the token after that. Its output takes the place of
+the target's next hidden state, so that a level can be drafted below it.
 
 References:
     DeepSeek-V3, arXiv 2412.19437, section 2.2; EAGLE, arXiv 2401.15077; EAGLE-3, arXiv 2503.01840;
@@ -256,7 +256,7 @@ class CausalHead(Head):
     ) -> torch.Tensor:
         """See `Head.read`.
 
-        Module m is one token behind module m - 1: its last pair takes the root's token too, with
+        Module m lags module m - 1 by one token: its last pair takes the root's token too, with
         the hidden state that module m - 1 gave at the position before.
         """
         check_pairs(self.spec, hidden, tokens)
@@ -334,7 +334,7 @@ class CausalHead(Head):
             count = rows.shape[1]
             hidden.append(rows)
             tokens += path[-count:]
-            # The root's pair stands at the last true position of module 0.
+            # The root's pair is at the last true position of module 0.
             newest = state.first + state.num_true[0] - 1 + len(path)
             places += range(newest - count + 1, newest + 1)
             for _ in range(count):

@@ -38,11 +38,9 @@ class ParallelModule(nn.Module):
         super().__init__()
         width = spec.known_sizes.hidden_size
         # Hydra reads the root's embedding and those of the tokens drafted above.
-        self.fusion = (
-            None
-            if spec.fusion == "none"
-            else nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
-        )
+        self.fusion: nn.Linear | None = None
+        if spec.fusion != "none":
+            self.fusion = nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
         block = block_of(spec)
         self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers))
         self.output = make_output(spec)
@@ -89,7 +87,7 @@ class ParallelHead(Head):
         if spec.feed == "aux" and len(spec.aux_layers) != 1:
             message = (
                 "a parallel head reads one hidden state; give aux_layers its layer (for Meta's "
-                "heads, which stand beside the target's last layer: (L - 1,))"
+                "heads, which replace the target's last layer: (L - 1,))"
             )
             raise ParamsError(message, slug="bad_head_spec")
         self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
@@ -121,14 +119,12 @@ class ParallelHead(Head):
         x = hidden
         if module.fusion is not None:
             x = module.fusion(torch.cat((hidden, *embeds), dim=-1))
-        if self.rotary is None:
-            for block in module.layers:
-                x = block(x)
-            return x
-        if positions is None:
-            message = "transformer blocks need the positions of the hidden states"
-            raise DraftError(message, slug="missing_positions")
-        rotation = self.rotary(positions, x.dtype)
+        rotation = None
+        if self.rotary is not None:
+            if positions is None:
+                message = "transformer blocks need the positions of the hidden states"
+                raise DraftError(message, slug="missing_positions")
+            rotation = self.rotary(positions, x.dtype)
         cached = layers or [None] * len(module.layers)
         for block, layer in zip(module.layers, cached, strict=True):
             x = block(x, positions, rotation, mask, layer)

@@ -1,7 +1,7 @@
 """`probe`: how well a head predicts its target's own text, and which reading of it is right.
 
 Serving engines disagree on what some families feed and recycle. A wrong choice costs acceptance,
-never exactness, so nobody notices; here each is measured, and the best is kept.
+never exactness, and is not noticed; here each is measured, and the best is kept.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _log_probs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (R, C) of the tokens at `ids`; -1 stands for whatever, to be masked."""
+    """Return log-probabilities (R, C) of the tokens at `ids`; those at -1 must be masked."""
     probs: torch.Tensor = _LogProbs.apply(logits, ids.clamp(min=0))
     return probs
 

@@ -29,7 +29,7 @@ class OwnPrompts:
 
     @property
     def digest(self) -> str:
-        """Identifies these prompts, in this order."""
+        """An identifier of these prompts, in this order."""
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
 
     def split(self, seed: int, most_held_out: int) -> tuple[list[str], list[str]]:
@@ -55,14 +55,12 @@ class OwnPrompts:
         """
         for text, place in zip(self.texts, self.places, strict=True):
             if longest is not None and (found := len(encode(text))) > longest:
-                _refuse(
-                    f"{place}: the prompt has {found} tokens; the target has room for prompts of "
-                    f"{longest} beside their answers"
-                )
+                what = f"found a prompt of {found} tokens, wanted at most {longest}"
+                _refuse(f"{place}: {what}: the target needs room for the answer")
 
 
 def read_prompts(path: Path) -> OwnPrompts:
-    """Read a file of prompts; a prompt that stands there twice counts once.
+    """Read a file of prompts; a prompt that is there twice counts once.
 
     A file whose name ends in `.txt` holds one prompt a line. Any other holds one JSON object a
     line, whose text `prompt` is a prompt; other fields are ignored. Empty lines are skipped.

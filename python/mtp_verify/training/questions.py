@@ -36,17 +36,17 @@ class Frame:
 
 
 def frame_of(encode: Callable[[str], list[int]]) -> Frame | None:
-    """Return what `encode` puts around messages, or None if it puts nothing before or behind.
+    """Return what `encode` puts around messages, or None if it puts nothing before or after.
 
     Example:
         >>> frame_of(lambda text: [1, 2, *text.encode(), 3, 4])
         Frame(opening=(1, 2), closing=(3, 4))
     """
     one, two = (encode(probe) for probe in _PROBES)
-    before, behind = _num_common(one, two), _num_common(one[::-1], two[::-1])
-    if not before or not behind:
+    before, after = _num_common(one, two), _num_common(one[::-1], two[::-1])
+    if not before or not after:
         return None
-    return Frame(tuple(one[:before]), tuple(one[len(one) - behind :]))
+    return Frame(tuple(one[:before]), tuple(one[len(one) - after :]))
 
 
 def finish_messages(

@@ -43,8 +43,8 @@ def roll_out(
         hidden: instead of the batch's, as with noise.
 
     Yields:
-        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target lies behind the
-        sequence's end hold whatever came out.
+        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target is after the
+        sequence's end have no meaning.
     """
     states = batch.hidden if hidden is None else hidden
     if isinstance(head, IndependentDraft):
@@ -57,7 +57,7 @@ def roll_out(
 def level_logits(
     head: Head, batch: Batch, features: torch.Tensor, level: int, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown yet.
+    """Return logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown.
 
     Args:
         head: attached to its target.
@@ -86,7 +86,7 @@ def _causal(
     layers: list[DynamicLayer] = []
     mask = visible
     for level in range(depth):
-        # A module of its own starts from true rows alone; one that is used again goes on.
+        # A module of its own starts from true rows alone; one that is used again continues.
         if level <= last:
             layers, mask = [DynamicLayer() for _ in range(head.spec.num_layers)], visible
         else:

@@ -35,7 +35,7 @@ class Text:
     temperature: float  # that the text was drawn at
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return int(self.tokens.shape[0])
 
 
@@ -48,7 +48,7 @@ def write_shard(path: Path, sequences: Sequence[Text]) -> None:
     """Write a shard; it appears complete or not at all.
 
     Raises:
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        OSError: the disk is full or cannot be written; nothing is left.
     """
     kinds = {"tokens": torch.int32, "top_ids": torch.int32, "top_probs": torch.float16}
     tensors = {
@@ -99,7 +99,7 @@ class Shards:
                 start += length
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return len(self._places)
 
     @property

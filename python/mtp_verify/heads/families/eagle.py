@@ -69,7 +69,10 @@ def _eagle3_fields(source: Source) -> dict[str, Any]:
         depth = source.target.config.get_text_config(decoder=True).num_hidden_layers
         layers, shift = [2, depth // 2, depth - 3], 0
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        bad_checkpoint(source.folder / "config.json", f"no sound layers: {layers}")
+        bad_checkpoint(
+            source.folder / "config.json",
+            f"eagle_aux_hidden_state_layer_ids: found {layers}, wanted a list of ints",
+        )
     before = config.get("norm_before_residual")
     fields: dict[str, Any] = {
         "aux_layers": tuple(layer + shift for layer in layers),

@@ -69,7 +69,7 @@ def convert(source: Source) -> HeadTensors:
 
 
 def _labels_of_block(source: Source, module: int) -> dict[str, str]:
-    """Return a block's tensors: name behind the prefix, as the target's layer has it -> label."""
+    """Return a block's tensors: name after the prefix, as the target's layer has it -> label."""
     naming = source.naming
     start = naming.block_prefix(module)
     parts = {
