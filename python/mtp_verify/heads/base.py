@@ -37,12 +37,19 @@ __all__ = ["ContextTokens", "Head", "Shared", "check_pairs", "check_parents", "c
 
 @dataclass(frozen=True)
 class Shared:
-    """What a head may take from its target."""
+    """What a head may take from its target.
 
-    embed: Callable[[torch.Tensor], torch.Tensor]  # token ids -> embeddings
-    output: Callable[[torch.Tensor], torch.Tensor]  # hidden states -> logits
-    output_weight: torch.Tensor  # (V, d), its matrix
-    norm: Callable[[torch.Tensor], torch.Tensor] | None  # the final norm, if it could be found
+    Attributes:
+        embed: token ids to embeddings.
+        output: hidden states to logits over the target's vocabulary.
+        output_weight: (V, d), its matrix.
+        norm: the final norm, or None if it could not be found.
+    """
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    output: Callable[[torch.Tensor], torch.Tensor]
+    output_weight: torch.Tensor
+    norm: Callable[[torch.Tensor], torch.Tensor] | None
 
     @classmethod
     def of(cls, model: Any) -> Shared:

@@ -45,11 +45,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Probe:
-    """All readings, that of the head's own spec first."""
+    """All readings of a head, that of its own spec first.
+
+    Attributes:
+        readings: what was measured.
+        best: index of the reading to keep.
+        num_positions: chains that each was measured with.
+    """
 
     readings: tuple[Reading, ...]
-    best: int  # index of the reading to keep
-    num_positions: int  # chains that were measured
+    best: int
+    num_positions: int
 
     def table(self) -> Table:
         """Return a table with a row for each reading."""

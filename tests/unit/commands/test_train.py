@@ -130,7 +130,7 @@ def test_a_prompt_that_is_too_long_leaves_no_run_behind(
     mine.write_text('{"prompt": "short"}\n' + json.dumps({"prompt": "long" * 1024}))
     assert _train(tmp_path / "run", "--prompts", str(mine)) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert "mine.jsonl, line 2: the prompt has 4096 tokens" in error["message"]
+    assert "mine.jsonl, line 2: found a prompt of 4096 tokens" in error["message"]
     assert not (tmp_path / "run").exists()
 
 
