@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from mtp_verify.heads import HeadSpec, Sizes
+from mtp_verify.heads.blocks.base import BlockInputs
 from mtp_verify.heads.blocks.llama import LlamaBlock, RMSNorm, Rotary
 from mtp_verify.training.losses import sequential_backward
 
@@ -83,9 +84,8 @@ class Toy(nn.Module):
         count = x.shape[1]
         positions = torch.arange(count)[None]
         visible = positions[0][None] <= positions[0][:, None]
-        result: torch.Tensor = block(
-            x, positions, self.rotary(positions, x.dtype), visible[None, None], None
-        )
+        rotation = self.rotary(positions, x.dtype)
+        result: torch.Tensor = block(x, BlockInputs(positions, rotation, visible[None, None]))
         return result
 
 

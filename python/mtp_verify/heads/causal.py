@@ -21,14 +21,13 @@ from torch import nn
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
-from mtp_verify.heads.blocks.base import causal_mask
+from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.heads.blocks.base import Rotation
     from mtp_verify.heads.spec import HeadSpec
 
 __all__ = ["CausalHead", "CausalModule", "CausalState"]
@@ -63,15 +62,12 @@ class CausalModule(nn.Module):
         self,
         hidden: torch.Tensor,
         embeds: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: Rotation | None,
-        mask: torch.Tensor | None,
+        inputs: BlockInputs,
         layers: Sequence[GrowingLayer | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the output head reads, and the next level's hidden state, both (B, n, d).
 
-        `hidden` and `embeds`, of the tokens after, are (B, n, d); see `HeadBlock.forward` for the
-        rest.
+        `hidden` and `embeds`, those of the tokens after, are (B, n, d).
         """
         spec = self.spec
         embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)
@@ -83,7 +79,7 @@ class CausalModule(nn.Module):
             parts = (embeds, normed) if spec.fusion == "eh" else (normed, embeds)
             x = self.fusion(torch.cat(parts, dim=-1))
         for block, layer in zip(self.layers, layers, strict=True):
-            x = block(x, positions, rotation, mask, layer, residual=residual)
+            x = block(x, inputs._replace(layer=layer, residual=residual))
             residual = None
         normed = self.norm(x)
         return normed, normed if spec.recycle == "post" else x
@@ -236,8 +232,9 @@ class CausalHead(Head):
         if spec.pair_position == "token":
             positions = positions + 1
         rotation = None if self.rotary is None else self.rotary(positions, hidden.dtype)
+        inputs = BlockInputs(positions, rotation, mask)
         output: tuple[torch.Tensor, torch.Tensor] = module(
-            hidden, embeds, positions, rotation, mask, layers or [None] * spec.num_layers
+            hidden, embeds, inputs, layers or [None] * spec.num_layers
         )
         return output
 

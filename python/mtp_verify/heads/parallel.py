@@ -19,7 +19,7 @@ from torch import nn
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
-from mtp_verify.heads.blocks.base import causal_mask
+from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.families import block_of
 
@@ -127,7 +127,7 @@ class ParallelHead(Head):
             rotation = self.rotary(positions, x.dtype)
         cached = layers or [None] * len(module.layers)
         for block, layer in zip(module.layers, cached, strict=True):
-            x = block(x, positions, rotation, mask, layer)
+            x = block(x, BlockInputs(positions, rotation, mask, layer))
         return x
 
     def logits(

@@ -415,7 +415,7 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
         ({"head_dim": 10**9}, "wrong shape"),
         ({"rms_norm_eps": []}, None),
         ({"vocab_size": None}, "vocab_size: found None"),
-        ({"target_hidden_size": 64}, "wider"),
+        ({"target_hidden_size": 64}, "target_hidden_size: found"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, message, tmp_path):

@@ -35,8 +35,8 @@ class GatedBlock(LlamaBlock):
         self.gate = nn.Parameter(torch.ones(spec.sizes.hidden_size))
         self.is_fusable = False
 
-    def forward(self, *inputs, **options):
-        return super().forward(*inputs, **options) * self.gate.sigmoid()
+    def forward(self, x, inputs):
+        return super().forward(x, inputs) * self.gate.sigmoid()
 
 
 TOY = Family(

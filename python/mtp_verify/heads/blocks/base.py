@@ -14,9 +14,20 @@ if TYPE_CHECKING:
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import HeadSpec, Sizes
 
-__all__ = ["Converted", "HeadBlock", "Rotation", "causal_mask"]
+__all__ = ["BlockInputs", "Converted", "HeadBlock", "Rotation", "causal_mask"]
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
+
+
+class BlockInputs(NamedTuple):
+    """What a block takes beside its input x."""
+
+    positions: torch.Tensor | None  # (B, n)
+    rotation: Rotation | None  # of these positions, where `uses_rotary`
+    # Broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
+    mask: torch.Tensor | None
+    layer: GrowingLayer | None = None  # earlier keys and values; those of x are appended
+    residual: torch.Tensor | None = None  # (B, n, d), the stream that is added to; None: x
 
 
 class Converted(NamedTuple):
@@ -84,27 +95,6 @@ class HeadBlock(nn.Module):
         """Convert parameters to a block's tensors, by their names in a checkpoint."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: Any,
-        mask: torch.Tensor | None,
-        layer: GrowingLayer | None,
-        *,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the block.
-
-        Args:
-            x: (B, n, width), what the block reads.
-            positions: (B, n).
-            rotation: of these positions, a `Rotation` where `uses_rotary`.
-            mask: broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
-            layer: keys and values of earlier entries; these are appended. None keeps nothing.
-            residual: (B, n, d), the stream that the block adds to; None: x.
-
-        Returns:
-            (B, n, d).
-        """
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """Run the block on x (B, n, width); return (B, n, d)."""
         raise NotImplementedError

@@ -6,20 +6,19 @@ Llama's block.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.heads.blocks.base import HeadBlock, Rotation
+from mtp_verify.heads.blocks.base import BlockInputs, HeadBlock, Rotation
 from mtp_verify.heads.spec import HeadSpec, Sizes
 from mtp_verify.models.cpu.attention import GroupedMask, attend
 from mtp_verify.models.cpu.fused import fused_layer, is_narrow
 
 if TYPE_CHECKING:
-    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.io.recognise import Source
 
 __all__ = ["LlamaBlock", "RMSNorm", "Rotary"]
@@ -123,20 +122,15 @@ class _Attention(nn.Module):
             for _ in range(2)
         )
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        rotation: Rotation,
-        mask: torch.Tensor | None,
-        layer: GrowingLayer | None,
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         batch, count, _ = x.shape
-        shape = (batch, count, -1, self.head_dim)
+        shape, mask = (batch, count, -1, self.head_dim), inputs.mask
+        rotation = cast("Rotation", inputs.rotation)
         queries = _rotate(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rotation)
         keys = _rotate(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rotation)
         values = self.v_proj(x).view(shape).transpose(1, 2)
-        if layer is not None:
-            keys, values = layer.update(keys, values)
+        if inputs.layer is not None:
+            keys, values = inputs.layer.update(keys, values)
             shared = None if mask is None else GroupedMask(mask, self.group)
             mixed = attend(queries, keys, values, shared)
         else:
@@ -197,23 +191,13 @@ class LlamaBlock(HeadBlock):
             qk_norm=source.has(f"{block}self_attn.q_norm.weight"),
         )
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: Any,
-        mask: torch.Tensor | None,
-        layer: GrowingLayer | None,
-        *,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the block; see `HeadBlock.forward`."""
-        del positions
-        fused = fused_layer(self)
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """See `HeadBlock.forward`."""
+        fused, layer, mask = fused_layer(self), inputs.layer, inputs.mask
         if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
             shared = None if mask is None else GroupedMask(mask, fused.group)
-            return fused(x, rotation, shared, layer.update)
-        stream = x if residual is None else residual
-        stream = stream + self.self_attn(self.input_layernorm(x), rotation, mask, layer)
+            return fused(x, cast("Rotation", inputs.rotation), shared, layer.update)
+        stream = x if inputs.residual is None else inputs.residual
+        stream = stream + self.self_attn(self.input_layernorm(x), inputs)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
         return output

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.heads.blocks.base import HeadBlock
+from mtp_verify.heads.blocks.base import BlockInputs, HeadBlock
 from mtp_verify.heads.spec import HeadSpec, Sizes
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ResidualBlock(HeadBlock):
             config["vocab_size"] = source.target.config.get_text_config(decoder=True).vocab_size
         return Sizes.from_table(config, head_dim=0, intermediate_size=0)
 
-    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Run the block; see `HeadBlock.forward`."""
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """See `HeadBlock.forward`."""
+        del inputs
         return x + functional.silu(self.linear(x))

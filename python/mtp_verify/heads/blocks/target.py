@@ -18,7 +18,7 @@ from torch import nn
 
 from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.heads.blocks.base import Converted, HeadBlock
+from mtp_verify.heads.blocks.base import BlockInputs, Converted, HeadBlock
 from mtp_verify.heads.spec import HeadSpec, Sizes
 
 if TYPE_CHECKING:
@@ -137,18 +137,9 @@ class TargetBlock(HeadBlock):
         found = revert_weight_conversion(holder, state)
         return {_LAYER.sub("", name, count=1): tensor for name, tensor in found.items()}
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: Any,
-        mask: torch.Tensor | None,
-        layer: GrowingLayer | None,
-        *,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the block; see `HeadBlock.forward`. The layer has its own residual stream."""
-        del residual, rotation
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """See `HeadBlock.forward`; the layer has its own input norm and residual stream."""
+        positions, mask, layer = inputs.positions, inputs.mask, inputs.layer
         if mask is not None and mask.dtype is torch.bool:
             # Floats are the one form that eager and SDPA attention both take.
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(

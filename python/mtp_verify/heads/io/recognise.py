@@ -190,7 +190,9 @@ def _read_fields(source: Source) -> Source:
     spec, config = source.spec, source.config
     block, read_fields = block_of(spec), FAMILIES[spec.family].read_fields
     if config.get("target_hidden_size") not in (None, config.get("hidden_size")):
-        bad_checkpoint(source.folder, "target_hidden_size: found another width than hidden_size")
+        width = config["target_hidden_size"]
+        what = f"target_hidden_size: found {width}, wanted {config.get('hidden_size')}"
+        bad_checkpoint(source.folder, what)
     num_layers = 0
     if "{l}" in source.naming.layout.names.get("block", ""):
         while source.has(f"levels.0.layers.{num_layers}.{block.wrapper}{block.sign}"):
