@@ -37,6 +37,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
 }
+_LEAST = {
+    "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
+    "intermediate_size": 0, "head_dim": 0, "window": 0,
+    "num_modules": 1, "num_layers": 1, "draft_vocab_size": 1,
+}  # fmt: skip
 _MAX_SIZE = (1 << 31) - 1  # far above every real size
 _MAX_THETA = 1e15
 _ACTIVATIONS = ("gelu", "relu", "silu")
@@ -47,11 +52,18 @@ def _refuse(name: str, value: object, wanted: str) -> NoReturn:
     raise ParamsError(message, slug="bad_head_spec")
 
 
-def _check_bools(record: Any) -> None:
-    for field_ in dataclasses.fields(record):
-        value = getattr(record, field_.name)
-        if field_.type == "bool" and type(value) is not bool:
-            _refuse(field_.name, value, "true or false")
+def _check_fields(record: Any) -> None:
+    """Refuse values that no head has: they may come from a file."""
+    for known in dataclasses.fields(record):
+        name, value = known.name, getattr(record, known.name)
+        if known.type == "bool" and type(value) is not bool:
+            _refuse(name, value, "true or false")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            _refuse(name, value, f"one of: {', '.join(_CHOICES[name])}")
+        if (least := _LEAST.get(name)) is None or value is known.default is None:
+            continue
+        if type(value) is not int or not least <= value <= _MAX_SIZE:
+            _refuse(name, value, f"an int >= {least}")
 
 
 @dataclass(frozen=True)
@@ -89,20 +101,13 @@ class Sizes:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no block has: they may come from a file."""
-        for name in ("hidden_size", "vocab_size", "num_heads", "num_kv_heads", "max_positions",
-                     "intermediate_size", "head_dim", "window"):  # fmt: skip
-            value = getattr(self, name)
-            least = 0 if name in ("intermediate_size", "head_dim", "window") else 1
-            is_absent = name == "window" and value is None
-            if not is_absent and not (type(value) is int and least <= value <= _MAX_SIZE):
-                _refuse(name, value, f"an int >= {least}")
+        """Refuse sizes that no block has."""
+        _check_fields(self)
         if self.num_heads % self.num_kv_heads:
             _refuse("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads, {self.num_heads}")
         eps: Any = self.norm_eps
         if not isinstance(eps, int | float) or not 0 <= eps < 1:
             _refuse("norm_eps", eps, "a number >= 0 and < 1")
-        _check_bools(self)
         if self.activation not in _ACTIVATIONS:
             _refuse("activation", self.activation, f"one of: {', '.join(_ACTIVATIONS)}")
         theta, factor = (self.rope.get(key, 1.0) for key in ("rope_theta", "partial_rotary_factor"))
@@ -265,21 +270,13 @@ class HeadSpec:
     sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that no head has: they may come from a file."""
+        """Refuse values that no head has."""
         for name in ("family", "block"):
             if not isinstance(getattr(self, name), str):
                 _refuse(name, getattr(self, name), "a name")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                _refuse(name, getattr(self, name), f"one of: {', '.join(allowed)}")
-        for name in ("num_modules", "num_layers", "draft_vocab_size"):
-            value = getattr(self, name)
-            is_absent = name == "draft_vocab_size" and value is None
-            if not is_absent and not (type(value) is int and value >= 1):
-                _refuse(name, value, "an int >= 1")
+        _check_fields(self)
         if not all(type(layer) is int for layer in self.aux_layers):
             _refuse("aux_layers", self.aux_layers, "ints")
-        _check_bools(self)
         if self.context_tokens and (self.draft_vocab_size is None or self.output_head == "own"):
             _refuse("context_tokens", "set", "a draft vocabulary and a shared output head with it")
 
@@ -367,6 +364,7 @@ class Family:
         engines: which of "transformers", "vllm" and "sglang" load such a head.
         repositories: by the name that `export` uses; `spec.layout` is recognised too.
         read_fields: fields of the spec that depend on the checkpoint.
+        default_layers: number of the target's layers -> `aux_layers`, where `feed` is "aux".
         adapt_target: (configuration of the target, its checkpoint) -> further tensors for the
             target; changes the configuration, so that an engine serves a target of another
             architecture with such a head inside.
@@ -377,6 +375,7 @@ class Family:
     engines: tuple[str, ...] = ()
     repositories: Mapping[str, Repository] = field(default_factory=dict)
     read_fields: Callable[[Source], dict[str, Any]] | None = None
+    default_layers: Callable[[int], tuple[int, ...]] | None = None
     adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
 
     @property

@@ -37,19 +37,16 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
     if recipe.family == independent.FAMILY:
         return independent.spec_of_draft(config, recipe.num_layers)
     sizes = Sizes.of(config)
-    spec = family(recipe.family)
-    block = FAMILIES[recipe.family].block
+    spec, record = family(recipe.family), FAMILIES[recipe.family]
+    block, layers = record.block, record.default_layers
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    aux = spec.aux_layers
-    if spec.feed == "aux":
-        aux = (2, depth // 2, depth - 3) if spec.kind == "causal" else (depth - 1,)
     size = min(recipe.draft_vocab_size, sizes.vocab_size)
     return spec.replace(
         sizes=sizes,
         block="llama" if block is None or block.needs_target else block.kind,
         num_modules=recipe.num_modules,
         num_layers=recipe.num_layers,
-        aux_layers=aux,
+        aux_layers=spec.aux_layers if layers is None else layers(depth),
         output_head="shared",
         own_embedding=False,
         draft_vocab_size=None if size == sizes.vocab_size else size,

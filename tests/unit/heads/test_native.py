@@ -138,7 +138,7 @@ def edit(folder, change):
         (lambda d: d.update(weights="../x"), "does not name"),
         (lambda d: d.update(weights="x"), "missing: x"),
         (lambda d: d.update(spec=[]), "not the description"),
-        (lambda d: d["spec"].update(num_modules=10**12), "claims 1000000000000 modules"),
+        (lambda d: d["spec"].update(num_modules=10**9), "claims 1000000000 modules"),
         (lambda d: d["spec"].update(num_modules="2"), "num_modules: found '2'"),
         (lambda d: d["spec"]["sizes"].update(intermediate_size=10**11), "size: found 1000"),
         (lambda d: d["spec"]["sizes"].update(intermediate_size=99), r"wrong shape: .*48"),

@@ -25,13 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["EAGLE", "EAGLE3"]
 
 _EAGLE3_NAMES = {
-    "features": "fc",
-    "feature_norm_all": "input_norm",
-    "feature_norm_each": "fc_norm.{j}",
-    "output_norm": "norm",
-    "output": "lm_head",
-    "embedding": "embed_tokens",
-}
+    "features": "fc", "feature_norm_all": "input_norm", "feature_norm_each": "fc_norm.{j}",
+    "output_norm": "norm", "output": "lm_head", "embedding": "embed_tokens",
+}  # fmt: skip
 
 
 def _eagle_fields(source: Source) -> dict[str, Any]:
@@ -51,6 +47,10 @@ def _eagle_config(head: Head, base: Checkpoint | None) -> Described:
     return {**_block_config(spec), "architectures": ["LlamaForCausalLM"]}, {}
 
 
+def _eagle3_layers(depth: int) -> tuple[int, ...]:
+    return (2, depth // 2, depth - 3)
+
+
 def _eagle3_fields(source: Source) -> dict[str, Any]:
     """Read the options of SpecForge's, vLLM's and speculators' configurations."""
     config, nested = source.config, source.config.get("eagle_config")
@@ -66,8 +66,8 @@ def _eagle3_fields(source: Source) -> dict[str, Any]:
                 "depth; give the target: mv.heads.load(path, target=model)"
             )
             raise ParamsError(message, slug="head_needs_target")
-        depth = source.target.config.get_text_config(decoder=True).num_hidden_layers
-        layers, shift = [2, depth // 2, depth - 3], 0
+        text = source.target.config.get_text_config(decoder=True)
+        layers, shift = list(_eagle3_layers(text.num_hidden_layers)), 0
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         bad_checkpoint(
             source.folder / "config.json",
@@ -233,4 +233,5 @@ EAGLE3 = Family(
         "speculators": Repository(_SPECULATORS, _speculators_config),
     },
     _eagle3_fields,
+    _eagle3_layers,
 )

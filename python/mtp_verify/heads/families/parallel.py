@@ -71,4 +71,5 @@ META = Family(
         num_modules=3,
     ),
     LlamaBlock,
+    default_layers=lambda depth: (depth - 1,),  # beside the target's last layer
 )  # fmt: skip
