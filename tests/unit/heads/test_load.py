@@ -434,5 +434,7 @@ def test_unsupported_speculators_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(mv.errors.UnsupportedModelError, match="found 'dflash', wanted eagle3"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="found 'dflash', wanted one of: eagle3"
+    ):
         load(tmp_path)

@@ -29,8 +29,6 @@ __all__ = ["Source", "recognise"]
 
 _EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "embeddings.weight")
 _OUTPUTS = ("lm_head.weight", *_EMBEDDINGS)
-_SPECULATORS = ("norm_before_residual", "norm_output", "eagle_aux_hidden_state_layer_ids",
-                "draft_vocab_size", "target_hidden_size")  # fmt: skip
 _ROWS = 4096  # compared at once
 
 
@@ -158,13 +156,12 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
     block, kind = config.get("transformer_layer_config"), config.get("speculators_model_type")
     if kind is None or not isinstance(block, dict):
         return config
-    if kind != "eagle3":
-        message = (
-            f"{checkpoint.folder}: speculators_model_type: found {str(kind)[:50]!r}, wanted eagle3"
-        )
+    known = [name for name, record in FAMILIES.items() if "speculators" in record.repositories]
+    if kind not in known:
+        found = f"speculators_model_type: found {str(kind)[:50]!r}"
+        message = f"{checkpoint.folder}: {found}, wanted one of: {', '.join(known)}"
         raise UnsupportedModelError(message, slug="unsupported_head")
-    options = {key: config[key] for key in _SPECULATORS if key in config}
-    return {**block, **options, "speculators_model_type": kind}
+    return {**config, **block}
 
 
 def _names_in(checkpoint: Checkpoint, naming: Naming) -> dict[str, str]:
