@@ -187,7 +187,7 @@ def test_configurations_say_what_engines_ask_for(tmp_path):
     )
 
 
-def test_layers_counted_from_the_end_are_counted_from_the_first_for_engines(tmp_path):
+def test_layers_counted_from_the_end_are_written_from_the_first(tmp_path):
     model = tiny_model("llama", num_hidden_layers=3)
     model.save_pretrained(tmp_path / "base")
     head = tiny_head("eagle3", model, aux_layers=(0, -3, -2))

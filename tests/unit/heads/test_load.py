@@ -192,7 +192,7 @@ def test_other_copies_are_kept(tmp_path):
     assert found.embedding.weight[3, 0] == model.model.embed_tokens.weight[3, 0] + 1.0
 
 
-def test_equal_names_are_told_apart_by_model_type_or_left_to_the_probe(tmp_path):
+def test_equal_names_are_resolved_by_model_type_or_disputed(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path)
     assert load(tmp_path, model, probe=False).spec.recycle == "pre"
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "unheard_of"}

@@ -82,7 +82,7 @@ def test_the_adversarial_term_changes_the_head(stand: Any, recipe: Recipe, tmp_p
     assert not all(map(torch.equal, judge, with_term._discriminator.parameters()))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_head(
+def test_a_loss_that_is_not_a_number_keeps_the_best_head(
     stand: Any, recipe: Recipe, tmp_path: Path
 ) -> None:
     trainer = _trainer(stand, recipe, tmp_path)
