@@ -340,3 +340,21 @@ def test_export_command_writes_what_load_reads(tmp_path, capsys):
     code, found = run(capsys, "export", tmp_path / "head", *words)
     assert (code, found["status"]) == (2, "error")
     assert "not empty" in found["error"]["message"]
+
+
+def test_reattach_counts_modules_where_the_configuration_does(tmp_path):
+    fine_tuned(tmp_path, "glm4_moe")
+    for name in ("original", "tuned"):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps({"llm_config": json.loads(path.read_text())}))
+    reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert list(config) == ["llm_config"]
+    assert config["llm_config"]["num_nextn_predict_layers"] == 1
+
+
+def test_drift_of_ernies_target_is_measured(tmp_path):
+    fine_tuned(tmp_path, "ernie4_5_moe")
+    done = reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
+    assert done.drift is not None
+    assert 0.0 < done.drift < 0.05
