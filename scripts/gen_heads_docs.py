@@ -1,4 +1,4 @@
-"""Write the table of families in `docs/heads.md`, and the picture of two heads side by side.
+"""Write the table of families in `docs/howto/heads.md`, and the picture of two heads side by side.
 
     .venv/bin/python scripts/gen_heads_docs.py
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads import HeadSpec
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "heads.md"
+PAGE = ROOT / "docs" / "howto" / "heads.md"
 PICTURE = ROOT / "docs" / "img" / "heads.svg"
 START, END = "<!-- families: generated -->\n", "<!-- end -->\n"
 
@@ -37,7 +37,7 @@ _STYLE = """\
 
 def table() -> str:
     """Return the table of families."""
-    columns = ["family", "stands in", "recognised by", "fed with, hands on", "fusion", "runs here"]
+    columns = ["family", "stored in", "recognised by", "input, output", "fusion", "runs here"]
     lines = [columns, ["---"] * len(columns), *(_row(record.spec) for record in FAMILIES.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

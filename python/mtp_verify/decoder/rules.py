@@ -2,7 +2,8 @@
 
 A rule that was chosen after a look at the draft would be biased: a rule is lossless over all drafts
 of a law, not on those that it is picked for. And what a `coupled` draft shows is noise that the
-rule `coupled` has still to use, so no other rule may take turns with it (docs/lossless-loops.md).
+rule `coupled` has still to use, so no other rule may take turns with it
+(docs/explanation/lossless-loops.md).
 """
 
 from __future__ import annotations

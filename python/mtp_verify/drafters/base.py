@@ -55,7 +55,7 @@ class Drafter(Protocol):
     """A source of drafts.
 
     Any object with these four methods is one; a class that derives from this one needs `propose`
-    alone. docs/own-drafter.md writes three, and `mv.testing.assert_drafter` tries one.
+    alone. docs/howto/drafters.md writes three, and `mv.testing.assert_drafter` tries one.
 
     The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
     has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
@@ -64,7 +64,7 @@ class Drafter(Protocol):
 
     **Append-only.** What a drafter decides may depend on all that it knows, but a token that it has
     drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
-    out too large (docs/lossless-loops.md has the theorem, and what a loop may share).
+    out too large (docs/explanation/lossless-loops.md has the theorem, and what a loop may share).
 
     Attributes that a drafter may have, and what their absence means:
 

@@ -345,7 +345,7 @@ def as_target(model: Any) -> Target:
     msg = (
         f"model: found {type(model).__name__}, which is neither a transformers causal language "
         f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
-        "(docs/own-target.md)"
+        "(docs/howto/own-target.md)"
     )
     raise UnsupportedModelError(msg, slug="not_a_target")
 
