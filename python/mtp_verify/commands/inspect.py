@@ -16,7 +16,7 @@ from mtp_verify.errors import MtpVerifyError
 if TYPE_CHECKING:
     import argparse
 
-    from mtp_verify.heads.inspection import Inspection
+    from mtp_verify.heads.io.inspect import Inspection
 
 __all__ = ["COMMAND", "add_arguments", "run"]
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     """Say what a checkpoint's head is, what is wrong with it, and what it is worth."""
     from mtp_verify.checkpoints.folder import Checkpoint
-    from mtp_verify.heads.inspection import Inspection, inspect_head
+    from mtp_verify.heads.io.inspect import Inspection, inspect_head
 
     report = Report("inspect")
     native = (Path(args.checkpoint) / "head.json").is_file()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_verify.checkpoints.folder import Checkpoint
-from mtp_verify.heads.native import HEAD_FILE, load_native
-from mtp_verify.heads.probe import settle
-from mtp_verify.heads.published import Published
+from mtp_verify.heads.base import Shared, check_target
+from mtp_verify.heads.io.assemble import assemble
+from mtp_verify.heads.io.convert import convert
+from mtp_verify.heads.io.native import HEAD_FILE, read_native
+from mtp_verify.heads.io.recognise import recognise
+from mtp_verify.heads.probe import resolve_disputed
 from mtp_verify.verifier.intake import as_path
 
 if TYPE_CHECKING:
@@ -16,8 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from mtp_verify.heads.base import Head
+    from mtp_verify.heads.io.recognise import Source
 
-__all__ = ["load"]
+__all__ = ["load", "load_published"]
 
 
 def load(
@@ -29,9 +33,9 @@ def load(
     allow_pickle: bool = False,
     probe: bool = True,
 ) -> Head:
-    """Read a head.
+    """Read a head from disk.
 
-    Understood are: what `save` wrote; multi-token prediction modules inside a target's checkpoint,
+    It reads what `save` wrote; multi-token prediction modules inside a target's checkpoint,
     in the names of every family of `FAMILIES` that can be run; EAGLE, EAGLE-3 (`speculators` too)
     and Medusa repositories. A family is recognised by the names of its tensors. Names, shapes and
     sizes are checked before memory is taken; nothing is downloaded.
@@ -63,8 +67,19 @@ def load(
     """
     path = as_path("path", path)
     if (path / HEAD_FILE).is_file():
-        return load_native(path, target, tokenizer=tokenizer, dtype=dtype)
-    head = Published(Checkpoint(path, allow_pickle=allow_pickle), target).head(dtype)
+        spec, tensors, record = read_native(path, target, tokenizer)
+        head = assemble(spec, tensors, path, target=target, dtype=dtype)
+        head.record = record
+        return head
+    head = load_published(recognise(Checkpoint(path, allow_pickle=allow_pickle), target), dtype)
     if probe and target is not None and head.spec.disputed:
-        settle(head, target)
+        resolve_disputed(head, target)
     return head
+
+
+def load_published(source: Source, dtype: torch.dtype | Literal["auto"] | None = None) -> Head:
+    """Return the head of a published checkpoint; see `load`."""
+    spec, target = source.spec, source.target
+    if target is not None:
+        check_target(spec, Shared.of(target))
+    return assemble(spec, convert(source), source.folder, target=target, dtype=dtype)

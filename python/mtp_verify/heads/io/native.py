@@ -11,7 +11,7 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,8 @@ from mtp_verify.checkpoints.tensors import (
     write_tensors,
 )
 from mtp_verify.errors import ParamsError, UnsupportedModelError
-from mtp_verify.heads.assemble import Stored, assemble
+from mtp_verify.heads.families import FAMILIES
+from mtp_verify.heads.io.assemble import HeadTensors, Stored
 from mtp_verify.heads.spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.base import Head
 
-__all__ = ["HEAD_FILE", "fingerprint", "load_native", "save"]
+__all__ = ["HEAD_FILE", "fingerprint", "read_native", "save"]
 
 HEAD_FILE = "head.json"
 _FORMAT = 1
@@ -47,16 +48,16 @@ def save(
     tokenizer: Any | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a head, so that `load` gives it back bit for bit.
+    """Write a head; `load` gives it back bit for bit.
 
     An earlier head in the folder is replaced in one rename; a kill leaves one of the two.
 
     Args:
         head: to be written.
-        path: a folder; made if need be.
+        path: a folder; made if it does not exist.
         target: the model that it drafts for; its fingerprint is kept.
         tokenizer: of the target; its fingerprint is kept.
-        record: how it was trained, or whatever else; must be JSON.
+        record: how it was trained, or anything else that is JSON.
 
     Raises:
         ParamsError: a record that is not JSON.
@@ -77,8 +78,8 @@ def save(
     try:
         json.dumps(document)
     except (TypeError, ValueError) as error:
-        msg = f"the record of a head must be JSON: {error}"
-        raise ParamsError(msg, slug="bad_record") from None
+        message = f"the record of a head must be JSON: {error}"
+        raise ParamsError(message, slug="bad_record") from None
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / ".head.safetensors"
     write_tensors(written, state)
@@ -90,25 +91,27 @@ def save(
             stale.unlink(missing_ok=True)
 
 
-def load_native(
-    folder: Path,
-    target: Any | None = None,
-    *,
-    tokenizer: Any | None = None,
-    dtype: torch.dtype | Literal["auto"] | None = None,
-) -> Head:
-    """Read what `save` wrote; see `load`."""
-    document = read_json(folder / HEAD_FILE)
+def read_native(
+    folder: Path, target: Any | None = None, tokenizer: Any | None = None
+) -> tuple[HeadSpec, HeadTensors, dict[str, Any]]:
+    """Read what `save` wrote: the head's spec, its tensors, and how it was trained.
+
+    Raises:
+        UnsupportedModelError: a damaged head, or one for another target.
+        ParamsError: a spec that no head has.
+    """
+    path = folder / HEAD_FILE
+    document = read_json(path)
     if document.get("format") != _FORMAT:
-        bad_checkpoint(
-            folder / HEAD_FILE, f"its format is {document.get('format')!r}; known is {_FORMAT}"
-        )
+        bad_checkpoint(path, f"format: found {document.get('format')!r}, wanted {_FORMAT}")
     weights = document.get("weights")
     if not isinstance(weights, str) or not is_plain(weights):
-        bad_checkpoint(folder / HEAD_FILE, "it does not name the file of its tensors")
+        bad_checkpoint(path, "it does not name the file of its tensors")
     if not (folder / weights).is_file():
-        bad_checkpoint(folder / HEAD_FILE, f"the file of its tensors is missing: {weights[:200]}")
+        bad_checkpoint(path, f"the file of its tensors is missing: {weights[:200]}")
     spec = HeadSpec.from_json(json.dumps(document.get("spec")))
+    if spec.family in FAMILIES:  # names in published checkpoints are the family's, not the file's
+        spec = spec.replace(layout=FAMILIES[spec.family].spec.layout)
     file = TensorFile(folder / weights)
     if weights != f"head-{_digest(folder / weights)}.safetensors":
         bad_checkpoint(folder / weights, "its content is not what was saved")
@@ -118,20 +121,12 @@ def load_native(
         name: Stored(name, info.shape, partial(file.read, name))
         for name, info in file.tensors.items()
     }
-    vocab = stored.pop("vocab", None)
-    head = assemble(spec, stored, folder, target=target, vocab=vocab, dtype=dtype)
-    record = document.get("record")
-    head.record = record if isinstance(record, dict) else {}
-    return head
+    vocab, record = stored.pop("vocab", None), document.get("record")
+    return spec, HeadTensors(stored, vocab), record if isinstance(record, dict) else {}
 
 
 def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
-    """What tells a target from others: sizes, some of its weights, its tokens.
-
-    Args:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer.
-    """
+    """Return what distinguishes a target from others: sizes, some of its weights, its tokens."""
     config = model.config.get_text_config(decoder=True)
     weights = dict(model.named_parameters())
     names = sorted(weights)
@@ -158,18 +153,13 @@ def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -
     if not isinstance(wanted, dict):
         return
     found = fingerprint(target, tokenizer)
-    for key, what in (
-        ("hidden_size", "hidden states of another width"),
-        ("vocab_size", "another number of tokens"),
-        ("tokenizer", "another tokenizer"),
-    ):
+    for key in ("hidden_size", "vocab_size", "tokenizer"):
         if None not in (wanted.get(key), found[key]) and wanted[key] != found[key]:
-            msg = (
-                f"{folder}: the head was made for a target with {what} ({key} "
-                f"{str(wanted[key])[:12]}, this one has {str(found[key])[:12]}); load the head "
-                "that was trained for this target"
+            message = (
+                f"{folder}: {key} of the target: found {str(found[key])[:12]}, wanted "
+                f"{str(wanted[key])[:12]}; load the head that was trained for this target"
             )
-            raise UnsupportedModelError(msg, slug="head_of_another_target")
+            raise UnsupportedModelError(message, slug="head_of_another_target")
     if wanted.get("weights") != found["weights"]:
         warnings.warn(
             f"{folder}: the head was made for other weights than this target's; output stays "
