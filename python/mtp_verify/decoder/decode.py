@@ -461,12 +461,8 @@ class Decoder:
         if drafter is None:
             return
         check_drafter("drafter", drafter)
-        if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
+        if drafter.makes_trees and self.target.tree_obstacle:
             msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
             raise UnsupportedModelError(msg, slug="no_tree_attention")
-        check_vocabulary = getattr(drafter, "check_vocabulary", None)
-        if check_vocabulary is not None:
-            check_vocabulary(self.target.vocab_size)
-        check_rule = getattr(drafter, "check_rule", None)
-        if check_rule is not None:
-            check_rule(self.rule)
+        drafter.check_vocabulary(self.target.vocab_size)
+        drafter.check_rule(self.rule)

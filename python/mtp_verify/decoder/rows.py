@@ -117,8 +117,7 @@ class Row:
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """Layers whose hidden states its drafter wants."""
-        layers: tuple[int, ...] = tuple(getattr(self.drafter, "hidden_layers", ()))
-        return layers
+        return () if self.drafter is None else self.drafter.hidden_layers
 
     def constrain(self, draft: Draft) -> Draft:
         """Compute the masks of a draft, and leave out of it what need not be run.

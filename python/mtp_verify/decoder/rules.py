@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.drafters.base import laws_of
 from mtp_verify.verifier.api import rules, verify
 from mtp_verify.verifier.params import SamplingParams
 
@@ -46,7 +45,7 @@ def settle(
         RuleError: no such rule; not lossless for a law that the drafter may hand out, or not at
             this temperature; `lossy` with another rule than "auto", or at temperature 0.
     """
-    laws = laws_of(drafter)
+    laws = () if drafter is None else drafter.laws
     if rule == "auto" and lossy is None and "coupled" in laws:
         rule = "coupled"
     bare = SamplingParams(temperature=params.temperature, preset=params.preset)

@@ -151,13 +151,11 @@ class Session:
         outputs = self._runner.forward(drafts)
         forward = clock.tick("target")
         for drafter, members in _by_drafter(rows):
-            observe = getattr(drafter, "observe", None)
-            if observe is not None:
-                observe(
-                    [rows[i].request for i in members],
-                    [drafts[i] for i in members],
-                    [outputs[i].logits for i in members],
-                )
+            drafter.observe(
+                [rows[i].request for i in members],
+                [drafts[i] for i in members],
+                [outputs[i].logits for i in members],
+            )
         # Those of the rows that have not failed, by place in the batch.
         verdicts = _emit(rows, drafts, outputs, _verify(rows, drafts, outputs))
         for row in rows:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedModelError
+from mtp_verify._core import Draft, Verdict
+from mtp_verify.drafters.states import StateDrafter
+from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.drafters.base import Request
     from mtp_verify.heads.base import Head
+    from mtp_verify.verifier.words import Law
 
 __all__ = ["Heads"]
 
@@ -50,7 +52,7 @@ class _State:
                 self.vocab = np.concatenate((base, np.fromiter(context, np.int64, len(context))))
 
 
-class Heads:
+class Heads(StateDrafter[_State]):
     """Drafts with a head: a chain, a best-first tree, or a fixed shape.
 
     The head reads the hidden states that the target computed anyway when it verified the last
@@ -98,6 +100,7 @@ class Heads:
         law: HeadLaw | None = None,
         min_path: float = 0.0,
     ) -> None:
+        super().__init__()
         calls = ("new_state", "read", "step")
         check_instance("head", head, calls, "a head, such as mv.heads.load(path, model)")
         for name, value in (
@@ -142,18 +145,8 @@ class Heads:
             self._shape is None or self._shape.tree.is_chain
         )
         self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
-        self._states: dict[int, _State] = {}
-        self._last: list[Request] = []
-        self._empty = Draft(TokenTree([-1]), [-1])
-
-    @property
-    def laws(self) -> tuple[str, ...]:
-        """The law of its drafts."""
-        if self.max_nodes is not None:
-            return ("deterministic",)
-        if self._shape is not None:
-            return (self.law,)
-        return ("deterministic" if self.params is None else "chain",)
+        grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
+        self.laws = (grown if self._shape is None else self.law,)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target that does not know the head's tokens.
@@ -182,19 +175,6 @@ class Heads:
             )
             raise RuleError(msg, slug="rule_shape")
 
-    def start(self, request: Request) -> None:
-        """Begin a request; nothing is known of it yet."""
-        self._states[request.id] = _State(self.head.new_state())
-
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Draft for each request, within its budget: shapes are cut to it before they are drawn."""
-        self._last = list(requests)
-        with torch.inference_mode():
-            return [
-                self._draft(request, budget)
-                for request, budget in zip(requests, budgets, strict=True)
-            ]
-
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the hidden states of what was committed; they are read at the next `propose`.
 
@@ -207,25 +187,21 @@ class Heads:
                 "model, or a Target whose forward returns those of hidden_layers"
             )
             raise UnsupportedModelError(msg, slug="no_hidden_states")
-        alive = [request for request in self._last if request.id in self._states]
-        for request, _, states in zip(alive, verdicts, hidden, strict=True):
+        for request, _, states in zip(self._proposed, verdicts, hidden, strict=True):
             kept = self._states[request.id]
             if kept.head.num_nodes == 0 and not kept.pending:
                 # Entries that a user's cache brought along have no hidden states: start behind.
                 kept.head.first = request.position - states[0].shape[0]
             kept.pending.append(states)
 
-    def release(self, request: Request) -> None:
-        """Forget a request."""
-        self._states.pop(request.id, None)
+    def _new_state(self, request: Request) -> _State:
+        del request
+        return _State(self.head.new_state())
 
-    def _draft(self, request: Request, budget: int) -> Draft:
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
         if budget < 1:
-            return self._empty
+            return Draft.chain([])
         head = self.head
         if state.pending:
             hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
@@ -236,7 +212,7 @@ class Heads:
             state.update_vocab(self._vocab)
         rows = state.rows
         if rows is None:
-            return self._empty
+            return Draft.chain([])
         grower = self._grower(request, budget, state.vocab)
         numbers = {0: 0}
         while nodes := grower.frontier():

@@ -12,8 +12,9 @@ import torch
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
-from mtp_verify.errors import CacheError, DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import as_target
 from mtp_verify.verifier.intake import as_count, as_float, check_type
 from mtp_verify.verifier.params import SamplingParams, as_params
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import Request
     from mtp_verify.models.target import Target, TargetCache
 
-__all__ = ["Model"]
+__all__ = ["Model", "ModelState"]
 
 
 @dataclass
-class _State:
+class ModelState:
     """What the drafter keeps of a request: its cache, and where its last draft hangs.
 
     Attributes:
@@ -83,7 +84,7 @@ def _num_equal(held: list[int], ids: list[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), len(ids))
 
 
-class Model:
+class Model(StateDrafter[ModelState]):
     """Drafts a chain with a second, smaller model.
 
     With `params=None` or temperature 0 the chain is greedy, a function of the past (law
@@ -115,8 +116,6 @@ class Model:
         arXiv 2211.17192, algorithm 1; which stops are safe: docs of the draft laws.
     """
 
-    makes_trees = False
-
     def __init__(
         self,
         model: Any,
@@ -126,6 +125,7 @@ class Model:
         min_confidence: float = 0.0,
         translation: Translation | None = None,
     ) -> None:
+        super().__init__()
         if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
             msg = f"min_confidence: found {min_confidence}, wanted a probability"
             raise ParamsError(msg, slug="bad_min_confidence")
@@ -139,14 +139,7 @@ class Model:
         self._vocab = None if translation is None else translation.target_ids
         if translation is not None:
             _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
-        self._states: dict[int, _State] = {}
-        self._last: list[Request] = []
-        self._empty = Draft(TokenTree([-1]), [-1])
-
-    @property
-    def laws(self) -> tuple[str, ...]:
-        """The law of its drafts."""
-        return ("deterministic" if self.params.is_greedy else "chain",)
+        self.laws = ("deterministic" if self.params.is_greedy else "chain",)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target whose rows have another width, or lack a token of the translation.
@@ -166,24 +159,6 @@ class Model:
             )
             raise UnsupportedModelError(msg, slug="vocab_mismatch")
 
-    def start(self, request: Request) -> None:
-        """Begin a request with an empty cache."""
-        way = self.translation
-        self._states[request.id] = _State(
-            self.target, self.target.new_cache(), None if way is None else way.start()
-        )
-
-    @torch.inference_mode()
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Draft one chain per request, of at most `num_tokens` and its budget."""
-        self._last = list(requests)
-        for request in requests:
-            if request.id in self._states:
-                self._states[request.id].root = None
-        return [
-            self._draft(request, budget) for request, budget in zip(requests, budgets, strict=True)
-        ]
-
     @torch.inference_mode()
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the cache entries of accepted tokens, where this step has drafted.
@@ -192,21 +167,22 @@ class Model:
         acceptance the cache is one entry short; the next draft starts by running what is missing.
         """
         del hidden
-        for request, verdict in zip(self._last, verdicts, strict=True):
+        for request, verdict in zip(self._proposed, verdicts, strict=True):
             state = self._states[request.id]
             if state.root is not None:
                 state.keep(min(state.root + 1 + verdict.num_accepted, state.cache.length))
 
-    def release(self, request: Request) -> None:
-        """Forget a request."""
-        self._states.pop(request.id, None)
-        self._last = [kept for kept in self._last if kept is not request]
+    def _new_state(self, request: Request) -> ModelState:
+        del request
+        transcript = None if self.translation is None else self.translation.start()
+        return ModelState(self.target, self.target.new_cache(), transcript)
 
-    def _draft(self, request: Request, budget: int) -> Draft:
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
+        state.root = None
         length = min(self.num_tokens, budget)
         if length < 1:
-            return self._empty
-        state = self._state_of(request)
+            return Draft.chain([])
         target, params = self.target, self.params
         root, pending = state.read(request.tokens)
         cache, limit = state.cache, target.max_length
@@ -231,7 +207,7 @@ class Model:
             pending = self._own(tokens[-1:])
             state.ids += pending
         if not tokens:
-            return self._empty
+            return Draft.chain([])
         tree = TokenTree(range(-1, len(tokens)))
         nodes = [request.tokens[-1], *tokens]
         if params.is_greedy:
@@ -249,13 +225,6 @@ class Model:
     def _own(self, tokens: list[int]) -> list[int]:
         """Drafted tokens as the drafter numbers them."""
         return tokens if self.translation is None else self.translation.to_draft(tokens)
-
-    def _state_of(self, request: Request) -> _State:
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
-        return state
 
     def _confidence(self, row: torch.Tensor) -> float:
         """Largest probability of the row at the drafter's temperature (1 where that is 0)."""

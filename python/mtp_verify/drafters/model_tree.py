@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mtp_verify._core import Draft
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
@@ -20,8 +21,8 @@ from mtp_verify.verifier.params import SamplingParams, as_params
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.independent import ModelState
     from mtp_verify.drafters.translation import Translation
 
 __all__ = ["ModelTree"]
@@ -53,7 +54,6 @@ class ModelTree(Model):
         >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
     """
 
-    laws: tuple[str, ...] = ("deterministic",)
     makes_trees = True
 
     def __init__(
@@ -74,14 +74,16 @@ class ModelTree(Model):
         if self.target.tree_obstacle:
             msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"
             raise UnsupportedModelError(msg, slug="no_tree_attention")
+        self.laws = ("deterministic",)
         self.max_nodes = max_nodes
         self.max_children = max_children
 
-    def _draft(self, request: Request, budget: int) -> Draft:
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
+        state.root = None
         length = min(self.num_tokens, budget)
         if length < 1:
-            return self._empty
-        state = self._state_of(request)
+            return Draft.chain([])
         target, matcher = self.target, request.matcher
         device = target.device
         position, pending = state.read(request.tokens)
@@ -90,7 +92,7 @@ class ModelTree(Model):
             # The deepest inner node runs at position + length - 1, which must lie in the context.
             length = min(length, target.max_length - position)
         if length < 1 or not pending:
-            return self._empty
+            return Draft.chain([])
         heap = Heap(
             min(self.max_nodes, budget),
             max_depth=length,

@@ -14,6 +14,7 @@ import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.decoder.decode import Decoder
+from mtp_verify.drafters.base import Drafter
 from mtp_verify.training.deadlines import criteria
 from mtp_verify.training.shards import Text
 from mtp_verify.verifier.params import SamplingParams
@@ -36,15 +37,13 @@ class _Notes:
     top_probs: list[torch.Tensor] = field(default_factory=list)
 
 
-class Recorder:
+class Recorder(Drafter):
     """Keeps what the target computes about each request; drafts nothing.
 
     Args:
         hidden_layers: the states that are kept, as `mtp_verify.models.hidden` numbers them.
         top: how many of a row's most likely tokens are kept.
     """
-
-    makes_trees = False
 
     def __init__(self, hidden_layers: Sequence[int], top: int = TOP) -> None:
         self.hidden_layers = tuple(hidden_layers)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtp_verify._core import Draft
 from mtp_verify.decoder.planning.drafting import DraftingCost
-from mtp_verify.decoder.planning.records import Record, Source, is_pure
+from mtp_verify.decoder.planning.records import Record, Source
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.verifier.intake import as_count, check_callable, shown
 
@@ -183,7 +183,7 @@ class Planner:
     ) -> list[Draft]:
         """Have a drafter make the drafts of one step, and see how long it takes."""
         sources = [self._records[request.id].source for request in requests]
-        if is_pure(drafter):
+        if drafter.is_pure:
             return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
         start = self._clock()
         drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
