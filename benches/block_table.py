@@ -64,11 +64,11 @@ class Trace:
 
 
 class Ours:
-    """A step over `mv.BlockTable`."""
+    """A step over `mv.kv.BlockTable`."""
 
     def __init__(self, trace: Trace, *, prefix_cache: bool) -> None:
         self.trace = trace
-        self.table = mv.BlockTable(NUM_BLOCKS, BLOCK_SIZE, prefix_cache)
+        self.table = mv.kv.BlockTable(NUM_BLOCKS, BLOCK_SIZE, prefix_cache)
         self.seqs = np.arange(SEQUENCES)
         self.counts = np.full(SEQUENCES, DRAFTED + 1)
         self.prompt = iter(trace.prompts.tolist())
@@ -263,7 +263,7 @@ def main() -> None:
         "microseconds": lines,
         "times_faster": ratio,
         "machine": platform.processor() or platform.machine(),
-        "build": mv.build_info(),
+        "build": mv.verifier.build_info(),
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "load": os.getloadavg(),
         "machine": platform.processor() or platform.machine(),
-        "build": mv.build_info(),
+        "build": mv.verifier.build_info(),
         "torch": torch.__version__,
         "lines": lines,
     }

@@ -143,7 +143,7 @@ def main() -> None:
         "history": HISTORY,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
-        "build": mv.build_info(),
+        "build": mv.verifier.build_info(),
         "torch": torch.__version__,
         "milliseconds": {
             name: {"median": median[name], "min": min(values)} for name, values in times.items()

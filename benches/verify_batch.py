@@ -136,7 +136,7 @@ def with_threads(count: int, run: Callable[[int], int]) -> Callable[[int], int]:
 
     def threaded(step: int) -> int:
         torch.set_num_threads(count)
-        mv.set_num_threads(count)
+        mv.verifier.set_num_threads(count)
         return run(step)
 
     return threaded
@@ -213,7 +213,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "numpy": np.__version__,
         "torch": torch.__version__,
-        "build": mv.build_info(),
+        "build": mv.verifier.build_info(),
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -175,7 +175,7 @@ def main() -> None:
         "vocabulary": VOCAB,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
-        "build": mv.build_info(),
+        "build": mv.verifier.build_info(),
         "torch": torch.__version__,
         "lines": lines,
     }

@@ -53,7 +53,7 @@ model = GPTNeoForCausalLM(config).eval()
 print(len(Decoder(model, mv.drafters.NGram()).generate([1, 2, 3], max_new_tokens=8).tokens[0]))
 try:
     Decoder(model, mv.drafters.Recycling())
-except mv.UnsupportedModelError as error:
+except mv.errors.UnsupportedModelError as error:
     print(str(error).partition(" (")[0])
 ```
 

@@ -65,7 +65,7 @@ def main() -> None:
 
     for name in (*HEAVY, *OF_COMMANDS):
         check(name not in sys.modules, f"{name} was imported")
-    info = mv.build_info()
+    info = mv.verifier.build_info()
     print(f"smoke test passed: mtp-verify {mv.__version__}, numpy {np.__version__}, {info}")
 
 

@@ -122,13 +122,13 @@ MORE: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...], dict[st
         lambda: mv.Verdict, ([1, 2], [1], [-1.0, -2.0], "greedy"), {"top_logprobs": None},
     ),
     "VerdictBatch": (lambda: mv.VerdictBatch, ([],), {}),
-    "CommitPlan": (lambda: mv.CommitPlan, ([], [], 1, 0), {}),
-    "CommitPlanBatch": (lambda: mv.CommitPlanBatch, ([],), {}),
-    "Reservation": (lambda: mv.Reservation, ([1], []), {}),
-    "ReservationBatch": (lambda: mv.ReservationBatch, ([],), {}),
-    "BlockTable.__setstate__": (lambda: mv.BlockTable(2, 2).__setstate__, (None,), {}),
+    "CommitPlan": (lambda: mv.kv.CommitPlan, ([], [], 1, 0), {}),
+    "CommitPlanBatch": (lambda: mv.kv.CommitPlanBatch, ([],), {}),
+    "Reservation": (lambda: mv.kv.Reservation, ([1], []), {}),
+    "ReservationBatch": (lambda: mv.kv.ReservationBatch, ([],), {}),
+    "BlockTable.__setstate__": (lambda: mv.kv.BlockTable(2, 2).__setstate__, (None,), {}),
     "heads.family": (lambda: heads.family, ("eagle3",), {}),
-    "set_num_threads": (lambda: mv.set_num_threads, (1,), {}),
+    "set_num_threads": (lambda: mv.verifier.set_num_threads, (1,), {}),
     "ops.verify_batch": (
         lambda: ops.verify_batch, (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, 4)),
         {"params": None, "law": "deterministic", "parents": None, "probs": None, "lengths": None,
@@ -178,7 +178,7 @@ def complaint(name: str, argument: str, value: Any) -> str | None:
         return None
     except OSError as error:
         return None if "path" in argument else f"{type(error).__name__}: {error}"
-    except mv.InternalError as error:
+    except mv.errors.InternalError as error:
         return f"internal: {error}"
     except _OURS as error:
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])

@@ -28,9 +28,9 @@ def rows(count: int, dtype: Any = np.float32, width: int = 5) -> np.ndarray:
     return np.random.default_rng(1).dirichlet(np.ones(width), count).astype(dtype)
 
 
-def table(prefix_cache: bool = True) -> mv.BlockTable:
+def table(prefix_cache: bool = True) -> mv.kv.BlockTable:
     """Forks, an open reservation, blocks that only the prefix cache knows, and free ones."""
-    blocks = mv.BlockTable(16, 2, prefix_cache)
+    blocks = mv.kv.BlockTable(16, 2, prefix_cache)
     for seq, tokens in enumerate(([1, 2, 3, 4, 5], [1, 2, 3, 9], [7, 8, 7, 8])):
         blocks.add_sequence(seq, len(tokens), tokens)
         blocks.reserve(seq, 2)
@@ -42,7 +42,7 @@ def table(prefix_cache: bool = True) -> mv.BlockTable:
     return blocks
 
 
-def plans() -> mv.CommitPlanBatch:
+def plans() -> mv.kv.CommitPlanBatch:
     blocks = table()
     blocks.reserve(1, 4)
     drafts = [mv.Draft.chain([1, 2]), mv.Draft(TREE, [4, 1, 2, 3])]
@@ -67,7 +67,7 @@ def generation() -> decode.Generation:
         sequences=torch.tensor([[1, 2, 3, 4]]), tokens=[[3, 4]], finish_reasons=["error"],
         logprobs=[np.zeros(2, np.float32)], stats=steps, past_key_values=None,
         logits=[torch.zeros(2, 5)], top_logprobs=[verdict(2).top_logprobs],
-        errors=[mv.OutOfBlocksError("no block", missing=1, holders=[3])],
+        errors=[mv.errors.OutOfBlocksError("no block", missing=1, holders=[3])],
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "Verdict with the likely tokens": lambda: verdict(3),
     "VerdictBatch": lambda: mv.VerdictBatch([verdict(2), verdict(), verdict().cut(1)]),
     "TopLogprobs": lambda: verdict(2).top_logprobs,
-    "CommitPlan": lambda: mv.commit_plan(TREE, [2], 5),
+    "CommitPlan": lambda: mv.kv.commit_plan(TREE, [2], 5),
     "CommitPlanBatch": plans,
     "Reservation": lambda: table().reserve(10, 3),
     "ReservationBatch": lambda: table().reserve_batch([10, 1], [2, 5]),

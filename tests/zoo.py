@@ -247,7 +247,7 @@ def decode_all_ways(model: Any, lengths: tuple[int, ...] = (9, 23, 25)) -> Found
     """
     try:
         target = Decoder(model).target
-    except mv.UnsupportedModelError as error:
+    except mv.errors.UnsupportedModelError as error:
         return Found(why=str(error))
     lengths = tuple(n for n in lengths if n < (target.max_length or n + 1))
     generator = torch.Generator().manual_seed(5)

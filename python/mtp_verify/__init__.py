@@ -7,88 +7,50 @@ first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify._core import (
-    BlockTable,
-    CommitPlan,
-    CommitPlanBatch,
-    Draft,
-    DraftBatch,
-    Reservation,
-    ReservationBatch,
-    TokenTree,
-    Verdict,
-    VerdictBatch,
-)
-from mtp_verify.errors import (
-    CacheError,
-    DraftError,
-    InternalError,
-    MtpVerifyError,
-    NumericsError,
-    OutOfBlocksError,
-    ParamsError,
-    RuleError,
-    UnsupportedModelError,
-)
-from mtp_verify.verifier import lossy
+from mtp_verify import errors
+from mtp_verify._core import Draft, DraftBatch, TokenTree, Verdict, VerdictBatch
+from mtp_verify.errors import MtpVerifyError
+from mtp_verify.verifier import kv, lossy
 from mtp_verify.verifier.api import (
-    alpha_star,
     best_rule,
     build_info,
-    commit_plan,
     derive_seed,
     expected_accepted,
     rules,
     verify,
 )
-from mtp_verify.verifier.batch import set_num_threads, verify_batch
+from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.params import SamplingParams
 
 __version__: str = build_info()["version"]
 
 __all__ = [
-    "BlockTable",
-    "CacheError",
-    "CommitPlan",
-    "CommitPlanBatch",
     "Decoder",
     "Draft",
     "DraftBatch",
-    "DraftError",
     "Drafter",
-    "InternalError",
     "MtpVerifyError",
-    "NumericsError",
-    "OutOfBlocksError",
-    "ParamsError",
     "Planner",
-    "Reservation",
-    "ReservationBatch",
-    "RuleError",
     "SamplingParams",
     "Target",
     "TargetCache",
     "TokenTree",
-    "UnsupportedModelError",
     "Verdict",
     "VerdictBatch",
-    "__version__",
-    "alpha_star",
     "best_rule",
-    "build_info",
     "certify",
-    "commit_plan",
     "constraints",
     "derive_seed",
     "drafters",
+    "errors",
     "expected_accepted",
     "growers",
     "heads",
     "hf",
+    "kv",
     "lossy",
     "ops",
     "rules",
-    "set_num_threads",
     "testing",
     "verify",
     "verify_batch",
@@ -137,4 +99,4 @@ else:
 
 def __dir__() -> list[str]:
     """The public names, the lazy ones included."""
-    return __all__
+    return [*__all__, "__version__"]

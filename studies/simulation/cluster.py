@@ -203,7 +203,7 @@ class _Device:
     is_working: bool = False
 
     def __post_init__(self) -> None:
-        self.table = mv.BlockTable(self.cluster.num_blocks, self.cluster.block_size)
+        self.table = mv.kv.BlockTable(self.cluster.num_blocks, self.cluster.block_size)
         self.requests: dict[int, Request] = {}
         self._budgets: list[int] = []
         self._forward = 0.0

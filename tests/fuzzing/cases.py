@@ -44,7 +44,7 @@ def outcome(call: Callable[[], Any]) -> str:
     """
     try:
         result = call()
-    except mv.InternalError as error:
+    except mv.errors.InternalError as error:
         raise InvariantError(str(error)) from error
     except LEGAL as error:
         return f"{type(error).__name__}: {error}"
@@ -114,8 +114,8 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
         (mv.Draft.chain([1, 2], PROBS), LOGITS, mv.SamplingParams(), "auto"),
         {"history": [1], "prompt_len": 0, "bitmask": None, "processors": ()},
     ),
-    "alpha_star": (mv.alpha_star, (PROBS[0], PROBS[1], 2, "iid"), {}),
-    "commit_plan": (mv.commit_plan, (TREE, [2], 5), {}),
+    "alpha_star": (mv.verifier.alpha_star, (PROBS[0], PROBS[1], 2, "iid"), {}),
+    "commit_plan": (mv.kv.commit_plan, (TREE, [2], 5), {}),
     "derive_seed": (mv.derive_seed, (1, 2), {}),
     "best_rule": (mv.best_rule, (mv.Draft.chain([1]),), {}),
     "SamplingParams": (
@@ -130,7 +130,7 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "lossy.topk": (mv.lossy.topk, (2,), {}),
     "lossy.threshold": (mv.lossy.threshold, (0.3,), {}),
     "lossy.ensemble": (mv.lossy.ensemble, (0.5,), {}),
-    "BlockTable": (mv.BlockTable, (8, 2, True), {}),
+    "BlockTable": (mv.kv.BlockTable, (8, 2, True), {}),
     "Shape.by_depth": (Shape.by_depth, (2, 1), {}),
     "Shape.stem": (Shape.stem, (2, 2), {}),
     "Shape.paths": (Shape.paths, (2, 2), {}),
@@ -224,7 +224,7 @@ def anything(rng: random.Random) -> str:
     operation = rng.choice(operations)
     try:
         operation(value)
-    except mv.InternalError as error:
+    except mv.errors.InternalError as error:
         raise InvariantError(str(error)) from error
     except Exception as error:  # noqa: BLE001 - Python's own answers are of every class.
         return f"anything {type(error).__name__}"
@@ -256,7 +256,7 @@ def sound(rng: random.Random) -> str:
         options["probs"] = probs.astype(rng.choice((np.float32, np.float64)))
     try:
         draft = mv.Draft(tree, tokens, law=law, **options)
-    except mv.DraftError:
+    except mv.errors.DraftError:
         return "sound: no such draft"  # More children than tokens, or a probability of 0.
     params = mv.SamplingParams(
         temperature=rng.choice((0, 0.2, 1, 1.5)), top_k=rng.choice((0, 0, 2)),
@@ -283,7 +283,7 @@ def sound(rng: random.Random) -> str:
         if not (p > 0 and logprob <= 0 and abs(np.log(p) - logprob) < 1e-3 * (1 - logprob)):
             message = f"token {token} after node {node}: p = {p}, log-probability {logprob}"
             raise InvariantError(message)
-    mv.commit_plan(tree, verdict.path, position)
+    mv.kv.commit_plan(tree, verdict.path, position)
     if law != "coupled" or rule not in ("auto", "coupled"):
         mean = mv.expected_accepted(draft, logits, params, rule)
         if not 0 <= mean <= max(tree.depths) + 1e-9:
@@ -294,7 +294,7 @@ def sound(rng: random.Random) -> str:
 
 def table(rng: random.Random) -> str:
     """A block table under any calls: a refused one changes nothing."""
-    blocks = mv.BlockTable(rng.randint(1, 12), rng.randint(1, 4), rng.random() < 0.5)
+    blocks = mv.kv.BlockTable(rng.randint(1, 12), rng.randint(1, 4), rng.random() < 0.5)
     last = "ok"
 
     def state() -> Any:

@@ -139,7 +139,7 @@ def _objects() -> list[Any]:
     verdict = mv.verify(chain, logits, **noise)
     batch = mv.DraftBatch.chains([[1, 2]], [2])
     verdicts = mv.verify_batch(batch, logits, seeds=[1], positions=[0])
-    table = mv.BlockTable(8, 2)
+    table = mv.kv.BlockTable(8, 2)
     table.add_sequence(0, 3)
     params = [
         mv.SamplingParams(),
@@ -149,10 +149,10 @@ def _objects() -> list[Any]:
     return [
         tree, mv.TokenTree([-1]), chain, drawn, mv.Draft.chain([]), verdict, batch, verdicts,
         table, *params, params[0]._core, params[2]._core, mv.lossy.topk(2), mv.lossy.ensemble(0.5),
-        Shape.by_depth(2, 1), mv.commit_plan(tree, [1], 0), growers.Heap(3),
+        Shape.by_depth(2, 1), mv.kv.commit_plan(tree, [1], 0), growers.Heap(3),
         growers.Chain(2, **noise), growers.Stochastic(3, **noise), _core.NGramIndex(3, 1, 64),
         mv.SamplingParams, mv.Draft, [chain, drawn], [verdict], [params[0], None],
-        mv.DraftError("text"),
+        mv.errors.DraftError("text"),
     ]  # fmt: skip
 
 

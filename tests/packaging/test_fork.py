@@ -14,7 +14,7 @@ import os, sys, threading, time
 import numpy as np
 import mtp_verify as mv
 
-mv.set_num_threads(3)
+mv.verifier.set_num_threads(3)
 rng = np.random.default_rng(0)
 drafts = [mv.Draft.chain([1, 2]) for _ in range(6)]
 logits = rng.normal(0, 1, (18, 1 << 16)).astype(np.float32)

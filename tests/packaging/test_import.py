@@ -65,6 +65,6 @@ def test_guards_survive_optimised_mode(flag):
     code = (
         "import mtp_verify as mv\n"
         "try: mv.TokenTree([-1, 5])\n"
-        "except mv.DraftError: print('refused')"
+        "except mv.errors.DraftError: print('refused')"
     )
     assert run_python(code, flag).strip() == "refused"

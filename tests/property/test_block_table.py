@@ -29,7 +29,7 @@ class Machine(RuleBasedStateMachine):
         num_blocks=st.integers(1, 12), block_size=st.integers(1, 4), prefix_cache=st.booleans()
     )
     def start(self, num_blocks: int, block_size: int, prefix_cache: bool) -> None:
-        self.table = mv.BlockTable(num_blocks, block_size, prefix_cache)
+        self.table = mv.kv.BlockTable(num_blocks, block_size, prefix_cache)
         self.num_blocks = num_blocks
         self.pool: list[object] = [None] * (num_blocks * block_size)
         self.models: dict[int, Model] = {}
@@ -37,7 +37,7 @@ class Machine(RuleBasedStateMachine):
     def refused(self, call, *kinds: type[Exception]) -> None:
         """The call must fail, and change nothing that can be seen."""
         before = self.seen()
-        with pytest.raises(kinds or mv.CacheError):
+        with pytest.raises(kinds or mv.errors.CacheError):
             call()
         assert self.seen() == before
 
@@ -52,7 +52,7 @@ class Machine(RuleBasedStateMachine):
         result = error = None
         try:
             result = call()
-        except mv.OutOfBlocksError as caught:
+        except mv.errors.OutOfBlocksError as caught:
             error = caught
         if error is not None:
             assert error.missing > 0
@@ -88,7 +88,9 @@ class Machine(RuleBasedStateMachine):
     @rule(seq=SEQS, n=st.integers(0, 6))
     def reserve(self, seq: int, n: int) -> None:
         if seq not in self.models or self.models[seq].slots or n == 0:
-            self.refused(lambda: self.table.reserve(seq, n), mv.CacheError, mv.ParamsError)
+            self.refused(
+                lambda: self.table.reserve(seq, n), mv.errors.CacheError, mv.errors.ParamsError
+            )
         elif (reservation := self.attempt(lambda: self.table.reserve(seq, n))) is not None:
             self.opened([seq], [reservation.slots], reservation.copies)
 
@@ -163,8 +165,12 @@ class Machine(RuleBasedStateMachine):
             self.refused(lambda: self.table.commit_batch(*twice))
             # Plans of fewer or other sequences than those of the drafts.
             more, fewer = [*seqs, 99], seqs[1:]
-            self.refused(lambda: self.table.commit_batch(more, drafts, verdicts), mv.DraftError)
-            self.refused(lambda: self.table.commit_batch(fewer, drafts, verdicts), mv.DraftError)
+            self.refused(
+                lambda: self.table.commit_batch(more, drafts, verdicts), mv.errors.DraftError
+            )
+            self.refused(
+                lambda: self.table.commit_batch(fewer, drafts, verdicts), mv.errors.DraftError
+            )
             unknown = [*seqs[1:], 99]
             self.refused(lambda: self.table.commit_batch(unknown, drafts, verdicts))
         texts = [self.forward(seq, draft) for seq, draft in zip(seqs, drafts, strict=True)]
@@ -172,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         for seq, text, verdict, plan in zip(seqs, texts, verdicts, plans, strict=True):
             self.committed(seq, text[verdict.path[-1] if verdict.num_accepted else 0], plan)
 
-    def committed(self, seq: int, text: tuple[int, ...], plan: mv.CommitPlan) -> None:
+    def committed(self, seq: int, text: tuple[int, ...], plan: mv.kv.CommitPlan) -> None:
         for source, to in plan.moves:
             self.pool[to] = self.pool[source]
         assert plan.length == len(text)
@@ -185,7 +191,7 @@ class Machine(RuleBasedStateMachine):
             return
         model = self.models[seq]
         most = len(model.tokens)
-        self.refused(lambda: self.table.rollback(seq, most + 1), mv.ParamsError)
+        self.refused(lambda: self.table.rollback(seq, most + 1), mv.errors.ParamsError)
         length = round(share * most)
         free = self.table.num_free
         freed = self.table.rollback(seq, length)

@@ -26,7 +26,7 @@ EXAMPLES = settings().max_examples
 @pytest.fixture(autouse=True)
 def _threads():
     yield
-    mv.set_num_threads(2)
+    mv.verifier.set_num_threads(2)
 
 
 def bits(verdict):
@@ -108,7 +108,7 @@ def test_threads_change_nothing(seed, lengths, dtype, params):
     ]
     noise = {"seeds": [seed] * len(drafts), "positions": range(len(drafts))}
     for threads in (1, 2, 3):
-        mv.set_num_threads(threads)
+        mv.verifier.set_num_threads(threads)
         found = mv.verify_batch(drafts, torch.cat(rows), params, **noise)
         assert [bits(verdict) for verdict in found] == wanted
 

@@ -104,7 +104,7 @@ def test_a_writer_makes_errors_of_ours_and_no_log_probability_that_is_none():
             for call in calls(rows, turn):
                 try:
                     result = call()
-                except mv.InternalError as error:
+                except mv.errors.InternalError as error:
                     failed[str(error)] += 1
                 except mv.MtpVerifyError:
                     refused += 1

@@ -16,7 +16,7 @@ mv.verify(DRAFT, LOGITS, rule="blok", seed=1, position=0)  # error: arg-type
 mv.verify(DRAFT, LOGITS, rule="typical", seed=1, position=0)  # error: arg-type
 mv.verify_batch([DRAFT], LOGITS, rule=["auto", "no"], seeds=[1], positions=[0])  # error: list-item
 mv.expected_accepted(DRAFT, LOGITS, rule="best")  # error: arg-type
-mv.alpha_star(LOGITS[0], LOGITS[0], 1, "mixed")  # error: arg-type
+mv.verifier.alpha_star(LOGITS[0], LOGITS[0], 1, "mixed")  # error: arg-type
 mv.Draft(mv.TokenTree([-1]), [-1], law="sampled")  # error: arg-type
 mv.SamplingParams(preset="hf")  # error: arg-type
 mv.Decoder(object(), rule="tokens")  # error: arg-type
@@ -47,7 +47,7 @@ _ = mv.hf.generat  # error: attr-defined
 _ = mv.verify(DRAFT, LOGITS, seed=1, position=0).accepted  # error: attr-defined
 _ = mv.Decoder(object()).generate([1], max_new_tokens=1).text  # error: attr-defined
 _ = mv.rules()[0]["law"]  # error: typeddict-item
-_ = mv.build_info()["cpu"]  # error: typeddict-item
+_ = mv.verifier.build_info()["cpu"]  # error: typeddict-item
 
 # A drafter's class, or its name, in place of one.
 mv.Decoder(object(), mv.drafters.NGram)  # error: arg-type

@@ -45,9 +45,9 @@ def verify_one() -> mv.Verdict:
     assert_type(verdict.rule, RuleName | LossyName)
     assert_type(verdict.num_accepted, int)
     assert_type(mv.expected_accepted(draft, logits, rule="auto"), float)
-    assert_type(mv.alpha_star(np.ones(2) / 2, np.ones(2) / 2, 1, "iid"), float)
-    plan = mv.commit_plan(tree, verdict.path, start=4)
-    assert_type(plan, mv.CommitPlan)
+    assert_type(mv.verifier.alpha_star(np.ones(2) / 2, np.ones(2) / 2, 1, "iid"), float)
+    plan = mv.kv.commit_plan(tree, verdict.path, start=4)
+    assert_type(plan, mv.kv.CommitPlan)
     assert_type(plan.moves, NDArray[np.int64])
     lossy = mv.verify(draft, logits, lossy=mv.lossy.typical(0.3, 0.1), seed=1, position=0)
     assert_type(lossy.lossless, bool)
@@ -57,7 +57,7 @@ def verify_one() -> mv.Verdict:
 def verify_many() -> None:
     """A batch with its bookkeeping of blocks."""
     drafts = mv.DraftBatch.chains([[1, 2]], [2])
-    mv.set_num_threads(1)
+    mv.verifier.set_num_threads(1)
     verdicts = mv.verify_batch(
         drafts,
         np.zeros((3, 4), np.float32),
@@ -68,15 +68,15 @@ def verify_many() -> None:
     assert_type(verdicts, mv.VerdictBatch)
     assert_type(verdicts[0], mv.Verdict)
     assert_type(verdicts.rules, list[RuleName | LossyName])
-    table = mv.BlockTable(8, 4)
+    table = mv.kv.BlockTable(8, 4)
     table.add_sequence(0, 1)
     reserved = table.reserve_batch([0], [3])
-    assert_type(reserved, mv.ReservationBatch)
-    assert_type(reserved[0], mv.Reservation)
+    assert_type(reserved, mv.kv.ReservationBatch)
+    assert_type(reserved[0], mv.kv.Reservation)
     assert_type(table.block_table([0]), NDArray[np.int32])
     assert_type(table.lengths([0], out=torch.zeros(1, dtype=torch.int64)), torch.Tensor)
     plans = table.commit_batch([0], drafts, verdicts)
-    assert_type(plans, mv.CommitPlanBatch)
+    assert_type(plans, mv.kv.CommitPlanBatch)
     assert_type(plans.lengths, NDArray[np.int64])
     found = mv.ops.verify_batch(
         torch.zeros(1, 3, dtype=torch.int64),
@@ -95,8 +95,8 @@ def read_records() -> list[RuleName]:
     assert_type(rules, list[RuleRecord])
     assert_type(rules[0]["core"], RuleCore)
     assert_type(rules[0]["laws"], list[Law])
-    assert_type(mv.build_info(), BuildInfo)
-    assert_type(mv.build_info()["simd_available"], list[str])
+    assert_type(mv.verifier.build_info(), BuildInfo)
+    assert_type(mv.verifier.build_info()["simd_available"], list[str])
     assert_type(mv.__version__, str)
     return [rule["name"] for rule in rules]
 
@@ -135,7 +135,7 @@ class Chain(mv.TargetCache):
         """Its entries."""
         return len(self.tokens)
 
-    def commit(self, plan: mv.CommitPlan) -> None:
+    def commit(self, plan: mv.kv.CommitPlan) -> None:
         """Keep what was accepted."""
         for move in plan.moves:
             self.tokens[int(move[1])] = self.tokens[int(move[0])]
@@ -242,13 +242,14 @@ def catch() -> list[str]:
     errors: list[mv.MtpVerifyError] = [
         kind("found nothing", slug="none", row=1)
         for kind in (
-            mv.CacheError, mv.DraftError, mv.InternalError, mv.NumericsError, mv.ParamsError,
-            mv.RuleError, mv.UnsupportedModelError,
+            mv.errors.CacheError, mv.errors.DraftError, mv.errors.InternalError,
+            mv.errors.NumericsError, mv.errors.ParamsError, mv.errors.RuleError,
+            mv.errors.UnsupportedModelError,
         )
     ]  # fmt: skip
     try:
-        mv.BlockTable(1, 1).add_sequence(0, 2)
-    except mv.OutOfBlocksError as error:
+        mv.kv.BlockTable(1, 1).add_sequence(0, 2)
+    except mv.errors.OutOfBlocksError as error:
         errors.append(error)
     assert_type(errors[0].slug, str | None)
     assert_type(errors[0].row, int | None)

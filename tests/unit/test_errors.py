@@ -37,9 +37,9 @@ LADDER = np.array([[0.1, 0.3, 0.2, 0.4]])
 HEAVY = np.full((1, 4), 0.5, np.float32)
 
 
-def table(*seqs: int, reserved: int = 0) -> mv.BlockTable:
+def table(*seqs: int, reserved: int = 0) -> mv.kv.BlockTable:
     """Sequences of three entries each over a pool of four blocks of two slots."""
-    blocks = mv.BlockTable(num_blocks=4, block_size=2)
+    blocks = mv.kv.BlockTable(num_blocks=4, block_size=2)
     for seq in seqs:
         blocks.add_sequence(seq, 3)
         if reserved:
@@ -49,73 +49,93 @@ def table(*seqs: int, reserved: int = 0) -> mv.BlockTable:
 
 # slug -> (call, class, attribute that must be set, a part of the message)
 CASES = {
-    "bad_parent": (lambda: mv.TokenTree([-1, 0, 5]), mv.DraftError, ("node", 2), "parents[i] < i"),
-    "shape_mismatch": (lambda: check(chain([1]), rows(1)), mv.DraftError, None, "wanted 2 rows"),
+    "bad_parent": (
+        lambda: mv.TokenTree([-1, 0, 5]),
+        mv.errors.DraftError,
+        ("node", 2),
+        "parents[i] < i",
+    ),
+    "shape_mismatch": (
+        lambda: check(chain([1]), rows(1)),
+        mv.errors.DraftError,
+        None,
+        "wanted 2 rows",
+    ),
     "bad_dtype": (
         lambda: check(chain([]), np.zeros((1, 4), np.int32)),
-        mv.DraftError,
+        mv.errors.DraftError,
         None,
         "float32, float16 or bfloat16",
     ),
     "bad_tensor": (
         lambda: check(chain([]), np.zeros((1, 8), np.float32)[:, ::2]),
-        mv.DraftError,
+        mv.errors.DraftError,
         None,
         "np.ascontiguousarray",
     ),
     "token_out_of_vocabulary": (
         lambda: check(chain([1, 4]), rows(3)),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 2),
         "vocabulary of 4",
     ),
     "duplicate_sibling": (
         lambda: mv.Draft(mv.TokenTree([-1, 0, 0]), [-1, 3, 3]),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 2),
         "repeats its sibling node 1",
     ),
     "law_shape": (
         lambda: mv.Draft(mv.TokenTree([-1, 0, 0]), [-1, 2, 3], law="chain", probs=UNIFORM),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 2),
         "is one path",
     ),
-    "law_data": (lambda: chain([1], law="chain"), mv.DraftError, None, "pass probs, or logits"),
+    "law_data": (
+        lambda: chain([1], law="chain"),
+        mv.errors.DraftError,
+        None,
+        "pass probs, or logits",
+    ),
     "missing_row": (
         lambda: chain([1, 2], law="chain", probs=UNIFORM[:1]),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 2),
         "node 1, has no drafter row",
     ),
     "zero_draft_probability": (
         lambda: chain([1], law="chain", probs=SKEWED),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 1),
         "a sampled token has q > 0",
     ),
     "not_the_top": (
         lambda: mv.Draft(mv.TokenTree([-1, 0, 0]), [-1, 1, 2], law="top_plus_one", probs=LADDER),
-        mv.DraftError,
+        mv.errors.DraftError,
         ("node", 2),
         "token 2 has q = 0.2, and token 1 outside the set has 0.3",
     ),
-    "unknown_law": (lambda: chain([1], law="greedy"), mv.DraftError, None, "deterministic, chain"),
+    "unknown_law": (
+        lambda: chain([1], law="greedy"),
+        mv.errors.DraftError,
+        None,
+        "deterministic, chain",
+    ),
     "param_out_of_range": (
         lambda: mv.SamplingParams(top_p=0),
-        mv.ParamsError,
+        mv.errors.ParamsError,
         None,
         "top_p: found 0, wanted a number in (0, 1]",
     ),
     "unknown_rule": (
         lambda: check(chain([1]), rows(2), rule="blocks"),
-        mv.RuleError,
+        mv.errors.RuleError,
         None,
         'use "auto" or one of: greedy',
     ),
     "illegal_pair": (
         lambda: check(chain([1], law="unknown"), rows(2), rule="block"),
-        mv.RuleError,
+        mv.errors.RuleError,
         None,
         "one of: greedy, target_only, coupled",
     ),
@@ -125,91 +145,91 @@ CASES = {
             rows(4),
             rule="gbv",
         ),
-        mv.RuleError,
+        mv.errors.RuleError,
         ("node", 1),
         "gbv",
     ),
     "greedy_temperature": (
         lambda: check(chain([1]), rows(2), rule="greedy"),
-        mv.RuleError,
+        mv.errors.RuleError,
         None,
         "set temperature=0",
     ),
     "illegal_lossy": (
         lambda: check(chain([1]), rows(2), rule="block", lossy=mv.lossy.topk(2)),
-        mv.RuleError,
+        mv.errors.RuleError,
         None,
         'lossy acceptance "topk": found rule="block", wanted rule="auto"',
     ),
     "row_not_finite": (
         lambda: check(chain([]), with_value(np.nan)),
-        mv.NumericsError,
+        mv.errors.NumericsError,
         ("row", 0),
         "target row 0: NaN at token 2",
     ),
     "row_empty": (
         lambda: check(chain([]), np.full((1, 4), -np.inf, np.float32)),
-        mv.NumericsError,
+        mv.errors.NumericsError,
         ("row", 0),
         "every logit is -inf",
     ),
     "row_not_normalised": (
         lambda: chain([1], law="chain", probs=HEAVY).validate(),
-        mv.NumericsError,
+        mv.errors.NumericsError,
         ("row", 0),
         "sum to 2",
     ),
     "not_a_path": (
-        lambda: mv.commit_plan(mv.TokenTree([-1, 0, 0]), [1, 2], 0),
-        mv.CacheError,
+        lambda: mv.kv.commit_plan(mv.TokenTree([-1, 0, 0]), [1, 2], 0),
+        mv.errors.CacheError,
         None,
         "path[1] = 2",
     ),
     "overflow": (
         lambda: check(chain([]), rows(1), position=2**32),
-        mv.ParamsError,
+        mv.errors.ParamsError,
         None,
         "position: 4294967296 overflows",
     ),
     "unknown_sequence": (
         lambda: table(3).release(4),
-        mv.CacheError,
+        mv.errors.CacheError,
         ("sequence", 4),
         "never added, or released",
     ),
     "duplicate_sequence": (
         lambda: table(3).add_sequence(3, 1),
-        mv.CacheError,
+        mv.errors.CacheError,
         ("sequence", 3),
         "release it first",
     ),
     "out_of_blocks": (
         lambda: table(3, -8).reserve(3, 2),
-        mv.OutOfBlocksError,
+        mv.errors.OutOfBlocksError,
         ("missing", 1),
         "release or roll back",
     ),
     "no_reservation": (
         lambda: table(3).commit(3, mv.TokenTree([-1]), []),
-        mv.CacheError,
+        mv.errors.CacheError,
         ("sequence", 3),
         "call reserve before this",
     ),
     "open_reservation": (
         lambda: table(3, reserved=2).fork(3, 4),
-        mv.CacheError,
+        mv.errors.CacheError,
         ("sequence", 3),
         "2 slots; commit it, or drop it with rollback",
     ),
     "bad_state": (
         lambda: table(3).__setstate__([2]),
-        mv.CacheError,
+        mv.errors.CacheError,
         None,
         "state: found another format",
     ),
     "reservation_mismatch": (
         lambda: table(3, reserved=2).commit(3, mv.TokenTree([-1]), []),
-        mv.CacheError,
+        mv.errors.CacheError,
         ("sequence", 3),
         "tree has 1 nodes with its root, 2 slots are reserved",
     ),
@@ -254,7 +274,7 @@ def test_no_kind_of_shaping_overlooks_a_value_that_no_row_may_hold(
 ) -> None:
     logits = rows(1, 3000)
     logits[0, at] = value
-    with pytest.raises(mv.NumericsError, match=f"target row 0: {found} at token {at}"):
+    with pytest.raises(mv.errors.NumericsError, match=f"target row 0: {found} at token {at}"):
         check(chain([]), logits, params)
 
 
@@ -270,7 +290,7 @@ def test_a_refused_call_changes_nothing() -> None:
     draft = chain([1])
     logits = with_value(np.nan).repeat(2, axis=0)
     before = logits.copy()
-    with pytest.raises(mv.NumericsError):
+    with pytest.raises(mv.errors.NumericsError):
         check(draft, logits)
     np.testing.assert_array_equal(logits, before)
     assert check(draft, rows(2)).num_accepted in {0, 1}
@@ -278,11 +298,11 @@ def test_a_refused_call_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_have_64_bits(seed: int) -> None:
-    with pytest.raises(mv.ParamsError, match="seed"):
+    with pytest.raises(mv.errors.ParamsError, match="seed"):
         check(chain([]), rows(1), seed=seed)
 
 
 def test_a_panic_becomes_an_internal_error() -> None:
-    with pytest.raises(mv.InternalError, match="please report") as caught:
+    with pytest.raises(mv.errors.InternalError, match="please report") as caught:
         _core._panic()
     assert isinstance(caught.value, RuntimeError)

@@ -22,6 +22,11 @@ def test_the_package_has_few_rooms():
     assert len(entries) <= 16
 
 
+def test_the_root_holds_few_names():
+    assert len(mv.__all__) <= 30
+    assert set(mv.__all__) <= set(dir(mv))
+
+
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_each_room_says_what_it_is_for(room):
     tree = ast.parse((ROOT / room / "__init__.py").read_text())

@@ -111,7 +111,7 @@ def test_long_lists_are_counted_in_texts():
         "5000 in all": mv.TokenTree([-1, *tokens[:-1]]),
         "5001 in all": mv.Verdict([*tokens, 1], range(1, 5001), [-1.0] * 5001, "greedy"),
         "<5000 tokens>": mv.SamplingParams(banned=tokens),
-        "5000 in all ": mv.Reservation(tokens, np.zeros((0, 2), int)),
+        "5000 in all ": mv.kv.Reservation(tokens, np.zeros((0, 2), int)),
     }
     for text, value in values.items():
         assert text.strip() in repr(value)
@@ -241,7 +241,7 @@ class TestHostilePickles:
                 given = [*arguments[:place], bad, *arguments[place + 1 :]]
                 try:
                     built = build(*given)
-                except mv.InternalError as error:
+                except mv.errors.InternalError as error:
                     pytest.fail(f"{given}: {error}")
                 except LEGAL:
                     continue
@@ -255,12 +255,12 @@ class TestHostilePickles:
             "logprobs: found 0.5": lambda: mv.Verdict([1], [], [0.5], "greedy"),
             "rule": lambda: mv.Verdict([1], [], [-1], "mine"),
             "tokens": lambda: mv.Verdict([1, 2], [], [-1, -1], "greedy"),
-            "moves": lambda: mv.CommitPlan([[1, -1]], [], 1, 0),
-            "freed": lambda: mv.CommitPlan([], [2**31], 1, 0),
-            "slots": lambda: mv.Reservation([-1], []),
+            "moves": lambda: mv.kv.CommitPlan([[1, -1]], [], 1, 0),
+            "freed": lambda: mv.kv.CommitPlan([], [2**31], 1, 0),
+            "slots": lambda: mv.kv.Reservation([-1], []),
             r"verdicts\[0\]: found int": lambda: mv.VerdictBatch([1]),
-            r"plans\[1\]": lambda: mv.CommitPlanBatch(
-                [mv.commit_plan(mv.TokenTree([-1]), [], 0), 2]
+            r"plans\[1\]": lambda: mv.kv.CommitPlanBatch(
+                [mv.kv.commit_plan(mv.TokenTree([-1]), [], 0), 2]
             ),
         }
         for text, build in wrong.items():
@@ -282,11 +282,11 @@ class TestHostilePickles:
                 )
             if rng.random() < 0.1:
                 del numbers[rng.randrange(len(numbers)) :]
-            blocks = mv.BlockTable(*sizes)
+            blocks = mv.kv.BlockTable(*sizes)
             before = copy.deepcopy(blocks)
             try:
                 blocks.__setstate__(numbers)
-            except mv.CacheError as error:
+            except mv.errors.CacheError as error:
                 assert str(error).startswith("state: found")  # noqa: PT017
                 assert blocks == before
                 continue
@@ -301,18 +301,18 @@ class TestHostilePickles:
     def test_of_another_size(self):
         state = table().__reduce__()[2]
         for sizes in ((3, 2, True), (16, 3, True), (16, 2, False)):
-            with pytest.raises(mv.CacheError, match="state: found"):
-                mv.BlockTable(*sizes).__setstate__(state)
+            with pytest.raises(mv.errors.CacheError, match="state: found"):
+                mv.kv.BlockTable(*sizes).__setstate__(state)
 
     def test_no_state_takes_memory_that_it_does_not_have(self):
-        with pytest.raises(mv.CacheError, match="more blocks in use"):
-            mv.BlockTable(2**31 - 1, 1).__setstate__([1, 2**31 - 1, 0, 0, 0, 0, 0])
+        with pytest.raises(mv.errors.CacheError, match="more blocks in use"):
+            mv.kv.BlockTable(2**31 - 1, 1).__setstate__([1, 2**31 - 1, 0, 0, 0, 0, 0])
 
 
-def _outcome(blocks: mv.BlockTable, seq: int) -> str:
+def _outcome(blocks: mv.kv.BlockTable, seq: int) -> str:
     try:
         return str(blocks.lengths([seq]))
-    except mv.CacheError as error:
+    except mv.errors.CacheError as error:
         return str(error)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
-from mtp_verify.verifier.api import commit_plan
+from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

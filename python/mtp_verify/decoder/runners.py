@@ -16,7 +16,7 @@ import torch
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.models.interface import check_cache, check_commit, check_forward, check_slots
-from mtp_verify.verifier.api import commit_plan
+from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from mtp_verify._core import TokenTree
 from mtp_verify.errors import MtpVerifyError, ParamsError
 from mtp_verify.models.interface import check_cache, check_commit, check_forward
 from mtp_verify.models.target import as_target
-from mtp_verify.verifier.api import commit_plan
 from mtp_verify.verifier.intake import as_count, as_list
+from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

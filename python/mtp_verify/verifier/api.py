@@ -1,10 +1,10 @@
-"""The functions: verify a draft, plan a commit, list the rules."""
+"""The functions: verify a draft, say what a rule is worth, list the rules."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from mtp_verify import _core
-from mtp_verify._core import CommitPlan, Draft, Lossy, TokenTree, Verdict
+from mtp_verify._core import Draft, Lossy, Verdict
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.intake import as_list, as_word, check_sequence, check_type, on_host, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
@@ -16,7 +16,6 @@ __all__ = [
     "alpha_star",
     "best_rule",
     "build_info",
-    "commit_plan",
     "derive_seed",
     "expected_accepted",
     "rules",
@@ -246,30 +245,6 @@ def _check_history(
             "the tokens up to and including the root"
         )
         raise ParamsError(message, slug="param_out_of_range")
-
-
-def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan:
-    """Which entries of a contiguous KV cache a verdict keeps, and where they go.
-
-    Args:
-        tree: The verified tree; entries ``start, start + 1, ...`` hold its nodes 0, 1, ...
-        path: int (A,), the verdict's path (cut where the decoder cut it).
-        start: The root's entry, >= 0.
-
-    Returns:
-        The plan: ``moves`` int64 (M, 2) from -> to in an order that is safe in place, ``length``
-        (``start + 1 + A``), ``state_select`` (the node whose state is kept).
-
-    Raises:
-        CacheError: ``path`` does not lead from below the root downwards.
-        ParamsError: ``start`` is out of range.
-
-    Example:
-        >>> plan = commit_plan(TokenTree([-1, 0, 0, 2]), [2, 3], start=10)
-        >>> plan.moves.tolist(), plan.length
-        ([[12, 11], [13, 12]], 13)
-    """
-    return _core.commit_plan(tree, path, start)
 
 
 def derive_seed(seed: int, row: int) -> int:

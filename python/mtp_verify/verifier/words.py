@@ -33,7 +33,7 @@ RuleName: TypeAlias = Literal[
 Rule: TypeAlias = Literal["auto", RuleName]
 LossyName: TypeAlias = Literal["typical", "threshold", "topk", "ensemble"]
 
-# Those of `mv.alpha_star`, of `mv.growers.Fixed`, of `mv.drafters.Heads` with a shape, of drafts.
+# Those of `alpha_star`, of `mv.growers.Fixed`, of `mv.drafters.Heads` with a shape, of drafts.
 NodeLaw: TypeAlias = Literal["deterministic", "chain", "iid", "swor", "top_plus_one"]
 ShapeLaw: TypeAlias = Literal[NodeLaw, "mixed"]
 HeadLaw: TypeAlias = Literal[NodeLaw, "coupled"]
@@ -70,7 +70,7 @@ class RuleRecord(TypedDict):
 
 
 class BuildInfo(TypedDict):
-    """What `mv.build_info()` returns.
+    """What `mv.verifier.build_info()` returns.
 
     Attributes:
         version: The package's.

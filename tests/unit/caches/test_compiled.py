@@ -88,7 +88,9 @@ def test_nothing_is_compiled_to_try_a_model():
 def test_refusals_name_the_model_inside():
     model = tiny_model("llama")
     around = torch.compile(model.train(), backend="eager")
-    with pytest.raises(mv.UnsupportedModelError, match="LlamaForCausalLM is in training mode"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="LlamaForCausalLM is in training mode"
+    ):
         mv.Decoder(around)
 
 

@@ -60,7 +60,7 @@ def test_committed_cache_equals_that_of_a_fresh_forward(kind, past, rng):
                 text = tokens + [nodes[n] for n in tree.path(node)]
                 alone = model(torch.tensor([text])).logits[0, -1]
                 torch.testing.assert_close(rows[node], alone, atol=1e-4, rtol=1e-4)
-            cache.commit(mv.commit_plan(tree, np.asarray(path, np.int64), position))
+            cache.commit(mv.kv.commit_plan(tree, np.asarray(path, np.int64), position))
             tokens += [nodes[n] for n in path]
             assert cache.length == len(tokens)
             assert_same_entries(cache.kv, fresh_cache(model, tokens))
@@ -254,7 +254,7 @@ def test_cross_attention_is_left_alone():
         run(text, cache.kv)
     crossed = [layer.keys for layer in cache.kv.cross_attention_cache.layers]
     # A tree whose path is nodes 1 and 3 of 0 - 1 - 3, 0 - 2; its mask is another test's business.
-    cache.commit(mv.commit_plan(mv.TokenTree([-1, 0, 0, 1]), np.array([1, 3]), 5))
+    cache.commit(mv.kv.commit_plan(mv.TokenTree([-1, 0, 0, 1]), np.array([1, 3]), 5))
     kv = cache.finish()
     assert cache.length == 8
     for layer, keys in zip(kv.cross_attention_cache.layers, crossed, strict=True):

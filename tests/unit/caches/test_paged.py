@@ -71,14 +71,14 @@ def test_all_drafts_within_their_room_fit_together(data):
     for tokens in prompts:
         try:
             cache.add(tokens, is_known=True)
-        except mv.OutOfBlocksError:
+        except mv.errors.OutOfBlocksError:
             break
         cache.lengths[-1] = len(tokens)
     count = len(cache.lengths)
     wanted = data.draw(st.lists(st.integers(0, 30), min_size=count, max_size=count))
     if not cache.has_room():
         # Of requests that share a block one copies less than is counted: that is never too few.
-        with contextlib.suppress(mv.OutOfBlocksError):
+        with contextlib.suppress(mv.errors.OutOfBlocksError):
             cache.room(wanted)
         return
     room = cache.room(wanted)
@@ -218,13 +218,13 @@ def test_request_larger_than_the_pool_fails_alone():
     assert finished[last].tokens == runs[1].tokens
     for number in (second, third):
         assert finished[number].finish_reasons == ["error"]
-        assert isinstance(finished[number].errors[0], mv.OutOfBlocksError)
+        assert isinstance(finished[number].errors[0], mv.errors.OutOfBlocksError)
     emitted = finished[second].tokens[0]
     assert 0 < len(emitted) < 14
     assert emitted == runs[2].tokens[0][: len(emitted)]
     assert finished[third].tokens == [[]]
     assert_empty(decoder)
-    with pytest.raises(mv.OutOfBlocksError, match="blocks"):
+    with pytest.raises(mv.errors.OutOfBlocksError, match="blocks"):
         decoder.generate(prompt(30), max_new_tokens=4)
     assert_empty(decoder)
 
@@ -354,9 +354,9 @@ def test_drafter_gets_hidden_states_of_everything_once():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"cache": "blocks"}, mv.ParamsError, 'wanted None, "paged" or a Paged'),
-        ({"cache": "paged", "batching": "each"}, mv.ParamsError, "a cache of its own"),
-        ({"cache": Paged(0)}, mv.ParamsError, "num_blocks"),
+        ({"cache": "blocks"}, mv.errors.ParamsError, 'wanted None, "paged" or a Paged'),
+        ({"cache": "paged", "batching": "each"}, mv.errors.ParamsError, "a cache of its own"),
+        ({"cache": Paged(0)}, mv.errors.ParamsError, "num_blocks"),
     ],
 )
 def test_bad_settings_are_named(options, error, match):
@@ -365,10 +365,10 @@ def test_bad_settings_are_named(options, error, match):
 
 
 def test_models_that_cannot_be_paged_are_refused():
-    with pytest.raises(mv.UnsupportedModelError, match="recurrent layers"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="recurrent layers"):
         Decoder(tiny_model("qwen3_next"), cache="paged")
     target = TableTarget(lambda path: np.zeros(4), 4)
-    with pytest.raises(mv.UnsupportedModelError, match="TableTarget has no forward"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="TableTarget has no forward"):
         Decoder(target, cache="paged")
 
 
@@ -376,5 +376,5 @@ def test_users_cache_is_refused():
     model = tiny_model("llama")
     decoder = Decoder(model, None, GREEDY, cache="paged")
     past = TransformersTarget(model).new_cache().kv
-    with pytest.raises(mv.ParamsError, match="not paged"):
+    with pytest.raises(mv.errors.ParamsError, match="not paged"):
         decoder.generate(prompt(), max_new_tokens=2, past_key_values=past)

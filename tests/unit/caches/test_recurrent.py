@@ -58,7 +58,7 @@ def test_committed_cache_equals_that_of_a_fresh_forward(kind, rng):
         alone = model(torch.tensor([tokens + nodes[1:]])).logits[0, -5:]
         torch.testing.assert_close(rows, alone, atol=1e-4, rtol=1e-4)
         path = np.arange(1, num_accepted + 1)
-        cache.commit(mv.commit_plan(tree, path, position))
+        cache.commit(mv.kv.commit_plan(tree, path, position))
         # All accepted: the state is the right one. Else back to the root, and run again.
         assert cache.length == (position + 5 if num_accepted == 4 else position)
         tokens += [*nodes[1 : num_accepted + 1], int(rng.integers(VOCAB))]
@@ -98,21 +98,23 @@ def test_users_cache_is_continued(kind):
 def test_state_of_unknown_length_is_refused():
     model = tiny_model("mamba2")
     past = fresh_cache(model, [1, 2, 3])
-    with pytest.raises(mv.UnsupportedModelError, match="state of unknown length"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="state of unknown length"):
         Decoder(model, None, GREEDY).generate(prompt(5), max_new_tokens=2, past_key_values=past)
 
 
 @pytest.mark.parametrize("kind", RECURRENT_KINDS)
 def test_trees_are_refused_before_a_forward(kind):
     model = tiny_model(kind)
-    with pytest.raises(mv.UnsupportedModelError, match="one state and not one for each branch"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="one state and not one for each branch"
+    ):
         Decoder(model, TreeDrafter([-1, 0, 0]), GREEDY)
 
     class Sly(StubDrafter):
         def draft(self, request, budget):
             return mv.Draft(mv.TokenTree([-1, 0, 0]), [request.tokens[-1], 1, 2])
 
-    with pytest.raises(mv.UnsupportedModelError, match="the draft is a tree"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="the draft is a tree"):
         Decoder(model, Sly(), GREEDY).generate(prompt(4), max_new_tokens=4)
 
 
@@ -130,7 +132,7 @@ def test_batch_equals_single_runs(kind):
             ids[row], max_new_tokens=10, seed=row
         )
         assert batch.tokens[row] == single.tokens[0]
-    with pytest.raises(mv.UnsupportedModelError, match="cannot share a forward"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="cannot share a forward"):
         Decoder(model, batching="together")
 
 
@@ -168,14 +170,14 @@ def test_forward_that_fails_is_undone(kind):
     target.forward(torch.tensor([text[4:]]), None, None, cache, num_logits=1)
     assert_same_entries(cache.kv, fresh_cache(model, text))
     cache.crop(6)
-    with pytest.raises(mv.CacheError, match="was committed and cannot be taken back to 5"):
+    with pytest.raises(mv.errors.CacheError, match="was committed and cannot be taken back to 5"):
         cache.crop(5)
 
 
 def test_models_that_cannot_go_on_by_several_tokens_are_refused():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=32, hidden_size=32, state_size=8, num_hidden_layers=2)
-    with pytest.raises(mv.UnsupportedModelError, match="another state than the same two"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="another state than the same two"):
         Decoder(MambaForCausalLM(config).eval())
     jamba = JambaForCausalLM(
         JambaConfig(
@@ -185,7 +187,7 @@ def test_models_that_cannot_go_on_by_several_tokens_are_refused():
         )
     ).eval()  # fmt: skip
     for _ in range(2):  # The second answer is remembered.
-        with pytest.raises(mv.UnsupportedModelError, match="JambaForCausalLM cannot decode"):
+        with pytest.raises(mv.errors.UnsupportedModelError, match="JambaForCausalLM cannot decode"):
             Decoder(jamba)
 
 

@@ -172,7 +172,7 @@ def test_empty_cache_keeps_no_memory():
 
 def test_other_layers_are_refused():
     config = tiny_model("llama").config
-    with pytest.raises(mv.UnsupportedModelError, match="cache layer 0 is a StaticLayer"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="cache layer 0 is a StaticLayer"):
         SlotCache(StaticCache(config=config, max_cache_len=8))
 
 

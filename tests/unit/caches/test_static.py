@@ -52,7 +52,7 @@ def test_committed_cache_equals_that_of_a_fresh_forward(kind, rng):
             text = tokens + [nodes[n] for n in tree.path(node)]
             alone = model(torch.tensor([text])).logits[0, -1]
             torch.testing.assert_close(rows[node], alone, atol=1e-4, rtol=1e-4)
-        cache.commit(mv.commit_plan(tree, np.asarray(path, np.int64), position))
+        cache.commit(mv.kv.commit_plan(tree, np.asarray(path, np.int64), position))
         tokens += [nodes[n] for n in path]
         assert cache.length == len(tokens)
         # Handed back and taken over again: what a user gets between two generations.
@@ -103,10 +103,10 @@ def test_decoding_equals_plain_decoding(kind, params):
 def test_cache_too_small_is_refused_before_anything_is_run():
     model = tiny_model("llama")
     static = static_cache(model)
-    with pytest.raises(mv.ParamsError, match="room for 40 entries; 41 are needed"):
+    with pytest.raises(mv.errors.ParamsError, match="room for 40 entries; 41 are needed"):
         Decoder(model, None, GREEDY).generate(prompt(9), max_new_tokens=33, past_key_values=static)
     assert int(static.get_seq_length()) == 0
-    with pytest.raises(mv.ParamsError, match="drop the padding"):
+    with pytest.raises(mv.errors.ParamsError, match="drop the padding"):
         Decoder(model, None, GREEDY).generate(
             prompt(3), [[0, 1, 1]], max_new_tokens=3, past_key_values=static
         )

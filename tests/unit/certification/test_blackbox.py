@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_and_finds_what_one_run_finds(tmp_path):
 def test_a_file_of_another_certification_is_refused(tmp_path):
     file = tmp_path / "counts.json"
     certify(mutants.engine(), min_tv=0.1, max_samples=300, resume=file)
-    with pytest.raises(mv.ParamsError, match="take another file"):
+    with pytest.raises(mv.errors.ParamsError, match="take another file"):
         certify(mutants.engine(), min_tv=0.1, seed=5, resume=file)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_file_of_counts_is_refused(tmp_path, change, message):
     certify(mutants.engine(), min_tv=0.1, max_samples=300, resume=file)
     damaged = change(json.loads(file.read_text()))
     file.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         certify(mutants.engine(), min_tv=0.1, resume=file)
 
 
@@ -188,17 +188,17 @@ def test_at_temperature_0_ties_are_told_from_failures():
     ],
 )
 def test_what_is_not_a_sampler_is_refused(engine, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         certify(engine, mutants.table_rows(4, 7), min_tv=0.1)
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(mv.ParamsError, match="pass rows="):
+    with pytest.raises(mv.errors.ParamsError, match="pass rows="):
         certify(lambda prompt, n, seed: None)
 
 
 def test_a_model_too_large_for_an_exact_law_is_refused_with_the_limit():
-    with pytest.raises(mv.ParamsError, match="the limit for an exact law is 65536"):
+    with pytest.raises(mv.errors.ParamsError, match="the limit for an exact law is 65536"):
         certify(mutants.engine(), lambda path: np.zeros(49_152))
 
 

@@ -70,7 +70,7 @@ def test_a_transformers_without_such_layers_is_refused(make, monkeypatch):
     from transformers import modeling_layers
 
     monkeypatch.delattr(modeling_layers, "MtpModel")
-    with pytest.raises(mv.UnsupportedModelError, match=r"5\.23 has it"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"5\.23 has it"):
         make("transformers", "mtp")
 
 

@@ -168,7 +168,7 @@ def test_a_report_shows_the_ranks_of_a_late_token():
 
 
 def test_more_tokens_than_the_engine_returns_are_refused():
-    with pytest.raises(mv.ParamsError, match=r"wanted \(16, 9\) or wider"):
+    with pytest.raises(mv.errors.ParamsError, match=r"wanted \(16, 9\) or wider"):
         certify(mutants.engine(length=8), min_tv=0.3, horizon=9)
 
 

@@ -116,7 +116,9 @@ def test_kept_counts_stay_where_time_ends_before_all_laws_are_known(monkeypatch,
 
 def test_without_time_for_one_law_it_is_refused(monkeypatch):
     engine = SlowRows(monkeypatch, 1.0)
-    with pytest.raises(mv.ParamsError, match="too little for the law of one prompt") as caught:
+    with pytest.raises(
+        mv.errors.ParamsError, match="too little for the law of one prompt"
+    ) as caught:
         certify(engine, max_seconds=10)
     assert caught.value.slug == "too_little_time"
     assert engine.slow.now <= 12

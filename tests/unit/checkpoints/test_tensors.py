@@ -43,7 +43,7 @@ def test_file_of_the_reference_library_is_read(tmp_path):
         assert file.tensors[name].shape == tuple(tensor.shape)
         assert torch.equal(file.read(name), tensor)
         assert file.read(name).dtype == tensor.dtype
-    with pytest.raises(mv.UnsupportedModelError, match="holds no tensor d"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="holds no tensor d"):
         file.read("d")
 
 
@@ -89,7 +89,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4), **more):
 def test_lying_headers_are_refused(tmp_path, content, message):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(mv.UnsupportedModelError, match=message):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=message):
         TensorFile(path)
 
 
@@ -98,7 +98,7 @@ def test_types_that_torch_lacks_are_listed_and_not_read(tmp_path):
     path.write_bytes(raw({"a": entry("F4", (4,), (0, 2))}, b"12"))
     file = TensorFile(path)
     assert file.tensors["a"].dtype == "F4"
-    with pytest.raises(mv.UnsupportedModelError, match="quantised to F4"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="quantised to F4"):
         file.read("a")
 
 
@@ -124,5 +124,5 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_json_that_is_no_table_is_refused(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(mv.UnsupportedModelError, match="JSON"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="JSON"):
         read_json(path)

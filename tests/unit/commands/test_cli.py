@@ -102,7 +102,7 @@ def test_wrong_use_with_json_gives_one_document(capsys):
 
 def test_a_library_error_keeps_its_slug_in_json(capsys, doctor):
     def function(args):
-        raise mv.ParamsError("top_p is 0", slug="bad_top_p")
+        raise mv.errors.ParamsError("top_p is 0", slug="bad_top_p")
 
     doctor(function)
     code, out, _ = run(capsys, "doctor", "--json")
@@ -116,10 +116,10 @@ def test_a_library_error_keeps_its_slug_in_json(capsys, doctor):
 
 def test_an_internal_error_is_not_taken_for_wrong_use(doctor):
     def function(args):
-        raise mv.InternalError("broken")
+        raise mv.errors.InternalError("broken")
 
     doctor(function)
-    with pytest.raises(mv.InternalError):
+    with pytest.raises(mv.errors.InternalError):
         cli.main(["doctor"])
 
 

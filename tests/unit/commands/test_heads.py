@@ -321,10 +321,10 @@ def test_reattach_refuses_what_does_not_fit(tmp_path):
     fine_tuned(tmp_path)
     config = json.loads((tmp_path / "tuned/config.json").read_text()) | {"hidden_size": 64}
     (tmp_path / "tuned/config.json").write_text(json.dumps(config))
-    with pytest.raises(mv.UnsupportedModelError, match="hidden_size is 64 and was 32"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="hidden_size is 64 and was 32"):
         reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
     write_eagle(tmp_path / "eagle", tiny_model("llama"))
-    with pytest.raises(mv.UnsupportedModelError, match="repository of its own"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="repository of its own"):
         reattach(tmp_path / "eagle", tmp_path / "tuned", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -206,5 +206,5 @@ def test_default_counts_double_up_to_the_cores():
     "options", [{"counts": []}, {"counts": [0]}, {"widths": ()}, {"widths": (0,)}, {"rounds": 0}]
 )
 def test_empty_measurements_are_refused(options):
-    with pytest.raises(mv.ParamsError, match="at least 1"):
+    with pytest.raises(mv.errors.ParamsError, match="at least 1"):
         threads.measure(tiny_model("llama"), **options)

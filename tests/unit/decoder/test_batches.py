@@ -169,7 +169,7 @@ def test_requests_join_and_leave_at_any_step(kind, policy):
         if i != 1:
             assert finished[number].tokens == singles[i].tokens
     assert decoder.results() == {}
-    with pytest.raises(mv.CacheError, match="not in flight"):
+    with pytest.raises(mv.errors.CacheError, match="not in flight"):
         decoder.cancel(numbers[1])
 
 
@@ -228,7 +228,7 @@ def test_request_that_fails_fails_alone(policy):
     first, third = finished[numbers[0]], finished[numbers[2]]
     assert first.finish_reasons == third.finish_reasons == ["error"]
     assert first.tokens[0] == singles[0].tokens[0][:4]
-    assert isinstance(first.errors[0], mv.DraftError)
+    assert isinstance(first.errors[0], mv.errors.DraftError)
     assert str(third.errors[0]) == "no 18"
     assert careless.calls[-1] == "release"
 
@@ -307,7 +307,7 @@ def test_targets_without_batches_run_each():
     result = Decoder(target, None, GREEDY).generate([[1], [2, 3, 4]], max_new_tokens=3)
     assert result.tokens == [[2, 3, 4], [5, 6, 7]]
     assert result.sequences.tolist() == [[0, 0, 1, 2, 3, 4], [2, 3, 4, 5, 6, 7]]
-    with pytest.raises(mv.UnsupportedModelError, match="TableTarget has no forward"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="TableTarget has no forward"):
         Decoder(target, batching="together")
 
 
@@ -319,17 +319,17 @@ def test_targets_without_batches_run_each():
     ],
 )
 def test_bad_settings_are_named(options, match):
-    with pytest.raises(mv.ParamsError, match=match):
+    with pytest.raises(mv.errors.ParamsError, match=match):
         Decoder(tiny_model("llama"), **options)
 
 
 def test_submit_refuses_what_cannot_be_right():
     decoder = Decoder(tiny_model("gpt2"), None, GREEDY)
-    with pytest.raises(mv.ParamsError, match="takes one sequence"):
+    with pytest.raises(mv.errors.ParamsError, match="takes one sequence"):
         decoder.submit([[1], [2]], max_new_tokens=2)
-    with pytest.raises(mv.ParamsError, match="context is 64"):
+    with pytest.raises(mv.errors.ParamsError, match="context is 64"):
         decoder.submit(prompt(64), max_new_tokens=2)
-    with pytest.raises(mv.ParamsError, match="max_new_tokens: found 0"):
+    with pytest.raises(mv.errors.ParamsError, match="max_new_tokens: found 0"):
         decoder.submit([1], max_new_tokens=0)
     assert decoder.num_unfinished == 0
     assert decoder.step() == {}
@@ -345,7 +345,7 @@ def test_each_prompt_is_continued_several_times(policy):
     for row in range(6):
         single = decoder.generate(ids[row // 3], max_new_tokens=6, seed=mv.derive_seed(3, row))
         assert result.tokens[row] == single.tokens[0]
-    with pytest.raises(mv.ParamsError, match="num_return_sequences: found 0"):
+    with pytest.raises(mv.errors.ParamsError, match="num_return_sequences: found 0"):
         decoder.generate(ids, max_new_tokens=6, num_return_sequences=0)
-    with pytest.raises(mv.ParamsError, match="single sequence, and 2 are asked for"):
+    with pytest.raises(mv.errors.ParamsError, match="single sequence, and 2 are asked for"):
         decoder.generate(ids[0], max_new_tokens=2, num_return_sequences=2, streamer=StubDrafter())

@@ -59,7 +59,7 @@ def run(target, drafter, rule, way, prompts=PROMPTS):
     options = {name: value() if callable(value) else value for name, value in options.items()}
     try:
         decoder = mv.Decoder(target, drafter, rule=rule, **options)
-    except (mv.RuleError, mv.UnsupportedModelError):
+    except (mv.errors.RuleError, mv.errors.UnsupportedModelError):
         return False
     request = {"ids": prompts[0], "max_new_tokens": 9, "eos_token_id": (), "seed": 3, **request}
     ids = request.pop("ids")

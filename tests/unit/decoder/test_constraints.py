@@ -256,25 +256,27 @@ def test_dead_ends_are_named_with_the_tokens_before_them():
     # `ay` can be begun and never ended: no token holds a `y`.
     decoder = mv.Decoder(table(1), ScriptDrafter([*PROMPT, 0, 0, 0]))
     for speculate in (True, False):
-        with pytest.raises(mv.NumericsError, match=r"no token after \[0\]") as caught:
+        with pytest.raises(mv.errors.NumericsError, match=r"no token after \[0\]") as caught:
             decoder.generate(
                 PROMPT, max_new_tokens=8, seed=0, constraint=Finite({b"ay"}), speculate=speculate
             )
         assert caught.value.slug == "dead_end"
-    with pytest.raises(mv.NumericsError, match=r"no token after \[\]"):
+    with pytest.raises(mv.errors.NumericsError, match=r"no token after \[\]"):
         decoder.generate(PROMPT, max_new_tokens=8, seed=0, constraint=Finite({b"y"}))
 
 
 def test_constraints_of_another_tokenizer_are_refused():
-    with pytest.raises(mv.ParamsError, match="over 9 tokens") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="over 9 tokens") as caught:
         mv.Decoder(table(1)).generate(
             PROMPT, max_new_tokens=2, seed=0, constraint=Finite(vocab_size=9)
         )
     assert caught.value.slug == "vocab_mismatch"
     model = tiny_model("llama", vocab_size=VOCAB, eos_token_id=3)
-    with pytest.raises(mv.ParamsError, match=r"ends with \[7\] and the model with \[3\]"):
+    with pytest.raises(mv.errors.ParamsError, match=r"ends with \[7\] and the model with \[3\]"):
         mv.Decoder(model).generate(PROMPT, max_new_tokens=2, seed=0, constraint=Finite())
-    with pytest.raises(mv.ParamsError, match="constraint: found 'json', wanted one Constraint"):
+    with pytest.raises(
+        mv.errors.ParamsError, match="constraint: found 'json', wanted one Constraint"
+    ):
         mv.Decoder(table(1)).generate(PROMPT, max_new_tokens=2, seed=0, constraint="json")
 
 

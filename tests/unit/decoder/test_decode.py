@@ -292,7 +292,7 @@ def test_users_cache_keeps_no_draft_after_an_error():
     kept = []
     target.new_cache = lambda past: kept.append(TableTarget.new_cache(target, past)) or kept[0]
     decoder = Decoder(target, ScriptDrafter([*range(8)] * 2, num_tokens=2), GREEDY)
-    with pytest.raises(mv.NumericsError):
+    with pytest.raises(mv.errors.NumericsError):
         decoder.generate([0, 1], max_new_tokens=9)
     assert kept[0].tokens == [0, 1, 2, 3]
 
@@ -381,7 +381,7 @@ def test_bad_arguments_are_named_before_anything_runs(case):
     target = counting_target()
     drafter = StubDrafter()
     call = {"input_ids": [1, 2, 3], "max_new_tokens": 4, **options}
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         Decoder(target, drafter, GREEDY).generate(**call)
     assert target.num_forwards == 0
     assert drafter.calls == []
@@ -389,7 +389,7 @@ def test_bad_arguments_are_named_before_anything_runs(case):
 
 def test_prompt_longer_than_the_context_is_refused():
     model = tiny_model("gpt2")
-    with pytest.raises(mv.ParamsError, match="64 tokens and the model's context is 64"):
+    with pytest.raises(mv.errors.ParamsError, match="64 tokens and the model's context is 64"):
         Decoder(model, None, GREEDY).generate(prompt(64), max_new_tokens=1)
 
 
@@ -414,7 +414,9 @@ def test_draft_larger_than_asked_for_is_refused(form):
             parents = range(-1, budget + 1) if form == "deeper" else [-1] + [0] * (budget + 1)
             return mv.Draft(mv.TokenTree(parents), tokens)
 
-    with pytest.raises(mv.DraftError, match="Greedy drafted 4 nodes, and was asked for 3") as error:
+    with pytest.raises(
+        mv.errors.DraftError, match="Greedy drafted 4 nodes, and was asked for 3"
+    ) as error:
         Decoder(counting_target(), Greedy(), GREEDY).generate([0], max_new_tokens=4)
     assert error.value.slug == "draft_too_large"
 
@@ -424,7 +426,7 @@ def test_draft_token_outside_the_vocabulary_is_refused():
         def draft(self, request, budget):
             return mv.Draft.chain([1, 9])
 
-    with pytest.raises(mv.DraftError, match=r"node 2: token 9 .* vocabulary of 8") as error:
+    with pytest.raises(mv.errors.DraftError, match=r"node 2: token 9 .* vocabulary of 8") as error:
         Decoder(counting_target(), Foreign(), GREEDY).generate([0], max_new_tokens=4)
     assert error.value.node == 2
 
@@ -432,13 +434,13 @@ def test_draft_token_outside_the_vocabulary_is_refused():
 def test_rows_with_nan_are_refused_and_the_drafter_released():
     drafter = StubDrafter()
     target = TableTarget(lambda path: [float("nan")] * 8, 8)
-    with pytest.raises(mv.NumericsError):
+    with pytest.raises(mv.errors.NumericsError):
         Decoder(target, drafter).generate([0], max_new_tokens=4)
     assert drafter.calls[-1] == "release"
 
 
 def test_illegal_rule_is_refused_by_name():
-    with pytest.raises(mv.RuleError):
+    with pytest.raises(mv.errors.RuleError):
         Decoder(counting_target(), None, rule="fastest").generate([0], max_new_tokens=4)
 
 
@@ -463,7 +465,7 @@ def test_lossy_decoding_says_so_and_plain_decoding_stays_lossless():
 
 @pytest.mark.parametrize("options", [{"rule": "block"}, {"params": GREEDY}], ids=repr)
 def test_lossy_acceptance_that_does_not_fit_is_refused_at_once(options):
-    with pytest.raises(mv.RuleError, match='lossy acceptance "topk"'):
+    with pytest.raises(mv.errors.RuleError, match='lossy acceptance "topk"'):
         Decoder(counting_target(), None, **options, lossy=mv.lossy.topk(2))
 
 

@@ -329,7 +329,7 @@ def test_a_position_that_is_used_twice_is_found(monkeypatch):
         return original(*drafts, positions=[place // 2 for place in positions], **options)
 
     monkeypatch.setattr("mtp_verify.decoder.session.verify_batch", verify_batch)
-    with pytest.raises(mv.ParamsError, match="answers two questions"):
+    with pytest.raises(mv.errors.ParamsError, match="answers two questions"):
         BASE.distance()
 
 

@@ -86,5 +86,5 @@ def test_auto_measures_the_model(tmp_path, monkeypatch):
     decoder = Decoder(model, mv.drafters.NGram(), GREEDY, planner="auto")
     decoder.generate([[1, 2, 3], [4, 5]], max_new_tokens=4)
     assert len(list((tmp_path / "costs").iterdir())) == 1
-    with pytest.raises(mv.ParamsError, match="planner"):
+    with pytest.raises(mv.errors.ParamsError, match="planner"):
         Decoder(model, planner="fast")

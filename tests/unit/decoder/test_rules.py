@@ -62,7 +62,7 @@ def test_other_rules_take_coupled_drafts_at_every_step_or_never():
     assert drafter.laws == ("deterministic", "chain", "coupled")
     assert settle("target_only", drafter, WARM) == "target_only"
     for rule in ("token", "block", "lifted"):
-        with pytest.raises(mv.RuleError, match=f'rule "{rule}" cannot verify law "coupled"'):
+        with pytest.raises(mv.errors.RuleError, match=f'rule "{rule}" cannot verify law "coupled"'):
             mv.Decoder(TableModel(TARGET), drafter, rule=rule)
     lossy = mv.lossy.threshold(0.3)
     assert settle("auto", drafter, WARM, lossy) == "auto"
@@ -76,7 +76,7 @@ def test_coupled_drafts_of_a_drafter_that_does_not_say_so_are_refused():
                 return super().draft(request, budget)
             return mv.Draft(mv.TokenTree([-1, 0]), [request.tokens[-1], 1], law="coupled")
 
-    with pytest.raises(mv.DraftError, match="Silent drafted by the law") as caught:
+    with pytest.raises(mv.errors.DraftError, match="Silent drafted by the law") as caught:
         mv.Decoder(TableModel(TARGET), Silent()).generate([1], max_new_tokens=4, seed=0)
     assert caught.value.slug == "undeclared_law"
     made = mv.Decoder(TableModel(TARGET), Silent(), rule="coupled").generate(
@@ -130,10 +130,10 @@ def test_what_cannot_be_verified_is_refused_before_anything_runs():
         ("gbv", coupled(shape=Shape.by_depth(2, 2), law="iid"), "rule gbv: found a shape"),
         ("best", None, 'rule "best"'),
     ):
-        with pytest.raises(mv.RuleError, match=match):
+        with pytest.raises(mv.errors.RuleError, match=match):
             mv.Decoder(TableModel(TARGET), drafter, rule=rule)
     decoder = mv.Decoder(TableModel(TARGET), NGram(), rule="greedy")
-    with pytest.raises(mv.RuleError, match="needs temperature 0"):
+    with pytest.raises(mv.errors.RuleError, match="needs temperature 0"):
         decoder.submit([1], max_new_tokens=2)
     cold = mv.SamplingParams(temperature=0)
     assert len(decoder.generate([1], max_new_tokens=2, params=cold).tokens[0]) == 2
@@ -158,13 +158,13 @@ def submit_two(decoder, params=None):
 def test_equal_seeds_are_refused_where_requests_share_what_sizes_drafts(share):
     options = planned() if share == "planned" else share
     decoder = mv.Decoder(TableModel(TARGET), sampled(), **options)
-    with pytest.raises(mv.ParamsError, match="have the seed 5 and share the") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="have the seed 5 and share the") as caught:
         submit_two(decoder)
     assert caught.value.slug == "equal_seeds"
     assert decoder.num_unfinished == 1
-    with pytest.raises(mv.ParamsError, match="have the seed 5"):
+    with pytest.raises(mv.errors.ParamsError, match="have the seed 5"):
         decoder.generate([1], max_new_tokens=2, seed=5)  # Its blocks are those of the first.
-    with pytest.raises(mv.ParamsError, match="have the seed 3"):
+    with pytest.raises(mv.errors.ParamsError, match="have the seed 3"):
         decoder.generate([[1], [2]], max_new_tokens=2, seed=[3, 3])
     # What is emitted by the race, or greedily, does not depend on drafts.
     submit_two(mv.Decoder(TableModel(TARGET), sampled(), rule="coupled", **options))

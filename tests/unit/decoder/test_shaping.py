@@ -154,7 +154,7 @@ def test_processors_that_do_not_fit_are_refused(
     llama: Any, processors: list[Any], text: str
 ) -> None:
     decoder = Decoder(llama)
-    with pytest.raises(mv.ParamsError, match=text):
+    with pytest.raises(mv.errors.ParamsError, match=text):
         decoder.generate([[1, 2], [3]], max_new_tokens=2, processors=processors)
 
 

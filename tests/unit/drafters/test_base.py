@@ -69,14 +69,16 @@ def test_a_proposal_that_is_no_list_of_drafts_is_named(name, among):
         drafter = Combined([drafter, NGram()], among)
     elif among != "alone":
         options["planner"] = mv.Planner(Costs({1: {1: 1.0, 33: 1.1}}))
-    with pytest.raises(mv.DraftError, match=f"Mine.propose: {message}"):
+    with pytest.raises(mv.errors.DraftError, match=f"Mine.propose: {message}"):
         generate(drafter, **options)
 
 
 @pytest.mark.parametrize("laws", ["chain", ("chian",), [None]])
 def test_laws_that_are_none_are_named(laws):
     kind = type("Mine", (Copies,), {"laws": laws})
-    with pytest.raises(mv.DraftError, match=r"Mine.laws: found .*, wanted a tuple of some of: det"):
+    with pytest.raises(
+        mv.errors.DraftError, match=r"Mine.laws: found .*, wanted a tuple of some of: det"
+    ):
         generate(kind())
 
 

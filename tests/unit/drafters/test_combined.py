@@ -87,17 +87,17 @@ def test_drafters_are_told_what_happened() -> None:
 def test_settings_that_cannot_be_right(
     drafters: list[Any], options: dict[str, Any], found: str
 ) -> None:
-    with pytest.raises(mv.ParamsError, match=found):
+    with pytest.raises(mv.errors.ParamsError, match=found):
         Combined(drafters, **options)
 
 
 def test_two_readers_of_hidden_states_and_drawn_drafts_are_refused() -> None:
     model = tiny_model("llama")
     head = tiny_head("mimo", model)
-    with pytest.raises(mv.ParamsError, match="at most one"):
+    with pytest.raises(mv.errors.ParamsError, match="at most one"):
         Combined([Heads(head), Heads(head)])
     drawn = Heads(head, params=mv.SamplingParams())
-    with pytest.raises(mv.ParamsError, match="found drafts of law deterministic, chain"):
+    with pytest.raises(mv.errors.ParamsError, match="found drafts of law deterministic, chain"):
         Combined([Suffix(min_match=1), drawn], mode="merge")
-    with pytest.raises(mv.UnsupportedModelError, match="load the head"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="load the head"):
         Combined([Suffix(), Heads(head)]).check_vocabulary(3)

@@ -163,7 +163,7 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(options, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         Heads(tiny_head("eagle", tiny_model("llama")), **options)
 
 
@@ -202,9 +202,11 @@ def test_head_without_a_target_still_says_what_it_reads():
 def test_target_without_hidden_states_is_refused():
     head = tiny_head("eagle", tiny_model("llama"))
     table = TableTarget(lambda path: [0.0] * 32, 32)
-    with pytest.raises(mv.UnsupportedModelError, match="gives no hidden states"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="gives no hidden states"):
         Decoder(table, Heads(head)).generate([1], max_new_tokens=5)
-    with pytest.raises(mv.UnsupportedModelError, match="from 32 tokens and the target knows 8"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="from 32 tokens and the target knows 8"
+    ):
         Decoder(TableTarget(lambda path: [0.0] * 8, 8), Heads(head))
 
 
@@ -257,16 +259,16 @@ def test_a_shape_larger_than_a_plan_is_cut_to_it(law):
 
 def test_an_illegal_rule_is_refused_before_anything_runs():
     model = tiny_model("llama")
-    with pytest.raises(mv.RuleError, match="kseq"):
+    with pytest.raises(mv.errors.RuleError, match="kseq"):
         Decoder(model, Heads(tiny_head("medusa", model)), WARM, "kseq")
     forked = Heads(tiny_head("medusa", model), shape=Shape.by_depth(2, 2), law="iid", params=WARM)
-    with pytest.raises(mv.RuleError, match="rule gbv: found a shape of parents"):
+    with pytest.raises(mv.errors.RuleError, match="rule gbv: found a shape of parents"):
         Decoder(model, forked, WARM, "gbv")
-    with pytest.raises(mv.RuleError, match="rule gbv: found a shape of parents"):
+    with pytest.raises(mv.errors.RuleError, match="rule gbv: found a shape of parents"):
         Decoder(model, mv.drafters.Combined([mv.drafters.NGram(), forked]), WARM, "gbv")
 
 
 def test_unknown_request_is_refused():
     drafter = Heads(tiny_head("eagle", tiny_model("llama")))
-    with pytest.raises(mv.DraftError, match="never started"):
+    with pytest.raises(mv.errors.DraftError, match="never started"):
         drafter.propose([Request(id=3, tokens=[1], prompt_len=1, seed=0)], [4])

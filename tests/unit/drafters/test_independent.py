@@ -242,7 +242,7 @@ def test_drafters_shorter_context_ends_drafting_only():
 
 def test_another_vocabulary_is_refused_before_generation():
     with pytest.raises(
-        mv.UnsupportedModelError, match=r"32 tokens and the target's 8.*translation"
+        mv.errors.UnsupportedModelError, match=r"32 tokens and the target's 8.*translation"
     ):
         Decoder(TableTarget(lambda path: [0.0] * 8, 8), Model(tiny_model("llama")))
 
@@ -255,11 +255,11 @@ def test_another_vocabulary_is_refused_before_generation():
     ],
 )
 def test_bad_settings_are_named(options, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         Model(TableTarget(lambda path: [0.0], 1), **options)
 
 
 def test_unknown_request_is_refused():
     drafter = Model(TableTarget(lambda path: [0.0], 1))
-    with pytest.raises(mv.DraftError, match="never started"):
+    with pytest.raises(mv.errors.DraftError, match="never started"):
         propose(drafter, request_for([0]))

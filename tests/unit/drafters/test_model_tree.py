@@ -86,17 +86,17 @@ def test_limits_hold():
 
 @pytest.mark.parametrize("name", ["max_nodes", "max_depth", "max_children"])
 def test_bad_limits_are_named(name):
-    with pytest.raises(mv.ParamsError, match=f"{name}: found 0"):
+    with pytest.raises(mv.errors.ParamsError, match=f"{name}: found 0"):
         ModelTree(TableTarget(lambda path: [0.0], 1), **{name: 0})
 
 
 def test_unknown_request_is_refused():
-    with pytest.raises(mv.DraftError, match="never started"):
+    with pytest.raises(mv.errors.DraftError, match="never started"):
         propose(ModelTree(TableTarget(lambda path: [0.0], 1)), request_for([0]))
 
 
 def test_model_without_tree_attention_is_refused():
     target = TableTarget(lambda path: [0.0], 1)
     target.tree_obstacle = "its attention takes no mask"
-    with pytest.raises(mv.UnsupportedModelError, match="takes no mask"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="takes no mask"):
         ModelTree(target)

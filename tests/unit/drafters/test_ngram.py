@@ -147,7 +147,7 @@ def test_history_beyond_max_history_is_forgotten():
     ],
 )
 def test_bad_parameters_are_named_at_construction(make, name):
-    with pytest.raises(mv.ParamsError, match=name) as error:
+    with pytest.raises(mv.errors.ParamsError, match=name) as error:
         make()
     assert error.value.slug == "param_out_of_range"
 
@@ -156,7 +156,7 @@ def test_tokens_out_of_range_are_refused_and_nothing_is_appended():
     index = mv._core.NGramIndex(2, 1, 64)
     index.extend(np.array([1, 2, 1], np.int64))
     for bad in ([5, -1], [5, 2**32]):
-        with pytest.raises(mv.ParamsError, match="index 1"):
+        with pytest.raises(mv.errors.ParamsError, match="index 1"):
             index.extend(bad)
     assert len(index) == 3
     assert index.propose(2, []) == ([-1, 0, 1], [1, 2, 1])

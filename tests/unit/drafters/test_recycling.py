@@ -56,7 +56,7 @@ def test_rows_replace_what_the_text_said():
     made.tokens += [2]
     assert propose(drafter, made)[1] == [2, 6, 5]
     logits[0, 3] = np.nan
-    with pytest.raises(mv.NumericsError):
+    with pytest.raises(mv.errors.NumericsError):
         drafter.observe([made], [draft], [logits])
 
 
@@ -108,9 +108,9 @@ def test_a_store_that_remembers_too_many_seeds_begins_anew(monkeypatch):
 
 
 def test_parameters_out_of_range_are_named():
-    with pytest.raises(mv.ParamsError, match="max_nodes"):
+    with pytest.raises(mv.errors.ParamsError, match="max_nodes"):
         Recycling(max_nodes=0)
-    with pytest.raises(mv.ParamsError, match="num_successors"):
+    with pytest.raises(mv.errors.ParamsError, match="num_successors"):
         Recycling(num_successors=0)
 
 

@@ -216,23 +216,27 @@ def test_end_token_ends_a_draft_and_a_budget_is_kept():
 
 def test_refusals():
     words = of_words(["a", "b"])
-    with pytest.raises(mv.ParamsError, match="none in common") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="none in common") as caught:
         Translation(of_words(["c"]), words)
     assert caught.value.slug == "no_shared_tokens"
-    with pytest.raises(mv.UnsupportedModelError, match="drafter's tokenizer is a object") as caught:
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="drafter's tokenizer is a object"
+    ) as caught:
         Translation(object(), words)
     assert caught.value.slug == "unknown_tokenizer"
     for decoder, way in ((None, "spaces"), (decoders.WordPiece(), "WordPiece")):
         tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
         if decoder is not None:
             tokenizer.decoder = decoder
-        with pytest.raises(mv.UnsupportedModelError, match=f"joins tokens by {way}"):
+        with pytest.raises(mv.errors.UnsupportedModelError, match=f"joins tokens by {way}"):
             Translation(words, PreTrainedTokenizerFast(tokenizer_object=tokenizer))
     wide = Translation(of_words(["c", "d", "a"]), words)
-    with pytest.raises(mv.UnsupportedModelError, match="knows token 2 of the drafter") as caught:
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="knows token 2 of the drafter"
+    ) as caught:
         Model(tiny_model("llama", vocab_size=2), translation=wide)
     assert caught.value.slug == "vocab_mismatch"
     back = Translation(words, of_words(["c", "d", "a"]))
     drafter = Model(tiny_model("llama", vocab_size=3), translation=back)
-    with pytest.raises(mv.UnsupportedModelError, match="knows token 2 of the target"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="knows token 2 of the target"):
         Decoder(tiny_model("llama", vocab_size=2), drafter)

@@ -278,23 +278,25 @@ def test_own_embedding_is_used(model):
 
 def test_head_of_another_target_is_refused():
     other = tiny_model("llama", hidden_size=16)
-    with pytest.raises(mv.UnsupportedModelError, match=r"width 32 and 32 tokens.* 16 and 32"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"width 32 and 32 tokens.* 16 and 32"
+    ):
         tiny_head("eagle", other)
 
 
 def test_head_without_a_target_says_so():
     head = CausalHead(family("eagle").replace(sizes=SIZES))
-    with pytest.raises(mv.ParamsError, match="not attached"):
+    with pytest.raises(mv.errors.ParamsError, match="not attached"):
         head.embed(torch.tensor([1]))
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"family": "deepseek_v4"}, mv.UnsupportedModelError, "hyper-connections"),
-        ({"family": "medusa"}, mv.ParamsError, "not a causal head"),
-        ({"family": "glm4_moe"}, mv.ParamsError, "target's own kind"),
-        ({"family": "eagle3"}, mv.ParamsError, "aux_layers"),
+        ({"family": "deepseek_v4"}, mv.errors.UnsupportedModelError, "hyper-connections"),
+        ({"family": "medusa"}, mv.errors.ParamsError, "not a causal head"),
+        ({"family": "glm4_moe"}, mv.errors.ParamsError, "target's own kind"),
+        ({"family": "eagle3"}, mv.errors.ParamsError, "aux_layers"),
     ],
 )
 def test_specs_that_cannot_be_run_are_refused(changes, error, message):
@@ -307,11 +309,13 @@ def test_wrong_shapes_and_parents_are_named(model):
     head = tiny_head("eagle", model)
     state = head.new_state()
     for hidden, count in (([], 2), ([torch.zeros(2, 31)], 2), ([torch.zeros(3, 32)], 2)):
-        with pytest.raises(mv.DraftError, match=r"reads 1 hidden state\(s\) of shape \(n, 32\)"):
+        with pytest.raises(
+            mv.errors.DraftError, match=r"reads 1 hidden state\(s\) of shape \(n, 32\)"
+        ):
             head.read(state, hidden, tokens_of(count))
     head.read(state, random_hidden(head, 2), tokens_of(2))
     before = state.num_entries
-    with pytest.raises(mv.DraftError, match="node 1 was not run"):
+    with pytest.raises(mv.errors.DraftError, match="node 1 was not run"):
         head.step(state, [0, 1], torch.tensor([3, 4]))
     assert (state.num_nodes, state.num_entries) == (1, before)
 
@@ -333,6 +337,8 @@ def test_rollback_drops_what_was_drafted(model):
 def test_draft_vocabulary_is_checked(model):
     head = tiny_head("eagle3", model)
     for bad in (torch.arange(19), torch.arange(20).flip(0), torch.arange(13, 33)):
-        with pytest.raises(mv.ParamsError, match="20 distinct token ids below 32, ascending"):
+        with pytest.raises(
+            mv.errors.ParamsError, match="20 distinct token ids below 32, ascending"
+        ):
             head.set_vocab(bad)
     assert randomised(head).vocab.shape == (20,)

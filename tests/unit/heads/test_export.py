@@ -197,7 +197,7 @@ def test_layers_counted_from_the_end_are_counted_from_the_first_for_engines(tmp_
     assert torch.equal(rows(again), rows(head))
     # -1 is what the final norm gives; engines have that state before the norm.
     head = tiny_head("eagle3", model, aux_layers=(0, -1))
-    with pytest.raises(mv.ParamsError, match="not what the final norm gives"):
+    with pytest.raises(mv.errors.ParamsError, match="not what the final norm gives"):
         export(head, tmp_path / "last", "speculators", base=tmp_path / "base")
 
 
@@ -229,14 +229,14 @@ def test_rotary_parameters_survive(tmp_path):
 )
 def test_what_a_layout_cannot_hold_is_refused(name, layout, changes, message, tmp_path):
     head = tiny_head(name, tiny_model("llama"), **changes)
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         export(head, tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(mv.ParamsError, match="not empty"):
+    with pytest.raises(mv.errors.ParamsError, match="not empty"):
         export(tiny_head("eagle", tiny_model("llama")), tmp_path, "eagle")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -245,7 +245,7 @@ def test_head_of_target_layers_needs_the_target(tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")
     head = in_checkpoint_head("glm4_moe", model)
-    with pytest.raises(mv.ParamsError, match="give target="):
+    with pytest.raises(mv.errors.ParamsError, match="give target="):
         export(head, tmp_path / "out", "in_checkpoint", base=tmp_path / "base")
 
 

@@ -230,7 +230,7 @@ def test_families_that_cannot_be_run_are_recognised(name, tmp_path):
     assert FAMILIES[name].obstacle
     tensors = {f"{part}.weight": torch.zeros(2, 2) for part in FOREIGN[name]}
     write(tmp_path, {"model_type": name}, tensors)
-    with pytest.raises(mv.UnsupportedModelError, match=FAMILIES[name].obstacle):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=FAMILIES[name].obstacle):
         load(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
     tensors["strange"] = torch.zeros(1)
     tensors["layers.0.self_attn.o_proj.weight"] = torch.zeros(3, 5)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(mv.UnsupportedModelError) as error:
+    with pytest.raises(mv.errors.UnsupportedModelError) as error:
         load(tmp_path, model)
     assert "missing: layers.0.mlp.up_proj.weight" in str(error.value)
     assert "not known: strange" in str(error.value)
@@ -257,13 +257,13 @@ def test_defects_inside_a_targets_checkpoint_are_named(name, tmp_path):
     del tensors[f"{block}mlp.up_proj.weight"]
     tensors[f"{block}strange.weight"] = torch.zeros(1)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(mv.UnsupportedModelError) as error:
+    with pytest.raises(mv.errors.UnsupportedModelError) as error:
         load(tmp_path, model)
     assert f"missing: {block}mlp.up_proj.weight" in str(error.value)
     assert f"not known: {block}strange.weight" in str(error.value)
     tensors[f"{block}mlp.up_proj.weight"] = torch.zeros(2, 2)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(mv.UnsupportedModelError, match=r"mlp\.up_proj\.weight \[2, 2\] for"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"mlp\.up_proj\.weight \[2, 2\] for"):
         load(tmp_path, model)
 
 
@@ -271,28 +271,30 @@ def test_lost_modules_are_told_from_a_model_that_never_had_any(tmp_path):
     model = tiny_model("llama")
     config = model.config.to_dict()
     write(tmp_path, config | {"num_nextn_predict_layers": 1}, dict(model.state_dict()))
-    with pytest.raises(mv.UnsupportedModelError, match="num_nextn_predict_layers = 1: it was lost"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="num_nextn_predict_layers = 1: it was lost"
+    ):
         load(tmp_path, model)
     write(tmp_path, config, dict(model.state_dict()))
-    with pytest.raises(mv.UnsupportedModelError, match="no head is recognised"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="no head is recognised"):
         load(tmp_path, model)
 
 
 def test_head_of_another_target_is_refused(tmp_path):
     write_eagle(tmp_path, tiny_model("llama"))
-    with pytest.raises(mv.UnsupportedModelError, match=r"width 32 and 32 tokens.*16 and 32"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"width 32 and 32 tokens.*16 and 32"):
         load(tmp_path, tiny_model("llama", hidden_size=16))
 
 
 def test_target_is_asked_for_where_it_is_needed(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path / "a")
-    with pytest.raises(mv.ParamsError, match="give the target"):
+    with pytest.raises(mv.errors.ParamsError, match="give the target"):
         load(tmp_path / "a")
     write_eagle3(tmp_path / "b", model)
     (tmp_path / "b/config.json").write_text(json.dumps(llama_config()))
-    with pytest.raises(mv.ParamsError, match="give the target"):
+    with pytest.raises(mv.errors.ParamsError, match="give the target"):
         load(tmp_path / "b")
-    with pytest.raises(mv.UnsupportedModelError, match=r"fc\.weight"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"fc\.weight"):
         load(tmp_path / "b", model)
 
 
@@ -311,7 +313,7 @@ def test_draft_vocabularies_that_disagree_are_refused(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["t2d"][:] = True
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(mv.UnsupportedModelError, match="name different tokens"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="name different tokens"):
         load(tmp_path, model)
 
 
@@ -324,7 +326,7 @@ def test_head_loads_from_shards(tmp_path):
     write(tmp_path, config, *({name: tensors[name] for name in names[k::3]} for k in range(3)))
     assert torch.equal(rows(load(tmp_path, model)), rows(head))
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(mv.UnsupportedModelError, match="missing: model-00002-of-00003"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="missing: model-00002-of-00003"):
         load(tmp_path, model)
 
 
@@ -338,7 +340,7 @@ def test_index_that_leads_outside_or_astray_is_refused(tmp_path):
         ({"a": "model.safetensors"}, "not in the file it names: a"),
     ):
         index.write_text(json.dumps({"weight_map": where}))
-        with pytest.raises(mv.UnsupportedModelError, match=message):
+        with pytest.raises(mv.errors.UnsupportedModelError, match=message):
             load(tmp_path, model)
 
 
@@ -348,7 +350,7 @@ def test_pickles_are_refused_unless_allowed(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    with pytest.raises(mv.UnsupportedModelError, match=r"save_file.*allow_pickle=True"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"save_file.*allow_pickle=True"):
         load(tmp_path, model)
     assert torch.equal(rows(load(tmp_path, model, allow_pickle=True)), rows(head))
 
@@ -359,7 +361,7 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
             return print, ("run",)
 
     (tmp_path / "medusa_lm_head.pt").write_bytes(pickle.dumps({"a": Evil()}))
-    with pytest.raises(mv.UnsupportedModelError, match="weights-only loader refuses"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="weights-only loader refuses"):
         load(tmp_path, allow_pickle=True)
 
 
@@ -402,5 +404,5 @@ def test_unsupported_speculators_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(mv.UnsupportedModelError, match="type 'dflash' cannot be run"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="type 'dflash' cannot be run"):
         load(tmp_path)

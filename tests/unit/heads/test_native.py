@@ -55,7 +55,7 @@ def test_head_of_the_targets_own_layer_comes_back(tmp_path):
     head = randomised(CausalHead(family("glm4_moe").replace(sizes=SIZES), model)).eval()
     save(head, tmp_path, target=model)
     assert torch.equal(rows(load(tmp_path, model)), rows(head))
-    with pytest.raises(mv.ParamsError, match="give the target"):
+    with pytest.raises(mv.errors.ParamsError, match="give the target"):
         load(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_second_save_replaces_the_first(tmp_path):
     save(head, tmp_path)
     assert torch.equal(rows(load(tmp_path, model)), rows(head))
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(mv.ParamsError, match="must be JSON"):
+    with pytest.raises(mv.errors.ParamsError, match="must be JSON"):
         save(head, tmp_path, record={"x": object()})
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -102,11 +102,15 @@ def test_kill_before_the_last_rename_leaves_the_old_head(tmp_path, monkeypatch):
 def test_head_of_another_target_is_named(tmp_path):
     model = tiny_model("llama")
     save(tiny_head("eagle", model), tmp_path, target=model, tokenizer=Words("abc"))
-    with pytest.raises(mv.UnsupportedModelError, match=r"another width.*hidden_size 32.* has 16"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"another width.*hidden_size 32.* has 16"
+    ):
         load(tmp_path, tiny_model("llama", hidden_size=16))
-    with pytest.raises(mv.UnsupportedModelError, match=r"number of tokens.*vocab_size 32.* has 40"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"number of tokens.*vocab_size 32.* has 40"
+    ):
         load(tmp_path, tiny_model("llama", vocab_size=40))
-    with pytest.raises(mv.UnsupportedModelError, match="another tokenizer"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="another tokenizer"):
         load(tmp_path, model, tokenizer=Words("acb"))
     load(tmp_path, model, tokenizer=Words("abc"))
     with pytest.warns(UserWarning, match="made for other weights"):
@@ -162,7 +166,7 @@ def test_changed_weights_are_noticed(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(mv.UnsupportedModelError, match="not what was saved"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="not what was saved"):
         load(tmp_path)
 
 
@@ -172,14 +176,14 @@ def test_bad_draft_vocabulary_is_refused(tmp_path, order):
     head = tiny_head("deepseek", model, draft_vocab_size=2)
     head.vocab = torch.tensor(order)
     save(head, tmp_path)
-    with pytest.raises(mv.UnsupportedModelError, match="draft vocabulary"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="draft vocabulary"):
         load(tmp_path, model)
 
 
 def test_no_such_head(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such"):
         load(tmp_path / "none")
-    with pytest.raises(mv.UnsupportedModelError):
+    with pytest.raises(mv.errors.UnsupportedModelError):
         load(tmp_path)
 
 

@@ -110,9 +110,9 @@ def test_levels_that_do_not_exist_are_refused(model):
     head.read(state, random_hidden(head, 6), TOKENS)
     head.step(state, [0], torch.tensor([1]))
     head.step(state, [1], torch.tensor([1]))
-    with pytest.raises(mv.DraftError, match="node 2 has no level below it: the head has 3"):
+    with pytest.raises(mv.errors.DraftError, match="node 2 has no level below it: the head has 3"):
         head.step(state, [2], torch.tensor([1]))
-    with pytest.raises(mv.DraftError, match="node 7 was not run"):
+    with pytest.raises(mv.errors.DraftError, match="node 7 was not run"):
         head.step(state, [7], torch.tensor([1]))
     assert state.num_nodes == 3
 
@@ -122,5 +122,5 @@ def test_levels_that_do_not_exist_are_refused(model):
     [("eagle", {}, "not a parallel head"), ("meta", {}, "one hidden state")],
 )
 def test_specs_that_cannot_be_run_are_refused(name, changes, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         ParallelHead(family(name).replace(sizes=SIZES, **changes))

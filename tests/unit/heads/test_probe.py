@@ -146,5 +146,5 @@ def test_probe_changes_nothing_and_needs_text():
     assert head.spec is not None
     assert head.spec == before
     for options in ({"prompts": [[]]}, {"num_tokens": 3}):
-        with pytest.raises(mv.ParamsError, match="too few"):
+        with pytest.raises(mv.errors.ParamsError, match="too few"):
             probe(head, model, **options)

@@ -32,18 +32,18 @@ def test_families_that_cannot_be_run_say_why(name):
     ],
 )
 def test_unknown_words_are_refused(fields, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         HeadSpec("test", **fields)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"family": 3}', "null", '{"layout": {}}'])
 def test_text_that_is_no_spec_is_refused(text):
-    with pytest.raises(mv.ParamsError, match="not the description of a head"):
+    with pytest.raises(mv.errors.ParamsError, match="not the description of a head"):
         HeadSpec.from_json(text)
 
 
 def test_unknown_family_lists_the_known():
-    with pytest.raises(mv.ParamsError, match=r"'eagle4'; known are: .*deepseek_v3.*medusa"):
+    with pytest.raises(mv.errors.ParamsError, match=r"'eagle4'; known are: .*deepseek_v3.*medusa"):
         family("eagle4")
 
 
@@ -52,5 +52,5 @@ def test_sizes_come_from_the_targets_configuration():
     assert (sizes.hidden_size, sizes.num_heads, sizes.num_kv_heads, sizes.head_dim) == (32, 4, 2, 8)
     assert sizes.rope["rope_theta"] == 10_000.0
     assert family("eagle").replace(sizes=sizes).known_sizes is sizes
-    with pytest.raises(mv.ParamsError, match="sizes of eagle are not set"):
+    with pytest.raises(mv.errors.ParamsError, match="sizes of eagle are not set"):
         _ = family("eagle").known_sizes

@@ -115,16 +115,26 @@ def test_shapes_are_known_without_running() -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "message", "sequence"),
     [
-        ({"tokens": torch.zeros(3, dtype=torch.int64)}, mv.DraftError, r"wanted \(B, N\+1\)", None),
-        ({"logits": torch.zeros(3, 3, VOCAB)}, mv.DraftError, r"wanted \(B, N\+1\)", None),
-        ({"lengths": torch.tensor([1, 4, 1])}, mv.ParamsError, "lengths: found 4", 1),
-        ({"lengths": torch.tensor([1, 1, -1])}, mv.ParamsError, "lengths: found -1", 2),
-        ({"parents": torch.tensor([-1, 0, 3, 1])}, mv.DraftError, "node 2", 0),
-        ({"seeds": torch.tensor([1, -1, 2])}, mv.ParamsError, "seeds: found -1", 1),
-        ({"law": "chain"}, mv.DraftError, "needs the rows", 0),
-        ({"rule": "nonsense"}, mv.RuleError, "nonsense", 0),
+        (
+            {"tokens": torch.zeros(3, dtype=torch.int64)},
+            mv.errors.DraftError,
+            r"wanted \(B, N\+1\)",
+            None,
+        ),
+        ({"logits": torch.zeros(3, 3, VOCAB)}, mv.errors.DraftError, r"wanted \(B, N\+1\)", None),
+        ({"lengths": torch.tensor([1, 4, 1])}, mv.errors.ParamsError, "lengths: found 4", 1),
+        ({"lengths": torch.tensor([1, 1, -1])}, mv.errors.ParamsError, "lengths: found -1", 2),
+        ({"parents": torch.tensor([-1, 0, 3, 1])}, mv.errors.DraftError, "node 2", 0),
+        ({"seeds": torch.tensor([1, -1, 2])}, mv.errors.ParamsError, "seeds: found -1", 1),
+        ({"law": "chain"}, mv.errors.DraftError, "needs the rows", 0),
+        ({"rule": "nonsense"}, mv.errors.RuleError, "nonsense", 0),
         ({"params": mv.SamplingParams(top_p=0.9, stop_ids=(1,))}, None, "", None),
-        ({"params": mv.SamplingParams(presence_penalty=1)}, mv.ParamsError, "presence", None),
+        (
+            {"params": mv.SamplingParams(presence_penalty=1)},
+            mv.errors.ParamsError,
+            "presence",
+            None,
+        ),
     ],
 )
 def test_bad_input_is_refused(change, kind, message, sequence) -> None:
@@ -140,6 +150,6 @@ def test_an_error_inside_compiled_code_is_the_same_error() -> None:
     torch._dynamo.reset()
     bad = case(0)
     bad["logits"][1] = np.nan
-    with pytest.raises(mv.NumericsError) as caught:
+    with pytest.raises(mv.errors.NumericsError) as caught:
         torch.compile(step, backend="eager", fullgraph=True)(**bad)
     assert caught.value.sequence == 1

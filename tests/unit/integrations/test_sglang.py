@@ -219,12 +219,12 @@ def test_columns_in_any_order_give_the_same_tree(tree, more, random):
     ],
 )
 def test_links_that_are_no_tree_are_refused(next_token, next_sibling, message):
-    with pytest.raises(mv.DraftError, match=message):
+    with pytest.raises(mv.errors.DraftError, match=message):
         sglang.tree_from_links(next_token, next_sibling)
 
 
 def test_a_width_below_the_trees_is_refused():
-    with pytest.raises(mv.DraftError, match="wanted 3 at least"):
+    with pytest.raises(mv.errors.DraftError, match="wanted 3 at least"):
         sglang.links_from_tree(mv.TokenTree([-1, 0, 0]), 2)
 
 
@@ -400,7 +400,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(change, mess
     given = tensors([mv.TokenTree([-1, 0, 0])], [[0, 1, 2]], np.zeros((1, 3, 3)))
     given["accept_index"].fill_(77)
     given |= change
-    with pytest.raises(mv.DraftError, match=message) as caught:
+    with pytest.raises(mv.errors.DraftError, match=message) as caught:
         run(given)
     assert (given["accept_index"] == 77).all()
     if "request" in message:
@@ -409,7 +409,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(change, mess
 
 def test_as_many_seeds_as_requests_are_wanted():
     given = tensors([mv.TokenTree([-1, 0])], [[0, 1]], np.zeros((1, 2, 3)))
-    with pytest.raises(mv.DraftError, match="seeds: found 2, wanted 1"):
+    with pytest.raises(mv.errors.DraftError, match="seeds: found 2, wanted 1"):
         run(given, seeds=[1, 2])
 
 
@@ -617,14 +617,14 @@ def test_an_idle_batch_gives_nothing(engine):
 
 def test_what_changes_the_law_is_refused_by_name(engine):
     engine.spec.speculative_accept_threshold_single = 0.3
-    with pytest.raises(mv.ParamsError, match="threshold-single"):
+    with pytest.raises(mv.errors.ParamsError, match="threshold-single"):
         outcome(*request(TREE, [0, 1, 2, 0], LOGITS))
     engine.spec.speculative_accept_threshold_single = 1.0
     arguments = request(TREE, [0, 1, 2, 0], LOGITS, has_watermark_candidates=True)
-    with pytest.raises(mv.ParamsError, match="a watermark"):
+    with pytest.raises(mv.errors.ParamsError, match="a watermark"):
         outcome(*arguments, watermark_state=object())
     engine.modules["sglang.srt.speculative.spec_utils"].SIMULATE_ACC_LEN = 3
-    with pytest.raises(mv.ParamsError, match="simulated"):
+    with pytest.raises(mv.errors.ParamsError, match="simulated"):
         outcome(*request(TREE, [0, 1, 2, 0], LOGITS))
 
 
@@ -633,7 +633,7 @@ def test_the_plug_in_is_off_unless_asked_for(engine, monkeypatch):
     sglang.register()
     assert engine.registered == []
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "yes")
-    with pytest.raises(mv.ParamsError, match="wanted 0, 1 or coupled"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted 0, 1 or coupled"):
         sglang.register()
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     sglang.register()
@@ -654,7 +654,7 @@ def test_the_hook_has_the_engines_signature(engine):
 def test_unknown_versions_are_refused_and_left_alone(engine, monkeypatch, version):
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     engine.modules["sglang"].__version__ = version
-    with pytest.raises(mv.UnsupportedModelError, match=version):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=version):
         sglang.register()
     assert engine.registered == []
 
@@ -662,7 +662,7 @@ def test_unknown_versions_are_refused_and_left_alone(engine, monkeypatch, versio
 def test_another_signature_is_refused(engine, monkeypatch):
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     engine.modules["sglang.srt.speculative.eagle_utils"].eagle_sample = lambda verify_input: None
-    with pytest.raises(mv.UnsupportedModelError, match="left as it is"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="left as it is"):
         sglang.register()
     assert engine.registered == []
 

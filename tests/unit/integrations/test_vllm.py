@@ -316,11 +316,11 @@ def test_another_signature_is_refused(engine, monkeypatch):
         return None
 
     monkeypatch.setattr(engine, "forward", changed)
-    with pytest.raises(mv.UnsupportedModelError, match="wanted"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="wanted"):
         plugin.install()
     assert engine.forward is changed
 
 
 def test_unknown_rules_are_refused_with_the_known_ones(engine):
-    with pytest.raises(mv.UnsupportedModelError, match="auto, token, block, target_only"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="auto, token, block, target_only"):
         plugin.install("coupled")

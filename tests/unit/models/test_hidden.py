@@ -28,10 +28,10 @@ def test_nothing_is_asked_for_where_nothing_is_wanted():
 
 
 def test_layers_that_do_not_exist_are_refused():
-    with pytest.raises(mv.UnsupportedModelError, match=r"state 3 was asked for.* 2 layers"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"state 3 was asked for.* 2 layers"):
         HiddenStates(tiny_model("llama"), (3,))
     model = tiny_model("llama")
     model.model.output_norm = model.model.norm
     del model.model.norm
-    with pytest.raises(mv.UnsupportedModelError, match="shows no final norm"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="shows no final norm"):
         HiddenStates(model, (BEFORE_NORM,))

@@ -58,7 +58,7 @@ def test_the_least_target_generates_and_has_the_defaults():
 
 
 def test_a_target_attends_along_no_tree_unless_it_says_so():
-    with pytest.raises(mv.UnsupportedModelError, match="does not say that it attends"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="does not say that it attends"):
         mv.Decoder(Least(), TreeDrafter([-1, 0, 0]))
 
 
@@ -85,15 +85,15 @@ def test_what_is_missing_is_named():
         vocab_size, max_length, eos_ids = 4, None, ()
         forward = Least.forward
 
-    with pytest.raises(mv.UnsupportedModelError, match=r"found NoSize, .* no vocab_size\. "):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"found NoSize, .* no vocab_size\. "):
         mv.Decoder(NoSize())
     with pytest.raises(
-        mv.UnsupportedModelError,
+        mv.errors.UnsupportedModelError,
         match=r"found Bare, .* it has no new_cache\(\), tree_obstacle, device\. Derive from mv\.T",
     ):
         mv.Decoder(Bare())
     with pytest.raises(
-        mv.UnsupportedModelError, match=r"the class Least, wanted .*: Least\(\.\.\."
+        mv.errors.UnsupportedModelError, match=r"the class Least, wanted .*: Least\(\.\.\."
     ):
         mv.Decoder(Least)
 
@@ -137,7 +137,7 @@ def test_a_forward_that_returns_something_else_is_named(name):
             )
             return change(rows, cache)
 
-    with pytest.raises(mv.UnsupportedModelError, match=f"Mine.forward: {message}"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=f"Mine.forward: {message}"):
         generate(Mine())
 
 
@@ -155,7 +155,7 @@ def test_hidden_states_of_another_length_are_named():
 
     mine = Mine(target.rows, 2, hidden=target.hidden)
     with pytest.raises(
-        mv.UnsupportedModelError,
+        mv.errors.UnsupportedModelError,
         match=r"Mine.forward: found hidden states \[\(6, 3\)\], wanted 1 of shape \(7, d",
     ):
         generate(mine, Reader())
@@ -167,7 +167,7 @@ def test_a_cache_that_lacks_something_is_named():
             return []
 
     with pytest.raises(
-        mv.UnsupportedModelError,
+        mv.errors.UnsupportedModelError,
         match=r"Mine.new_cache: found \[\] without commit\(\), crop\(\), finish\(\), length, cap",
     ):
         generate(Mine())
@@ -183,7 +183,7 @@ def test_a_commit_that_keeps_too_much_is_named():
             return Careless()
 
     drafter = NGram()
-    with pytest.raises(mv.CacheError, match=r"Careless\.commit: found 7 entries, wanted 3"):
+    with pytest.raises(mv.errors.CacheError, match=r"Careless\.commit: found 7 entries, wanted 3"):
         generate(Mine(lambda path: [0.0, 1.0, 2.0], 3), drafter)
 
 
@@ -198,11 +198,13 @@ def test_rows_of_many_sequences_in_a_wrong_form_are_named():
     decoder = mv.Decoder(target, NGram(), GREEDY, batching="together")
     assert decoder.generate([[1], [0]], max_new_tokens=2).tokens == [[1, 1]] * 2
     target.change = lambda found: found[0]
-    with pytest.raises(mv.UnsupportedModelError, match=r"Mine.forward_slots: .* wanted a pair"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"Mine.forward_slots: .* wanted a pair"
+    ):
         decoder.generate([[1], [0]], max_new_tokens=2)
     target.change = lambda found: (found[0][:, 0], ())
     with pytest.raises(
-        mv.UnsupportedModelError,
+        mv.errors.UnsupportedModelError,
         match=r"found logits \(2, 2\) float32, wanted a tensor \(2, 1, 2\)",
     ):
         decoder.generate([[1], [0]], max_new_tokens=2)
@@ -221,5 +223,5 @@ def test_rows_of_many_sequences_in_a_wrong_form_are_named():
 )
 def test_attributes_that_cannot_be_are_named(name, value, message):
     kind = type("Mine", (Least,), {name: value})
-    with pytest.raises(mv.UnsupportedModelError, match=message):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=message):
         mv.Decoder(kind())

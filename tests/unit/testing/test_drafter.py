@@ -177,7 +177,7 @@ def test_a_class_is_refused():
 
 
 def test_prompts_are_checked():
-    with pytest.raises(mv.ParamsError, match="prompt: found no tokens"):
+    with pytest.raises(mv.errors.ParamsError, match="prompt: found no tokens"):
         assert_drafter(NGram(), [], VOCAB)
-    with pytest.raises(mv.ParamsError, match="prompt: found 4, wanted an integer <= 3"):
+    with pytest.raises(mv.errors.ParamsError, match="prompt: found 4, wanted an integer <= 3"):
         assert_drafter(NGram(), [1, 4], VOCAB)

@@ -55,7 +55,9 @@ def test_law_of_a_model_is_that_of_its_rows_in_float64():
 
 
 def test_too_large_a_law_is_refused_with_the_limit():
-    with pytest.raises(mv.ParamsError, match=r"1000\*\*3 strings; the limit .* 65536") as error:
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"1000\*\*3 strings; the limit .* 65536"
+    ) as error:
         exact_law(lambda path: np.zeros(1000), [0], 3)
     assert error.value.slug == "law_too_large"
 
@@ -65,7 +67,7 @@ def test_too_large_a_law_is_refused_with_the_limit():
 )
 def test_samples_that_are_not_strings_of_tokens_are_refused(samples):
     law = exact_law(lambda path: [0.0, 1.0], [0], 3)
-    with pytest.raises(mv.ParamsError, match="wanted"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted"):
         law.counts(np.array(samples))
 
 

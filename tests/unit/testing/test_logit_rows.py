@@ -97,5 +97,5 @@ def test_one_seed_gives_the_same_rows():
 )
 def test_what_cannot_be_drawn_is_refused(wrong, message):
     arguments = {"vocab": 3, "count": 1} | wrong
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         draw_logits(np.random.default_rng(0), **arguments)

@@ -84,7 +84,7 @@ def test_a_number_answers_one_question():
     assert loop_law(twice([FLAT[:1], FLAT[:1]])) == pytest.approx(
         {(token, token): 1 / 3 for token in range(3)}
     )
-    with pytest.raises(mv.ParamsError, match="answers two questions") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="answers two questions") as caught:
         loop_law(twice([ROWS[:1], ROWS[1:2]]))
     assert caught.value.slug == "noise_used_twice"
 
@@ -96,7 +96,7 @@ def test_an_error_is_a_branch_of_its_own():
     def step():
         try:
             verdicts = mv.verify_batch([mv.Draft.chain([1])], [rows], seeds=[0], positions=[0])
-        except mv.NumericsError as error:
+        except mv.errors.NumericsError as error:
             return error.slug, error.sequence
         return verdicts[0].tokens.tolist()[0]
 
@@ -116,11 +116,11 @@ def test_what_has_no_branches_is_refused_and_all_is_put_back():
         drawn = grower.grow(lambda paths: FLAT[: len(paths)])
         mv.verify(drawn, FLAT[:2], rule="coupled", seed=0, position=0)
 
-    with pytest.raises(mv.ParamsError, match="lossy"):
+    with pytest.raises(mv.errors.ParamsError, match="lossy"):
         loop_law(lossy)
-    with pytest.raises(mv.DraftError, match="shares the verifier's noise"):
+    with pytest.raises(mv.errors.DraftError, match="shares the verifier's noise"):
         loop_law(race)
-    with pytest.raises(mv.ParamsError, match="more than 2 branches"):
+    with pytest.raises(mv.errors.ParamsError, match="more than 2 branches"):
         loop_law(lambda: int(_core.draw(FLAT[:1], mv.SamplingParams(), 0, 0, 0)), max_runs=2)
     assert before == (_core.verify, _core.verify_batch, _core.draw, growers.Grower.extend)
 
@@ -129,7 +129,7 @@ def test_branches_of_the_core_are_checked():
     grower = growers.Chain(1, seed=0, position=3)._core
     assert grower.branches(ROWS[:1]) == pytest.approx([0.5, 0.25, 0.25])
     assert grower.address == (0, 3)
-    with pytest.raises(mv.ParamsError, match="branch"):
+    with pytest.raises(mv.errors.ParamsError, match="branch"):
         grower.extend(ROWS[:1], 3)
     assert grower.extend(ROWS[:1], 2)
     assert grower.tokens.tolist() == [-1, 2]

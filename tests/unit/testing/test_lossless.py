@@ -100,5 +100,5 @@ def test_what_it_is_given_is_checked():
         assert_lossless(mv.Decoder(target()), [1])
     with pytest.raises(TypeError, match=r"make: found TableTarget from make\(\), wanted a mv.Dec"):
         assert_lossless(target, [1])
-    with pytest.raises(mv.ParamsError, match="prompt: found no tokens"):
+    with pytest.raises(mv.errors.ParamsError, match="prompt: found no tokens"):
         assert_lossless(lambda: mv.Decoder(target()), [])

@@ -31,5 +31,5 @@ def test_the_biased_engine_is_off_by_what_it_says():
 
 @pytest.mark.parametrize("make", [mutants.engine, mutants.accept])
 def test_unknown_mistakes_are_refused_with_the_known_ones(make):
-    with pytest.raises(mv.ParamsError, match="wanted one of: none"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted one of: none"):
         make("magic")

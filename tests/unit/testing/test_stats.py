@@ -164,7 +164,7 @@ def test_no_samples_say_nothing():
     ],
 )
 def test_bad_input_is_refused(call):
-    with pytest.raises(mv.ParamsError, match="wanted"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted"):
         call()
 
 

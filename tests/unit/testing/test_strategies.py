@@ -116,7 +116,7 @@ def test_targets_have_exact_laws(rows):
 
 
 def test_drafts_of_an_unknown_law_are_refused():
-    with pytest.raises(mv.ParamsError, match="wanted one of: deterministic"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted one of: deterministic"):
         strategies.drafts("magic")
 
 

@@ -33,7 +33,7 @@ def test_chain_and_tree_rows_follow_paths(target):
         torch.tensor([[1, 1, 0, 1]]), positions, torch.from_numpy(tree.mask()), cache, num_logits=4
     )
     assert rows.tolist() == [[4.0, 5.0], [5.0, 6.0], [4.0, 6.0], [6.0, 7.0]]
-    cache.commit(mv.commit_plan(tree, [2], 4))
+    cache.commit(mv.kv.commit_plan(tree, [2], 4))
     assert cache.tokens == [1, 1, 1, 0, 1, 0]
 
 
@@ -52,6 +52,6 @@ def test_wrong_positions_are_noticed(target):
 def test_moves_are_applied_in_order():
     cache = TableCache([5, 6, 7, 8])
     #  0 - 2 - 3 behind a node 1
-    cache.commit(mv.commit_plan(mv.TokenTree([-1, 0, 0, 2]), [2, 3], 0))
+    cache.commit(mv.kv.commit_plan(mv.TokenTree([-1, 0, 0, 2]), [2, 3], 0))
     assert cache.tokens == [5, 7, 8]
     assert cache.finish(2) == [-1, -1, 5, 7, 8]

@@ -124,20 +124,22 @@ def test_broken_promises_are_assertions_too():
 
     with pytest.raises(AssertionError, match=r"Narrow\.forward: found logits"):
         assert_target(Narrow(rows, 7))
-    with pytest.raises(mv.UnsupportedModelError, match="neither"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="neither"):
         assert_target("gpt2")
 
 
 def test_what_it_is_given_is_checked():
     target = TableTarget(rows, 7)
     target.vocab_size = None
-    with pytest.raises(mv.ParamsError, match="num_tokens: wanted, since vocab_size of TableTarget"):
+    with pytest.raises(
+        mv.errors.ParamsError, match="num_tokens: wanted, since vocab_size of TableTarget"
+    ):
         assert_target(target)
     assert_target(target, num_tokens=7)
     for prompt in ([1], []):
-        with pytest.raises(mv.ParamsError, match=rf"prompt: found {len(prompt)} tokens"):
+        with pytest.raises(mv.errors.ParamsError, match=rf"prompt: found {len(prompt)} tokens"):
             assert_target(target, prompt, num_tokens=7)
-    with pytest.raises(mv.ParamsError, match="prompt: found 9, wanted an integer <= 6"):
+    with pytest.raises(mv.errors.ParamsError, match="prompt: found 9, wanted an integer <= 6"):
         assert_target(target, [1, 9], num_tokens=7)
 
 
@@ -153,7 +155,7 @@ def test_no_text_is_longer_than_the_context():
         longest = 0
         assert_target(TableTarget(limited, 7, max_length=limit))
         assert longest == min(limit - (limit - 5) % 2, 15)
-    with pytest.raises(mv.ParamsError, match="a context of 8, wanted"):
+    with pytest.raises(mv.errors.ParamsError, match="a context of 8, wanted"):
         assert_target(TableTarget(limited, 7, max_length=8))
 
 

@@ -71,7 +71,7 @@ def test_bad_files_are_refused_by_file_and_line(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(mv.ParamsError, match=message) as seen:
+    with pytest.raises(mv.errors.ParamsError, match=message) as seen:
         read_prompts(tmp_path / name)
     assert seen.value.slug == "bad_prompts_file"
 
@@ -80,5 +80,7 @@ def test_prompts_without_room_for_an_answer_are_refused_by_line(tmp_path: Path) 
     prompts = read_prompts(write(tmp_path / "mine.txt", "short", "as long as this"))
     prompts.check_lengths(lambda text: list(text.encode()), 15)
     prompts.check_lengths(lambda text: list(text.encode()), None)
-    with pytest.raises(mv.ParamsError, match=r"mine.txt, line 2: the prompt has 15 tokens; .* 14 "):
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"mine.txt, line 2: the prompt has 15 tokens; .* 14 "
+    ):
         prompts.check_lengths(lambda text: list(text.encode()), 14)

@@ -30,7 +30,7 @@ def greedy(draft: mv.Draft, tokens: list[int]) -> mv.Verdict:
 
 
 def test_a_step_of_one_sequence() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=4)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=4)
     assert table.add_sequence(5, 6) == 0
     reservation = table.reserve(5, 5)
     assert reservation.slots.tolist() == [6, 7, 8, 9, 10]
@@ -48,7 +48,7 @@ def test_a_step_of_one_sequence() -> None:
 
 
 def test_entries_move_inside_the_blocks_of_their_sequence() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2)
     table.add_sequence(0, 1)
     table.add_sequence(1, 1)
     batch = table.reserve_batch([0, 1], [5, 5])
@@ -71,7 +71,7 @@ def test_entries_move_inside_the_blocks_of_their_sequence() -> None:
 
 
 def test_a_fork_copies_the_shared_block_on_its_first_write() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=4)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=4)
     table.add_sequence(0, 6)
     table.fork(0, 1)
     assert table.num_free == 6
@@ -87,7 +87,7 @@ def test_a_fork_copies_the_shared_block_on_its_first_write() -> None:
 
 
 def test_the_last_of_the_writers_of_a_batch_keeps_the_shared_block() -> None:
-    table = mv.BlockTable(num_blocks=3, block_size=4)
+    table = mv.kv.BlockTable(num_blocks=3, block_size=4)
     table.add_sequence(0, 2)
     table.fork(0, 1)
     table.fork(0, 2)
@@ -98,10 +98,10 @@ def test_the_last_of_the_writers_of_a_batch_keeps_the_shared_block() -> None:
 
 
 def test_a_batch_is_reserved_as_a_whole_or_not_at_all() -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2)
     table.add_sequence(0, 2)
     table.add_sequence(1, 4)
-    with pytest.raises(mv.OutOfBlocksError) as caught:
+    with pytest.raises(mv.errors.OutOfBlocksError) as caught:
         table.reserve_batch([0, 1], [1, 1])
     assert (caught.value.missing, caught.value.holders) == (1, [1, 0])
     assert table.num_free == 1
@@ -110,47 +110,47 @@ def test_a_batch_is_reserved_as_a_whole_or_not_at_all() -> None:
 
 
 def test_a_batch_is_committed_as_a_whole_or_not_at_all() -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2)
     draft = mv.Draft(mv.TokenTree([-1, 0]), [9, 1])
     for seq in (0, 1):
         table.add_sequence(seq, 1)
     table.reserve(0, 2)
     verdicts = [greedy(draft, [1]), greedy(draft, [1])]
-    with pytest.raises(mv.CacheError, match="sequence 1 has no open reservation"):
+    with pytest.raises(mv.errors.CacheError, match="sequence 1 has no open reservation"):
         table.commit_batch([0, 1], [draft, draft], verdicts)
     assert table.lengths([0, 1]).tolist() == [1, 1]
-    with pytest.raises(mv.CacheError, match="sequence 0 is named twice"):
+    with pytest.raises(mv.errors.CacheError, match="sequence 0 is named twice"):
         table.commit_batch([0, 0], [draft, draft], verdicts)
-    with pytest.raises(mv.DraftError, match=r"verdicts: found \(1,\), wanted \(2,\)"):
+    with pytest.raises(mv.errors.DraftError, match=r"verdicts: found \(1,\), wanted \(2,\)"):
         table.commit_batch([0, 1], [draft, draft], verdicts[:1])
     assert table.commit_batch([0], [draft], verdicts[:1])[0].length == 3
 
 
 def test_errors_of_a_batch_name_the_sequence() -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2)
     table.add_sequence(7, 1)
-    with pytest.raises(mv.ParamsError, match="sequence 7: counts: found -1") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="sequence 7: counts: found -1") as caught:
         table.reserve_batch([7], [-1])
     assert caught.value.sequence == 7
     table.reserve(7, 3)
-    with pytest.raises(mv.CacheError, match=r"sequence 7: path\[1\] = 2") as caught:
+    with pytest.raises(mv.errors.CacheError, match=r"sequence 7: path\[1\] = 2") as caught:
         table.commit(7, mv.TokenTree([-1, 0, 0]), [1, 2])
     assert (caught.value.sequence, caught.value.slug) == (7, "not_a_path")
 
 
 def test_rollback_drops_a_reservation_and_entries() -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2)
     table.add_sequence(0, 3)
     table.reserve(0, 4)
     assert table.rollback(0, 3).tolist() == [2, 3]
     assert table.rollback(0, 2).tolist() == [1]
-    with pytest.raises(mv.ParamsError, match="found 3 of 2 entries"):
+    with pytest.raises(mv.errors.ParamsError, match="found 3 of 2 entries"):
         table.rollback(0, 3)
     assert table.rollback(0, 0).tolist() == [0]
     assert table.num_free == 4
 
 
-def prompt(table: mv.BlockTable, seq: int, tokens: list[int]) -> int:
+def prompt(table: mv.kv.BlockTable, seq: int, tokens: list[int]) -> int:
     """Adds a sequence and lets its first step be committed, which publishes it."""
     cached = table.add_sequence(seq, len(tokens), tokens)
     table.reserve(seq, 1)
@@ -159,7 +159,7 @@ def prompt(table: mv.BlockTable, seq: int, tokens: list[int]) -> int:
 
 
 def test_equal_beginnings_are_shared() -> None:
-    table = mv.BlockTable(num_blocks=16, block_size=2, prefix_cache=True)
+    table = mv.kv.BlockTable(num_blocks=16, block_size=2, prefix_cache=True)
     assert prompt(table, 0, [1, 2, 3, 4, 5]) == 0
     assert prompt(table, 1, [1, 2, 3, 4, 7, 8]) == 4
     assert table.add_sequence(2, 4, [3, 4, 1, 2]) == 0
@@ -170,13 +170,13 @@ def test_equal_beginnings_are_shared() -> None:
 
 
 def test_a_prompt_is_not_shared_before_it_is_written() -> None:
-    table = mv.BlockTable(num_blocks=16, block_size=2, prefix_cache=True)
+    table = mv.kv.BlockTable(num_blocks=16, block_size=2, prefix_cache=True)
     table.add_sequence(0, 4, [1, 2, 3, 4])
     assert table.add_sequence(1, 4, [1, 2, 3, 4]) == 0
 
 
 def test_released_blocks_stay_known_until_they_are_needed_the_longest_unused_first() -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2, prefix_cache=True)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2, prefix_cache=True)
     for seq, tokens in enumerate([[1, 1, 1], [2, 2, 2]]):
         prompt(table, seq, tokens)
     table.release(0)
@@ -192,7 +192,7 @@ def test_released_blocks_stay_known_until_they_are_needed_the_longest_unused_fir
 
 
 def test_what_a_rollback_lets_be_overwritten_is_no_longer_known() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=2, prefix_cache=True)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2, prefix_cache=True)
     prompt(table, 0, [1, 2, 3])
     table.rollback(0, 1)
     assert table.add_sequence(1, 2, [1, 2]) == 2
@@ -203,7 +203,7 @@ def test_what_a_rollback_lets_be_overwritten_is_no_longer_known() -> None:
 
 
 def test_sequences_without_tokens_take_no_part_in_the_cache() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=1, prefix_cache=True)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=1, prefix_cache=True)
     table.add_sequence(0, 2)
     table.reserve(0, 1)
     table.commit(0, mv.TokenTree([-1]), [], [3])
@@ -219,7 +219,7 @@ def buffers(kind: str, shape: tuple[int, ...], dtype: str) -> object:
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_results_are_written_into_buffers_of_the_caller(kind: str) -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2)
     table.add_sequence(4, 3)
     table.add_sequence(-4, 1)
     table.reserve_batch([4, -4], [2, 1])
@@ -237,7 +237,7 @@ def test_results_are_written_into_buffers_of_the_caller(kind: str) -> None:
 
 
 def test_a_part_of_a_larger_buffer_is_written_and_nothing_beside_it() -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2)
     table.add_sequence(0, 3)
     whole = np.full((3, 5), 77, np.int32)
     table.block_table([0], out=whole[1:2, 1:4])
@@ -264,19 +264,19 @@ def read_only(shape: tuple[int, ...]) -> np.ndarray:
     ids=["narrow", "high", "dtype", "flat", "read_only", "list"],
 )
 def test_buffers_that_do_not_fit_are_refused(out: object, part: str) -> None:
-    table = mv.BlockTable(num_blocks=8, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2)
     table.add_sequence(0, 3)
     before = np.array(out)
-    with pytest.raises(mv.DraftError) as caught:
+    with pytest.raises(mv.errors.DraftError) as caught:
         table.block_table([0], out=out)
     assert part in str(caught.value)
     np.testing.assert_array_equal(out, before)
-    with pytest.raises(mv.DraftError, match="out"):
+    with pytest.raises(mv.errors.DraftError, match="out"):
         table.lengths([0], out=np.zeros(2, np.int64))
 
 
 def test_an_empty_batch_is_legal() -> None:
-    table = mv.BlockTable(num_blocks=1, block_size=1)
+    table = mv.kv.BlockTable(num_blocks=1, block_size=1)
     assert table.block_table([]).shape == (0, 0)
     assert len(table.reserve_batch([], [])) == 0
     assert len(table.commit_batch([], [], [])) == 0
@@ -287,22 +287,22 @@ def test_an_empty_batch_is_legal() -> None:
 @pytest.mark.parametrize(
     ("call", "kind"),
     [
-        (lambda table: table.add_sequence(1, 2**63), mv.ParamsError),
-        (lambda table: table.add_sequence(2**63, 1), mv.ParamsError),
-        (lambda table: table.add_sequence(1, -1), mv.ParamsError),
-        (lambda table: table.add_sequence(1, 2**63 - 1), mv.OutOfBlocksError),
-        (lambda table: table.add_sequence(1, 1, [-1]), mv.ParamsError),
-        (lambda table: table.reserve(0, 2**63 - 1), mv.ParamsError),
-        (lambda table: table.reserve(0, 2**63 - 2), mv.OutOfBlocksError),
-        (lambda table: table.reserve(0, 0), mv.ParamsError),
-        (lambda table: table.rollback(0, -1), mv.ParamsError),
-        (lambda table: mv.BlockTable(2**31, 1), mv.ParamsError),
-        (lambda table: mv.BlockTable(2**31 - 1, 2**33), mv.ParamsError),
-        (lambda table: mv.BlockTable(4, 0), mv.ParamsError),
+        (lambda table: table.add_sequence(1, 2**63), mv.errors.ParamsError),
+        (lambda table: table.add_sequence(2**63, 1), mv.errors.ParamsError),
+        (lambda table: table.add_sequence(1, -1), mv.errors.ParamsError),
+        (lambda table: table.add_sequence(1, 2**63 - 1), mv.errors.OutOfBlocksError),
+        (lambda table: table.add_sequence(1, 1, [-1]), mv.errors.ParamsError),
+        (lambda table: table.reserve(0, 2**63 - 1), mv.errors.ParamsError),
+        (lambda table: table.reserve(0, 2**63 - 2), mv.errors.OutOfBlocksError),
+        (lambda table: table.reserve(0, 0), mv.errors.ParamsError),
+        (lambda table: table.rollback(0, -1), mv.errors.ParamsError),
+        (lambda table: mv.kv.BlockTable(2**31, 1), mv.errors.ParamsError),
+        (lambda table: mv.kv.BlockTable(2**31 - 1, 2**33), mv.errors.ParamsError),
+        (lambda table: mv.kv.BlockTable(4, 0), mv.errors.ParamsError),
     ],
 )
 def test_numbers_out_of_range_are_refused(call: object, kind: type[Exception]) -> None:
-    table = mv.BlockTable(num_blocks=4, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2)
     table.add_sequence(0, 1)
     with pytest.raises(kind):
         call(table)
@@ -311,13 +311,13 @@ def test_numbers_out_of_range_are_refused(call: object, kind: type[Exception]) -
 
 
 def test_a_large_pool_takes_no_memory_before_it_is_used() -> None:
-    table = mv.BlockTable(num_blocks=2**31 - 1, block_size=16)
+    table = mv.kv.BlockTable(num_blocks=2**31 - 1, block_size=16)
     table.add_sequence(0, 100)
     assert table.num_free == 2**31 - 1 - 7
 
 
 def test_threads_take_turns() -> None:
-    table = mv.BlockTable(num_blocks=64, block_size=2)
+    table = mv.kv.BlockTable(num_blocks=64, block_size=2)
 
     def work(seq: int) -> None:
         for _ in range(200):
@@ -335,7 +335,7 @@ def test_threads_take_turns() -> None:
 
 def test_the_example_of_the_class_runs() -> None:
     example = doctest.DocTestParser().get_doctest(
-        mv.BlockTable.__doc__, {**vars(mv)}, "BlockTable", None, None
+        mv.kv.BlockTable.__doc__, vars(mv) | vars(mv.kv), "BlockTable", None, None
     )
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0

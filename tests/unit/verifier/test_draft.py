@@ -54,7 +54,7 @@ def test_validate_reads_every_value(bad: float) -> None:
     probs = PROBS.copy()
     probs[1, 0] = bad
     draft = mv.Draft.chain([1, 2], probs)
-    with pytest.raises(mv.NumericsError, match="drafter row 1") as caught:
+    with pytest.raises(mv.errors.NumericsError, match="drafter row 1") as caught:
         draft.validate()
     assert caught.value.row == 1
 
@@ -64,7 +64,7 @@ def test_a_row_that_is_read_whole_is_checked_whole() -> None:
     probs[0] = [0.5, 0.5, 0.5, -0.5]
     draft = mv.Draft.chain([1], probs[:1])
     logits = np.array([[0, -50, 0, 0], [0] * 4], np.float32)  # The draft is rejected.
-    with pytest.raises(mv.NumericsError, match=r"-0\.5 at token 3"):
+    with pytest.raises(mv.errors.NumericsError, match=r"-0\.5 at token 3"):
         mv.verify(draft, logits, rule="token", seed=1, position=0)
 
 
@@ -95,41 +95,41 @@ def test_a_sub_vocabulary_equals_its_spread_form() -> None:
     ],
 )
 def test_bad_maps_are_named(vocab: list[int], part: str) -> None:
-    with pytest.raises(mv.DraftError, match=part):
+    with pytest.raises(mv.errors.DraftError, match=part):
         mv.Draft(mv.TokenTree([-1, 0]), [-1, 1], law="chain", probs=PROBS, vocab=vocab)
 
 
 def test_a_map_must_stay_inside_the_target_s_vocabulary() -> None:
     draft = mv.Draft(mv.TokenTree([-1, 0]), [-1, 1], law="chain", probs=PROBS, vocab=[0, 1, 2, 9])
-    with pytest.raises(mv.DraftError, match="token 9"):
+    with pytest.raises(mv.errors.DraftError, match="token 9"):
         mv.verify(draft, np.zeros((2, 4), np.float32), seed=1, position=0)
 
 
 def test_rows_over_another_vocabulary_are_refused() -> None:
-    with pytest.raises(mv.DraftError, match="4 tokens, wanted 5"):
+    with pytest.raises(mv.errors.DraftError, match="4 tokens, wanted 5"):
         mv.verify(mv.Draft.chain([1], PROBS), np.zeros((2, 5), np.float32), seed=1, position=0)
 
 
 def test_laws_without_rows_refuse_them() -> None:
     for law in ("deterministic", "unknown", "coupled"):
-        with pytest.raises(mv.DraftError, match="leave probs and logits out"):
+        with pytest.raises(mv.errors.DraftError, match="leave probs and logits out"):
             mv.Draft(mv.TokenTree([-1, 0]), [-1, 1], law=law, probs=PROBS)
 
 
 def test_probs_and_logits_exclude_each_other() -> None:
-    with pytest.raises(mv.DraftError, match="not both"):
+    with pytest.raises(mv.errors.DraftError, match="not both"):
         mv.Draft(mv.TokenTree([-1, 0]), [-1, 1], law="chain", probs=PROBS, logits=PROBS)
 
 
 def test_mixed_laws_need_to_know_what_was_sampled() -> None:
     tree = mv.TokenTree([-1, 0, 0])
-    with pytest.raises(mv.DraftError, match="needs `sampled`"):
+    with pytest.raises(mv.errors.DraftError, match="needs `sampled`"):
         mv.Draft(tree, [-1, 0, 1], law="mixed", probs=PROBS)
     draft = mv.Draft(tree, [-1, 0, 1], law="mixed", probs=PROBS, sampled=[False, True, False])
     assert draft.sampled == [False, True, False]
-    with pytest.raises(mv.DraftError, match="sampled children before"):
+    with pytest.raises(mv.errors.DraftError, match="sampled children before"):
         mv.Draft(tree, [-1, 0, 1], law="mixed", probs=PROBS, sampled=[False, False, True])
-    with pytest.raises(mv.DraftError, match="leave `sampled` out"):
+    with pytest.raises(mv.errors.DraftError, match="leave `sampled` out"):
         mv.Draft(tree, [-1, 0, 1], law="swor", probs=PROBS, sampled=[False, True, True])
 
 
@@ -138,6 +138,6 @@ def test_a_logits_draft_whose_token_was_cut_off_is_found_when_it_is_tested() -> 
     draft = mv.Draft(
         mv.TokenTree([-1, 0]), [-1, 1], law="chain", logits=np.log(PROBS[:1] + 1e-9), params=params
     )
-    with pytest.raises(mv.DraftError, match="a sampled token has q > 0") as caught:
+    with pytest.raises(mv.errors.DraftError, match="a sampled token has q > 0") as caught:
         mv.verify(draft, np.zeros((2, 4), np.float32), seed=1, position=0)
     assert caught.value.node == 1

@@ -55,7 +55,7 @@ def test_the_draft_that_block_verification_accepts_less_of(rule, wanted):
 
 def test_a_coupled_draft_tells_about_the_noise_of_its_rule():
     draft, logits = two("coupled", [0, 1])
-    with pytest.raises(mv.DraftError, match="target_only") as caught:
+    with pytest.raises(mv.errors.DraftError, match="target_only") as caught:
         mv.expected_accepted(draft, logits, None, "coupled")
     assert caught.value.slug == "law_data"
     found = mv.expected_accepted(draft, logits, None, "target_only")
@@ -65,12 +65,12 @@ def test_a_coupled_draft_tells_about_the_noise_of_its_rule():
 def test_multi_path_rules_refuse_by_law_and_by_shape():
     draft, logits = two("swor", [0, 1], probs=Q[None])
     for rule in ("kseq", "gbv"):
-        with pytest.raises(mv.RuleError, match="traversal") as caught:
+        with pytest.raises(mv.errors.RuleError, match="traversal") as caught:
             mv.verify(draft, logits, rule=rule, seed=0, position=0)
         assert caught.value.slug == "illegal_pair"
     tree = mv.TokenTree([-1, 0, 1, 1])
     uneven = mv.Draft(tree, [-1, 0, 1, 2], law="iid", probs=np.stack([Q, P]))
-    with pytest.raises(mv.RuleError, match="paths of one length") as caught:
+    with pytest.raises(mv.errors.RuleError, match="paths of one length") as caught:
         mv.verify(uneven, LOGITS[[0, 1, 1, 1]], rule="gbv", seed=0, position=0)
     assert (caught.value.slug, caught.value.node) == ("rule_shape", 1)
 
@@ -86,20 +86,44 @@ def test_multi_path_rules_refuse_by_law_and_by_shape():
     ],
 )
 def test_alpha_star_gives_the_specifications_roots(law, n, wanted):
-    assert mv.alpha_star(P, Q, n, law) == pytest.approx(wanted, abs=1e-14)
+    assert mv.verifier.alpha_star(P, Q, n, law) == pytest.approx(wanted, abs=1e-14)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "slug"),
     [
-        (lambda: mv.alpha_star(P, Q, 0, "iid"), mv.ParamsError, "param_out_of_range"),
-        (lambda: mv.alpha_star(P, Q, 2, "chain"), mv.ParamsError, "param_out_of_range"),
-        (lambda: mv.alpha_star(P, Q, 2, "mixed"), mv.DraftError, "law_data"),
-        (lambda: mv.alpha_star(P, Q, 2, "best"), mv.DraftError, "unknown_law"),
-        (lambda: mv.alpha_star(P, Q[:3], 2, "iid"), mv.NumericsError, "row_not_normalised"),
-        (lambda: mv.alpha_star(P, np.ones(1), 2, "iid"), mv.DraftError, "shape_mismatch"),
-        (lambda: mv.alpha_star(P * np.nan, Q, 2, "iid"), mv.NumericsError, "row_not_finite"),
-        (lambda: mv.alpha_star(np.stack([P, P]), Q, 2, "iid"), mv.DraftError, "shape_mismatch"),
+        (
+            lambda: mv.verifier.alpha_star(P, Q, 0, "iid"),
+            mv.errors.ParamsError,
+            "param_out_of_range",
+        ),
+        (
+            lambda: mv.verifier.alpha_star(P, Q, 2, "chain"),
+            mv.errors.ParamsError,
+            "param_out_of_range",
+        ),
+        (lambda: mv.verifier.alpha_star(P, Q, 2, "mixed"), mv.errors.DraftError, "law_data"),
+        (lambda: mv.verifier.alpha_star(P, Q, 2, "best"), mv.errors.DraftError, "unknown_law"),
+        (
+            lambda: mv.verifier.alpha_star(P, Q[:3], 2, "iid"),
+            mv.errors.NumericsError,
+            "row_not_normalised",
+        ),
+        (
+            lambda: mv.verifier.alpha_star(P, np.ones(1), 2, "iid"),
+            mv.errors.DraftError,
+            "shape_mismatch",
+        ),
+        (
+            lambda: mv.verifier.alpha_star(P * np.nan, Q, 2, "iid"),
+            mv.errors.NumericsError,
+            "row_not_finite",
+        ),
+        (
+            lambda: mv.verifier.alpha_star(np.stack([P, P]), Q, 2, "iid"),
+            mv.errors.DraftError,
+            "shape_mismatch",
+        ),
     ],
 )
 def test_alpha_star_refuses(call, error, slug):

@@ -35,8 +35,8 @@ class Claims:
         return 0
 
 
-def table(num_blocks: int = 4, block_size: int = 2, length: int = 1) -> mv.BlockTable:
-    blocks = mv.BlockTable(num_blocks, block_size)
+def table(num_blocks: int = 4, block_size: int = 2, length: int = 1) -> mv.kv.BlockTable:
+    blocks = mv.kv.BlockTable(num_blocks, block_size)
     blocks.add_sequence(0, length)
     return blocks
 
@@ -51,12 +51,12 @@ NAMED = {
     "tokens": lambda: mv.Draft(TREE, range(2**62)),
     "root": lambda: mv.Draft.chain([1], root=HUGE),
     "sampled": lambda: mv.Draft(TREE, [-1, 0, 1], law="mixed", sampled=Claims(2**62)),
-    "path": lambda: mv.commit_plan(TREE, range(2**62), 0),
-    "start": lambda: mv.commit_plan(TREE, [1], HUGE),
+    "path": lambda: mv.kv.commit_plan(TREE, range(2**62), 0),
+    "start": lambda: mv.kv.commit_plan(TREE, [1], HUGE),
     "seed": lambda: mv.derive_seed(HUGE, 0),
     "seed: found -1": lambda: mv.derive_seed(-1, 0),
     "row": lambda: mv.derive_seed(0, HUGE),
-    "n": lambda: mv.alpha_star(HALVES, HALVES, HUGE, "iid"),
+    "n": lambda: mv.verifier.alpha_star(HALVES, HALVES, HUGE, "iid"),
     "top_k": lambda: mv.SamplingParams(top_k=HUGE),
     "no_repeat_ngram_size": lambda: mv.SamplingParams(no_repeat_ngram_size=HUGE),
     "min_new_tokens": lambda: mv.SamplingParams(min_new_tokens=HUGE),
@@ -95,7 +95,7 @@ NAMED = {
     "budget": lambda: growers.allocate([[0.5]], HUGE),
     "scores": lambda: growers.allocate(Claims(2**62), 2),
     "drafts": lambda: growers.merge(Claims(2**62)),
-    "num_blocks": lambda: mv.BlockTable(HUGE, 1),
+    "num_blocks": lambda: mv.kv.BlockTable(HUGE, 1),
     "sequence 1: blocks of a sequence": lambda: table(2**31 - 1, 16).add_sequence(1, 2**34),
     "n of all sequences": lambda: table(2**31 - 1, 16).reserve(0, 2**35 - 64),
     "n of all sequences ": lambda: table(1, 2**62, 2**60).reserve(0, 2**50),
@@ -114,10 +114,10 @@ def test_a_number_that_nothing_can_hold_is_refused_by_its_name(name):
 
 
 def test_copies_of_a_fork_are_counted_before_they_are_listed():
-    blocks = mv.BlockTable(2, 2**61)
+    blocks = mv.kv.BlockTable(2, 2**61)
     blocks.add_sequence(1, 2**60)
     blocks.fork(1, 2)
-    with pytest.raises(mv.ParamsError, match="copies of a reservation"):
+    with pytest.raises(mv.errors.ParamsError, match="copies of a reservation"):
         blocks.reserve(2, 1)
     assert blocks.lengths([1, 2]).tolist() == [2**60] * 2
     blocks.check_integrity()
@@ -130,7 +130,7 @@ def test_a_refused_reservation_leaves_the_table_as_it_was():
             blocks.reserve(0, n)
         with pytest.raises((mv.MtpVerifyError, TypeError)):
             blocks.reserve_batch([0], [n])
-        with pytest.raises(mv.CacheError, match="no open reservation"):
+        with pytest.raises(mv.errors.CacheError, match="no open reservation"):
             blocks.slot_mapping([0])
     assert (blocks.num_free, blocks.lengths([0]).tolist()) == (2**31 - 2, [5])
     blocks.check_integrity()
@@ -142,17 +142,17 @@ class TestDraftsBesideTheirRows:
     """A token beyond the columns has no probability there, and nobody else's memory is read."""
 
     def test_of_one_row(self):
-        with pytest.raises(mv.DraftError, match="token 5 has q = 0, and token 0"):
+        with pytest.raises(mv.errors.DraftError, match="token 5 has q = 0, and token 0"):
             mv.Draft(TREE, [-1, 0, 5], law="top_plus_one", probs=UNIFORM)
 
     def test_of_rows_with_padding_behind_them(self):
         wide = np.full((2, 8), 0.25, np.float32)
         wide[:, 5] = 9.0
-        with pytest.raises(mv.DraftError, match="token 5 has q = 0"):
+        with pytest.raises(mv.errors.DraftError, match="token 5 has q = 0"):
             mv.Draft(TREE, [-1, 0, 5], law="top_plus_one", probs=wide[:, :4])
 
     def test_of_a_batch(self):
-        with pytest.raises(mv.DraftError, match="sequence 1: node 2: token 5 has q = 0"):
+        with pytest.raises(mv.errors.DraftError, match="sequence 1: node 2: token 5 has q = 0"):
             mv.DraftBatch(
                 [0, 3, 6], [-1, 0, 0] * 2, [-1, 0, 1, -1, 0, 5], "top_plus_one",
                 probs=np.full((6, 4), 0.25, np.float32),
@@ -174,7 +174,7 @@ ENTRIES = {
         [EMPTY], ZERO[None], seeds=[0], positions=[0]
     ),
     "expected_accepted": lambda: mv.expected_accepted(EMPTY, ZERO),
-    "alpha_star": lambda: mv.alpha_star(ZERO, ZERO, 1, "iid"),
+    "alpha_star": lambda: mv.verifier.alpha_star(ZERO, ZERO, 1, "iid"),
     "Draft of probs": lambda: mv.Draft.chain([], ZERO),
     "Draft of logits": lambda: mv.Draft(mv.TokenTree([-1]), [-1], law="chain", logits=ZERO),
     "draw": lambda: _core.draw(ZERO, mv.SamplingParams(), 0, 0, 0),
@@ -196,14 +196,16 @@ ENTRIES = {
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_rows_without_tokens_are_a_wrong_shape(name):
-    with pytest.raises(mv.DraftError) as caught:
+    with pytest.raises(mv.errors.DraftError) as caught:
         ENTRIES[name]()
     assert caught.value.slug in ("shape_mismatch", "bad_tensor")
     assert re.search("at least one token|strides", str(caught.value))
 
 
 def test_tokens_that_no_id_can_name_are_a_wrong_shape():
-    with pytest.raises(mv.DraftError, match=re.escape("wanted rows of 1 to 2**32 - 1 tokens")):
+    with pytest.raises(
+        mv.errors.DraftError, match=re.escape("wanted rows of 1 to 2**32 - 1 tokens")
+    ):
         mv.verify(
             EMPTY, np.zeros((0, 2**45), np.float32), mv.SamplingParams(presence_penalty=1),
             history=[1], **NOISE,
@@ -214,13 +216,13 @@ def test_a_row_that_is_not_there_takes_no_memory_for_its_tokens():
     none = np.zeros((0, 2**32 - 1), np.float32)
     for params in ({"repetition_penalty": 2}, {"frequency_penalty": 1}, {"banned": [1]}):
         shaping = mv.SamplingParams(**params)
-        with pytest.raises(mv.DraftError, match="0 rows, wanted 1 rows"):
+        with pytest.raises(mv.errors.DraftError, match="0 rows, wanted 1 rows"):
             mv.verify(EMPTY, none, shaping, history=[1], **NOISE)
-        with pytest.raises(mv.DraftError, match="0 rows"):
+        with pytest.raises(mv.errors.DraftError, match="0 rows"):
             mv.verify_batch([EMPTY], none, shaping, histories=[[1]], seeds=[0], positions=[0])
-    with pytest.raises(mv.DraftError, match="0 rows, wanted one row"):
+    with pytest.raises(mv.errors.DraftError, match="0 rows, wanted one row"):
         _core.shaped_row(none, mv.SamplingParams())
-    with pytest.raises(mv.DraftError, match="0 rows, wanted one row"):
+    with pytest.raises(mv.errors.DraftError, match="0 rows, wanted one row"):
         _core.draw(none, mv.SamplingParams(), 0, 0, 0)
 
 
@@ -248,12 +250,12 @@ PARAMS = {
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.5}, 0.7, "greedy", mv.SamplingParams])
 @pytest.mark.parametrize("name", PARAMS)
 def test_what_is_no_sampling_parameters_is_refused_by_name(name, params):
-    with pytest.raises(mv.ParamsError, match=r"params: found .*, wanted a SamplingParams"):
+    with pytest.raises(mv.errors.ParamsError, match=r"params: found .*, wanted a SamplingParams"):
         PARAMS[name](params)
 
 
 def test_the_wrong_parameters_of_a_batch_are_named_with_their_sequence():
-    with pytest.raises(mv.ParamsError, match=r"sequence 1: params: found \{\}") as caught:
+    with pytest.raises(mv.errors.ParamsError, match=r"sequence 1: params: found \{\}") as caught:
         mv.verify_batch(
             [EMPTY] * 2, np.zeros((2, 4), np.float32), [None, {}], seeds=[0, 1], positions=[0, 0]
         )
@@ -264,16 +266,16 @@ def test_the_wrong_parameters_of_a_batch_are_named_with_their_sequence():
 def test_seeds_and_positions_are_integers(seed):
     for noise in ({"seed": seed, "position": 0}, {"seed": 0, "position": seed}):
         name = next(name for name, value in noise.items() if value is seed)
-        with pytest.raises(mv.ParamsError, match=f"^{name}: found"):
+        with pytest.raises(mv.errors.ParamsError, match=f"^{name}: found"):
             mv.verify(EMPTY, ONE, **noise)
-        with pytest.raises(mv.ParamsError, match=f"^{name}: found"):
+        with pytest.raises(mv.errors.ParamsError, match=f"^{name}: found"):
             Chain(1, **noise)
 
 
 def test_a_bias_named_twice_is_refused_and_not_dropped():
-    with pytest.raises(mv.ParamsError, match="logit_bias: found token 1 twice"):
+    with pytest.raises(mv.errors.ParamsError, match="logit_bias: found token 1 twice"):
         _core.CoreParams(1.0, 0, 1.0, 0.0, "transformers", logit_bias=[(1, 1.0), (2, 0), (1, 2.0)])
-    with pytest.raises(mv.ParamsError, match=r"logit_bias: found .*, wanted a mapping"):
+    with pytest.raises(mv.errors.ParamsError, match=r"logit_bias: found .*, wanted a mapping"):
         mv.SamplingParams(logit_bias=[(1, 1.0), (1, 2.0)])
 
 
@@ -282,7 +284,7 @@ def test_a_function_that_returns_other_rows_is_refused():
         return rows[:, :2].copy()
 
     core = mv.SamplingParams()._core
-    with pytest.raises(mv.DraftError, match="found 2 values, wanted 4"):
+    with pytest.raises(mv.errors.DraftError, match="found 2 values, wanted 4"):
         _core.verify(EMPTY, ONE, core, "auto", 0, 0, None, [1], 0, None, process)
 
 
@@ -291,7 +293,7 @@ def test_lists_of_the_core_are_lists_of_anything_that_is_one():
     for parents in ((-1, 0, 1), range(-1, 2), np.arange(-1, 2), np.arange(-1, 2, dtype=np.int16)):
         assert mv.TokenTree(parents) == wanted
     for parents in ("abc", {-1: 0}, {-1, 0}, 3, None, [[-1]], [0.5], iter([-1, 0])):
-        with pytest.raises(mv.DraftError, match=r"^parents: dtype"):
+        with pytest.raises(mv.errors.DraftError, match=r"^parents: dtype"):
             mv.TokenTree(parents)
 
 
@@ -345,25 +347,25 @@ def test_lossy_settings_are_numbers_by_name(value):
         "k": lambda: mv.lossy.topk(value),
         "w": lambda: mv.lossy.ensemble(value),
     }.items():
-        with pytest.raises(mv.ParamsError, match=f"^{name}: found"):
+        with pytest.raises(mv.errors.ParamsError, match=f"^{name}: found"):
             make()
 
 
 def test_a_history_without_order_is_refused():
     for history in ({1: 2}, "1", 5, iter([1])):
-        with pytest.raises(mv.ParamsError, match=r"^history: found"):
+        with pytest.raises(mv.errors.ParamsError, match=r"^history: found"):
             mv.verify(EMPTY, ONE, history=history, **NOISE)
 
 
 def test_half_of_a_protocol_is_none():
     half = type("Half", (), {"__dlpack__": lambda self: None})()
-    with pytest.raises(mv.DraftError, match="Half has no __dlpack__ and __dlpack_device__"):
+    with pytest.raises(mv.errors.DraftError, match="Half has no __dlpack__ and __dlpack_device__"):
         mv.verify(EMPTY, half, **NOISE)
 
 
 def test_any_number_of_drafts_has_a_bound():
     for n in (2**31, 2**32 - 1, 2**32, 2**63 - 1):
-        assert mv.alpha_star(HALVES, HALVES, n, "iid") == 1
+        assert mv.verifier.alpha_star(HALVES, HALVES, n, "iid") == 1
 
 
 class TestThreads:

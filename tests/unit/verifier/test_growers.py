@@ -124,7 +124,7 @@ def test_sub_vocabularies_map_columns_to_tokens():
         draft = make(vocab=vocab, **NOISE).grow(lambda paths: rows(paths)[:, : len(vocab)])
         assert set(draft.tokens[1:].tolist()) <= set(vocab.tolist()), name
         mv.verify(draft, target(draft), **NOISE)
-    with pytest.raises(mv.DraftError, match="distinct"):
+    with pytest.raises(mv.errors.DraftError, match="distinct"):
         Chain(2, vocab=[3, 3], **NOISE)
 
 
@@ -186,7 +186,7 @@ def test_budget_goes_where_it_adds_most():
     ]
     assert min(taken) >= max(left)
     assert all(draft.num_nodes >= 3 for draft in growers.share(heaps, 10, minimum=2))
-    with pytest.raises(mv.ParamsError, match="budget"):
+    with pytest.raises(mv.errors.ParamsError, match="budget"):
         growers.allocate([[0.5], [0.5]], 1, minimum=1)
 
 
@@ -200,9 +200,9 @@ def test_union_keeps_the_hits_and_draws_beside_them():
     assert {(1,), (1, 2), (1, 2, 3), (1, 5)} < paths
     verdict = mv.verify(draft, target(draft), **NOISE)
     assert verdict.rule == "lifted_hu"
-    with pytest.raises(mv.DraftError, match="deterministic"):
+    with pytest.raises(mv.errors.DraftError, match="deterministic"):
         Union(MAKERS["swor"](**NOISE).grow(rows), [1], **NOISE)
-    with pytest.raises(mv.DraftError, match="at least one"):
+    with pytest.raises(mv.errors.DraftError, match="at least one"):
         growers.merge([])
     alone = Union(mv.Draft.chain([]), [], **NOISE)
     assert (alone.frontier(), alone.finish().num_nodes) == ([], 1)
@@ -241,18 +241,18 @@ def test_shapes_are_saved_and_loaded(tmp_path):
     assert Shape.load(path) == shape
     for text in ("", "[]", '{"format": "other"}', json.dumps({"format": "mtp-verify shape"})):
         path.write_text(text)
-        with pytest.raises(mv.ParamsError, match="shape"):
+        with pytest.raises(mv.errors.ParamsError, match="shape"):
             Shape.load(path)
     path.write_text(json.dumps({"format": "mtp-verify shape", "version": 1, "parents": [-1, 4]}))
-    with pytest.raises(mv.DraftError, match="parent 4"):
+    with pytest.raises(mv.errors.DraftError, match="parent 4"):
         Shape.load(path)
     path.write_text("[" * 100_000)
-    with pytest.raises(mv.ParamsError, match="not JSON"):
+    with pytest.raises(mv.errors.ParamsError, match="not JSON"):
         Shape.load(path)
     fine = {"format": "mtp-verify shape", "version": 1, "parents": [-1, 0]}
     for wrong in ({"accepted": "many"}, {"acceptance": [None]}, {"acceptance": [{}]}):
         path.write_text(json.dumps({**fine, **wrong}))
-        with pytest.raises(mv.ParamsError, match=f"{next(iter(wrong))}: found"):
+        with pytest.raises(mv.errors.ParamsError, match=f"{next(iter(wrong))}: found"):
             Shape.load(path)
 
 
@@ -262,7 +262,7 @@ def test_a_shape_is_cut_to_a_number_of_nodes():
     assert shape.cut(0).tree.num_nodes == 1
     assert shape.cut(2**63) is shape
     for wrong in (-1, -5, 2**70, 1.5, "all"):
-        with pytest.raises(mv.ParamsError, match="max_nodes: found"):
+        with pytest.raises(mv.errors.ParamsError, match="max_nodes: found"):
             shape.cut(wrong)
 
 
@@ -272,28 +272,32 @@ def test_the_fastest_size_is_chosen_by_measured_times():
     slow = Shape.optimal([0.8, 0.1], draft_times=[2.0 * d for d in range(9)], **sizes)
     quick = Shape.optimal([0.8, 0.1], draft_times=[0.05 * d for d in range(9)], **sizes)
     assert slow.tree.num_nodes == 1 < quick.tree.num_nodes
-    with pytest.raises(mv.ParamsError, match="one of them"):
+    with pytest.raises(mv.errors.ParamsError, match="one of them"):
         Shape.optimal([0.8], max_nodes=2, max_depth=2, draft_times=[0.0])
 
 
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: Chain(-1, **NOISE), mv.ParamsError, "num_tokens"),
-        (lambda: Chain(1, seed=-1, position=0), mv.ParamsError, "seed"),
-        (lambda: Chain(1, seed=0, position=1 << 40), mv.ParamsError, "position"),
-        (lambda: Chain(1, eos_ids=[-3], **NOISE), mv.ParamsError, "eos_ids"),
-        (lambda: Fixed(SHAPE, "chain", **NOISE), mv.DraftError, "one path"),
-        (lambda: Fixed(SHAPE, "unknown", **NOISE), mv.DraftError, "fixed shapes"),
-        (lambda: Fixed(SHAPE, "nonsense", **NOISE), mv.DraftError, "use one of"),
-        (lambda: Heap(1 << 20), mv.ParamsError, "max_nodes"),
-        (lambda: Heap(4, width=0), mv.ParamsError, "width"),
-        (lambda: Heap(4, min_score=2.0), mv.ParamsError, "min_score"),
-        (lambda: Heap(4, times=[1.0, -1.0]), mv.ParamsError, "times"),
-        (lambda: Stochastic(4, lookahead=0, **NOISE), mv.ParamsError, "lookahead"),
-        (lambda: Shape.by_depth(1000, 1000), mv.ParamsError, "nodes of a shape"),
-        (lambda: Shape.by_depth(-1), mv.ParamsError, "counts"),
-        (lambda: Shape.optimal([0.9, 0.2], max_nodes=2, max_depth=1), mv.ParamsError, "at most 1"),
+        (lambda: Chain(-1, **NOISE), mv.errors.ParamsError, "num_tokens"),
+        (lambda: Chain(1, seed=-1, position=0), mv.errors.ParamsError, "seed"),
+        (lambda: Chain(1, seed=0, position=1 << 40), mv.errors.ParamsError, "position"),
+        (lambda: Chain(1, eos_ids=[-3], **NOISE), mv.errors.ParamsError, "eos_ids"),
+        (lambda: Fixed(SHAPE, "chain", **NOISE), mv.errors.DraftError, "one path"),
+        (lambda: Fixed(SHAPE, "unknown", **NOISE), mv.errors.DraftError, "fixed shapes"),
+        (lambda: Fixed(SHAPE, "nonsense", **NOISE), mv.errors.DraftError, "use one of"),
+        (lambda: Heap(1 << 20), mv.errors.ParamsError, "max_nodes"),
+        (lambda: Heap(4, width=0), mv.errors.ParamsError, "width"),
+        (lambda: Heap(4, min_score=2.0), mv.errors.ParamsError, "min_score"),
+        (lambda: Heap(4, times=[1.0, -1.0]), mv.errors.ParamsError, "times"),
+        (lambda: Stochastic(4, lookahead=0, **NOISE), mv.errors.ParamsError, "lookahead"),
+        (lambda: Shape.by_depth(1000, 1000), mv.errors.ParamsError, "nodes of a shape"),
+        (lambda: Shape.by_depth(-1), mv.errors.ParamsError, "counts"),
+        (
+            lambda: Shape.optimal([0.9, 0.2], max_nodes=2, max_depth=1),
+            mv.errors.ParamsError,
+            "at most 1",
+        ),
     ],
 )
 def test_bad_parameters_are_named(make, error, text):
@@ -319,16 +323,16 @@ def test_rows_that_do_not_fit_leave_the_grower_as_it_was():
     bad = TABLE[:1].copy()
     bad[0, 7] = np.nan
     for logits, error in [
-        (TABLE[:2], mv.DraftError),
-        (TABLE[0].astype(np.float64), mv.DraftError),
-        (bad, mv.NumericsError),
-        (np.full((1, V), -np.inf, np.float32), mv.NumericsError),
+        (TABLE[:2], mv.errors.DraftError),
+        (TABLE[0].astype(np.float64), mv.errors.DraftError),
+        (bad, mv.errors.NumericsError),
+        (np.full((1, V), -np.inf, np.float32), mv.errors.NumericsError),
     ]:
         with pytest.raises(error):
             grower.extend(logits)
         assert grower.frontier() == [0]
     grower.extend(rows([[]]))
-    with pytest.raises(mv.DraftError, match="40"):
+    with pytest.raises(mv.errors.DraftError, match="40"):
         grower.extend(TABLE[:1, :8])
     whole = Stochastic(5, lookahead=1, **NOISE).grow(rows)
     assert grower.grow(rows).tokens.tolist() == whole.tokens.tolist()

@@ -55,7 +55,7 @@ def test_the_longest_accepted_path_is_kept_and_typical_ends_greedily():
 def test_no_rule_s_name_is_a_lossy_acceptance():
     assert all(rule["lossless"] for rule in mv.rules())
     for lossy in ALL:
-        with pytest.raises(mv.RuleError, match="wanted lossy=") as caught:
+        with pytest.raises(mv.errors.RuleError, match="wanted lossy=") as caught:
             check(chain([3, 2]), None, rule=lossy.name)
         assert caught.value.slug == "illegal_lossy"
 
@@ -63,14 +63,16 @@ def test_no_rule_s_name_is_a_lossy_acceptance():
 def test_illegal_combinations_are_refused():
     draft = chain([3, 2])
     for lossy in ALL:
-        with pytest.raises(mv.RuleError, match='rule="block", wanted rule="auto"'):
+        with pytest.raises(mv.errors.RuleError, match='rule="block", wanted rule="auto"'):
             check(draft, lossy, rule="block")
-        with pytest.raises(mv.RuleError, match="temperature above 0"):
+        with pytest.raises(mv.errors.RuleError, match="temperature above 0"):
             check(draft, lossy, params=mv.SamplingParams(temperature=0))
     for law in ("deterministic", "unknown", "coupled"):
-        with pytest.raises(mv.RuleError, match=f'found law "{law}", wanted law "chain"'):
+        with pytest.raises(mv.errors.RuleError, match=f'found law "{law}", wanted law "chain"'):
             check(mv.Draft(mv.TokenTree([-1, 0, 1]), [-1, 3, 2], law=law), ALL[3])
-    with pytest.raises(mv.ParamsError, match=r"lossy: found 'typical', wanted typical, threshold"):
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"lossy: found 'typical', wanted typical, threshold"
+    ):
         check(draft, "typical")
 
 
@@ -87,7 +89,7 @@ def test_illegal_combinations_are_refused():
     ],
 )
 def test_numbers_out_of_range_are_named(make, part):
-    with pytest.raises(mv.ParamsError, match=part):
+    with pytest.raises(mv.errors.ParamsError, match=part):
         make()
 
 

@@ -162,7 +162,7 @@ def test_callers_that_flush_denormals_change_nothing():
 @pytest.mark.parametrize("temperature", [4e38, 1e300, 1e-46, 1e-39])
 def test_temperatures_that_are_no_normal_float32_are_refused(temperature):
     draft = mv.Draft(mv.TokenTree([-1]), [-1])
-    with pytest.raises(mv.ParamsError, match="temperature"):
+    with pytest.raises(mv.errors.ParamsError, match="temperature"):
         mv.verify(
             draft, np.float32([[0, -np.inf]]), mv.SamplingParams(temperature=temperature),
             seed=0, position=0,
@@ -188,14 +188,14 @@ def test_whether_a_row_is_refused_does_not_depend_on_the_noise(total):
         try:
             mv.verify(draft, logits, rule="token", seed=seed, position=0)
             outcomes.add("taken")
-        except mv.NumericsError:
+        except mv.errors.NumericsError:
             outcomes.add("refused")
     assert outcomes == {"taken" if total > 0.99 else "refused"}
 
 
 def test_params_of_another_class_are_named():
     draft = mv.Draft(mv.TokenTree([-1]), [-1])
-    with pytest.raises(mv.ParamsError, match="params"):
+    with pytest.raises(mv.errors.ParamsError, match="params"):
         mv.verify(draft, np.zeros((1, 4), np.float32), {"temperature": 1.0}, seed=0, position=0)
 
 
@@ -216,6 +216,6 @@ def test_a_row_that_allows_nothing_is_met_as_often_as_its_token_is_drawn(rule):
         rows[1] = -np.inf if token == 0 else 0
         try:
             mv.verify(draft, rows, rule=rule, seed=seed, position=0)
-        except mv.NumericsError as error:
+        except mv.errors.NumericsError as error:
             count += error.slug == "row_empty"
     assert abs(count / 2000 - 0.1) < 0.04

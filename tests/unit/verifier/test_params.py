@@ -28,7 +28,7 @@ import mtp_verify as mv
 )
 def test_values_outside_their_range_are_named(field: str, values: list[object]) -> None:
     for value in values:
-        with pytest.raises(mv.ParamsError, match=f"^{field}: found"):
+        with pytest.raises(mv.errors.ParamsError, match=f"^{field}: found"):
             mv.SamplingParams(**{field: value})
 
 
@@ -92,6 +92,6 @@ def test_whatever_takes_parameters_names_what_is_none(wrong: object) -> None:
         lambda: mv.testing.exact_law(lambda *_: None, (1,), 1, wrong),
     ):
         with pytest.raises(
-            mv.ParamsError, match=r"params: (found .*, )?wanted (a|one) SamplingPar"
+            mv.errors.ParamsError, match=r"params: (found .*, )?wanted (a|one) SamplingPar"
         ):
             call()

@@ -215,11 +215,11 @@ def test_a_mask_covers_nan_and_a_row_without_a_token_names_its_node() -> None:
     allowed[0, 3], allowed[1] = False, False
     allowed[0, :5] = [True, False, False, False, False]
     allowed[0, 5:] = False
-    with pytest.raises(mv.NumericsError, match="no token is left") as caught:
+    with pytest.raises(mv.errors.NumericsError, match="no token is left") as caught:
         mv.verify(mv.Draft.chain([0]), logits, seed=0, position=0, bitmask=pack(allowed))
     assert caught.value.row == 1
     everything = mv.SamplingParams(banned=range(40))
-    with pytest.raises(mv.NumericsError, match="target row 0"):
+    with pytest.raises(mv.errors.NumericsError, match="target row 0"):
         mv.verify(mv.Draft.chain([]), np.zeros((1, 40), np.float32), everything, seed=0, position=0)
 
 
@@ -234,7 +234,7 @@ def test_a_mask_covers_nan_and_a_row_without_a_token_names_its_node() -> None:
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask: np.ndarray, text: str) -> None:
-    with pytest.raises(mv.DraftError, match=f"bitmask.*{text}"):
+    with pytest.raises(mv.errors.DraftError, match=f"bitmask.*{text}"):
         mv.verify(
             mv.Draft.chain([0]), np.zeros((2, 40), np.float32), seed=0, position=0, bitmask=mask
         )
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_named(
     fields: dict[str, object], options: dict[str, object], text: str
 ) -> None:
     logits = np.zeros((1, 40), np.float32)
-    with pytest.raises(mv.ParamsError, match=text):
+    with pytest.raises(mv.errors.ParamsError, match=text):
         mv.verify(
             mv.Draft.chain([]), logits, mv.SamplingParams(**fields), seed=0, position=1, **options
         )
@@ -265,7 +265,9 @@ def test_what_does_not_fit_is_named(
 
 def test_a_history_that_does_not_end_with_the_root_is_refused() -> None:
     drafted = mv.Draft.chain([1], root=7)
-    with pytest.raises(mv.ParamsError, match=r"ends with token 3, wanted the root's token 7"):
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"ends with token 3, wanted the root's token 7"
+    ):
         mv.verify(drafted, np.zeros((2, 9), np.float32), seed=0, position=1, history=[7, 3])
 
 

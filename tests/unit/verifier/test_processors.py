@@ -188,7 +188,7 @@ def test_what_a_processor_raises_comes_out_as_it_is() -> None:
 def test_bad_processors_are_named(
     processors: list[Any], options: dict[str, Any], text: str
 ) -> None:
-    with pytest.raises(mv.ParamsError, match=text):
+    with pytest.raises(mv.errors.ParamsError, match=text):
         run(processors, towards(1), **options)
 
 
@@ -196,7 +196,7 @@ def test_a_processor_that_leaves_nothing_names_the_node() -> None:
     def none_after_one(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.where(ids[:, -1:] == 1, -np.inf, scores)
 
-    with pytest.raises(mv.NumericsError, match="processors") as caught:
+    with pytest.raises(mv.errors.NumericsError, match="processors") as caught:
         run([none_after_one], towards(1, 3))
     assert caught.value.row == 1
 
@@ -241,5 +241,5 @@ def test_top_logprobs_are_left_out_unless_asked_for_and_end_with_the_row() -> No
     assert top.tokens.tolist() == [[2, -1, -1]]
     assert top.raw.tolist() == [[0, -np.inf, -np.inf]]
     for n in (-1, 5):
-        with pytest.raises(mv.ParamsError, match="top_logprobs"):
+        with pytest.raises(mv.errors.ParamsError, match="top_logprobs"):
             mv.verify(one, logits, seed=0, position=0, top_logprobs=n)

@@ -54,7 +54,7 @@ def test_a_root_alone_is_legal() -> None:
     ],
 )
 def test_bad_parents_are_named(parents: list[int], node: int) -> None:
-    with pytest.raises(mv.DraftError) as caught:
+    with pytest.raises(mv.errors.DraftError) as caught:
         mv.TokenTree(parents)
     assert caught.value.slug == "bad_parent"
     assert caught.value.node == node
@@ -62,13 +62,13 @@ def test_bad_parents_are_named(parents: list[int], node: int) -> None:
 
 @pytest.mark.parametrize("parents", [[], [-1, 0.5], "ab", [[-1, 0]], 3, np.zeros(2)])
 def test_what_is_no_integer_array_is_refused(parents: object) -> None:
-    with pytest.raises(mv.DraftError):
+    with pytest.raises(mv.errors.DraftError):
         mv.TokenTree(parents)
 
 
 @pytest.mark.parametrize("node", [-1, 6])
 def test_unknown_nodes_are_refused(node: int) -> None:
-    with pytest.raises(mv.CacheError, match="no such node"):
+    with pytest.raises(mv.errors.CacheError, match="no such node"):
         mv.TokenTree(PARENTS).path(node)
 
 
@@ -78,10 +78,10 @@ def test_equality() -> None:
 
 
 def test_commit_plan_moves_the_path_to_the_front() -> None:
-    plan = mv.commit_plan(mv.TokenTree(PARENTS), np.array([2, 5]), start=100)
+    plan = mv.kv.commit_plan(mv.TokenTree(PARENTS), np.array([2, 5]), start=100)
     assert plan.moves.tolist() == [[102, 101], [105, 102]]
     assert plan.moves.dtype == np.int64
     assert plan.length == 103
     assert plan.state_select == 5
     assert plan.freed.tolist() == []
-    assert mv.commit_plan(mv.TokenTree(PARENTS), [], start=0).moves.shape == (0, 2)
+    assert mv.kv.commit_plan(mv.TokenTree(PARENTS), [], start=0).moves.shape == (0, 2)

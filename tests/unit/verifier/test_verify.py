@@ -59,7 +59,7 @@ def test_cut_keeps_a_prefix() -> None:
     assert (cut.tokens.tolist(), cut.path.tolist(), cut.num_accepted) == ([4, 5], [1], 1)
     assert len(cut.logprobs) == 2
     for wrong in (0, 5, -1):
-        with pytest.raises(mv.ParamsError, match="1 <= n"):
+        with pytest.raises(mv.errors.ParamsError, match="1 <= n"):
             verdict.cut(wrong)
 
 
@@ -215,9 +215,9 @@ def test_rules_of_sampled_laws_run_target_only_on_deterministic_drafts(rule: str
 def test_history_must_end_at_the_root() -> None:
     logits = np.zeros((1, VOCAB), np.float32)
     emitted(mv.Draft.chain([]), logits, history=[1, 2, 3, 4], prompt_len=2)
-    with pytest.raises(mv.ParamsError, match=r"wanted position \+ 1 = 4"):
+    with pytest.raises(mv.errors.ParamsError, match=r"wanted position \+ 1 = 4"):
         emitted(mv.Draft.chain([]), logits, history=[1, 2])
-    with pytest.raises(mv.ParamsError, match="prompt_len"):
+    with pytest.raises(mv.errors.ParamsError, match="prompt_len"):
         emitted(mv.Draft.chain([]), logits, history=[1, 2, 3, 4], prompt_len=5)
 
 

@@ -29,30 +29,45 @@ def with_bad_row() -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "kind", "message", "sequence"),
     [
-        ({"logits": LOGITS[:7]}, mv.DraftError, "7 rows, wanted 8", None),
-        ({"logits": [LOGITS[:3]]}, mv.DraftError, "logits: found 1 entries", None),
-        ({"logits": [LOGITS[:3], LOGITS[:3], LOGITS[:3]]}, mv.DraftError, "3 rows", 1),
-        ({"logits": [LOGITS[:3], "x", LOGITS[:3]]}, mv.DraftError, "str has no __dlpack__", 1),
-        ({"logits": [LOGITS[:3], LOGITS[:2], LOGITS[:3].astype(int)]}, mv.DraftError, "int", 2),
-        ({"logits": LOGITS.astype(np.float64)}, mv.DraftError, "float64", None),
-        ({"logits": LOGITS[None, :3].repeat(2, 0)}, mv.DraftError, "2 matrices, wanted 3", None),
-        ({"logits": LOGITS[None, :2].repeat(3, 0)}, mv.DraftError, "2 rows", 0),
-        ({"logits": LOGITS[:, :3]}, mv.DraftError, "5 tokens", 0),
-        ({"logits": with_bad_row()}, mv.NumericsError, "NaN", 1),
-        ({"params": [mv.SamplingParams()] * 2}, mv.DraftError, "params: found 2", None),
-        ({"rule": ["auto"]}, mv.DraftError, "rule: found 1", None),
-        ({"rule": ["auto", "auto", "rrsw"]}, mv.RuleError, "rrsw", 2),
-        ({"rule": "nonsense"}, mv.RuleError, "nonsense", 0),
-        ({"seeds": [1, 2]}, mv.DraftError, "seeds: found 2", None),
-        ({"seeds": 1}, mv.ParamsError, "seeds: found 1, wanted one for each", None),
-        ({"seeds": [1, -2, 3]}, mv.ParamsError, "seeds: found -2", 1),
-        ({"seeds": [1, 2, 2**64]}, mv.ParamsError, r"wanted 0 <= seeds < 2\*\*64", 2),
-        ({"seeds": [1.5, 2, 3]}, mv.ParamsError, "wanted an integer", 0),
-        ({"positions": [1]}, mv.DraftError, "positions: found 1", None),
-        ({"positions": [1, 2, -1]}, mv.ParamsError, "positions: found -1", 2),
-        ({"positions": [1, 2**33, 1]}, mv.ParamsError, "position", 1),
-        ({"lossy": [None]}, mv.DraftError, "lossy: found 1", None),
-        ({"lossy": mv.lossy.topk(2), "rule": "block"}, mv.RuleError, "lossy", 0),
+        ({"logits": LOGITS[:7]}, mv.errors.DraftError, "7 rows, wanted 8", None),
+        ({"logits": [LOGITS[:3]]}, mv.errors.DraftError, "logits: found 1 entries", None),
+        ({"logits": [LOGITS[:3], LOGITS[:3], LOGITS[:3]]}, mv.errors.DraftError, "3 rows", 1),
+        (
+            {"logits": [LOGITS[:3], "x", LOGITS[:3]]},
+            mv.errors.DraftError,
+            "str has no __dlpack__",
+            1,
+        ),
+        (
+            {"logits": [LOGITS[:3], LOGITS[:2], LOGITS[:3].astype(int)]},
+            mv.errors.DraftError,
+            "int",
+            2,
+        ),
+        ({"logits": LOGITS.astype(np.float64)}, mv.errors.DraftError, "float64", None),
+        (
+            {"logits": LOGITS[None, :3].repeat(2, 0)},
+            mv.errors.DraftError,
+            "2 matrices, wanted 3",
+            None,
+        ),
+        ({"logits": LOGITS[None, :2].repeat(3, 0)}, mv.errors.DraftError, "2 rows", 0),
+        ({"logits": LOGITS[:, :3]}, mv.errors.DraftError, "5 tokens", 0),
+        ({"logits": with_bad_row()}, mv.errors.NumericsError, "NaN", 1),
+        ({"params": [mv.SamplingParams()] * 2}, mv.errors.DraftError, "params: found 2", None),
+        ({"rule": ["auto"]}, mv.errors.DraftError, "rule: found 1", None),
+        ({"rule": ["auto", "auto", "rrsw"]}, mv.errors.RuleError, "rrsw", 2),
+        ({"rule": "nonsense"}, mv.errors.RuleError, "nonsense", 0),
+        ({"seeds": [1, 2]}, mv.errors.DraftError, "seeds: found 2", None),
+        ({"seeds": 1}, mv.errors.ParamsError, "seeds: found 1, wanted one for each", None),
+        ({"seeds": [1, -2, 3]}, mv.errors.ParamsError, "seeds: found -2", 1),
+        ({"seeds": [1, 2, 2**64]}, mv.errors.ParamsError, r"wanted 0 <= seeds < 2\*\*64", 2),
+        ({"seeds": [1.5, 2, 3]}, mv.errors.ParamsError, "wanted an integer", 0),
+        ({"positions": [1]}, mv.errors.DraftError, "positions: found 1", None),
+        ({"positions": [1, 2, -1]}, mv.errors.ParamsError, "positions: found -1", 2),
+        ({"positions": [1, 2**33, 1]}, mv.errors.ParamsError, "position", 1),
+        ({"lossy": [None]}, mv.errors.DraftError, "lossy: found 1", None),
+        ({"lossy": mv.lossy.topk(2), "rule": "block"}, mv.errors.RuleError, "lossy", 0),
     ],
 )
 def test_bad_arguments_name_the_sequence(change, kind, message, sequence) -> None:
@@ -82,28 +97,28 @@ PACKED = {
 @pytest.mark.parametrize(
     ("change", "kind", "message", "sequence"),
     [
-        ({"offsets": [1, 2, 4]}, mv.DraftError, "offsets", None),
-        ({"offsets": [0, 2, 2]}, mv.DraftError, "offsets", 1),
-        ({"offsets": [0, 2, 3]}, mv.DraftError, "parents", None),
-        ({"offsets": [[0, 2]]}, mv.DraftError, "offsets", None),
-        ({"parents": [-1, 0, -1, 1]}, mv.DraftError, "node 1", 1),
-        ({"parents": [-1, 0, 0, 1]}, mv.DraftError, "node 0", 1),
-        ({"parents": [-1, 0]}, mv.DraftError, "parents", None),
-        ({"tokens": [0, 1, 2]}, mv.DraftError, "tokens", None),
-        ({"tokens": [0, -1, 2, 3]}, mv.DraftError, "node 1", 0),
-        ({"tokens": [0.5] * 4}, mv.DraftError, "tokens", None),
-        ({"law": "nonsense"}, mv.DraftError, "nonsense", None),
-        ({"law": "unknown"}, mv.DraftError, "never reads drafter rows", None),
-        ({"law": "mixed"}, mv.DraftError, "sampled", 0),
-        ({"law": "mixed", "sampled": [False] * 3}, mv.DraftError, "sampled", None),
-        ({"probs": None}, mv.DraftError, "needs the rows", 0),
-        ({"probs": np.full((2, VOCAB), 0.2)}, mv.DraftError, "row", 1),
-        ({"probs": np.eye(VOCAB)[[1, 1, 1, 1]]}, mv.DraftError, "token 3", 1),
-        ({"rows": [0, 1, 2]}, mv.DraftError, "rows", None),
-        ({"rows": [0, -1, 9, -1]}, mv.DraftError, "row", 1),
-        ({"logits": LOGITS[:4]}, mv.DraftError, "not both", None),
-        ({"vocab": [1, 2]}, mv.DraftError, "vocab", None),
-        ({"vocab": [0, 1, 2, 4, 5]}, mv.DraftError, "token 3", 1),
+        ({"offsets": [1, 2, 4]}, mv.errors.DraftError, "offsets", None),
+        ({"offsets": [0, 2, 2]}, mv.errors.DraftError, "offsets", 1),
+        ({"offsets": [0, 2, 3]}, mv.errors.DraftError, "parents", None),
+        ({"offsets": [[0, 2]]}, mv.errors.DraftError, "offsets", None),
+        ({"parents": [-1, 0, -1, 1]}, mv.errors.DraftError, "node 1", 1),
+        ({"parents": [-1, 0, 0, 1]}, mv.errors.DraftError, "node 0", 1),
+        ({"parents": [-1, 0]}, mv.errors.DraftError, "parents", None),
+        ({"tokens": [0, 1, 2]}, mv.errors.DraftError, "tokens", None),
+        ({"tokens": [0, -1, 2, 3]}, mv.errors.DraftError, "node 1", 0),
+        ({"tokens": [0.5] * 4}, mv.errors.DraftError, "tokens", None),
+        ({"law": "nonsense"}, mv.errors.DraftError, "nonsense", None),
+        ({"law": "unknown"}, mv.errors.DraftError, "never reads drafter rows", None),
+        ({"law": "mixed"}, mv.errors.DraftError, "sampled", 0),
+        ({"law": "mixed", "sampled": [False] * 3}, mv.errors.DraftError, "sampled", None),
+        ({"probs": None}, mv.errors.DraftError, "needs the rows", 0),
+        ({"probs": np.full((2, VOCAB), 0.2)}, mv.errors.DraftError, "row", 1),
+        ({"probs": np.eye(VOCAB)[[1, 1, 1, 1]]}, mv.errors.DraftError, "token 3", 1),
+        ({"rows": [0, 1, 2]}, mv.errors.DraftError, "rows", None),
+        ({"rows": [0, -1, 9, -1]}, mv.errors.DraftError, "row", 1),
+        ({"logits": LOGITS[:4]}, mv.errors.DraftError, "not both", None),
+        ({"vocab": [1, 2]}, mv.errors.DraftError, "vocab", None),
+        ({"vocab": [0, 1, 2, 4, 5]}, mv.errors.DraftError, "token 3", 1),
     ],
 )
 def test_bad_packed_drafts_name_the_sequence(change, kind, message, sequence) -> None:
@@ -115,18 +130,18 @@ def test_bad_packed_drafts_name_the_sequence(change, kind, message, sequence) ->
 @pytest.mark.parametrize(
     ("change", "kind", "message", "sequence"),
     [
-        ({"tokens": [1, 2, 3]}, mv.DraftError, "two-dimensional", None),
-        ({"tokens": [[1, 2], [-1, 3], [4, 5]]}, mv.DraftError, "node 1", 1),
-        ({"lengths": [2, 1]}, mv.DraftError, "lengths", None),
-        ({"lengths": [2, 1, 3]}, mv.ParamsError, "lengths: found 3 of 2", 2),
-        ({"lengths": [2, -1, 2]}, mv.ParamsError, "lengths: found -1", 1),
-        ({"roots": [1]}, mv.DraftError, "roots", None),
-        ({"probs": Q[:2]}, mv.DraftError, "2 matrices, wanted 3", None),
-        ({"probs": Q[:, :1]}, mv.DraftError, "row", 0),
-        ({"probs": Q[0]}, mv.DraftError, "vocabulary", None),
-        ({"probs": Q[:, :, ::-1]}, mv.DraftError, "strides", None),
-        ({"probs": Q.transpose(1, 0, 2)}, mv.DraftError, "2 matrices", None),
-        ({"probs": 0 * Q}, mv.DraftError, "q > 0", 0),
+        ({"tokens": [1, 2, 3]}, mv.errors.DraftError, "two-dimensional", None),
+        ({"tokens": [[1, 2], [-1, 3], [4, 5]]}, mv.errors.DraftError, "node 1", 1),
+        ({"lengths": [2, 1]}, mv.errors.DraftError, "lengths", None),
+        ({"lengths": [2, 1, 3]}, mv.errors.ParamsError, "lengths: found 3 of 2", 2),
+        ({"lengths": [2, -1, 2]}, mv.errors.ParamsError, "lengths: found -1", 1),
+        ({"roots": [1]}, mv.errors.DraftError, "roots", None),
+        ({"probs": Q[:2]}, mv.errors.DraftError, "2 matrices, wanted 3", None),
+        ({"probs": Q[:, :1]}, mv.errors.DraftError, "row", 0),
+        ({"probs": Q[0]}, mv.errors.DraftError, "vocabulary", None),
+        ({"probs": Q[:, :, ::-1]}, mv.errors.DraftError, "strides", None),
+        ({"probs": Q.transpose(1, 0, 2)}, mv.errors.DraftError, "2 matrices", None),
+        ({"probs": 0 * Q}, mv.errors.DraftError, "q > 0", 0),
     ],
 )
 def test_bad_chains_name_the_sequence(change, kind, message, sequence) -> None:
@@ -143,7 +158,7 @@ def test_one_row_of_probabilities_may_serve_all_chains() -> None:
 
 def test_transposed_matrices_are_refused() -> None:
     logits = np.zeros((3, 3, VOCAB), np.float32).transpose(1, 0, 2)
-    with pytest.raises(mv.DraftError, match="pass a contiguous tensor"):
+    with pytest.raises(mv.errors.DraftError, match="pass a contiguous tensor"):
         mv.verify_batch(drafts(), logits, **NOISE)
 
 
@@ -171,9 +186,9 @@ def test_verdicts_are_a_sequence() -> None:
 
 def test_cutting_a_batch_checks_the_counts() -> None:
     found = mv.verify_batch(drafts(), LOGITS, **NOISE)
-    with pytest.raises(mv.DraftError, match="counts"):
+    with pytest.raises(mv.errors.DraftError, match="counts"):
         found.cut([1, 1])
-    with pytest.raises(mv.ParamsError, match="counts: found 0") as caught:
+    with pytest.raises(mv.errors.ParamsError, match="counts: found 0") as caught:
         found.cut([1, 0, 1])
     assert caught.value.sequence == 1
 
@@ -186,5 +201,5 @@ def test_no_sequences_are_no_verdicts() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 1025, 2**70])
 def test_numbers_of_threads_are_checked(wrong: int) -> None:
-    with pytest.raises(mv.ParamsError, match="n: found"):
-        mv.set_num_threads(wrong)
+    with pytest.raises(mv.errors.ParamsError, match="n: found"):
+        mv.verifier.set_num_threads(wrong)

@@ -46,7 +46,7 @@ def test_rules_are_those_of_the_table():
 def test_laws_are_those_of_the_table():
     assert {law for rule in mv.rules() for law in rule["laws"]} == set(LAWS)
     assert all(empty_draft(law).law == law for law in LAWS)
-    with pytest.raises(mv.DraftError, match=re.escape(", ".join(LAWS))):
+    with pytest.raises(mv.errors.DraftError, match=re.escape(", ".join(LAWS))):
         empty_draft("sampled")
 
 
@@ -56,7 +56,7 @@ def test_the_best_rule_of_each_law_has_a_rule_s_name():
 
 @pytest.mark.parametrize(
     ("kind", "record"),
-    [(words.RuleRecord, mv.rules()[0]), (words.BuildInfo, mv.build_info()),
+    [(words.RuleRecord, mv.rules()[0]), (words.BuildInfo, mv.verifier.build_info()),
      (StatsRecord, Stats().as_dict())],
     ids=["rules", "build_info", "stats"],
 )  # fmt: skip
@@ -73,7 +73,7 @@ def test_records_have_the_keys_and_types_of_their_class(kind, record):
 
 # Each type with a call that takes one of its words, among all words that could be meant.
 CALLS = {
-    "NodeLaw": lambda word: mv.alpha_star(ROW, ROW, 1, word),
+    "NodeLaw": lambda word: mv.verifier.alpha_star(ROW, ROW, 1, word),
     "ShapeLaw": lambda word: Fixed(Shape.by_depth(1), word, seed=0, position=0),
     "LossyName": lambda word: _core.Lossy(word, LOSSY.get(word, [0.5])),
     "Preset": lambda word: mv.SamplingParams(preset=word),

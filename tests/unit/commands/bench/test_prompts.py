@@ -50,14 +50,14 @@ def test_some_of_each_category_are_picked():
     ids=["empty", "broken", "deep", "list", "blank", "number", "twice"],
 )
 def test_bad_files_are_refused_by_line(tmp_path, lines, message):
-    with pytest.raises(mv.ParamsError, match=message):
+    with pytest.raises(mv.errors.ParamsError, match=message):
         load(write(tmp_path, *lines))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(b'{"id": "\xff"}')
-    with pytest.raises(mv.ParamsError, match="not UTF-8"):
+    with pytest.raises(mv.errors.ParamsError, match="not UTF-8"):
         load(path)
 
 
@@ -65,5 +65,5 @@ def test_huge_files_are_refused_unread(tmp_path):
     path = tmp_path / "prompts.jsonl"
     with path.open("wb") as file:
         file.truncate(65 << 20)
-    with pytest.raises(mv.ParamsError, match="at most"):
+    with pytest.raises(mv.errors.ParamsError, match="at most"):
         load(path)

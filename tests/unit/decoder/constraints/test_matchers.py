@@ -104,7 +104,7 @@ def test_rows_lose_what_is_forbidden_before_anything_is_drawn(make):
 @pytest.mark.parametrize("make", MAKERS)
 def test_forbidden_tokens_cannot_be_committed(make):
     matcher = make(VOCAB).start([])
-    with pytest.raises(mv.InternalError, match="token 6 was emitted"):
+    with pytest.raises(mv.errors.InternalError, match="token 6 was emitted"):
         matcher.commit([0, 6, 6])
 
 
@@ -124,9 +124,9 @@ def test_nothing_follows_the_end_and_the_end_can_be_taken_back(make):
 
 @pytest.mark.parametrize("make", LIBRARIES)
 def test_broken_grammars_are_refused(make):
-    with pytest.raises(mv.ParamsError, match="refuses the grammar"):
+    with pytest.raises(mv.errors.ParamsError, match="refuses the grammar"):
         make().regex("(a")
-    with pytest.raises(mv.ParamsError, match="refuses the grammar"):
+    with pytest.raises(mv.errors.ParamsError, match="refuses the grammar"):
         make().json_schema('{"type": "nonsense"}')
 
 
@@ -154,7 +154,7 @@ def test_requests_of_one_constraint_do_not_touch_each_other(make):
 
 def test_a_vocabulary_below_the_tokenizers_is_refused():
     pytest.importorskip("llguidance")
-    with pytest.raises(mv.ParamsError, match="has 8 tokens"):
+    with pytest.raises(mv.errors.ParamsError, match="has 8 tokens"):
         by_llguidance(5)
 
 

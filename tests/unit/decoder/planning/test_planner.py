@@ -304,5 +304,5 @@ def test_what_a_draft_costs_at_all_is_paid_once():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(mv.ParamsError, match="max_nodes"):
+    with pytest.raises(mv.errors.ParamsError, match="max_nodes"):
         Planner(FLAT, max_nodes=0)

@@ -181,7 +181,9 @@ def test_sampled_rows_have_the_state_of_their_own_path(llama, rule):
 def test_in_a_batch_one_that_a_call_changes_is_refused_by_name(llama):
     ids = torch.cat([prompt(), prompt(seed=4)])
     processor = Turning()
-    with pytest.raises(mv.ParamsError, match=r"logits processor Turning keeps state .* batch"):
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"logits processor Turning keeps state .* batch"
+    ):
         llama.generate(
             ids, logits_processor=LogitsProcessorList([processor]),
             custom_generate=mv.hf.speculative(mv.drafters.NGram()), **settings(ids),
@@ -220,7 +222,7 @@ def test_what_cannot_be_copied_is_refused_by_name_and_may_be_a_function(llama):
     own = Locked()
     call = mv.hf.speculative(mv.drafters.NGram(min_ngram=1))
     options = settings(prompt(), custom_generate=call)
-    with pytest.raises(mv.ParamsError, match="Locked may keep state and cannot be copied"):
+    with pytest.raises(mv.errors.ParamsError, match="Locked may keep state and cannot be copied"):
         llama.generate(prompt(), logits_processor=LogitsProcessorList([own]), **options)
     as_function = LogitsProcessorList([lambda ids, scores: own(ids, scores)])
     found = llama.generate(prompt(), logits_processor=as_function, **options)

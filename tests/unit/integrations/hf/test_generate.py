@@ -67,14 +67,14 @@ def test_stop_strings_are_read_by_the_tokenizer(llama, tokenizer, place):
         options = {"generation_config": GenerationConfig(**options)}
     drafts = {"drafter": drafter(llama)}
     assert mv.hf.generate(llama, prompt(), tokenizer=tokenizer, **drafts, **options).equal(plain)
-    with pytest.raises(mv.ParamsError, match="stop_strings: found no tokenizer"):
+    with pytest.raises(mv.errors.ParamsError, match="stop_strings: found no tokenizer"):
         mv.hf.generate(llama, prompt(), **drafts, **options)
 
 
 @pytest.mark.parametrize("name", ["stop_strings", "prompt_lookup_num_tokens"])
 def test_what_the_model_itself_brings_along_is_refused_by_name(llama, name, monkeypatch):
     monkeypatch.setattr(llama, "generation_config", GenerationConfig(**{name: 3}))
-    with pytest.raises(mv.ParamsError, match=f"model.generation_config.{name} = None"):
+    with pytest.raises(mv.errors.ParamsError, match=f"model.generation_config.{name} = None"):
         mv.hf.generate(llama, prompt(), **settings())
 
 
@@ -164,7 +164,7 @@ def test_a_sampled_assistant_keeps_the_law(llama):
     ],
 )
 def test_what_cannot_be_is_refused_by_name(llama, options, match):
-    with pytest.raises(mv.ParamsError, match=match):
+    with pytest.raises(mv.errors.ParamsError, match=match):
         mv.hf.generate(llama, prompt(), **settings(), **options)
 
 

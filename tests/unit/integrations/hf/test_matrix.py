@@ -257,7 +257,7 @@ def test_stop_strings_cut_in_mid_path(llama: Any, tokenizer: PreTrainedTokenizer
 def test_processors_that_keep_state_are_refused_by_name(
     llama: Any, options: dict[str, Any], name: str
 ) -> None:
-    with pytest.raises(mv.ParamsError, match=name):
+    with pytest.raises(mv.errors.ParamsError, match=name):
         ours(llama, prompt(), options, mv.drafters.NGram())
 
 

@@ -73,11 +73,11 @@ def test_images_are_refused_by_the_names_that_they_were_given_by(kind):
         functools.partial(model.generate, custom_generate=mv.hf.speculative(None)),
         functools.partial(mv.hf.generate, model),
     ):
-        with pytest.raises(mv.ParamsError, match="cannot be combined") as raised:
+        with pytest.raises(mv.errors.ParamsError, match="cannot be combined") as raised:
             call(ids, **settings(ids), **images)
         assert all(name in str(raised.value) for name in images)
         assert "mm_encoder_outputs" not in str(raised.value)
-    with pytest.raises(mv.ParamsError, match=r"images or videos|pixel_values"):
+    with pytest.raises(mv.errors.ParamsError, match=r"images or videos|pixel_values"):
         model.generate(ids, **settings(ids), **images, custom_generate=wrapped)
 
 
@@ -87,9 +87,9 @@ def test_what_another_generate_has_made_is_said_to_be_its():
     options = {"pixel_values": torch.zeros(1, 3, 8, 8), "input_ids": ids, **settings(ids)}
     model.generate(**options)
     told = r"inputs_embeds \(made by Blip2ForConditionalGeneration.generate\)"
-    with pytest.raises(mv.ParamsError, match=told):
+    with pytest.raises(mv.errors.ParamsError, match=told):
         model.generate(**options, custom_generate=mv.hf.speculative(None))
-    with pytest.raises(mv.ParamsError, match=told):
+    with pytest.raises(mv.errors.ParamsError, match=told):
         mv.hf.generate(model, **options)
 
 
@@ -102,9 +102,9 @@ def test_other_kinds_are_refused_by_what_they_are(kind):
     told = f"{name} is an encoder-decoder model"
     if kind in RECURRENT:
         told = f"{name} cannot decode .* a recurrent model, whose state cannot be rolled back"
-    with pytest.raises(mv.UnsupportedModelError, match=told):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=told):
         model.generate(given, **options, custom_generate=mv.hf.speculative(ngram()))
-    with pytest.raises(mv.UnsupportedModelError, match=told):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=told):
         mv.hf.generate(model, given, drafter=ngram(), **options)
-    with pytest.raises(mv.UnsupportedModelError, match=told):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=told):
         mv.Decoder(model)

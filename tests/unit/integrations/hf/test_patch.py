@@ -194,7 +194,7 @@ def test_somebody_elses_replacement_on_top_stays_and_reaches_the_library(monkeyp
 def test_unknown_versions_are_refused_and_left_alone(monkeypatch, version):
     # The lazy module replaces itself: a name bound while it was loading is another object.
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
-    with pytest.raises(mv.UnsupportedModelError, match=r"5\.18 to 5\.24"), mv.hf.patch():
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"5\.18 to 5\.24"), mv.hf.patch():
         pass
 
 
@@ -203,7 +203,7 @@ def test_another_signature_is_refused_and_left_alone(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(utils, "_speculative_sampling", other)
-    with pytest.raises(mv.UnsupportedModelError, match="does not take"), mv.hf.patch():
+    with pytest.raises(mv.errors.UnsupportedModelError, match="does not take"), mv.hf.patch():
         pass
     assert utils._speculative_sampling is other
     assert GEMMA.get_candidates is GEMMAS
@@ -218,7 +218,7 @@ def test_a_function_that_was_replaced_already_is_refused(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(utils, "_speculative_sampling", same)
-    with pytest.raises(mv.UnsupportedModelError, match="already replaced by"), mv.hf.patch():
+    with pytest.raises(mv.errors.UnsupportedModelError, match="already replaced by"), mv.hf.patch():
         pass
     monkeypatch.undo()
 
@@ -228,21 +228,21 @@ def test_a_drafter_that_samples_is_not_given_one_hot_rows(monkeypatch):
         return torch.multinomial(ids, 1), None
 
     monkeypatch.setattr(GEMMA, "get_candidates", get_candidates)
-    with pytest.raises(mv.UnsupportedModelError, match="most likely"), mv.hf.patch():
+    with pytest.raises(mv.errors.UnsupportedModelError, match="most likely"), mv.hf.patch():
         pass
     monkeypatch.undo()
 
 
 @pytest.mark.parametrize("rule", ["greedy", "traversal", "no such rule"])
 def test_illegal_rules_are_refused_at_once(rule):
-    with pytest.raises(mv.RuleError), mv.hf.patch(rule):
+    with pytest.raises(mv.errors.RuleError), mv.hf.patch(rule):
         pass
 
 
 def test_lossy_ensemble_is_refused(pair):
     with (
         mv.hf.patch(),
-        pytest.raises(mv.ParamsError, match="assistant_ensemble_weight"),
+        pytest.raises(mv.errors.ParamsError, match="assistant_ensemble_weight"),
     ):
         generate(pair[0], assistant_model=pair[1], assistant_ensemble_weight=0.5)
 
@@ -251,7 +251,7 @@ def test_a_token_that_its_row_excludes_is_refused():
     with (
         np.errstate(divide="ignore"),
         mv.hf.patch(),
-        pytest.raises(mv.DraftError, match="node 1"),
+        pytest.raises(mv.errors.DraftError, match="node 1"),
     ):
         step([[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0]], [1])
 

@@ -257,7 +257,7 @@ def test_a_model_that_cannot_work_is_named_before_what_it_brings_along(kind):
             decoder_ffn_dim=16, max_position_embeddings=32,
         )  # fmt: skip
         model, told = BartForConditionalGeneration(config).eval(), "is an encoder-decoder model"
-    with pytest.raises(mv.UnsupportedModelError, match=told):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=told):
         run(model, prompt(), mv.drafters.NGram(), do_sample=False)
 
 
@@ -274,7 +274,9 @@ def test_static_cache_is_used(llama):
         )  # fmt: skip
         assert torch.equal(output.sequences, expected)
         assert isinstance(output.past_key_values, StaticCache)
-    with pytest.raises(mv.UnsupportedModelError, match="a static cache serves a single sequence"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="a static cache serves a single sequence"
+    ):
         run(llama, ids.repeat(2, 1), do_sample=False, cache_implementation="static")
 
 
@@ -299,7 +301,7 @@ def test_planner_chooses_what_is_drafted(llama):
         assert torch.equal(found, reference(llama, prompt()))
         assert sum(stats.budgets) == stats.steps
         assert (stats.drafted > 0) == drafts
-    with pytest.raises(mv.ParamsError, match="planner: found 'always'"):
+    with pytest.raises(mv.errors.ParamsError, match="planner: found 'always'"):
         run_with(llama, prompt(), {"planner": "always"})
 
 
@@ -320,11 +322,11 @@ def test_what_a_paged_cache_cannot_take_is_refused_by_name(llama):
     for settings in (with_cache(llama, filled), with_cache(llama, static),
                      {"cache_implementation": "static"}):  # fmt: skip
         name = next(iter(settings))
-        with pytest.raises(mv.ParamsError, match=f"unset {name}"):
+        with pytest.raises(mv.errors.ParamsError, match=f"unset {name}"):
             run_with(llama, text, {"cache": "paged"}, **settings)
-    with pytest.raises(mv.ParamsError, match="cache: found 'dynamic'"):
+    with pytest.raises(mv.errors.ParamsError, match="cache: found 'dynamic'"):
         run_with(llama, text, {"cache": "dynamic"})
-    with pytest.raises(mv.UnsupportedModelError, match="requests cannot share a forward"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="requests cannot share a forward"):
         run_with(tiny_model("qwen3_next"), prompt(), {"cache": "paged"})
 
 
@@ -421,5 +423,5 @@ def test_params_from_processors_reads_the_librarys_order():
     ids=["order", "twice", "min tokens", "filter value"],
 )
 def test_processors_without_a_counterpart_are_refused(processors):
-    with pytest.raises(mv.ParamsError, match="Warper"):
+    with pytest.raises(mv.errors.ParamsError, match="Warper"):
         hf.params_from_processors(processors, do_sample=True)

@@ -85,7 +85,7 @@ def test_a_streamer_may_be_an_empty_list(llama):
 def test_two_streamers_are_refused(llama):
     streamer = TextStreamer(Numbers())
     call = mv.hf.speculative(None, streamer=streamer)
-    with pytest.raises(mv.ParamsError, match="streamer is given to generate and to"):
+    with pytest.raises(mv.errors.ParamsError, match="streamer is given to generate and to"):
         llama.generate(prompt(), **settings(prompt(), streamer=streamer), custom_generate=call)
 
 
@@ -94,7 +94,7 @@ def test_two_streamers_are_refused(llama):
 def test_what_generate_keeps_to_itself_is_refused_by_name(llama, name):
     value = True if name == "synced_gpus" else tiny_model("llama", 2)
     call = mv.hf.speculative(mv.drafters.NGram())
-    with pytest.raises(mv.ParamsError, match=f"generate's {name} cannot be combined"):
+    with pytest.raises(mv.errors.ParamsError, match=f"generate's {name} cannot be combined"):
         llama.generate(prompt(), **settings(prompt(), **{name: value}), custom_generate=call)
 
 
@@ -163,5 +163,5 @@ def test_a_text_beyond_the_models_context_is_refused(llama):
         for length, room in ((context - 4, 4), (context + 3, 0)):
             ids = prompt(length)
             told = f"max_new_tokens: found 9 behind a prompt of {length} .* wanted {room} at most"
-            with pytest.raises(mv.ParamsError, match=told):
+            with pytest.raises(mv.errors.ParamsError, match=told):
                 llama.generate(ids, **settings(ids, max_new_tokens=9), custom_generate=call)
