@@ -246,11 +246,11 @@ _constrain = Row.constrain
 class Doubtful(Model):
     """Drops its draft where the first token was improbable."""
 
-    def _draft(self, request, budget):
-        draft = super()._draft(request, budget)
+    def _draft(self, request, state, budget):
+        draft = super()._draft(request, state, budget)
         row = np.exp(Table(2, 2).rows(request.tokens).numpy())
         is_doubtful = draft.num_nodes > 1 and row[draft.tokens[1]] < row.mean()
-        return self._empty if is_doubtful else draft
+        return EMPTY if is_doubtful else draft
 
 
 class Looks(mv.Planner):

@@ -116,11 +116,22 @@ def test_what_is_no_drafter_is_refused_by_name(name):
 
 def test_hidden_layers_that_are_no_numbers_are_named():
     kind = type("Mine", (Copies,), {"hidden_layers": [-1]})
-    with pytest.raises(mv.errors.DraftError, match=r"Mine.hidden_layers: found \[-1\], wanted a tu"):
+    with pytest.raises(
+        mv.errors.DraftError, match=r"Mine.hidden_layers: found \[-1\], wanted a tu"
+    ):
         generate(kind())
 
 
-HOOKS = ("check_vocabulary", "check_rule", "start", "choose", "propose", "observe", "commit", "release")
+HOOKS = (
+    "check_vocabulary",
+    "check_rule",
+    "start",
+    "choose",
+    "propose",
+    "observe",
+    "commit",
+    "release",
+)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
