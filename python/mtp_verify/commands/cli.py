@@ -20,6 +20,7 @@ from mtp_verify.commands import certify as engine_command
 from mtp_verify.commands import heads as head_commands
 from mtp_verify.commands import train as train_command
 from mtp_verify.commands.bench import command as bench_command
+from mtp_verify.commands.bench.entrants import CHAINS
 from mtp_verify.commands.view import command as view_command
 from mtp_verify.console.clock import process_start
 from mtp_verify.console.report import Report
@@ -171,7 +172,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the sampled comparison")
     parser.add_argument(
         "--drafter",
-        choices=("head", "suffix", "ngram"),
+        choices=tuple(CHAINS),
         default=None,
         help="head: suffix drafting, and a trained head where nothing repeats (default: head if "
         "there is one, else suffix)",
@@ -196,9 +197,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule", choices=names, default="auto", metavar="RULE", help=f"one of: {', '.join(names)}"
     )
-    parser.add_argument(
-        "--drafter", choices=("head", "suffix", "ngram", "none"), default=None, help="as in demo"
-    )
+    parser.add_argument("--drafter", choices=(*CHAINS, "none"), default=None, help="as in demo")
     _head_argument(parser)
     parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify import drafters
+from mtp_verify.commands.bench.entrants import CHAINS
 from mtp_verify.commands.subjects import Subject, subject_for
 from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress, TokenPrinter, has_colour
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["PROMPTS", "Prompt", "generate", "run"]
 
 _NUM_TOKENS, _NUM_TOKENS_TINY = 128, 24
-# Matches of one token only cost time on free text; `Suffix` leaves them out by itself.
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "suffix": {"num_tokens": 16},
-    "ngram": {"num_tokens": 8, "min_ngram": 2},
-    # Where `suffix` has no match. A doubtful token is seldom right and makes the forward wider.
-    "head": {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1},
-}
 _GREEDY = SamplingParams(temperature=0.0)
 _SAMPLED = SamplingParams(temperature=0.8, top_p=0.95)
 _WAYS = ("transformers", "plain", "speculative")
@@ -148,8 +141,8 @@ def run(
         max_new_tokens: Per prompt; by default 128, with `tiny` 24.
         repeats: Timed runs of each way, interleaved; the fastest counts.
         seed: Of the sampled comparison.
-        drafter: "head" (suffix drafting, and a trained head where nothing repeats), "suffix" or
-            "ngram"; None is "head" if the model has one.
+        drafter: "head" (suffix drafting, and a trained head where nothing repeats) or another name
+            of `CHAINS`; None is "head" if the model has one.
         head: a draft head's folder, in place of the head that the model brings along.
 
     Returns:
@@ -364,10 +357,11 @@ def _report(
             "differently at different widths, and in bfloat16 a near-tie can tip either way.",
         ),
     )  # fmt: skip
+    entrant = CHAINS[drafter]
     data = {
         "model": subject.name,
         "drafter": drafter,
-        "drafter_settings": _SETTINGS[drafter],
+        "drafter_settings": (entrant.parts or (entrant,))[-1].settings,
         "seed": seed,
         "threads": policy.best,
         "thread_milliseconds": policy.milliseconds,
@@ -410,14 +404,12 @@ def _make_drafter(name: str, subject: Subject, model: Any) -> Drafter:
     """A drafter by its name, for one load of the subject's model."""
     from mtp_verify.models.cpu.fused import fuse
 
-    if name == "ngram":
-        return drafters.NGram(**_SETTINGS[name])
-    suffix = drafters.Suffix(**_SETTINGS["suffix"])
-    if name == "suffix" or subject.load_head is None:
-        return suffix
-    head = subject.load_head(model)
-    fuse(head)
-    return drafters.Combined([suffix, drafters.Heads(head, **_SETTINGS["head"])])
+    entrant, head = CHAINS[name], None
+    if entrant.needs_head and subject.load_head is not None:
+        head = subject.load_head(model)
+        fuse(head)
+    drafter: Drafter = entrant.make(model, _GREEDY, head)
+    return drafter
 
 
 def _tensor(ids: Sequence[int]) -> torch.Tensor:

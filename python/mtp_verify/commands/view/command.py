@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify import drafters
+from mtp_verify.commands.bench.entrants import TREES
 from mtp_verify.commands.view.drawing import caption, to_lines
 from mtp_verify.commands.view.page import to_html
 from mtp_verify.commands.view.recorder import Recorder
@@ -20,16 +20,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.commands.view.recorder import Step
 
-__all__ = ["DRAFTERS", "add_arguments", "run"]
-
-_TREE = {"max_nodes": 16, "max_children": 4}
-# Trees are what there is to see; the settings are those of `bench decode`.
-DRAFTERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "suffix": ("Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0}),
-    "ngram": ("NGram", {"num_tokens": 8, "min_ngram": 2}),
-    "recycling": ("Recycling", {"max_nodes": 16}),
-    "head": ("Heads", _TREE),
-}
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
     parser.add_argument(
         "--drafter",
-        choices=tuple(DRAFTERS),
+        choices=tuple(TREES),
         default=None,
         help="(default: suffix; with --head: head)",
     )
@@ -81,9 +72,9 @@ def run(args: argparse.Namespace) -> Report:
         model = subject.load("bfloat16")
         progress.show("choosing the number of threads")
         threads.use_best(model)
-        kind, settings = DRAFTERS[drafter]
-        given = [subject.load_head(model)] if drafter == "head" and subject.load_head else []
-        recorder = Recorder(getattr(drafters, kind)(*given, **settings))
+        has_head = drafter == "head" and subject.load_head is not None
+        head = subject.load_head(model) if has_head and subject.load_head else None
+        recorder = Recorder(TREES[drafter].make(model, params, head))
         progress.show("generating")
         made = Decoder(model, recorder, params).generate(
             torch.tensor([subject.encode(args.prompt)]),
