@@ -313,10 +313,12 @@ class _Trials:
             rows: of the whole prompt.
             alone: of the chain.
         """
+        from mtp_verify.caches.slots import SlotCache
+
         target = self._target
         device = target.device
         try:
-            slots = target.new_slots()
+            slots = SlotCache(target.new_kv())
             # The other's past is the prompt's beginning, and its draft is what follows that.
             width = min(_NUM_CHAIN, len(self._prompt) - 2)
             lengths = [cache.length, len(self._prompt) - width]

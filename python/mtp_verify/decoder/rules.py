@@ -1,4 +1,4 @@
-"""Which rule verifies a request: settled before its first draw, for its whole life.
+"""Which rule verifies a request: chosen before its first draw, for all of its steps.
 
 A rule that was chosen after a look at the draft would be biased: a rule is lossless over all drafts
 of a law, not on those that it is picked for. And what a `coupled` draft shows is noise that the
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.lossy import Lossy
     from mtp_verify.verifier.words import Law, Rule
 
-__all__ = ["rule_of_step", "settle"]
+__all__ = ["rule_of_request", "rule_of_step"]
 
 # The laws that each rule is legal for.
 _LAWS: dict[str, list[Law]] = {rule["name"]: rule["laws"] for rule in rules()}
 
 
-def settle(
+def rule_of_request(
     rule: Rule, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None = None
 ) -> Rule:
     """Return the rule of a request; refuse one that could not verify what is drafted for it.
 
-    Args:
-        rule: that was asked for.
-        drafter: of the request, or None.
-        params: of the target's rows.
-        lossy: of `mv.lossy`, or None.
-
-    Returns:
-        The rule itself, but "coupled" for "auto" where a draft may have the law "coupled": each
-        step is then verified by it, whatever the law of its draft.
+    That is the rule that was asked for, but "coupled" for "auto" where a draft may have the law
+    "coupled": each step is then verified by it, whatever the law of its draft.
 
     Raises:
         RuleError: no such rule; not lossless for a law that the drafter may hand out, or not at

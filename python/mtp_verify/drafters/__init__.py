@@ -61,7 +61,7 @@ REGISTRY = {
     "Combined": Entry("combined", "several drafters: the first that speaks, or all", "drafters"),
 }
 
-__all__ = ["REGISTRY", "Drafter", "Entry", "Request", "Translation", *REGISTRY]
+__all__ = ["REGISTRY", "Drafter", "Request", "Translation", *REGISTRY]
 
 
 if not TYPE_CHECKING:  # Type checkers know the names; this would hide misspelt ones.

@@ -19,10 +19,10 @@ from mtp_verify.verifier.intake import shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers.cache_utils import DynamicCache
+
     from mtp_verify._core import CommitPlan
     from mtp_verify.caches.many import ManyCache
-    from mtp_verify.caches.paged import PagePool
-    from mtp_verify.caches.settings import Paged
 
 __all__ = [
     "BatchTarget",
@@ -171,11 +171,11 @@ class BatchTarget(Target, Protocol):
 
     batch_obstacle: str | None
 
-    def new_slots(self) -> ManyCache:
-        """Return an empty cache for many sequences, which grows as they do."""
+    def new_kv(self) -> DynamicCache:
+        """Return an empty cache of the library, with one layer for each of the model's.
 
-    def new_pool(self, settings: Paged) -> PagePool:
-        """Return the blocks for paged caches."""
+        A cache of many sequences puts its own layers in place of these.
+        """
 
     def forward_slots(
         self,

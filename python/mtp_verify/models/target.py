@@ -27,10 +27,10 @@ from mtp_verify.models.supported import warn_if_untested
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers.cache_utils import DynamicCache
+
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.model import ModelCache
-    from mtp_verify.caches.paged import PagePool
-    from mtp_verify.caches.settings import Paged
     from mtp_verify.caches.trials import Traits
     from mtp_verify.models.cpu.fused import FusedModel
 
@@ -107,12 +107,10 @@ class TransformersTarget:
         Raises:
             UnsupportedModelError: it cannot be rolled back, or the model does not run on it.
         """
-        from transformers.cache_utils import DynamicCache
-
         from mtp_verify.caches.model import ModelCache
 
         if past is None:
-            return ModelCache(DynamicCache(config=self.model.config))
+            return ModelCache(self.new_kv())
         cache = ModelCache(past)
         if cache.capacity is not None:
             self._refuse_static(past, cache.capacity)
@@ -235,21 +233,11 @@ class TransformersTarget:
             )
         return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
-    def new_slots(self) -> ManyCache:
-        """See `BatchTarget.new_slots`."""
+    def new_kv(self) -> DynamicCache:
+        """See `BatchTarget.new_kv`."""
         from transformers.cache_utils import DynamicCache
 
-        from mtp_verify.caches.slots import SlotCache
-
-        return SlotCache(DynamicCache(config=self.model.config))
-
-    def new_pool(self, settings: Paged) -> PagePool:
-        """See `BatchTarget.new_pool`."""
-        from transformers.cache_utils import DynamicCache
-
-        from mtp_verify.caches.paged import PagePool
-
-        return PagePool(DynamicCache(config=self.model.config), settings)
+        return DynamicCache(config=self.model.config)
 
     def forward_slots(
         self,

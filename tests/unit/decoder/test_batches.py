@@ -325,9 +325,9 @@ def test_bad_settings_are_named(options, match):
 
 def test_submit_refuses_what_cannot_be_right():
     decoder = Decoder(tiny_model("gpt2"), None, GREEDY)
-    with pytest.raises(mv.errors.ParamsError, match="takes one sequence"):
+    with pytest.raises(mv.errors.ParamsError, match="found 2 sequences, wanted one"):
         decoder.submit([[1], [2]], max_new_tokens=2)
-    with pytest.raises(mv.errors.ParamsError, match="context is 64"):
+    with pytest.raises(mv.errors.ParamsError, match="context of 64"):
         decoder.submit(prompt(64), max_new_tokens=2)
     with pytest.raises(mv.errors.ParamsError, match="max_new_tokens: found 0"):
         decoder.submit([1], max_new_tokens=0)

@@ -208,7 +208,9 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
     """Return a function that runs a forward of some width on `batch` requests."""
     import torch
 
-    cache = target.new_slots()
+    from mtp_verify.caches.slots import SlotCache
+
+    cache = SlotCache(target.new_kv())
     for _ in range(batch):
         cache.add((), is_known=False)
 

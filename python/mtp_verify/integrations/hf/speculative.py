@@ -14,9 +14,9 @@ from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.caches.names import cache_name
-from mtp_verify.decoder.arguments import per_row
 from mtp_verify.decoder.constraints import Constraint
 from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.options import per_sequence
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import RowScores, split_processors
@@ -219,7 +219,7 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
 
 def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> list[Any]:
     """Start the constraint of each row once more, to mask its scores."""
-    each = per_row(constraint, Constraint | None, len(input_ids), "constraint")
+    each = per_sequence(constraint, Constraint | None, len(input_ids), "constraint")
     return [
         None if one is None else one.start(tuple(ids[visible != 0].tolist()))
         for one, ids, visible in zip(each, input_ids, shown, strict=True)
