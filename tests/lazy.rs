@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
-use mtp_verify::choice::{Cells, RaceNoise};
-use mtp_verify::dist::{Params, Preset, ShapedRows, Side};
+use mtp_verify::chance::{Cells, RaceNoise};
 use mtp_verify::rows::RawRows;
+use mtp_verify::shaping::{Params, Preset, ShapedRows, Side};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, LazyView, Source};

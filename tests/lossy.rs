@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
-use mtp_verify::choice::{NoChoices, Philox};
+use mtp_verify::chance::{NoChoices, Philox};
 use mtp_verify::error::Error;
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::dense::DenseView;

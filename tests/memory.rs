@@ -5,8 +5,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mtp_verify::dist::{Params, Preset};
 use mtp_verify::rows::RawRows;
+use mtp_verify::shaping::{Params, Preset};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, Source};

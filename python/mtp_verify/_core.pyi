@@ -5,9 +5,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtp_verify.errors import MtpVerifyError
+from mtp_verify.verifier.kernels.base import Edits
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.params import SamplingParams
-from mtp_verify.verifier.processors import Process
 from mtp_verify.verifier.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw
 
 __all__ = [
@@ -32,18 +32,19 @@ __all__ = [
     "best_rule",
     "_panic",
     "build_info",
-    "certify",
-    "certify_draws",
-    "certify_floats",
-    "lies",
-    "mutants",
+    "check_rule",
     "commit_plan",
     "derive_seed",
     "draw",
     "expected_accepted",
     "merge",
+    "misdeclared",
+    "mutants",
     "optimal_shape",
     "path_shape",
+    "prove_draws",
+    "prove_floats",
+    "prove_rules",
     "rules",
     "set_num_threads",
     "shaped_row",
@@ -358,13 +359,11 @@ def verify(
     logits: Any,
     params: CoreParams,
     rule: str,
+    *,
     seed: int,
     position: int,
     lossy: Lossy | None = None,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
+    edits: Edits | None = None,
     top_logprobs: int | None = None,
 ) -> Verdict: ...
 def verify_batch(
@@ -372,44 +371,32 @@ def verify_batch(
     logits: Any,
     params: CoreParams | Sequence[CoreParams],
     rule: str | Sequence[str],
+    *,
     seeds: Sequence[int],
     positions: Sequence[int],
     lossy: Lossy | Sequence[Lossy | None] | None,
-    contexts: Sequence[tuple[Any | None, int | None, Any | None, Process | None]],
+    edits: Sequence[Edits | None],
     top_logprobs: int | Sequence[int],
 ) -> VerdictBatch: ...
 def set_num_threads(n: int) -> None: ...
 def expected_accepted(
-    draft: Draft,
-    logits: Any,
-    params: CoreParams,
-    rule: str,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
+    draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None = None
 ) -> float: ...
 def verdicts(
-    draft: Draft,
-    logits: Any,
-    params: CoreParams,
-    rule: str,
-    history: Any | None = None,
-    prompt_len: int | None = None,
-    bitmask: Any | None = None,
-    process: Process | None = None,
+    draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None = None
 ) -> list[tuple[Verdict | MtpVerifyError, float]]: ...
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...
 def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan: ...
+def check_rule(rule: str, laws: Sequence[Law], params: CoreParams, lossy: Lossy | None) -> None: ...
 def derive_seed(seed: int, row: int) -> int: ...
 def rules() -> list[RuleRecord]: ...
 def best_rule(law: Law) -> RuleName: ...
-def certify() -> list[dict[str, Any]]: ...
-def certify_floats() -> list[dict[str, Any]]: ...
-def certify_draws() -> list[dict[str, Any]]: ...
-def lies() -> list[dict[str, Any]]: ...
+def prove_rules() -> list[dict[str, Any]]: ...
+def prove_floats() -> list[dict[str, Any]]: ...
+def prove_draws() -> list[dict[str, Any]]: ...
+def misdeclared() -> list[dict[str, Any]]: ...
 def mutants() -> list[dict[str, Any]] | None: ...
 def build_info() -> BuildInfo: ...
 def _panic() -> None: ...

@@ -1,7 +1,7 @@
 use super::*;
-use crate::choice::Purpose;
-use crate::dist::Preset;
-use crate::rng;
+use crate::chance::Purpose;
+use crate::chance::rng;
+use crate::shaping::Preset;
 use crate::tree::TokenTree;
 use crate::verify::law::Law;
 use crate::verify::lazy::Source;
@@ -137,9 +137,9 @@ fn threads_change_nothing() {
     let batch = setting.batch();
     let wanted = batch.verify().unwrap();
     let requests = batch.requests().unwrap();
-    pool::set_num_threads(7).unwrap();
+    threads::set_num_threads(7).unwrap();
     for threads in [1, 2, 7] {
-        let found = pool::map(&requests, threads, |request| {
+        let found = threads::map(&requests, threads, |request| {
             let &Request { draft, drafter, target, rule, lossy, noise, .. } = request;
             verify::verify_shaped(draft, drafter, target, rule, lossy, noise).unwrap()
         });

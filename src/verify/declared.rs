@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::rows::RawRows;
-use crate::simd::{BLOCK, Kernels};
+use crate::rows::simd::{BLOCK, Kernels};
 use crate::verify::drafted::LEAST;
 use crate::verify::law::{Draft, Law};
 use crate::verify::lazy::{DrafterRows, Source};

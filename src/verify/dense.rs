@@ -1,9 +1,9 @@
 //! The proof's view: whole rows of any number type, held in memory.
 
-use crate::choice::{Cells, RaceNoise, nothing_left};
+use crate::chance::{Cells, RaceNoise, nothing_left};
 use crate::error::Result;
 use crate::mutants::mutate;
-use crate::num::Weight;
+use crate::number::Weight;
 use crate::verify::view::{Mix, View};
 
 /// The rows of every node of one drafted tree.

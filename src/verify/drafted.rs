@@ -6,11 +6,11 @@
 //! never normalised), which are in every row if they are in one; so it is made on the row after the
 //! root, which every call reads, and whether a draft is refused never depends on chance.
 
-use crate::dist::{Scratch, Shaped, ShapedRows};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::rows::RawRows;
-use crate::simd::{BLOCK, Kernels};
+use crate::rows::simd::{BLOCK, Kernels};
+use crate::shaping::{Scratch, Shaped, ShapedRows};
 use crate::verify::law::Draft;
 
 /// How far a row of probabilities may be from summing to 1: what 16-bit rounding does to a row.

@@ -1,9 +1,9 @@
 //! The mean number of accepted tokens of one draft, by the decision code itself.
 
-use crate::choice::{Cells, Choices, Purpose, Site};
+use crate::chance::enumerator::{Enumerator, enumerate};
+use crate::chance::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
-use crate::exact::{Enumerator, enumerate};
-use crate::num::Weight;
+use crate::number::Weight;
 use crate::verify::law::{Draft, Law};
 use crate::verify::view::{Outcome, View};
 use crate::verify::{Core, decide};

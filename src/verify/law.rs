@@ -279,7 +279,7 @@ impl Draft {
 
     /// 1 at a leaf, `above` elsewhere.
     #[cfg(feature = "mutants")]
-    pub(crate) fn one_at_leaf<W: crate::num::Weight>(&self, node: usize, above: W) -> W {
+    pub(crate) fn one_at_leaf<W: crate::number::Weight>(&self, node: usize, above: W) -> W {
         if self.tree.children(node).is_empty() { W::one() } else { above }
     }
 

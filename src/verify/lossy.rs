@@ -32,12 +32,12 @@
 //! static ensemble of DIVERSE (arXiv 2604.07622), which transformers has as
 //! `assistant_ensemble_weight`.
 
-use crate::choice::{Cells, Choices, Purpose, Site, nothing_left};
-use crate::dist::Params;
+use crate::chance::{Cells, Choices, Purpose, Site, nothing_left};
 use crate::error::{Error, Result};
-use crate::num::Weight;
+use crate::number::Weight;
+use crate::shaping::Params;
 use crate::verify::law::{Draft, Law};
-use crate::verify::topdown;
+use crate::verify::rules::topdown;
 use crate::verify::view::{Mix, Outcome, View};
 
 /// An acceptance that is not lossless.
@@ -152,7 +152,7 @@ impl Lossy {
     ///
     /// # Errors
     /// [`Error::IllegalLossy`] says what it came with.
-    pub(super) fn check(self, rule: &str, draft: &Draft, params: Params) -> Result<()> {
+    pub(super) fn check(self, rule: &str, params: Params) -> Result<()> {
         let illegal =
             |found, wanted| Err(Error::IllegalLossy { lossy: self.name(), found, wanted });
         if rule != "auto" {
@@ -163,12 +163,21 @@ impl Lossy {
             let wanted = "a temperature above 0: one-hot rows leave nothing to relax";
             return illegal("temperature 0".into(), wanted);
         }
+        Ok(())
+    }
+
+    /// Refuses a draft whose rows it cannot use.
+    ///
+    /// # Errors
+    /// [`Error::IllegalLossy`] names the law.
+    pub(super) fn check_draft(self, draft: &Draft) -> Result<()> {
         let law = draft.law();
         let is_drawn = matches!(law, Law::Chain | Law::Iid | Law::Swor) || draft.num_nodes() == 1;
         if matches!(self, Self::Ensemble { .. }) && !is_drawn {
             let wanted = "law \"chain\", \"iid\" or \"swor\": it blends in the rows that all \
                           children were drawn from";
-            return illegal(format!("law \"{}\"", law.name()), wanted);
+            let found = format!("law \"{}\"", law.name());
+            return Err(Error::IllegalLossy { lossy: self.name(), found, wanted });
         }
         Ok(())
     }

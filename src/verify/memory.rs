@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-use crate::dist::{Scratch, Side};
+use crate::shaping::{Scratch, Side};
 use crate::verify::view::Mix;
 
 /// The sums of the weights of each block of the rows read so far.

@@ -1,34 +1,28 @@
 //! Rules: which drafted tokens are kept, and which token follows.
 //!
-//! A rule is a scalar program over two traits, [`view::View`] (rows) and [`crate::choice::Choices`]
+//! A rule is a scalar program over two traits, [`view::View`] (rows) and [`crate::chance::Choices`]
 //! (chance), generic over the number type. Production runs it over lazily read logits and Philox
 //! noise; the proof runs the same function over exact rationals and every branch.
 
-mod coupled;
 pub mod declared;
 pub mod dense;
 mod drafted;
 mod expect;
-mod gbv;
-pub(crate) mod kseq;
 pub mod law;
 pub mod lazy;
-mod lifted;
 pub mod lossy;
 mod memory;
 pub mod optimum;
-mod target_only;
+pub mod rules;
 pub mod top;
-mod topdown;
 mod verdict;
 pub mod view;
 
-use crate::choice::{Choices, Philox, Purpose, Site};
-use crate::dist::{Params, ShapedRows, Side};
+use crate::chance::enumerator::enumerate;
+use crate::chance::{Choices, Philox, Purpose, Site};
 use crate::error::{Error, Result};
-use crate::exact::enumerate;
-use crate::num::Weight;
 use crate::rows::RawRows;
+use crate::shaping::{Params, ShapedRows, Side};
 use crate::tree::TokenTree;
 
 use law::{Draft, Law};
@@ -37,242 +31,8 @@ use lossy::Lossy;
 use view::{Mix, Outcome, View};
 
 pub use expect::expected;
+pub use rules::{Core, RULES, Rule, best_rule, decide, resolve};
 pub use verdict::Verdict;
-
-/// A decision core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Core {
-    /// One-hot rows: sample-and-compare without chance.
-    Greedy,
-    /// Sample from the target and compare.
-    TargetOnly,
-    /// The exponential race of a seed and a position.
-    Coupled,
-    /// Children tested one after the other, walking down.
-    TopDown,
-    /// Delivery probabilities carried down, decided from the leaves up.
-    Lifted,
-    /// Independent siblings tested against one raised drafter's row.
-    KSeq,
-    /// The best of several independent paths, verified as a chain.
-    Gbv,
-}
-
-/// A name under which a core is asked for, with the laws that it is lossless for.
-#[derive(Debug, Clone, Copy)]
-pub struct Rule {
-    /// The name.
-    pub name: &'static str,
-    /// The core that runs.
-    pub core: Core,
-    /// The laws that it verifies without loss.
-    pub laws: &'static [Law],
-    /// Which trees.
-    pub shapes: &'static str,
-    /// Where it comes from.
-    pub source: &'static str,
-}
-
-impl Rule {
-    /// How its losslessness is known.
-    pub fn proof(&self) -> &'static str {
-        match self.core {
-            Core::Greedy => "the walk of target_only, over rows without chance",
-            _ => "every draft and every choice enumerated over exact rationals: distance 0",
-        }
-    }
-}
-
-const SAMPLED: &[Law] =
-    &[Law::Deterministic, Law::Chain, Law::Iid, Law::Swor, Law::TopPlusOne, Law::Mixed];
-
-/// Every rule by name: the cores first, then the literature's names for a core on a law.
-///
-/// `topdown`, `lifted` and their names also take a deterministic draft, where they run
-/// `target_only`: without rows there is nothing else to test, and no rule accepts more.
-pub const RULES: [Rule; 14] = [
-    Rule {
-        name: "greedy",
-        core: Core::Greedy,
-        laws: &Law::ALL,
-        shapes: "any tree, temperature 0",
-        source: "argmax of each row, ties to the lowest id",
-    },
-    Rule {
-        name: "target_only",
-        core: Core::TargetOnly,
-        laws: &Law::ALL,
-        shapes: "any tree",
-        source: "sample and compare, arXiv 2305.09781",
-    },
-    Rule {
-        name: "coupled",
-        core: Core::Coupled,
-        laws: &Law::ALL,
-        shapes: "any tree",
-        source: "Gumbel coupling, arXiv 2408.07978",
-    },
-    Rule {
-        name: "topdown",
-        core: Core::TopDown,
-        laws: SAMPLED,
-        shapes: "any tree of the law",
-        source: "arXiv 2211.17192, 2305.09781, 2402.14160, 2502.18779",
-    },
-    Rule {
-        name: "lifted",
-        core: Core::Lifted,
-        laws: SAMPLED,
-        shapes: "any tree of the law",
-        source: "arXiv 2403.10444, 2505.12398, 2502.18779",
-    },
-    Rule {
-        name: "kseq",
-        core: Core::KSeq,
-        laws: &[Law::Iid],
-        shapes: "any tree",
-        source: "K-SEQ of SpecTr, arXiv 2310.15141",
-    },
-    Rule {
-        name: "gbv",
-        core: Core::Gbv,
-        laws: &[Law::Chain, Law::Iid],
-        shapes: "paths of one length from the root",
-        source: "greedy multi-path block verification, arXiv 2602.16961",
-    },
-    Rule {
-        name: "token",
-        core: Core::TopDown,
-        laws: &[Law::Deterministic, Law::Chain],
-        shapes: "chains",
-        source: "token-level rejection, arXiv 2211.17192, 2302.01318",
-    },
-    Rule {
-        name: "block",
-        core: Core::Lifted,
-        laws: &[Law::Deterministic, Law::Chain],
-        shapes: "chains",
-        source: "block verification, arXiv 2403.10444",
-    },
-    Rule {
-        name: "specinfer",
-        core: Core::TopDown,
-        laws: &[Law::Deterministic, Law::Iid],
-        shapes: "any tree",
-        source: "SpecInfer, arXiv 2305.09781",
-    },
-    Rule {
-        name: "rrsw",
-        core: Core::TopDown,
-        laws: &[Law::Deterministic, Law::Swor],
-        shapes: "any tree",
-        source: "recursive rejection without replacement, arXiv 2402.14160",
-    },
-    Rule {
-        name: "traversal",
-        core: Core::Lifted,
-        laws: &[Law::Deterministic, Law::Swor, Law::Iid],
-        shapes: "any tree",
-        source: "traversal verification, arXiv 2505.12398",
-    },
-    Rule {
-        name: "hu",
-        core: Core::TopDown,
-        laws: &[Law::Deterministic, Law::TopPlusOne, Law::Mixed],
-        shapes: "any tree",
-        source: "arXiv 2502.18779",
-    },
-    Rule {
-        name: "lifted_hu",
-        core: Core::Lifted,
-        laws: &[Law::Deterministic, Law::TopPlusOne, Law::Mixed],
-        shapes: "any tree",
-        source: "arXiv 2502.18779 inside the recursion of 2505.12398",
-    },
-];
-
-/// The rule that `auto` means for a law: the one with the most expected tokens.
-///
-/// `lifted` is never below `topdown`, and for deterministic drafts `target_only` is optimal.
-pub fn best_rule(law: Law) -> &'static Rule {
-    let name = match law {
-        Law::Deterministic | Law::Unknown => "target_only",
-        Law::Coupled => "coupled",
-        Law::Chain => "block",
-        Law::Iid | Law::Swor => "traversal",
-        Law::TopPlusOne | Law::Mixed => "lifted_hu",
-    };
-    find(name).unwrap_or(&RULES[1])
-}
-
-fn find(name: &str) -> Option<&'static Rule> {
-    RULES.iter().find(|rule| rule.name == name)
-}
-
-/// The core and the reported name for a rule asked by name.
-///
-/// # Errors
-/// [`Error::UnknownRule`], or [`Error::IllegalPair`] with the rules that are legal for the law; and
-/// [`Error::IllegalLossy`] for the name of a lossy acceptance, which is no rule.
-pub fn resolve(name: &str, law: Law) -> Result<(Core, &'static str)> {
-    let rule = if name == "auto" {
-        best_rule(law)
-    } else if let Some(error) = lossy::asked_as_a_rule(name) {
-        return Err(error);
-    } else {
-        find(name).ok_or_else(|| Error::UnknownRule {
-            found: name.to_owned(),
-            known: RULES.map(|rule| rule.name).join(", "),
-        })?
-    };
-    if !rule.laws.contains(&law) {
-        let legal: Vec<&str> =
-            RULES.iter().filter(|r| r.laws.contains(&law)).map(|r| r.name).collect();
-        return Err(Error::IllegalPair {
-            rule: rule.name.to_owned(),
-            law: law.name(),
-            legal: legal.join(", "),
-        });
-    }
-    if law == Law::Deterministic && matches!(rule.core, Core::TopDown | Core::Lifted) {
-        return Ok((Core::TargetOnly, "target_only"));
-    }
-    Ok((rule.core, literature_name(rule, law)))
-}
-
-/// The literature's name for a core on a law, where there is one.
-fn literature_name(rule: &'static Rule, law: Law) -> &'static str {
-    match (rule.core, law) {
-        (Core::TopDown, Law::Chain) => "token",
-        (Core::TopDown, Law::Iid) => "specinfer",
-        (Core::TopDown, Law::Swor) => "rrsw",
-        (Core::TopDown, Law::TopPlusOne | Law::Mixed) => "hu",
-        (Core::Lifted, Law::Chain) => "block",
-        (Core::Lifted, Law::Iid | Law::Swor) => "traversal",
-        (Core::Lifted, Law::TopPlusOne | Law::Mixed) => "lifted_hu",
-        _ => rule.name,
-    }
-}
-
-/// Runs a core: the one place where a rule is called, in production and in the proof.
-///
-/// # Errors
-/// If a row that the rule reads is not a distribution.
-pub fn decide<W: Weight, V: View<W>, C: Choices<W>>(
-    core: Core,
-    draft: &Draft,
-    view: &mut V,
-    choices: &mut C,
-) -> Result<Outcome> {
-    match core {
-        Core::Greedy | Core::TargetOnly => target_only::decide(draft, view, choices),
-        Core::Coupled => coupled::decide(draft, view, choices),
-        Core::TopDown => topdown::decide(draft, view, choices),
-        Core::Lifted => lifted::decide(draft, view, choices),
-        Core::KSeq => kseq::decide(draft, view, choices),
-        Core::Gbv => gbv::decide(draft, view, choices),
-    }
-}
 
 /// The noise address of a step.
 #[derive(Debug, Clone, Copy)]
@@ -332,7 +92,8 @@ pub fn verify_shaped(
 ) -> Result<Verdict> {
     let (core, mut name) = resolve_under(rule, draft, &drafter, &target)?;
     if let Some(lossy) = lossy {
-        lossy.check(rule, draft, target.params())?;
+        lossy.check(rule, target.params())?;
+        lossy.check_draft(draft)?;
         name = lossy.name();
     }
     let tree = draft.tree();
@@ -388,6 +149,26 @@ pub fn check_rows(draft: &Draft, rows: usize) -> Result<()> {
     })
 }
 
+/// Checks that a rule can verify drafts of some laws under sampling parameters.
+///
+/// # Errors
+/// As [`resolve`]; [`Error::GreedyTemperature`] for greedy verification at a temperature above 0;
+/// [`Error::IllegalLossy`] for what `lossy` cannot be combined with.
+pub fn check_rule(rule: &str, laws: &[Law], params: Params, lossy: Option<Lossy>) -> Result<()> {
+    resolve_at(rule, rules::first_law(rule).unwrap_or(Law::Deterministic), params)?;
+    laws.iter().try_for_each(|&law| resolve_at(rule, law, params).map(|_| ()))?;
+    lossy.map_or(Ok(()), |lossy| lossy.check(rule, params))
+}
+
+/// The core that runs for a law at a temperature.
+fn resolve_at(rule: &str, law: Law, params: Params) -> Result<(Core, &'static str)> {
+    match resolve(rule, law)? {
+        _ if params.is_greedy() => Ok((Core::Greedy, "greedy")),
+        (Core::Greedy, _) => Err(Error::GreedyTemperature { temperature: params.temperature() }),
+        found => Ok(found),
+    }
+}
+
 /// The core that runs on a draft under sampling parameters, once all rows are seen to fit.
 fn resolve_under(
     rule: &str,
@@ -395,12 +176,13 @@ fn resolve_under(
     drafter: &DrafterRows<'_>,
     target: &ShapedRows<'_>,
 ) -> Result<(Core, &'static str)> {
-    let (mut core, mut name) = resolve(rule, draft.law())?;
-    if target.params().is_greedy() {
-        (core, name) = (Core::Greedy, "greedy");
-    } else if core == Core::Greedy {
-        return Err(Error::GreedyTemperature { temperature: target.params().temperature() });
-    }
+    let (core, name) = match resolve_at(rule, draft.law(), target.params()) {
+        // Nothing was drafted, by whatever law: the target's token is drawn.
+        Err(Error::IllegalPair { .. }) if draft.num_nodes() == 1 => {
+            resolve_at("target_only", draft.law(), target.params())?
+        }
+        found => found?,
+    };
     check_rows(draft, target.num_rows())?;
     draft.check_vocabulary(target.num_cols())?;
     declared::check_fit(draft, drafter, target.num_cols())?;

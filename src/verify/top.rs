@@ -1,7 +1,7 @@
 //! The most likely tokens behind each emitted one, and what the model itself thought of it.
 
-use crate::dist::{Scratch, ShapedRows};
 use crate::error::{Error, Result};
+use crate::shaping::{Scratch, ShapedRows};
 use crate::verify::Verdict;
 
 /// For each emitted token the `n` most likely tokens of the model's row, and their log-probabilities.

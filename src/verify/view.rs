@@ -21,15 +21,15 @@
 //!
 //! # Numerics
 //! No difference of sums decides anything: `z` and `total'` are sums of what is left, over the rows
-//! themselves. A row is seen with a relative error (see [`crate::dist`]); given the rows as they are
+//! themselves. A row is seen with a relative error (see [`crate::shaping`]); given the rows as they are
 //! seen, each sum has a relative error below `1e-13`, and `b` one of at most `2e-13` for each sibling.
 //! Where `p` and `b q` nearly cancel, the weights left have the *absolute* error of the two, and it is
 //! the absolute error that reaches the output: a residual of mass `m` is drawn from with probability `m`.
 
-use crate::choice::{Cells, Choices, Purpose, Site};
+use crate::chance::{Cells, Choices, Purpose, Site};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
-use crate::num::Weight;
+use crate::number::Weight;
 use crate::verify::law::{Draft, Law};
 
 /// A mixture of a node's rows: `scale * max(p - b q [not in set], floor p) [not in removed]`.

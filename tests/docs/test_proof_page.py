@@ -26,13 +26,13 @@ def test_page_is_generated_from_the_certificate():
     assert (ROOT / "docs" / "proof.md").read_text() == generator().render(CERTIFICATE)
 
 
-def test_certificate_lists_the_lies_of_this_build():
-    assert CERTIFICATE["lies"] == _core.lies()
+def test_certificate_lists_the_misdeclared_drafts_of_this_build():
+    assert CERTIFICATE["misdeclared"] == _core.misdeclared()
 
 
 @pytest.mark.parametrize(("group", "file"), [("rules", "list.rs"), ("float", "float.rs")])
 def test_certificate_lists_the_mutants_of_the_sources(group, file):
-    text = (ROOT / "src" / "certify" / "mutants" / file).read_text()
+    text = (ROOT / "src" / "proof" / "mutants" / file).read_text()
     names = re.findall(r'"([a-z]+/\w+)"', text)
     mutants = [mutant for mutant in CERTIFICATE["mutants"] if mutant["group"] == group]
     assert [mutant["name"] for mutant in mutants] == names
@@ -41,7 +41,7 @@ def test_certificate_lists_the_mutants_of_the_sources(group, file):
 
 
 def test_certificate_has_every_format_within_bounds_of_this_build():
-    lines = _core.certify_draws()
+    lines = _core.prove_draws()
     bounds = ("format", "draw_bound", "accept_bound")
     formats = {tuple(line[key] for key in bounds) for line in lines}
     assert {tuple(line[key] for key in bounds) for line in CERTIFICATE["draws"]} == formats
@@ -62,10 +62,10 @@ def test_a_page_of_a_doctored_certificate_says_that_a_bound_is_broken():
 
 def test_readme_has_the_figures_of_the_certificate():
     rows = CERTIFICATE["rows"]
-    cases = sum(row["cases"] + row["rounds"] + row["generated"] for row in rows)
+    cases = sum(row["cases"] + row["steps"] + row["generated"] for row in rows)
     branches = sum(row["branches"] for row in rows) / 1e6
     floats = sum(line["cases"] for line in CERTIFICATE["floats"])
-    mistakes = len(CERTIFICATE["lies"]) + len(CERTIFICATE["mutants"])
+    mistakes = len(CERTIFICATE["misdeclared"]) + len(CERTIFICATE["mutants"])
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"{len(rows)} pairs, {cases:,} cases, about {branches:.1f} million branches" in readme
     assert f"{floats:,} cases" in readme
@@ -77,6 +77,6 @@ def test_readme_has_the_figures_of_the_certificate():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_certificate_has_the_lines_of_this_build():
-    keys = ("rule", "law", "cases", "rounds", "branches", "distance")
-    found = [[row[key] for key in keys] for row in _core.certify()]
+    keys = ("rule", "law", "cases", "steps", "branches", "distance")
+    found = [[row[key] for key in keys] for row in _core.prove_rules()]
     assert [[row[key] for key in keys] for row in CERTIFICATE["rows"]] == found

@@ -1,12 +1,12 @@
 //! Growers: from any limits and rows to a draft that its law's rules take.
 
-use mtp_verify::choice::Philox;
-use mtp_verify::dist::{ShapedRows, Side};
+use mtp_verify::chance::Philox;
 use mtp_verify::error::{Error, Result};
-use mtp_verify::shape::{
+use mtp_verify::growers::{
     Chain, Coupled, Fixed, Grower, Growth, Heap, HeapLimits, Limits, LogitRows, Stochastic, Stop,
     Union, Vocabulary,
 };
+use mtp_verify::shaping::{ShapedRows, Side};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, Source};

@@ -3,8 +3,8 @@
 //! The proof does this over rationals and golden rows; here the rows are what models give, and the code is
 //! what ships: shaped rows in floats. What is enumerated is exact up to the rounding of sums.
 
-use mtp_verify::dist::{Scratch, ShapedRows, Side};
-use mtp_verify::exact::{Enumerator, enumerate};
+use mtp_verify::chance::enumerator::{Enumerator, enumerate};
+use mtp_verify::shaping::{Scratch, ShapedRows, Side};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, LEAST, LazyView, Source};

@@ -1,12 +1,14 @@
 //! Everything else that takes numbers: shapes, budgets, packed arrays, bounds, trees.
 
 use mtp_verify::batch::{Offsets, chains, unpack};
-use mtp_verify::shape::{Optimal, allocate, by_depth, merge, paths, stem};
+use mtp_verify::chance::rng;
+use mtp_verify::growers::{Optimal, allocate, by_depth, merge, paths, stem};
+use mtp_verify::rows::history;
+use mtp_verify::shaping;
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lossy::Lossy;
 use mtp_verify::verify::optimum::alpha_star;
-use mtp_verify::{dist, history, rng};
 
 use crate::bits::Bits;
 use crate::request::tree;
@@ -173,9 +175,9 @@ fn drafts(bits: &mut Bits) -> &'static str {
 }
 
 fn settings(bits: &mut Bits) -> &'static str {
-    let presets = [dist::Preset::Transformers, dist::Preset::Vllm];
+    let presets = [shaping::Preset::Transformers, shaping::Preset::Vllm];
     let (preset, top_k) = (bits.pick(&presets), bits.extreme() as i64);
-    let params = dist::Params::new(bits.real(), top_k, bits.real(), bits.real(), preset);
+    let params = shaping::Params::new(bits.real(), top_k, bits.real(), bits.real(), preset);
     let penalties = history::Penalties {
         repetition: bits.real(),
         presence: bits.real(),

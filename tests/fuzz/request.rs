@@ -1,8 +1,8 @@
 //! One step to be verified: a draft of any law, its rows, and all that may come with them.
 
-use mtp_verify::dist::{Edits, Mask, Params, Processor, Scratch, ShapedRows, Side};
 use mtp_verify::error::{Error, Result};
-use mtp_verify::history::{Penalties, Table};
+use mtp_verify::rows::history::{Penalties, Table};
+use mtp_verify::shaping::{Edits, Mask, Params, Processor, Scratch, ShapedRows, Side};
 use mtp_verify::tree::TokenTree;
 use mtp_verify::verify::law::{Draft, Law};
 use mtp_verify::verify::lazy::{DrafterRows, LEAST, Source};

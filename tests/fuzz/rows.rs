@@ -1,7 +1,7 @@
 //! Rows as models give them, and as none should.
 
-use mtp_verify::dist::{Params, Preset};
 use mtp_verify::rows::{RawRows, Values};
+use mtp_verify::shaping::{Params, Preset};
 
 use crate::bits::Bits;
 

@@ -1,8 +1,8 @@
 //! One row at a time: shaping, the likeliest tokens, draws.
 
-use mtp_verify::dist::{Params, Scratch, ShapedRows, Side};
 use mtp_verify::error::Error;
 use mtp_verify::rows::RawRows;
+use mtp_verify::shaping::{Params, Scratch, ShapedRows, Side};
 use mtp_verify::verify::{self, Noise};
 
 use crate::bits::Bits;

@@ -1,8 +1,8 @@
 //! `verify`, `expected_accepted` and batches.
 
 use mtp_verify::batch::{Addresses, Batch, Each, Logits};
-use mtp_verify::dist::Edits;
 use mtp_verify::error::Error;
+use mtp_verify::shaping::Edits;
 use mtp_verify::verify::lossy::{self, Lossy};
 
 use crate::bits::Bits;

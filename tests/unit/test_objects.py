@@ -329,6 +329,9 @@ class TestDecoders:
         decoder = mv.Decoder(tiny_model("llama"))
         decoder.submit([1, 2], max_new_tokens=4, seed=2)
         paged = mv.Decoder(tiny_model("llama"), cache="paged")
-        for value, text in ((decoder, "1 requests are in flight"), (paged, "memory of this process")):
+        for value, text in (
+            (decoder, "1 requests are in flight"),
+            (paged, "this process"),
+        ):
             with pytest.raises(TypeError, match=f"Decoder: cannot be pickled or copied: .*{text}"):
                 pickle.dumps(value)

@@ -375,7 +375,7 @@ def _report(
         "prompts": [found.to_dict() for found in seen],
     }
     summary = (
-        "Every token is identical. Next: make certify (the proof), make bench (the verifier alone)"
+        "Every token is identical. Next: make prove (the proof), make bench (the verifier alone)"
         if is_ok
         else "FAILED: a speculative output differs from the plain one in float32"
     )

@@ -1,6 +1,6 @@
-"""The proof as a report: every rule on every law, the rows that ship, drafts that lie, and mutants.
+"""The proof as a report: rules on laws, rows in floating point, misdeclared drafts, mutants.
 
-A build with the cargo feature `mutants` (`make certify`) also tries each mutant; a wheel cannot.
+A build with the cargo feature `mutants` (`make prove`) also tries each mutant; a wheel cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINES = {
     "rule": "rule",
     "law": "law",
     "cases": "cases",
-    "rounds": "in steps",
+    "steps": "in steps",
     "generated": "generated",
     "branches": "branches",
     "distance": "distance",
@@ -46,19 +46,19 @@ _TRIALS = {
 
 
 def run() -> Report:
-    """Enumerate every rule, every lie and, in a build that has them, every mutant."""
+    """Enumerate every rule, every misdeclared draft and, in a build that has them, every mutant."""
     start = time.perf_counter()
-    rows, floats, draws, lies, mutants = _tables()
+    rows, floats, draws, misdeclared, mutants = _tables()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
     beyond = [line for line in (*floats, *draws) if not line["holds"]]
-    trials = [*lies, *(mutants or [])]
+    trials = [*misdeclared, *(mutants or [])]
     alive = [trial for trial in trials if not trial["killed"]]
     sections: list[Table | str] = [
         _proof(rows),
         _floats(floats),
         _draws(draws),
-        _trials("drafts that lie about their law", lies),
+        _trials("misdeclared drafts", misdeclared),
     ]
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
@@ -79,7 +79,7 @@ def run() -> Report:
     groups = dict(Counter(mutant["group"] for mutant in mutants or []))
     tried = "not compiled in" if mutants is None else mutants
     note = "; mutants are not compiled in" if mutants is None else ""
-    data = {"rows": rows, "floats": floats, "draws": draws, "lies": lies}
+    data = {"rows": rows, "floats": floats, "draws": draws, "misdeclared": misdeclared}
     return Report(
         "certify",
         ok=not failed and not beyond and not alive,
@@ -111,12 +111,12 @@ def _send(connection: Connection) -> None:
 
 
 def _enumerate() -> tuple[Any, ...]:
-    """The core's tables: rules, rows in floating point, draws, lies and mutants."""
+    """The core's tables: rules, rows in floating point, draws, misdeclared drafts and mutants."""
     return (
-        _core.certify(),
-        _core.certify_floats(),
-        _core.certify_draws(),
-        _core.lies(),
+        _core.prove_rules(),
+        _core.prove_floats(),
+        _core.prove_draws(),
+        _core.misdeclared(),
         _core.mutants(),
     )
 

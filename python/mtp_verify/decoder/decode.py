@@ -14,10 +14,9 @@ import torch
 
 from mtp_verify.caches.settings import CacheKind, CacheSettings, Growing, Paged, as_settings
 from mtp_verify.decoder.generation import Generation, Stats
-from mtp_verify.decoder.options import Options
+from mtp_verify.decoder.options import Options, rule_of_request
 from mtp_verify.decoder.planning import MeasuredCosts, Planner
 from mtp_verify.decoder.prompts import as_prompts
-from mtp_verify.decoder.rules import rule_of_request
 from mtp_verify.decoder.runners import Each, Together
 from mtp_verify.decoder.sequences import Sequence
 from mtp_verify.decoder.session import Session

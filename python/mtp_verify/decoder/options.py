@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
+from mtp_verify import _core
 from mtp_verify.decoder.constraints import Constraint
 from mtp_verify.decoder.prompts import as_tensor
-from mtp_verify.decoder.rules import rule_of_request
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.api import derive_seed
 from mtp_verify.verifier.intake import as_count, as_list, check_instance, shown
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.lossy import Lossy
     from mtp_verify.verifier.words import Rule
 
-__all__ = ["Options", "as_ids", "per_sequence", "says_stop"]
+__all__ = ["Options", "as_ids", "per_sequence", "rule_of_request", "says_stop"]
 
 _MOST_TOKENS = (1 << 63) - 1
 _LAST_TOKEN = (1 << 32) - 1
@@ -109,6 +109,28 @@ class Options:
             )
             for shaping, grammar, own_seed, judges, functions in given
         ]
+
+
+def rule_of_request(
+    rule: Rule, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None
+) -> Rule:
+    """Return the rule of all steps of a request; refuse one that cannot verify what is drafted.
+
+    That is the rule that was asked for, but "coupled" for "auto" where a draft may have the law
+    "coupled". A rule that was chosen after a look at the draft would be biased: a rule is lossless
+    over all drafts of a law, not on those that it is picked for. And what a coupled draft shows is
+    noise that the rule "coupled" has still to use, so no other rule may take turns with it
+    (docs/lossless-loops.md).
+
+    Raises:
+        RuleError: no such rule; not lossless for a law that the drafter may hand out, or not at
+            this temperature; `lossy` with another rule than "auto", or at temperature 0.
+    """
+    laws = () if drafter is None else drafter.laws
+    if rule == "auto" and lossy is None and "coupled" in laws:
+        rule = "coupled"
+    _core.check_rule(rule, laws, params._core, lossy)
+    return rule
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtp_verify.decoder.planning import Plan
-from mtp_verify.decoder.rules import rule_of_step
 from mtp_verify.decoder.sequences import EMPTY, check_draft
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
@@ -316,7 +315,7 @@ def _verify(sequences: list[Sequence]) -> list[tuple[Sequence, Verdict]]:
                 [sequence.draft for sequence in alive],
                 [sequence.output.logits for sequence in alive],
                 [sequence.request.params for sequence in alive],
-                rule=[rule_of_step(sequence.options.rule, sequence.draft) for sequence in alive],
+                rule=[sequence.options.rule for sequence in alive],
                 seeds=[sequence.request.seed for sequence in alive],
                 positions=[sequence.request.position for sequence in alive],
                 lossy=[sequence.options.lossy for sequence in alive],

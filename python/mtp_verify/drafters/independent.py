@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import as_target
+from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_count, as_float, check_type
 from mtp_verify.verifier.params import SamplingParams, as_params
 
@@ -199,7 +199,7 @@ class Model(StateDrafter[ModelState]):
                 row = request.matcher.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
-            column = _core.draw(row, params, seed, request.position, len(tokens) + 1)
+            column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
             tokens.append(column if self._vocab is None else int(self._vocab[column]))
             rows.append(row)
             if tokens[-1] in request.eos_ids:

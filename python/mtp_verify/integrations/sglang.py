@@ -25,7 +25,7 @@ import torch
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.batch import verify_batch
-from mtp_verify.verifier.intake import on_host
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -227,10 +227,10 @@ def verify_trees(
             msg = f"{name}: found {count}, wanted {batch}, one for each request"
             raise DraftError(msg, slug="shape_mismatch")
 
-    rows = on_host(logits).reshape(batch, width, -1)
+    rows = to_host(logits).reshape(batch, width, -1)
     tokens = candidates.tolist()
     links = zip(retrive_next_token.tolist(), retrive_next_sibling.tolist(), strict=True)
-    index = on_host(retrive_index).numpy()
+    index = to_host(retrive_index).numpy()
     drafts: list[Draft] = []
     columns: list[NDArray[np.int64]] = []
     for b, (children, siblings) in enumerate(links):
@@ -276,7 +276,7 @@ def _draft(
     if not tree.is_chain:
         msg = "links: found a tree that branches, wanted a chain, as draft_probs was given"
         raise DraftError(msg, slug="shape_mismatch")
-    probs = on_host(draft_probs[request])
+    probs = to_host(draft_probs[request])
     return Draft.chain(tokens[1:], probs[: len(tokens) - 1], root=tokens[0])
 
 

@@ -10,21 +10,19 @@ What is found is exact up to the rounding of float64: some 1e-15 a branch.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mtp_verify import _core
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.verifier import growers
-from mtp_verify.verifier.intake import on_host
+from mtp_verify.verifier.kernels import to_host, using
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from mtp_verify._core import Draft, Verdict
-    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.kernels import Edits
 
 __all__ = ["loop_law"]
 
@@ -62,7 +60,7 @@ def loop_law(program: Callable[[], Outcome], *, max_runs: int = 100_000) -> dict
     script: list[list[int]] = []
     for _ in range(max_runs):
         run = _Run(script)
-        with _enumerating(run):
+        with using(_Enumerator(run)):
             outcome = program()
         law[outcome] = law.get(outcome, 0.0) + run.weight
         while script and script[-1][0] + 1 == script[-1][1]:
@@ -131,80 +129,66 @@ class _Run:
         return found[self.choose(("verify", *address), ways, [weight for _, weight in found])][0]
 
 
-@contextmanager
-def _enumerating(run: _Run) -> Iterator[None]:
-    """Let a run answer in the place of the noise."""
+class _Enumerator:
+    """The kernel that lets a run answer in the place of the noise."""
 
-    def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int:
-        weights = _core.shaped_row(logits, params).tolist()
-        return run.choose(("draw", seed, position, node), "a token", weights)
+    def __init__(self, run: _Run) -> None:
+        self._run = run
 
-    def extend(self: growers.Grower, logits: Any) -> None:
-        logits, core = on_host(logits), self._core
-        node = core.frontier()[0] if core.law not in ("deterministic", "coupled") else -1
-        address = ("draw", *core.address, "below", node)
-        weights = core.branches(logits)
-        branch = run.choose(address, core.tokens.tobytes(), weights) if len(weights) > 1 else 0
-        if core.extend(logits, branch):
-            self._rows.append(logits)
+    def draw(self, logits: Any, params: Any, seed: int, position: int, node: int) -> int:
+        weights = _core.shaped_row(to_host(logits), params).tolist()
+        return self._run.choose(("draw", seed, position, node), "a token", weights)
+
+    def extend(self, grower: _core.Grower, logits: Any) -> Any | None:
+        rows = to_host(logits)
+        node = grower.frontier()[0] if grower.law not in ("deterministic", "coupled") else -1
+        address = ("draw", *grower.address, "below", node)
+        weights = grower.branches(rows)
+        tokens = grower.tokens.tobytes()
+        branch = self._run.choose(address, tokens, weights) if len(weights) > 1 else 0
+        return rows if grower.extend(rows, branch) else None
 
     def verify(
-        draft: Draft,
-        logits: Any,
-        params: _core.CoreParams,
-        rule: str,
-        seed: int,
-        position: int,
-        lossy: Any = None,
-        *context: Any,
-    ) -> Verdict:
+        self, draft: Draft, logits: Any, params: _core.CoreParams, rule: str, *,
+        seed: int, position: int, lossy: Any, edits: Edits | None, top_logprobs: int,
+    ) -> Verdict:  # fmt: skip
+        del top_logprobs
         _refuse(lossy)
-        found = _core.verdicts(draft, logits, params, rule, *context[:-1])
-        verdict = run.verdict((seed, position), found)
+        found = _core.verdicts(draft, to_host(logits), params, rule, edits=edits)
+        verdict = self._run.verdict((seed, position), found)
         if isinstance(verdict, MtpVerifyError):
             raise verdict
         return verdict
 
     def verify_batch(
-        drafts: Any,
-        logits: Any,
-        params: Any,
-        rule: str | list[str],
-        seeds: Sequence[int],
-        positions: Sequence[int],
-        lossy: Any,
-        contexts: Sequence[tuple[Any, ...]],
-        *_: Any,
-    ) -> list[Verdict]:
-        _refuse(lossy)
+        self, drafts: Any, logits: Any, params: Any, rule: str | Sequence[str], *,
+        seeds: Sequence[int], positions: Sequence[int], lossy: Any, edits: Sequence[Edits],
+        top_logprobs: Any,
+    ) -> Any:  # fmt: skip
+        del top_logprobs
         count = len(drafts)
         rules = [rule] * count if isinstance(rule, str) else rule
         listed = [params] * count if isinstance(params, _core.CoreParams) else params
+        rows = _split(logits, [drafts[b].num_nodes for b in range(count)])
+        _refuse(lossy)
         verdicts = []
-        for b, rows in enumerate(_split(logits, [drafts[b].num_nodes for b in range(count)])):
-            context = contexts[b] if contexts else ()
+        for b in range(count):
+            own = edits[b] if edits else None
             try:
-                found = _core.verdicts(drafts[b], rows, listed[b], rules[b], *context)
+                found = _core.verdicts(drafts[b], to_host(rows[b]), listed[b], rules[b], edits=own)
             except MtpVerifyError as error:
                 raise error.in_sequence(b) from None
-            verdict = run.verdict((seeds[b], positions[b]), found)
+            # What the run itself raises is said of the loop, and not of one sequence.
+            verdict = self._run.verdict((seeds[b], positions[b]), found)
             if isinstance(verdict, MtpVerifyError):
                 raise verdict.in_sequence(b)
             verdicts.append(verdict)
         return verdicts
 
-    ours = {"draw": draw, "verify": verify, "verify_batch": verify_batch}
-    theirs = {name: getattr(_core, name) for name in ours}
-    grow = growers.Grower.extend
-    try:
-        for name, function in ours.items():
-            setattr(_core, name, function)
-        growers.Grower.extend = extend  # type: ignore[method-assign]
-        yield
-    finally:
-        for name, function in theirs.items():
-            setattr(_core, name, function)
-        growers.Grower.extend = grow  # type: ignore[method-assign]
+    def expected_accepted(
+        self, draft: Draft, logits: Any, params: _core.CoreParams, rule: str, *, edits: Edits | None
+    ) -> float:
+        return _core.expected_accepted(draft, to_host(logits), params, rule, edits=edits)
 
 
 def _refuse(lossy: Any) -> None:

@@ -6,25 +6,22 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import Draft, Lossy, Verdict
 from mtp_verify.errors import ParamsError
-from mtp_verify.verifier.intake import as_list, as_word, check_sequence, check_type, on_host, shown
+from mtp_verify.verifier import kernels
+from mtp_verify.verifier.intake import as_list, as_word, check_sequence, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
-from mtp_verify.verifier.processors import Process, Processor, check_processors, row_process
+from mtp_verify.verifier.processors import Processor, check_processors, row_process
 from mtp_verify.verifier.words import BuildInfo, NodeLaw, Rule, RuleName, RuleRecord
 
 __all__ = [
-    "Context",
     "alpha_star",
     "best_rule",
     "build_info",
     "derive_seed",
     "expected_accepted",
     "rules",
-    "step_context",
+    "step_edits",
     "verify",
 ]
-
-# History, how much of it is prompt, bitmask, and the function over some nodes' rows.
-Context = tuple[Sequence[int] | None, int, Any, Process | None]
 
 
 def verify(
@@ -101,17 +98,16 @@ def verify(
         )
         raise ParamsError(message, slug="param_out_of_range")
     seed, position = as_word("seed", seed), as_word("position", position)
-    context = step_context(draft, logits, history, prompt_len, bitmask, processors, position)
-    return _core.verify(
+    return kernels.select(logits).verify(
         draft,
-        on_host(logits),
+        logits,
         chosen._core,
         rule,
-        seed,
-        position,
-        lossy,
-        *context,
-        top_logprobs,
+        seed=seed,
+        position=position,
+        lossy=lossy,
+        edits=step_edits(draft, logits, history, prompt_len, bitmask, processors, position),
+        top_logprobs=top_logprobs,
     )
 
 
@@ -159,8 +155,9 @@ def expected_accepted(
     """
     check_type("draft", draft, Draft)
     chosen = as_params(params)
-    context = step_context(draft, logits, history, prompt_len, bitmask, processors, None)
-    return _core.expected_accepted(draft, on_host(logits), chosen._core, rule, *context)
+    edits = step_edits(draft, logits, history, prompt_len, bitmask, processors, None)
+    kernel = kernels.select(logits)
+    return kernel.expected_accepted(draft, logits, chosen._core, rule, edits=edits)
 
 
 def alpha_star(p: Any, q: Any, n: int, law: NodeLaw) -> float:
@@ -193,10 +190,10 @@ def alpha_star(p: Any, q: Any, n: int, law: NodeLaw) -> float:
     References:
         arXiv 2310.15141 (the transport problem), 2502.18779 (its dual and top-plus-one).
     """
-    return _core.alpha_star(on_host(p, "p"), on_host(q, "q"), n, law)
+    return _core.alpha_star(kernels.to_host(p, "p"), kernels.to_host(q, "q"), n, law)
 
 
-def step_context(
+def step_edits(
     draft: Draft,
     logits: Any,
     history: Sequence[int] | None,
@@ -204,8 +201,8 @@ def step_context(
     bitmask: Any,
     processors: Sequence[Processor],
     position: int | None,
-) -> Context:
-    """What comes with a step beside its logits, checked and in the core's form.
+) -> kernels.Edits:
+    """Return what changes the rows of a step, checked.
 
     Raises:
         ParamsError: The history is missing, too short or too long for the position, or does not end
@@ -223,7 +220,8 @@ def step_context(
             message = "history: found None with processors, wanted the tokens up to the root"
             raise ParamsError(message, slug="param_out_of_range")
         process = row_process(listed, draft, history, logits)
-    return history, prompt_len, None if bitmask is None else on_host(bitmask, "bitmask"), process
+    mask = None if bitmask is None else kernels.to_host(bitmask, "bitmask")
+    return kernels.Edits(history, prompt_len, mask, process)
 
 
 def _check_history(

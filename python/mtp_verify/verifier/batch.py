@@ -6,8 +6,9 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import Draft, DraftBatch, Lossy, VerdictBatch
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.verifier.api import Context, step_context
-from mtp_verify.verifier.intake import as_list, as_words, check_type, on_host
+from mtp_verify.verifier import kernels
+from mtp_verify.verifier.api import step_edits
+from mtp_verify.verifier.intake import as_list, as_words, check_type
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.processors import Processor
 from mtp_verify.verifier.words import Rule
@@ -80,24 +81,19 @@ def verify_batch(
     for sequence, name in enumerate(() if isinstance(rules, str) else rules):
         check_type(f"rule[{sequence}]", name, str)
     listed = _core_params(params)
-    contexts = _contexts(
-        items, logits, listed, as_words("positions", positions), histories, prompt_lens, bitmasks,
-        processors,
-    )  # fmt: skip
-    return _core.verify_batch(
+    places = as_words("positions", positions)
+    edits = _edits(items, logits, listed, places, histories, prompt_lens, bitmasks, processors)
+    counts = top_logprobs
+    return kernels.select(logits).verify_batch(
         items,
-        [on_host(rows) for rows in logits]
-        if isinstance(logits, (list, tuple))
-        else on_host(logits),
+        logits,
         listed,
         rules,
-        as_words("seeds", seeds),
-        as_words("positions", positions),
-        _each_lossy(lossy),
-        contexts,
-        as_list("top_logprobs", top_logprobs)
-        if isinstance(top_logprobs, Iterable)
-        else top_logprobs,
+        seeds=as_words("seeds", seeds),
+        positions=places,
+        lossy=_each_lossy(lossy),
+        edits=edits,
+        top_logprobs=as_list("top_logprobs", counts) if isinstance(counts, Iterable) else counts,
     )
 
 
@@ -133,7 +129,7 @@ def _core_params(
     return listed
 
 
-def _contexts(
+def _edits(
     drafts: DraftBatch | list[Draft],
     logits: Any,
     params: _core.CoreParams | list[_core.CoreParams],
@@ -142,8 +138,8 @@ def _contexts(
     prompt_lens: Sequence[int] | None,
     bitmasks: Sequence[Any] | None,
     processors: Sequence[Processor] | Sequence[Sequence[Processor]],
-) -> list[Context]:
-    """What comes with each sequence beside its logits."""
+) -> list[kernels.Edits]:
+    """Return what changes the rows of each sequence; an empty list if nothing does."""
     count = len(drafts)
     functions = as_list("processors", processors)
     is_listed = any(isinstance(item, (list, tuple)) for item in functions)
@@ -168,11 +164,11 @@ def _contexts(
     if is_plain:
         return []
     like = logits[0] if count and isinstance(logits, (list, tuple)) else logits
-    contexts = []
+    edits = []
     for sequence in range(count):
         try:
-            contexts.append(
-                step_context(
+            edits.append(
+                step_edits(
                     drafts[sequence],
                     like,
                     each["histories"][sequence],
@@ -184,7 +180,7 @@ def _contexts(
             )
         except MtpVerifyError as error:
             raise error.in_sequence(sequence) from None
-    return contexts
+    return edits
 
 
 def _each_lossy(

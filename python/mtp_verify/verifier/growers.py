@@ -24,7 +24,8 @@ import numpy as np
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.errors import DraftError
-from mtp_verify.verifier.intake import as_float, as_list, as_word, check_type, on_host, shown
+from mtp_verify.verifier import kernels
+from mtp_verify.verifier.intake import as_float, as_list, as_word, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.shape import Shape
 
@@ -116,9 +117,9 @@ class Grower:
             DraftError: a shape or dtype that does not fit.
             NumericsError: a row is not a distribution. The grower is then as it was.
         """
-        logits = on_host(logits)
-        if self._core.extend(logits):
-            self._rows.append(logits)
+        rows = kernels.select(logits).extend(self._core, logits)
+        if rows is not None:
+            self._rows.append(rows)
 
     def finish(self) -> Draft:
         """The draft as grown so far; stopping early is lossless."""

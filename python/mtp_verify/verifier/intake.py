@@ -1,4 +1,4 @@
-"""What comes in from callers, brought into the form that the core takes."""
+"""Convert the arguments of callers to what the core takes, or refuse them by name."""
 
 import operator
 import sys
@@ -9,7 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.kernels.host import to_host
 
 __all__ = [
     "as_count",
@@ -23,7 +24,6 @@ __all__ = [
     "check_sequence",
     "check_type",
     "check_word",
-    "on_host",
     "shown",
 ]
 
@@ -31,20 +31,6 @@ _WORDS = 1 << 64
 _MOST_SIGNS = 80
 _PRINTED = 256  # Longer integers would fill an error message.
 _MOST_ITEMS = 1 << 26  # As the core has it: a longer list is a mistake, a range of 2**40 say.
-
-
-def on_host(tensor: Any, name: str = "logits") -> Any:
-    """The tensor itself, or its copy on the host where it lives on a device; detached.
-
-    Raises:
-        DraftError: a tensor of shapes alone; names it.
-    """
-    if getattr(tensor, "is_meta", False) is True:
-        message = f"{name}: found a tensor on device meta, wanted one that has values"
-        raise DraftError(message, slug="bad_tensor")
-    if getattr(tensor, "requires_grad", False):
-        tensor = tensor.detach()
-    return tensor if getattr(tensor, "is_cpu", True) else tensor.cpu()
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
@@ -222,7 +208,7 @@ def as_words(name: str, values: Any) -> list[int]:
     Raises:
         ParamsError: names the values, and the sequence.
     """
-    listed = on_host(values, name).tolist() if hasattr(values, "tolist") else values
+    listed = to_host(values, name).tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable):
         message = f"{name}: found {shown(values)}, wanted one for each sequence"
         raise ParamsError(message, slug="param_out_of_range")

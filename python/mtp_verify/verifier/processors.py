@@ -23,11 +23,11 @@ from mtp_verify._core import Draft
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.intake import as_list, shown
+from mtp_verify.verifier.kernels.base import Process
 
-__all__ = ["Process", "Processor", "accept", "check_processors", "keeps_state", "row_process"]
+__all__ = ["Processor", "accept", "check_processors", "keeps_state", "row_process"]
 
 Processor = Callable[[Any, Any], Any]
-Process = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32]]
 
 
 def keeps_state(processor: Processor) -> bool:
@@ -38,14 +38,14 @@ def keeps_state(processor: Processor) -> bool:
 
 
 def accept(processors: Sequence[Processor], tokens: Sequence[int]) -> None:
-    """Tells the processors that keep state what was emitted."""
+    """Tell the processors that keep state what was emitted."""
     for processor in filter(keeps_state, processors):
         for token in tokens:
             processor.accept(token)  # type: ignore[attr-defined]
 
 
 def check_processors(processors: Sequence[Processor]) -> None:
-    """Refuses what cannot be called.
+    """Refuse what cannot be called.
 
     Raises:
         ParamsError: names the first one.
@@ -59,7 +59,7 @@ def check_processors(processors: Sequence[Processor]) -> None:
 def row_process(
     processors: Sequence[Processor], draft: Draft, history: Sequence[int], like: Any
 ) -> Process:
-    """The function over some nodes' rows that the core calls.
+    """Return the function over some nodes' rows that the core calls.
 
     Args:
         processors: Applied one after the other.
@@ -95,7 +95,7 @@ def _call_at(
     scores: NDArray[np.float32],
     like: Any,
 ) -> NDArray[np.float32]:
-    """Calls a processor that keeps state as it is after a node's path."""
+    """Call a processor that keeps state as it is after a node's path."""
     forks = hasattr(processor, "fork")
     if forks:
         at_node = processor.fork()
@@ -128,6 +128,6 @@ def _call(
 
 
 def _torch_of(like: Any) -> Any:
-    """Torch, if the logits are a tensor of it; whoever has one has imported it."""
+    """Return torch if the logits are its tensor, which implies that it is imported."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and isinstance(like, torch.Tensor) else None

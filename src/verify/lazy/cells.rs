@@ -1,9 +1,9 @@
 //! A mixture of rows as a distribution to draw from.
 
-use crate::choice::{Cells, RaceNoise};
+use crate::chance::{Cells, RaceNoise};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
-use crate::simd::BLOCK;
+use crate::rows::simd::BLOCK;
 use crate::verify::lazy::{Form, LazyView, Parts};
 use crate::verify::memory::Memory;
 

@@ -18,7 +18,7 @@ def line(**changes):
         "rule": "token",
         "law": "chain",
         "cases": 1,
-        "rounds": 2,
+        "steps": 2,
         "generated": 3,
         "branches": 12_345,
         "distance": "0",
@@ -85,7 +85,7 @@ def test_certify_proves_every_pair_of_rule_and_law(capsys):
     document = json.loads(out)
     assert document["rows"]
     assert {row["distance"] for row in document["rows"]} == {"0"}
-    assert min(row["rounds"] for row in document["rows"]) > 0
+    assert min(row["steps"] for row in document["rows"]) > 0
     assert max(row["f64_difference"] for row in document["rows"]) <= 1e-14
     levels = _core.build_info()["simd_available"]
     for table in ("floats", "draws"):
@@ -102,10 +102,10 @@ def test_certify_proves_every_pair_of_rule_and_law(capsys):
 def core(monkeypatch):
     """A core with one line in each table, all of them right; a test replaces what it is about."""
     tables = {
-        "certify": [line()],
-        "certify_floats": [floats()],
-        "certify_draws": [draws()],
-        "lies": [mutant(name="law/some_lie")],
+        "prove_rules": [line()],
+        "prove_floats": [floats()],
+        "prove_draws": [draws()],
+        "misdeclared": [mutant(name="law/some_draft")],
         "mutants": [mutant(), mutant(name="float/some_mistake", group="float")],
     }
     for name in tables:
@@ -116,7 +116,7 @@ def core(monkeypatch):
 
 @pytest.mark.parametrize(("distance", "code"), [("0", 0), ("1/9", 1)])
 def test_certify_exits_with_1_when_a_pair_fails(capsys, core, distance, code):
-    core["certify"] = [line(distance=distance, holds=distance == "0")]
+    core["prove_rules"] = [line(distance=distance, holds=distance == "0")]
     found, out = certify(capsys)
     assert found == code
     assert distance in out
@@ -133,20 +133,20 @@ def test_rows_and_draws_in_floating_point_are_shown_beside_their_bounds(core):
     assert "5.5e-17 / 3.3e-16" in text
     assert "1.1e-16 / 2.2e-16" in text
     assert "every distance of 1 pairs of format" in report.summary
-    assert report.data["floats"] == core["certify_floats"]
-    assert report.data["draws"] == core["certify_draws"]
+    assert report.data["floats"] == core["prove_floats"]
+    assert report.data["draws"] == core["prove_draws"]
 
 
 @pytest.mark.parametrize(
     ("table", "wrong", "named"),
     [
         (
-            "certify_floats",
+            "prove_floats",
             floats(level="avx2", decisions=2e-12, holds=False),
             "f32 / f32 logits, avx2 (gbv on iid[3, 1], A, plain)",
         ),
-        ("certify_floats", floats(target_rows=float("nan"), holds=False), "f32 / f32 logits"),
-        ("certify_draws", draws(exact=1.1e-16, holds=False), "bf16 / f16 probabilities, scalar"),
+        ("prove_floats", floats(target_rows=float("nan"), holds=False), "f32 / f32 logits"),
+        ("prove_draws", draws(exact=1.1e-16, holds=False), "bf16 / f16 probabilities, scalar"),
     ],
 )
 def test_a_distance_beyond_its_bound_fails_and_is_named(capsys, core, table, wrong, named):
@@ -182,7 +182,7 @@ def test_a_build_without_mutants_says_so(core):
 
 
 def test_draws_of_every_format_are_within_their_bounds():
-    lines = _core.certify_draws()
+    lines = _core.prove_draws()
     levels = _core.build_info()["simd_available"]
     assert [line["level"] for line in lines] == levels * 9
     assert len({line["format"] for line in lines}) == 9
@@ -190,6 +190,6 @@ def test_draws_of_every_format_are_within_their_bounds():
 
 
 def test_every_lie_is_found():
-    lies = _core.lies()
-    assert len(lies) >= 13
-    assert all(lie["killed"] and lie["distance"] != "0" for lie in lies)
+    drafts = _core.misdeclared()
+    assert len(drafts) >= 13
+    assert all(draft["killed"] and draft["distance"] != "0" for draft in drafts)

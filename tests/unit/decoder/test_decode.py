@@ -390,7 +390,7 @@ def test_bad_arguments_are_named_before_anything_runs(case):
 def test_prompt_longer_than_the_context_is_refused():
     model = tiny_model("gpt2")
     with pytest.raises(
-        mv.errors.ParamsError, match="found 64 tokens, wanted fewer than .* context of 64"
+        mv.errors.ParamsError, match=r"found 64 tokens, wanted fewer than .* context of 64"
     ):
         Decoder(model, None, GREEDY).generate(prompt(64), max_new_tokens=1)
 

@@ -303,7 +303,13 @@ def test_a_planner_that_looks_at_the_draft_is_found():
 
 
 def test_a_rule_chosen_by_the_draft_is_found(monkeypatch):
-    monkeypatch.setattr("mtp_verify.decoder.session.rule_of_step", by_first_token)
+    original = mv.verify_batch
+
+    def chosen(drafts, *args, rule, **options):
+        rules = [by_first_token(name, draft) for name, draft in zip(rule, drafts, strict=True)]
+        return original(drafts, *args, rule=rules, **options)
+
+    monkeypatch.setattr("mtp_verify.decoder.session.verify_batch", chosen)
     case = BASE.but(drafter=TWO["chain"][0], rule="token", steps=2, looked_at=3)
     assert case.distance() > 0.01
 

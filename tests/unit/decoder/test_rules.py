@@ -10,8 +10,8 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
+from mtp_verify.decoder.options import rule_of_request
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.decoder.rules import rule_of_request, rule_of_step
 from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
 from mtp_verify.drafters.recycling import _Store
 from mtp_verify.testing import TableTarget, stats
@@ -77,7 +77,7 @@ def test_coupled_drafts_of_a_drafter_that_does_not_say_so_are_refused():
             return mv.Draft(mv.TokenTree([-1, 0]), [request.tokens[-1], 1], law="coupled")
 
     with pytest.raises(
-        mv.errors.DraftError, match="Silent.propose: found a draft of the law"
+        mv.errors.DraftError, match=r"Silent.propose: found a draft of the law"
     ) as caught:
         mv.Decoder(TableModel(TARGET), Silent()).generate([1], max_new_tokens=4, seed=0)
     assert caught.value.slug == "undeclared_law"
@@ -139,13 +139,6 @@ def test_what_cannot_be_verified_is_refused_before_anything_runs():
         decoder.submit([1], max_new_tokens=2)
     cold = mv.SamplingParams(temperature=0)
     assert len(decoder.generate([1], max_new_tokens=2, params=cold).tokens[0]) == 2
-
-
-def test_a_step_without_a_draft_is_verified_by_any_rule():
-    empty, drafted = mv.Draft(mv.TokenTree([-1]), [-1]), mv.Draft.chain([1])
-    assert rule_of_step("kseq", empty) == "target_only"
-    assert rule_of_step("block", empty) == "block"
-    assert rule_of_step("kseq", drafted) == "kseq"
 
 
 # Two requests with one seed draw with the same numbers.

@@ -284,8 +284,9 @@ def test_a_function_that_returns_other_rows_is_refused():
         return rows[:, :2].copy()
 
     core = mv.SamplingParams()._core
+    edits = ([1], 0, None, process)
     with pytest.raises(mv.errors.DraftError, match="found 2 values, wanted 4"):
-        _core.verify(EMPTY, ONE, core, "auto", 0, 0, None, [1], 0, None, process)
+        _core.verify(EMPTY, ONE, core, "auto", seed=0, position=0, edits=edits)
 
 
 def test_lists_of_the_core_are_lists_of_anything_that_is_one():

@@ -224,3 +224,30 @@ def test_history_must_end_at_the_root() -> None:
 def test_derive_seed() -> None:
     assert mv.derive_seed(7, 0) == 7
     assert len({mv.derive_seed(7, row) for row in range(100)}) == 100
+
+
+LAWS = ("deterministic", "chain", "iid", "swor", "top_plus_one", "mixed", "coupled", "unknown")
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("record", mv.rules(), ids=lambda record: record["name"])
+def test_an_empty_draft_is_verified_by_any_rule(record, law):
+    """Where the rule does not know the law, the target's token is drawn as by `target_only`."""
+    rule, sampled = record["name"], [False] if law == "mixed" else None
+    empty = mv.Draft(mv.TokenTree([-1]), [-1], law=law, sampled=sampled)
+    params = mv.SamplingParams(temperature=0.0 if rule == "greedy" else 1.0)
+    row = np.array([[0.5, 0.0, 1.0]], np.float32)
+    for seed in range(20):
+        verdict = mv.verify(empty, row, params, rule=rule, seed=seed, position=3)
+        plain = mv.verify(empty, row, params, rule="target_only", seed=seed, position=3)
+        assert verdict.num_accepted == 0
+        if law not in record["laws"]:
+            assert (verdict.tokens, verdict.rule) == (plain.tokens, plain.rule)
+    if law in ("deterministic", "unknown", "coupled") and law not in record["laws"]:
+        with pytest.raises(mv.errors.RuleError, match=f'rule "{rule}" cannot verify law "{law}"'):
+            mv.verify(
+                mv.Draft(mv.TokenTree([-1, 0]), [-1, 0], law=law), np.tile(row, (2, 1)), params,
+                rule=rule, seed=0, position=3,
+            )  # fmt: skip
+    with pytest.raises(mv.errors.RuleError, match='rule "best"'):
+        mv.verify(empty, row, rule="best", seed=0, position=3)

@@ -30,7 +30,7 @@ from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.generation import Stats
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.verifier.api import verify
-from mtp_verify.verifier.intake import on_host
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _accept(
         TokenTree(range(-1, num)),
         ids[0, root:].tolist(),
         law="chain",
-        logits=on_host(draft_rows[0]),
+        logits=to_host(draft_rows[0]),
         params=_AS_GIVEN,
     )
     seed = int(torch.randint(1 << 62, ()))

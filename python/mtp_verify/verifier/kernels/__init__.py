@@ -1,0 +1,38 @@
+"""Where a row lives decides who verifies it: the one place that knows host from device.
+
+`select` gives the kernel of some rows; today that is the compiled core for all of them. Nothing
+else in the package asks where a tensor lives, or calls the core's decisions.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mtp_verify.verifier.kernels.base import Edits, Kernel
+from mtp_verify.verifier.kernels.host import Host, to_host
+
+__all__ = ["Edits", "Kernel", "select", "to_host", "using"]
+
+_HOST: Kernel = Host()
+_forced: Kernel | None = None
+
+
+def select(rows: Any) -> Kernel:
+    """Return the kernel that verifies some rows.
+
+    Args:
+        rows: A matrix of logits, or a list of them.
+    """
+    del rows  # The host's kernel takes all: what lives on a device is copied.
+    return _HOST if _forced is None else _forced
+
+
+@contextmanager
+def using(kernel: Kernel) -> Iterator[None]:
+    """Make `kernel` the one of all rows for a while, in all threads (tests, `loop_law`)."""
+    global _forced
+    before, _forced = _forced, kernel
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,8 +1,0 @@
-//! Independent pieces of the proof over the pool's threads.
-
-use crate::pool;
-
-/// The results of `work` for each item, in the order of the items.
-pub(super) fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    pool::map(items, pool::num_threads(), work)
-}

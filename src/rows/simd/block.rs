@@ -1,0 +1,225 @@
+//! The kernels' source: loops over arrays of [`LANES`] values with a fixed striping.
+//!
+//! Each does one thing over a block: fused loops turned out slower, as compilers then vectorise them in
+//! shorter pieces, and a block's buffers stay in L1.
+//!
+//! Sums go through one order, whatever the type: value `i` of a block belongs to lane `i % LANES`, a lane
+//! adds its values in order, and the lanes are added halves onto halves.
+
+use crate::rows::simd::exp::Window;
+use crate::rows::simd::{LANES, Scan, Total};
+
+#[inline(always)]
+pub(super) fn scan(values: &[f32]) -> Scan {
+    // Four stripes at once, so that no comparison waits for the one before it.
+    let mut lanes = [f32::NEG_INFINITY; 4 * LANES];
+    let mut has_nan = false;
+    let (stripes, rest) = values.as_chunks::<{ 4 * LANES }>();
+    for stripe in stripes {
+        for lane in 0..4 * LANES {
+            lanes[lane] = if stripe[lane] > lanes[lane] { stripe[lane] } else { lanes[lane] };
+        }
+        has_nan |= stripe.iter().fold(false, |found, x| found | x.is_nan());
+    }
+    has_nan |= rest.iter().any(|x| x.is_nan());
+    let all = lanes.iter().chain(rest);
+    Scan { max: all.fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max }), has_nan }
+}
+
+/// Adds the lanes in a fixed order: halves onto halves.
+#[inline(always)]
+fn fold(mut lanes: [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Adds values to the lanes, the first one to lane 0.
+#[inline(always)]
+fn add<T: Copy + Into<f64>>(lanes: &mut [f64; LANES], values: &[T]) {
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    for stripe in stripes {
+        for lane in 0..LANES {
+            lanes[lane] += stripe[lane].into();
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        lanes[lane] += x.into();
+    }
+}
+
+#[inline(always)]
+pub(super) fn weigh(values: &[f32], window: &Window, cut: f32, out: &mut [f32]) {
+    for (out, &y) in out.iter_mut().zip(values) {
+        *out = window.weight(y, cut);
+    }
+}
+
+/// `max(weight - factor taken, 0)`.
+#[inline(always)]
+fn left_of(weight: f32, taken: f64, factor: f64) -> f64 {
+    let left = (-factor).mul_add(taken, f64::from(weight));
+    if left > 0.0 { left } else { 0.0 }
+}
+
+#[inline(always)]
+pub(super) fn subtract(weights: &[f32], taken: &[f64], factor: f64, out: &mut [f64]) {
+    for ((out, &weight), &taken) in out.iter_mut().zip(weights).zip(taken) {
+        *out = left_of(weight, taken, factor);
+    }
+}
+
+#[inline(always)]
+pub(super) fn subtract_narrow(weights: &[f32], taken: &[f32], factor: f64, out: &mut [f64]) {
+    for ((out, &weight), &taken) in out.iter_mut().zip(weights).zip(taken) {
+        *out = left_of(weight, f64::from(taken), factor);
+    }
+}
+
+#[inline(always)]
+pub(super) fn sum(values: &[f64]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    add(&mut lanes, values);
+    fold(lanes)
+}
+
+#[inline(always)]
+pub(super) fn sum_narrow(values: &[f32]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    add(&mut lanes, values);
+    fold(lanes)
+}
+
+#[inline(always)]
+pub(super) fn total(values: &[f32]) -> Total {
+    let mut lanes = [0.0_f64; LANES];
+    let mut least = [0.0_f32; LANES];
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    for stripe in stripes {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(stripe[lane]);
+            least[lane] = if stripe[lane] < least[lane] { stripe[lane] } else { least[lane] };
+        }
+    }
+    add(&mut lanes, rest);
+    let is_negative = |values: &[f32]| values.iter().fold(false, |any, &x| any | (x < 0.0));
+    Total { sum: fold(lanes), has_negative: is_negative(&least) | is_negative(rest) }
+}
+
+#[inline(always)]
+pub(super) fn divide(values: &[f32], divisor: f32, out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = x / divisor;
+    }
+}
+
+#[inline(always)]
+pub(super) fn widen_bf16(values: &[u16], out: &mut [f32]) {
+    for (out, &bits) in out.iter_mut().zip(values) {
+        *out = f32::from_bits(u32::from(bits) << 16);
+    }
+}
+
+#[inline(always)]
+pub(super) fn widen_f16(values: &[u16], out: &mut [f32]) {
+    // Shifting moves exponent and mantissa into place; the multiplication rebiases the exponent and
+    // is exact for subnormals too. An all-ones exponent (inf, NaN) is set by hand.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    for (out, &half) in out.iter_mut().zip(values) {
+        let bits = u32::from(half);
+        let sign = (bits & 0x8000) << 16;
+        let rest = (bits & 0x7fff) << 13;
+        let finite = f32::from_bits(rest) * REBIAS;
+        let special = f32::from_bits(rest | 0x7f80_0000);
+        let magnitude = if rest >= 0x0f80_0000 { special } else { finite };
+        *out = f32::from_bits(magnitude.to_bits() | sign);
+    }
+}
+
+#[inline(always)]
+pub(super) fn widen_f32(values: &[f32], out: &mut [f64]) {
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = f64::from(x);
+    }
+}
+
+/// Values that one word of flags tells apart.
+const FLAGS: usize = 64;
+
+/// Places that are written at a time.
+const FEW: usize = 4;
+
+/// Writes the places of the values that `is_in` takes; returns how many.
+#[inline(always)]
+fn filter(values: &[f32], is_in: impl Fn(f32) -> bool, out: &mut [u32]) -> usize {
+    let mut count = 0;
+    let mut take = |start: usize, mut flags: u64| {
+        while flags != 0 {
+            let left = flags.count_ones() as usize;
+            let mut next = || {
+                let place = start as u32 + flags.trailing_zeros();
+                flags &= flags.wrapping_sub(1);
+                place
+            };
+            let rest = &mut out[count..];
+            match rest.first_chunk_mut::<FEW>() {
+                Some(few) => *few = std::array::from_fn(|_| next()),
+                None => rest.fill_with(next),
+            }
+            count += left.min(FEW);
+        }
+    };
+    let flags_of = |values: &[f32]| {
+        let flags = values.iter().enumerate();
+        flags.fold(0, |flags, (bit, &x)| flags | u64::from(is_in(x)) << bit)
+    };
+    let (groups, rest) = values.as_chunks::<FLAGS>();
+    for (group, values) in groups.iter().enumerate() {
+        take(group * FLAGS, flags_of(values));
+    }
+    take(groups.len() * FLAGS, flags_of(rest));
+    count
+}
+
+// Negated comparisons let NaN in.
+#[allow(clippy::neg_cmp_op_on_partial_ord)]
+#[inline(always)]
+pub(super) fn gather(values: &[f32], from: f32, out: &mut [u32]) -> usize {
+    filter(values, |x| !(x < from), out)
+}
+
+#[inline(always)]
+pub(super) fn gather_between(values: &[f32], from: f32, below: f32, out: &mut [u32]) -> usize {
+    filter(values, |x| !((x < from) | (x >= below)), out)
+}
+
+/// `v` in `[0, 1)` for `2 * LANES` tokens from `2 * pair` on, one Philox call for two tokens.
+#[inline(always)]
+fn race_stripe(noise: &crate::chance::RaceNoise, pair: u32) -> [f64; 2 * LANES] {
+    let [w0, w1, w2, w3] = noise.words_of::<LANES>(pair);
+    let mut both = [0.0; 2 * LANES];
+    for lane in 0..LANES {
+        both[2 * lane] = crate::chance::rng::uniform(w0[lane], w1[lane]);
+        both[2 * lane + 1] = crate::chance::rng::uniform(w2[lane], w3[lane]);
+    }
+    both
+}
+
+#[inline(always)]
+pub(super) fn race_noise(noise: &crate::chance::RaceNoise, pair: u32, out: &mut [f64]) {
+    let mut at = pair;
+    let (stripes, rest) = out.as_chunks_mut::<{ 2 * LANES }>();
+    for stripe in stripes {
+        *stripe = race_stripe(noise, at);
+        at = at.wrapping_add(LANES as u32);
+    }
+    if !rest.is_empty() {
+        let last = race_stripe(noise, at);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
