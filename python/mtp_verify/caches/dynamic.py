@@ -13,7 +13,7 @@ __all__ = ["DynamicEntries", "GrowingLayer", "pad_left"]
 
 
 class GrowingLayer(DynamicLayer):
-    """A dynamic layer that keeps spare room, so that a step copies its own entries and no others.
+    """A dynamic layer with spare capacity, so that a step copies its own entries and no others.
 
     `DynamicLayer` concatenates, that is, copies the whole cache in every layer of every step. Here
     `keys` and `values` are the filled part of larger buffers that grow by a quarter when they are
@@ -28,7 +28,7 @@ class GrowingLayer(DynamicLayer):
         # library's layers.
         self._buffers: list[Any] = [None, None]
         self._lengths = [0, 0]
-        self._is_taken = [True, True]  # somebody else's tensors are never written behind
+        self._is_taken = [True, True]  # tensors of others are never written to
         super().__init__(**kwargs)
 
     @property
@@ -84,27 +84,27 @@ class GrowingLayer(DynamicLayer):
 
         Args:
             key_states: (B, heads, n, width).
-            value_states: likewise.
+            value_states: (B, heads, n, width).
             num_shown: return as many where there are fewer; those behind the last are zeros, or
                 entries that were dropped, and the caller's mask must hide them.
         """
         start = self._lengths[0]
         end = start + key_states.shape[-2]
-        room = max(end, num_shown)
+        shown = max(end, num_shown)
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
         for index, entries in enumerate((key_states, value_states)):
             buffer = self._buffers[index]
-            if buffer is None or self._is_taken[index] or room > buffer.shape[-2]:
-                buffer = self._buffers[index] = self._grown(index, room, entries)
+            if buffer is None or self._is_taken[index] or shown > buffer.shape[-2]:
+                buffer = self._buffers[index] = self._grown(index, shown, entries)
             buffer[:, :, start:end] = entries
         self._lengths = [end, end]
         keys, values = self._buffers
-        return keys[:, :, :room], values[:, :, :room]
+        return keys[:, :, :shown], values[:, :, :shown]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last `-tokens_to_remove` entries; their room is used again."""
+        """Drop the last `-tokens_to_remove` entries; their places are used again."""
         if tokens_to_remove < 0:
             self._lengths = [max(length + tokens_to_remove, 0) for length in self._lengths]
         else:
@@ -120,11 +120,11 @@ class GrowingLayer(DynamicLayer):
         self._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
         self._is_taken[index] = True
 
-    def _grown(self, index: int, room: int, like: torch.Tensor) -> torch.Tensor:
-        """A buffer with room for so many entries and more, holding those that there are."""
-        room += max(64, room // 4)
+    def _grown(self, index: int, capacity: int, like: torch.Tensor) -> torch.Tensor:
+        """Return a buffer for so many entries and more, with those that there are."""
+        capacity += max(64, capacity // 4)
         # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
-        fresh = like.new_zeros((*like.shape[:2], room, like.shape[3]))
+        fresh = like.new_zeros((*like.shape[:2], capacity, like.shape[3]))
         if length := self._lengths[index]:
             fresh[:, :, :length] = self._shown(index)
         self._is_taken[index] = False

@@ -200,10 +200,10 @@ def replace_layers(
         elif isinstance(layer, DUMMY):
             layers.append(layer)
         else:
-            msg = (
+            message = (
                 f"cache layer {index} is a {type(layer).__name__}; requests share a forward "
                 "only where all layers are of full or sliding-window attention"
             )
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+            raise UnsupportedModelError(message, slug="unsupported_cache")
     cache.layers = layers
     return [layer for layer in layers if isinstance(layer, SharedLayer)]

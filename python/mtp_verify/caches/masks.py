@@ -49,8 +49,8 @@ def tree_mask(
     visible[:, kept : kept + num_nodes] = ancestors
     if window is not None:
         if depths is None:
-            msg = "a sliding-window mask needs the depths of the nodes"
-            raise CacheError(msg, slug="missing_depths")
+            message = "a sliding-window mask needs the depths of the nodes"
+            raise CacheError(message, slug="missing_depths")
         old = torch.arange(past - kept, past, device=ancestors.device)
         keys = torch.cat([old, past + depths])
         visible &= (past + depths)[:, None] - keys[None, :] < window

@@ -62,7 +62,7 @@ class ModelCache:
     Attributes:
         kv: the cache, for the model's forward.
         length: entries written, those of nodes that are not committed yet included.
-        capacity: most entries that there is room for, or None.
+        capacity: the most entries that it can hold, or None.
         is_recurrent: a layer has a recurrent state: only chains can be run, and a commit that drops
             entries goes back to the last forward's beginning, or an earlier one's.
     """
@@ -130,8 +130,8 @@ class ModelCache:
         self._take_over()
         surplus = self.length - length
         if surplus < 0 or length < 0:
-            msg = f"the cache holds {self.length} entries and cannot be cut to {length}"
-            raise CacheError(msg, slug="bad_length")
+            message = f"the cache holds {self.length} entries and cannot be cut to {length}"
+            raise CacheError(message, slug="bad_length")
         if self.is_recurrent and (surplus or self._is_torn):
             self._go_back(length)
         else:
@@ -168,11 +168,11 @@ class ModelCache:
                     entries.restore(mark, start)
                 self.length = start
                 return
-        msg = (
+        message = (
             f"the recurrent state of {self.length} tokens was committed and cannot be taken back "
             f"to {length}"
         )
-        raise CacheError(msg, slug="bad_length")
+        raise CacheError(message, slug="bad_length")
 
     def _take_over(self) -> None:
         """Put stand-ins where layers need one; the first forward may have made new layers."""
@@ -191,8 +191,8 @@ class ModelCache:
         if holder is not None:
             return int(holder.get_seq_length())
         if any(any(getattr(layer, "has_previous_state", {}).values()) for layer in layers):
-            msg = "the cache holds a recurrent state of unknown length; start with an empty one"
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+            message = "the cache holds a recurrent state of unknown length; start with an empty one"
+            raise UnsupportedModelError(message, slug="unsupported_cache")
         return 0
 
     def _refuse_unsuitable(self) -> None:

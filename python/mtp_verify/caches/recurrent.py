@@ -41,8 +41,8 @@ class RecurrentEntries:
     def move(self, moves: torch.Tensor) -> None:
         """See `LayerEntries.move`: a chain's accepted path is a prefix, and nothing moves."""
         del moves
-        msg = "a recurrent state cannot be moved; trees are refused before their forward"
-        raise InternalError(msg, slug="recurrent_move")
+        message = "a recurrent state cannot be moved; trees are refused before their forward"
+        raise InternalError(message, slug="recurrent_move")
 
     def crop(self, length: int) -> None:
         """See `LayerEntries.crop`: only `restore` alters a state."""

@@ -44,13 +44,13 @@ def spans_of(model: Any, cache: ModelCache) -> list[int]:
     layers = attending(cache.kv)
     held = sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))
     parameters = sum(weight.nbytes for weight in model.parameters())
-    room = max(_ALWAYS, parameters * _SHARE_OF_MEMORY) * cache.length / max(held, 1)
+    most = max(_ALWAYS, parameters * _SHARE_OF_MEMORY) * cache.length / max(held, 1)
     config = model.config.get_text_config(decoder=True).to_dict()
     return sorted(
         {
             value
             for name, value in _numbers(config)
-            if any(word in name for word in _REACHES) and cache.length < value < room
+            if any(word in name for word in _REACHES) and cache.length < value < most
         }
     )
 

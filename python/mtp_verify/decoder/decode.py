@@ -72,7 +72,7 @@ class Decoder:
             the target's, and its tokens are those that it gets alone but for near-ties that kernels
             round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
-        cache: None gives every sequence room as it grows. `"paged"`, or a `Paged` with a pool of
+        cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
             one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
             and where the pool is full the youngest request waits and goes on later.
         lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics

@@ -112,7 +112,7 @@ class Options:
 
 
 def rule_of_request(
-    rule: Rule, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None
+    rule: Rule, drafter: Drafter | None, params: SamplingParams, lossy: Lossy | None = None
 ) -> Rule:
     """Return the rule of all steps of a request; refuse one that cannot verify what is drafted.
 

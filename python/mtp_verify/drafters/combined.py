@@ -58,22 +58,24 @@ class Combined(Drafter):
         for index, drafter in enumerate(drafters):
             check_drafter(f"drafters[{index}]", drafter)
         if len(drafters) < 2:
-            msg = f"drafters: found {len(drafters)}, wanted two or more"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = f"drafters: found {len(drafters)}, wanted two or more"
+            raise ParamsError(message, slug="bad_draft_settings")
         check_word("mode", mode, get_args(Combination))
         if max_nodes is not None:
             max_nodes = as_count("max_nodes", max_nodes)
             if mode != "merge":
-                msg = f"max_nodes: found {shown(max_nodes)}, wanted None, unless mode is 'merge'"
-                raise ParamsError(msg, slug="bad_draft_settings")
+                message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
+                raise ParamsError(message, slug="bad_draft_settings")
         readers = [drafter.hidden_layers for drafter in drafters if drafter.hidden_layers]
         if len(readers) > 1:
-            msg = "at most one of the drafters may read the target's hidden states"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = "at most one of the drafters may read the target's hidden states"
+            raise ParamsError(message, slug="bad_draft_settings")
         laws = dict.fromkeys(law for drafter in drafters for law in drafter.laws)
         if mode == "merge" and set(laws) - {"deterministic"}:
-            msg = f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = (
+                f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
+            )
+            raise ParamsError(message, slug="bad_draft_settings")
         self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters: tuple[Drafter, ...] = drafters
         self.mode = mode

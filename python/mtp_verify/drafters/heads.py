@@ -112,19 +112,19 @@ class Heads(StateDrafter[_State]):
             check_type("shape", shape, Shape)
         as_float("min_path", min_path)
         if shape is not None and max_nodes is not None:
-            msg = "shape and max_nodes are two ways to grow a tree; give one of them"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = "shape and max_nodes: found both, wanted one of these ways to grow a tree"
+            raise ParamsError(message, slug="bad_draft_settings")
         if law is not None and (shape is None or law not in get_args(HeadLaw)):
-            msg = (
+            message = (
                 f"law {shown(law)} goes with a shape, and is one of: {', '.join(get_args(HeadLaw))}"
             )
-            raise ParamsError(msg, slug="bad_draft_settings")
+            raise ParamsError(message, slug="bad_draft_settings")
         if min_path and shape is not None:
-            msg = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
+            raise ParamsError(message, slug="bad_draft_settings")
         if not 0.0 <= min_path <= 1.0:
-            msg = f"min_path is {min_path}; wanted a probability"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = f"min_path: found {min_path}, wanted a probability"
+            raise ParamsError(message, slug="param_out_of_range")
         self.head = head
         self.hidden_layers = head.hidden_layers
         self.num_tokens = num_tokens
@@ -135,7 +135,7 @@ class Heads(StateDrafter[_State]):
         self.max_children = max_children
         self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
-        # What the head has levels for, and by budget what a step has room for.
+        # What the head has levels for, and by budget the shapes cut to it.
         self._shape: Shape | None = None
         self._cut_shapes: dict[int, Shape] = {}
         if shape is not None:
@@ -156,11 +156,11 @@ class Heads(StateDrafter[_State]):
         """
         mine = self.head.spec.known_sizes.vocab_size
         if vocab_size is not None and mine > vocab_size:
-            msg = (
+            message = (
                 f"the head drafts from {mine} tokens and the target knows {vocab_size}; load the "
                 "head that was trained for it"
             )
-            raise UnsupportedModelError(msg, slug="vocab_mismatch")
+            raise UnsupportedModelError(message, slug="vocab_mismatch")
 
     def check_rule(self, rule: str) -> None:
         """Refuse a rule that its trees do not have the form for.
@@ -169,11 +169,11 @@ class Heads(StateDrafter[_State]):
             RuleError: "gbv", and the shape is not paths of one length.
         """
         if rule == "gbv" and self._shape is not None and not self._shape.num_paths:
-            msg = (
+            message = (
                 f"rule gbv: found a shape of parents {self._shape.tree.parents.tolist()}, wanted "
                 "paths of one length that part at the root; take Shape.paths"
             )
-            raise RuleError(msg, slug="rule_shape")
+            raise RuleError(message, slug="rule_shape")
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the hidden states of what was committed; they are read at the next `propose`.
@@ -182,11 +182,11 @@ class Heads(StateDrafter[_State]):
             UnsupportedModelError: the target gave none.
         """
         if hidden is None:
-            msg = (
+            message = (
                 "the target gives no hidden states, which a head drafts from; use a transformers "
                 "model, or a Target whose forward returns those of hidden_layers"
             )
-            raise UnsupportedModelError(msg, slug="no_hidden_states")
+            raise UnsupportedModelError(message, slug="no_hidden_states")
         for request, _, states in zip(self._proposed, verdicts, hidden, strict=True):
             kept = self._states[request.id]
             if kept.head.num_nodes == 0 and not kept.pending:

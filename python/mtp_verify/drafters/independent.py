@@ -69,11 +69,11 @@ class ModelState:
 
 def _check_width(whose: str, last: int, vocab_size: int | None) -> None:
     if vocab_size is not None and last >= vocab_size:
-        msg = (
+        message = (
             f"the translation knows token {last} of the {whose}, whose vocabulary has "
             f"{vocab_size} tokens: it was made for another tokenizer, or with the two exchanged"
         )
-        raise UnsupportedModelError(msg, slug="vocab_mismatch")
+        raise UnsupportedModelError(message, slug="vocab_mismatch")
 
 
 def _num_equal(held: list[int], ids: list[int]) -> int:
@@ -127,8 +127,8 @@ class Model(StateDrafter[ModelState]):
     ) -> None:
         super().__init__()
         if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
-            msg = f"min_confidence: found {min_confidence}, wanted a probability"
-            raise ParamsError(msg, slug="bad_min_confidence")
+            message = f"min_confidence: found {min_confidence}, wanted a probability"
+            raise ParamsError(message, slug="bad_min_confidence")
         if translation is not None:
             check_type("translation", translation, Translation)
         self.target: Target = as_target(model)
@@ -152,12 +152,12 @@ class Model(StateDrafter[ModelState]):
             return
         mine = self.target.vocab_size
         if mine is not None and vocab_size is not None and mine != vocab_size:
-            msg = (
+            message = (
                 f"the drafter's vocabulary has {mine} tokens and the target's {vocab_size}; "
                 "give translation=Translation(draft_tokenizer, target_tokenizer), or use a drafter "
                 "that was trained with the target's tokenizer"
             )
-            raise UnsupportedModelError(msg, slug="vocab_mismatch")
+            raise UnsupportedModelError(message, slug="vocab_mismatch")
 
     @torch.inference_mode()
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:

@@ -72,8 +72,8 @@ class ModelTree(Model):
         params = as_params(params)
         super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
-            msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"
-            raise UnsupportedModelError(msg, slug="no_tree_attention")
+            message = f"the drafter drafts trees, and {self.target.tree_obstacle}"
+            raise UnsupportedModelError(message, slug="no_tree_attention")
         self.laws = ("deterministic",)
         self.max_nodes = max_nodes
         self.max_children = max_children

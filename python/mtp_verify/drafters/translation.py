@@ -48,7 +48,7 @@ class Translation:
     Args:
         draft_tokenizer: the drafter's; a fast transformers tokenizer (byte-level, or
             SentencePiece's: their tokens are pieces of text).
-        target_tokenizer: the target's; likewise.
+        target_tokenizer: the target's; a fast transformers tokenizer, too.
 
     Attributes:
         draft_ids: (n,) int64, the shared tokens as the drafter numbers them.
@@ -75,11 +75,11 @@ class Translation:
             if text in self._draft.by_text
         }
         if not pairs:
-            msg = (
+            message = (
                 f"the drafter's {len(self._draft.by_text)} tokens and the target's "
                 f"{len(self._target.by_text)} have none in common; draft with another model"
             )
-            raise ParamsError(msg, slug="no_shared_tokens")
+            raise ParamsError(message, slug="no_shared_tokens")
         self._special = self._draft.match_special(self._target)
         taken = set(pairs.values())
         pairs |= {mine: other for mine, other in self._special.items() if other not in taken}
@@ -219,8 +219,8 @@ class _Vocabulary:
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "get_added_tokens_decoder"):
-            msg = f"the {whose} tokenizer is a {type(tokenizer).__name__}; wanted a fast one"
-            raise UnsupportedModelError(msg, slug="unknown_tokenizer")
+            message = f"the {whose} tokenizer is a {type(tokenizer).__name__}; wanted a fast one"
+            raise UnsupportedModelError(message, slug="unknown_tokenizer")
         self._backend: Any = copy.deepcopy(backend)
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -231,11 +231,11 @@ class _Vocabulary:
         kinds = set() if decoder is None else _kinds(json.loads(decoder.__getstate__()))
         is_bytes = "ByteLevel" in kinds
         if not is_bytes and (not kinds or kinds - _PLAIN):
-            msg = (
+            message = (
                 f"the {whose} tokenizer joins tokens by {', '.join(sorted(kinds)) or 'spaces'}, so "
                 "that a token is no piece of text; wanted a byte-level or SentencePiece tokenizer"
             )
-            raise UnsupportedModelError(msg, slug="unknown_tokenizer")
+            raise UnsupportedModelError(message, slug="unknown_tokenizer")
         added = self._backend.get_added_tokens_decoder()
         self.special = {token: word.content for token, word in added.items() if word.special}
         self.texts: dict[int, bytes] = {}

@@ -10,7 +10,7 @@ import torch
 
 from mtp_verify.caches.compiled import name_of, without_compiler
 from mtp_verify.caches.names import cache_name
-from mtp_verify.caches.probe import inexact
+from mtp_verify.caches.trials import inexact, state_obstacle, static_obstacle, traits_of
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu.attention import num_shown
 from mtp_verify.models.cpu.fused import fused_model, is_narrow
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.model import ModelCache
-    from mtp_verify.caches.trials import Traits
     from mtp_verify.models.cpu.fused import FusedModel
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
@@ -79,7 +78,10 @@ class TransformersTarget:
         # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
         obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
-        traits = self._try_out(is_worth_more=obstacle is None)
+        # Trees and batches are worth trying where they are not refused already.
+        traits = traits_of(self, trees=obstacle is None, batches=obstacle is None)
+        if traits.chains:
+            raise inexact(model, traits.chains)
         self.tree_obstacle = obstacle or (
             traits.trees and f"{traits.trees}; use a drafter of chains"
         )
@@ -112,8 +114,9 @@ class TransformersTarget:
         if past is None:
             return ModelCache(self.new_kv())
         cache = ModelCache(past)
-        if cache.capacity is not None:
-            self._refuse_static(past, cache.capacity)
+        if cache.capacity is not None and (found := static_obstacle(self, cache.capacity)):
+            message = f"{name_of(self.model)} takes no {type(past).__name__}: {found}"
+            raise UnsupportedModelError(message, slug="unsupported_cache")
         return cache
 
     def _check_cache(self) -> bool:
@@ -122,37 +125,14 @@ class TransformersTarget:
         Raises:
             UnsupportedModelError: it cannot go back after a rejected draft.
         """
-        if self._cache_name is None:
-            raise inexact(self.model, "its forward takes no cache that could be rolled back")
-        if not self.new_cache().is_recurrent:
-            return False
-        from mtp_verify.caches.probe import refuse_inexact
-
-        refuse_inexact(self)
-        return True
-
-    def _try_out(self, *, is_worth_more: bool) -> Traits:
-        """Find what may share a forward.
-
-        Args:
-            is_worth_more: trees and batches are not refused already.
-
-        Raises:
-            UnsupportedModelError: not even the tokens of a chain.
-        """
-        from mtp_verify.caches.trials import traits_of
-
-        traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
-        if traits.chains:
-            raise inexact(self.model, traits.chains)
-        return traits
-
-    def _refuse_static(self, past: Any, capacity: int) -> None:
-        from mtp_verify.caches.trials import static_obstacle
-
-        if obstacle := static_obstacle(self, capacity):
-            msg = f"{name_of(self.model)} takes no {type(past).__name__}: {obstacle}"
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+        obstacle: str | None = "its forward takes no cache that could be rolled back"
+        is_recurrent = False
+        if self._cache_name is not None:
+            is_recurrent = self.new_cache().is_recurrent
+            obstacle = state_obstacle(self) if is_recurrent else None
+        if obstacle:
+            raise inexact(self.model, obstacle)
+        return is_recurrent
 
     def forward(
         self,
@@ -321,8 +301,10 @@ def as_target(model: Any) -> Target:
         UnsupportedModelError: it is neither, or a transformers model that cannot work.
     """
     if isinstance(model, type):
-        msg = f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
-        raise UnsupportedModelError(msg, slug="not_a_target")
+        message = (
+            f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
+        )
+        raise UnsupportedModelError(message, slug="not_a_target")
     missing = missing_parts(model)
     if not missing:
         own: Target = model
@@ -330,33 +312,40 @@ def as_target(model: Any) -> Target:
         return own
     if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
         return TransformersTarget(model)
-    msg = (
+    message = (
         f"model: found {type(model).__name__}, which is neither a transformers causal language "
         f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
         "(docs/own-target.md)"
     )
-    raise UnsupportedModelError(msg, slug="not_a_target")
+    raise UnsupportedModelError(message, slug="not_a_target")
 
 
 def _refuse_unsuitable(model: Any) -> None:
-    name = name_of(model)
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
-        raise UnsupportedModelError(msg, slug="encoder_decoder")
-    if not hasattr(model, "generation_config") or not model.can_generate():
-        msg = f"{name} has no language-model head; load it with AutoModelForCausalLM"
-        raise UnsupportedModelError(msg, slug="no_lm_head")
+    name, config = name_of(model), model.config
     attention = config.get_text_config(decoder=True)._attn_implementation
-    if attention == "flex_attention" and model.device.type == "cpu":
-        msg = (
-            f"{name} uses flex_attention, which corrupts memory on the CPU; load it with "
-            'attn_implementation="sdpa"'
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_attention")
-    if model.training:
-        msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
-        raise UnsupportedModelError(msg, slug="training_mode")
+    obstacles = {
+        "encoder_decoder": (
+            getattr(config, "is_encoder_decoder", False),
+            "is an encoder-decoder model; only decoder-only models are supported",
+        ),
+        "no_lm_head": (
+            not hasattr(model, "generation_config") or not model.can_generate(),
+            "has no language-model head; load it with AutoModelForCausalLM",
+        ),
+        "unsupported_attention": (
+            attention == "flex_attention" and model.device.type == "cpu",
+            "uses flex_attention, which corrupts memory on the CPU; load it with "
+            'attn_implementation="sdpa"',
+        ),
+        "training_mode": (
+            model.training,
+            "is in training mode, where dropout makes its rows random; call model.eval()",
+        ),
+    }
+    for slug, (is_found, obstacle) in obstacles.items():
+        if is_found:
+            message = f"{name} {obstacle}"
+            raise UnsupportedModelError(message, slug=slug)
 
 
 def _as_read(logits: torch.Tensor) -> torch.Tensor:

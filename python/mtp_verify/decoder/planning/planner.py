@@ -97,8 +97,8 @@ class Planner:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
-            msg = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or another cost model"
-            raise TypeError(msg)
+            message = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or the like"
+            raise TypeError(message)
         check_callable("clock", clock)
         self.costs = costs
         self.max_nodes = as_count("max_nodes", max_nodes)
@@ -115,11 +115,11 @@ class Planner:
             TypeError: requests are in flight.
         """
         if self._records or self._spent:
-            msg = (
+            message = (
                 f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
                 " in flight; forget them first"
             )
-            raise TypeError(msg)
+            raise TypeError(message)
         return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -164,8 +164,8 @@ class Planner:
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
         plans = [Plan(0)] * len(requests)
-        everybody = range(len(requests))
-        for group in [list(everybody)] if together else [[i] for i in everybody]:
+        everyone = range(len(requests))
+        for group in [list(everyone)] if together else [[i] for i in everyone]:
             curve = self._curve(len(group))
             costs = np.array([prices[i] or (0.0, 0.0) for i in group])
             margin = _margin([records[i] for i in group])
@@ -368,7 +368,7 @@ def best_budget(
     fixed, unit = prices[order, :1], prices[order, 1:]
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
     saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
-    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
+    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # At least one has that node.
     forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
     drafting = (fixed + (unit * drafted).cumsum(axis=1)).cumsum(axis=0)
     times = (1.0 - saved) * (forward + drafting) / curve[0]

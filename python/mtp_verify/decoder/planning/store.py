@@ -80,7 +80,7 @@ def load(key: Mapping[str, Any]) -> dict[int, dict[int, float]]:
             for count, row in found["seconds"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Missing, damaged or somebody else's: it is measured again.
+        # Missing, damaged or of another program: it is measured again.
         return {}
 
 

@@ -271,7 +271,7 @@ def _no_mlp(layer: Any, x: torch.Tensor, turn: Any, mask: Any, update: Any) -> t
 
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
-    [(fused, "turn_of", _wrong_turn), (fused.FusedLayer, "__call__", _no_mlp)],
+    [(fused, "rotary", _wrong_turn), (fused.FusedLayer, "__call__", _no_mlp)],
 )
 def test_a_probe_finds_what_computes_something_else(
     owner: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
