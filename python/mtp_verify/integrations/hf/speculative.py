@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import LogitsProcessorList
 
-    from mtp_verify.caches.settings import Paged
+    from mtp_verify.caches.settings import CacheKind, CacheSettings
     from mtp_verify.decoder.generation import Stats
     from mtp_verify.decoder.planning import Planner
     from mtp_verify.drafters.base import Drafter
@@ -53,7 +53,7 @@ def speculative(
     lossy: Lossy | None = None,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
     planner: Planner | Literal["auto"] | None = None,
-    cache: Literal["paged"] | Paged | None = None,
+    cache: CacheKind | CacheSettings | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
