@@ -342,12 +342,12 @@ class Decoder:
         """
         if self._session is None:
             return {}
-        emitted = {}
-        for sequence, tokens in self._session.step():
-            emitted[sequence.request.id] = tokens
-            if sequence.finish is not None:
+        try:
+            done = self._session.step()
+        finally:
+            for sequence in self._session.take_finished():
                 self._finished[sequence.request.id] = sequence.result()
-        return emitted
+        return {sequence.request.id: tokens for sequence, tokens in done}
 
     def results(self) -> dict[int, Generation]:
         """Return the requests that have finished since the last call, by number."""

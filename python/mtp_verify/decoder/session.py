@@ -57,6 +57,7 @@ class Session:
         self._max_batch = max_batch
         self._planner = planner
         self._waiting: deque[Sequence] = deque()
+        self._finished: list[Sequence] = []
         # Set when a sequence was sent back to wait: none joins before another has ended.
         self._is_full = False
 
@@ -80,6 +81,11 @@ class Session:
             else:
                 return
         self._waiting.append(sequence)
+
+    def take_finished(self) -> list[Sequence]:
+        """Return those that have finished since the last call, also in a step that raised."""
+        finished, self._finished = self._finished, []
+        return finished
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> Sequence | None:
@@ -121,9 +127,11 @@ class Session:
                 ends.enter_context(on_failure(partial(self._runner.roll_back, sequence)))
             if sequences:
                 self._step(sequences)
-        for sequence in sequences:
-            if sequence.finish is not None:
-                self._end(sequence)
+        ended = [sequence for sequence in sequences if sequence.finish is not None]
+        self._finished += refused + ended
+        with ExitStack() as ends:  # All of them, in order, where the end of one raises.
+            for sequence in reversed(ended):
+                ends.callback(self._end, sequence)
         spent = perf_counter() - began
         for sequence in sequences:
             sequence.stats.total_seconds += spent / len(sequences)

@@ -68,7 +68,7 @@ class Combined(Drafter):
                 raise ParamsError(message, slug="bad_draft_settings")
         readers = [drafter.hidden_layers for drafter in drafters if drafter.hidden_layers]
         if len(readers) > 1:
-            message = "at most one of the drafters may read the target's hidden states"
+            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
             raise ParamsError(message, slug="bad_draft_settings")
         laws = dict.fromkeys(law for drafter in drafters for law in drafter.laws)
         if mode == "merge" and set(laws) - {"deterministic"}:

@@ -10,7 +10,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, NGram
-from mtp_verify.testing import TableTarget
+from mtp_verify.testing import BatchTableTarget, TableTarget
 
 GREEDY = mv.SamplingParams(temperature=0)
 
@@ -179,3 +179,27 @@ def test_no_module_probes_a_drafter(room):
                 asked = ast.unparse(node.args[0]) if node.args else ""
                 is_probe = node.func.id in probes and asked.endswith("drafter")
                 assert not is_probe, f"{file.name}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("batching", ["each", "together"])
+def test_results_are_kept_where_the_end_of_one_raises(batching):
+    raises = ["release"]
+
+    class Mine(Copies):
+        def release(self, request):
+            if raises:
+                raise RuntimeError(raises.pop())
+
+    target = BatchTableTarget(lambda path: [0.0, 1.0], 2)
+    decoder = mv.Decoder(target, Mine(), GREEDY, batching=batching)
+    numbers = [decoder.submit([0, 1], max_new_tokens=5) for _ in range(3)]
+
+    def run():
+        while decoder.num_unfinished:
+            decoder.step()
+
+    with pytest.raises(RuntimeError, match="release"):
+        run()
+    run()
+    results = decoder.results()
+    assert [results[number].tokens for number in numbers] == [[[1] * 5]] * 3
