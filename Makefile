@@ -53,7 +53,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest fuzz lint fmt study bench prove prove-docs vllm docs wheel release-check clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest recipes fuzz lint fmt study bench prove prove-docs vllm docs wheel release-check clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ compat-oldest: build/compat/oldest/.stamp ## On the oldest alone (some GB: an ol
 
 compat-newest: build/compat/newest/.stamp ## On what a fresh install takes today
 	$(call COMPAT,newest)
+
+recipes: $(EXT) ## Follow CONTRIBUTING's recipes in copies of the sources: a toy rule, a toy drafter
+	$(TEST) tests/recipes -m "$(NOT_HERE)" $(ARGS)
 
 fuzz: $(EXT) ## Random calls of the core and at the Python gate, a minute of them (CASES=N FROM=N SEED=N)
 	FUZZ_CASES=$(CASES) FUZZ_FROM=$(FROM) FUZZ_SEED=$(SEED) cargo test --quiet --test fuzz -- --nocapture

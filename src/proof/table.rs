@@ -174,7 +174,7 @@ pub fn prove() -> Result<Vec<Line>> {
     let mut lines: Vec<Line> = Vec::new();
     let mut jobs = Vec::new();
     for law in PROVEN {
-        for rule in &RULES {
+        for rule in RULES {
             // Greedy is the same walk as target_only, over rows without chance.
             if rule.core == Core::Greedy || !rule.laws.contains(&law) {
                 continue;

@@ -67,11 +67,7 @@ struct Lumped<'a, W> {
 impl<W: Weight> Lumped<'_, W> {
     /// Whether a draw of the child's token moves the walk to the child.
     fn follows(&self, child: usize) -> bool {
-        match self.core {
-            Core::Greedy | Core::TargetOnly => true,
-            Core::TopDown => !self.draft.is_sampled(child),
-            Core::Coupled | Core::Lifted | Core::KSeq | Core::Gbv => false,
-        }
+        self.core.follows_draws(self.draft.is_sampled(child))
     }
 }
 

@@ -402,7 +402,7 @@ fn spoil(bits: &mut Bits, request: &mut Request) {
         }
         7 => request.index.iter_mut().for_each(|row| *row = bits.extreme() as i64),
         8 => request.params = rows::any_params(bits, vocab),
-        9 => request.rule = bits.pick(&RULES).name,
+        9 => request.rule = bits.pick(RULES).name,
         10 => request.rule = bits.pick(&["", "topk", "auto", "Block"]),
         11 => request.noise.position = bits.extreme(),
         12 => request.top_logprobs = bits.extreme() as usize,

@@ -45,7 +45,8 @@ use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::number::Weight;
 use crate::verify::law::Draft;
-use crate::verify::view::{Mix, Outcome, View, draw_from};
+use crate::verify::residual::draw_from;
+use crate::verify::view::{Mix, Outcome, View};
 
 /// Halvings of `[1, k]`; the root is missed by `(k - 1) / 2^40` at most, always from above.
 const STEPS: usize = 40;

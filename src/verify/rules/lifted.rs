@@ -48,7 +48,8 @@ use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::number::Weight;
 use crate::verify::law::Draft;
-use crate::verify::view::{Outcome, Residual, View};
+use crate::verify::residual::Residual;
+use crate::verify::view::{Outcome, View};
 
 struct Frame<W> {
     node: usize,

@@ -55,6 +55,16 @@ impl Core {
         self != Self::Gbv
     }
 
+    /// Whether a draw of a child's token moves its walk to the child, whose tokens are then told
+    /// apart where its branches are listed.
+    pub(super) fn follows_draws(self, is_sampled: bool) -> bool {
+        match self {
+            Self::Greedy | Self::TargetOnly => true,
+            Self::TopDown => !is_sampled,
+            _ => false,
+        }
+    }
+
     /// Whether it solves equations by bisection, which exact fractions make costly.
     pub fn bisects(self) -> bool {
         self == Self::KSeq
@@ -93,7 +103,7 @@ const SAMPLED: &[Law] =
 ///
 /// `topdown`, `lifted` and their names also take a deterministic draft, where they run
 /// `target_only`: without rows there is nothing else to test, and no rule accepts more.
-pub const RULES: [Rule; 14] = [
+pub const RULES: &[Rule] = &[
     Rule {
         name: "greedy",
         core: Core::Greedy,
@@ -230,7 +240,7 @@ pub fn resolve(name: &str, law: Law) -> Result<(Core, &'static str)> {
     } else {
         find(name).ok_or_else(|| Error::UnknownRule {
             found: name.to_owned(),
-            known: RULES.map(|rule| rule.name).join(", "),
+            known: RULES.iter().map(|rule| rule.name).collect::<Vec<_>>().join(", "),
         })?
     };
     if !rule.laws.contains(&law) {

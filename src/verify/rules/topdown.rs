@@ -45,7 +45,8 @@ use crate::error::Result;
 use crate::mutants::mutate;
 use crate::number::Weight;
 use crate::verify::law::Draft;
-use crate::verify::view::{Outcome, Residual, View};
+use crate::verify::residual::Residual;
+use crate::verify::view::{Outcome, View};
 
 pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
     draft: &Draft,
