@@ -146,9 +146,7 @@ class ModelCache:
     def finish(self, num_padding: int = 0) -> Any:
         """Return the cache with the library's own layers, as its own generation leaves it.
 
-        Args:
-            num_padding: masked entries to put in front, so that the entries line up with a row that
-                was padded on the left; 0 for a static cache.
+        Masked entries go in front of those of a prompt that was padded; none in a static cache.
         """
         own = self._own
         entries = iter(self._entries)

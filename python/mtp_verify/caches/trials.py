@@ -80,12 +80,9 @@ class Traits:
 
 
 def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
-    """Try a model, unless it has been tried as it is configured now.
+    """Try a `TransformersTarget`, unless it has been tried as it is configured now.
 
-    Args:
-        target: a `TransformersTarget` (a layer above this one) with its `max_length`.
-        trees: whether trees are worth trying: False where they are refused anyway.
-        batches: whether batches are worth trying.
+    Trees and batches are left out where they are refused anyway.
     """
 
     def find() -> Traits:
@@ -249,12 +246,10 @@ class _Trials:
         return None
 
     def _read(self, end: list[int], last: int) -> torch.Tensor:
-        """The rows of the prompt's tokens but the last ones, which are replaced.
+        """Return the rows of the prompt's tokens but the last ones, which `end` replaces.
 
-        Args:
-            end: by what.
-            last: position of the last one; the others stand near the beginning, yet far enough from
-                each other that another frequency shows.
+        The last token stands at position `last`, the others near the beginning, yet far enough from
+        each other that another frequency shows.
         """
         positions = None
         if self._target.takes_positions:
@@ -267,12 +262,8 @@ class _Trials:
     def _depends_on_what_follows(self, rows: torch.Tensor) -> tuple[bool, int | None, int | None]:
         """Replace the prompt's end, and put the last token as far away as one can stand.
 
-        Args:
-            rows: of the prompt.
-
-        Returns:
-            Whether other tokens at the end change the rows before them. If not: `switch` and
-            `max_length` of `Traits`.
+        Return whether that changes the rows before it; if not, `switch` and `max_length` of
+        `Traits`.
         """
         end, other = self._prompt[-_NUM_END:], self._others[:_NUM_END]
         low = high = self._stride * (len(self._prompt) - 1)
@@ -336,13 +327,10 @@ class _Trials:
     def _batch_obstacle(
         self, cache: ModelCache, starts: list[Any], rows: torch.Tensor, alone: torch.Tensor
     ) -> str | None:
-        """Run the chain in one forward with another request, which has a shorter past.
+        """Run the chain behind a cache in one forward with another request, of a shorter past.
 
-        Args:
-            cache: behind which the chain is run.
-            starts: per layer, keys and values of the prompt.
-            rows: of the whole prompt.
-            alone: of the chain.
+        `starts` are the prompt's keys and values per layer, `rows` are of the whole prompt and
+        `alone` of the chain.
         """
         from mtp_verify.caches.slots import SlotCache
 

@@ -1,8 +1,8 @@
 """Decoding: whole generations, or requests that join and leave a running batch.
 
 One loop (`mtp_verify.decoder`) serves plain decoding (empty drafts), chains and trees, greedy and
-sampled, one request or many. Whatever the drafters propose, the law of each output is the
-target's; with `rule="coupled"` the tokens themselves do not depend on the drafter.
+sampled, one request or many. Whatever the drafters propose, each output follows the target's
+distribution; with `rule="coupled"` the tokens themselves do not depend on the drafter.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OWN: Any = object()
 
 
 class Decoder:
-    """Generates with a target model, sped up by a drafter without changing the output's law.
+    """Generates with a target model, sped up by a drafter that does not change the distribution.
 
     `generate` runs one sequence or a batch to its end. `submit`, `step` and `results` let requests
     join and leave at any step, each with its own parameters, seed, stops and drafter.
@@ -68,14 +68,14 @@ class Decoder:
             often, in float32 rarely, and not at all for chains in bfloat16 once the model is given
             to `mtp_verify.models.cpu.fused.fuse`, on CPUs that docs/forwards.md names).
         batching: how many requests are run. `"each"` runs every one by itself: the same bits as
-            alone, no gain from batching. `"together"` runs them in one forward: the law of each is
-            the target's, and its tokens are those that it gets alone but for near-ties that kernels
-            round differently. `"auto"` takes `"together"` where the model can.
+            alone, no gain from batching. `"together"` runs them in one forward: each follows the
+            target's distribution, and its tokens are those that it gets alone but for near-ties
+            that kernels round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
         cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
             one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
             and where the pool is full the youngest request waits and goes on later.
-        lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
+        lossy: of `mv.lossy`: gives up the distribution for more accepted tokens; the statistics
             then say `lossless=False`.
         planner: chooses the size of drafts from what they cost and what they have earned, down to
             none. "auto" measures what this model's forward costs at the first use (seconds; kept on

@@ -101,14 +101,7 @@ class Stats:
         return spent / self.total_seconds
 
     def record(self, depth: int, num_nodes: int, num_accepted: int, num_emitted: int) -> None:
-        """Count one step.
-
-        Args:
-            depth: of the draft's deepest node.
-            num_nodes: draft nodes, the root excluded.
-            num_accepted: draft tokens kept, after any cut.
-            num_emitted: tokens output, after any cut.
-        """
+        """Count one step: the draft's depth, its nodes but the root, and tokens after any cut."""
         self.steps += 1
         self.drafted += num_nodes
         self.accepted += num_accepted
@@ -123,12 +116,7 @@ class Stats:
         self.lengths[num_emitted] += 1
 
     def record_plan(self, budget: int, *, is_probe: bool) -> None:
-        """Count one decision of a planner.
-
-        Args:
-            budget: draft nodes allowed; 0 is plain decoding.
-            is_probe: see `probes`.
-        """
+        """Count one decision of a planner; see `budgets` and `probes`."""
         _pad(self.budgets, budget + 1)
         self.budgets[budget] += 1
         self.probes += is_probe

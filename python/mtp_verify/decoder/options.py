@@ -162,16 +162,10 @@ def _as_seed(seed: Any) -> int:
 
 
 def per_sequence(value: Any, kind: Any, count: int, name: str) -> list[Any]:
-    """Return one value per sequence: the same for all, or a sequence of `count`.
-
-    Args:
-        value: what the user gave.
-        kind: its type, or a union of types.
-        count: of sequences.
-        name: of the argument.
+    """Return one value of a type, or a union, per sequence: the same for all, or a list of `count`.
 
     Raises:
-        ParamsError: a sequence of another length, or with something else in it.
+        ParamsError: a list of another length, or with something else in it; names the argument.
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count or not all(isinstance(item, kind) for item in values):

@@ -71,18 +71,9 @@ class Runner(ABC):
 
     @abstractmethod
     def budgets(self, wanted: list[int]) -> list[int]:
-        """Return how many draft nodes each sequence may have, so that all of them fit together.
+        """Return how many draft nodes each sequence may have, as `ManyCache.budgets`.
 
         A function of the past: the texts, and who holds which entries of the cache.
-
-        Args:
-            wanted: the most nodes that are of use to each sequence.
-
-        Returns:
-            One number for each sequence, at most what it wanted.
-
-        Raises:
-            OutOfBlocksError: there is not even space for the roots.
         """
 
     @abstractmethod

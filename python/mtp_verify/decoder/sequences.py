@@ -100,13 +100,8 @@ class Sequence:
     ) -> Sequence:
         """Check a prompt against the target, and return its sequence.
 
-        Args:
-            target: what will run it.
-            prompt: its text.
-            options: what was asked for; `max_new_tokens` is cut, with a warning, to what the
-                model's context leaves.
-            index: its place in the call, for messages.
-            past: the user's cache, or None.
+        `max_new_tokens` is cut, with a warning, to what the model's context leaves. `index` is the
+        prompt's place in the call, `past` the user's cache.
 
         Raises:
             ParamsError: a token outside the vocabulary, a prompt as long as the context, or a

@@ -14,7 +14,9 @@ from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import Law
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    import torch
 
     from mtp_verify._core import Verdict
     from mtp_verify.decoder.constraints import Matcher
@@ -54,6 +56,12 @@ class Request:
         """Index of the root, the last token so far, among the request's own tokens."""
         return len(self.tokens) - 1
 
+    def mask_rows(
+        self, rows: torch.Tensor, paths: Iterable[Sequence[int]], vocab: Any | None = None
+    ) -> torch.Tensor:
+        """Return rows without what the constraint forbids, as `Matcher.mask_rows`."""
+        return rows if self.matcher is None else self.matcher.mask_rows(rows, [*paths], vocab)
+
 
 class Drafter(ABC):
     """A source of drafts: derive from this class and define `propose`.
@@ -69,7 +77,7 @@ class Drafter(ABC):
     drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
     out too large (docs/lossless-loops.md has the theorem, and what a loop may share).
 
-    A drafter that draws from rows should let `request.matcher` mask them first. One that does not
+    A drafter that draws from rows should let `request.mask_rows` mask them first. One that does not
     is lossless nevertheless: forbidden nodes of a deterministic draft are left out before it is
     run, drawn ones are rejected.
 
@@ -180,7 +188,7 @@ def check_drafter(name: str, drafter: Any) -> None:
     if not isinstance(drafter, Drafter):
         message = (
             f"{name}: found {shown(drafter)}, wanted a drafter such as mv.drafters.NGram(); derive "
-            "a class of your own from mv.Drafter (docs/own-drafter.md)"
+            "a class of your own from mv.Drafter and define propose"
         )
         raise TypeError(message)
     laws = get_args(Law)

@@ -89,20 +89,12 @@ class Combined(Drafter):
         return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Let each drafter that knows a vocabulary refuse the target's.
-
-        Raises:
-            UnsupportedModelError: as the drafter says.
-        """
+        """Let each drafter refuse the target's vocabulary."""
         for drafter in self.drafters:
             drafter.check_vocabulary(vocab_size)
 
     def check_rule(self, rule: str) -> None:
-        """Let each drafter whose trees have a form refuse the rule.
-
-        Raises:
-            RuleError: as the drafter says.
-        """
+        """Let each drafter refuse the rule."""
         for drafter in self.drafters:
             drafter.check_rule(rule)
 
@@ -133,12 +125,7 @@ class Combined(Drafter):
         ]
 
     def choose(self, request: Request, limit: int) -> Drafter:
-        """The one of the drafters that drafts next, for a planner; itself if none is alone.
-
-        Args:
-            request: the sequence.
-            limit: the most nodes that are of use.
-        """
+        """Return the drafter that drafts next, or itself if several have to be asked."""
         if self.mode != "first":
             return self
         for drafter in self.drafters[:-1]:

@@ -222,10 +222,8 @@ class Heads(StateDrafter[_State]):
                 first = state.head.num_nodes
                 rows = head.step(state.head, above, torch.from_numpy(words[nodes]).to(rows.device))
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
-            if request.matcher is not None:
-                paths = [grower.path(node) for node in nodes]
-                rows = request.matcher.mask_rows(rows, paths, state.vocab)
-            grower.extend(rows)
+            paths = (grower.path(node) for node in nodes)
+            grower.extend(request.mask_rows(rows, paths, state.vocab))
         state.rows = None
         return grower.finish()
 

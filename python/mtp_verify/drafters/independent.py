@@ -88,8 +88,8 @@ class Model(StateDrafter[ModelState]):
     """Drafts a chain with a second, smaller model.
 
     With `params=None` or temperature 0 the chain is greedy, a function of the past (law
-    Deterministic). Otherwise each token is sampled from the model's row shaped by `params` (law
-    Chain); these rows go into the draft, so the verifier sees exactly what was drawn from. The
+    "deterministic"). Otherwise each token is sampled from the model's row shaped by `params` (law
+    "chain"); these rows go into the draft, so the verifier sees exactly what was drawn from. The
     shaping need not be the target's. The noise is the request's own, under a purpose that no
     verification rule uses.
 
@@ -179,24 +179,15 @@ class Model(StateDrafter[ModelState]):
 
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
-        state.root = None
-        length = min(self.num_tokens, budget)
-        if length < 1:
-            return Draft.chain([])
-        target, params = self.target, self.params
-        root, pending = state.read(request.tokens)
-        cache, limit = state.cache, target.max_length
-        if limit is not None:
-            # Node i runs at root + i - 1 at the latest, which must lie inside the context.
-            length = min(length, limit - root)
+        length, _, pending = self._begin(request, state, budget)
+        target, params, cache = self.target, self.params, state.cache
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
             ids = torch.tensor([pending], device=target.device)
             row = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
-            if request.matcher is not None:
-                row = request.matcher.mask_rows(row, [tokens], self._vocab)
+            row = request.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
             column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
@@ -214,6 +205,20 @@ class Model(StateDrafter[ModelState]):
             return Draft(tree, nodes)
         logits = torch.cat(rows)
         return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
+
+    def _begin(
+        self, request: Request, state: ModelState, budget: int
+    ) -> tuple[int, int, list[int]]:
+        """Return the most levels of a draft, the root's position, and what has to be run first."""
+        state.root = None
+        length = min(self.num_tokens, budget)
+        if length < 1:
+            return 0, 0, []
+        root, pending = state.read(request.tokens)
+        if self.target.max_length is not None:
+            # The last node that is run stands at root + length - 1, which must lie in the context.
+            length = min(length, self.target.max_length - root)
+        return length, root, pending
 
     def _shared(self, rows: torch.Tensor) -> torch.Tensor:
         """The columns of the tokens that the target knows, too; never nothing at all."""

@@ -8,7 +8,7 @@ appending a token costs amortised O(1), memory is bounded.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mtp_verify._core import Draft, NGramIndex, SuffixIndex, TokenTree
 from mtp_verify.drafters.states import TextDrafter
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["NGram", "Suffix"]
 
 
-class _Index(Protocol):
-    def extend(self, tokens: Sequence[int]) -> None: ...
-
-
-AnyIndex = TypeVar("AnyIndex", bound=_Index)
+AnyIndex = TypeVar("AnyIndex", bound=NGramIndex | SuffixIndex)
 
 
 class _History(Generic[AnyIndex]):

@@ -90,7 +90,7 @@ class Recycling(TextDrafter[_Table]):
             width.
         num_successors: tokens kept for each token, 1 or more.
         shared: one table for all requests, past ones too: more is known at once, but what is
-            drafted (not its law, nor the law of what is emitted) then depends on other requests.
+            drafted (not its law, nor the output's distribution) then depends on other requests.
             One that is sampled with the seed of an earlier one gets a table of its own.
 
     Raises:

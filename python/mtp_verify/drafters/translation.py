@@ -42,7 +42,7 @@ class Translation:
     Two tokens are the same if they stand for the same bytes of text, whatever alphabet their
     vocabularies write them in; special tokens if they have the same name or role (end, beginning).
     The drafter draws from its row restricted to the tokens that both know, which is the row that
-    its draft states: nothing of the target's law is lost. It reads the sequence so far as text,
+    its draft states: the target's distribution is kept. It reads the sequence so far as text,
     cut by its own tokenizer.
 
     Args:
@@ -111,12 +111,9 @@ class Translation:
         return [self._special[token]] if token in self._special else []
 
     def encode(self, tokens: Sequence[int], *, at_start: bool) -> list[int]:
-        """Cut the text of some tokens by the drafter's tokenizer.
+        """Cut the text of some tokens, none of them special, by the drafter's tokenizer.
 
-        Args:
-            tokens: of the target, none of them special.
-            at_start: whether a text starts with them; otherwise it goes on, with a space where the
-                drafter's tokenizer puts one before every text.
+        A text starts with them, or goes on with a space where that tokenizer always puts one.
         """
         content = b"".join(self._target.texts.get(token, b"") for token in tokens)
         if self._target.adds_space if at_start else self._draft.adds_space:
@@ -130,13 +127,8 @@ class Translation:
     def find_cut(self, tokens: Sequence[int], ids: Sequence[int]) -> tuple[int, int] | None:
         """Find where both ways to cut a text have a boundary, and what follows stays as it is.
 
-        Args:
-            tokens: of the target.
-            ids: the same text as the drafter's.
-
-        Returns:
-            How many of `tokens` and of `ids` stand before the last such place, or None. What
-            follows is at least `_KEPT_OPEN` of the target's tokens long.
+        Return how many of the target's `tokens` and of the drafter's `ids` stand before the last
+        such place, or None. At least `_KEPT_OPEN` tokens follow it.
         """
         places: dict[int, int] = {}
         size = 0
@@ -173,11 +165,7 @@ class Transcript:
         self._most_open = _MOST_OPEN
 
     def update(self, tokens: Sequence[int]) -> list[int]:
-        """Return the drafter's tokens of the whole sequence.
-
-        Args:
-            tokens: the sequence that it was last called with, and what was emitted since.
-        """
+        """Return the drafter's tokens of the text so far, which has grown since the last call."""
         way = self._translation
         for index in range(self._num_settled, len(tokens)):
             if way.is_special(tokens[index]):

@@ -221,14 +221,11 @@ class Matcher(ABC):
 
 
 def without(draft: Draft, forbidden: NDArray[np.bool_]) -> Draft:
-    """Return a deterministic draft without some of its nodes.
+    """Return a draft of law "deterministic", "coupled" or "unknown" without its forbidden nodes.
 
     Only drafts that no rule holds against a drafter's row may lose nodes. A drawn node must stay:
     that the drafter drew a forbidden token, not another, is what the verifier's residual pays for.
-
-    Args:
-        draft: a draft whose law is "deterministic", "coupled" or "unknown".
-        forbidden: (N+1,), closed downwards; never the root.
+    `forbidden` (N+1,) holds all nodes below a forbidden one, and never the root.
     """
     kept = np.flatnonzero(~forbidden)
     numbers = np.cumsum(~forbidden) - 1

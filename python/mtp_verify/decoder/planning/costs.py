@@ -61,14 +61,14 @@ class Costs:
         is_table = isinstance(given, Mapping) and len(given) > 0
         _refuse_unless(is_table, "seconds", given, "times by batch size and width")
         table: dict[int, dict[int, float]] = {}
-        for batch, row in given.items():
+        for batch, times in given.items():
             name = f"seconds[{shown(batch)}]"
-            is_row = isinstance(row, Mapping) and 1 in row
-            _refuse_unless(is_row, name, row, "times by width, that of 1 among them")
-            times = {as_count(f"{name}, width", w): as_float(name, t) for w, t in row.items()}
-            is_positive = all(0 < value < np.inf for value in times.values())
-            _refuse_unless(is_positive, name, dict(row), "positive times")
-            table[as_count("seconds, batch size", batch)] = dict(sorted(times.items()))
+            is_row = isinstance(times, Mapping) and 1 in times
+            _refuse_unless(is_row, name, times, "times by width, that of 1 among them")
+            checked = {as_count(f"{name}, width", w): as_float(name, t) for w, t in times.items()}
+            is_positive = all(0 < value < np.inf for value in checked.values())
+            _refuse_unless(is_positive, name, dict(times), "positive times")
+            table[as_count("seconds, batch size", batch)] = dict(sorted(checked.items()))
         self.seconds = dict(sorted(table.items()))
 
     def __eq__(self, other: object) -> bool:
@@ -79,19 +79,14 @@ class Costs:
 
     def __repr__(self) -> str:
         """The table's sizes."""
-        sizes = ", ".join(f"{batch}: {len(row)} widths" for batch, row in self.seconds.items())
+        sizes = ", ".join(f"{batch}: {len(times)} widths" for batch, times in self.seconds.items())
         return f"Costs({{{sizes}}})"
 
     def forward(self, width: int, batch: int = 1) -> float:
-        """Return the seconds of one forward.
-
-        Args:
-            width: tokens of each request.
-            batch: requests in it.
-        """
-        row = next((n for n in self.seconds if n >= batch), max(self.seconds))
-        scale = max(1.0, batch / row)
-        widths, times = list(self.seconds[row]), list(self.seconds[row].values())
+        """Return the seconds of one forward of `width` tokens for each of `batch` requests."""
+        size = next((n for n in self.seconds if n >= batch), max(self.seconds))
+        scale = max(1.0, batch / size)
+        widths, times = list(self.seconds[size]), list(self.seconds[size].values())
         if width > widths[-1] and len(widths) > 1:
             slope = max(0.0, (times[-1] - times[-2]) / (widths[-1] - widths[-2]))
             return scale * (times[-1] + slope * (width - widths[-1]))
@@ -112,8 +107,8 @@ class MeasuredCosts:
     that is not a transformers model is measured in each process.
 
     Args:
-        target: what is to be timed.
-        clock: seconds; tests give their own.
+        target: what is timed.
+        clock: in seconds.
     """
 
     def __init__(self, target: Target, *, clock: Callable[[], float] = perf_counter) -> None:
@@ -126,16 +121,16 @@ class MeasuredCosts:
         """See `Costs.forward`; times what is not known yet, for the next power of two requests."""
         import torch
 
-        row = 1 << (batch - 1).bit_length()
+        size = 1 << (batch - 1).bit_length()
         if self._costs is None:
             self._key = store.key_of(self._target, threads=torch.get_num_threads())
             known = {} if self._key is None else store.load(self._key)
             self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
             if not known:
                 self._save()
-        if row not in self._costs.seconds:
-            found = measure(self._target, row, clock=self._clock)
-            self._costs = Costs({**self._costs.seconds, row: found})
+        if size not in self._costs.seconds:
+            found = measure(self._target, size, clock=self._clock)
+            self._costs = Costs({**self._costs.seconds, size: found})
             self._save()
         return self._costs.forward(width, batch)
 

@@ -1,7 +1,7 @@
 """Chooses how many nodes the next drafts may have: what they will gain against what they will cost.
 
 A budget is chosen from the tokens emitted so far and the costs alone, never from what is drawn:
-that keeps every law of a draft, and so every rule, lossless. Drafts that follow from the text,
+that keeps every rule lossless for every law of a draft. Drafts that follow from the text,
 those of pure drafters, may be looked at.
 """
 
@@ -65,10 +65,10 @@ class Planner:
     is asked for a full draft at every step, which is compared with the text as that grows, run or
     not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
 
-    Output keeps its law whatever is planned. With "greedy" and `rule="coupled"` its tokens do not
-    depend on the plans at all. Under other rules the noise of a token depends on where steps begin:
-    a sampled text repeats for the same seed, costs and companions in the batch if its drafter is
-    pure; that of a drafter that has to be timed may differ from run to run.
+    Output keeps its distribution whatever is planned. With "greedy" and `rule="coupled"` its tokens
+    do not depend on the plans at all. Under other rules the noise of a token depends on where steps
+    begin: a sampled text repeats for the same seed, costs and companions in the batch if its
+    drafter is pure; that of a drafter that has to be timed may differ from run to run.
 
     Args:
         costs: of the target's forward, such as `MeasuredCosts(target)`.

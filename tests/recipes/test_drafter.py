@@ -16,7 +16,7 @@ from mtp_verify import drafters
 from mtp_verify.commands.bench.entrants import CHAINS, ENTRANTS, TREES
 
 ROOT = Path(mv.__file__).parent
-SCRIPT = Path(__file__).parents[3] / "scripts" / "gen_drafter_docs.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gen_drafter_docs.py"
 
 TOY = '''
 from mtp_verify._core import Draft
