@@ -86,7 +86,7 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
-        """Loads the lazy parts on first use."""
+        """Load a part on first use."""
         if name not in _LAZY:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)
@@ -98,5 +98,5 @@ else:
 
 
 def __dir__() -> list[str]:
-    """The public names, the lazy ones included."""
+    """List the public names, those loaded on first use included."""
     return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""The exceptions: one small family, each saying where, what was found and what to do.
+"""The exceptions. Each message says where, what was found and what was wanted.
 
 The compiled core imports the classes from here: under the stable ABI an extension cannot derive
 from Python's own exception classes before Python 3.12.
@@ -39,7 +39,7 @@ class MtpVerifyError(Exception):
         row: int | None = None,
         sequence: int | None = None,
     ) -> None:
-        """Keeps the message and the places it names."""
+        """Keep the message and the places that it names."""
         super().__init__(message)
         self.slug = slug
         self.node = node
@@ -47,13 +47,13 @@ class MtpVerifyError(Exception):
         self.sequence = sequence
 
     def in_sequence(self, sequence: int) -> Self:
-        """This error, said of one sequence of a batch."""
+        """Return this error as one of a sequence of a batch."""
         self.args = (f"sequence {sequence}: {self}",)
         self.sequence = sequence
         return self
 
     def alone(self) -> Self:
-        """This error without its place in a batch, for who has never seen the batch."""
+        """Return this error without its place in a batch, for a caller that passed no batch."""
         self.args = (str(self).removeprefix(f"sequence {self.sequence}: "),)
         self.sequence = None
         return self
@@ -88,13 +88,13 @@ class OutOfBlocksError(CacheError):
     """
 
     def __init__(self, message: str, *, missing: int, holders: list[int]) -> None:
-        """Keeps the message and the figures."""
+        """Keep the message and the figures."""
         super().__init__(message, slug="out_of_blocks")
         self.missing = missing
         self.holders = holders
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Python's own rebuilds an exception from `args` alone, which here are not enough."""
+        """Rebuild from `args` and the figures; the default uses `args` alone."""
         build = partial(type(self), missing=self.missing, holders=self.holders)
         return build, self.args, self.__dict__
 

@@ -93,7 +93,7 @@ impl VerdictBatch {
         hold(|| Ok(self.0.rules.clone()))
     }
 
-    /// Whether the tokens of all sequences have the target's law.
+    /// Whether the tokens of all sequences have the target's distribution.
     #[getter]
     fn lossless(&self) -> PyResult<bool> {
         hold(|| Ok(self.0.is_lossless()))

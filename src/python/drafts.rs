@@ -166,7 +166,7 @@ impl Draft {
         hold(|| Ok(self.core.sampled().to_vec()))
     }
 
-    /// Checks the whole of each row of `probs`, which verification reads in part.
+    /// Check the whole of each row of `probs`, which verification reads in part.
     ///
     /// Raises:
     ///     NumericsError: A row is no distribution; the error's `row` says which.

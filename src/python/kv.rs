@@ -69,7 +69,7 @@ impl BlockTable {
         })
     }
 
-    /// Adds a sequence of `length` entries.
+    /// Add a sequence of `length` entries.
     ///
     /// Args:
     ///     seq: Its number, any int64 that is not in the table.
@@ -104,7 +104,7 @@ impl BlockTable {
         })
     }
 
-    /// Adds `child` with all entries of `parent`, sharing its blocks.
+    /// Add `child` with all entries of `parent`, sharing its blocks.
     ///
     /// Raises:
     ///     CacheError: The parent is not in the table or has an open reservation, or the child is in
@@ -121,7 +121,7 @@ impl BlockTable {
         })
     }
 
-    /// Slots for the next `n` nodes of a sequence, root included.
+    /// Reserve slots for the next `n` nodes of a sequence, root included.
     ///
     /// Returns:
     ///     The reservation: `slots` int64 (n,) and `copies` int64 (M, 2), which are to be made before
@@ -143,7 +143,7 @@ impl BlockTable {
         })
     }
 
-    /// Slots for the next nodes of several sequences: for all of them or for none.
+    /// Reserve slots for the next nodes of several sequences: for all of them or for none.
     ///
     /// Args:
     ///     seqs: int (B,), distinct.
@@ -173,7 +173,7 @@ impl BlockTable {
         })
     }
 
-    /// Keeps the root and the path of a tree whose nodes were written into the open reservation.
+    /// Keep the root and the path of a tree whose nodes were written into the open reservation.
     ///
     /// Args:
     ///     seq: The sequence.
@@ -208,7 +208,7 @@ impl BlockTable {
         })
     }
 
-    /// Keeps what the verdicts accepted: of all sequences or of none.
+    /// Keep what the verdicts accepted: of all sequences or of none.
     ///
     /// Args:
     ///     seqs: int (B,), distinct.
@@ -241,7 +241,7 @@ impl BlockTable {
         })
     }
 
-    /// Drops an open reservation, and all entries from `length` on.
+    /// Drop an open reservation, and all entries from `length` on.
     ///
     /// Returns:
     ///     int32 ids of the blocks that are free now.
@@ -262,7 +262,7 @@ impl BlockTable {
         })
     }
 
-    /// Removes a sequence, with or without an open reservation.
+    /// Remove a sequence, with or without an open reservation.
     ///
     /// Returns:
     ///     int32 ids of the blocks that are free now.
@@ -281,7 +281,7 @@ impl BlockTable {
         })
     }
 
-    /// The blocks of each sequence; block i holds its entries from `i * block_size` on.
+    /// Return the blocks of each sequence; block i holds its entries from `i * block_size` on.
     ///
     /// Args:
     ///     seqs: int (B,).
@@ -337,7 +337,7 @@ impl BlockTable {
         })
     }
 
-    /// The slots of the open reservations, in node order.
+    /// Return the slots of the open reservations, in node order.
     ///
     /// Args:
     ///     seqs: int (B,).
@@ -366,7 +366,7 @@ impl BlockTable {
         })
     }
 
-    /// The committed entries of each sequence.
+    /// Return the committed entries of each sequence.
     ///
     /// Args:
     ///     seqs: int (B,).
@@ -392,7 +392,7 @@ impl BlockTable {
         })
     }
 
-    /// Recomputes everything from scratch, in time proportional to the pool.
+    /// Recompute everything from scratch, in time proportional to the pool.
     ///
     /// Raises:
     ///     InternalError: Something does not hold; a defect of this package.
@@ -447,7 +447,7 @@ impl BlockTable {
         })
     }
 
-    /// Takes on a state that pickling a table of these sizes gave; for pickle and copy.
+    /// Set a state that pickling a table of these sizes gave; for pickle and copy.
     ///
     /// Raises:
     ///     CacheError: No sequence of calls leads there. The table is then as it was.

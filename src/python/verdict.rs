@@ -128,7 +128,7 @@ impl Verdict {
         hold(|| Ok(self.verdict.rule))
     }
 
-    /// Whether the tokens have the target's law: False under a lossy acceptance alone.
+    /// Whether the tokens have the target's distribution: False under a lossy acceptance alone.
     #[getter]
     fn lossless(&self) -> PyResult<bool> {
         hold(|| Ok(self.verdict.is_lossless()))

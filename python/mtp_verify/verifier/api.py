@@ -1,4 +1,4 @@
-"""The functions: verify a draft, say what a rule is worth, list the rules."""
+"""The functions: verify a draft, compute what a rule accepts, list the rules."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,10 +39,10 @@ def verify(
     top_logprobs: int = 0,
     lossy: Lossy | None = None,
 ) -> Verdict:
-    """Decides which drafted tokens are kept, and draws the token that follows.
+    """Decide which drafted tokens are kept, and draw the token that follows.
 
-    The emitted tokens have exactly the law of sampling from the target token by token. Rows are
-    read lazily: only those that the decision reaches, with one or two passes over each.
+    The emitted tokens have exactly the distribution of sampling from the target token by token.
+    Rows are read lazily: only those that the decision reaches, with one or two passes over each.
 
     Args:
         draft: The drafted tree with its law; what was drawn must be what the law says.
@@ -65,7 +65,7 @@ def verify(
             ``mtp_verify.verifier.processors``.
         top_logprobs: How many of the most likely tokens ``Verdict.top_logprobs`` lists behind each
             emitted one.
-        lossy: An acceptance of ``mv.lossy`` that decides in a rule's place and changes the law of
+        lossy: An acceptance of ``mv.lossy`` that replaces the rule and changes the distribution of
             the output; needs ``rule="auto"`` and a temperature above 0.
 
     Returns:
@@ -122,7 +122,7 @@ def expected_accepted(
     bitmask: Any = None,
     processors: Sequence[Processor] = (),
 ) -> float:
-    """The exact mean number of accepted tokens of one draft, over the verifier's noise.
+    """Return the exact mean number of accepted tokens of a draft, over the verifier's noise.
 
     The decision code of `verify` runs once for each way in which its answers can go, weighted by
     their probabilities; nothing is sampled. Runs grow with the places where the rule can stop.
@@ -161,7 +161,7 @@ def expected_accepted(
 
 
 def alpha_star(p: Any, q: Any, n: int, law: NodeLaw) -> float:
-    """The largest acceptance probability of any lossless rule at one node.
+    """Return the largest acceptance probability of any lossless rule at one node.
 
     The bound is min over sets H of tokens of ``p(H) + 1 - Pr[all drafts lie in H]``. Subtract a
     rule's acceptance to see how much better the best possible rule could be.
@@ -246,14 +246,14 @@ def _check_history(
 
 
 def derive_seed(seed: int, row: int) -> int:
-    """The seed of one row of a batch that was given one seed.
+    """Return the seed of one sequence of a batch that was given one seed.
 
     Args:
         seed: 0 <= seed < 2**64.
-        row: The row, >= 0.
+        row: The index of the sequence in the batch, >= 0.
 
     Returns:
-        ``seed`` itself for row 0, an independent one for every other row.
+        ``seed`` itself for index 0, an independent one for every other index.
 
     Example:
         >>> derive_seed(7, 0)
@@ -263,9 +263,9 @@ def derive_seed(seed: int, row: int) -> int:
 
 
 def rules() -> list[RuleRecord]:
-    """Every rule: name, core, legal laws, shapes, whether it is lossless, source, proof status.
+    """List the rules: name, core, legal laws, shapes, lossless or not, source, proof status.
 
-    All of them are lossless; what is not is in ``mv.lossy`` and has no rule's name.
+    All of them are lossless. Lossy acceptances are in ``mv.lossy`` and have no rule's name.
 
     Example:
         >>> [rule["name"] for rule in rules()][:3]
@@ -275,7 +275,7 @@ def rules() -> list[RuleRecord]:
 
 
 def best_rule(draft: Draft) -> RuleName:
-    """The rule that ``rule="auto"`` runs for a draft.
+    """Return the rule that ``rule="auto"`` runs for a draft.
 
     Example:
         >>> best_rule(Draft.chain([1, 2]))
@@ -286,5 +286,5 @@ def best_rule(draft: Draft) -> RuleName:
 
 
 def build_info() -> BuildInfo:
-    """How the core was built: version, vector instruction set in use, profile, platform."""
+    """Return how the core was built: version, instruction set in use, profile, platform."""
     return _core.build_info()

@@ -1,4 +1,4 @@
-"""Arrays and tensors inside of values: when two are equal, and what a short text says of them."""
+"""Compare values that hold arrays or tensors, and print them briefly."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["is_equal", "sizes"]
 
 
 def is_equal(one: Any, other: Any) -> bool:
-    """Equality of arrays, of lists and tuples of them, and of exceptions that say the same."""
+    """Compare arrays, lists and tuples of them, and exceptions by their messages."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(is_equal, one, other))
     if isinstance(one, BaseException):
@@ -17,7 +17,7 @@ def is_equal(one: Any, other: Any) -> bool:
 
 
 def sizes(value: Any) -> str:
-    """The text of a named tuple of arrays: the dtype and shape of each."""
+    """Return a named tuple of arrays as text: the dtype and shape of each."""
     parts = zip(value._fields, value, strict=True)
     listed = ", ".join(f"{name}={part.dtype} {tuple(part.shape)}" for name, part in parts)
     return f"{type(value).__name__}({listed})"

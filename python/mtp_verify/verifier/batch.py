@@ -31,7 +31,7 @@ def verify_batch(
     processors: Sequence[Processor] | Sequence[Sequence[Processor]] = (),
     top_logprobs: int | Sequence[int] = 0,
 ) -> VerdictBatch:
-    """Verifies the drafts of many sequences, on several threads; otherwise as `verify`.
+    """Verify the drafts of many sequences, on several threads; otherwise as `verify`.
 
     The verdict of a sequence is the one that `verify` gives for it alone, bit for bit: it depends
     on no other sequence, on no order and on no number of threads. If one sequence has an error
@@ -98,7 +98,7 @@ def verify_batch(
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads `verify_batch` uses, the calling one included.
+    """Set how many threads `verify_batch` uses, the calling one included.
 
     Results do not depend on it. By default there is one for each core that the process may use;
     small batches use fewer. ``verify`` itself has one.

@@ -1,4 +1,4 @@
-"""What is done at the end whatever happens, without hiding what went wrong before."""
+"""Context managers that clean up and never hide the original exception."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ __all__ = ["at_end", "on_failure"]
 
 @contextmanager
 def on_failure(close: Callable[[], object]) -> Iterator[None]:
-    """Calls `close` where the block raises; what `close` raises becomes a note on the cause."""
+    """Call `close` if the block raises; an error of `close` becomes a note on the first one."""
     try:
         yield
     except BaseException as cause:
@@ -21,7 +21,7 @@ def on_failure(close: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def at_end(close: Callable[[], object]) -> Iterator[None]:
-    """As `on_failure`, and calls `close` where nothing was raised, too."""
+    """Call `close` at the end of the block, whether it raises or not; else as `on_failure`."""
     with on_failure(close):
         yield
     close()

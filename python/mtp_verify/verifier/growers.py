@@ -54,7 +54,7 @@ _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
 class Grower:
-    """What all growers have in common; make one of the others.
+    """The base of all growers; construct one of its subclasses.
 
     Args of every grower, all keyword-only:
         root: the root's token (-1: unknown).
@@ -83,7 +83,7 @@ class Grower:
 
     @property
     def parents(self) -> NDArray[np.int64]:
-        """(n+1,) parents of the nodes grown so far; what a drafter needs to run the frontier."""
+        """(n+1,) parents of the nodes grown so far, which a drafter needs to run the frontier."""
         return self._core.parents
 
     @property
@@ -92,11 +92,11 @@ class Grower:
         return self._core.tokens
 
     def frontier(self) -> list[int]:
-        """The nodes whose rows are needed next, ascending; empty when the draft is grown."""
+        """Return the nodes whose rows are needed next, ascending; empty when the draft is grown."""
         return self._core.frontier()
 
     def path(self, node: int) -> list[int]:
-        """The tokens from below the root down to a node."""
+        """Return the tokens from below the root down to a node."""
         parents, tokens = self.parents, self.tokens
         path: list[int] = []
         while node > 0:
@@ -105,7 +105,7 @@ class Grower:
         return path[::-1]
 
     def extend(self, logits: Any) -> None:
-        """Go on with the rows of the frontier.
+        """Grow by the rows of the frontier.
 
         Args:
             logits: (len(frontier()), V) float32, float16 or bfloat16; row i follows node
@@ -122,7 +122,7 @@ class Grower:
             self._rows.append(rows)
 
     def finish(self) -> Draft:
-        """The draft as grown so far; stopping early is lossless."""
+        """Return the draft as grown so far; stopping early is lossless."""
         tree = TokenTree(self.parents)
         sampled = self._core.sampled
         if self.law in ("deterministic", "coupled"):
@@ -178,12 +178,7 @@ class Chain(Grower):
         greedy: take the most probable token instead of drawing; None: at temperature 0.
         min_top: a row whose largest probability is below this ends the chain; 0: off.
         min_path: a path of smaller probability ends the chain; 0: off.
-        root: see `Grower`, as the others.
-        eos_ids: see `Grower`.
-        params: see `Grower`.
-        seed: see `Grower`.
-        position: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     Example:
         >>> import numpy as np
@@ -212,8 +207,8 @@ class Chain(Grower):
     ) -> None:
         start = _start(root, eos_ids, params, seed, position, vocab)
         if greedy is not None and not isinstance(greedy, bool | np.bool_):
-            msg = f"greedy: found {shown(greedy)}, wanted True, False or None"
-            raise TypeError(msg)
+            message = f"greedy: found {shown(greedy)}, wanted True, False or None"
+            raise TypeError(message)
         min_top, min_path = as_float("min_top", min_top), as_float("min_path", min_path)
         drawn = not (start[2].is_greedy if greedy is None else greedy)
         super().__init__(
@@ -232,12 +227,7 @@ class Fixed(Grower):
             the most probable tokens, which follow), "mixed" (`samples` are), "deterministic" (none:
             the most probable tokens).
         samples: drawn children of a node under "mixed".
-        root: see `Grower`, as the others.
-        eos_ids: see `Grower`.
-        params: see `Grower`.
-        seed: see `Grower`.
-        position: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     Raises:
         DraftError: a law that no fixed shape has, or that does not allow this shape.
@@ -281,10 +271,7 @@ class Heap(Grower):
         min_score: nodes of a smaller path probability are left out.
         times: seconds of a step with n drafted nodes, from n = 0 on, convex: nodes are added only
             while tokens per second grow.
-        root: see `Grower`, as the others.
-        eos_ids: see `Grower`.
-        params: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     References:
         arXiv 2406.17276, 2406.16858, 2604.12989, 2606.01813.
@@ -315,7 +302,7 @@ class Heap(Grower):
         return self._core.scores
 
     def finish(self, max_nodes: int = _UNLIMITED) -> Draft:
-        """The draft of the best `max_nodes` nodes, in descending score."""
+        """Return the draft of the best `max_nodes` nodes, in descending score."""
         parents, tokens, _ = self._core.best(max_nodes)
         return Draft(TokenTree(parents), tokens)
 
@@ -333,12 +320,7 @@ class Stochastic(Grower):
         min_value: places that a target like the drafter reaches less often are not drawn at.
         lookahead: rows asked for at once. More rows than are used, fewer passes of the drafter; the
             draft is the same.
-        root: see `Grower`, as the others.
-        eos_ids: see `Grower`.
-        params: see `Grower`.
-        seed: see `Grower`.
-        position: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     References:
         DySpec, arXiv 2410.11744.
@@ -373,11 +355,7 @@ class Union(Grower):
         hits: a deterministic draft: an n-gram's or a suffix drafter's, several of them by `merge`.
         counts: drawn children of a node, by its depth.
         max_nodes: most drafted nodes, hits included; a larger `hits` is kept whole.
-        eos_ids: see `Grower`, as the others.
-        params: see `Grower`.
-        seed: see `Grower`.
-        position: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     Raises:
         DraftError: `hits` is not deterministic.
@@ -412,12 +390,9 @@ class Coupled(Grower):
 
     Args:
         shape: the form; the n children of a node are the n first of the race.
-        root: see `Grower`, as the others.
-        eos_ids: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
         params: see `Grower`; matching the target's parameters matches more tokens.
-        seed: see `Grower`.
-        position: see `Grower`.
-        vocab: see `Grower`.
+        root, eos_ids, params, seed, position, vocab: see `Grower`.
 
     References:
         arXiv 2408.07978, 2506.05632.
@@ -440,7 +415,7 @@ class Coupled(Grower):
 
 
 def allocate(scores: Sequence[Sequence[float]], budget: int, *, minimum: int = 0) -> list[int]:
-    """How many nodes of one budget each request gets, so that expected tokens are most.
+    """Divide a budget of nodes between requests, so that the expected tokens are most.
 
     Args:
         scores: per request what each further node adds, in descending order (`Heap.scores`, or an
@@ -462,7 +437,7 @@ def allocate(scores: Sequence[Sequence[float]], budget: int, *, minimum: int = 0
 
 
 def share(heaps: Sequence[Heap], budget: int, *, minimum: int = 0) -> list[Draft]:
-    """The drafts of several heaps, cut so that they share one budget of nodes; see `allocate`."""
+    """Return the drafts of several heaps, cut to share one budget of nodes; see `allocate`."""
     listed = as_list("heaps", heaps)
     for index, heap in enumerate(listed):
         check_type(f"heaps[{index}]", heap, Heap)
@@ -471,7 +446,7 @@ def share(heaps: Sequence[Heap], budget: int, *, minimum: int = 0) -> list[Draft
 
 
 def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
-    """Deterministic drafts as one, nodes merged by parent and token; earlier drafts first.
+    """Merge deterministic drafts: equal tokens below equal parents become one node.
 
     Args:
         drafts: at least one, all below the same root.
@@ -488,14 +463,14 @@ def merge(drafts: Sequence[Draft], *, max_nodes: int = _UNLIMITED) -> Draft:
     for index, draft in enumerate(drafts):
         check_type(f"drafts[{index}]", draft, Draft)
     if not drafts:
-        msg = "drafts: found none, wanted at least one"
-        raise DraftError(msg, slug="shape_mismatch")
+        message = "drafts: found none, wanted at least one"
+        raise DraftError(message, slug="shape_mismatch")
     parents, tokens = _core.merge(drafts, max_nodes)
     return Draft(TokenTree(parents), tokens)
 
 
 def _stack(chunks: list[Any]) -> Any:
-    """All rows as one matrix, in the kind of array that they came in."""
+    """Concatenate the rows, as the kind of array that they came in."""
     if len(chunks) == 1:
         return chunks[0]
     torch: Any = sys.modules.get("torch")  # Loaded, if the rows are its tensors.

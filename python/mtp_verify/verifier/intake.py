@@ -34,7 +34,7 @@ _MOST_ITEMS = 1 << 26  # As the core has it: a longer list is a mistake, a range
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
-    """Refuse what is no instance of a class.
+    """Refuse a value that is no instance of a class.
 
     Raises:
         TypeError: names the argument and the class.
@@ -45,7 +45,7 @@ def check_type(name: str, value: Any, kind: type) -> None:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path.
+    """Convert to a path.
 
     Raises:
         TypeError: names what is none.
@@ -57,7 +57,7 @@ def as_path(name: str, value: Any) -> Path:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called.
+    """Refuse a value that cannot be called.
 
     Raises:
         TypeError: names the argument.
@@ -68,7 +68,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_instance(name: str, value: Any, calls: Sequence[str], wanted: str) -> None:
-    """Refuse what lacks the methods of a protocol, such as a class in place of an object.
+    """Refuse an object without the methods of a protocol, or a class in place of an object.
 
     Raises:
         TypeError: names the argument and says what is missing.
@@ -85,7 +85,7 @@ def check_instance(name: str, value: Any, calls: Sequence[str], wanted: str) -> 
 
 
 def check_word(name: str, value: Any, words: Sequence[str]) -> None:
-    """Refuse what is none of the words that an argument knows.
+    """Refuse a value that is not one of the words of an argument.
 
     Raises:
         ParamsError: names the argument and the words.
@@ -96,7 +96,7 @@ def check_word(name: str, value: Any, words: Sequence[str]) -> None:
 
 
 def as_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A count as an int.
+    """Convert a count to an int.
 
     Raises:
         ParamsError: names what is no integer, too small or too large.
@@ -113,7 +113,7 @@ def as_count(name: str, value: Any, least: int = 1, most: int | None = None) -> 
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: in one line, and not longer than that."""
+    """Format a value for an error message: one short line."""
     try:
         if isinstance(value, int) and value.bit_length() > _PRINTED:
             return f"an integer of {value.bit_length()} bits"
@@ -125,7 +125,7 @@ def shown(value: Any) -> str:
 
 
 def check_sequence(name: str, value: Any) -> None:
-    """Refuse what cannot be asked for its length and its last item; nothing is copied.
+    """Refuse values without a length and items; nothing is copied.
 
     Raises:
         ParamsError: names the argument.
@@ -138,7 +138,7 @@ def check_sequence(name: str, value: Any) -> None:
 
 
 def as_list(name: str, values: Any) -> list[Any]:
-    """Any collection as a list, with no more items than it says it has.
+    """Convert any collection to a list, of at most as many items as its length says.
 
     Raises:
         TypeError: names what is no collection.
@@ -168,7 +168,7 @@ def as_list(name: str, values: Any) -> list[Any]:
 
 
 def as_float(name: str, value: Any) -> float:
-    """A number as a float64.
+    """Convert a number to a float64.
 
     Raises:
         ParamsError: names what is no number, or an integer beyond all floats.
@@ -184,7 +184,7 @@ def as_float(name: str, value: Any) -> float:
 
 
 def as_word(name: str, value: Any) -> int:
-    """A seed or a position as an int that fits its 64 bits.
+    """Convert a seed or a position to an int of 64 bits.
 
     Raises:
         ParamsError: names the value.
@@ -203,7 +203,7 @@ def as_word(name: str, value: Any) -> int:
 
 
 def as_words(name: str, values: Any) -> list[int]:
-    """One word of 64 bits for each sequence of a batch.
+    """Convert to one integer of 64 bits for each sequence of a batch.
 
     Raises:
         ParamsError: names the values, and the sequence.

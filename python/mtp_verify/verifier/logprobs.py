@@ -11,7 +11,7 @@ __all__ = ["TopLogprobs"]
 
 
 class TopLogprobs(NamedTuple):
-    """What the target thought of n tokens at each of the A+1 emitted places.
+    """The n most likely tokens of the target at each of the A+1 emitted positions.
 
     Attributes:
         tokens: (A+1, n) int64, those with the largest raw logits, the largest first, equal ones by
@@ -28,7 +28,7 @@ class TopLogprobs(NamedTuple):
     emitted: NDArray[np.float32]
 
     def __eq__(self, other: object) -> bool:
-        """Whether all four arrays are equal."""
+        """Compare all four arrays."""
         if not isinstance(other, TopLogprobs):
             return NotImplemented
         return is_equal(tuple(self), tuple(other))
@@ -38,21 +38,21 @@ class TopLogprobs(NamedTuple):
         return not self == other
 
     def __hash__(self) -> NoReturn:
-        """Arrays change, and have no hash."""
-        msg = "unhashable type: 'TopLogprobs'"
-        raise TypeError(msg)
+        """Refuse: arrays are mutable and have no hash."""
+        message = "unhashable type: 'TopLogprobs'"
+        raise TypeError(message)
 
     def __repr__(self) -> str:
         """Shapes and dtypes."""
         return sizes(self)
 
     def cut(self, n: int) -> "TopLogprobs":
-        """Those of the first ``n`` emitted tokens."""
+        """Return those of the first ``n`` emitted tokens."""
         return TopLogprobs(self.tokens[:n], self.raw[:n], self.shaped[:n], self.emitted[:n])
 
     @classmethod
     def join(cls, parts: "list[TopLogprobs]") -> "TopLogprobs":
-        """Those of several steps, one after the other."""
+        """Concatenate those of several steps."""
         return cls(
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.raw for part in parts]),

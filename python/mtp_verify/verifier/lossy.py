@@ -1,4 +1,4 @@
-"""Acceptances that change the law of the output: `mv.verify(..., lossy=mv.lossy.typical(...))`.
+"""Acceptances that change the output's distribution: `mv.verify(..., lossy=mv.lossy.topk(3))`.
 
 No rule is lossy, and none of these is ever chosen by itself. A verdict that one of them made says
 so: ``lossless`` is False, ``rule`` is its name. A decoder's statistics say it too, and a
@@ -53,7 +53,7 @@ def threshold(tau: float) -> Lossy:
 
 
 def topk(k: int) -> Lossy:
-    """Accept tokens than which fewer than k are likelier; the next token is sampled.
+    """Accept tokens among the k most likely; the next token is sampled.
 
     Equally likely tokens share a place; no token of probability 0 is accepted. The longest
     accepted path is kept. For drafts of any law.

@@ -74,7 +74,7 @@ class SamplingParams:
     preset: Preset = "transformers"
 
     def __post_init__(self) -> None:
-        """Checks the ranges; collections are copied, and the core's form is made once and kept."""
+        """Check the ranges; collections are copied, and the core's form is made once and kept."""
         for name in _INTEGERS:
             _check(name, getattr(self, name), Integral, "an integer")
         check_word("preset", self.preset, get_args(Preset))
@@ -143,7 +143,7 @@ class SamplingParams:
 
 
 def as_params(params: SamplingParams | None, name: str = "params") -> SamplingParams:
-    """The parameters themselves; None means ``SamplingParams()``.
+    """Return the parameters themselves, or ``SamplingParams()`` for None.
 
     Raises:
         ParamsError: Anything else, by the name of the argument.

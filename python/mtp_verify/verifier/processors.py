@@ -1,4 +1,4 @@
-"""Functions of the caller's own over the target's rows, called with each node's own history.
+"""Logits processors of the caller, called with the history of each node.
 
 A processor is called as transformers' are: ``processor(input_ids, scores) -> scores``. Row j of
 ``input_ids`` (n, T) is the history followed by the path of one node; ``scores`` (n, V) float32 are
@@ -31,7 +31,7 @@ Processor = Callable[[Any, Any], Any]
 
 
 def keeps_state(processor: Processor) -> bool:
-    """Whether a processor speaks the protocol of those that keep state."""
+    """Return whether a processor keeps state of its sequence."""
     return hasattr(processor, "accept") and (
         hasattr(processor, "fork") or hasattr(processor, "rollback")
     )
@@ -45,7 +45,7 @@ def accept(processors: Sequence[Processor], tokens: Sequence[int]) -> None:
 
 
 def check_processors(processors: Sequence[Processor]) -> None:
-    """Refuse what cannot be called.
+    """Refuse processors that cannot be called.
 
     Raises:
         ParamsError: names the first one.

@@ -77,7 +77,7 @@ class Noise:
     margin: float = field(default=np.inf)
 
     def uniforms(self, position: int, nodes: npt.NDArray[Any], purpose: int) -> npt.NDArray[Any]:
-        """Two multiples of 2**-53 in [0, 1) per address: (len(nodes), 2) float64."""
+        """Return two multiples of 2**-53 in [0, 1) per address: (len(nodes), 2) float64."""
         counter = np.zeros((len(nodes), 4), np.uint32)
         counter[:, 0], counter[:, 1], counter[:, 2] = position, nodes, purpose
         words = philox((self.seed & 0xFFFFFFFF, self.seed >> 32), counter).astype(np.uint64)
@@ -85,11 +85,11 @@ class Noise:
         return bits.astype(np.float64) * 2.0**-53
 
     def uniform(self, node: int, purpose: int) -> float:
-        """The number at one address of this step."""
+        """Return the number at one address of this step."""
         return float(self.uniforms(self.position, np.array([node]), purpose)[0, 0])
 
     def accept(self, node: int, probability: float) -> bool:
-        """True with the given probability; strictly below, so that 0 is never accepted."""
+        """Return True with the given probability; strictly below, so that 0 is never accepted."""
         if probability <= 0 or probability >= 1:
             return probability >= 1
         uniform = self.uniform(node, ACCEPT)
@@ -97,11 +97,11 @@ class Noise:
         return uniform < probability
 
     def draw(self, node: int, row: Row, purpose: int = SAMPLE) -> int:
-        """A token of a row, by inverting its cumulative sum; never one of probability 0."""
+        """Draw a token of a row by inverting its cumulative sum; never one of probability 0."""
         (positive,) = np.nonzero(row > 0)
         if not len(positive):
-            msg = f"the row after node {node} has no token left"
-            raise ValueError(msg)
+            message = f"the row after node {node} has no token left"
+            raise ValueError(message)
         cells = np.cumsum(row[positive])
         point = self.uniform(node, purpose) * cells[-1]
         index = min(int(np.searchsorted(cells, point, side="right")), len(cells) - 1)
@@ -112,7 +112,7 @@ class Noise:
         return int(positive[index])
 
     def rank(self, ratios: Row, shares: Row) -> npt.NDArray[np.intp]:
-        """The order of ratios, descending; of equal ones the first comes first."""
+        """Return the order of ratios, descending; of equal ones the first comes first."""
         order = np.argsort(-ratios, kind="stable")
         high, low = ratios[order[:-1]], ratios[order[1:]]
         # To exchange two matters as much as the smaller of their shares.
@@ -140,7 +140,7 @@ class Noise:
 def penalise(
     logits: npt.NDArray[Any], tokens: Sequence[int], prompt_len: int, params: SamplingParams
 ) -> npt.NDArray[np.float32]:
-    """The logits that shaping starts from: what they owe to the tokens before them.
+    """Apply penalties, biases and bans: the logits that shaping starts from.
 
     Args:
         logits: (V,), as the model gave them.
@@ -178,7 +178,7 @@ def penalise(
 
 
 def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
-    """The shaped row of one row of logits.
+    """Shape one row of logits.
 
     Temperature comes first; then top-k, top-p, min-p ("transformers") or min-p, top-k, top-p
     ("vllm"). Top-k keeps all ties at its threshold. Top-p keeps the smallest prefix, in descending
@@ -253,23 +253,23 @@ class Tree:
     law: str
 
     def children(self, node: int) -> list[int]:
-        """Children in test order."""
+        """Return the children in test order."""
         return [child for child, parent in enumerate(self.parents) if parent == node and child > 0]
 
     def path(self, node: int) -> list[int]:
-        """Nodes from below the root down to `node`."""
+        """Return the nodes from below the root down to `node`."""
         return [*self.path(self.parents[node]), node] if node > 0 else []
 
     def child_with(self, node: int, token: int) -> int | None:
-        """The first child that carries a token."""
+        """Return the first child that carries a token."""
         return next((c for c in self.children(node) if self.tokens[c] == token), None)
 
     def q(self, node: int) -> Row:
-        """The law that a child of a node is drawn from where nothing is excluded, (V,)."""
+        """Return the distribution of a child of a node where nothing is excluded, (V,)."""
         return _law(self.drafter[node])
 
     def child_law(self, child: int) -> Row:
-        """q_c: the law of one child given its earlier siblings, (V,).
+        """Return q_c: the distribution of one child given its earlier siblings, (V,).
 
         One-hot for a deterministic child. Otherwise what is left of the parent's q outside S and,
         when drawing without replacement, outside the earlier siblings, divided by its own sum.
@@ -438,7 +438,7 @@ def _gbv(tree: Tree, noise: Noise) -> tuple[int, int]:
 
 
 def _longest(tree: Tree, noise: Noise, lossy: Lossy) -> tuple[int, int]:
-    """The deepest node whose whole path meets a criterion, the first of equally deep ones."""
+    """Find the deepest node whose whole path meets a criterion, the first of equally deep ones."""
 
     def accepts(row: Row, token: int) -> bool:
         p = float(row[token])
@@ -478,7 +478,7 @@ def _ensemble(tree: Tree, noise: Noise, weight: float) -> tuple[int, int]:
 
 
 def decide(tree: Tree, rule: str, noise: Noise) -> tuple[int, int]:
-    """The node at which a rule stops, and the token that it emits there; rules as in `verify`."""
+    """Return the node at which a rule stops and the token that it emits there."""
     if rule in ("target_only", "coupled") or tree.law == "deterministic":
         return _target_only(tree, noise, coupled=rule == "coupled")
     rules: dict[str, Any] = {"topdown": _topdown, "lifted": _lifted, "kseq": _kseq, "gbv": _gbv}
@@ -489,7 +489,7 @@ def decide(tree: Tree, rule: str, noise: Noise) -> tuple[int, int]:
 def verify(
     tree: Tree, *, rule: str, seed: int, position: int, lossy: Lossy | None = None
 ) -> Verdict:
-    """The verdict of a rule on a tree.
+    """Return the verdict of a rule on a tree.
 
     Args:
         tree: The draft with shaped rows. For temperature 0 the rows are one-hot, and every rule

@@ -45,15 +45,15 @@ class Shape:
     acceptance: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what is no tree; rates may come in any list."""
+        """Refuse what is no tree; rates may come in any list."""
         check_type("tree", self.tree, TokenTree)
         if self.accepted is not None and not 0 <= as_float("accepted", self.accepted) < math.inf:
-            msg = f"accepted: found {self.accepted}, wanted a number of tokens"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = f"accepted: found {self.accepted}, wanted a number of tokens"
+            raise ParamsError(message, slug="param_out_of_range")
         rates = [as_float("acceptance", r) for r in as_list("acceptance", self.acceptance)]
         if not all(0 <= rate <= 1 for rate in rates):
-            msg = f"acceptance: found {shown(rates)}, wanted numbers from 0 to 1"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = f"acceptance: found {shown(rates)}, wanted numbers from 0 to 1"
+            raise ParamsError(message, slug="param_out_of_range")
         object.__setattr__(self, "acceptance", tuple(rates))
 
     def __reduce__(self) -> tuple[type[Shape], tuple[Any, ...]]:
@@ -62,17 +62,17 @@ class Shape:
 
     @classmethod
     def by_depth(cls, *counts: int) -> Shape:
-        """Every node at depth d has `counts[d]` children."""
+        """Give every node at depth d `counts[d]` children."""
         return cls(_core.stem_shape(0, list(counts)))
 
     @classmethod
     def stem(cls, length: int, *counts: int) -> Shape:
-        """A chain of `length` nodes, and below its end the levels of `counts`."""
+        """Make a chain of `length` nodes with the levels of `counts` below its end."""
         return cls(_core.stem_shape(length, list(counts)))
 
     @classmethod
     def paths(cls, count: int, length: int) -> Shape:
-        """`count` paths of `length` nodes that share the root alone; independent under "iid"."""
+        """Make `count` paths of `length` nodes that share the root; independent under "iid"."""
         return cls(_core.path_shape(count, length))
 
     @classmethod
@@ -85,7 +85,7 @@ class Shape:
         draft_times: Sequence[float] | None = None,
         verify_times: Sequence[float] | None = None,
     ) -> Shape:
-        """The shape with the most accepted tokens, by dynamic programming.
+        """Compute the shape with the most accepted tokens, by dynamic programming.
 
         Args:
             acceptance: measured Pr[the child tested k-th is the one accepted], k = 1, 2, ..; their
@@ -104,8 +104,8 @@ class Shape:
             Sequoia, arXiv 2402.12374.
         """
         if (draft_times is None) != (verify_times is None):
-            msg = "draft_times, verify_times: found one of them; pass both, or neither"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = "draft_times, verify_times: found one of them; pass both, or neither"
+            raise ParamsError(message, slug="param_out_of_range")
         times = None
         if draft_times is not None and verify_times is not None:
             times = (draft_times, verify_times)
@@ -115,14 +115,14 @@ class Shape:
 
     @property
     def num_paths(self) -> int:
-        """How many paths of one length it is, from the root on; 0 if it is something else."""
+        """The number of its paths, if it consists of paths of one length from the root; else 0."""
         tree = self.tree
         num_heads, num_levels = len(tree.children(0)), int(max(tree.depths))
         is_forked = any(len(tree.children(node)) > 1 for node in range(1, tree.num_nodes))
         return 0 if is_forked or tree.num_nodes - 1 != num_heads * num_levels else num_heads
 
     def cut(self, max_nodes: int, max_depth: int | None = None) -> Shape:
-        """The part of the shape that keeps within limits.
+        """Return the part of the shape that keeps within limits.
 
         Levels below `max_depth` are left out, then the last nodes. Several paths of one length
         become shorter ones of one length, or single nodes: rule "gbv" takes no others.
@@ -179,12 +179,12 @@ class Shape:
         try:
             document = json.loads(as_path("path", path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            msg = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
-            raise ParamsError(msg, slug="bad_shape_file") from error
+            message = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
+            raise ParamsError(message, slug="bad_shape_file") from error
         known = isinstance(document, dict) and document.get("format") == _FORMAT
         if not known or document.get("version") != 1 or "parents" not in document:
-            msg = f'{path}: wanted a JSON object of format "{_FORMAT}", version 1'
-            raise ParamsError(msg, slug="bad_shape_file")
+            message = f'{path}: wanted a JSON object of format "{_FORMAT}", version 1'
+            raise ParamsError(message, slug="bad_shape_file")
         rates = as_list("acceptance", document.get("acceptance", ()))
         accepted = document.get("accepted")
         return cls(

@@ -55,9 +55,9 @@ class RuleRecord(TypedDict):
         core: The decision code that runs; rules of one core differ in what they are legal for.
         laws: The laws of drafts that it is lossless for.
         shapes: Which trees it takes.
-        lossless: Whether the law of the output is the target's: always.
+        lossless: Whether the output has the target's distribution: always.
         source: The paper.
-        proof: How that was shown.
+        proof: How that is known.
     """
 
     name: RuleName

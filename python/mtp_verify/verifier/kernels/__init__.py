@@ -1,4 +1,4 @@
-"""Where a row lives decides who verifies it: the one place that knows host from device.
+"""Select the code that verifies rows by where they live: the only place that knows devices.
 
 `select` gives the kernel of some rows; today that is the compiled core for all of them. Nothing
 else in the package asks where a tensor lives, or calls the core's decisions.
@@ -29,7 +29,7 @@ def select(rows: Any) -> Kernel:
 
 @contextmanager
 def using(kernel: Kernel) -> Iterator[None]:
-    """Make `kernel` the one of all rows for a while, in all threads (tests, `loop_law`)."""
+    """Use `kernel` for all rows inside the block, in all threads (tests, `loop_law`)."""
     global _forced
     before, _forced = _forced, kernel
     try:

@@ -1,4 +1,4 @@
-"""What a kernel is: the code that verifies, draws and grows where the rows of a model live."""
+"""The interface of a kernel, which verifies, draws and grows where the rows live."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
