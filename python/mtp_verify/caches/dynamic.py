@@ -62,7 +62,7 @@ class GrowingLayer(DynamicLayer):
         return plain
 
     def get_seq_length(self) -> int:
-        """Number of entries held."""
+        """Return the number of entries held."""
         return self._lengths[0]
 
     def update(

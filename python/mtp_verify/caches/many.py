@@ -100,7 +100,7 @@ class ManyCache(ABC):
         """
 
     def has_space(self) -> bool:
-        """Whether every slot can take one more entry."""
+        """Return whether every slot can take one more entry."""
         return True
 
     def budgets(self, wanted: Sequence[int]) -> list[int]:
@@ -171,11 +171,11 @@ class SharedLayer(DynamicLayer):
             self.sliding_window = sliding_window
 
     def get_seq_length(self) -> int:
-        """Entries before this forward; asked for where one sequence runs alone."""
+        """Return the entries before this forward; asked for where one sequence runs alone."""
         return self._start()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Entries shown and the place of the first one."""
+        """Return how many entries are shown, and the place of the first one."""
         return self.get_seq_length() + query_length, 0
 
 

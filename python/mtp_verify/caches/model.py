@@ -96,7 +96,7 @@ class ModelCache:
 
     @contextmanager
     def writing(self, count: int) -> Iterator[None]:
-        """Around a forward that writes `count` entries; after one that fails, `crop` is due."""
+        """Open around a forward that writes `count` entries; call `crop` after one that fails."""
         if self.is_recurrent:
             self._marks.append((self.length, [entries.mark() for entries in self._entries]))
         self._is_torn = True

@@ -106,7 +106,7 @@ def copied(cache: ModelCache) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """The integers of nested dictionaries and lists, with the names that they stand under."""
+    """Yield the integers of nested dictionaries and lists, with the names of their keys."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _numbers(value, str(key))

@@ -206,7 +206,7 @@ class _Trials:
         return Traits(None, tree, batch, switch, forgets, max_length)
 
     def _forgets(self, switch: int) -> bool:
-        """Whether the model's own preparation of a forward drops the cache at the switch."""
+        """Return whether the model's own preparation of a forward drops the cache at the switch."""
         cache, _ = self.start()
         ids = torch.zeros((1, switch + 1), dtype=torch.int64, device=self._target.device)
         prepare = self._target.model.prepare_inputs_for_generation
@@ -294,7 +294,7 @@ class _Trials:
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The rows (n, V) of some tokens behind a cache, which takes them in."""
+        """Return the rows (n, V) of some tokens behind a cache, which takes them in."""
         tokens = torch.tensor([ids], device=self._target.device)
         rows: torch.Tensor
         rows, _ = self._target.forward(tokens, positions, mask, cache, num_logits=len(ids))
@@ -365,7 +365,7 @@ class _Trials:
         return None
 
     def _gap(self, found: torch.Tensor, wanted: torch.Tensor) -> float:
-        """The largest distance of rows (n, V), n >= 2, from those wanted, relative to their spread.
+        """Return the largest distance of rows (n, V), n >= 2, from those wanted, over their spread.
 
         With experts in half precision it is the second largest.
         """
@@ -378,7 +378,7 @@ class _Trials:
 
 
 def _said(error: Exception) -> str:
-    """What a model's forward has said; no memory is nothing that it says of itself."""
+    """Return the error of a model's forward in words; raise it if there is no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         raise error
     return f"{type(error).__name__}: {error}"

@@ -255,5 +255,5 @@ def _listed_criteria(value: Any) -> list[Callable[..., Any]]:
 
 
 def says_stop(answer: Any) -> bool:
-    """Whether a criterion's answer, a bool or a tensor of one per sequence, ends the sequence."""
+    """Return whether a criterion's answer, a bool or a tensor of one, ends the sequence."""
     return bool(answer.all()) if isinstance(answer, torch.Tensor) else bool(answer)

@@ -63,7 +63,7 @@ class Runner(ABC):
         """
 
     def has_space(self) -> bool:
-        """Whether every sequence can take one more entry; if not, one has to leave."""
+        """Return whether every sequence can take one more entry; if not, one has to leave."""
         return True
 
     def prepare(self) -> None:  # noqa: B027

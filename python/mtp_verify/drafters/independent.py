@@ -77,7 +77,7 @@ def _check_width(whose: str, last: int, vocab_size: int | None) -> None:
 
 
 def _num_equal(held: list[int], ids: list[int]) -> int:
-    """How many tokens of `held` stand at the beginning of `ids`."""
+    """Return how many tokens of `held` stand at the beginning of `ids`."""
     if ids[: len(held)] == held:
         return len(held)
     pairs = enumerate(zip(held, ids, strict=False))
@@ -221,17 +221,17 @@ class Model(StateDrafter[ModelState]):
         return length, root, pending
 
     def _shared(self, rows: torch.Tensor) -> torch.Tensor:
-        """The columns of the tokens that the target knows, too; never nothing at all."""
+        """Return the columns of the tokens that both know; one of them stays possible."""
         if self.translation is None:
             return rows
         rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
         return rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
 
     def _own(self, tokens: list[int]) -> list[int]:
-        """Drafted tokens as the drafter numbers them."""
+        """Return drafted tokens as the drafter numbers them."""
         return tokens if self.translation is None else self.translation.to_draft(tokens)
 
     def _confidence(self, row: torch.Tensor) -> float:
-        """Largest probability of the row at the drafter's temperature (1 where that is 0)."""
+        """Return the largest probability of a row at the drafter's temperature, or 1 for 0."""
         scaled = row[0].float() / (self.params.temperature or 1.0)
         return float(torch.exp(scaled.max() - torch.logsumexp(scaled, 0)))

@@ -40,7 +40,7 @@ class _Table:
         self.seen = 0
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Take note of neighbours in the text from the tokens on that were not read before."""
+        """Read neighbours in the text, from the first token on that was not read before."""
         for index in range(max(self.seen, 1), len(tokens)):
             before, after = tokens[index - 1], tokens[index]
             if before not in self.from_rows:
@@ -66,7 +66,7 @@ class _Store:
         self._holders: dict[int, int] = {}  # By seed, the request that draws with it.
 
     def table_of(self, request: Request) -> _Table:
-        """A table for a request; its own where another one has had its seed."""
+        """Return a table for a request; its own where another one has had its seed."""
         table = _Table(self._num_successors)
         if not request.params.is_greedy:
             if len(self._holders) == _MOST_SEEDS:

@@ -98,16 +98,16 @@ class Translation:
         return Transcript(self, self._draft.first)
 
     def to_draft(self, tokens: Sequence[int]) -> list[int]:
-        """Shared tokens of the target as the drafter numbers them."""
+        """Return shared tokens of the target as the drafter numbers them."""
         ids: list[int] = self.draft_ids[np.searchsorted(self.target_ids, tokens)].tolist()
         return ids
 
     def is_special(self, token: int) -> bool:
-        """Whether a token of the target is no piece of text."""
+        """Return whether a token of the target is no piece of text."""
         return token in self._target.special
 
     def special(self, token: int) -> list[int]:
-        """The drafter's counterpart of a special token of the target, if it has one."""
+        """Return the drafter's counterpart of a special token of the target, if it has one."""
         return [self._special[token]] if token in self._special else []
 
     def encode(self, tokens: Sequence[int], *, at_start: bool) -> list[int]:
@@ -207,7 +207,9 @@ class _Vocabulary:
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "get_added_tokens_decoder"):
-            message = f"the {whose} tokenizer is a {type(tokenizer).__name__}; wanted a fast one"
+            message = (
+                f"the {whose} tokenizer: found a {type(tokenizer).__name__}, wanted a fast one"
+            )
             raise UnsupportedModelError(message, slug="unknown_tokenizer")
         self._backend: Any = copy.deepcopy(backend)
         self._backend.no_padding()
@@ -220,8 +222,9 @@ class _Vocabulary:
         is_bytes = "ByteLevel" in kinds
         if not is_bytes and (not kinds or kinds - _PLAIN):
             message = (
-                f"the {whose} tokenizer joins tokens by {', '.join(sorted(kinds)) or 'spaces'}, so "
-                "that a token is no piece of text; wanted a byte-level or SentencePiece tokenizer"
+                f"the {whose} tokenizer: found one that joins tokens by "
+                f"{', '.join(sorted(kinds)) or 'spaces'}, so that a token is no piece of text, "
+                "wanted a byte-level or SentencePiece tokenizer"
             )
             raise UnsupportedModelError(message, slug="unknown_tokenizer")
         added = self._backend.get_added_tokens_decoder()
@@ -258,7 +261,7 @@ class _Vocabulary:
         return ids
 
     def match_special(self, other: _Vocabulary) -> dict[int, int]:
-        """Special tokens of another vocabulary as these: by name, else by role."""
+        """Return special tokens of another vocabulary as these: by name, else by role."""
         names = {name: token for token, name in self.special.items()}
         found = {token: names[name] for token, name in other.special.items() if name in names}
         for mine, theirs in zip(self._roles, other._roles, strict=True):
@@ -268,14 +271,14 @@ class _Vocabulary:
 
 
 def _kinds(decoder: Any) -> set[str]:
-    """Names of a decoder's parts."""
+    """Return the names of a decoder's parts."""
     if decoder["type"] == "Sequence":
         return set().union(*map(_kinds, decoder["decoders"]))
     return {decoder["type"]}
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character stands for in byte-level vocabularies (GPT-2's table)."""
+    """Return the byte that each character stands for in byte-level vocabularies (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     alphabet = {chr(byte): byte for byte in shown}
@@ -283,6 +286,6 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _fallback_byte(word: str) -> int | None:
-    """The byte of a token such as <0x0A>."""
+    """Return the byte of a token such as <0x0A>."""
     is_byte = len(word) == 6 and word.startswith("<0x") and word.endswith(">")
     return int(word[3:5], 16) if is_byte else None

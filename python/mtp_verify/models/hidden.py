@@ -99,7 +99,7 @@ class HiddenStates:
         self._ends.close()
 
     def of(self, output: Any) -> tuple[torch.Tensor, ...]:
-        """The states (B, n, d) of a forward, one for each layer asked for."""
+        """Return the states (B, n, d) of a forward, one for each layer asked for."""
         return tuple(
             self._before_norm[-1] if layer == BEFORE_NORM else output.hidden_states[layer]
             for layer in self._layers

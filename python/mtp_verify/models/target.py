@@ -172,7 +172,7 @@ class TransformersTarget:
         return logits, tuple(state[0] for state in states.of(output))
 
     def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
-        """What runs a forward over these tokens instead of the model's own code, or None."""
+        """Return what runs a forward over these tokens instead of the model's own code, or None."""
         if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
             return None
         from mtp_verify.caches.dynamic import GrowingLayer
@@ -349,12 +349,12 @@ def _refuse_unsuitable(model: Any) -> None:
 
 
 def _as_read(logits: torch.Tensor) -> torch.Tensor:
-    """The core reads rows of 32 bits at most, as `generate` does."""
+    """Return the core reads rows of 32 bits at most, as `generate` does."""
     return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    """One id, several, a tensor of them or None, as a tuple."""
+    """Return one id, several, a tensor of them or None, as a tuple."""
     if value is None:
         return ()
     if isinstance(value, torch.Tensor):

@@ -190,7 +190,7 @@ class Matcher(ABC):
         return torch.where(empty, rows, masked)
 
     def _fill_behind(self, path: Sequence[int], row: NDArray[np.int32]) -> None:
-        """The mask behind a path; the row stays as it is if the path is forbidden."""
+        """Return the mask behind a path; the row stays as it is if the path is forbidden."""
         count = 0
         with at_end(lambda: self.rollback(count)):
             while count < len(path) and self.accept(path[count]):

@@ -36,7 +36,7 @@ class CostModel(Protocol):
     """Says what a step costs."""
 
     def forward(self, width: int, batch: int = 1) -> float:
-        """Seconds of one forward of `width` tokens for each of `batch` requests."""
+        """Return the seconds of one forward of `width` tokens for each of `batch` requests."""
 
 
 class Costs:

@@ -189,16 +189,17 @@ class Planner:
         drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
         spent = self._clock() - start
         # What copies is as good as free: the time is that of the others, by their nodes.
-        nodes: dict[Drafter, int] = {}
-        for source, draft in zip(sources, drafts, strict=True):
-            if source is not None and source.full is None:
-                nodes[source.drafter] = nodes.get(source.drafter, 0) + draft.num_nodes - 1
-        if any(
-            source.streak == 0 for source in sources if source is not None and source.full is None
-        ):
-            return drafts
-        total = max(1, sum(nodes.values()))
-        self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
+        timed = [
+            (source, draft.num_nodes - 1)
+            for source, draft in zip(sources, drafts, strict=True)
+            if source is not None and source.full is None
+        ]
+        if all(source.streak > 0 for source, _ in timed):
+            nodes: dict[Drafter, int] = {}
+            for source, num in timed:
+                nodes[source.drafter] = nodes.get(source.drafter, 0) + num
+            total = max(1, sum(nodes.values()))
+            self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
         return drafts
 
     def learn(
@@ -211,7 +212,7 @@ class Planner:
         forward: float | None = None,
         together: bool = False,
     ) -> None:
-        """Take note of what became of the drafts of a step.
+        """Learn what became of the drafts of a step.
 
         Args:
             requests: as in `plan`, and so the others.
@@ -268,7 +269,7 @@ class Planner:
         *,
         together: bool,
     ) -> None:
-        """Book what the step's drafts have earned and cost; a shared step costs all alike."""
+        """Count what the step's drafts have earned and cost; a shared step costs all alike."""
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
         records = [self._records[request.id] for request in requests]
@@ -286,14 +287,14 @@ class Planner:
                 record.earned += len(path) - (seconds / curve[0] - 1.0)
 
     def _price(self, source: Source | None) -> tuple[float, float] | None:
-        """Seconds of drafting at all, and for each node; None as long as that is not known."""
+        """Return the seconds of drafting at all and for each node, or None if they are unknown."""
         if source is None or source.full is not None:
             return 0.0, 0.0
         cost = self._drafting.get(source.drafter)
         return None if cost is None else cost.price()
 
     def _curve(self, batch: int) -> NDArray[np.float64]:
-        """(max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
+        """Return (max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
         if batch not in self._curves:
             widths = range(1, self.max_nodes + 2)
             self._curves[batch] = np.array([self.costs.forward(width, batch) for width in widths])
@@ -301,7 +302,7 @@ class Planner:
 
 
 def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
-    """A pure drafter's draft of the planned size: often the one that is watched."""
+    """Return a pure drafter's draft of the planned size: often the one that is watched."""
     if source is None or source.full is None or plan.budget == 0:
         return Draft.chain([], root=request.tokens[-1])
     if source.full.num_nodes - 1 <= plan.budget:
@@ -319,9 +320,8 @@ def _probe(
     """Draft a little in two steps running once enough plain ones have passed, else not at all."""
     nodes = min(_PROBE_NODES, limit)
     if source.streak == 1:
-        return Plan(
-            nodes, is_probe=True
-        )  # The first one has read what was missed, and is not timed.
+        # The first one has read what was missed, and is not timed.
+        return Plan(nodes, is_probe=True)
     source.idle += 1.0
     if price is not None:
         fixed, unit = price
@@ -332,7 +332,7 @@ def _probe(
 
 
 def _margin(group: Sequence[Record]) -> float:
-    """What drafting must promise to requests that share a forward, after what it has earned."""
+    """Return the gain that drafting must promise to requests that share a forward."""
     lost = -sum(record.earned for record in group)
     allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
     return _STRICT_MARGIN if lost > allowed else _MARGIN

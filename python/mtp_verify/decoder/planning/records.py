@@ -62,7 +62,7 @@ class Source:
             self.watches.append(Watch.over(self.full, request.position, self.current))
 
     def estimate(self, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What to expect of the next draft, as `Rates.estimate`.
+        """Return what to expect of the next draft, as `Rates.estimate`.
 
         A pure drafter's draft follows from the text, and so does its size.
         """
@@ -90,7 +90,7 @@ class Record:
     earned: float = 0.0
 
     def look(self, request: Request, drafter: Drafter | None, limit: int) -> None:
-        """Take note of the text so far, and of who drafts next."""
+        """Read the text so far, and find the drafter that drafts next."""
         for source in self.sources.values():
             source.read(request)
         self.source = None

@@ -100,7 +100,7 @@ def save(key: Mapping[str, Any], seconds: Mapping[int, Mapping[int, float]]) -> 
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

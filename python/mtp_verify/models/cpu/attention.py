@@ -17,7 +17,7 @@ _ROW_STEP, _KEY_STEP = 8, 16
 
 
 def num_shown(num_entries: int) -> int:
-    """How many keys `attend` should be shown for that many entries; the mask hides the others."""
+    """Return how many keys to show `attend` for that many entries; the mask hides the others."""
     return -(-num_entries // _KEY_STEP) * _KEY_STEP
 
 

@@ -231,7 +231,7 @@ def fused_layer(block: nn.Module) -> FusedLayer | None:
 
 
 def is_narrow(num_rows: int) -> bool:
-    """Whether a forward of that many rows, over all sequences, runs fused."""
+    """Return whether a forward of that many rows, over all sequences, runs fused."""
     return num_rows <= _WIDEST and not torch.is_grad_enabled()
 
 
@@ -243,7 +243,7 @@ class _Watch:
         self._seen = self._look()
 
     def has_changed(self) -> bool:
-        """Whether a weight was written to, or all moved to another dtype or device."""
+        """Return whether a weight was written to, or all moved to another dtype or device."""
         return self._look() != self._seen
 
     def _look(self) -> tuple[Any, ...]:
@@ -294,7 +294,7 @@ class _Joined:
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether a model is of a family that `FusedModel` can run."""
+    """Return whether a model is of a family that `FusedModel` can run."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     is_of_library = type(model).__module__.startswith("transformers.models.")
@@ -319,7 +319,7 @@ def _is_cpu_supported(weight: torch.Tensor) -> bool:
 
 @torch.inference_mode()
 def _agrees(fused: FusedModel, model: Any) -> bool:
-    """Whether both give the same logits on a few tokens, as far as their dtype tells."""
+    """Return whether both give the same logits on a few tokens, as far as their dtype tells."""
     from transformers.cache_utils import DynamicCache
 
     config = model.config

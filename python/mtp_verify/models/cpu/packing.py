@@ -53,7 +53,7 @@ class Product:
         return Product, (self.weight, self.bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """(..., d) rows -> (..., m)."""
+        """Multiply rows (..., d): (..., m)."""
         weight = self.weight
         count = rows.numel() // rows.shape[-1]
         wants_gradients = torch.is_grad_enabled() and (weight.requires_grad or rows.requires_grad)
@@ -72,7 +72,7 @@ def prepacked_copy(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(..., n, d) rows by a prepacked weight, and a bias (m,) or None -> (..., n, m).
+    """Multiply rows (..., n, d) by a prepacked weight and add a bias (m,): (..., n, m).
 
     A row's result has the same bits, however many rows it comes with.
     """
@@ -84,12 +84,12 @@ def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 
 
 def can_prepack(model: nn.Module) -> bool:
-    """Whether weights of this model can be prepacked: bfloat16, on a CPU that has it."""
+    """Return whether weights of this model can be prepacked: bfloat16, on a CPU that has it."""
     return _has_kernels(next(model.parameters()))
 
 
 def is_prepacked(model: nn.Module) -> bool:
-    """Whether `prepack` has changed this model: its wider forwards take less time then."""
+    """Return whether `prepack` has changed this model: its wider forwards take less time then."""
     return any(type(layer) is nn.Linear and "forward" in vars(layer) for layer in model.modules())
 
 
