@@ -207,9 +207,8 @@ class _Vocabulary:
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "get_added_tokens_decoder"):
-            message = (
-                f"the {whose} tokenizer: found a {type(tokenizer).__name__}, wanted a fast one"
-            )
+            kind = type(tokenizer).__name__
+            message = f"the {whose} tokenizer: found a {kind}, wanted a fast one"
             raise UnsupportedModelError(message, slug="unknown_tokenizer")
         self._backend: Any = copy.deepcopy(backend)
         self._backend.no_padding()

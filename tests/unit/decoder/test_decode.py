@@ -395,6 +395,14 @@ def test_prompt_longer_than_the_context_is_refused():
         Decoder(model, None, GREEDY).generate(prompt(64), max_new_tokens=1)
 
 
+@pytest.mark.parametrize("call", ["generate", "submit"])
+def test_the_warning_of_a_short_context_names_the_callers_line(call):
+    decoder = Decoder(tiny_model("gpt2"), None, GREEDY)
+    with pytest.warns(UserWarning, match="leaves 1 of the 2") as caught:
+        getattr(decoder, call)(prompt(63), max_new_tokens=2, seed=0)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("speculate", [True, False])
 def test_generation_ends_at_the_contexts_end(speculate):
     model = tiny_model("gpt2")
