@@ -150,7 +150,7 @@ class TransformersTarget:
             return self._forward_fused(
                 fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
             )
-        options: dict[str, Any] = {self._cache_name or "": cache.kv}
+        options: dict[str, Any] = {}
         if positions is None and self.takes_positions:
             # As `generate` does. Models that are left to count make positions of their own: from 0
             # in every forward (Bamba), behind those of padding (RoBERTa), or by what they remember
@@ -163,13 +163,20 @@ class TransformersTarget:
             options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = num_logits
-        with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
+        with cache.writing(tokens.shape[1]):
+            logits, states = self._run(tokens, cache, hidden_layers, options)
+        hidden = tuple(state[0] for state in states) if hidden_layers else None
+        return _as_read(logits[0, -num_logits:]), hidden
+
+    def _run(
+        self, tokens: torch.Tensor, cache: Any, layers: Sequence[int], options: dict[str, Any]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the model's own code; return logits (B, any, V) and (B, n, d) hidden states."""
+        options = {**options, self._cache_name or "": cache.kv}
+        with HiddenStates(self.model, layers) as states:
             options |= states.options
             output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
-        logits = _as_read(output.logits[0, -num_logits:])
-        if not hidden_layers:
-            return logits, None
-        return logits, tuple(state[0] for state in states.of(output))
+        return output.logits, states.of(output)
 
     def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
         """Return what runs a forward over these tokens instead of the model's own code, or None."""
@@ -244,17 +251,10 @@ class TransformersTarget:
         if fused is not None and window is None and is_narrow(tokens.numel()):
             updates = [layer.update for layer in cache.kv.layers]
             return fused(tokens, positions, masks["full_attention"], updates, hidden_layers)
-        with HiddenStates(self.model, hidden_layers) as states:
-            output = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-                use_cache=True,
-                return_dict=True,
-                **{self._cache_name or "": cache.kv},
-                **states.options,
-            )
-        return _as_read(output.logits), states.of(output)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        options = {"position_ids": positions, "attention_mask": mask}
+        logits, states = self._run(tokens, cache, hidden_layers, options)
+        return _as_read(logits), states
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
