@@ -64,7 +64,7 @@ class Sequence:
         masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the draft;
             None without a constraint.
         dead_ends: the nodes of the draft after which the constraint allows nothing.
-        output: of the target for the draft.
+        output: of the target for the draft, until the step ends.
         verdict: of the draft, cut to what was emitted.
         finish: why it ended; None while it has not.
         error: what it failed with, if it did.
@@ -174,6 +174,10 @@ class Sequence:
         """Tokens so far, where its rows depend on them."""
         needed = self.options.processors or self.request.params.needs_history
         return self.request.tokens if needed else None
+
+    def free_output(self) -> None:
+        """Release the target's rows and hidden states: they are large."""
+        vars(self).pop("output", None)
 
     def fail(self, error: Exception) -> None:
         """End it with an error; what it has emitted stays."""

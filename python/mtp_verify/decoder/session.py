@@ -124,6 +124,7 @@ class Session:
         with ExitStack() as ends:
             # A user's cache is left with tokens of the sequence alone, not with a draft's.
             for sequence in sequences:
+                ends.callback(sequence.free_output)
                 ends.enter_context(on_failure(partial(self._runner.roll_back, sequence)))
             if sequences:
                 self._step(sequences)
