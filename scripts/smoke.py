@@ -65,8 +65,8 @@ def main() -> None:
     check(not hasattr(_core, "prove_rules"), "the wheel holds the prover")
     check(importlib.util.find_spec("studies") is None, "the wheel holds the studies")
     files = [path for path in Path(mv.__file__).parent.rglob("*") if path.is_file()]
-    weights = [path.name for path in files if path.suffix in (".safetensors", ".gguf", ".bin")]
-    check(not weights, f"the wheel holds weights: {weights}")
+    heavy = [path.name for path in files if path.suffix in (".safetensors", ".gguf", ".bin")]
+    check(not heavy, f"the wheel holds weights: {heavy}")
 
     rows = testing.recorded_logits()
     check(rows.shape == (48, 2, 512), f"the recorded rows have the shape {rows.shape}")

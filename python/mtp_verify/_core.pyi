@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtp_verify.errors import MtpVerifyError
-from mtp_verify.verifier.kernels.base import Edits
+from mtp_verify.verifier.kernels.edits import Edits
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtp_verify import _core
 from mtp_verify.errors import MtpVerifyError, ParamsError
-from mtp_verify.verifier.kernels import to_host, using
+from mtp_verify.verifier.kernels import Host, to_host, using
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -129,7 +129,7 @@ class _Run:
         return found[self.choose(("verify", *address), ways, [weight for _, weight in found])][0]
 
 
-class _Enumerator:
+class _Enumerator(Host):
     """The kernel that lets a run answer in the place of the noise."""
 
     def __init__(self, run: _Run) -> None:
@@ -184,11 +184,6 @@ class _Enumerator:
                 raise verdict.in_sequence(b)
             verdicts.append(verdict)
         return verdicts
-
-    def expected_accepted(
-        self, draft: Draft, logits: Any, params: _core.CoreParams, rule: str, *, edits: Edits | None
-    ) -> float:
-        return _core.expected_accepted(draft, to_host(logits), params, rule, edits=edits)
 
 
 def _refuse(lossy: Any) -> None:

@@ -23,7 +23,7 @@ from mtp_verify._core import Draft
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.intake import as_list, shown
-from mtp_verify.verifier.kernels.base import Process
+from mtp_verify.verifier.kernels.edits import Process
 
 __all__ = ["Processor", "accept", "check_processors", "keeps_state", "row_process"]
 

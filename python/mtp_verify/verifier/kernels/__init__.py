@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mtp_verify.verifier.kernels.base import Edits, Kernel
+from mtp_verify.verifier.kernels.edits import Edits
 from mtp_verify.verifier.kernels.host import Host, to_host
 
-__all__ = ["Edits", "Kernel", "select", "to_host", "using"]
+__all__ = ["Edits", "Host", "select", "to_host", "using"]
 
-_HOST: Kernel = Host()
-_forced: Kernel | None = None
+_HOST = Host()
+_forced: Host | None = None
 
 
-def select(rows: Any) -> Kernel:
+def select(rows: Any) -> Host:
     """Return the kernel that verifies some rows.
 
     Args:
@@ -28,7 +28,7 @@ def select(rows: Any) -> Kernel:
 
 
 @contextmanager
-def using(kernel: Kernel) -> Iterator[None]:
+def using(kernel: Host) -> Iterator[None]:
     """Use `kernel` for all rows inside the block, in all threads (tests, `loop_law`)."""
     global _forced
     before, _forced = _forced, kernel

@@ -6,7 +6,7 @@ from typing import Any
 from mtp_verify import _core
 from mtp_verify._core import CoreParams, Draft, DraftBatch, Grower, Lossy, Verdict, VerdictBatch
 from mtp_verify.errors import DraftError
-from mtp_verify.verifier.kernels.base import Edits
+from mtp_verify.verifier.kernels.edits import Edits
 
 __all__ = ["Host", "to_host"]
 
@@ -26,7 +26,11 @@ def to_host(tensor: Any, name: str = "logits") -> Any:
 
 
 class Host:
-    """The compiled core."""
+    """The compiled core, and the base of other kernels.
+
+    Every call with rows of a model goes through one of these methods, with arguments that are
+    checked; the rows may live anywhere.
+    """
 
     def verify(
         self,
@@ -41,7 +45,7 @@ class Host:
         edits: Edits | None,
         top_logprobs: int,
     ) -> Verdict:
-        """Return the verdict on one draft."""
+        """Return the verdict on one draft, as `mtp_verify.verify`."""
         return _core.verify(
             draft, to_host(logits), params, rule, seed=seed, position=position, lossy=lossy,
             edits=edits, top_logprobs=top_logprobs,
@@ -60,7 +64,7 @@ class Host:
         edits: Sequence[Edits],
         top_logprobs: int | Sequence[int],
     ) -> VerdictBatch:
-        """Return the verdicts on many drafts."""
+        """Return the verdicts on many drafts, as `mtp_verify.verify_batch`."""
         is_listed = isinstance(logits, list | tuple)
         rows = [to_host(own) for own in logits] if is_listed else to_host(logits)
         return _core.verify_batch(
@@ -71,14 +75,14 @@ class Host:
     def expected_accepted(
         self, draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None
     ) -> float:
-        """Return the mean number of accepted tokens."""
+        """Return the mean number of accepted tokens, as `mtp_verify.expected_accepted`."""
         return _core.expected_accepted(draft, to_host(logits), params, rule, edits=edits)
 
     def draw(self, logits: Any, params: Any, seed: int, position: int, node: int) -> int:
-        """Return a token of one row."""
+        """Return a token of one row (1, V), drawn with the drafter's noise of a node."""
         return _core.draw(to_host(logits), params, seed, position, node)
 
     def extend(self, grower: Grower, logits: Any) -> Any | None:
-        """Grow a draft by the rows of its frontier."""
+        """Grow a draft by the rows of its frontier; return the rows that a draft must keep."""
         rows = to_host(logits)
         return rows if grower.extend(rows) else None
