@@ -53,7 +53,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest recipes fuzz lint fmt study bench prove prove-docs vllm docs wheel release-check clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest recipes fuzz lint fmt study bench prove prove-docs vllm docs site wheel release-check clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,9 @@ vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the p
 
 docs: $(EXT) ## Run every example of the README and the docs pages
 	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)
+
+site: $(EXT) ## Build the documentation site offline, and check it (in Chromium, if there is one)
+	@$(PY) scripts/build_site.py
 
 wheel: $(DEPS) ## Build the wheel, install it with its own dependencies alone, and verify a draft there
 	rm -rf build/wheel

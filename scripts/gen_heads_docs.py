@@ -1,4 +1,4 @@
-"""Write the table of families in `docs/heads.md`, and the picture of two heads side by side.
+"""Write the table of families in `docs/howto/heads.md`, and the picture of two heads side by side.
 
     .venv/bin/python scripts/gen_heads_docs.py
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads import HeadSpec
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "heads.md"
+PAGE = ROOT / "docs" / "howto" / "heads.md"
 PICTURE = ROOT / "docs" / "img" / "heads.svg"
 START, END = "<!-- families: generated -->\n", "<!-- end -->\n"
 
@@ -37,18 +37,17 @@ _STYLE = """\
 
 def table() -> str:
     """Return the table of families."""
-    columns = ["family", "stands in", "recognised by", "fed with, hands on", "fusion", "runs here"]
-    lines = [columns, ["---"] * len(columns), *(_row(spec) for spec in FAMILIES.values())]
+    columns = ["family", "stored in", "recognised by", "input, output", "fusion", "runs here"]
+    lines = [columns, ["---"] * len(columns), *(_row(record.spec) for record in FAMILIES.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _row(spec: HeadSpec) -> list[str]:
     layout = spec.layout
-    inside = bool(layout.prefix) and spec.kind == "causal"
     signs = ("embed_proj", "fusion", "features", "block")
     names = [layout.names[part] for part in signs if part in layout.names]
     first = f"`{layout.prefix}{names[0]}`" if names else "none published"
-    place = "the target" if inside or spec.family == "ernie4_5_moe" else "its own repository"
+    place = "the target" if spec.is_inside_target else "its own repository"
     disputed = f" (disputed: {', '.join(spec.disputed)})" if spec.disputed else ""
     return [
         f"`{spec.family}`",

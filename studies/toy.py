@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.heads import Sizes
-from mtp_verify.heads.blocks import Block, RMSNorm, Rotary
+from mtp_verify.heads import HeadSpec, Sizes
+from mtp_verify.heads.blocks.base import BlockInputs
+from mtp_verify.heads.blocks.llama import LlamaBlock, RMSNorm, Rotary
 from mtp_verify.training.losses import sequential_backward
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ class Toy(nn.Module):
             num_kv_heads=4,
             head_dim=width // 4,
         )
+        spec = HeadSpec("toy", sizes=sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(vocab_size, width)
-            self.trunk_blocks = nn.ModuleList(Block(sizes) for _ in range(num_blocks))
+            self.trunk_blocks = nn.ModuleList(LlamaBlock(spec) for _ in range(num_blocks))
             self.norm = RMSNorm(width, sizes.norm_eps)
             self.output = nn.Linear(width, vocab_size, bias=False)
             # Made last, and the next-token path first: models of one seed start alike.
-            self.heads = nn.ModuleList(Block(sizes) for _ in range(num_heads))
+            self.heads = nn.ModuleList(LlamaBlock(spec) for _ in range(num_heads))
         self.rotary = Rotary(sizes)
 
     def trunk(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,9 +84,8 @@ class Toy(nn.Module):
         count = x.shape[1]
         positions = torch.arange(count)[None]
         visible = positions[0][None] <= positions[0][:, None]
-        result: torch.Tensor = block(
-            x, positions, self.rotary(positions, x.dtype), visible[None, None], None
-        )
+        rotation = self.rotary(positions, x.dtype)
+        result: torch.Tensor = block(x, BlockInputs(positions, rotation, visible[None, None]))
         return result
 
 

@@ -33,7 +33,7 @@ import mtp_verify as mv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The CPUs that docs/forwards.md speaks of when it says that the width of a forward changes no bit.
+# The CPUs on which the width of a forward changes no bit (docs/howto/tune.md).
 on_measured_cpus = pytest.mark.skipif(
     not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
     reason="the order of this CPU's sums was not looked at",

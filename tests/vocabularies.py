@@ -46,7 +46,8 @@ def trained(kind: str, size: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train([str(_PAGES / f"{page}.md") for page in ("glossary", "rules")], trainer)
+    pages = ("explanation/glossary.md", "reference/rules.md")
+    tokenizer.train([str(_PAGES / page) for page in pages], trainer)
     if kind == "bytes":
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     # What the trainer calls special is one in name only: byte tokens are ordinary.

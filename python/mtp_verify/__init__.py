@@ -7,7 +7,7 @@ first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify import errors
+from mtp_verify import errors, verifier
 from mtp_verify._core import Draft, DraftBatch, TokenTree, Verdict, VerdictBatch
 from mtp_verify.errors import MtpVerifyError
 from mtp_verify.verifier import kv, lossy
@@ -52,6 +52,7 @@ __all__ = [
     "ops",
     "rules",
     "testing",
+    "verifier",
     "verify",
     "verify_batch",
 ]

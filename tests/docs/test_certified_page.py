@@ -1,30 +1,24 @@
-"""`docs/certified.md` is what its script makes of the committed figures."""
+"""`docs/reference/certified.md` is what its script makes of the committed figures."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 from mtp_verify.certification import engines
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
-FIGURES = json.loads((ROOT / "docs" / "certified.json").read_text())
-
-
-def generator():
-    spec = importlib.util.spec_from_file_location("gen", ROOT / "scripts" / "certify_engines.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FIGURES = json.loads((ROOT / "docs" / "data" / "certified.json").read_text())
 
 
 def test_page_is_generated_from_the_figures():
-    assert (ROOT / "docs" / "certified.md").read_text() == generator().render(FIGURES)
+    page = (ROOT / "docs" / "reference" / "certified.md").read_text()
+    assert page == load_script("certify_engines").render(FIGURES)
 
 
 def test_figures_are_of_the_commands_of_the_script():
-    commands = generator().COMMANDS
+    commands = load_script("certify_engines").COMMANDS
     assert {name: block["options"] for name, block in FIGURES.items()}.items() == commands.items()
 
 

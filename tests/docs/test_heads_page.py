@@ -1,28 +1,24 @@
-"""`docs/heads.md` and its picture are what their script makes of the records of this build."""
+"""`docs/howto/heads.md` and its picture are what their script makes of the records."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from mtp_verify.heads import family
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "scripts" / "gen_heads_docs.py"
-    spec = importlib.util.spec_from_file_location("gen_heads", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("gen_heads_docs")
 
 
 def test_table_is_current(script):
-    text = (ROOT / "docs" / "heads.md").read_text()
+    text = (ROOT / "docs" / "howto" / "heads.md").read_text()
     assert script.page(text) == text
 
 

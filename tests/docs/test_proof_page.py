@@ -1,8 +1,7 @@
-"""`docs/proof.md` is what its script makes of the committed certificate, which is current."""
+"""`docs/reference/proof.md` is what its script makes of the committed proof, which is current."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,20 +9,15 @@ from pathlib import Path
 import pytest
 
 from mtp_verify import _core
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
-CERTIFICATE = json.loads((ROOT / "docs" / "proof.json").read_text())
-
-
-def generator():
-    spec = importlib.util.spec_from_file_location("gen", ROOT / "scripts" / "gen_proof_docs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CERTIFICATE = json.loads((ROOT / "docs" / "data" / "proof.json").read_text())
 
 
 def test_page_is_generated_from_the_certificate():
-    assert (ROOT / "docs" / "proof.md").read_text() == generator().render(CERTIFICATE)
+    page = (ROOT / "docs" / "reference" / "proof.md").read_text()
+    assert page == load_script("gen_proof_docs").render(CERTIFICATE)
 
 
 def test_certificate_lists_the_misdeclared_drafts_of_this_build():
@@ -55,9 +49,9 @@ def test_certificate_has_every_format_within_bounds_of_this_build():
 def test_a_page_of_a_doctored_certificate_says_that_a_bound_is_broken():
     line = CERTIFICATE["floats"][0]
     wrong = CERTIFICATE | {"floats": [line | {"decisions": 1e-3, "holds": False}]}
-    page = generator().render(wrong)
+    page = load_script("gen_proof_docs").render(wrong)
     assert f"NOT within their bounds: ['{line['format']}, {line['level']}']" in page
-    assert "NOT within" not in generator().render(CERTIFICATE)
+    assert "NOT within" not in load_script("gen_proof_docs").render(CERTIFICATE)
 
 
 def test_readme_has_the_figures_of_the_certificate():
@@ -67,11 +61,12 @@ def test_readme_has_the_figures_of_the_certificate():
     floats = sum(line["cases"] for line in CERTIFICATE["floats"])
     mistakes = len(CERTIFICATE["misdeclared"]) + len(CERTIFICATE["mutants"])
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{len(rows)} pairs, {cases:,} cases, about {branches:.1f} million branches" in readme
+    counted = f"{cases:,} cases, about {branches:.1f} million branches"
+    assert f"{len(rows)} pairs of rule and law, {counted}" in readme
     assert f"{floats:,} cases" in readme
     assert f"finds all {mistakes} mistakes" in readme
     in_rows = CERTIFICATE["mutant_groups"]["float"]
-    assert f"{in_rows} of them in what lies between a tensor and a token" in readme
+    assert f"{in_rows} of them in the code between a tensor and a token" in readme
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_what_make_compat_installs_is_what_pyproject_declares():
 def test_tested_versions_of_transformers_are_those_declared():
     first, last = supported.FIRST, supported.LAST
     assert ranges("hf")["transformers"] == f">={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
-    page = (ROOT / "docs" / "compatibility.md").read_text()
+    page = (ROOT / "docs" / "howto" / "transformers.md").read_text()
     assert f"| transformers {first[0]}.{first[1]}." in page
     assert f"| transformers {last[0]}.{last[1]}." in page
 

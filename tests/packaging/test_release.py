@@ -72,7 +72,7 @@ def test_links_of_the_readme_can_be_made_absolute():
     made = links.absolute(readme, ADDRESS, "v1.0.0")
     assert links.relative(made) == []
     assert f"({ADDRESS}/raw/v1.0.0/docs/img/how-it-works.svg)" in made
-    assert f"({ADDRESS}/blob/v1.0.0/docs/rules.md)" in made
+    assert f"({ADDRESS}/blob/v1.0.0/docs/reference/rules.md)" in made
 
 
 def test_the_address_of_the_repository_stands_in_one_place():

@@ -59,7 +59,7 @@ def widened(logits):
 
 
 def shaped(logits, params):
-    return np.stack([reference.shape(row, params) for row in widened(logits)])
+    return np.stack([reference.shaped(row, params) for row in widened(logits)])
 
 
 def skeleton(rng, law, most):

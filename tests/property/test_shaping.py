@@ -75,7 +75,7 @@ def before_top_p(logits, params):
     """The row that top-p sees, as descending (V,) float64 probabilities."""
     min_p = 0.0 if params.preset == "transformers" else params.min_p
     seen = dataclasses.replace(params, top_p=1.0, min_p=min_p)
-    return np.sort(reference.shape(logits.float().numpy(), seen))[::-1]
+    return np.sort(reference.shaped(logits.float().numpy(), seen))[::-1]
 
 
 def assert_close(found, wanted, scaled):
@@ -119,7 +119,7 @@ def check(logits, params):
     order_theirs = np.lexsort((expected, scaled))[::-1]
     assert_close(ours[order_ours], expected[order_theirs], scaled[order_ours])
     # The readable twin keeps exactly what the core keeps, ties included.
-    twin = reference.shape(logits.float().numpy(), params)
+    twin = reference.shaped(logits.float().numpy(), params)
     if not np.array_equal((ours > 0) & visible, (twin > 0) & visible):
         TALLY["near the cut"] += 1
         mass = np.cumsum(before_top_p(logits, params))
@@ -226,7 +226,7 @@ def test_logits_that_become_equal_when_divided_are_ties(preset):
 def test_specification_examples_of_the_two_orders():
     # Row D0: 1/2, 1/4, 1/8, 1/8. The crossing token stays; min-p before top-p leaves one token.
     logits = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log2() * np.log(2)
-    row = reference.shape(logits.numpy(), mv.SamplingParams(top_p=0.7))
+    row = reference.shaped(logits.numpy(), mv.SamplingParams(top_p=0.7))
     np.testing.assert_allclose(row, [2 / 3, 1 / 3, 0, 0], rtol=1e-6)
     params = mv.SamplingParams(top_p=0.6, min_p=0.3)
     np.testing.assert_allclose(mv._core.shaped_row(logits, params), [2 / 3, 1 / 3, 0, 0], rtol=1e-6)
@@ -244,4 +244,4 @@ def test_greedy_rows_are_one_hot_at_the_lowest_maximum(values, temperature):
     params = mv.SamplingParams(temperature=temperature, preset="vllm")
     row = np.asarray(mv._core.shaped_row(logits, params))
     assert row[np.argmax(logits)] == row.sum() == 1
-    np.testing.assert_array_equal(row, reference.shape(logits, params))
+    np.testing.assert_array_equal(row, reference.shaped(logits, params))

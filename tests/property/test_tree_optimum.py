@@ -26,7 +26,7 @@ optimize = pytest.importorskip("scipy.optimize", reason="the oracle needs SciPy"
 sparse = pytest.importorskip("scipy.sparse", reason="the oracle needs SciPy")
 
 # The column of the documentation, to six decimals: law, then model and shape.
-DOCS = json.loads((Path(__file__).parents[2] / "docs" / "optimum.json").read_text())
+DOCS = json.loads((Path(__file__).parents[2] / "docs" / "data" / "optimum.json").read_text())
 
 # model, shape, law: the optimum to four decimals.
 OPTIMUM = {

@@ -1,4 +1,4 @@
-"""A drafter is known wherever drafters are listed once it has an entry in the registry."""
+"""CONTRIBUTING's recipe for a drafter: its file, an entry of the registry, a section of a page."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ class Toy(Drafter):
 ENTRY = """
     "Toy": Entry("toy", "the last token", "text", name="toy", settings={"num_tokens": 3}),
 """
+# What is written into each file.
+RECIPE = {
+    "python/mtp_verify/drafters/toy.py": TOY,
+    "python/mtp_verify/drafters/__init__.py": ENTRY,
+    "docs/howto/drafters.md": "",  # its section
+}
 # What is listed, as JSON: names, an object, and the docs table.
 LISTS = f"""
 import json, runpy

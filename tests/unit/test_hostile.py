@@ -30,7 +30,7 @@ ELSEWHERE = {
     "LLGuidance": "a grammar of another library", "XGrammar": "a grammar of another library",
     "build_info": "no arguments", "rules": "no arguments", "certify": "certification",
     "export": "tests/unit/heads", "probe": "tests/unit/heads", "reattach": "tests/unit/heads",
-    "save": "tests/unit/heads", "settle": "tests/unit/heads",
+    "save": "tests/unit/heads", "resolve_disputed": "tests/unit/heads",
 }  # fmt: skip
 
 

@@ -211,7 +211,7 @@ class ModelCache:
             elif kind not in _KINDS and not isinstance(layer, DUMMY):
                 reason = (
                     f"cache layer {index} is a {kind.__name__}, which cannot be rolled back after "
-                    "a rejected draft; see docs/caches.md for the kinds that can"
+                    "a rejected draft; see docs/howto/batches.md for the kinds that can"
                 )
         if reason:
             raise UnsupportedModelError(reason, slug="unsupported_cache")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.checkpoints.folder import INDEX
-from mtp_verify.checkpoints.tensors import write_tensors
+from mtp_verify.checkpoints.tensors import publish, write_tensors
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -27,29 +27,22 @@ _TENSOR_FILES = (".safetensors", ".bin", ".pt", ".pth", INDEX)
 
 
 def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that appears in one rename, complete.
-
-    Args:
-        out: must not exist, or be empty.
-        fill: writes into a temporary folder beside it.
+    """Make a folder that appears in one rename, complete; `fill` writes a temporary one beside it.
 
     Raises:
-        ParamsError: there is something at `out`.
+        ParamsError: `out` is there and not empty.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        msg = f"{out} is not empty; give a new folder"
-        raise ParamsError(msg, slug="folder_not_empty")
+        message = f"{out} is not empty; give a new folder"
+        raise ParamsError(message, slug="folder_not_empty")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         fill(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
         if out.exists():
             out.rmdir()
-        temporary.rename(out)
+        publish(temporary, out, 0o777)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -62,16 +55,10 @@ def extend(
     *,
     config: Mapping[str, Any],
 ) -> None:
-    """Write a copy of a checkpoint with more tensors in a shard of their own.
+    """Write a copy of a checkpoint with more tensors, in a shard of their own, and a new config.
 
     Shards of the base are hard links (copies on another disk) and are never rewritten, unless they
-    hold a tensor of the same name, which must go.
-
-    Args:
-        base: the checkpoint.
-        tensors: to be added, by name.
-        out: the new folder.
-        config: its `config.json`.
+    hold a tensor of the same name, which is replaced.
 
     Raises:
         ParamsError: there is something at `out`.
@@ -80,7 +67,6 @@ def extend(
     shard = next(
         name for number in count(1) if (name := f"mtp-{number:05}.safetensors") not in taken
     )
-    replaced = {base.files[name] for name in tensors if name in base.files}
 
     def fill(folder: Path) -> None:
         for path in sorted(base.folder.iterdir()):
@@ -89,14 +75,13 @@ def extend(
                 shutil.copy2(path, folder / path.name)
         where: dict[str, str] = {}
         for file in sorted(taken):
-            kept = [name for name, holder in base.files.items() if holder == file]
-            if file in replaced:
-                kept = [name for name in kept if name not in tensors]
-                if kept:
-                    write_tensors(folder / file, {name: base.read(name) for name in kept})
-            else:
+            names = [name for name, holder in base.files.items() if holder == file]
+            others = [name for name in names if name not in tensors]
+            if others == names:
                 _link(base.folder / file, folder / file)
-            where |= dict.fromkeys(kept, file)
+            elif others:
+                write_tensors(folder / file, {name: base.read(name) for name in others})
+            where |= dict.fromkeys(others, file)
         write_tensors(folder / shard, tensors)
         where |= dict.fromkeys(tensors, shard)
         size = sum((folder / file).stat().st_size for file in set(where.values()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, read_json
+from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, listed, read_json
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Checkpoint:
     def __init__(self, path: str | Path, *, allow_pickle: bool = False) -> None:
         path = Path(path)
         if not path.exists():
-            msg = f"{path}: no such file or folder"
-            raise FileNotFoundError(msg)
+            message = f"{path}: no such file or folder"
+            raise FileNotFoundError(message)
         self.folder = path if path.is_dir() else path.parent
         self._open: dict[str, TensorFile] = {}
         self._loaded: dict[str, torch.Tensor] = {}
@@ -72,11 +72,7 @@ class Checkpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor.
-
-        Raises:
-            UnsupportedModelError: it is not there.
-        """
+        """Return one tensor; UnsupportedModelError if there is none of this name."""
         if name in self._loaded:
             return self._loaded[name]
         if name not in self.files:
@@ -86,8 +82,23 @@ class Checkpoint:
     @property
     def text_config(self) -> dict[str, Any]:
         """The configuration of the language model, which may be a part of the whole's."""
-        nested = self.config.get("text_config") or self.config.get("llm_config")
-        return nested if isinstance(nested, dict) else self.config
+        return self.text_part(self.config)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model, by the configuration."""
+        found = self.text_config.get("num_hidden_layers")
+        if type(found) is not int:
+            bad_checkpoint(self.folder, "config.json does not give the number of layers")
+        return found
+
+    @staticmethod
+    def text_part(config: dict[str, Any]) -> dict[str, Any]:
+        """Return the table about the language model in a configuration: a part of it, or all."""
+        for key in ("text_config", "llm_config"):
+            if isinstance(config.get(key), dict):
+                return cast("dict[str, Any]", config[key])
+        return config
 
     def _find(self, *, allow_pickle: bool) -> None:
         indices = sorted(self.folder.glob(f"*{INDEX}"))
@@ -95,17 +106,14 @@ class Checkpoint:
             bad_checkpoint(self.folder, f"it has {len(indices)} indices: {indices[0].name}, ...")
         if indices:
             self._follow(indices[0])
-            return
-        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        for name in found:
-            self._add(name)
-        if found:
-            return
-        pickles = sorted(path for path in self.folder.iterdir() if path.suffix in _PICKLES)
-        if not pickles:
+        elif found := sorted(self.folder.glob("*.safetensors")):
+            for path in found:
+                self._add(path.name)
+        elif pickles := sorted(p for p in self.folder.iterdir() if p.suffix in _PICKLES):
+            for path in pickles:
+                self._unpickle(path, allow_pickle=allow_pickle)
+        else:
             bad_checkpoint(self.folder, "it holds no safetensors files")
-        for path in pickles:
-            self._unpickle(path, allow_pickle=allow_pickle)
 
     def _follow(self, index: Path) -> None:
         where = read_json(index).get("weight_map")
@@ -114,25 +122,25 @@ class Checkpoint:
         shards = sorted(set(where.values()))
         missing = [shard for shard in shards if not (self.folder / shard).is_file()]
         if missing:
-            bad_checkpoint(index, f"shards are missing: {_listed(missing)}")
+            bad_checkpoint(index, f"shards are missing: {listed(missing)}")
         for shard in shards:
             self._open[shard] = TensorFile(self.folder / shard)
         astray = [name for name, file in where.items() if name not in self._open[file].tensors]
         if astray:
-            bad_checkpoint(index, f"tensors are not in the file it names: {_listed(astray)}")
+            bad_checkpoint(index, f"tensors are not in the file it names: {listed(sorted(astray))}")
         self.files = dict(where)
 
     def _add(self, file: str) -> None:
         self._open[file] = opened = TensorFile(self.folder / file)
         twice = sorted(set(opened.tensors) & set(self.files))
         if twice:
-            bad_checkpoint(self.folder, f"several files hold the same tensors: {_listed(twice)}")
+            bad_checkpoint(self.folder, f"several files hold the same tensors: {listed(twice)}")
         self.files |= dict.fromkeys(opened.tensors, file)
 
     def _unpickle(self, path: Path, *, allow_pickle: bool) -> None:
         if not allow_pickle:
-            msg = f"{path}: {_HOW_TO_CONVERT.format(name=path.name)}"
-            raise UnsupportedModelError(msg, slug="pickle_refused")
+            message = f"{path}: {_HOW_TO_CONVERT.format(name=path.name)}"
+            raise UnsupportedModelError(message, slug="pickle_refused")
         try:
             found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything
@@ -147,12 +155,7 @@ class Checkpoint:
 
 
 def is_plain(file: object) -> bool:
-    """Whether it can name a file of the folder itself, and nothing outside of it."""
+    """Return whether this can only be the name of a file in the folder itself."""
     if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
         return False
     return len(file.encode("utf-8", "replace")) <= _MAX_NAME
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name[:200] for name in sorted(names)[:limit]) + more

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written here: nothing that a file says is believed unchecked.
+"""Safetensors files, read and written; everything that a file says is checked.
 
 The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes. A
 header is refused unless names, dtypes, shapes and offsets agree with each other and with the size
@@ -23,10 +23,10 @@ import torch
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "read_json", "write_atomically",
-           "write_tensors"]  # fmt: skip
+__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "publish", "read_json",
+           "write_atomically", "write_tensors"]  # fmt: skip
 
 _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_JSON = 64 << 20  # an index of a million tensors fits
@@ -49,26 +49,16 @@ _NAMES = {kind: name for name, (_, kind) in _DTYPES.items() if kind is not None}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor.
+    """What a header says of a tensor."""
 
-    Attributes:
-        dtype: in the format's words, as "BF16".
-        shape: of the tensor.
-        start: of its bytes, counted from the end of the header.
-        end: of its bytes.
-    """
-
-    dtype: str
+    dtype: str  # in the format's words, as "BF16"
     shape: tuple[int, ...]
-    start: int
+    start: int  # of its bytes, counted from the end of the header
     end: int
 
 
 class TensorFile:
-    """A safetensors file whose header was checked.
-
-    Args:
-        path: of the file; only its header is read.
+    """A safetensors file whose header was checked; only the header is read at once.
 
     Raises:
         UnsupportedModelError: not such a file; says what is wrong where.
@@ -104,7 +94,7 @@ class TensorFile:
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor; nothing else of the file is read.
+        """Return one tensor; nothing else of the file is read.
 
         Raises:
             UnsupportedModelError: no such tensor, or of a type that torch does not have.
@@ -126,20 +116,23 @@ class TensorFile:
 
 
 def bad_checkpoint(path: Path, what: str) -> NoReturn:
-    """Refuse a file.
+    """Refuse a file: always raises UnsupportedModelError."""
+    message = f"{path}: {what}"
+    raise UnsupportedModelError(message, slug="bad_checkpoint")
 
-    Raises:
-        UnsupportedModelError: always.
-    """
-    msg = f"{path}: {what}"
-    raise UnsupportedModelError(msg, slug="bad_checkpoint")
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Return some names in words, and how many more there are."""
+    some = list(names)
+    more = f" and {len(some) - limit} more" if len(some) > limit else ""
+    return ", ".join(name[:200] for name in some[:limit]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table.
+    """Return the table in a JSON file.
 
     Raises:
-        UnsupportedModelError: it does not, or is larger than any such file.
+        UnsupportedModelError: it holds none, or is larger than any such file.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -153,13 +146,13 @@ def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if unique and len(found) != len(pairs):
-            msg = "a name stands twice"
-            raise ValueError(msg)
+            message = "a name is there twice"
+            raise ValueError(message)
         return found
 
     # An empty list costs two bytes of text and fifty of memory.
     if unique and text.count(b"{") + text.count(b"[") > len(text) // _BYTES_PER_BRACKET + 4:
-        bad_checkpoint(path, "its header is nested as no list of tensors is")
+        bad_checkpoint(path, "its header is nested, and a list of tensors is not")
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=table)
     except (ValueError, RecursionError) as error:
@@ -175,31 +168,23 @@ def _is_count(value: object) -> bool:
 
 def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        bad_checkpoint(path, f"tensor {name[:200]} has not exactly dtype, shape and data_offsets")
+        bad_checkpoint(path, f"tensor {name[:200]}: wanted exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         bad_checkpoint(path, f"tensor {name[:200]} has an unknown dtype, {str(dtype)[:50]}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_count, shape)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no sound shape: {str(shape)[:100]}")
+        bad_checkpoint(path, f"tensor {name[:200]} has no valid shape: {str(shape)[:100]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no sound offsets: {str(offsets)[:100]}")
+        bad_checkpoint(path, f"tensor {name[:200]} has no valid offsets: {str(offsets)[:100]}")
     bits = math.prod(shape) * _DTYPES[dtype][0]
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        bad_checkpoint(
-            path,
-            f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes and its offsets are "
-            f"{offsets}",
-        )
+        what = f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes"
+        bad_checkpoint(path, f"{what} and its offsets are {offsets}")
     return TensorInfo(dtype, tuple(shape), *offsets)
 
 
 def write_atomically(path: Path, chunks: Any) -> None:
-    """Write a file beside `path` and rename it: a kill leaves the old file or the new one.
-
-    Args:
-        path: of the file.
-        chunks: bytes-like parts, in order.
-    """
+    """Write bytes-like parts beside `path` and rename: a kill leaves the old file or the new."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -207,25 +192,24 @@ def write_atomically(path: Path, chunks: Any) -> None:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # temporary files are private; this one is not
-        Path(temporary).replace(path)
+        publish(Path(temporary), path, 0o666)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def publish(temporary: Path, path: Path, mode: int) -> None:
+    """Rename a temporary file or folder, which only its owner can read, and give it a mode."""
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(mode & ~mask)
+    temporary.replace(path)
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically.
-
-    Args:
-        path: of the file.
-        tensors: by name.
-        metadata: texts for the header; `{"format": "pt"}`, which transformers wants, is added.
-    """
+    """Write a safetensors file atomically; the metadata gets the `format` of transformers."""
     # Wide types first, as the reference does: then every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}

@@ -285,7 +285,7 @@ def bench(args: argparse.Namespace) -> Report:
 
 
 def inspect(args: argparse.Namespace) -> Report:
-    """Look at a draft head; see `mtp_verify.heads.inspection`."""
+    """Look at a draft head; see `mtp_verify.heads.io.inspect`."""
     _tell_when_missing("torch", "transformers", extra="hf")
     with Progress() as progress:
         progress.show("reading the checkpoint ...")
@@ -293,7 +293,7 @@ def inspect(args: argparse.Namespace) -> Report:
 
 
 def reattach(args: argparse.Namespace) -> Report:
-    """Put lost draft modules back; see `mtp_verify.heads.reattach`."""
+    """Put lost draft modules back; see `mtp_verify.heads.io.reattach`."""
     _tell_when_missing("torch", extra="torch")
     with Progress() as progress:
         progress.show("writing the checkpoint ...")
@@ -301,7 +301,7 @@ def reattach(args: argparse.Namespace) -> Report:
 
 
 def export(args: argparse.Namespace) -> Report:
-    """Write a draft head in another layout; see `mtp_verify.heads.export`."""
+    """Write a draft head in another layout; see `mtp_verify.heads.io.export`."""
     _tell_when_missing("torch", "transformers", extra="hf")
     with Progress() as progress:
         progress.show("writing the head ...")

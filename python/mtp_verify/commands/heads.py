@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from mtp_verify.heads.inspection import Inspection
+    from mtp_verify.heads.io.inspect import Inspection
 
 __all__ = [
     "add_export_arguments",
@@ -70,7 +70,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def inspect(args: argparse.Namespace) -> Report:
     """Say what a checkpoint's head is, what is wrong with it, and what it is worth."""
     from mtp_verify.checkpoints.folder import Checkpoint
-    from mtp_verify.heads.inspection import Inspection, inspect_head
+    from mtp_verify.heads.io.inspect import Inspection, inspect_head
 
     report = Report("inspect")
     native = (Path(args.checkpoint) / "head.json").is_file()

@@ -66,7 +66,7 @@ class Decoder:
             function of model, prompt and seed alone, equal with and without a drafter (to
             rounding: forwards of different widths may round a near-tie differently, in bfloat16
             often, in float32 rarely, and not at all for chains in bfloat16 once the model is given
-            to `mtp_verify.models.cpu.fused.fuse`, on CPUs that docs/forwards.md names).
+            to `mtp_verify.models.cpu.fused.fuse`, on CPUs that docs/howto/tune.md names).
         batching: how many requests are run. `"each"` runs every one by itself: the same bits as
             alone, no gain from batching. `"together"` runs them in one forward: each follows the
             target's distribution, and its tokens are those that it gets alone but for near-ties

@@ -120,7 +120,7 @@ def rule_of_request(
     "coupled". A rule that was chosen after a look at the draft would be biased: a rule is lossless
     over all drafts of a law, not on those that it is picked for. And what a coupled draft shows is
     noise that the rule "coupled" has still to use, so no other rule may take turns with it
-    (docs/lossless-loops.md).
+    (docs/explanation/lossless-loops.md).
 
     Raises:
         RuleError: no such rule; not lossless for a law that the drafter may hand out, or not at

@@ -1,8 +1,8 @@
 """The loop: propose, forward, verify, commit, for all sequences in flight at once.
 
 It is append-only: what it decides may depend on all that is known before a draw, but once a token
-is drawn it is verified where it was drawn (docs/lossless-loops.md). So budgets are shared out
-before anything is drafted, and a draft that is larger than its budget is an error.
+is drawn it is verified where it was drawn (docs/explanation/lossless-loops.md). So budgets are
+shared out before anything is drafted, and a draft that is larger than its budget is an error.
 
 A sequence that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
 kept. Errors of the model or of a drafter's code cannot be attributed to one request: they are

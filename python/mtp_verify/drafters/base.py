@@ -66,8 +66,8 @@ class Request:
 class Drafter(ABC):
     """A source of drafts: derive from this class and define `propose`.
 
-    Every other method and attribute has a default. docs/own-drafter.md writes three drafters, and
-    `mv.testing.assert_drafter` tests one.
+    Every other method and attribute has a default. docs/howto/drafters.md writes three drafters,
+    and `mv.testing.assert_drafter` tests one.
 
     The calls for a request, in order: `start`; then per step `propose`, `observe` after the
     target's forward and, after the decoder has appended what was emitted to `request.tokens`,
@@ -75,7 +75,7 @@ class Drafter(ABC):
 
     **Append-only.** What a drafter decides may depend on all that it knows, but a token that it has
     drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
-    out too large (docs/lossless-loops.md has the theorem, and what a loop may share).
+    out too large (docs/explanation/lossless-loops.md has the theorem, and what a loop may share).
 
     A drafter that draws from rows should let `request.mask_rows` mask them first. One that does not
     is lossless nevertheless: forbidden nodes of a deterministic draft are left out before it is

@@ -47,7 +47,7 @@ class _State:
     def update_vocab(self, base: Any | None) -> None:
         """Let the tokens of the context follow those that the head always drafts."""
         if base is not None:
-            context = self.head.context.tokens
+            context = self.head.context_tokens.ids
             if self.vocab is None or len(self.vocab) != len(base) + len(context):
                 self.vocab = np.concatenate((base, np.fromiter(context, np.int64, len(context))))
 

@@ -6,13 +6,13 @@
 
 from mtp_verify.heads.base import Head, Shared
 from mtp_verify.heads.causal import CausalHead
-from mtp_verify.heads.export import export
 from mtp_verify.heads.families import FAMILIES, family
-from mtp_verify.heads.load import load
-from mtp_verify.heads.native import save
+from mtp_verify.heads.io.export import export
+from mtp_verify.heads.io.load import load
+from mtp_verify.heads.io.native import save
+from mtp_verify.heads.io.reattach import reattach
 from mtp_verify.heads.parallel import ParallelHead
-from mtp_verify.heads.probe import Probe, probe, settle
-from mtp_verify.heads.reattach import reattach
+from mtp_verify.heads.probe import Probe, probe, resolve_disputed
 from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
 
 __all__ = [
@@ -30,6 +30,6 @@ __all__ = [
     "load",
     "probe",
     "reattach",
+    "resolve_disputed",
     "save",
-    "settle",
 ]

@@ -1,4 +1,4 @@
-"""What all draft heads have in common: their tie to a target, and the calls that draft.
+"""What all draft heads have in common: the parts of their target, and the calls that draft.
 
 A head drafts for one sequence in a state of its own:
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["Context", "Head", "Shared", "check_pairs", "check_target"]
+__all__ = ["ContextTokens", "Head", "Shared", "check_pairs", "check_parents", "check_target",
+           "make_output"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Shared:
         embed: token ids to embeddings.
         output: hidden states to logits over the target's vocabulary.
         output_weight: (V, d), its matrix.
-        norm: the target's final norm, or None if it could not be found.
+        norm: the final norm, or None if it could not be found.
     """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
@@ -52,7 +53,7 @@ class Shared:
 
     @classmethod
     def of(cls, model: Any) -> Shared:
-        """The parts of a transformers causal language model; no copies.
+        """Return the parts of a transformers causal language model; no copies.
 
         Raises:
             UnsupportedModelError: it has no embedding or no output head of its own.
@@ -60,25 +61,18 @@ class Shared:
         embed = model.get_input_embeddings()
         output = model.get_output_embeddings()
         if embed is None or output is None:
-            msg = (
-                f"{type(model).__name__} shows no embedding or output head that a head could share"
-            )
-            raise UnsupportedModelError(msg, slug="no_lm_head")
+            message = f"{type(model).__name__} shows no embedding or output head to share"
+            raise UnsupportedModelError(message, slug="no_lm_head")
         norm = getattr(model.get_decoder(), "norm", None)
         return cls(embed, output, output.weight, norm)
 
 
 @dataclass
-class Context:
-    """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft.
+class ContextTokens:
+    """Tokens outside the draft vocabulary that a sequence has shown, which its head may draft."""
 
-    Attributes:
-        tokens: in the order in which they came; the keys alone count.
-        rows: (E, d) of the target's output head, or None where there are none.
-    """
-
-    tokens: dict[int, None] = field(default_factory=dict)
-    rows: torch.Tensor | None = None
+    ids: dict[int, None] = field(default_factory=dict)  # keys in order of appearance
+    rows: torch.Tensor | None = None  # (E, d) of the target's output head, None where E = 0
 
 
 class Head(nn.Module):
@@ -113,21 +107,18 @@ class Head(nn.Module):
             ParamsError: the head was not attached to a target.
         """
         if not self._shared:
-            msg = (
+            message = (
                 f"the {self.spec.family} head is not attached to a target; call "
                 "head.attach(model), or give the target to mv.heads.load(path, target=model)"
             )
-            raise ParamsError(msg, slug="head_not_attached")
+            raise ParamsError(message, slug="head_not_attached")
         return self._shared[0]
 
     def attach(self, target: Any) -> Head:
-        """Tie the head to a target: its embedding, its output head, its final norm.
+        """Give the head the embedding, output head and final norm of a target; return the head.
 
         Args:
             target: a transformers model, or a `Shared`.
-
-        Returns:
-            The head itself.
 
         Raises:
             UnsupportedModelError: a target of other sizes; names them.
@@ -149,15 +140,12 @@ class Head(nn.Module):
         """
         size, limit = self.spec.draft_vocab_size, self.spec.known_sizes.vocab_size
         vocab = vocab.to(torch.int64)
-        is_sound = vocab.dim() == 1 and bool(
-            (vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit
-        ) if vocab.numel() else False  # fmt: skip
-        if vocab.numel() != size or not is_sound:
-            msg = (
-                f"the draft vocabulary must be {size} distinct token ids below {limit}, ascending; "
-                f"found {tuple(vocab.shape)}"
-            )
-            raise ParamsError(msg, slug="bad_draft_vocab")
+        is_sound = vocab.shape == (size,) and vocab.numel() > 0
+        if not is_sound or not ((vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit):
+            found = f"an array of shape {tuple(vocab.shape)}"
+            wanted = f"{size} distinct token ids below {limit}, ascending"
+            message = f"draft vocabulary: found {found}, wanted {wanted}"
+            raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None
 
@@ -174,25 +162,20 @@ class Head(nn.Module):
     def choose(self, **choices: Any) -> None:
         """Change fields of the spec that no parameter depends on, as `feed` or `recycle`.
 
-        Args:
-            choices: the fields.
-
         Raises:
-            ParamsError: a word that no head knows.
+            ParamsError: a value that no head has.
         """
         self.spec = self.spec.replace(**choices)
-        level: Any
-        for level in self.get_submodule("levels").children():
+        levels: Any = self.levels
+        for level in levels:
             level.spec = self.spec
 
     def shared_logits(
         self, hidden: torch.Tensor, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The target's output head on (..., d), over the draft vocabulary if there is one.
+        """Return the target's logits (..., D + E) of (..., d), over the draft vocabulary if any.
 
-        Args:
-            hidden: what it reads.
-            extra: (E, d), rows of further tokens, whose logits come last.
+        The logits of further tokens, whose rows are `extra` (E, d), come last.
         """
         if self.vocab is None:
             return self.shared.output(hidden)
@@ -201,50 +184,46 @@ class Head(nn.Module):
             # One compact copy: gathered rows would be read from all over the matrix at each step.
             rows = self._shared_rows = Product(self.shared.output_weight.detach()[self.vocab])
         logits = rows(hidden)
-        if extra is None:
-            return logits
-        return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
+        more = () if extra is None else (nn.functional.linear(hidden, extra),)
+        return torch.cat((logits, *more), dim=-1) if more else logits
 
     def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows (E, d) of the target's output head for tokens (E,)."""
+        """Return rows (E, d) of the target's output head for tokens (E,)."""
         return self.shared.output_weight.detach()[tokens]
 
-    def meet(self, context: Context, tokens: torch.Tensor) -> None:
-        """Take the tokens outside the draft vocabulary that a sequence has shown.
-
-        Args:
-            context: of the sequence; changed.
-            tokens: (n,) int64.
-        """
+    def observe_tokens(self, context: ContextTokens, tokens: torch.Tensor) -> None:
+        """Add to `context` those of a sequence's tokens (n,) that the draft vocabulary lacks."""
         if not self.spec.context_tokens:
             return
         inside = self._inside
         if inside is None:
             inside = self._inside = np.zeros(self.spec.known_sizes.vocab_size, bool)
             inside[[] if self.vocab is None else self.vocab.cpu().numpy()] = True
-        met = dict.fromkeys(tokens.tolist())
-        fresh = [token for token in met if not (inside[token] or token in context.tokens)]
+        shown = dict.fromkeys(tokens.tolist())
+        fresh = [token for token in shown if not (inside[token] or token in context.ids)]
         if fresh:
             rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
             old = context.rows
             context.rows = rows if old is None else torch.cat((old, rows))
-            context.tokens.update(dict.fromkeys(fresh))
+            context.ids.update(dict.fromkeys(fresh))
 
-    def token_at(self, context: Context, column: int) -> int:
-        """The token of a logit: of the draft vocabulary, behind it of the context."""
+    def token_at(self, context: ContextTokens, column: int) -> int:
+        """Return the token of a logit: of the draft vocabulary, after it of the context."""
         if self.vocab is None:
             return column
         size = len(self.vocab)
-        return int(self.vocab[column]) if column < size else list(context.tokens)[column - size]
+        return int(self.vocab[column]) if column < size else list(context.ids)[column - size]
 
     def logits(
-        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (..., D + E) of what a level gives to its output head; `extra` as above."""
-        raise NotImplementedError
+        """Return logits (..., D + E) of a level's features; `extra` as in `shared_logits`."""
+        levels: Any = self.levels
+        own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
+        return self.shared_logits(features, extra) if own is None else own(features)
 
     def new_state(self) -> Any:
-        """The state of a sequence that nothing is known of."""
+        """Return the state of a new sequence."""
         raise NotImplementedError
 
     def read(
@@ -292,16 +271,16 @@ def check_target(spec: HeadSpec, shared: Shared) -> None:
     sizes = spec.known_sizes
     found = tuple(shared.output_weight.shape)
     if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
-        msg = (
+        message = (
             f"the {spec.family} head is for hidden states of width {sizes.hidden_size} "
             f"and {sizes.vocab_size} tokens; this target has {found[1]} and {found[0]}: load "
             "the head that was trained for it"
         )
-        raise UnsupportedModelError(msg, slug="head_of_another_target")
+        raise UnsupportedModelError(message, slug="head_of_another_target")
 
 
 def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
-    """The number of pairs that `read` got.
+    """Return the number of pairs that `read` got.
 
     Raises:
         DraftError: layers, widths or lengths that do not fit; says which.
@@ -309,9 +288,29 @@ def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Te
     width, layers = spec.known_sizes.hidden_size, len(spec.aux_layers) or 1
     count = tokens.shape[0] if tokens.dim() == 1 else 0
     if len(hidden) != layers or any(tuple(h.shape) != (count, width) for h in hidden) or not count:
-        msg = (
+        message = (
             f"the {spec.family} head reads {layers} hidden state(s) of shape (n, {width}) and n "
             f"tokens, n >= 1; found {[tuple(h.shape) for h in hidden]} and {tuple(tokens.shape)}"
         )
-        raise DraftError(msg, slug="shape_mismatch")
+        raise DraftError(message, slug="shape_mismatch")
     return count
+
+
+def check_parents(parents: Sequence[int], num_nodes: int) -> None:
+    """Refuse parents that were not run.
+
+    Raises:
+        DraftError: such a parent; names it.
+    """
+    for parent in parents:
+        if not 0 <= parent < num_nodes:
+            message = f"node {parent} was not run; {num_nodes} nodes are known"
+            raise DraftError(message, slug="bad_parent", node=parent)
+
+
+def make_output(spec: HeadSpec) -> nn.Linear | None:
+    """Return a module's own output head, or None where the head shares the target's."""
+    if spec.output_head == "shared":
+        return None
+    sizes = spec.known_sizes
+    return nn.Linear(sizes.hidden_size, spec.draft_vocab_size or sizes.vocab_size, bias=False)

@@ -1,8 +1,8 @@
 """`CausalHead`: DeepSeek's MTP modules, EAGLE and EAGLE-3, which differ in fields of `HeadSpec`.
 
 A module fuses a hidden state with the embedding of the token that follows it, runs one or more
-transformer blocks over such pairs, and predicts the token after that. Its output stands in for the
-target's next hidden state, so that a level can be drafted below it.
+transformer blocks over such pairs, and predicts the token after that. Its output takes the place of
+the target's next hidden state, so that a level can be drafted below it.
 
 References:
     DeepSeek-V3, arXiv 2412.19437, section 2.2; EAGLE, arXiv 2401.15077; EAGLE-3, arXiv 2503.01840;
@@ -19,9 +19,11 @@ import torch
 from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
-from mtp_verify.heads.base import Context, Head, check_pairs
-from mtp_verify.heads.blocks import Block, RMSNorm, Rotary, TargetBlock
+from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
+from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
+from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +34,7 @@ __all__ = ["CausalHead", "CausalModule", "CausalState"]
 
 
 class CausalModule(nn.Module):
-    """One module: pairs of a hidden state and an embedding in, a hidden state out.
-
-    Args:
-        spec: of the head.
-        model: the target, where `spec.block` is "target".
-    """
+    """One module: pairs of a hidden state and an embedding in, a hidden state out."""
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
         super().__init__()
@@ -56,48 +53,21 @@ class CausalModule(nn.Module):
         self.fusion: nn.Module = nn.Identity()
         if spec.fusion in ("eh", "he"):
             self.fusion = nn.Linear(2 * width, width, bias=spec.fusion_bias)
-        if spec.block == "target":
-            self.layers = nn.ModuleList(TargetBlock(model) for _ in range(spec.num_layers))
-        else:
-            side_by_side = spec.fusion == "attention"
-            self.layers = nn.ModuleList(
-                Block(
-                    sizes,
-                    inputs=2 * width if side_by_side and not index else None,
-                    # Side by side, both halves have a norm of their own already.
-                    input_norm=index > 0 or (spec.input_norm and not side_by_side),
-                    plus_one=plus_one,
-                )
-                for index in range(spec.num_layers)
-            )
+        block = block_of(spec)
+        self.layers = nn.ModuleList(block(spec, index, model) for index in range(spec.num_layers))
         self.norm = norm(wanted=spec.output_norm)
-        self.output = (
-            nn.Linear(width, spec.draft_vocab_size or sizes.vocab_size, bias=False)
-            if spec.output_head == "own"
-            else None
-        )
+        self.output = make_output(spec)
 
     def forward(
         self,
         hidden: torch.Tensor,
         embeds: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        inputs: BlockInputs,
         layers: Sequence[GrowingLayer | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the module.
+        """Return what the output head reads, and the next level's hidden state, both (B, n, d).
 
-        Args:
-            hidden: (B, n, d) hidden states.
-            embeds: (B, n, d) embeddings of the tokens after them.
-            positions: (B, n).
-            rotation: of these positions.
-            mask: see `Block.forward`.
-            layers: keys and values of each block, or None each.
-
-        Returns:
-            What the output head reads, and what the next level takes as its hidden state.
+        `hidden` and `embeds`, those of the tokens after, are (B, n, d).
         """
         spec = self.spec
         embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)
@@ -109,7 +79,7 @@ class CausalModule(nn.Module):
             parts = (embeds, normed) if spec.fusion == "eh" else (normed, embeds)
             x = self.fusion(torch.cat(parts, dim=-1))
         for block, layer in zip(self.layers, layers, strict=True):
-            x = block(x, positions, rotation, mask, layer, residual=residual)
+            x = block(x, inputs._replace(layer=layer, residual=residual))
             residual = None
         normed = self.norm(x)
         return normed, normed if spec.recycle == "post" else x
@@ -119,10 +89,10 @@ class CausalModule(nn.Module):
 class _Node:
     """A node that was run.
 
-    While levels move from module to module, a pair's token lies further ahead than its hidden
-    state: module m first meets the path's token at depth 1 in the row m positions before its
-    newest. A node at depth d therefore runs the d newest rows of module d; a module that is used
-    again runs one row a node.
+    While levels move from module to module, a pair's token is further ahead than its hidden state:
+    module m first reads the path's token at depth 1 in the row m positions before its newest. A
+    node at depth d therefore runs the d newest rows of module d; a module that is used again runs
+    one row a node.
     """
 
     path: list[int]  # tokens below the root, its own last
@@ -133,38 +103,31 @@ class _Node:
 
 @dataclass
 class CausalState:
-    """What a causal head keeps of a sequence.
+    """State of a sequence in a causal head."""
 
-    Attributes:
-        layers: per module and block the keys and values.
-        num_true: per module the entries that come from true pairs.
-        first: position of the first pair's hidden state.
-        context: tokens that may be drafted besides the draft vocabulary.
-    """
-
-    layers: list[list[GrowingLayer]]
-    num_true: list[int]
-    first: int = 0
-    context: Context = field(default_factory=Context)
+    layers: list[list[GrowingLayer]]  # keys and values by module and block
+    num_true: list[int]  # by module: entries that come from true pairs
+    first: int = 0  # position of the first pair's hidden state
+    context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _carry: list[torch.Tensor | None] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that were run since the last `read`, the root included."""
+        """Nodes run since the last `read`, the root included."""
         return len(self._nodes)
 
     @property
     def num_entries(self) -> list[int]:
-        """Per module the entries held, drafted ones included."""
+        """Entries of each module, drafted ones included."""
         return [layers[0].get_seq_length() for layers in self.layers]
 
     def rollback(self) -> None:
         """Drop everything that was drafted; true pairs stay."""
         del self._nodes[1:]
-        for layers, kept in zip(self.layers, self.num_true, strict=True):
+        for layers, num_true in zip(self.layers, self.num_true, strict=True):
             for layer in layers:
-                if (surplus := layer.get_seq_length() - kept) > 0:
+                if (surplus := layer.get_seq_length() - num_true) > 0:
                     layer.crop(-surplus)
 
 
@@ -184,60 +147,51 @@ class CausalHead(Head):
 
     Example:
         >>> from mtp_verify.heads import Sizes, family
-        >>> sizes = Sizes(
-        ...     hidden_size=8,
-        ...     vocab_size=16,
-        ...     intermediate_size=16,
-        ...     num_heads=2,
-        ...     num_kv_heads=1,
-        ...     head_dim=4,
-        ... )
+        >>> sizes = Sizes(hidden_size=8, vocab_size=16, intermediate_size=16, head_dim=8)
         >>> head = CausalHead(family("eagle").replace(sizes=sizes))
         >>> sum(p.numel() for p in head.parameters())
-        712
+        776
     """
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
         super().__init__(spec)
-        if spec.block == "foreign":
-            msg = f"heads of the family {spec.family} cannot be run here: {spec.obstacle}"
-            raise UnsupportedModelError(msg, slug="unsupported_head")
-        if spec.kind != "causal" or spec.fusion not in ("eh", "he", "attention"):
-            msg = f"{spec.family} is not a causal head with a supported fusion"
-            raise ParamsError(msg, slug="bad_head_spec")
-        if spec.block == "target" and model is None:
-            msg = (
+        block = block_of(spec)
+        is_known = spec.kind == "causal" and spec.fusion in ("eh", "he", "attention")
+        if not is_known or not block.attends:
+            message = f"{spec.family} is not a causal head with a supported fusion and attention"
+            raise ParamsError(message, slug="bad_head_spec")
+        if block.needs_target and model is None:
+            message = (
                 f"a {spec.family} head is made of the target's own kind of layer; give the target: "
                 "CausalHead(spec, model)"
             )
-            raise ParamsError(msg, slug="head_needs_target")
+            raise ParamsError(message, slug="head_needs_target")
         if spec.feed == "aux" and not spec.aux_layers:
-            msg = 'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
-            raise ParamsError(msg, slug="bad_head_spec")
+            message = (
+                'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
+            )
+            raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
         width, eps = sizes.hidden_size, sizes.norm_eps
         self.embedding = nn.Embedding(sizes.vocab_size, width) if spec.own_embedding else None
-        self.features: nn.Linear | None = None
-        self.feature_norms = nn.ModuleList()
-        if spec.feed == "aux":
-            layers = len(spec.aux_layers)
-            self.features = nn.Linear(layers * width, width, bias=False)
-            if spec.feature_norm == "all":
-                self.feature_norms.append(RMSNorm(layers * width, eps))
-            elif spec.feature_norm == "each":
-                self.feature_norms.extend(RMSNorm(width, eps) for _ in range(layers))
+        layers = len(spec.aux_layers) if spec.feed == "aux" else 0
+        self.features = nn.Linear(layers * width, width, bias=False) if layers else None
+        widths = {"all": [layers * width], "each": [width] * layers, "none": []}
+        self.feature_norms = nn.ModuleList(
+            RMSNorm(wide, eps) for wide in widths[spec.feature_norm if layers else "none"]
+        )
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
-        self.rotary: Rotary | None = Rotary(sizes) if spec.block == "llama" else None
+        self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings of tokens, the head's own or the target's."""
+        """Return embeddings of tokens, the head's own or the target's."""
         embed = self.shared.embed if self.embedding is None else self.embedding
         return embed(tokens)
 
     def fuse_features(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One hidden state (..., d) out of those of `hidden_layers`."""
+        """Return one hidden state (..., d) made of those of `hidden_layers`."""
         if self.features is None:
             return hidden[0]
         if self.spec.feature_norm == "each":
@@ -248,16 +202,6 @@ class CausalHead(Head):
         fused: torch.Tensor = self.features(joined)
         return fused
 
-    def logits(
-        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See `Head.logits`."""
-        own: Any = self.levels[min(level, len(self.levels) - 1)].output
-        if own is None:
-            return self.shared_logits(features, extra)
-        result: torch.Tensor = own(features)
-        return result
-
     def forward(
         self,
         hidden: torch.Tensor,
@@ -267,11 +211,10 @@ class CausalHead(Head):
         level: int = 0,
         layers: Sequence[GrowingLayer | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one level over pairs: the one computation behind training and drafting.
+        """Run one level over pairs, in training and drafting alike.
 
         Args:
-            hidden: (B, n, d), for level 0 from `fuse_features`, else what the level before handed
-                on.
+            hidden: (B, n, d), for level 0 from `fuse_features`, else from the level before.
             tokens: (B, n) int64, the token after each hidden state.
             positions: (B, n), of the hidden states in level 0 and one more for each further level.
             mask: broadcastable to (B, heads, n, keys), True where visible; None shows all.
@@ -288,10 +231,10 @@ class CausalHead(Head):
             embeds = embeds.masked_fill((positions == 0)[..., None], 0.0)
         if spec.pair_position == "token":
             positions = positions + 1
-        rotation = () if self.rotary is None else self.rotary(positions, hidden.dtype)
-        kept: Sequence[GrowingLayer | None] = layers or [None] * spec.num_layers
+        rotation = None if self.rotary is None else self.rotary(positions, hidden.dtype)
+        inputs = BlockInputs(positions, rotation, mask)
         output: tuple[torch.Tensor, torch.Tensor] = module(
-            hidden, embeds, positions, rotation, mask, kept
+            hidden, embeds, inputs, layers or [None] * spec.num_layers
         )
         return output
 
@@ -310,30 +253,28 @@ class CausalHead(Head):
     ) -> torch.Tensor:
         """See `Head.read`.
 
-        Module m is one token behind module m - 1: its last pair takes the root's token too, with
+        Module m lags module m - 1 by one token: its last pair takes the root's token too, with
         the hidden state that module m - 1 gave at the position before.
         """
         check_pairs(self.spec, hidden, tokens)
         state.rollback()
-        self.meet(state.context, tokens)
+        self.observe_tokens(state.context_tokens, tokens)
         passed = self.fuse_features(hidden)[None]
+        window = self.spec.known_sizes.window
         for module in range(self.spec.num_modules):
             count = passed.shape[1]
             if not count:
                 break
             past = state.num_true[module]
             positions = torch.arange(past, past + count, device=passed.device) + state.first
-            output, recycled = self(
-                passed,
-                tokens[None, tokens.shape[0] - count :],
-                (positions + module)[None],
-                self._causal_mask(past, count, passed.device),
-                module,
-                state.layers[module],
-            )
+            see_all = count == 1 and window is None
+            mask = None if see_all else causal_mask(past, count, window, passed.device)
+            read = tokens[None, tokens.shape[0] - count :]
+            places = (positions + module)[None]
+            output, recycled = self(passed, read, places, mask, module, state.layers[module])
             state.num_true[module] = past + count
             if module == 0:
-                logits = self.logits(output[:, -1:], 0, state.context.rows)[0]
+                logits = self.logits(output[:, -1:], 0, state.context_tokens.rows)[0]
                 state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
             carry = state._carry[module]
             state._carry[module] = recycled[:, -1:]
@@ -347,36 +288,31 @@ class CausalHead(Head):
     ) -> torch.Tensor:
         """See `Head.step`; nodes of several levels may come together."""
         nodes = state._nodes
-        for parent in parents:
-            if not 0 <= parent < len(nodes):
-                msg = f"node {parent} was not run; {len(nodes)} nodes are known"
-                raise DraftError(msg, slug="bad_parent", node=parent)
+        check_parents(parents, len(nodes))
         last = self.spec.num_modules - 1
         modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
         words = tokens.tolist()
-        fresh: list[_Node | None] = [None] * len(parents)
-        found: list[torch.Tensor] = []
+        if not parents:
+            message = "tokens: found none, wanted at least one to run"
+            raise DraftError(message, slug="shape_mismatch")
         order: list[int] = []
+        fresh: list[_Node] = []
+        found: list[torch.Tensor] = []
         for module in sorted(set(modules)):
             mine = [index for index, other in enumerate(modules) if other == module]
             above = [nodes[parents[index]] for index in mine]
             rows, run = self._run(state, module, above, [words[index] for index in mine])
-            found.append(rows)
             order += mine
-            for index, node in zip(mine, run, strict=True):
-                fresh[index] = node
-        nodes.extend(node for node in fresh if node is not None)
-        if not found:
-            msg = "no tokens to run; give at least one"
-            raise DraftError(msg, slug="shape_mismatch")
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found)[torch.tensor(order).argsort()]
+            fresh += run
+            found.append(rows)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        nodes.extend(fresh[place] for place in back)
+        return found[0] if len(found) == 1 else torch.cat(found)[back]
 
     def _run(
         self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[int]
     ) -> tuple[torch.Tensor, list[_Node]]:
-        """Run tokens below nodes of one module; their logits, and the new nodes."""
+        """Run tokens below nodes of one module; return their logits, and the new nodes."""
         true = state.num_true[module]
         past = state.layers[module][0].get_seq_length()
         hidden: list[torch.Tensor] = []
@@ -395,19 +331,19 @@ class CausalHead(Head):
             count = rows.shape[1]
             hidden.append(rows)
             tokens += path[-count:]
-            # The root's pair stands at the last true position of module 0.
+            # The root's pair is at the last true position of module 0.
             newest = state.first + state.num_true[0] - 1 + len(path)
             places += range(newest - count + 1, newest + 1)
             for _ in range(count):
                 entries = [*entries, past - true + len(seen)]
                 seen.append(entries)
             ends.append(len(seen))
-        device = hidden[0].device
+        device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
         output, recycled = self(
             torch.cat(hidden, dim=1),
             torch.tensor([tokens], device=device),
             torch.tensor([places], device=device),
-            self._tree_mask(state, module, seen, past, places, device),
+            None if mask is None else mask.to(device),
             module,
             state.layers[module],
         )
@@ -416,29 +352,13 @@ class CausalHead(Head):
             own = recycled[:, end - rows.shape[1] : end]
             fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
         last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
-        return self.logits(last, module, state.context.rows)[0], fresh
-
-    def _causal_mask(self, past: int, count: int, device: torch.device) -> torch.Tensor | None:
-        window = self.spec.known_sizes.window
-        if count == 1 and window is None:
-            return None
-        queries = torch.arange(past, past + count, device=device)[:, None]
-        keys = torch.arange(past + count, device=device)[None]
-        visible = keys <= queries
-        if window is not None:
-            visible &= keys > queries - window
-        return visible[None, None]
+        return self.logits(last, module, state.context_tokens.rows)[0], fresh
 
     def _tree_mask(
-        self,
-        state: CausalState,
-        module: int,
-        seen: list[list[int]],
-        past: int,
-        places: list[int],
-        device: torch.device,
+        self, state: CausalState, module: int, seen: list[list[int]], places: list[int]
     ) -> torch.Tensor | None:
-        count, true = len(seen), state.num_true[module]
+        past, count = state.layers[module][0].get_seq_length(), len(seen)
+        true = state.num_true[module]
         window = self.spec.known_sizes.window
         if window is None and all(len(entries) == past + count - true for entries in seen):
             return None
@@ -449,6 +369,6 @@ class CausalHead(Head):
             keys = np.arange(true) + (state.first + module)
             visible[:, :true] = keys > np.array(places)[:, None] - window
         for row, entries in enumerate(seen):
-            kept = entries if window is None else entries[-window:]
-            visible[row, [true + entry for entry in kept]] = True
-        return torch.from_numpy(visible[None, None]).to(device)
+            inside = entries if window is None else entries[-window:]
+            visible[row, [true + entry for entry in inside]] = True
+        return torch.from_numpy(visible[None, None])

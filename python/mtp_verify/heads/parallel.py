@@ -18,8 +18,10 @@ from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import Context, Head, check_pairs
-from mtp_verify.heads.blocks import Block, ResidualBlock, Rotary
+from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
+from mtp_verify.heads.blocks.llama import Rotary
+from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,58 +32,35 @@ __all__ = ["ParallelHead", "ParallelModule", "ParallelState"]
 
 
 class ParallelModule(nn.Module):
-    """The predictor of one level.
-
-    Args:
-        spec: of the head.
-        index: of the level, from 0.
-    """
+    """The predictor of level `index`, from 0."""
 
     def __init__(self, spec: HeadSpec, index: int) -> None:
         super().__init__()
-        sizes = spec.known_sizes
-        width = sizes.hidden_size
+        width = spec.known_sizes.hidden_size
         # Hydra reads the root's embedding and those of the tokens drafted above.
-        self.fusion = (
-            None
-            if spec.fusion == "none"
-            else nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
-        )
-        if spec.block == "residual":
-            self.layers = nn.ModuleList(ResidualBlock(width) for _ in range(spec.num_layers))
-        else:
-            self.layers = nn.ModuleList(
-                Block(sizes, plus_one=spec.norm_kind == "rms1p") for _ in range(spec.num_layers)
-            )
-        self.output = (
-            nn.Linear(width, spec.draft_vocab_size or sizes.vocab_size, bias=False)
-            if spec.output_head == "own"
-            else None
-        )
+        self.fusion: nn.Linear | None = None
+        if spec.fusion != "none":
+            self.fusion = nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
+        block = block_of(spec)
+        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers))
+        self.output = make_output(spec)
 
 
 @dataclass
 class ParallelState:
-    """What a parallel head keeps of a sequence.
+    """State of a sequence in a parallel head."""
 
-    Attributes:
-        layers: per level and block the keys and values; empty for residual blocks.
-        num_true: pairs read so far.
-        first: position of the first pair's hidden state.
-        context: tokens that may be drafted besides the draft vocabulary.
-    """
-
-    layers: list[list[GrowingLayer]]
-    num_true: int = 0
-    first: int = 0
-    context: Context = field(default_factory=Context)
+    layers: list[list[GrowingLayer]]  # keys and values by level and block
+    num_true: int = 0  # pairs read
+    first: int = 0  # position of the first pair's hidden state
+    context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
     _paths: list[list[int]] = field(default_factory=list)
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that were run since the last `read`, the root included."""
+        """Nodes run since the last `read`, the root included."""
         return len(self._paths)
 
     def rollback(self) -> None:
@@ -101,17 +80,18 @@ class ParallelHead(Head):
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__(spec)
-        if spec.kind != "parallel" or spec.block not in ("residual", "llama"):
-            msg = f"{spec.family} is not a parallel head of residual or transformer blocks"
-            raise ParamsError(msg, slug="bad_head_spec")
+        block = block_of(spec)
+        if spec.kind != "parallel" or block.needs_target:
+            message = f"{spec.family} is not a parallel head of blocks of its own"
+            raise ParamsError(message, slug="bad_head_spec")
         if spec.feed == "aux" and len(spec.aux_layers) != 1:
-            msg = (
+            message = (
                 "a parallel head reads one hidden state; give aux_layers its layer (for Meta's "
-                "heads, which stand beside the target's last layer: (L - 1,))"
+                "heads, which replace the target's last layer: (L - 1,))"
             )
-            raise ParamsError(msg, slug="bad_head_spec")
+            raise ParamsError(message, slug="bad_head_spec")
         self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
-        self.rotary: Rotary | None = Rotary(spec.known_sizes) if spec.block == "llama" else None
+        self.rotary: Rotary | None = Rotary(spec.known_sizes) if block.uses_rotary else None
 
     def features(
         self,
@@ -122,7 +102,7 @@ class ParallelHead(Head):
         embeds: Sequence[torch.Tensor] = (),
         layers: Sequence[GrowingLayer | None] | None = None,
     ) -> torch.Tensor:
-        """What the output head of a level reads, for training and drafting alike.
+        """Return what the output head of a level reads, in training and drafting alike.
 
         Args:
             hidden: (B, n, d).
@@ -139,31 +119,25 @@ class ParallelHead(Head):
         x = hidden
         if module.fusion is not None:
             x = module.fusion(torch.cat((hidden, *embeds), dim=-1))
-        if self.rotary is None:
-            for block in module.layers:
-                x = block(x)
-            return x
-        if positions is None:
-            msg = "transformer blocks need the positions of the hidden states"
-            raise DraftError(msg, slug="missing_positions")
-        rotation = self.rotary(positions, x.dtype)
-        kept: Sequence[GrowingLayer | None] = layers or [None] * len(module.layers)
-        for block, layer in zip(module.layers, kept, strict=True):
-            x = block(x, positions, rotation, mask, layer)
+        rotation = None
+        if self.rotary is not None:
+            if positions is None:
+                message = "transformer blocks need the positions of the hidden states"
+                raise DraftError(message, slug="missing_positions")
+            rotation = self.rotary(positions, x.dtype)
+        cached = layers or [None] * len(module.layers)
+        for block, layer in zip(module.layers, cached, strict=True):
+            x = block(x, BlockInputs(positions, rotation, mask, layer))
         return x
 
     def logits(
-        self, features: torch.Tensor, level: int, extra: torch.Tensor | None = None
+        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Head.logits`."""
         if self.rotary is not None and self.shared.norm is not None:
             # Meta's heads end where the target's last layer does: before its final norm.
             features = self.shared.norm(features)
-        own: Any = self.levels[level].output
-        if own is None:
-            return self.shared_logits(features, extra)
-        result: torch.Tensor = own(features)
-        return result
+        return super().logits(features, level, extra)
 
     def new_state(self) -> ParallelState:
         """See `Head.new_state`."""
@@ -176,27 +150,20 @@ class ParallelHead(Head):
         """See `Head.read`."""
         count = check_pairs(self.spec, hidden, tokens)
         state.rollback()
-        self.meet(state.context, tokens)
+        self.observe_tokens(state.context_tokens, tokens)
         state._rows.clear()
         stream = hidden[0][None]
         past, state.num_true = state.num_true, state.num_true + count
         if self.rotary is None:
             state._features = stream[0, -1:]
         else:
-            positions = torch.arange(past, past + count, device=stream.device)
-            visible = torch.arange(past + count, device=stream.device)[None] <= positions[:, None]
-            state._features = torch.cat(
-                [
-                    self.features(
-                        stream,
-                        level,
-                        positions[None] + state.first,
-                        visible[None, None],
-                        layers=state.layers[level],
-                    )[0, -1:]
-                    for level in range(len(self.levels))
-                ]
-            )
+            mask = causal_mask(past, count, None, stream.device)
+            positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
+            levels = [
+                self.features(stream, level, positions, mask, layers=state.layers[level])[0, -1:]
+                for level in range(len(self.levels))
+            ]
+            state._features = torch.cat(levels)
         state._paths = [[int(tokens[-1])]]
         return self._rows(state, [0])
 
@@ -205,19 +172,17 @@ class ParallelHead(Head):
     ) -> torch.Tensor:
         """See `Head.step`."""
         first = len(state._paths)
+        check_parents(parents, first)
         for parent in parents:
-            if not 0 <= parent < first:
-                msg = f"node {parent} was not run; {first} nodes are known"
-                raise DraftError(msg, slug="bad_parent", node=parent)
             if len(state._paths[parent]) >= len(self.levels):
-                msg = f"node {parent} has no level below it: the head has {len(self.levels)}"
-                raise DraftError(msg, slug="draft_too_deep", node=parent)
+                message = f"node {parent} has no level below it: the head has {len(self.levels)}"
+                raise DraftError(message, slug="draft_too_deep", node=parent)
         paths = zip(parents, tokens.tolist(), strict=True)
         state._paths += [[*state._paths[parent], token] for parent, token in paths]
         return self._rows(state, range(first, len(state._paths)))
 
     def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
-        """Logits after nodes; a level's row is computed once where it is the same for all."""
+        """Return logits after nodes; a row that all of a level share is computed once."""
         rows = []
         for node in nodes:
             path = state._paths[node]
@@ -233,13 +198,13 @@ class ParallelHead(Head):
     def _row(self, state: ParallelState, level: int, path: Sequence[int]) -> torch.Tensor:
         features = state._features
         if features is None:
-            msg = "nothing was read yet; call head.read(state, hidden, tokens) first"
-            raise DraftError(msg, slug="nothing_read")
+            message = "nothing was read yet; call head.read(state, hidden, tokens) first"
+            raise DraftError(message, slug="nothing_read")
         if self.rotary is not None:
-            return self.logits(features[level : level + 1], level, state.context.rows)
+            return self.logits(features[level : level + 1], level, state.context_tokens.rows)
         embeds: list[torch.Tensor] = []
         if self.spec.fusion != "none":
             ids = torch.tensor(path, device=features.device)
             embeds = list(self.shared.embed(ids)[:, None, None])
         mixed = self.features(features[None], level, embeds=embeds)
-        return self.logits(mixed[0], level, state.context.rows)
+        return self.logits(mixed[0], level, state.context_tokens.rows)

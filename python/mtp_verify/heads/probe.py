@@ -1,7 +1,7 @@
-"""What a head is worth on its target's own text, and which of several readings of it is right.
+"""`probe`: how well a head predicts its target's own text, and which reading of it is right.
 
-Serving engines disagree on what some families feed and hand on. A wrong choice costs acceptance,
-never exactness, so it goes unnoticed; here each is measured, and the best is kept.
+Serving engines disagree on what some families feed and recycle. A wrong choice costs acceptance,
+never exactness, and is not noticed; here each is measured, and the best is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.base import Head
 
-__all__ = ["Probe", "Reading", "probe", "settle"]
+__all__ = ["Probe", "Reading", "probe", "resolve_disputed"]
 
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "feed": ("post", "pre"),
@@ -35,23 +35,17 @@ _NUM_STARTS = 4
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a head, measured.
+    """One way to read a head, measured."""
 
-    Attributes:
-        choices: the fields of its spec that it sets.
-        accepted: for depth 1, 2, ... the share of positions at which a greedy chain's tokens down
-            to there are all the target's.
-        counts: (positions,) tokens of each chain that are.
-    """
-
-    choices: dict[str, Any]
+    choices: dict[str, Any]  # the fields of its spec that it sets
+    # by depth, the share of greedy chains that agree with the target so far
     accepted: tuple[float, ...]
-    counts: torch.Tensor
+    counts: torch.Tensor  # (positions,) tokens of each chain that agree
 
 
 @dataclass(frozen=True)
 class Probe:
-    """All readings, that of the head's own spec first.
+    """All readings of a head, that of its own spec first.
 
     Attributes:
         readings: what was measured.
@@ -64,7 +58,7 @@ class Probe:
     num_positions: int
 
     def table(self) -> Table:
-        """One row for each reading."""
+        """Return a table with a row for each reading."""
         names = list(self.readings[0].choices)
         depths = [f"depth {depth}" for depth in range(1, len(self.readings[0].accepted) + 1)]
         rows = tuple(
@@ -93,13 +87,13 @@ def probe(
 ) -> Probe:
     """Measure a head on text that its target writes greedily.
 
-    Nothing is changed; `settle` keeps the best reading.
+    Nothing is changed; `resolve_disputed` keeps the best reading.
 
     Args:
         head: attached to the target.
         model: the target, a transformers model.
-        prompts: token ids to start from; None: a few single tokens. Text of the kind that will be
-            served measures better than that.
+        prompts: token ids to start from, best of the kind that will be served; None: a few single
+            tokens.
         num_tokens: written in all.
         depth: of the chains.
 
@@ -116,8 +110,10 @@ def probe(
     spec = head.spec
     starts = prompts or [[token] for token in _starts(spec.known_sizes.vocab_size)]
     if not all(starts) or num_tokens < len(starts) * (depth + 2):
-        msg = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
-        raise ParamsError(msg, slug="bad_probe")
+        message = (
+            f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
+        )
+        raise ParamsError(message, slug="bad_probe")
     fields = [name for name in _OPTIONS if name in spec.disputed]
     combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
     combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
@@ -140,24 +136,19 @@ def probe(
             shares = tuple(float((counts >= d).float().mean()) for d in range(1, depth + 1))
             readings.append(Reading(choices, shares, counts))
     best = 0
-    for index in range(1, len(readings)):
-        gain = (readings[index].counts - readings[0].counts).double()
+    for index, reading in enumerate(readings[1:], 1):
+        gain = (reading.counts - readings[0].counts).double()
         error = float(gain.std()) / len(gain) ** 0.5
-        better = float(
-            readings[index].counts.double().mean() - readings[best].counts.double().mean()
-        )
-        if float(gain.mean()) > _STANDARD_ERRORS * error and better > 0:
+        is_better = reading.counts.sum() > readings[best].counts.sum()
+        if float(gain.mean()) > _STANDARD_ERRORS * error and is_better:
             best = index
     return Probe(tuple(readings), best, len(readings[0].counts))
 
 
-def settle(head: Head, model: Any, **options: Any) -> Probe:
-    """Probe a head and keep the best reading; its spec is disputed no more.
+def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:
+    """Probe a head and keep the best reading: its spec changes, and disputes nothing any more.
 
-    Args:
-        head: attached to the target; its spec changes.
-        model: the target.
-        options: see `probe`.
+    Arguments as for `probe`.
     """
     found = probe(head, model, **options)
     head.choose(**found.readings[found.best].choices, disputed=())
@@ -178,7 +169,7 @@ def _layers(head: Head, fields: list[str], values: tuple[Any, ...]) -> tuple[int
 def _written(
     model: Any, start: Sequence[int], count: int, layers: set[int]
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """A greedy text (T,), and the target's hidden states (T, d) over it by layer."""
+    """Return a greedy text (T,), and the target's hidden states (T, d) over it by layer."""
     ids = torch.tensor([list(start)], device=next(model.parameters()).device)
     text = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
@@ -193,7 +184,7 @@ def _written(
 def _agreement(
     head: Head, text: torch.Tensor, states: dict[int, torch.Tensor], prompt_len: int, depth: int
 ) -> torch.Tensor:
-    """For each root the number of a greedy chain's tokens that are the text's, up to a miss."""
+    """Return for each root how many tokens of a greedy chain are the text's, up to a miss."""
     hidden = [states[layer] for layer in head.hidden_layers]
     state = head.new_state()
     counts: list[int] = []
@@ -202,15 +193,11 @@ def _agreement(
     # Tokens of the prompt are not the target's choice: the first root is the prompt's last.
     for root in range(max(1, prompt_len - 1), len(words) - depth):
         row = head.read(state, [h[done:root] for h in hidden], text[done + 1 : root + 1])
-        done = root
-        agreed = 0
-        while True:
-            token = head.token_at(state.context, int(row.argmax()))
-            if token != words[root + 1 + agreed]:
-                break
+        done, agreed = root, 0
+        while head.token_at(state.context_tokens, int(row.argmax())) == words[root + 1 + agreed]:
             agreed += 1
             if agreed == depth:
                 break
-            row = head.step(state, [agreed - 1], text.new_tensor([token]))
+            row = head.step(state, [agreed - 1], text[root + agreed : root + agreed + 1])
         counts.append(agreed)
     return torch.tensor(counts)

@@ -1,7 +1,7 @@
-"""`HeadSpec`: everything that tells one draft head from another, as data.
+"""`HeadSpec`: everything that distinguishes one draft head from another, as data.
 
-A causal head is one and the same computation for DeepSeek's MTP modules, EAGLE and EAGLE-3; the
-fields say which parts of it are there. The table of published families is in `families`.
+DeepSeek's MTP modules, EAGLE and EAGLE-3 run the same computation; the fields say which parts of it
+a head has. `Family` adds how published checkpoints hold such heads; the records are in `families`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from mtp_verify.errors import ParamsError
 from mtp_verify.models.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["HeadSpec", "Layout", "Sizes"]
+    import torch
+
+    from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.heads.base import Head
+    from mtp_verify.heads.blocks.base import HeadBlock
+    from mtp_verify.heads.io.recognise import Source
+
+    Described = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+__all__ = ["Family", "HeadSpec", "Layout", "Repository", "Sizes", "refuse_export"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("causal", "parallel"),
@@ -25,41 +34,52 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "recycle": ("post", "pre"),
     "fusion": ("eh", "he", "sum", "attention", "none"),
     "norm_kind": ("rms", "rms1p"),
-    "block": ("llama", "target", "residual", "foreign"),
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
 }
-
-
-_LARGEST = (1 << 31) - 1  # far above every size there is
-_LARGEST_THETA = 1e15
+_LEAST = {
+    "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
+    "intermediate_size": 0, "head_dim": 0, "window": 0,
+    "num_modules": 1, "num_layers": 1, "draft_vocab_size": 1,
+}  # fmt: skip
+_MAX_SIZE = (1 << 31) - 1  # far above every real size
+_MAX_THETA = 1e15
 _ACTIVATIONS = ("gelu", "relu", "silu")
 
 
 def _refuse(name: str, value: object, wanted: str) -> NoReturn:
-    msg = f"{name} is {str(value)[:100]}; wanted {wanted}"
-    raise ParamsError(msg, slug="bad_head_spec")
+    message = f"{name}: found {repr(value)[:100]}, wanted {wanted}"
+    raise ParamsError(message, slug="bad_head_spec")
+
+
+def _check_fields(record: Any) -> None:
+    """Refuse values that no head has: they may come from a file."""
+    for known in dataclasses.fields(record):
+        name, value = known.name, getattr(record, known.name)
+        if known.type == "bool" and type(value) is not bool:
+            _refuse(name, value, "true or false")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            _refuse(name, value, f"one of: {', '.join(_CHOICES[name])}")
+        if (least := _LEAST.get(name)) is None or value is known.default is None:
+            continue
+        if type(value) is not int or not least <= value <= _MAX_SIZE:
+            _refuse(name, value, f"an int >= {least}")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a head and of its blocks; those of a family are unknown until one is loaded.
+    """The sizes of a head and of its blocks.
 
     Attributes:
         hidden_size: width of the target's hidden states.
         vocab_size: tokens that the target knows.
         intermediate_size: of the blocks' MLP.
-        num_heads: attention heads.
-        num_kv_heads: heads of keys and values.
-        head_dim: width of a head.
+        num_heads, num_kv_heads, head_dim: of the attention.
         norm_eps: of every RMS norm.
-        qkv_bias: query, key and value projections have a bias.
-        output_bias: the attention's output projection has one.
-        mlp_bias: the MLP's projections have one.
+        qkv_bias, output_bias, mlp_bias: which projections have a bias.
         qk_norm: queries and keys are normalised head by head.
         activation: of the MLP, by its name in `torch.nn.functional`.
-        rope: parameters of the rotary embedding, in transformers' names (`rope_theta`, `rope_type`,
-            ...).
+        rope: parameters of the rotary embedding, in transformers' names (`rope_theta`, ...).
         max_positions: the longest context; some kinds of rotary embedding depend on it.
         window: width of sliding attention, or None for full attention.
     """
@@ -81,40 +101,26 @@ class Sizes:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no block has: they may come from a file."""
-        counts = ("hidden_size", "vocab_size", "num_heads", "num_kv_heads", "max_positions")
-        for name in (*counts, "intermediate_size", "head_dim", "window"):
-            value = getattr(self, name)
-            least = 1 if name in counts else 0
-            if name == "window" and value is None:
-                continue
-            if type(value) is not int or not least <= value <= _LARGEST:
-                _refuse(name, value, f"an int >= {least}")
+        """Refuse sizes that no block has."""
+        _check_fields(self)
         if self.num_heads % self.num_kv_heads:
             _refuse("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads, {self.num_heads}")
         eps: Any = self.norm_eps
         if not isinstance(eps, int | float) or not 0 <= eps < 1:
-            _refuse("norm_eps", eps, "a small number")
-        for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
-            if type(getattr(self, name)) is not bool:
-                _refuse(name, getattr(self, name), "true or false")
+            _refuse("norm_eps", eps, "a number >= 0 and < 1")
         if self.activation not in _ACTIVATIONS:
             _refuse("activation", self.activation, f"one of: {', '.join(_ACTIVATIONS)}")
         theta, factor = (self.rope.get(key, 1.0) for key in ("rope_theta", "partial_rotary_factor"))
-        if not isinstance(theta, int | float) or not isinstance(factor, int | float):
-            _refuse("rope", dict(self.rope), "numbers")
-        if not (0 < theta < _LARGEST_THETA and 0 < factor <= 1):
-            _refuse("rope", dict(self.rope), "rope_theta > 0 and 0 < partial_rotary_factor <= 1")
+        are_numbers = isinstance(theta, int | float) and isinstance(factor, int | float)
+        if not are_numbers or not (0 < theta < _MAX_THETA and 0 < factor <= 1):
+            wanted = "numbers with rope_theta > 0 and 0 < partial_rotary_factor <= 1"
+            _refuse("rope", dict(self.rope), wanted)
         if not isinstance(self.rope.get("rope_type", ""), str):
             _refuse("rope", dict(self.rope), "a name for rope_type")
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
-        """The sizes of a target's own blocks, from its transformers configuration.
-
-        Args:
-            config: of the whole model; a nested text configuration is found.
-        """
+        """Return the sizes of a target's own blocks, from its transformers configuration."""
         text = config.get_text_config(decoder=True)
         known = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads",
                  "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
@@ -123,11 +129,11 @@ class Sizes:
 
     @classmethod
     def from_table(cls, config: Mapping[str, Any], **found: Any) -> Sizes:
-        """The sizes that a `config.json` tells.
+        """Return the sizes that a `config.json` gives.
 
         Args:
             config: of the language model, in transformers' names, old or new.
-            found: fields that are known better.
+            found: fields whose values are known from elsewhere.
 
         Raises:
             ParamsError: a size that no block has.
@@ -152,7 +158,7 @@ class Sizes:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary parameters of a configuration; before transformers 5 they stood in two places."""
+    """Return the rotary parameters; before transformers 5 they stood in two places."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     rope = dict(scaling) if isinstance(scaling, dict) else {}
     if any(isinstance(value, dict) for value in rope.values()):
@@ -170,16 +176,16 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a family's tensors stand in a checkpoint.
+    """The names of a family's tensors in a checkpoint.
 
     Attributes:
-        prefix: in front of a module's tensors; `{i}` is the module's number and `{layer}` the
-            number that follows the target's own layers.
-        names: our name of a part -> its name behind the prefix; `{l}` is the block's number, `{n}`
-            the number of blocks. A name that starts with `/` stands alone, without the prefix.
+        prefix: of a module's tensors; `{i}` is the module's number and `{layer}` the number that
+            follows the target's own layers.
+        names: our name of a part -> its name after the prefix; `{l}` is the block's number, `{n}`
+            the number of blocks. A name that starts with `/` has no prefix.
         renames: our name of a part of the block -> its name there, where they differ.
-        infix: a word that may stand behind the prefix and means nothing.
-        count_keys: keys of the configuration that say how many modules there are, in this order.
+        infix: text that may follow the prefix; names with and without it mean the same.
+        count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
     """
 
@@ -204,17 +210,16 @@ class HeadSpec:
         num_layers: blocks of a module.
         feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
             layers' at once, "streams" (hyper-connections).
-        aux_layers: with "aux" the layers, by what enters them; empty in the table of families,
-            because they depend on the target's depth.
-        recycle: what a level hands to the next: its output "post" or "pre" the output norm.
+        aux_layers: with "aux" the layers, by what enters them; empty in a family's record, because
+            they depend on the target's depth.
+        recycle: a level's hidden state for the next: its output "post" or "pre" the output norm.
         fusion: how embedding and hidden state meet: one projection of both, embedding first ("eh")
             or hidden state first ("he"); two projections, added ("sum"); side by side at the
             attention's input ("attention"); "none".
-        embed_norm: the embedding is normalised first.
-        hidden_norm: the hidden state is.
+        embed_norm, hidden_norm: the embedding, the hidden state is normalised first.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
-        block: "llama" (ours, with the biases and norms of `Sizes`), "target" (the target's own kind
-            of layer), "residual" (Medusa's), or "foreign" (known, and not supported).
+        block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
+            layer), "residual" (Medusa's); or "foreign" (known, and not supported).
         input_norm: the first block has its input norm.
         output_norm: the module's output is normalised before the output head.
         fusion_bias: the fusion's projection has a bias.
@@ -225,15 +230,15 @@ class HeadSpec:
         output_head: the target's ("shared") or "own".
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
-        context_tokens: besides the draft vocabulary, the head drafts tokens outside of it that the
-            sequence has shown: names and rare words come back. It needs a shared output head.
+        context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
+            has shown. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
-        pair_position: a pair stands at the position of its "hidden" state or of its "token". The
-            rotary embedding sees differences alone, so this changes rounding, nothing else.
+        pair_position: a pair is at the position of its "hidden" state or of its "token". The rotary
+            embedding depends on differences alone, so this changes rounding, nothing else.
         disputed: fields on which serving engines disagree; a probe decides.
         obstacle: why the family cannot be run, or "".
-        layout: names in a checkpoint.
-        sizes: None in the table of families.
+        layout: names of its tensors in the released checkpoints.
+        sizes: None in a family's record.
     """
 
     family: str
@@ -265,52 +270,40 @@ class HeadSpec:
     sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
-        """Refuse words that no head knows."""
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                msg = f"{name} is {getattr(self, name)!r}; wanted one of: {', '.join(allowed)}"
-                raise ParamsError(msg, slug="bad_head_spec")
-        for name in ("num_modules", "num_layers", "draft_vocab_size"):
-            value = getattr(self, name)
-            if name == "draft_vocab_size" and value is None:
-                continue
-            if type(value) is not int or value < 1:
-                _refuse(name, value, "an int >= 1")
+        """Refuse values that no head has."""
+        for name in ("family", "block"):
+            if not isinstance(getattr(self, name), str):
+                _refuse(name, getattr(self, name), "a name")
+        _check_fields(self)
         if not all(type(layer) is int for layer in self.aux_layers):
             _refuse("aux_layers", self.aux_layers, "ints")
-        for spec_field in dataclasses.fields(self):
-            if spec_field.type == "bool" and type(getattr(self, spec_field.name)) is not bool:
-                _refuse(spec_field.name, getattr(self, spec_field.name), "true or false")
         if self.context_tokens and (self.draft_vocab_size is None or self.output_head == "own"):
             _refuse("context_tokens", "set", "a draft vocabulary and a shared output head with it")
 
     def replace(self, **changes: Any) -> HeadSpec:
-        """A copy with other fields."""
+        """Return a copy with other fields."""
         return dataclasses.replace(self, **changes)
 
     @property
     def known_sizes(self) -> Sizes:
-        """The sizes.
-
-        Raises:
-            ParamsError: they are not known yet.
-        """
+        """The sizes; ParamsError if they are not set."""
         if self.sizes is None:
-            msg = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
-            raise ParamsError(msg, slug="bad_head_spec")
+            message = f"the sizes of {self.family} are not set; use spec.replace(sizes=Sizes(...))"
+            raise ParamsError(message, slug="bad_head_spec")
         return self.sizes
+
+    @property
+    def is_inside_target(self) -> bool:
+        """Whether a published head of this kind is a part of its target's checkpoint."""
+        return self.kind == "causal" and bool(self.layout.prefix)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """The target's hidden states that go in, as `mtp_verify.models.hidden` numbers them."""
-        if self.feed == "post":
-            return (-1,)
-        if self.feed == "pre":
-            return (BEFORE_NORM,)
-        return self.aux_layers
+        return {"post": (-1,), "pre": (BEFORE_NORM,)}.get(self.feed, self.aux_layers)
 
     def to_json(self) -> str:
-        """All fields as one JSON document."""
+        """Return all fields as one JSON document."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
@@ -329,12 +322,64 @@ class HeadSpec:
             for name in ("aux_layers", "disputed"):
                 fields[name] = tuple(fields[name])
             return cls(
-                **fields,
-                layout=Layout(**layout),
-                sizes=None if sizes is None else Sizes(**sizes),
+                **fields, layout=Layout(**layout), sizes=None if sizes is None else Sizes(**sizes)
             )
         except ParamsError:
             raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            msg = f"this is not the description of a head: {type(error).__name__}: {error}"
-            raise ParamsError(msg, slug="bad_head_spec") from None
+            message = f"this is not the description of a head: {type(error).__name__}: {error}"
+            raise ParamsError(message, slug="bad_head_spec") from None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A layout for a head that has a repository of its own, as engines read it.
+
+    `describe` takes the head and the target's checkpoint, or None, and returns the `config.json`
+    and tensors that are no parameters of the head, such as its draft vocabulary. It refuses, by
+    `refuse_export`, what the layout cannot hold.
+    """
+
+    layout: Layout
+    describe: Callable[[Head, Checkpoint | None], Described]
+
+
+def refuse_export(spec: HeadSpec, why: str) -> NoReturn:
+    """Refuse to write a head in a layout.
+
+    Raises:
+        ParamsError: always.
+    """
+    message = f"the {spec.family} head cannot be exported so: {why}"
+    raise ParamsError(message, slug="bad_layout")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published family: what its heads are made of, and how checkpoints hold them.
+
+    Attributes:
+        spec: of a head, without sizes.
+        block: the class of its blocks, or None where they cannot be run here.
+        engines: which of "transformers", "vllm" and "sglang" load such a head.
+        repositories: by the name that `export` uses; `spec.layout` is recognised too.
+        read_fields: fields of the spec that depend on the checkpoint.
+        default_layers: number of the target's layers -> `aux_layers`, where `feed` is "aux".
+        adapt_target: (configuration of the target, its checkpoint) -> further tensors for the
+            target; changes the configuration, so that an engine serves a target of another
+            architecture with such a head inside.
+    """
+
+    spec: HeadSpec
+    block: type[HeadBlock] | None = None
+    engines: tuple[str, ...] = ()
+    repositories: Mapping[str, Repository] = field(default_factory=dict)
+    read_fields: Callable[[Source], dict[str, Any]] | None = None
+    default_layers: Callable[[int], tuple[int, ...]] | None = None
+    adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Every layout in which such a head is recognised."""
+        others = (repository.layout for repository in self.repositories.values())
+        return (self.spec.layout, *(other for other in others if other is not self.spec.layout))

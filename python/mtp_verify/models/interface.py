@@ -2,7 +2,7 @@
 
 Any object with these methods is a target. A class that derives from `Target` or `TargetCache` has
 defaults for what most models answer alike, and Python refuses to make an object of it while a
-method is missing. docs/own-target.md writes one from nothing.
+method is missing. docs/howto/own-target.md writes one from nothing.
 """
 
 from __future__ import annotations

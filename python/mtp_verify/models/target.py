@@ -315,7 +315,7 @@ def as_target(model: Any) -> Target:
     message = (
         f"model: found {type(model).__name__}, which is neither a transformers causal language "
         f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
-        "(docs/own-target.md)"
+        "(docs/howto/own-target.md)"
     )
     raise UnsupportedModelError(message, slug="not_a_target")
 

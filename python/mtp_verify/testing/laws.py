@@ -10,7 +10,7 @@ import numpy as np
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.params import SamplingParams, as_params
-from mtp_verify.verifier.reference import penalise, shape
+from mtp_verify.verifier.reference import penalise, shaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ class TokenLaws:
         row = self._row(prompt, string)
         if row is None:
             return None
-        row = shape(row, self.params)
+        row = shaped(row, self.params)
         return np.asarray(row / row.sum())
 
     def tied(

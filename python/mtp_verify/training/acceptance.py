@@ -30,11 +30,8 @@ _TOGETHER = 8  # sequences of one forward
 class Acceptance:
     """What greedy chains of a head reach.
 
-    Attributes:
-        tau: tokens per step, the target's own included.
-        by_depth: of the drafted tokens at each depth whose path was accepted so far, the share
-            that was accepted too.
-        num_steps: steps that were replayed.
+    `tau` counts tokens per step, the target's own included. `by_depth` has for each depth the share
+    of drafted tokens that were accepted, of those whose path was accepted so far.
     """
 
     tau: float
@@ -43,12 +40,7 @@ class Acceptance:
 
 
 def measure_acceptance(
-    head: Head,
-    texts: Sequence[Text],
-    places: torch.Tensor,
-    depth: int,
-    *,
-    max_tokens: int | None = None,
+    head: Head, texts: Sequence[Text], places: torch.Tensor, depth: int
 ) -> Acceptance:
     """Replay greedy decoding with chains of `depth` drafted tokens.
 
@@ -57,7 +49,6 @@ def measure_acceptance(
         texts: written greedily by the target.
         places: (V,) of each token in the draft vocabulary, or -1.
         depth: of the chains.
-        max_tokens: count the first so many tokens of each answer only; None counts all.
     """
     emitted = steps = 0
     reached, accepted = [0] * depth, [0] * depth
@@ -77,13 +68,13 @@ def measure_acceptance(
                 dim=-1,
             )
         for text, rows in zip(group, hits.tolist(), strict=True):
-            # The first row that has a law is the prompt's last token.
+            # The first row with a distribution is the prompt's last token.
             row = int((text.top_probs.sum(1) > 0).nonzero()[0])
-            end = len(text) if max_tokens is None else min(len(text), row + max_tokens)
+            end = len(text)
             while row + 1 < end:
-                room = min(depth, len(rows[row]), end - 1 - row)
+                most = min(depth, len(rows[row]), end - 1 - row)
                 count = 0
-                while count < room:
+                while count < most:
                     reached[count] += 1
                     if not rows[row][count]:
                         break

@@ -6,6 +6,7 @@ in the data.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,38 +25,20 @@ _POOL = 64  # sequences that are sorted by length together, so that little is pa
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences side by side, filled up on the right with rows that count nothing.
+    """Sequences side by side, filled up on the right with rows that count nothing."""
 
-    Attributes:
-        hidden: per hidden layer (B, n, d).
-        tokens: (B, n) int64, the token after each row; 0 where filled up.
-        top_ids: (B, n, C) int64 places among what the head can draft, -1 outside of it.
-        top_probs: (B, n, C) float32; zeros where filled up and within prompts.
-        targets: (B, n) int64, `tokens` as such places, or -1.
-        lengths: (B,) rows of each sequence.
-        extra: (E,) int64, tokens of the batch outside the draft vocabulary whose places follow it;
-            none unless the head drafts tokens of its context.
-        known: (B, n, E) whether a sequence has shown them up to a row's token.
-        vocab_size: of the draft vocabulary.
-    """
-
-    hidden: tuple[torch.Tensor, ...]
-    tokens: torch.Tensor
-    top_ids: torch.Tensor
-    top_probs: torch.Tensor
-    targets: torch.Tensor
-    lengths: torch.Tensor
-    extra: torch.Tensor
-    known: torch.Tensor
-    vocab_size: int
+    hidden: tuple[torch.Tensor, ...]  # by hidden layer (B, n, d)
+    tokens: torch.Tensor  # (B, n) int64, the token after each row; 0 where filled up
+    top_ids: torch.Tensor  # (B, n, C) int64 places among what the head can draft, or -1
+    top_probs: torch.Tensor  # (B, n, C) float32; zeros where filled up and within prompts
+    targets: torch.Tensor  # (B, n) int64, `tokens` as such places, or -1
+    lengths: torch.Tensor  # (B,) rows of each sequence
+    extra: torch.Tensor  # (E,) int64, context tokens; their places follow the draft vocabulary
+    known: torch.Tensor  # (B, n, E) whether a sequence has shown them up to a row's token
+    vocab_size: int  # of the draft vocabulary
 
     def reachable(self, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Places (R, C) of some rows, -1 where a row's sequence has not shown the token yet.
-
-        Args:
-            places: of those rows.
-            rows: (B, n), which.
-        """
+        """Return places (R, C) of `rows` (B, n), -1 for tokens that a sequence has not shown."""
         if not self.extra.numel():
             return places
         late = places - self.vocab_size
@@ -63,24 +46,17 @@ class Batch:
         return places.masked_fill((late >= 0) & ~is_known, -1)
 
     def shifted(self, rows: torch.Tensor, by: int) -> torch.Tensor:
-        """(B, n, ...) moved `by` rows to the left; zeros come in."""
+        """Return (B, n, ...) moved `by` rows to the left; zeros come in."""
         moved = torch.zeros_like(rows)
         moved[:, : rows.shape[1] - by] = rows[:, by:]
         return moved
 
     def part(self, rank: int, world: int) -> Batch:
-        """The sequences of one of several processes."""
-        return Batch(
-            tuple(layer[rank::world] for layer in self.hidden),
-            self.tokens[rank::world],
-            self.top_ids[rank::world],
-            self.top_probs[rank::world],
-            self.targets[rank::world],
-            self.lengths[rank::world],
-            self.extra,
-            self.known[rank::world],
-            self.vocab_size,
-        )
+        """Return the sequences of one of several processes."""
+        names = ("tokens", "top_ids", "top_probs", "targets", "lengths", "known")
+        hidden = tuple(layer[rank::world] for layer in self.hidden)
+        parts = {name: getattr(self, name)[rank::world] for name in names}
+        return dataclasses.replace(self, hidden=hidden, **parts)
 
 
 def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> list[list[int]]:
@@ -121,7 +97,7 @@ def collate(texts: Sequence[Text], places: torch.Tensor, *, with_context: bool =
 
     Args:
         texts: of any lengths.
-        places: (V,) int64, the place of each token in the draft vocabulary, or -1.
+        places: (V,) int64, of each token in the draft vocabulary, or -1.
         with_context: the head drafts tokens of its context too.
     """
     count = max(len(text) for text in texts)
@@ -136,8 +112,8 @@ def collate(texts: Sequence[Text], places: torch.Tensor, *, with_context: bool =
     vocab_size = int(places.max()) + 1
     extra = tokens.new_empty(0)
     if with_context:
-        met = torch.unique(torch.cat([text.tokens for text in texts]))
-        extra = met[places[met] < 0]
+        shown = torch.unique(torch.cat([text.tokens for text in texts]))
+        extra = shown[places[shown] < 0]
         places = places.clone()
         places[extra] = torch.arange(vocab_size, vocab_size + extra.numel())
     return Batch(

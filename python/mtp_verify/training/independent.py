@@ -1,4 +1,4 @@
-"""A small language model in training: an independent draft model that learns its target's law.
+"""An independent draft model in training: a small language model that imitates its target.
 
 It reads tokens alone. What it gives at level k of a draft is its own prediction of the next token,
 k rows further on, so that a roll-out is one forward and every level trains with the first.
@@ -33,12 +33,7 @@ _RECORD = "training.json"
 
 
 def spec_of_draft(config: Any, num_layers: int) -> HeadSpec:
-    """What such a model is as a head: one that takes nothing from its target.
-
-    Args:
-        config: the model's transformers configuration, or its target's.
-        num_layers: of the model.
-    """
+    """Return what such a model is as a head: one that takes nothing from its target."""
     return HeadSpec(
         FAMILY,
         feed="pre",
@@ -52,14 +47,10 @@ def spec_of_draft(config: Any, num_layers: int) -> HeadSpec:
 
 
 def shrink(target: Any, num_layers: int) -> Any:
-    """A model of a few of a target's layers, in float32.
+    """Return a model of a few of a target's layers, in float32.
 
     The layers are spread evenly from the first to the last. Embedding and output head are the
     target's too and not trained: they are most of a small model's weights.
-
-    Args:
-        target: a transformers causal language model.
-        num_layers: of the smaller one.
 
     Raises:
         UnsupportedModelError: the target's layers could not be found, or are fewer.
@@ -69,8 +60,8 @@ def shrink(target: Any, num_layers: int) -> Any:
     layers = getattr(target.get_decoder(), "layers", None)
     if layers is None or not 1 <= num_layers <= len(layers):
         found = "none" if layers is None else len(layers)
-        msg = f"a draft model of {num_layers} layers wants as many of its target; found {found}"
-        raise UnsupportedModelError(msg, slug="cannot_shrink")
+        message = f"layers of the target: found {found}, wanted {max(num_layers, 1)} or more"
+        raise UnsupportedModelError(message, slug="cannot_shrink")
     chosen = [round(i * (len(layers) - 1) / max(num_layers - 1, 1)) for i in range(num_layers)]
     config = copy.deepcopy(target.config)
     text = config.get_text_config(decoder=True)
@@ -102,7 +93,7 @@ class IndependentDraft(Head):
         self.model = model
 
     def features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, n) tokens to the hidden states (B, n, d) that predict the token after each."""
+        """Return hidden states (B, n, d) that predict the token after each of (B, n) tokens."""
         states: torch.Tensor = self.model.get_decoder()(tokens, use_cache=False).last_hidden_state
         return states
 
@@ -118,7 +109,7 @@ class IndependentDraft(Head):
         """Write a checkpoint that transformers reads; each file is replaced in one rename.
 
         Args:
-            folder: made if need be.
+            folder: made if it does not exist.
             record: how it was trained; must be JSON.
         """
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
 """The training loop: steps, measurements, and a state on disk that a run continues from exactly.
 
 All randomness is a function of the seed and the step's number, and the data's order of the seed and
-the epoch's. The state on disk is therefore small: weights, optimizers, the step's number and the
-measurements so far. A run that was killed and continued gives the same bits as one that was not, on
-the same number of threads.
+the epoch's. A run that was killed and continued gives the same bits as one that was not, on the
+same number of threads.
 
 Under `torchrun` each process takes its share of every batch's sequences and gradients are added up;
 the losses are those of one process, to rounding.
@@ -23,12 +22,7 @@ from mtp_verify.heads import save
 from mtp_verify.training.acceptance import Acceptance, measure_acceptance
 from mtp_verify.training.batches import Batch, collate, plan_epoch
 from mtp_verify.training.independent import IndependentDraft
-from mtp_verify.training.losses import (
-    LOSSES,
-    Discriminator,
-    cross_entropy,
-    feature_regression,
-)
+from mtp_verify.training.losses import LOSSES, Discriminator, cross_entropy, feature_regression
 from mtp_verify.training.muon import Muon
 from mtp_verify.training.rollout import level_logits, roll_out
 from mtp_verify.training.start import check_features, places_of
@@ -48,7 +42,7 @@ _STATE = "state.safetensors"
 _BEST = "head"
 _CHAIN = 4  # drafted tokens of the chains that acceptance is measured with
 _ADVERSARIAL_FROM = 0.3  # share of the steps before the adversarial term comes in
-_JUDGE_RATE = 0.25  # of the discriminator, relative to the vectors' rate
+_DISCRIMINATOR_RATE = 0.25  # relative to the vectors' rate
 
 
 class Trainer:
@@ -59,21 +53,14 @@ class Trainer:
         shards: text to train on.
         held_out: text that the target wrote greedily, to measure acceptance on.
         recipe: how.
-        steps: number of optimizer steps; rates and stages are laid out over them.
-        folder: keeps the state and, in `head/`, the best head so far.
+        steps: number of optimizer steps, over which rates and stages are spread.
+        folder: for the state and, in `head/`, the best head so far.
         save_every: steps between two states on disk.
-        record: kept with the head: what else its result depends on.
+        record: saved with the head: what else its result depends on.
 
     Raises:
         ParamsError: a recipe that does not fit the head, or no text.
         UnsupportedModelError: the folder holds the state of another kind of run.
-
-    Example:
-        >>> trainer = Trainer(
-        ...     head, shards, held_out, Recipe(), steps=400, folder=folder
-        ... )  # doctest: +SKIP
-        >>> trainer.run()["tau"]  # doctest: +SKIP
-        1.83
     """
 
     def __init__(
@@ -90,8 +77,8 @@ class Trainer:
     ) -> None:
         check_features(recipe, head.spec)
         if not len(shards) or not len(held_out) or steps < 1:
-            msg = f"{len(shards)} texts, {len(held_out)} held out, {steps} steps: none may be 0"
-            raise ParamsError(msg, slug="nothing_to_train")
+            message = f"{len(shards)} texts, {len(held_out)} held out, {steps} steps: none may be 0"
+            raise ParamsError(message, slug="nothing_to_train")
         self.head = head
         self.recipe = recipe
         self.steps = steps
@@ -110,31 +97,26 @@ class Trainer:
         trained = [p for p in head.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() == 2 and id(p) not in tables]
         vectors = [p for p in trained if p.dim() != 2 or id(p) in tables]
-        self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "matrices": Muon(
-                matrices,
-                lr=recipe.matrix_rate,
-                weight_decay=recipe.weight_decay,
-                dtype=getattr(torch, recipe.dtype),
-            ),
-        }
+        rate, decay, dtype = recipe.matrix_rate, recipe.weight_decay, getattr(torch, recipe.dtype)
+        muon = Muon(matrices, lr=rate, weight_decay=decay, dtype=dtype)
+        self._optimizers: dict[str, torch.optim.Optimizer] = {"matrices": muon}
         if vectors:
             self._optimizers["vectors"] = torch.optim.AdamW(
                 vectors, lr=recipe.vector_rate, betas=(0.9, 0.95), weight_decay=0.0
             )
-        self._judge: Discriminator | None = None
-        self._judged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._discriminator: Discriminator | None = None
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         if recipe.adversarial_weight:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
-                self._judge = Discriminator(head.spec.known_sizes.hidden_size)
-            self._modules["judge"] = self._judge
+                self._discriminator = Discriminator(head.spec.known_sizes.hidden_size)
+            self._modules["judge"] = self._discriminator
             self._optimizers["judge_rates"] = torch.optim.AdamW(
-                self._judge.parameters(), lr=recipe.vector_rate
+                self._discriminator.parameters(), lr=recipe.vector_rate
             )
         self._rates = {name: o.param_groups[0]["lr"] for name, o in self._optimizers.items()}
         if "judge_rates" in self._rates:
-            self._rates["judge_rates"] *= _JUDGE_RATE
+            self._rates["judge_rates"] *= _DISCRIMINATOR_RATE
         shared = distributed.is_available() and distributed.is_initialized()
         self._rank = distributed.get_rank() if shared else 0
         self._world = distributed.get_world_size() if shared else 1
@@ -203,7 +185,7 @@ class Trainer:
         return self.best
 
     def _agree(self, *, is_late: bool) -> bool:
-        """The first process's answer: all must do the same steps."""
+        """Return the first process's answer: all must do the same steps."""
         if self._world == 1:
             return is_late
         answer = torch.tensor([float(is_late)])
@@ -211,13 +193,10 @@ class Trainer:
         return bool(answer)
 
     def take_step(self) -> float:
-        """Do one optimizer step.
-
-        Returns:
-            The loss before it.
+        """Do one optimizer step; return the loss before it.
 
         Raises:
-            NumericsError: it is not a number; nothing was changed.
+            NumericsError: the loss is not a number; nothing was changed.
         """
         recipe, indices = self.recipe, self._indices(self.step)
         batch = collate(
@@ -238,15 +217,15 @@ class Trainer:
                 loss = self._loss(mine, hidden, depth) / count
             loss.backward()  # type: ignore[no-untyped-call]
             value = float(loss.detach())
-            self._teach_judge(count)
+            self._train_discriminator(count)
         value = self._add_up(value)
         if not math.isfinite(value):
-            msg = (
+            message = (
                 f"the loss of step {self.step} is {value} (sequences {indices}); the head of step "
                 f"{self.best['step']} is kept in {self._folder / _BEST}: lower the rates, or look "
                 "at the text"
             )
-            raise NumericsError(msg, slug="loss_not_finite")
+            raise NumericsError(message, slug="loss_not_finite")
         factor = recipe.rate_at(self.step, self.steps)
         for name, optimizer in self._optimizers.items():
             optimizer.param_groups[0]["lr"] = self._rates[name] * factor
@@ -255,7 +234,7 @@ class Trainer:
         return value
 
     def _loss(self, batch: Batch, hidden: tuple[torch.Tensor, ...], depth: int) -> torch.Tensor:
-        """The sum over rows and levels."""
+        """Return the sum over rows and levels."""
         recipe = self.recipe
         total = torch.zeros(())
         levels = depth if self.head.max_depth is None else self.head.max_depth
@@ -270,34 +249,33 @@ class Trainer:
             else:
                 ids = batch.reachable(batch.shifted(batch.top_ids, level + 1)[used], used)
                 rows = LOSSES[recipe.loss](logits, ids, probs[used])
-            if recipe.feature_weight or self._judge is not None:
+            if recipe.feature_weight or self._discriminator is not None:
                 true = batch.shifted(batch.hidden[0], level + 1)[used].float()
                 rows = rows + recipe.feature_weight * feature_regression(picked, true)
-                if self._judge is not None and self.step >= _ADVERSARIAL_FROM * self.steps:
-                    rows = rows + recipe.adversarial_weight * self._judge.head_loss(picked)
-                    self._judged.append((true, picked.detach()))
+                if self._discriminator is not None and self.step >= _ADVERSARIAL_FROM * self.steps:
+                    rows = rows + recipe.adversarial_weight * self._discriminator.head_loss(picked)
+                    self._pairs.append((true, picked.detach()))
             total = total + recipe.decay**level * rows.sum()
         return total
 
-    def _teach_judge(self, count: int) -> None:
+    def _train_discriminator(self, count: int) -> None:
         """Set the discriminator's gradients, which the head's loss has left dirty, from its own."""
-        if self._judge is None:
+        if self._discriminator is None:
             return
-        self._judge.zero_grad()
-        for true, made in self._judged:
-            loss = self._judge.own_loss(true, made).sum() / count
+        self._discriminator.zero_grad()
+        for true, made in self._pairs:
+            loss = self._discriminator.own_loss(true, made).sum() / count
             loss.backward()  # type: ignore[no-untyped-call]
-        self._judged.clear()
+        self._pairs.clear()
 
     def _products(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")
 
     def _with_noise(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Hidden states as the head will see them where its own stand in: a little off."""
+        """Return hidden states with noise: in drafts the head reads its own, which are inexact."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         noisy = []
-        for layer in batch.hidden:
-            states = layer.float()
+        for states in (layer.float() for layer in batch.hidden):
             size = states.square().mean(-1, keepdim=True).sqrt()
             noise = torch.randn(states.shape, generator=generator)
             noisy.append(states + self.recipe.noise * size * noise)
@@ -307,35 +285,30 @@ class Trainer:
         """Add gradients and the loss over all processes."""
         if self._world == 1:
             return value
-        gradients = [
-            p.grad if p.grad is not None else torch.zeros_like(p)
-            for module in self._modules.values()
-            for p in module.parameters()
-        ]
+        parameters = [p for module in self._modules.values() for p in module.parameters()]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([torch.tensor([value]), *(g.reshape(-1) for g in gradients)])
         distributed.all_reduce(flat)
-        parts = torch.split(flat[1:], [g.numel() for g in gradients])
-        parameters = (p for module in self._modules.values() for p in module.parameters())
+        parts = torch.split(flat[1:], [p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.reshape(parameter.shape).clone()
         return float(flat[0])
 
     def _plan(self, epoch: int) -> list[list[int]]:
         if epoch not in self._plans:
-            lengths = self._shards.lengths
-            self._plans[epoch] = plan_epoch(lengths, self.recipe.max_rows, self.recipe.seed, epoch)
+            lengths, recipe = self._shards.lengths, self.recipe
+            self._plans[epoch] = plan_epoch(lengths, recipe.max_rows, recipe.seed, epoch)
         return self._plans[epoch]
 
     def _indices(self, step: int) -> list[int]:
-        """The sequences of a step."""
+        """Return the sequences of a step."""
         epoch = 0
-        while step >= len(self._plan(epoch)):
-            step -= len(self._plan(epoch))
-            epoch += 1
-        return self._plan(epoch)[step]
+        while step >= len(plan := self._plan(epoch)):
+            step, epoch = step - len(plan), epoch + 1
+        return plan[step]
 
     def measure(self) -> Acceptance:
-        """Acceptance on the held-out text."""
+        """Return acceptance on the held-out text."""
         start = monotonic()
         with self._products():
             found = measure_acceptance(self.head, self._texts, self._places, _CHAIN)
@@ -344,12 +317,8 @@ class Trainer:
 
     def _keep_if_best(self, loss: float) -> None:
         found = self.measure()
-        point = {
-            "step": self.step,
-            "loss": loss,
-            "tau": found.tau,
-            "by_depth": list(found.by_depth),
-        }
+        by_depth = list(found.by_depth)
+        point = {"step": self.step, "loss": loss, "tau": found.tau, "by_depth": by_depth}
         self.curve.append(point)
         if self.best is point and self._rank == 0:
             record = {**self._record, "recipe": self.recipe.as_dict(), "curve": self.curve}

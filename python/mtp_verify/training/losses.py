@@ -1,8 +1,8 @@
 """Losses of draft heads, row by row, and how levels are put together.
 
-p is the target's law of a row, known through its most likely tokens; q the head's. The expected
-acceptance of a drafted token is the overlap, sum of min(p, q). What of p lies outside the draft
-vocabulary, or outside the kept tokens, counts as lost: an overlap is a lower bound.
+p is the target's distribution of a row, known through its most likely tokens; q is the head's. The
+expected acceptance of a drafted token is the overlap, sum of min(p, q). The part of p outside the
+draft vocabulary, or outside those tokens, counts as lost: an overlap is a lower bound.
 
 References:
     DeepSeek-V3, arXiv 2412.19437 (weighted levels); EAGLE, arXiv 2401.15077 (features); KOALA,
@@ -60,17 +60,17 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _log_probs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (R, C) of the tokens at `ids`; -1 stands for whatever, to be masked."""
+    """Return log-probabilities (R, C) of the tokens at `ids`; those at -1 must be masked."""
     probs: torch.Tensor = _LogProbs.apply(logits, ids.clamp(min=0))
     return probs
 
 
 def overlap(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """The expected acceptance (R,) of a sampled draft token, from below.
+    """Return a lower bound of the expected acceptance (R,) of a sampled draft token.
 
     Args:
         logits: (R, D) of the head.
-        ids: (R, C) places of the kept tokens in the draft vocabulary, -1 outside of it.
+        ids: (R, C) places of the target's tokens in the draft vocabulary, -1 outside of it.
         probs: (R, C) of the target.
 
     Example:
@@ -83,17 +83,17 @@ def overlap(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> tor
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log q of the text's own token (R,); 0 where it is outside the draft vocabulary."""
+    """Return -log q (R,) of the text's own token; 0 outside the draft vocabulary."""
     return -_log_probs(logits, targets[:, None])[:, 0].masked_fill(targets < 0, 0.0)
 
 
 def distillation(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """-sum p log q (R,); arguments as `overlap`."""
+    """Return -sum p log q (R,); arguments as `overlap`."""
     return -(_log_probs(logits, ids) * probs.masked_fill(ids < 0, 0.0)).sum(1)
 
 
 def total_variation(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """1 - overlap (R,): the chance that a drafted token is rejected.
+    """Return 1 - overlap (R,): the probability that a drafted token is rejected.
 
     Its gradient vanishes where q is far from p, so it is for heads that are trained already.
     """
@@ -101,14 +101,14 @@ def total_variation(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor
 
 
 def log_overlap(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """-log overlap (R,): the gradient of `total_variation`, divided by the overlap."""
+    """Return -log overlap (R,): the gradient of `total_variation`, divided by the overlap."""
     return -overlap(logits, ids, probs).clamp(min=_FLOOR).log()
 
 
 def hybrid(
     logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor, rate: float = 3.0
 ) -> torch.Tensor:
-    """Distillation where the overlap is small, total variation where it is large (R,)."""
+    """Return distillation where the overlap is small, total variation where it is large (R,)."""
     share = overlap(logits, ids, probs)
     weight = torch.exp(-rate * share.detach())
     return weight * distillation(logits, ids, probs) + (1 - weight) * (1 - share)
@@ -123,17 +123,14 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Ten
 
 
 def feature_regression(features: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """EAGLE's smooth L1 distance (R,) between a head's output and the target's hidden state."""
+    """Return EAGLE's smooth L1 distance (R,) of a head's output to the target's hidden state."""
     return functional.smooth_l1_loss(features.float(), hidden.float(), reduction="none").mean(1)
 
 
 def mtp_loss(main: torch.Tensor, levels: Sequence[torch.Tensor], weight: float) -> torch.Tensor:
-    """DeepSeek's sum: the next-token loss, and the mean of the levels' times a weight.
+    """Return DeepSeek's sum: the next-token loss, and the mean of the levels' times a weight.
 
-    Args:
-        main: scalar loss of the target itself.
-        levels: scalar loss of each level.
-        weight: lambda, 0.3 and later 0.1 in the paper.
+    The weight is the paper's lambda: 0.3, and later 0.1.
     """
     return main + weight * torch.stack(tuple(levels)).mean()
 
@@ -141,7 +138,7 @@ def mtp_loss(main: torch.Tensor, levels: Sequence[torch.Tensor], weight: float) 
 def sequential_backward(
     trunk: torch.Tensor, losses: Sequence[Callable[[torch.Tensor], torch.Tensor]]
 ) -> float:
-    """Backward of several heads over one trunk, with the logits of one head in memory at a time.
+    """Run backward of several heads over a trunk, with the logits of one head in memory at a time.
 
     Args:
         trunk: (B, n, d), the trunk's output, with its graph.
@@ -161,12 +158,9 @@ def sequential_backward(
 
 
 class Discriminator(nn.Module):
-    """Tells a target's hidden states from a head's, for KOALA's adversarial term.
+    """Distinguishes a target's hidden states from a head's, for KOALA's adversarial term.
 
-    The paper leaves its layers open; here they are d -> d -> 1.
-
-    Args:
-        width: d.
+    The paper does not give its layers; here they are d -> d -> 1.
     """
 
     def __init__(self, width: int) -> None:
@@ -175,19 +169,17 @@ class Discriminator(nn.Module):
         self.second = nn.Linear(width, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(R, d) to the logit (R,) that they are the target's."""
+        """Return the logit (R,) that hidden states (R, d) are the target's."""
         logits: torch.Tensor = self.second(functional.silu(self.first(features)))
         return logits[:, 0]
 
     def own_loss(self, real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        """What the discriminator learns from (R,); real rows count as 0.9, not as certain."""
+        """Return the discriminator's loss (R,); real rows have the label 0.9."""
         true, false = self(real.detach()), self(made.detach())
-        sure = torch.full_like(true, 0.9)
-        loss: torch.Tensor = functional.binary_cross_entropy_with_logits(
-            true, sure, reduction="none"
-        ) + functional.softplus(false)
-        return loss
+        label = torch.full_like(true, 0.9)
+        loss = functional.binary_cross_entropy_with_logits(true, label, reduction="none")
+        return loss + functional.softplus(false)
 
     def head_loss(self, made: torch.Tensor) -> torch.Tensor:
-        """-log of the chance to pass as the target's (R,), for the head."""
+        """Return -log of the probability (R,) to count as the target's, for the head."""
         return functional.softplus(-self(made))

@@ -23,6 +23,8 @@ __all__ = ["Muon"]
 # Of the polynomial whose iteration drives every singular value towards 1.
 _FIRST, _THIRD, _FIFTH = 3.4445, -4.7750, 2.0315
 _EPS = 1e-7
+_MOMENTUM = 0.95  # of the gradients' mean
+_ITERATIONS = 4  # of Newton and Schulz
 
 
 class Muon(torch.optim.Optimizer):
@@ -32,9 +34,7 @@ class Muon(torch.optim.Optimizer):
         matrices: parameters of two dimensions.
         lr: length of a step; a matrix that is taller than wide gets more.
         weight_decay: share of a weight, times `lr`, that a step takes away.
-        momentum: of the gradients' mean.
-        num_iterations: of Newton and Schulz.
-        dtype: of their products.
+        dtype: of the products in the iteration.
     """
 
     def __init__(
@@ -43,19 +43,9 @@ class Muon(torch.optim.Optimizer):
         *,
         lr: float,
         weight_decay: float,
-        momentum: float = 0.95,
-        num_iterations: int = 4,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(
-            matrices,
-            {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "num_iterations": num_iterations,
-            },
-        )
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
         self._dtype = dtype
 
     @torch.no_grad()
@@ -63,28 +53,28 @@ class Muon(torch.optim.Optimizer):
         """Move every parameter that has a gradient."""
         del closure
         for group in self.param_groups:
-            momentum, rate = group["momentum"], group["lr"]
+            rate = group["lr"]
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
                 state = self.state[matrix]
                 if not state:
                     state["mean"] = torch.zeros_like(matrix.grad)
-                mean = state["mean"].lerp_(matrix.grad, 1 - momentum)
-                ahead = matrix.grad.lerp(mean, momentum)
+                mean = state["mean"].lerp_(matrix.grad, 1 - _MOMENTUM)
+                ahead = matrix.grad.lerp(mean, _MOMENTUM)
                 rows, columns = matrix.shape
                 scale = max(1.0, rows / columns) ** 0.5
                 matrix.mul_(1 - rate * group["weight_decay"])
-                turned = _orthogonal(ahead, group["num_iterations"], self._dtype)
-                matrix.sub_(turned, alpha=rate * scale)
+                direction = _orthogonal(ahead, self._dtype)
+                matrix.sub_(direction, alpha=rate * scale)
 
 
-def _orthogonal(matrix: torch.Tensor, num_iterations: int, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of the same singular vectors whose singular values are near 1."""
+def _orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a matrix of the same singular vectors whose singular values are near 1."""
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = (x / x.norm().clamp(min=_EPS)).to(dtype)
-    for _ in range(num_iterations):
+    for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_THIRD, alpha=_FIFTH), x, beta=_FIRST)
     return x.T if is_tall else x

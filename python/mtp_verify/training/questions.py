@@ -1,7 +1,7 @@
 """Prompts that the target makes up: it writes what a user would say, and then answers that.
 
-A model for chats has learned what stands between the marks of a user's turn. Left to go on after
-the opening one it writes messages on anything, far more kinds of them than templates hold.
+A chat model has learned what comes between the marks of a user's turn. After the opening mark alone
+it writes messages on anything, of far more kinds than templates give.
 
 References:
     Magpie, arXiv 2406.08464.
@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.decoder.decode import Decoder
-from mtp_verify.training.deadlines import criteria
+from mtp_verify.training.writing import stop_at
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,29 +29,24 @@ _LONGEST = 48  # tokens of a message; one that is longer ends there
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around a user's message in a prompt.
-
-    Attributes:
-        opening: token ids before it.
-        closing: token ids after it; the first of them ends the message.
-    """
+    """Token ids around a user's message in a prompt; the first of `closing` ends the message."""
 
     opening: tuple[int, ...]
     closing: tuple[int, ...]
 
 
 def frame_of(encode: Callable[[str], list[int]]) -> Frame | None:
-    """The frame that `encode` puts around messages, or None if it puts nothing before or behind.
+    """Return what `encode` puts around messages, or None if it puts nothing before or after.
 
     Example:
         >>> frame_of(lambda text: [1, 2, *text.encode(), 3, 4])
         Frame(opening=(1, 2), closing=(3, 4))
     """
     one, two = (encode(probe) for probe in _PROBES)
-    before, behind = _num_common(one, two), _num_common(one[::-1], two[::-1])
-    if not before or not behind:
+    before, after = _num_common(one, two), _num_common(one[::-1], two[::-1])
+    if not before or not after:
         return None
-    return Frame(tuple(one[:before]), tuple(one[len(one) - behind :]))
+    return Frame(tuple(one[:before]), tuple(one[len(one) - after :]))
 
 
 def finish_messages(
@@ -65,10 +60,10 @@ def finish_messages(
 
     Args:
         model: the target.
-        openings: token ids of each, up to where it goes on.
+        openings: token ids of each, up to where it continues.
         closing: what then follows; the target ends a message with the first of them.
         seed: of the draws.
-        deadline: of `time.monotonic()`: the messages end there, as `writing.write_texts`.
+        deadline: of `time.monotonic()`: the messages end there, as in `write_texts`.
 
     Returns:
         The prompts, ready to be answered.
@@ -79,7 +74,7 @@ def finish_messages(
         [list(opening) for opening in openings],
         max_new_tokens=_LONGEST,
         seed=seed,
-        stopping_criteria=criteria(openings, deadline),
+        stopping_criteria=stop_at(openings, deadline),
     )
     ends = {closing[0], *decoder.target.eos_ids}
     return [
@@ -89,7 +84,7 @@ def finish_messages(
 
 
 def _num_common(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+    """Return how many ids two sequences have in common at their start."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
         min(len(one), len(two)),

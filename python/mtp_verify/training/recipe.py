@@ -15,7 +15,7 @@ __all__ = ["Recipe", "quick_dtype"]
 
 
 def quick_dtype() -> str:
-    """What a recipe's `dtype` should be on this CPU: "bfloat16" where it has units for products.
+    """Return the best `dtype` of a recipe on this CPU: "bfloat16" where it has units for products.
 
     Without them bfloat16 takes twice the time of float32, with them a third.
 
@@ -85,32 +85,31 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be right."""
         if self.loss not in (*LOSSES, "cross-entropy"):
-            msg = f"no loss is called {self.loss!r}; known are: {', '.join(LOSSES)}, cross-entropy"
-            raise ParamsError(msg, slug="unknown_loss")
-        for name in ("depth", "max_rows", "evaluate_every", "patience", "draft_vocab_size"):
-            if getattr(self, name) < 1:
-                msg = f"{name} is {getattr(self, name)}; wanted an int >= 1"
-                raise ParamsError(msg, slug="param_out_of_range")
-        for name in ("plain_share", "warm_up", "cool_down"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                msg = f"{name} is {getattr(self, name)}; wanted a share of 0 to 1"
-                raise ParamsError(msg, slug="param_out_of_range")
+            known = f"{', '.join(LOSSES)}, cross-entropy"
+            message = f"loss: found {self.loss!r}, wanted one of: {known}"
+            raise ParamsError(message, slug="unknown_loss")
+        counts = ("depth", "max_rows", "evaluate_every", "patience", "draft_vocab_size")
+        for name in (*counts, "plain_share", "warm_up", "cool_down"):
+            value = getattr(self, name)
+            if value < 1 if name in counts else not 0.0 <= value <= 1.0:
+                wanted = "an int >= 1" if name in counts else "a share of 0 to 1"
+                message = f"{name}: found {value}, wanted {wanted}"
+                raise ParamsError(message, slug="param_out_of_range")
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with other fields."""
+        """Return a copy with other fields."""
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Return all fields, for JSON."""
         return dataclasses.asdict(self)
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The factor of the learning rates in a step: a rise, a plain, and a fall to 0.
+        """Return the factor of the learning rates in a step: a rise, a plain, and a fall to 0.
 
         Example:
             >>> [round(Recipe().rate_at(step, 100), 2) for step in (0, 4, 20, 99)]
             [0.2, 1.0, 1.0, 0.01]
         """
-        up = self.warm_up * steps
-        down = self.cool_down * steps
+        up, down = self.warm_up * steps, self.cool_down * steps
         return min(1.0, (step + 1) / max(up, 1.0), (steps - step) / max(down, 1.0))

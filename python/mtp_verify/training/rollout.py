@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from mtp_verify.heads.blocks.base import causal_mask
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.training.independent import IndependentDraft
 
@@ -42,8 +43,8 @@ def roll_out(
         hidden: instead of the batch's, as with noise.
 
     Yields:
-        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target lies behind the
-        sequence's end hold whatever came out.
+        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target is after the
+        sequence's end have no meaning.
     """
     states = batch.hidden if hidden is None else hidden
     if isinstance(head, IndependentDraft):
@@ -56,12 +57,12 @@ def roll_out(
 def level_logits(
     head: Head, batch: Batch, features: torch.Tensor, level: int, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown yet.
+    """Return logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown.
 
     Args:
         head: attached to its target.
         batch: that the rows come from.
-        features: (R, d), what `roll_out` gave for them.
+        features: (R, d), from `roll_out`.
         level: of the roll-out.
         rows: (B, n), which rows of the batch they are.
     """
@@ -78,26 +79,23 @@ def _causal(
     count = batch.tokens.shape[1]
     device = batch.tokens.device
     positions = torch.arange(count, device=device)
-    visible = positions[None] <= positions[:, None]
-    window = head.spec.known_sizes.window
-    if window is not None:
-        visible &= positions[None] > positions[:, None] - window
-    own = torch.eye(count, dtype=torch.bool, device=device)
+    visible = causal_mask(0, count, head.spec.known_sizes.window, device)
+    own = torch.eye(count, dtype=torch.bool, device=device)[None, None]
     last = head.spec.num_modules - 1
     passed = head.fuse_features(states)
     layers: list[DynamicLayer] = []
     mask = visible
     for level in range(depth):
-        # A module of its own starts from true rows alone; one that is used again goes on.
+        # A module of its own starts from true rows alone; one that is used again continues.
         if level <= last:
             layers, mask = [DynamicLayer() for _ in range(head.spec.num_layers)], visible
         else:
-            mask = torch.cat((mask, own), dim=1)
+            mask = torch.cat((mask, own), dim=-1)
         output, passed = head(
             passed,
             batch.shifted(batch.tokens, level),
             (positions + level)[None].expand_as(batch.tokens),
-            mask[None, None],
+            mask,
             level,
             cast("list[GrowingLayer]", layers),
         )
@@ -114,12 +112,11 @@ def _parallel(
     head: ParallelHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     count = batch.tokens.shape[1]
-    positions = torch.arange(count, device=batch.tokens.device)
-    visible = (positions[None] <= positions[:, None])[None, None]
+    device = batch.tokens.device
+    positions = torch.arange(count, device=device)[None].expand_as(batch.tokens)
+    visible = causal_mask(0, count, None, device)
     embeds: list[torch.Tensor] = []
     for level in range(min(depth, head.spec.num_modules)):
         if head.spec.fusion != "none":
             embeds.append(head.shared.embed(batch.shifted(batch.tokens, level)))
-        yield head.features(
-            states[0], level, positions[None].expand_as(batch.tokens), visible, embeds
-        )
+        yield head.features(states[0], level, positions, visible, embeds)

@@ -1,4 +1,4 @@
-"""A whole run in one folder: text, then a head; each stage goes on where it was left.
+"""A whole run in one folder: text, then a head; each stage continues where it was left.
 
 `text/` and `held-out/` hold the shards, `plan.json` what was decided on the way (how much text, how
 many steps), `state.safetensors` the training's state, `head/` the best head.
@@ -50,28 +50,18 @@ _PROBE_SHARE = 0.1  # most of the time that is left, for the steps of each kind
 class Budget:
     """How much a run may take.
 
-    Attributes:
-        minutes: of wall time for everything, or None: `tokens` and `epochs` alone decide. What is
-            under way then ends early: texts, the try-out of steps and, after a tenth more, the
-            planned steps.
-        tokens: most rows of training text.
-        epochs: most passes over it.
-        text_share: share of the minutes after which no further text is begun.
-        answer: most tokens of an answer.
-        together: answers that are written at the same time, one shard.
-        held_out: prompts that measure acceptance.
-        questions: share of the shards whose prompts the target makes up itself; none where it has
-            no form for a user's message.
+    What runs when the minutes are over ends early: texts, the timing of steps and, after a tenth
+    more, the planned steps.
     """
 
-    minutes: float | None = 38.0
-    tokens: int = 850_000
-    epochs: float = 10.0
-    text_share: float = 0.4
-    answer: int = 220
-    together: int = 96
-    held_out: int = 32
-    questions: float = 0.0
+    minutes: float | None = 38.0  # of wall time for everything; None: `tokens` and `epochs` decide
+    tokens: int = 850_000  # most rows of training text
+    epochs: float = 10.0  # most passes over it
+    text_share: float = 0.4  # of the minutes, after which no further text is begun
+    answer: int = 220  # most tokens of an answer
+    together: int = 96  # answers that are written at the same time, one shard
+    held_out: int = 32  # prompts that measure acceptance
+    questions: float = 0.0  # share of the shards whose prompts the target makes up
 
 
 def train(
@@ -87,7 +77,7 @@ def train(
     load: Callable[[], Any] | None = None,
     began: float | None = None,
 ) -> tuple[Head, dict[str, Any]]:
-    """Write text with the target and train a head on it; call again to go on after a kill.
+    """Write text with the target and train a head on it; call again to continue after a kill.
 
     Args:
         model: the target, in the recipe's dtype; its parameters want no gradients afterwards.
@@ -96,9 +86,9 @@ def train(
         budget: how much; what is in the folder already counts.
         folder: of the run.
         tell: called with a line of progress after each part.
-        own: users' messages to be answered; None: those that this package brings along.
-        start: a head trained before, of the same form; its weights and its draft vocabulary are
-            where the run starts.
+        own: users' messages to be answered; None: those of this package.
+        start: a head trained before, of the same spec, whose weights and draft vocabulary the run
+            starts from.
         load: how further processes get the target, to write text side by side; None: this process
             writes alone.
         began: when the budget's minutes began, of `time.monotonic()`; None: now.
@@ -107,8 +97,8 @@ def train(
         The head after its last step, and the measurement of the best one, in `folder/head`.
 
     Raises:
-        ParamsError: the folder holds a run of another recipe or other prompts, `start` is of
-            another form, or a prompt leaves no room for an answer.
+        ParamsError: the folder holds a run of another recipe or other prompts, `start` has another
+            spec, or a prompt leaves no room for an answer.
         OSError, NumericsError: as `Trainer.run` and `write_shards`.
 
     Warns:
@@ -118,50 +108,52 @@ def train(
     began = monotonic() if began is None else began
     digest = None if own is None else own.digest
     if own is not None:
-        own.check_lengths(encode, _longest(model, budget))
+        positions = as_target(model).max_length
+        own.check_lengths(encode, None if positions is None else positions - budget.answer)
     folder.mkdir(parents=True, exist_ok=True)
     plan = _read_plan(folder, recipe, digest)
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
     # Nothing of the target is trained: its embedding's gradients would fill its whole table.
     model.requires_grad_(requires_grad=False)
-
     frame = frame_of(encode)
-    asked = 0.0 if frame is None else budget.questions
-
-    prompts: dict[str, list[str]] = {}
+    made_up = 0.0 if frame is None else budget.questions
     if own is not None:
-        prompts["text"], prompts["held-out"] = own.split(recipe.seed, budget.held_out)
+        prompts = dict(
+            zip(("text", "held-out"), own.split(recipe.seed, budget.held_out), strict=True)
+        )
     else:
-        for kind in ("text", "held-out"):
-            prompts[kind] = make_prompts(recipe.seed, held_out=kind == "held-out")
+        prompts = {
+            kind: make_prompts(recipe.seed, held_out=kind == "held-out")
+            for kind in ("text", "held-out")
+        }
+    limit = inf if budget.minutes is None else budget.minutes * 60
+    end, late = began + limit, began + budget.text_share * limit
 
     def job(kind: str, index: int) -> Job | None:
         is_held_out = kind == "held-out"
         size = budget.held_out if is_held_out else budget.together
-        made_up = int(index * asked)  # shards before this one whose prompts the target makes up
-        if frame is not None and not is_held_out and int((index + 1) * asked) > made_up:
+        before = int(index * made_up)  # shards before this one whose prompts the target makes up
+        if frame is not None and not is_held_out and int((index + 1) * made_up) > before:
             chosen, closing = [list(frame.opening)] * size, frame.closing
         else:
-            first = (index - made_up) * size
+            first = (index - before) * size
             chosen, closing = [encode(p) for p in prompts[kind][first : first + size]], ()
-        laws = (0.0,) if is_held_out else _TEMPERATURES
+        temperatures = (0.0,) if is_held_out else _TEMPERATURES
         return None if not chosen else Job(
             shard_path(folder / kind, index),
             chosen,
             spec.hidden_layers,
-            temperatures=[laws[place % len(laws)] for place in range(len(chosen))],
+            temperatures=[temperatures[i % len(temperatures)] for i in range(len(chosen))],
             max_new_tokens=budget.answer,
             seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
             closing=closing,
             deadline=late if is_held_out else (late + end) / 2,
         )  # fmt: skip
 
-    limit = inf if budget.minutes is None else budget.minutes * 60
-    end, late = began + limit, began + budget.text_share * limit
     is_cut = False
-    shared = distributed.is_available() and distributed.is_initialized()
-    if plan.get("shards") is None and not (shared and distributed.get_rank()):
+    is_shared = distributed.is_available() and distributed.is_initialized()
+    if plan.get("shards") is None and not (is_shared and distributed.get_rank()):
         count = index = 0
 
         def jobs() -> Iterator[Job]:
@@ -182,23 +174,21 @@ def train(
             tell(f"text: {count} of {budget.tokens} tokens, {spent:.1f} min")
         plan["shards"] = index
         _write_plan(folder, plan)
-    if shared:  # the first process has written, the others have waited
+    if is_shared:  # the first process has written, the others have waited
         distributed.barrier()
         plan = _read_plan(folder, recipe, digest)
     shards = Shards([shard_path(folder / "text", index) for index in range(plan["shards"])])
     held_out = Shards([shard_path(folder / "held-out", 0)])
     head = new_head(spec, model, count_tokens(shards, spec.known_sizes.vocab_size), recipe.seed)
-
-    before = None if start is None else start_from(head, start)
+    more: dict[str, Any] = {} if start is None else {"start": start_from(head, start)}
+    if own is not None:
+        more["prompts"] = {kind: len(texts) for kind, texts in prompts.items()}
 
     def trainer(steps: int, subject: Head, place: Path) -> Trainer:
-        record: dict[str, Any] = {
-            "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards), "questions": asked,
+        record = {
+            "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards),
+            "questions": made_up, **more,
         }  # fmt: skip
-        if before is not None:
-            record["start"] = before
-        if own is not None:
-            record["prompts"] = {kind: len(texts) for kind, texts in prompts.items()}
         return Trainer(subject, shards, held_out, recipe, steps=steps, folder=place, record=record)
 
     if plan.get("steps") is None:
@@ -210,20 +200,20 @@ def train(
             )
             most = min(most, round(_PLANNED * (end - monotonic()) / cost))
         steps = torch.tensor([max(most, 1)])
-        if shared:
+        if is_shared:
             distributed.broadcast(steps, 0)
         plan["steps"] = int(steps)
         _write_plan(folder, plan)
     running = trainer(plan["steps"], head, folder)
     running.measuring = plan.get("measuring", 0.0)
     best = running.run(tell, deadline=began + _OVERTIME * limit)
-    if not shared or not distributed.get_rank():
+    if not is_shared or not distributed.get_rank():
         _warn_if_short(running, budget, sum(shards.lengths), is_cut=is_cut)
     return head, {"best": best, "curve": running.curve, "plan": plan}
 
 
 def _warn_if_short(running: Trainer, budget: Budget, tokens: int, *, is_cut: bool) -> None:
-    """Say how much of a run there was time for, where that is less than what was asked for."""
+    """Warn if there was time for less than what was asked for."""
     passes = running.step / running.batches_per_epoch
     is_short = not running.is_finished or passes < min(1.0, budget.epochs)
     if budget.minutes is None or not (is_short or is_cut):
@@ -240,10 +230,10 @@ def _warn_if_short(running: Trainer, budget: Budget, tokens: int, *, is_cut: boo
 def _cost_of_a_step(
     head: Head, recipe: Recipe, make: Callable[[Head], Trainer], end: float
 ) -> tuple[float, float]:
-    """Seconds of a mean step, measurements included, and of a measurement; steps of both stages.
+    """Return seconds of a mean step of both stages, measurements included, and of a measurement.
 
-    Medians, of a few steps on a copy: the machine's load, and pages touched for the first time,
-    are no part of it. Where steps are slow, fewer are timed: one of each stage at least.
+    Medians of a few steps on a copy, without the first ones. Where steps are slow, fewer are timed:
+    one of each stage at least.
     """
 
     def seconds(share: float) -> float:
@@ -267,14 +257,8 @@ def _cost_of_a_step(
     return step + probe.measuring / recipe.evaluate_every, probe.measuring
 
 
-def _longest(model: Any, budget: Budget) -> int | None:
-    """Most tokens of a prompt, so that there is room for its answer; None: any number."""
-    positions = as_target(model).max_length
-    return None if positions is None else positions - budget.answer
-
-
 def _read_plan(folder: Path, recipe: Recipe, prompts: str | None) -> dict[str, Any]:
-    """What the folder's run has decided; `prompts` names those of one's own, if there are any."""
+    """Return what the folder's run has decided; `prompts` is the digest of own ones, or None."""
     path = folder / "plan.json"
     wanted = recipe.as_dict()
     if not path.is_file():
@@ -286,21 +270,17 @@ def _read_plan(folder: Path, recipe: Recipe, prompts: str | None) -> dict[str, A
         different = [name for name in wanted if plan["recipe"].get(name) != wanted[name]]
         before = plan.get("prompts")
     except (ValueError, KeyError, AttributeError) as error:
-        msg = f"{path} is not the plan of a run ({error}); give another folder"
-        raise ParamsError(msg, slug="bad_run_folder") from None
+        message = f"{path} is not the plan of a run ({error}); give another folder"
+        raise ParamsError(message, slug="bad_run_folder") from None
+    what = ""
     if different:
         name = different[0]
-        msg = (
-            f"{folder} holds a run with {name} = {plan['recipe'].get(name)!r}, and "
-            f"{wanted[name]!r} is asked for; give another folder, or the same settings"
-        )
-        raise ParamsError(msg, slug="bad_run_folder")
-    if before != prompts:
-        msg = (
-            f"{folder} holds a run with other prompts: what is held out of these may have been "
-            "trained on there; give another folder, or the same file"
-        )
-        raise ParamsError(msg, slug="bad_run_folder")
+        what = f"{name}: found {plan['recipe'].get(name)!r}, wanted {wanted[name]!r}"
+    elif before != prompts:
+        what = "found other prompts, wanted the same: held-out ones may have been trained on there"
+    if what:
+        message = f"{folder} holds another run: {what}; give another folder, or the same settings"
+        raise ParamsError(message, slug="bad_run_folder")
     return plan
 
 

@@ -1,9 +1,9 @@
 """Shards: text of the target with what a head learns from, one safetensors file each.
 
 A row is a position i of a sequence: the target's hidden states there, the token at i + 1, and the
-target's law of that token (its most likely tokens at temperature 1; all zeros within the prompt,
-where nothing is learned). Files are mapped, not read: a row comes from the disk when a batch needs
-it.
+target's distribution of that token (its most likely tokens at temperature 1; all zeros within the
+prompt, where nothing is learned). Files are mapped, not read: a row comes from the disk when a
+batch needs it.
 """
 
 from __future__ import annotations
@@ -26,29 +26,21 @@ __all__ = ["Text", "Shards", "shard_path", "write_shard"]
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence of T tokens, as T - 1 rows.
+    """One sequence of T tokens, as T - 1 rows."""
 
-    Attributes:
-        hidden: per hidden layer (T - 1, d).
-        tokens: (T - 1,) int64, the token after each row.
-        top_ids: (T - 1, C) int64, the target's most likely tokens there.
-        top_probs: (T - 1, C) float32, their probabilities; zeros within the prompt.
-        temperature: that the text was drawn at.
-    """
-
-    hidden: tuple[torch.Tensor, ...]
-    tokens: torch.Tensor
-    top_ids: torch.Tensor
-    top_probs: torch.Tensor
-    temperature: float
+    hidden: tuple[torch.Tensor, ...]  # by hidden layer (T - 1, d)
+    tokens: torch.Tensor  # (T - 1,) int64, the token after each row
+    top_ids: torch.Tensor  # (T - 1, C) int64, the target's most likely tokens there
+    top_probs: torch.Tensor  # (T - 1, C) float32, their probabilities; zeros within the prompt
+    temperature: float  # that the text was drawn at
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return int(self.tokens.shape[0])
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where a shard is kept."""
+    """Return the place of a shard in a folder."""
     return folder / f"shard-{index:05d}.safetensors"
 
 
@@ -56,15 +48,15 @@ def write_shard(path: Path, sequences: Sequence[Text]) -> None:
     """Write a shard; it appears complete or not at all.
 
     Raises:
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        OSError: the disk is full or cannot be written; nothing is left.
     """
+    kinds = {"tokens": torch.int32, "top_ids": torch.int32, "top_probs": torch.float16}
     tensors = {
-        "tokens": torch.cat([sequence.tokens for sequence in sequences]).to(torch.int32),
-        "top_ids": torch.cat([sequence.top_ids for sequence in sequences]).to(torch.int32),
-        "top_probs": torch.cat([sequence.top_probs for sequence in sequences]).to(torch.float16),
-        "lengths": torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int32),
-        "temperatures": torch.tensor([sequence.temperature for sequence in sequences]),
+        name: torch.cat([getattr(sequence, name) for sequence in sequences]).to(kind)
+        for name, kind in kinds.items()
     }
+    tensors["lengths"] = torch.tensor([len(s) for s in sequences], dtype=torch.int32)
+    tensors["temperatures"] = torch.tensor([s.temperature for s in sequences])
     for index, states in enumerate(zip(*(s.hidden for s in sequences), strict=True)):
         tensors[f"hidden.{index}"] = torch.cat(states)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,25 +64,18 @@ def write_shard(path: Path, sequences: Sequence[Text]) -> None:
         write_tensors(path, tensors)
     except OSError as error:
         needed = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-        msg = (
+        message = (
             f"{path} ({needed:.0f} MB) cannot be written: {error.strerror}; make room and run the "
             "same command again: shards that are complete stay"
         )
-        raise OSError(error.errno, msg) from error
+        raise OSError(error.errno, message) from error
 
 
 class Shards:
-    """All sequences of a folder of shards, in the order of their files.
-
-    Args:
-        paths: of the files.
+    """All sequences of some shards, in the order of the files.
 
     Raises:
         ParamsError: a file that is not a shard; says which.
-
-    Example:
-        >>> shards = Shards(sorted(folder.glob("shard-*")))  # doctest: +SKIP
-        >>> shards[0].tokens  # doctest: +SKIP
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -103,8 +88,10 @@ class Shards:
                 lengths = file.get_tensor("lengths").tolist()
                 self.temperatures += file.get_tensor("temperatures").tolist()
             except (OSError, SafetensorError) as error:
-                msg = f"{path} is not a shard of training text ({error}); remove it and run again"
-                raise ParamsError(msg, slug="bad_shard") from None
+                message = (
+                    f"{path} is not a shard of training text ({error}); remove it and run again"
+                )
+                raise ParamsError(message, slug="bad_shard") from None
             self._files.append(file)
             start = 0
             for length in lengths:
@@ -112,7 +99,7 @@ class Shards:
                 start += length
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return len(self._places)
 
     @property

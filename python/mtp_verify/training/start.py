@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family, load
-from mtp_verify.heads.blocks import RMSNorm
+from mtp_verify.heads import FAMILIES, CausalHead, ParallelHead, Sizes, family, load
+from mtp_verify.heads.blocks.llama import RMSNorm
+from mtp_verify.heads.families import block_of
 from mtp_verify.training import independent
 
 if TYPE_CHECKING:
@@ -28,11 +29,7 @@ _ENDS = ("o_proj", "down_proj")  # projections back into the stream: a block sta
 
 
 def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
-    """What the head is made of; its output rows are the target's own, which are not trained.
-
-    Args:
-        recipe: of the run.
-        config: the target's transformers configuration.
+    """Return what the head is made of; its output rows are the target's own, which are not trained.
 
     Raises:
         ParamsError: no such family.
@@ -40,18 +37,16 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
     if recipe.family == independent.FAMILY:
         return independent.spec_of_draft(config, recipe.num_layers)
     sizes = Sizes.of(config)
-    spec = family(recipe.family)
+    spec, record = family(recipe.family), FAMILIES[recipe.family]
+    block, layers = record.block, record.default_layers
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    aux = spec.aux_layers
-    if spec.feed == "aux":
-        aux = (2, depth // 2, depth - 3) if spec.kind == "causal" else (depth - 1,)
     size = min(recipe.draft_vocab_size, sizes.vocab_size)
     return spec.replace(
         sizes=sizes,
-        block="llama" if spec.block in ("target", "foreign") else spec.block,
+        block="llama" if block is None or block.needs_target else block.kind,
         num_modules=recipe.num_modules,
         num_layers=recipe.num_layers,
-        aux_layers=aux,
+        aux_layers=spec.aux_layers if layers is None else layers(depth),
         output_head="shared",
         own_embedding=False,
         draft_vocab_size=None if size == sizes.vocab_size else size,
@@ -60,7 +55,7 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
 
 
 def count_tokens(shards: Shards, vocab_size: int) -> torch.Tensor:
-    """How often each token (V,) stands in the text."""
+    """Return how often each token (V,) is in the text."""
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for index in range(len(shards)):
         counts += torch.bincount(shards[index].tokens, minlength=vocab_size)
@@ -89,10 +84,10 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in head.named_modules():
-            if isinstance(module, nn.Linear) and spec.block != "residual":
+            if isinstance(module, nn.Linear) and block_of(spec).attends:
                 is_end = name.rpartition(".")[2] in _ENDS
                 module.weight.normal_(0.0, 0.0 if is_end else _SPREAD, generator=generator)
-        _quieten(head)
+        _scale_output_norms(head)
     return head
 
 
@@ -103,25 +98,25 @@ def start_from(head: Head, folder: Path) -> dict[str, Any]:
         How that one was trained.
 
     Raises:
-        ParamsError: it is of another form; names the field.
+        ParamsError: its spec differs; names the field.
         UnsupportedModelError: it cannot be read.
     """
     if head.spec.family == independent.FAMILY:
-        msg = "a run from weights of an earlier one is for heads; an independent model has none"
-        raise ParamsError(msg, slug="bad_recipe")
+        message = "a run from weights of an earlier one is for heads; an independent model has none"
+        raise ParamsError(message, slug="bad_recipe")
     old = load(folder, dtype=torch.float32)
     for field in dataclasses.fields(head.spec):
         mine, theirs = getattr(head.spec, field.name), getattr(old.spec, field.name)
         if mine != theirs:
-            msg = f"the head in {folder} has {field.name} = {theirs!r}; the recipe wants {mine!r}"
-            raise ParamsError(msg, slug="bad_recipe")
+            message = f"{folder}: {field.name}: found {theirs!r}, wanted {mine!r} as in the recipe"
+            raise ParamsError(message, slug="bad_recipe")
     head.load_state_dict(old.state_dict())
     if old.vocab is not None:
         head.set_vocab(old.vocab)
     return old.record
 
 
-def _quieten(head: Head) -> None:
+def _scale_output_norms(head: Head) -> None:
     """Start output norms from a fraction of the target's."""
     weight = getattr(head.shared.norm, "weight", None)
     if weight is None:
@@ -134,7 +129,7 @@ def _quieten(head: Head) -> None:
 
 
 def places_of(head: Head) -> torch.Tensor:
-    """The place (V,) of each token in the head's draft vocabulary, or -1."""
+    """Return the place (V,) of each token in the head's draft vocabulary, or -1."""
     size = head.spec.known_sizes.vocab_size
     if head.vocab is None:
         return torch.arange(size)
@@ -144,14 +139,14 @@ def places_of(head: Head) -> torch.Tensor:
 
 
 def check_features(recipe: Recipe, spec: HeadSpec) -> None:
-    """Refuse losses on hidden states for heads whose output does not stand for one.
+    """Refuse losses on hidden states for heads whose output does not take the place of one.
 
     Raises:
         ParamsError: such a head.
     """
     if (recipe.feature_weight or recipe.adversarial_weight) and spec.feed != "post":
-        msg = (
-            f"the output of a {spec.family} head does not stand for the hidden state that it reads;"
-            " feature and adversarial losses go with families that feed behind the final norm"
+        message = (
+            f"the output of a {spec.family} head does not take the place of the hidden state that "
+            "it reads; feature and adversarial losses are for families with feed = post"
         )
-        raise ParamsError(msg, slug="bad_recipe")
+        raise ParamsError(message, slug="bad_recipe")

@@ -26,13 +26,7 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     progress: Mapping[str, Any],
 ) -> None:
-    """Write modules, optimizers and progress.
-
-    Args:
-        path: of the file.
-        modules: by name.
-        optimizers: by name; their rates are set anew in each step and not kept.
-        progress: JSON.
+    """Write modules, optimizers without their rates, which each step sets, and progress, as JSON.
 
     Raises:
         OSError: the disk is full or cannot be written; the old state stays.
@@ -50,21 +44,16 @@ def save_state(
 
 
 def load_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Read what `save_state` wrote into modules and optimizers of the same kinds.
-
-    Returns:
-        The progress.
+    """Read what `save_state` wrote into modules and optimizers; return the progress.
 
     Raises:
         UnsupportedModelError: a damaged file, or one of another run.
     """
     file = TensorFile(path)
     try:
-        progress = json.loads(file.metadata["progress"])
+        progress: dict[str, Any] = json.loads(file.metadata["progress"])
         for name, module in modules.items():
             module.load_state_dict({key: file.read(f"{name}.{key}") for key in module.state_dict()})
     except (KeyError, ValueError, RuntimeError) as error:
@@ -79,5 +68,4 @@ def load_state(
         optimizer.load_state_dict(
             {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
         )
-    found: dict[str, Any] = progress
-    return found
+    return progress

@@ -34,35 +34,20 @@ _MESSAGE_SEED = 1 << 30  # so that messages are not drawn with the numbers of th
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be written.
+    """One shard to be written."""
 
-    Attributes:
-        path: of its file; one that is there already is left as it is.
-        prompts: token ids of each.
-        layers: hidden states that are kept.
-        temperatures: one for each prompt.
-        max_new_tokens: of an answer.
-        seed: of the draws.
-        closing: if given, the prompts stop within a user's message; the target writes the rest of
-            each, and these token ids follow.
-        deadline: of `time.monotonic()`: what is not written by then stays short.
-    """
-
-    path: Path
-    prompts: list[list[int]]
-    layers: tuple[int, ...]
-    temperatures: list[float]
-    max_new_tokens: int
+    path: Path  # of its file; one that exists is left as it is
+    prompts: list[list[int]]  # token ids of each
+    layers: tuple[int, ...]  # hidden states that are kept
+    temperatures: list[float]  # one for each prompt
+    max_new_tokens: int  # of an answer
     seed: int
+    # if given, the target completes the user's message of each prompt; these ids follow
     closing: tuple[int, ...] = ()
-    deadline: float = inf
+    deadline: float = inf  # of `time.monotonic()`: what is not written by then stays short
 
     def run(self, model: Any) -> None:
-        """Write it.
-
-        Raises:
-            OSError: the disk is full or cannot be written.
-        """
+        """Write the shard; OSError if the disk is full or cannot be written."""
         if self.path.is_file():
             return
         prompts = self.prompts
@@ -71,14 +56,9 @@ class Job:
                 model, prompts, self.closing, self.seed + _MESSAGE_SEED, self.deadline
             )
         texts = write_texts(
-            model,
-            prompts,
-            self.layers,
-            temperatures=self.temperatures,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            deadline=self.deadline,
-        )
+            model, prompts, self.layers, temperatures=self.temperatures, seed=self.seed,
+            max_new_tokens=self.max_new_tokens, deadline=self.deadline,
+        )  # fmt: skip
         write_shard(self.path, texts)
 
 
@@ -89,7 +69,7 @@ def write_shards(
 
     Args:
         model: the target.
-        jobs: asked for the next one when somebody is free to write it.
+        jobs: asked for the next one when a process is free to write it.
         load: how another process gets the target; a function that can be pickled. None: this
             process writes them all, as it does where a second copy would take much memory.
         threads: of all that write.
@@ -126,7 +106,7 @@ def write_shards(
 
 
 def _serve(connection: Connection, load: Callable[[], Any], threads: int) -> None:
-    """Write what comes, until nobody is at the other end: the parent may have been killed."""
+    """Run the jobs that come, until the connection is closed: the parent may have been killed."""
     torch.set_num_threads(threads)
     model = load()
     fuse(model)
@@ -139,7 +119,7 @@ def _serve(connection: Connection, load: Callable[[], Any], threads: int) -> Non
             job.run(model)
         except OSError as error:
             connection.send(error)
-        except Exception as error:  # noqa: BLE001, whatever it is, the parent must say it
+        except Exception as error:  # noqa: BLE001, whatever it is, the parent must report it
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
         else:
             connection.send(None)

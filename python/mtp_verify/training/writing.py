@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +16,19 @@ import torch
 from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters.base import Drafter
-from mtp_verify.training.deadlines import criteria
 from mtp_verify.training.shards import Text
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mtp_verify.drafters.base import Request
 
-__all__ = ["Recorder", "write_texts"]
+__all__ = ["LEAST", "Recorder", "stop_at", "write_texts"]
 
+LEAST = 8  # tokens of a text, however late it is: fewer teach nothing
 _AT_ONCE = 8  # rows that are looked at together: their probabilities stay in the cache
-TOP = 24  # tokens of a row that are kept: a soft target over them trains as well as the full row
+_TOP = 24  # tokens of a row that are kept: a soft target over them trains as well as the full row
 
 
 @dataclass
@@ -38,16 +39,10 @@ class _Notes:
 
 
 class Recorder(Drafter):
-    """Keeps what the target computes about each request; drafts nothing.
+    """Keeps what the target computes about each request; drafts nothing."""
 
-    Args:
-        hidden_layers: the states that are kept, as `mtp_verify.models.hidden` numbers them.
-        top: how many of a row's most likely tokens are kept.
-    """
-
-    def __init__(self, hidden_layers: Sequence[int], top: int = TOP) -> None:
+    def __init__(self, hidden_layers: Sequence[int]) -> None:
         self.hidden_layers = tuple(hidden_layers)
-        self._top = top
         self._notes: dict[int, _Notes] = {}
         self._last: list[Request] = []
         self._empty = Draft(TokenTree([-1]), [-1])
@@ -71,7 +66,7 @@ class Recorder(Drafter):
         for start in range(0, len(requests), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
             rows = torch.cat([row[-1:] for row in logits[some]])
-            top = rows.softmax(1, dtype=torch.float32).topk(min(self._top, rows.shape[1]), dim=1)
+            top = rows.softmax(1, dtype=torch.float32).topk(min(_TOP, rows.shape[1]), dim=1)
             for request, ids, probs in zip(requests[some], top.indices, top.values, strict=True):
                 notes = self._notes[request.id]
                 notes.top_ids.append(ids)
@@ -94,15 +89,9 @@ class Recorder(Drafter):
         count = hidden[0].shape[0]
         ids, probs = torch.stack(notes.top_ids), torch.stack(notes.top_probs)
         prompt = count - ids.shape[0]
-        self.texts.append(
-            Text(
-                hidden,
-                torch.tensor(request.tokens[1 : count + 1]),
-                torch.cat((ids.new_zeros(prompt, ids.shape[1]), ids)),
-                torch.cat((probs.new_zeros(prompt, ids.shape[1]), probs)),
-                request.params.temperature,
-            )
-        )
+        ids, probs = (torch.cat((x.new_zeros(prompt, x.shape[1]), x)) for x in (ids, probs))
+        tokens = torch.tensor(request.tokens[1 : count + 1])
+        self.texts.append(Text(hidden, tokens, ids, probs, request.params.temperature))
 
 
 def write_texts(
@@ -115,17 +104,10 @@ def write_texts(
     seed: int,
     deadline: float = inf,
 ) -> list[Text]:
-    """Let the target answer prompts.
+    """Let the target answer prompts, each at a temperature of its own.
 
-    Args:
-        model: the target.
-        prompts: token ids.
-        hidden_layers: the states that the head reads.
-        temperatures: one for each prompt.
-        max_new_tokens: of each answer.
-        seed: of the draws.
-        deadline: of `time.monotonic()`: the texts end there, after `deadlines.LEAST` tokens at
-            least.
+    What the head reads, `hidden_layers`, is kept. At `deadline`, of `time.monotonic()`, the texts
+    end, after `LEAST` tokens at least.
     """
     recorder = Recorder(hidden_layers)
     decoder = Decoder(model, recorder, max_batch=len(prompts))
@@ -134,6 +116,19 @@ def write_texts(
         max_new_tokens=max_new_tokens,
         seed=seed,
         params=[SamplingParams(temperature=temperature) for temperature in temperatures],
-        stopping_criteria=criteria(prompts, deadline),
+        stopping_criteria=stop_at(prompts, deadline),
     )
     return recorder.texts
+
+
+def stop_at(prompts: Sequence[Sequence[int]], deadline: float) -> Any:
+    """Return stopping criteria for each prompt, as `Decoder.generate` takes them.
+
+    A text ends at its first token after `deadline`, of `time.monotonic()`, which all processes of a
+    machine share; but not before `LEAST` tokens.
+    """
+
+    def ends(least: int) -> Callable[[Any, Any], bool]:
+        return lambda ids, _: ids.shape[1] >= least and monotonic() >= deadline
+
+    return [[ends(len(prompt) + LEAST)] for prompt in prompts]

@@ -54,9 +54,9 @@ _UNLIMITED = _core.MAX_NODES - 1  # The root aside.
 
 
 class Grower:
-    """The base of all growers; construct one of its subclasses.
+    """The base of all growers; construct one of its subclasses, by keywords.
 
-    Args of every grower, all keyword-only:
+    Args:
         root: the root's token (-1: unknown).
         eos_ids: tokens that end the sequence; nothing is grown below them.
         params: how the drafter's rows are shaped before they are drawn from; None means

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.lossy import Lossy
     from mtp_verify.verifier.params import SamplingParams
 
-__all__ = ["Noise", "Tree", "Verdict", "decide", "penalise", "philox", "shape", "verify"]
+__all__ = ["Noise", "Tree", "Verdict", "decide", "penalise", "philox", "shaped", "verify"]
 
 Row = Any  # (V,) array of float64, or of Fractions
 Number = Any  # what rows consist of
@@ -177,7 +177,7 @@ def penalise(
     return row
 
 
-def shape(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
+def shaped(logits: npt.NDArray[Any], params: SamplingParams) -> Row:
     """Shape one row of logits.
 
     Temperature comes first; then top-k, top-p, min-p ("transformers") or min-p, top-k, top-p

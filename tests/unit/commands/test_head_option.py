@@ -86,7 +86,7 @@ def test_a_head_of_another_target_is_refused_with_the_reason(command, tmp_path, 
     assert (code, found["error"]["slug"]) == (2, "head_of_another_target")
     message = found["error"]["message"]
     assert message.startswith(f"--head {tmp_path / 'head'} cannot draft for this model: ")
-    assert "hidden_size 32, this one has 64" in message
+    assert "hidden_size of the target: found 64, wanted 32" in message
 
 
 def test_sizes_are_compared_where_the_head_does_not_name_its_target(tmp_path, capsys):

@@ -12,7 +12,7 @@ import mtp_verify as mv
 from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.commands import cli
 from mtp_verify.heads import CausalHead, Sizes, export, family, load, reattach, save
-from mtp_verify.heads.inspection import engines, inspect_head
+from mtp_verify.heads.io.inspect import engines, inspect_head
 from tests.heads import tiny_head
 from tests.models import tiny_model
 from tests.published import in_checkpoint_head, write, write_eagle, write_in_checkpoint
@@ -263,8 +263,8 @@ def test_native_head_is_inspected(tmp_path, capsys):
 def test_every_family_has_an_answer_for_each_engine():
     from mtp_verify.heads import FAMILIES
 
-    for spec in FAMILIES.values():
-        assert set(engines(spec)) == {"transformers", "vllm", "sglang"}
+    for record in FAMILIES.values():
+        assert set(engines(record.spec)) == {"transformers", "vllm", "sglang"}
 
 
 def fine_tuned(folder, name="deepseek_v3"):
@@ -321,7 +321,7 @@ def test_reattach_refuses_what_does_not_fit(tmp_path):
     fine_tuned(tmp_path)
     config = json.loads((tmp_path / "tuned/config.json").read_text()) | {"hidden_size": 64}
     (tmp_path / "tuned/config.json").write_text(json.dumps(config))
-    with pytest.raises(mv.errors.UnsupportedModelError, match="hidden_size is 64 and was 32"):
+    with pytest.raises(mv.errors.UnsupportedModelError, match="hidden_size: found 64, wanted 32"):
         reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
     write_eagle(tmp_path / "eagle", tiny_model("llama"))
     with pytest.raises(mv.errors.UnsupportedModelError, match="repository of its own"):
@@ -340,3 +340,21 @@ def test_export_command_writes_what_load_reads(tmp_path, capsys):
     code, found = run(capsys, "export", tmp_path / "head", *words)
     assert (code, found["status"]) == (2, "error")
     assert "not empty" in found["error"]["message"]
+
+
+def test_reattach_counts_modules_where_the_configuration_does(tmp_path):
+    fine_tuned(tmp_path, "glm4_moe")
+    for name in ("original", "tuned"):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps({"llm_config": json.loads(path.read_text())}))
+    reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert list(config) == ["llm_config"]
+    assert config["llm_config"]["num_nextn_predict_layers"] == 1
+
+
+def test_drift_of_ernies_target_is_measured(tmp_path):
+    fine_tuned(tmp_path, "ernie4_5_moe")
+    done = reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
+    assert done.drift is not None
+    assert 0.0 < done.drift < 0.05

@@ -78,7 +78,7 @@ def test_a_run_starts_from_a_head_trained_before(
     assert _train(tmp_path / "three", "--layers", "2", *start[:2]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["slug"] == "bad_recipe"
-    assert "num_layers = 1; the recipe wants 2" in error["message"]
+    assert "num_layers: found 1, wanted 2 as in the recipe" in error["message"]
 
 
 def test_an_independent_model_is_trained_and_told_how_to_be_used(
@@ -130,7 +130,7 @@ def test_a_prompt_that_is_too_long_leaves_no_run_behind(
     mine.write_text('{"prompt": "short"}\n' + json.dumps({"prompt": "long" * 1024}))
     assert _train(tmp_path / "run", "--prompts", str(mine)) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert "mine.jsonl, line 2: the prompt has 4096 tokens" in error["message"]
+    assert "mine.jsonl, line 2: found a prompt of 4096 tokens" in error["message"]
     assert not (tmp_path / "run").exists()
 
 
@@ -155,8 +155,8 @@ def test_settings_that_no_recipe_has_are_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--head", "eagle"], "holds a run with family = 'mimo', and 'eagle' is asked for"),
-        (["--seed", "3"], "seed = 0"),
+        (["--head", "eagle"], "family: found 'mimo', wanted 'eagle'"),
+        (["--seed", "3"], "seed: found 0"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(

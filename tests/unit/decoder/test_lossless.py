@@ -4,7 +4,7 @@ What runs is the shipped loop (decoder, session, runners, caches of many request
 planner, constraints) over tables in the place of models, once for each branch of what growers draw
 and rules decide (`mtp_verify.testing.loop_law`). The law of all texts and of how each ended must be
 that of plain decoding, multiplied out from the table's rows: total variation below 1e-12, in
-float64. The theorem behind it is in docs/lossless-loops.md.
+float64. The theorem behind it is in docs/explanation/lossless-loops.md.
 
 Loops that look at what was drawn are found: each double below is a plausible mistake, and its
 distance is far above the bound. The cases marked slow are the same for more drafters, rules and

@@ -255,7 +255,7 @@ def test_feature_norms_come_before_the_projection(feature_norm, model):
 
 
 @torch.no_grad()
-def test_shared_output_over_a_draft_vocabulary_takes_the_targets_rows(model):
+def test_draft_vocabulary_takes_the_targets_output_rows(model):
     head = tiny_head("deepseek", model, draft_vocab_size=9)
     full = tiny_head("deepseek", model)
     full.load_state_dict(head.state_dict())

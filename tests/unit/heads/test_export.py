@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 import mtp_verify as mv
 from mtp_verify.heads import CausalHead, Sizes, export, family, load
-from mtp_verify.heads.export import LAYOUTS
+from mtp_verify.heads.io.export import LAYOUTS
 from tests.heads import random_hidden, randomised, tiny_head
 from tests.models import VOCAB, tiny_model
 from tests.published import IN_CHECKPOINT, in_checkpoint_head, in_checkpoint_tensors
@@ -187,7 +187,7 @@ def test_configurations_say_what_engines_ask_for(tmp_path):
     )
 
 
-def test_layers_counted_from_the_end_are_counted_from_the_first_for_engines(tmp_path):
+def test_layers_counted_from_the_end_are_written_from_the_first(tmp_path):
     model = tiny_model("llama", num_hidden_layers=3)
     model.save_pretrained(tmp_path / "base")
     head = tiny_head("eagle3", model, aux_layers=(0, -3, -2))
@@ -216,7 +216,7 @@ def test_rotary_parameters_survive(tmp_path):
 @pytest.mark.parametrize(
     ("name", "layout", "changes", "message"),
     [
-        ("eagle", "gguf", {}, "not known; known are: native, eagle"),
+        ("eagle", "gguf", {}, "found 'gguf', wanted one of: native, eagle"),
         ("eagle", "speculators", {}, "holds: eagle3"),
         ("eagle", "eagle", {"output_norm": True}, "no output norm"),
         ("eagle", "eagle", {"draft_vocab_size": 9}, "no draft vocabulary"),
@@ -232,6 +232,40 @@ def test_what_a_layout_cannot_hold_is_refused(name, layout, changes, message, tm
     with pytest.raises(mv.errors.ParamsError, match=message):
         export(head, tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_medusa_has_no_place_in_a_checkpoint(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(mv.errors.ParamsError, match="repository of their own"):
+        export(
+            tiny_head("medusa", model), tmp_path / "out", "in_checkpoint", base=tmp_path / "base"
+        )
+
+
+def small_config(model):
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+             "num_attention_heads", "num_key_value_heads")  # fmt: skip
+    return {name: getattr(model.config, name) for name in names}
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_mimo_module_has_the_biases_that_vllm_reads(kind, has_bias, tmp_path):
+    model = tiny_model("llama")
+    if kind == "qwen2":
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**small_config(model)))
+    model.save_pretrained(tmp_path / "base")
+    sizes = Sizes(**{**vars(Sizes.of(model.config)), "qkv_bias": has_bias})
+    head = randomised(CausalHead(family("mimo").replace(sizes=sizes))).attach(model).eval()
+    export(head, tmp_path / "out", "in_checkpoint", base=tmp_path / "base")
+    tensors = load_file(tmp_path / "out/mtp-00001.safetensors")
+    for part in ("q_proj", "k_proj", "v_proj"):
+        found = tensors[f"model.mtp_layers.0.self_attn.{part}.bias"]
+        own = getattr(head.levels[0].layers[0].self_attn, part).bias
+        assert torch.equal(found, torch.zeros_like(found) if own is None else own)
+    again = load(tmp_path / "out", model, probe=False)
+    assert torch.equal(rows(again), rows(head))
 
 
 def test_folder_in_use_is_left_alone(tmp_path):
@@ -253,7 +287,7 @@ def test_failed_export_leaves_nothing(tmp_path, monkeypatch):
     def full(path, tensors):
         raise OSError("disk full")
 
-    monkeypatch.setattr(sys.modules["mtp_verify.heads.export"], "write_tensors", full)
+    monkeypatch.setattr(sys.modules["mtp_verify.heads.io.export"], "write_tensors", full)
     with pytest.raises(OSError, match="disk full"):
         export(tiny_head("eagle", tiny_model("llama")), tmp_path / "out", "eagle")
     assert list(tmp_path.iterdir()) == []

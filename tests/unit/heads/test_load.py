@@ -61,7 +61,7 @@ def test_every_family_has_a_test_or_a_reason():
     native_only = {"hydra", "meta"}  # no published layout is known
     repositories = {"eagle", "eagle3", "medusa"}
     known = set(IN_CHECKPOINT) | native_only | repositories
-    assert {name for name, spec in FAMILIES.items() if not spec.obstacle} == known
+    assert {name for name, record in FAMILIES.items() if record.block} == known
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
@@ -102,6 +102,12 @@ def test_medusa_with_several_blocks(tmp_path):
     model = tiny_model("llama")
     head = write_medusa(tmp_path, model, num_layers=2)
     assert torch.equal(rows(load(tmp_path, model)), rows(head))
+
+
+def test_medusa_with_several_blocks_needs_no_target(tmp_path):
+    model = tiny_model("llama")
+    head = write_medusa(tmp_path, model, num_layers=2)
+    assert torch.equal(rows(load(tmp_path).attach(model)), rows(head))
 
 
 def test_early_medusa_uses_the_targets_output_head(tmp_path):
@@ -186,7 +192,7 @@ def test_other_copies_are_kept(tmp_path):
     assert found.embedding.weight[3, 0] == model.model.embed_tokens.weight[3, 0] + 1.0
 
 
-def test_equal_names_are_told_apart_by_model_type_or_left_to_the_probe(tmp_path):
+def test_equal_names_are_resolved_by_model_type_or_disputed(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path)
     assert load(tmp_path, model, probe=False).spec.recycle == "pre"
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "unheard_of"}
@@ -213,6 +219,30 @@ def test_eight_bit_blocks_are_scaled(tmp_path):
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (3, 1)])
+def test_scales_that_do_not_fit_their_weight_are_refused(shape, tmp_path):
+    write_in_checkpoint("mimo", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.mtp_layers.0.mlp.gate_proj.weight"
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(shape)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"weight_block_size": [48, 32]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"scale_inv: found .* 48 x 32 of"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("with_target", [False, True])
+def test_weights_of_integers_are_refused(with_target, tmp_path):
+    model, _ = write_in_checkpoint("mimo", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.mtp_layers.0.mlp.gate_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"found torch\.int8, wanted"):
+        load(tmp_path, model if with_target else None)
+
+
 FOREIGN = {
     "deepseek_v4": ("mtp.0.e_proj", "mtp.0.h_proj", "mtp.0.enorm", "mtp.0.hnorm"),
     "qwen4_exp": ("mtp.fc_embedding", "mtp.fc_hidden", "mtp.pre_fc_norm_embedding"),
@@ -227,10 +257,10 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_families_that_cannot_be_run_are_recognised(name, tmp_path):
-    assert FAMILIES[name].obstacle
+    assert FAMILIES[name].spec.obstacle
     tensors = {f"{part}.weight": torch.zeros(2, 2) for part in FOREIGN[name]}
     write(tmp_path, {"model_type": name}, tensors)
-    with pytest.raises(mv.errors.UnsupportedModelError, match=FAMILIES[name].obstacle):
+    with pytest.raises(mv.errors.UnsupportedModelError, match=FAMILIES[name].spec.obstacle):
         load(tmp_path)
 
 
@@ -369,12 +399,12 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
     ("change", "message"),
     [
         ({"num_attention_heads": 0}, "divisor"),
-        ({"num_attention_heads": -4}, "num_attention_heads is -4"),
-        ({"hidden_size": "32"}, "hidden_size is 32"),
+        ({"num_attention_heads": -4}, "num_attention_heads: found -4"),
+        ({"hidden_size": "32"}, "hidden_size: found '32'"),
         ({"hidden_size": 10**15}, "hidden_size"),
         ({"num_key_value_heads": 3}, "divisor"),
-        ({"rope_theta": "x"}, "rope is"),
-        ({"rope_scaling": {"rope_type": "strange"}}, "kind 'strange'"),
+        ({"rope_theta": "x"}, "rope: found"),
+        ({"rope_scaling": {"rope_type": "strange"}}, "rope_type: found 'strange'"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "a name for rope_type"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": "x"}}, "make no sense"),
         ({"rope_theta": 10**300}, "rope_theta > 0"),
@@ -384,8 +414,8 @@ def test_pickle_that_runs_code_is_refused_even_then(tmp_path):
         ),
         ({"head_dim": 10**9}, "wrong shape"),
         ({"rms_norm_eps": []}, None),
-        ({"vocab_size": None}, "vocab_size is None"),
-        ({"target_hidden_size": 64}, "wider"),
+        ({"vocab_size": None}, "vocab_size: found None"),
+        ({"target_hidden_size": 64}, "target_hidden_size: found"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, message, tmp_path):
@@ -404,5 +434,7 @@ def test_unsupported_speculators_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(mv.errors.UnsupportedModelError, match="type 'dflash' cannot be run"):
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match="found 'dflash', wanted one of: eagle3"
+    ):
         load(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 import mtp_verify as mv
-from mtp_verify.heads import CausalHead, Sizes, family, load, probe, settle
+from mtp_verify.heads import CausalHead, Sizes, family, load, probe, resolve_disputed
 from mtp_verify.models.hidden import BEFORE_NORM, HiddenStates
 from tests.heads import tiny_head
 from tests.models import VOCAB, prompt, tiny_model
@@ -62,7 +62,7 @@ def test_probe_finds_the_reading_under_which_a_head_was_trained():
     starts = text_of(model)[:, :1].tolist()
     for feed, recycle in READINGS[1:3]:
         head.choose(feed=feed, recycle=recycle, disputed=("feed", "recycle"))
-        found = settle(head, model, prompts=starts, num_tokens=160)
+        found = resolve_disputed(head, model, prompts=starts, num_tokens=160)
         assert head.spec.feed == "pre"
         assert head.spec.disputed == ()
         assert len(found.readings) == 4
@@ -113,8 +113,8 @@ def test_tokens_of_the_context_are_drafted_and_counted():
 
     def reading(state, hidden, tokens):
         row = read(state, hidden, tokens)
-        drafted.append(head.token_at(state.context, int(row.argmax())))
-        assert row.shape[-1] == 3 + len(state.context.tokens)
+        drafted.append(head.token_at(state.context_tokens, int(row.argmax())))
+        assert row.shape[-1] == 3 + len(state.context_tokens.ids)
         return row
 
     head.read = reading
@@ -127,12 +127,12 @@ def test_tokens_of_the_context_are_drafted_and_counted():
 def test_ties_keep_the_engines_own_reading():
     model = tiny_model("llama")
     head = tiny_head("eagle", model, disputed=("recycle",))  # No output norm: both are one.
-    found = settle(head, model, num_tokens=60)
+    found = resolve_disputed(head, model, num_tokens=60)
     assert found.best == 0
     assert head.spec.recycle == "post"
 
 
-def test_load_settles_what_is_disputed(tmp_path):
+def test_load_resolves_what_is_disputed(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path)
     assert load(tmp_path, model, probe=False).spec.disputed == ("recycle",)
     assert load(tmp_path, model).spec.disputed == ()

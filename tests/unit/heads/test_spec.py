@@ -6,6 +6,7 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.heads import FAMILIES, HeadSpec, Sizes, family
+from mtp_verify.heads.families import BLOCKS, block_of
 from tests.models import tiny_model
 
 
@@ -23,12 +24,30 @@ def test_families_that_cannot_be_run_say_why(name):
     assert spec.sizes is None
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_record_and_spec_of_a_family_agree(name):
+    record = FAMILIES[name]
+    assert record.spec.family == name
+    assert record.spec.block == ("foreign" if record.block is None else record.block.kind)
+
+
+def test_kinds_of_blocks_come_from_the_families():
+    assert set(BLOCKS) == {"llama", "target", "residual"}
+    assert block_of(family("medusa")) is BLOCKS["residual"]
+    with pytest.raises(mv.errors.ParamsError, match="found 'linear', wanted one of: target, llama"):
+        block_of(HeadSpec("test", block="linear"))
+    with pytest.raises(mv.errors.UnsupportedModelError, match="hyper-connections"):
+        block_of(family("deepseek_v4"))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "serial"}, "kind is 'serial'; wanted one of: causal, parallel"),
-        ({"recycle": "norm"}, "recycle is 'norm'"),
-        ({"num_modules": 0}, "num_modules is 0"),
+        ({"kind": "serial"}, "kind: found 'serial', wanted one of: causal, parallel"),
+        ({"recycle": "norm"}, "recycle: found 'norm'"),
+        ({"obstacle": 0, "block": {}}, "block: found"),
+        ({"block": {}}, "block: found"),
+        ({"num_modules": 0}, "num_modules: found 0"),
     ],
 )
 def test_unknown_words_are_refused(fields, message):
@@ -43,7 +62,7 @@ def test_text_that_is_no_spec_is_refused(text):
 
 
 def test_unknown_family_lists_the_known():
-    with pytest.raises(mv.errors.ParamsError, match=r"'eagle4'; known are: .*deepseek_v3.*medusa"):
+    with pytest.raises(mv.errors.ParamsError, match=r"'eagle4', wanted .*: .*deepseek_v3.*medusa"):
         family("eagle4")
 
 

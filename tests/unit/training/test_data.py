@@ -101,7 +101,7 @@ def test_an_epoch_holds_every_sequence_once_within_the_limit() -> None:
     assert used / sum(len(b) * max(lengths[i] for i in b) for b in plan) > 0.7
 
 
-def test_batches_translate_tokens_into_places_and_fill_up_with_nothing(stand: Any) -> None:
+def test_batches_hold_places_of_tokens_and_padding(stand: Any) -> None:
     text, _ = stand.shards((-1,))
     pair = [text[0], text[1]]
     places = torch.full((32,), -1)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mtp_verify.commands.subjects import subject_for
-from mtp_verify.training import deadlines, loop, run
-from mtp_verify.training.deadlines import LEAST
+from mtp_verify.training import loop, run, writing
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.questions import finish_messages
 from mtp_verify.training.recipe import Recipe
 from mtp_verify.training.run import Budget
-from mtp_verify.training.writing import write_texts
+from mtp_verify.training.writing import LEAST, write_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +26,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        for module in (deadlines, loop, run):
+        for module in (writing, loop, run):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
         step, measure = Trainer.take_step, loop.measure_acceptance
 

@@ -60,7 +60,7 @@ def test_the_gradient_of_the_overlap_is_the_known_one() -> None:
     assert torch.allclose(logits.grad, q * (below - (q * below).sum(1, keepdim=True)), atol=1e-6)
 
 
-def test_log_overlap_has_the_gradient_of_total_variation_over_the_overlap() -> None:
+def test_log_overlap_has_the_scaled_gradient_of_total_variation() -> None:
     one, two = _logits(), _logits()
     losses.log_overlap(one, IDS, PROBS).sum().backward()
     losses.total_variation(two, IDS, PROBS).sum().backward()
@@ -77,7 +77,7 @@ def test_losses_stay_finite_where_the_head_is_certain_and_wrong(name: str) -> No
     assert torch.isfinite(logits.grad).all()
 
 
-def test_cross_entropy_leaves_out_tokens_that_the_head_does_not_know() -> None:
+def test_cross_entropy_leaves_out_unknown_tokens() -> None:
     logits = _logits()
     loss = losses.cross_entropy(logits, torch.tensor([2, -1]))
     assert loss[0].item() == pytest.approx(-logits.log_softmax(1)[0, 2].item(), abs=1e-6)
@@ -121,7 +121,7 @@ def test_one_head_after_the_other_gives_the_gradients_of_the_sum() -> None:
     assert total == pytest.approx(wanted_total, abs=1e-6)
 
 
-def test_the_discriminator_learns_without_touching_what_it_judges() -> None:
+def test_the_discriminator_learns_without_changing_its_inputs() -> None:
     torch.manual_seed(0)
     judge = losses.Discriminator(4)
     made = torch.randn(6, 4, requires_grad=True)

@@ -50,7 +50,7 @@ def test_equals_torchs_own_up_to_rounding(dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_step_is_nearly_orthogonal_along_the_gradients_own_directions(shape):
+def test_a_step_is_nearly_orthogonal_along_the_gradient(shape):
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     left, values, right = torch.linalg.svd(weight.grad, full_matrices=False)

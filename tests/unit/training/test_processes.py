@@ -45,9 +45,7 @@ def _finish(process: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(
-    stand: Any, tmp_path: Path
-) -> None:
+def test_run_killed_twenty_times_ends_with_the_same_bits(stand: Any, tmp_path: Path) -> None:
     process = _start(stand, tmp_path / "whole", STEPS)
     assert process.stdout.readline() == "from step 0\n"
     ready = time.monotonic()

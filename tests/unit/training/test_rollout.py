@@ -46,7 +46,7 @@ def test_levels_equal_what_drafting_computes(stand: Any, recipe: Any, fields: An
                 for level in (1, 2):
                     token = one.tokens[row + level : row + level + 1]
                     rows.append(head.step(state, [level - 1], token))
-            columns = [tokens.index(t) for t in (*head.vocab.tolist(), *state.context.tokens)]
+            columns = [tokens.index(t) for t in (*head.vocab.tolist(), *state.context_tokens.ids)]
             for level in range(3):
                 whole = levels[level][place, row]
                 assert torch.allclose(whole[columns], rows[level][0], atol=1e-4), level

@@ -1,0 +1,100 @@
+"""`HeadBlock`: what a head, and the code that reads its checkpoint, need to know of a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mtp_verify.caches.dynamic import GrowingLayer
+    from mtp_verify.heads.io.recognise import Source
+    from mtp_verify.heads.spec import HeadSpec, Sizes
+
+__all__ = ["BlockInputs", "Converted", "HeadBlock", "Rotation", "causal_mask"]
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
+
+
+class BlockInputs(NamedTuple):
+    """What a block takes beside its input x."""
+
+    positions: torch.Tensor | None  # (B, n)
+    rotation: Rotation | None  # of these positions, where `uses_rotary`
+    # Broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
+    mask: torch.Tensor | None
+    layer: GrowingLayer | None = None  # earlier keys and values; those of x are appended
+    residual: torch.Tensor | None = None  # (B, n, d), the stream that is added to; None: x
+
+
+class Converted(NamedTuple):
+    """A block's tensors by the names of its parameters, and what did not fit into it."""
+
+    tensors: Mapping[str, torch.Tensor]
+    unknown: tuple[str, ...]  # names, in the checkpoint, that no parameter takes
+    wrong: tuple[str, ...]  # names of tensors with another shape, with both shapes
+
+
+def causal_mask(past: int, count: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which of `past + count` keys each of the last `count` sees, (1, 1, count, keys)."""
+    queries = torch.arange(past, past + count, device=device)[:, None]
+    keys = torch.arange(past + count, device=device)[None]
+    visible = keys <= queries
+    if window is not None:
+        visible &= keys > queries - window
+    return visible[None, None]
+
+
+class HeadBlock(nn.Module):
+    """One block of a module of a head; a kind of block is a subclass.
+
+    Args:
+        spec: of the head.
+        index: of the block in its module.
+        target: the transformers model, where `needs_target`.
+
+    Attributes:
+        kind: its name in `HeadSpec.block`.
+        attends: it sees other positions, so the head keeps keys and values for it.
+        uses_rotary: it takes the cosines and sines of rotary positions from the head.
+        needs_target: it is made from the target, and converts its tensors.
+        wrapper: what the names of its parameters start with, and names in a checkpoint do not.
+        sign: a tensor that every such block has in a checkpoint; blocks are counted by it.
+        has_optional_biases: biases that a checkpoint lacks are zero.
+    """
+
+    kind: ClassVar[str]
+    attends: ClassVar[bool] = True
+    uses_rotary: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
+    wrapper: ClassVar[str] = ""
+    sign: ClassVar[str] = "self_attn.q_proj.weight"
+    has_optional_biases: ClassVar[bool] = False
+
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        del spec, index, target
+        super().__init__()
+
+    @classmethod
+    def read_sizes(cls, source: Source) -> Sizes:
+        """Return the sizes of a head of such blocks in a checkpoint."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
+        """Convert a block's tensors to parameters, where `needs_target`."""
+        raise NotImplementedError
+
+    @classmethod
+    def to_checkpoint(
+        cls, target: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Convert parameters to a block's tensors, by their names in a checkpoint."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """Run the block on x (B, n, width); return (B, n, d)."""
+        raise NotImplementedError

@@ -1,0 +1,56 @@
+"""Medusa's block, which sees its own position alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mtp_verify.heads.blocks.base import BlockInputs, HeadBlock
+from mtp_verify.heads.spec import HeadSpec, Sizes
+
+if TYPE_CHECKING:
+    from mtp_verify.heads.io.recognise import Source
+
+__all__ = ["ResidualBlock"]
+
+
+class ResidualBlock(HeadBlock):
+    """x + silu(A x + b); with A = 0 and b = 0 it passes x on.
+
+    References:
+        arXiv 2401.10774.
+    """
+
+    kind = "residual"
+    attends = uses_rotary = False
+    sign = "linear.weight"
+    has_optional_biases = True  # vLLM's Medusa heads may lack them
+
+    def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
+        super().__init__(spec, index, target)
+        width = spec.known_sizes.hidden_size
+        self.linear = nn.Linear(width, width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    @classmethod
+    def read_sizes(cls, source: Source) -> Sizes:
+        """See `HeadBlock.read_sizes`: shapes say what a configuration leaves out."""
+        config = dict(source.config)
+        for key, name in (
+            ("hidden_size", "levels.0.layers.0.linear.weight"),
+            ("vocab_size", "levels.0.output.weight"),
+        ):
+            shape = source.shape(name)
+            config.setdefault(key, shape[0] if shape else None)
+        if config["vocab_size"] is None and source.target is not None:
+            config["vocab_size"] = source.target.config.get_text_config(decoder=True).vocab_size
+        return Sizes.from_table(config, head_dim=0, intermediate_size=0)
+
+    def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """See `HeadBlock.forward`."""
+        del inputs
+        return x + functional.silu(self.linear(x))

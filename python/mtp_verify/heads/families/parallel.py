@@ -1,0 +1,75 @@
+"""Parallel heads: Medusa's, and two kinds that have no published layout.
+
+References:
+    Medusa, arXiv 2401.10774; Hydra, arXiv 2402.05109; Meta, arXiv 2404.19737.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.heads.blocks.llama import LlamaBlock
+from mtp_verify.heads.blocks.residual import ResidualBlock
+from mtp_verify.heads.spec import Family, HeadSpec, Layout, Repository
+
+if TYPE_CHECKING:
+    from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.heads.base import Head
+    from mtp_verify.heads.spec import Described
+
+__all__ = ["HYDRA", "MEDUSA", "META"]
+
+
+def _medusa_config(head: Head, base: Checkpoint | None) -> Described:
+    del base
+    spec, sizes = head.spec, head.spec.known_sizes
+    config: dict[str, Any] = {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "hidden_size": sizes.hidden_size,
+        "vocab_size": sizes.vocab_size,
+        "num_heads": spec.num_modules,
+        "num_hidden_layers": spec.num_layers,
+        # Without this vLLM drops the biases, and says nothing.
+        "medusa_fc_bias": True,
+        "truncated_vocab_size": spec.draft_vocab_size or sizes.vocab_size,
+    }
+    tensors = {} if head.vocab is None else {"token_map": head.vocab}
+    if spec.output_head == "shared":
+        config["original_lm_head"] = True
+        rows = head.shared.output_weight.detach()
+        tensors["lm_head.weight"] = rows if head.vocab is None else rows[head.vocab]
+    return config, tensors
+
+
+_VLLM = Layout(
+    names={"block": "blocks.{i}.layers.{l}.", "output": "lm_heads.{i}", "shared_output": "lm_head"},
+    renames={"linear.weight": "weight", "linear.bias": "bias"},
+)
+MEDUSA = Family(
+    HeadSpec(
+        "medusa", kind="parallel", fusion="none", embed_norm=False, hidden_norm=False,
+        output_norm=False, block=ResidualBlock.kind, output_head="own", num_modules=4,
+        # FasterDecoding's names.
+        layout=Layout(prefix="{i}.", names={"block": "{l}.", "output": "{n}"},
+                      count_keys=("medusa_num_heads",)),
+    ),
+    ResidualBlock,
+    ("vllm",),
+    {"medusa": Repository(_VLLM, _medusa_config)},
+)  # fmt: skip
+HYDRA = Family(
+    HeadSpec(
+        "hydra", kind="parallel", fusion="eh", embed_norm=False, hidden_norm=False,
+        output_norm=False, block=ResidualBlock.kind, num_modules=4,
+    ),
+    ResidualBlock,
+)  # fmt: skip
+META = Family(
+    HeadSpec(
+        "meta", kind="parallel", fusion="none", embed_norm=False, hidden_norm=False, feed="aux",
+        num_modules=3,
+    ),
+    LlamaBlock,
+    default_layers=lambda depth: (depth - 1,),  # beside the target's last layer
+)  # fmt: skip

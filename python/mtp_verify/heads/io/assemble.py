@@ -1,0 +1,141 @@
+"""`assemble`: a head from stored tensors, all checked before memory is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from mtp_verify.checkpoints.tensors import bad_checkpoint, listed
+from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
+from mtp_verify.heads.blocks.llama import Rotary
+from mtp_verify.heads.causal import CausalHead
+from mtp_verify.heads.families import block_of
+from mtp_verify.heads.parallel import ParallelHead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from mtp_verify.heads.base import Head
+    from mtp_verify.heads.spec import HeadSpec
+
+__all__ = ["HeadTensors", "Stored", "assemble", "empty_head", "find_defects"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that can be read."""
+
+    label: str  # its name in the checkpoint
+    shape: tuple[int, ...]  # as its file's header says
+    read: Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class HeadTensors:
+    """All tensors of a head."""
+
+    stored: Mapping[str, Stored]  # by the parameter's name
+    vocab: Stored | None = None  # (D,) int64, the draft vocabulary
+    unknown: tuple[str, ...] = ()  # further tensors that such a checkpoint should not hold
+    label: Callable[[str], str] = str  # name of a parameter -> in such a checkpoint
+
+
+def empty_head(spec: HeadSpec, target: Any | None) -> Head:
+    """Return a head whose parameters have shapes and no memory.
+
+    Raises:
+        ParamsError: `spec` is not that of a head.
+        UnsupportedModelError: a family that cannot be run, a target of another kind, or sizes that
+            make no head.
+    """
+    try:
+        with torch.device("meta"):
+            if spec.kind == "parallel":
+                return ParallelHead(spec)
+            return CausalHead(spec, target if block_of(spec).needs_target else None)
+    except MtpVerifyError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Sizes and rotary parameters come from a file, and libraries do not check them.
+        message = f"the sizes of this {spec.family} head make no sense: {str(error)[:200]}"
+        raise UnsupportedModelError(message, slug="bad_head_spec") from None
+
+
+def assemble(
+    spec: HeadSpec,
+    tensors: HeadTensors,
+    where: Path,
+    *,
+    target: Any | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
+) -> Head:
+    """Return a head made of stored tensors, attached to the target if there is one.
+
+    Args:
+        spec: with sizes.
+        tensors: of the head.
+        where: the checkpoint, for messages.
+        target: a transformers model.
+        dtype: of the parameters; None: the target's, or without one, as "auto"; "auto": each has
+            that of the file.
+
+    Raises:
+        UnsupportedModelError: tensors that are missing, not known, or of another shape, by name.
+    """
+    if spec.num_modules * spec.num_layers > len(tensors.stored):
+        claim = f"{spec.num_modules} modules of {spec.num_layers} blocks"
+        bad_checkpoint(where, f"it claims {claim} and holds {len(tensors.stored)} tensors")
+    head = empty_head(spec, target)
+    if defects := find_defects(head, tensors):
+        message = f"{where} does not hold a whole {spec.family} head: " + "; ".join(defects)
+        raise UnsupportedModelError(message, slug="bad_tensors")
+    kind = None if dtype == "auto" else dtype
+    device = "cpu"
+    if target is not None:
+        weight = next(target.parameters())
+        device, kind = weight.device, weight.dtype if dtype is None else kind
+    state = {name: item.read() for name, item in tensors.stored.items()}
+    for name, _ in head.named_parameters():
+        if not state[name].is_floating_point():
+            what = f"{tensors.stored[name].label}: found {state[name].dtype}, wanted floats"
+            bad_checkpoint(where, f"{what}: quantised weights cannot be read")
+    moved = {name: tensor.to(device, kind) for name, tensor in state.items()}
+    head.load_state_dict(moved, assign=True)
+    if getattr(head, "rotary", None) is not None:
+        head.rotary = Rotary(spec.known_sizes).to(device)
+    if spec.draft_vocab_size is not None:
+        head.vocab = torch.empty(0, dtype=torch.int64)
+        try:
+            head.set_vocab(_read_vocab(spec.draft_vocab_size, tensors.vocab))
+        except ParamsError as error:
+            message = f"{where}: {error}"
+            raise UnsupportedModelError(message, slug="bad_tensors") from None
+    if target is not None:
+        head.attach(target)
+    return head.requires_grad_().eval()
+
+
+def find_defects(head: Head, tensors: HeadTensors) -> list[str]:
+    """Return what is wrong with the tensors of a head, in words; empty if nothing is."""
+    stored = tensors.stored
+    wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    missing = [tensors.label(name) for name in wanted if name not in stored]
+    unknown = [item.label for name, item in stored.items() if name not in wanted]
+    wrong = [
+        f"{item.label} {list(item.shape)} for {list(wanted[name])}"
+        for name, item in stored.items()
+        if name in wanted and item.shape != wanted[name]
+    ]
+    found = {"missing": missing, "not known": [*tensors.unknown, *unknown], "wrong shape": wrong}
+    return [f"{what}: {listed(names)}" for what, names in found.items() if names]
+
+
+def _read_vocab(size: int, vocab: Stored | None) -> torch.Tensor:
+    if vocab is None or vocab.shape != (size,):
+        found = "none" if vocab is None else f"one of shape {list(vocab.shape)}"
+        message = f"draft vocabulary: found {found}, wanted a list of {size} tokens"
+        raise ParamsError(message, slug="bad_draft_vocab")
+    return vocab.read()

@@ -1,0 +1,197 @@
+"""Names of a head's tensors in a published checkpoint: from ours to theirs, and recognised.
+
+A family is recognised by the names of its tensors. The configuration's `model_type` only decides
+between families whose names are equal; the number of modules that it claims is compared with that
+of the tensors, not believed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.heads.families import FAMILIES, block_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mtp_verify.heads.spec import HeadSpec, Layout
+
+__all__ = ["Naming", "find_head"]
+
+# Parts by which a layout is recognised; what is in every checkpoint proves nothing.
+_PROJECTIONS = ("fusion", "embed_proj", "hidden_proj", "features")
+_SIGNS = (*_PROJECTIONS, "embed_norm", "hidden_norm", "output_norm")
+_WEAK = {"norm", "lm_head", "embed_tokens"}
+_NUMBER = re.compile(r"\d+")
+_PARAMETER = re.compile(
+    r"(?:levels\.(?P<level>\d+)\.)?"
+    r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers)"
+    r"(?:\.(?P<index>\d+))?\.(?P<rest>.+)"
+)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of a head's tensors in a checkpoint."""
+
+    spec: HeadSpec  # as far as it is known
+    layout: Layout
+    numbers: tuple[int, ...]  # of the modules, as the names have them
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """For each module what its names start with; empty if the layout has no prefix."""
+        if not self.layout.prefix:
+            return ()
+        return tuple(self._prefix(module) for module in range(len(self.numbers)))
+
+    def block_prefix(self, module: int) -> str:
+        """Return what the names of a module's block start with, where it has one block."""
+        return self._prefix(module) + self.layout.names["block"].replace("{i}", str(module))
+
+    def name_of(self, parameter: str) -> str | None:
+        """Return the checkpoint's name of a parameter, or None if the layout has none for it."""
+        match = _PARAMETER.fullmatch(parameter)
+        if match is None:
+            return None
+        level, part = int(match["level"] or 0), match["part"]
+        index, rest = int(match["index"] or 0), match["rest"]
+        layout, spec = self.layout, self.spec
+        key = {"layers": "block", "norm": "output_norm"}.get(part, part)
+        if part == "feature_norms":
+            key = f"feature_norm_{spec.feature_norm}"
+        template = layout.names.get(key)
+        if template is None:
+            return None
+        if key == "block":
+            rest = rest.removeprefix(block_of(spec).wrapper)
+            rest = layout.renames.get(rest, rest)
+            for ours, theirs in layout.renames.items():
+                if rest.startswith(f"{ours}."):
+                    rest = theirs + rest.removeprefix(ours)
+        layer = self.numbers[level]
+        filled = _filled(template, i=level, layer=layer, l=index, j=index, n=spec.num_layers)
+        if key == "block":
+            return self._prefix(level) + filled + rest
+        if filled.startswith("/"):
+            return f"{filled[1:]}.{rest}"
+        return f"{self._prefix(level)}{filled}.{rest}"
+
+    def _prefix(self, module: int) -> str:
+        return _filled(self.layout.prefix, i=module, layer=self.numbers[module])
+
+
+def find_head(names: Collection[str], config: Mapping[str, Any]) -> Naming:
+    """Recognise the head in a checkpoint by the names of all its tensors.
+
+    The spec is the family's, with the number of modules and the disputed fields.
+
+    Raises:
+        UnsupportedModelError: there is none; says where heads were looked for.
+    """
+    # Large checkpoints have 10^5 names and few forms.
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        forms.setdefault(_NUMBER.sub("#", name), []).append(name)
+    matches = [
+        (score, Naming(family.spec, layout, numbers))
+        for family in FAMILIES.values()
+        for layout in family.layouts
+        if layout.names
+        for score, numbers in [_match(layout, forms)]
+        if score > (0, 0)
+    ]
+    if not matches:
+        raise UnsupportedModelError(_why_not(names, config), slug="no_head")
+    best = max(score for score, _ in matches)
+    equal = [naming for score, naming in matches if score == best]
+    named = [n for n in equal if config.get("model_type") in n.layout.model_types]
+    found = (named or equal)[0]
+    rivals = [found.spec] if named else [naming.spec for naming in equal]
+    disputed = found.spec.disputed + tuple(
+        field
+        for field in ("feed", "recycle", "zero_first")
+        if len({getattr(rival, field) for rival in rivals}) > 1 and field not in found.spec.disputed
+    )
+    changes: dict[str, Any] = {"disputed": disputed}
+    if found.layout.prefix or "{i}" in found.layout.names.get("block", ""):
+        changes["num_modules"] = len(found.numbers)
+    return Naming(found.spec.replace(**changes), found.layout, found.numbers)
+
+
+def _match(
+    layout: Layout, forms: Mapping[str, list[str]]
+) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return how many signs of a layout are there, and the modules' numbers."""
+    block = layout.names.get("block", "")
+    signs = [layout.names[part] for part in _SIGNS if part in layout.names]
+    templates = [layout.prefix + sign for sign in signs if not sign.startswith("/")]
+    if not templates:
+        # Parallel heads: their blocks are all that they have.
+        linear = layout.renames.get("linear.weight", "linear.weight")
+        templates = [layout.prefix + block + linear.removesuffix(".weight").removesuffix("weight")]
+    hits = {
+        template: _hits(f"{template.rstrip('.')}.weight", layout, forms) for template in templates
+    }
+    found = [template for template, numbers in hits.items() if numbers]
+    projected = any(layout.prefix + layout.names.get(part, "?") in found for part in _PROJECTIONS)
+    if not set(found) - _WEAK or (len(templates) > 1 and len(found) < 2 and not projected):
+        return (0, 0), ()
+    numbers = set().union(*hits.values()) - {-1}
+    if "{i}" in block and "{i}" not in layout.prefix and numbers == set():
+        # Modules that share all parts but the block: count the blocks.
+        pattern = _pattern(layout.prefix + block, layout.prefix, layout.infix, ".*")
+        names = (name for form in forms.values() for name in form)
+        numbers = {int(match["number"]) for match in map(pattern.fullmatch, names) if match}
+    # As many signs as can be; among equals, the layout that misses the fewest.
+    return (len(found), len(found) - len(templates)), tuple(sorted(numbers)) or (0,)
+
+
+def _hits(template: str, layout: Layout, forms: Mapping[str, list[str]]) -> set[int]:
+    """Return numbers of the modules that have such a tensor; -1 if the name has no number."""
+    pattern = _pattern(template, layout.prefix, layout.infix)
+    form, prefix = (_NUMBER.sub("#", re.sub(r"\{\w+\}", "#", t)) for t in (template, layout.prefix))
+    names = list(forms.get(form, []))
+    if layout.infix:
+        names += forms.get(prefix + layout.infix + form.removeprefix(prefix), [])
+    matches = [match for match in map(pattern.fullmatch, names) if match]
+    return {int(match["number"]) if "number" in match.groupdict() else -1 for match in matches}
+
+
+@cache
+def _pattern(template: str, prefix: str, infix: str, rest: str = "") -> re.Pattern[str]:
+    """Return a template as a pattern: the module's number is a group, the infix is optional."""
+    start = prefix if template.startswith(prefix) else ""
+    text = re.escape(start)
+    if infix:
+        text += f"(?:{re.escape(infix)})?"
+    text += re.escape(template.removeprefix(start))
+    for field in (r"\{layer\}", r"\{i\}"):
+        text = text.replace(field, r"(?P<number>\d{1,9})", 1)
+    return re.compile(text.replace(r"\{l\}", r"\d{1,9}") + rest)
+
+
+def _filled(template: str, **fields: int) -> str:
+    for name, value in fields.items():
+        template = template.replace(f"{{{name}}}", str(value))
+    return template
+
+
+def _why_not(names: Collection[str], config: Mapping[str, Any]) -> str:
+    for family in FAMILIES.values():
+        for key in family.spec.layout.count_keys:
+            if config.get(key):
+                return (
+                    f"no tensor of a head is there, though the configuration says {key} = "
+                    f"{config[key]}: it was lost, as fine-tuning and quantising tools do; "
+                    "mtp-verify reattach puts it back from the original checkpoint"
+                )
+    shown = ", ".join(sorted(names)[:5])
+    return (
+        f"no head is recognised among {len(names)} tensors ({shown[:300]}, ...); known families: "
+        f"{', '.join(sorted(FAMILIES))}"
+    )
