@@ -146,10 +146,8 @@ def greedy_tokens(model: Any, ids: torch.Tensor, count: int) -> list[int]:
     return output[0, ids.shape[1] :].tolist()
 
 
-class StubDrafter:
+class StubDrafter(mv.Drafter):
     """Keeps a record of the calls; drafts nothing."""
-
-    makes_trees = False
 
     def __init__(self) -> None:
         self.calls: list[str] = []

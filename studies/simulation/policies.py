@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mtp_verify.decoder.planning import Plan, Planner
+from mtp_verify.drafters.base import Drafter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Fixed:
         """See `Policy.forget`: nothing is known."""
 
 
-class Planned:
+class Planned(Drafter):
     """The package's planner, told simulated times.
 
     Args:

@@ -74,11 +74,11 @@ def test_wrong_values_are_refused_by_the_name_of_their_argument(name, capsys):
     [
         (
             lambda: mv.Decoder(tiny_model("llama"), drafters.NGram),
-            "drafter: found the class NGram, wanted a drafter",
+            "drafter: found the class NGram, wanted an object",
         ),
         (
             lambda: mv.Decoder(tiny_model("llama"), "ngram"),
-            r"drafter: found 'ngram' without start\(\), wanted a drafter",
+            r"drafter: found 'ngram', wanted a drafter",
         ),
         (lambda: drafters.Heads("path"), r"head: found 'path' .*mv.heads.load\(path, model\)"),
         (

@@ -7,7 +7,8 @@ so a move needs no further work (`CommitPlan` says which entries move).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 from transformers import cache_utils
 
@@ -20,16 +21,18 @@ __all__ = ["DUMMY", "AttentionEntries", "LayerEntries"]
 DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
 
 
-class LayerEntries(Protocol):
+class LayerEntries(ABC):
     """One layer of a sequence's cache while the decoder uses it.
 
-    Attributes:
+    Args:
         layer: what the model is given; a stand-in for the user's own layer where that could not be
             rolled back.
     """
 
-    layer: Any
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
 
+    @abstractmethod
     def move(self, moves: torch.Tensor) -> None:
         """Copy entries.
 
@@ -38,15 +41,19 @@ class LayerEntries(Protocol):
                 read before any is written.
         """
 
+    @abstractmethod
     def crop(self, length: int) -> None:
         """Drop all entries after the first `length`; what was kept for a rollback may go too."""
 
+    @abstractmethod
     def mark(self) -> Any:
         """Return what `restore` needs to come back to here, whatever is written in between."""
 
+    @abstractmethod
     def restore(self, mark: Any, length: int) -> None:
         """Go back to a mark that was taken at `length` entries."""
 
+    @abstractmethod
     def finish(self, num_padding: int) -> Any:
         """Return the layer as the library's own generation leaves it.
 
@@ -55,11 +62,8 @@ class LayerEntries(Protocol):
         """
 
 
-class AttentionEntries:
+class AttentionEntries(LayerEntries):
     """Entries of an attention layer: they stand side by side, so that the last can be dropped."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
 
     def move(self, moves: torch.Tensor) -> None:
         """See `LayerEntries.move`."""

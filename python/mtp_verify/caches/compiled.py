@@ -15,17 +15,17 @@ __all__ = ["is_compiled", "name_of", "uncompiled", "without_compiler"]
 
 
 def without_compiler(model: Any) -> Any:
-    """The model inside `torch.compile(model)`; any other model is itself."""
+    """Return the model inside `torch.compile(model)`; any other model is itself."""
     return getattr(model, "_orig_mod", model)
 
 
 def name_of(model: Any) -> str:
-    """The name of the model's class."""
+    """Return the name of the model's class."""
     return type(without_compiler(model)).__name__
 
 
 def is_compiled(model: Any) -> bool:
-    """Whether forwards are compiled: the module, its forward, or by `model.compile()`."""
+    """Return whether forwards are compiled: the module, its forward, or by `model.compile()`."""
     inner = without_compiler(model)
     return (
         inner is not model

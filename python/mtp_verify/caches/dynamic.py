@@ -9,11 +9,27 @@ from transformers.cache_utils import DynamicLayer
 
 from mtp_verify.caches.base import AttentionEntries
 
-__all__ = ["DynamicEntries", "GrowingLayer", "pad_left"]
+__all__ = ["DynamicEntries", "GrowingLayer", "hand_over", "pad_left"]
+
+
+def _entries(index: int) -> Any:
+    """Return a property of the entries (B, heads, length, width); None until the first update."""
+
+    def show(layer: GrowingLayer) -> Any:
+        buffer, length = layer._buffers[index], layer._lengths[index]
+        is_full = buffer is None or buffer.dim() < 4 or buffer.shape[-2] == length
+        return buffer if is_full else buffer[:, :, :length]
+
+    def take(layer: GrowingLayer, entries: Any) -> None:
+        layer._buffers[index] = entries
+        layer._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
+        layer._is_taken[index] = True
+
+    return property(show, take)
 
 
 class GrowingLayer(DynamicLayer):
-    """A dynamic layer that keeps spare room, so that a step copies its own entries and no others.
+    """A dynamic layer with spare capacity, so that a step copies its own entries and no others.
 
     `DynamicLayer` concatenates, that is, copies the whole cache in every layer of every step. Here
     `keys` and `values` are the filled part of larger buffers that grow by a quarter when they are
@@ -22,54 +38,31 @@ class GrowingLayer(DynamicLayer):
     """
 
     is_initialized: bool
+    keys, values = _entries(0), _entries(1)
 
     def __init__(self, **kwargs: Any) -> None:
         # What holds the entries, and how many: None until the first update, as `keys` is in the
         # library's layers.
         self._buffers: list[Any] = [None, None]
         self._lengths = [0, 0]
-        self._is_taken = [True, True]  # somebody else's tensors are never written behind
+        self._is_taken = [True, True]  # tensors of others are never written to
         super().__init__(**kwargs)
-
-    @property
-    def keys(self) -> Any:
-        """(B, heads, length, width) keys, a view; None until the first update."""
-        return self._shown(0)
-
-    @keys.setter
-    def keys(self, entries: Any) -> None:
-        self._take(0, entries)
-
-    @property
-    def values(self) -> Any:
-        """(B, heads, length, width) values, a view; None until the first update."""
-        return self._shown(1)
-
-    @values.setter
-    def values(self, entries: Any) -> None:
-        self._take(1, entries)
 
     @classmethod
     def from_layer(cls, layer: DynamicLayer) -> GrowingLayer:
         """Take over a plain layer's entries; they are copied at the next update."""
         grown = cls()
-        if layer.is_initialized:
-            grown.dtype, grown.device = layer.keys.dtype, layer.device
-            grown.keys, grown.values = layer.keys, layer.values
-            grown.is_initialized = True
+        hand_over(layer, grown)
         return grown
 
     def to_layer(self) -> DynamicLayer:
         """Return a plain layer with the same entries (views, no copy)."""
         plain = DynamicLayer()
-        if self.is_initialized:
-            plain.dtype, plain.device = self.keys.dtype, self.device
-            plain.keys, plain.values = self.keys, self.values
-            plain.is_initialized = True
+        hand_over(self, plain)
         return plain
 
     def get_seq_length(self) -> int:
-        """Number of entries held."""
+        """Return the number of entries held."""
         return self._lengths[0]
 
     def update(
@@ -84,49 +77,39 @@ class GrowingLayer(DynamicLayer):
 
         Args:
             key_states: (B, heads, n, width).
-            value_states: likewise.
+            value_states: (B, heads, n, width).
             num_shown: return as many where there are fewer; those behind the last are zeros, or
                 entries that were dropped, and the caller's mask must hide them.
         """
         start = self._lengths[0]
         end = start + key_states.shape[-2]
-        room = max(end, num_shown)
+        shown = max(end, num_shown)
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
         for index, entries in enumerate((key_states, value_states)):
             buffer = self._buffers[index]
-            if buffer is None or self._is_taken[index] or room > buffer.shape[-2]:
-                buffer = self._buffers[index] = self._grown(index, room, entries)
+            if buffer is None or self._is_taken[index] or shown > buffer.shape[-2]:
+                buffer = self._buffers[index] = self._grown(index, shown, entries)
             buffer[:, :, start:end] = entries
         self._lengths = [end, end]
         keys, values = self._buffers
-        return keys[:, :, :room], values[:, :, :room]
+        return keys[:, :, :shown], values[:, :, :shown]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last `-tokens_to_remove` entries; their room is used again."""
+        """Drop the last `-tokens_to_remove` entries; their places are used again."""
         if tokens_to_remove < 0:
             self._lengths = [max(length + tokens_to_remove, 0) for length in self._lengths]
         else:
             super().crop(tokens_to_remove)
 
-    def _shown(self, index: int) -> Any:
-        buffer, length = self._buffers[index], self._lengths[index]
-        is_full = buffer is None or buffer.dim() < 4 or buffer.shape[-2] == length
-        return buffer if is_full else buffer[:, :, :length]
-
-    def _take(self, index: int, entries: Any) -> None:
-        self._buffers[index] = entries
-        self._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
-        self._is_taken[index] = True
-
-    def _grown(self, index: int, room: int, like: torch.Tensor) -> torch.Tensor:
-        """A buffer with room for so many entries and more, holding those that there are."""
-        room += max(64, room // 4)
+    def _grown(self, index: int, capacity: int, like: torch.Tensor) -> torch.Tensor:
+        """Return a buffer for so many entries and more, with those that there are."""
+        capacity += max(64, capacity // 4)
         # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
-        fresh = like.new_zeros((*like.shape[:2], room, like.shape[3]))
+        fresh = like.new_zeros((*like.shape[:2], capacity, like.shape[3]))
         if length := self._lengths[index]:
-            fresh[:, :, :length] = self._shown(index)
+            fresh[:, :, :length] = self._buffers[index][:, :, :length]
         self._is_taken[index] = False
         return fresh
 
@@ -145,6 +128,15 @@ class DynamicEntries(AttentionEntries):
         layer = self.layer.to_layer()
         pad_left(layer, num_padding)
         return layer
+
+
+def hand_over(old: Any, new: Any) -> None:
+    """Give a layer another one's entries (no copy)."""
+    if old.is_initialized:
+        new.lazy_initialization(old.keys, old.values)
+        new.keys, new.values = old.keys, old.values
+        if new.is_sliding:
+            new.cumulative_length = old.cumulative_length
 
 
 def pad_left(layer: Any, num_padding: int) -> None:

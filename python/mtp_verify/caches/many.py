@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -11,39 +13,64 @@ from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     import torch
 
-    from mtp_verify._core import Draft, Verdict
+    from mtp_verify._core import BlockTable, Draft, Verdict
 
-__all__ = ["ManyCache", "SharedLayer", "replace_layers", "windows_of"]
+__all__ = ["ManyCache", "SharedLayer", "Storage", "replace_layers"]
 
 
-class ManyCache(Protocol):
+class Storage(ABC):
+    """Where the entries of a decoder's requests are kept; made by `CacheSettings.open`.
+
+    Attributes:
+        table: who holds which blocks; None where there are none.
+        is_shared: requests share entries or compete for them, and so decide on each other's drafts.
+    """
+
+    table: BlockTable | None = None
+    is_shared = False
+
+    @abstractmethod
+    def new_cache(self) -> ManyCache:
+        """Return a cache of no sequences."""
+
+
+class ManyCache(ABC):
     """A cache whose sequences come, go and grow independently, each in a slot of its own.
 
     Slots in use are 0 to `len(lengths) - 1`. Entries that a forward wrote count only after
-    `commit` or `extend`: one that failed has changed nothing.
+    `commit` or `extend`: one that failed has changed nothing. Defaults are those of a cache that
+    can always grow.
+
+    Args:
+        kv: for the model's forward, with the layers of this cache.
 
     Attributes:
-        kv: for the model's forward.
         lengths: entries of each slot.
         is_recurrent: False: no layer of the kinds that can be shared has a recurrent state.
     """
 
-    kv: Any
-    lengths: list[int]
-    is_recurrent: bool
+    is_recurrent = False
+
+    def __init__(self, kv: Any) -> None:
+        self.kv = kv
+        self.lengths: list[int] = []
 
     @property
+    @abstractmethod
     def length(self) -> int:
         """Entries of the slot that the next forward writes behind, where `aim` named one."""
 
     @property
     def windows(self) -> tuple[bool, int | None]:
         """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
+        layers = self.kv.layers
+        widths = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+        return len(widths) < len(layers), widths[0] if widths else None
 
+    @abstractmethod
     def add(self, tokens: Sequence[int], *, is_known: bool) -> None:
         """Take a sequence into a new, last slot; its length may be greater than 0 already.
 
@@ -52,17 +79,19 @@ class ManyCache(Protocol):
             is_known: entries of the same tokens may be taken from other sequences.
 
         Raises:
-            OutOfBlocksError: there is no room; nothing has changed.
+            OutOfBlocksError: there is no space; nothing has changed.
         """
 
+    @abstractmethod
     def remove(self, slot: int, *, wipe: bool = False) -> None:
         """Free a slot; the last one moves into its place.
 
         Args:
             slot: one in use.
-            wipe: it may hold NaN, which must not reach who comes next.
+            wipe: it may hold NaN, which must not reach the next sequence in it.
         """
 
+    @abstractmethod
     def share(self, source: int, target: int, length: int) -> bool:
         """Give slot `target` the first `length` entries of slot `source`, and no others.
 
@@ -70,11 +99,12 @@ class ManyCache(Protocol):
             Whether that could be done; if not, they have to be computed.
         """
 
-    def has_room(self) -> bool:
-        """Whether every slot can take one more entry."""
+    def has_space(self) -> bool:
+        """Return whether every slot can take one more entry."""
+        return True
 
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """How many draft nodes each slot may have, so that there is room for all of them together.
+    def budgets(self, wanted: Sequence[int]) -> list[int]:
+        """Return how many draft nodes each slot may have, so that all of them fit together.
 
         Args:
             wanted: the most that are of use to each slot.
@@ -83,37 +113,43 @@ class ManyCache(Protocol):
             One number for each slot, at most what it wanted; roots are not counted.
 
         Raises:
-            OutOfBlocksError: there is not even room for the roots.
+            OutOfBlocksError: there is not even space for the roots.
         """
+        return list(wanted)
 
-    def reserve(self, counts: Sequence[int]) -> None:
-        """Make room for a draft in each slot.
+    def reserve(self, counts: Sequence[int]) -> None:  # noqa: B027
+        """Make space for a draft in each slot.
 
         Args:
             counts: nodes of each.
 
         Raises:
-            OutOfBlocksError: there is no room; nothing has changed.
+            OutOfBlocksError: there is no space; nothing has changed.
         """
 
-    def drop(self, slot: int) -> None:
+    def drop(self, slot: int) -> None:  # noqa: B027
         """Take back what was reserved for a slot."""
 
+    @abstractmethod
     def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
         """Say where the next forward writes: at the end of one slot, or of each.
 
         Args:
             width: tokens of each sequence in that forward.
             device: of the model.
-            slot: None for all slots, for which room was reserved.
+            slot: None for all slots, for which space was reserved.
         """
 
     def writing(self, count: int) -> AbstractContextManager[None]:
-        """Around a forward over one slot."""
+        """Return a context for a forward over one slot."""
+        del count
+        return nullcontext()
 
     def extend(self, slot: int, length: int) -> None:
         """Count the entries of a forward over one slot."""
+        self.lengths[slot] = length
 
+    @abstractmethod
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
     ) -> None:
@@ -135,11 +171,11 @@ class SharedLayer(DynamicLayer):
             self.sliding_window = sliding_window
 
     def get_seq_length(self) -> int:
-        """Entries before this forward; asked for where one sequence runs alone."""
+        """Return the entries before this forward; asked for where one sequence runs alone."""
         return self._start()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Entries shown and the place of the first one."""
+        """Return how many entries are shown, and the place of the first one."""
         return self.get_seq_length() + query_length, 0
 
 
@@ -164,16 +200,10 @@ def replace_layers(
         elif isinstance(layer, DUMMY):
             layers.append(layer)
         else:
-            msg = (
+            message = (
                 f"cache layer {index} is a {type(layer).__name__}; requests share a forward "
                 "only where all layers are of full or sliding-window attention"
             )
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+            raise UnsupportedModelError(message, slug="unsupported_cache")
     cache.layers = layers
     return [layer for layer in layers if isinstance(layer, SharedLayer)]
-
-
-def windows_of(cache: DynamicCache) -> tuple[bool, int | None]:
-    """Whether some layer sees everything, and the width of sliding layers (None: no such)."""
-    widths = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
-    return len(widths) < len(cache.layers), widths[0] if widths else None

@@ -49,14 +49,12 @@ def tree_mask(
     visible[:, kept : kept + num_nodes] = ancestors
     if window is not None:
         if depths is None:
-            msg = "a sliding-window mask needs the depths of the nodes"
-            raise CacheError(msg, slug="missing_depths")
+            message = "a sliding-window mask needs the depths of the nodes"
+            raise CacheError(message, slug="missing_depths")
         old = torch.arange(past - kept, past, device=ancestors.device)
         keys = torch.cat([old, past + depths])
         visible &= (past + depths)[:, None] - keys[None, :] < window
-    mask = torch.zeros(visible.shape, dtype=dtype, device=ancestors.device)
-    mask.masked_fill_(~visible, torch.finfo(dtype).min)
-    return mask[None, None]
+    return _additive(visible, dtype)[None, None]
 
 
 def slot_mask(
@@ -90,6 +88,9 @@ def slot_mask(
     if window is not None:
         places = entries.repeat(count, 1).scatter_(1, nodes, positions)
         visible &= positions[:, :, None] - places[:, None] < window
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~visible, torch.finfo(dtype).min)
-    return mask[:, None]
+    return _additive(visible, dtype)[:, None]
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

@@ -62,7 +62,7 @@ class ModelCache:
     Attributes:
         kv: the cache, for the model's forward.
         length: entries written, those of nodes that are not committed yet included.
-        capacity: most entries that there is room for, or None.
+        capacity: the most entries that it can hold, or None.
         is_recurrent: a layer has a recurrent state: only chains can be run, and a commit that drops
             entries goes back to the last forward's beginning, or an earlier one's.
     """
@@ -96,7 +96,7 @@ class ModelCache:
 
     @contextmanager
     def writing(self, count: int) -> Iterator[None]:
-        """Around a forward that writes `count` entries; after one that fails, `crop` is due."""
+        """Open around a forward that writes `count` entries; call `crop` after one that fails."""
         if self.is_recurrent:
             self._marks.append((self.length, [entries.mark() for entries in self._entries]))
         self._is_torn = True
@@ -130,8 +130,8 @@ class ModelCache:
         self._take_over()
         surplus = self.length - length
         if surplus < 0 or length < 0:
-            msg = f"the cache holds {self.length} entries and cannot be cut to {length}"
-            raise CacheError(msg, slug="bad_length")
+            message = f"the cache holds {self.length} entries and cannot be cut to {length}"
+            raise CacheError(message, slug="bad_length")
         if self.is_recurrent and (surplus or self._is_torn):
             self._go_back(length)
         else:
@@ -146,9 +146,7 @@ class ModelCache:
     def finish(self, num_padding: int = 0) -> Any:
         """Return the cache with the library's own layers, as its own generation leaves it.
 
-        Args:
-            num_padding: masked entries to put in front, so that the entries line up with a row that
-                was padded on the left; 0 for a static cache.
+        Masked entries go in front of those of a prompt that was padded; none in a static cache.
         """
         own = self._own
         entries = iter(self._entries)
@@ -168,11 +166,11 @@ class ModelCache:
                     entries.restore(mark, start)
                 self.length = start
                 return
-        msg = (
+        message = (
             f"the recurrent state of {self.length} tokens was committed and cannot be taken back "
             f"to {length}"
         )
-        raise CacheError(msg, slug="bad_length")
+        raise CacheError(message, slug="bad_length")
 
     def _take_over(self) -> None:
         """Put stand-ins where layers need one; the first forward may have made new layers."""
@@ -191,8 +189,8 @@ class ModelCache:
         if holder is not None:
             return int(holder.get_seq_length())
         if any(any(getattr(layer, "has_previous_state", {}).values()) for layer in layers):
-            msg = "the cache holds a recurrent state of unknown length; start with an empty one"
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+            message = "the cache holds a recurrent state of unknown length; start with an empty one"
+            raise UnsupportedModelError(message, slug="unsupported_cache")
         return 0
 
     def _refuse_unsuitable(self) -> None:

@@ -8,7 +8,6 @@ attention kernels; here the gather costs a copy of what is seen, in every layer 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ import numpy as np
 import torch
 
 from mtp_verify._core import BlockTable
-from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
+from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
     from transformers.cache_utils import DynamicCache
@@ -36,21 +34,21 @@ class _Aim:
     """What the forward that comes next writes and sees: shared by all layers of a pool."""
 
     start: int
-    # (n,) pool slots that are written, and which of the forward's (row, column) go there.
+    # (n,) places that are written, and which of the forward's (row, column) go there.
     targets: torch.Tensor
     nodes: tuple[torch.Tensor, torch.Tensor]
-    # (B, S) pool slots that are seen; the last slot of the pool is never written and stands for
+    # (B, S) places that are seen; the last place of the pool is never written and stands for
     # entries that do not exist.
     seen: torch.Tensor
 
 
 class _PagedLayer(SharedLayer):
-    """The keys and values of one layer, (pool slots + 1, heads, width)."""
+    """The keys and values of one layer, (places + 1, heads, width)."""
 
-    def __init__(self, aim: _Aim, num_slots: int, sliding_window: int | None) -> None:
+    def __init__(self, aim: _Aim, num_places: int, sliding_window: int | None) -> None:
         super().__init__(sliding_window, lambda: aim.start)
         self._aim = aim
-        self._num_slots = num_slots
+        self._num_places = num_places
         self.buffers: tuple[torch.Tensor, ...] = ()  # keys and values, once there are any
 
     def update(
@@ -61,7 +59,7 @@ class _PagedLayer(SharedLayer):
         if not self.buffers:
             # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
             self.buffers = tuple(
-                new.new_zeros((self._num_slots + 1, new.shape[1], new.shape[3])) for new in states
+                new.new_zeros((self._num_places + 1, new.shape[1], new.shape[3])) for new in states
             )
         for buffer, new in zip(self.buffers, states, strict=True):
             buffer[aim.targets] = new.transpose(1, 2)[aim.nodes]
@@ -74,7 +72,7 @@ class _PagedLayer(SharedLayer):
             buffer[pairs[:, 1]] = buffer[pairs[:, 0]]
 
 
-class PagePool:
+class PagePool(Storage):
     """The entries of a decoder's requests: one block table, and a tensor pair per layer.
 
     Args:
@@ -89,16 +87,20 @@ class PagePool:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
     """
 
+    is_shared = True
+
     def __init__(self, cache: DynamicCache, settings: Paged) -> None:
-        self.table = BlockTable(settings.num_blocks, settings.block_size, settings.prefix_cache)
+        self.table: BlockTable = BlockTable(
+            settings.num_blocks, settings.block_size, settings.prefix_cache
+        )
         none = torch.empty(0, dtype=torch.int64)
         self.aim = _Aim(0, none, (none, none), none)
-        num_slots = settings.num_blocks * settings.block_size
+        num_places = settings.num_blocks * settings.block_size
         self._layers: list[Any] = replace_layers(
-            cache, lambda window: _PagedLayer(self.aim, num_slots, window)
+            cache, lambda window: _PagedLayer(self.aim, num_places, window)
         )
         self.kv = cache
-        self.hole = num_slots
+        self.hole = num_places
         self._num_sequences = 0
 
     def new_sequence(self) -> int:
@@ -107,7 +109,7 @@ class PagePool:
         return self._num_sequences
 
     def new_cache(self) -> PagedCache:
-        """Return a cache of no sequences over this pool."""
+        """See `Storage.new_cache`."""
         return PagedCache(self)
 
     def copy(self, pairs: np.ndarray) -> None:
@@ -119,21 +121,18 @@ class PagePool:
                 layer.copy(both)
 
 
-class PagedCache:
+class PagedCache(ManyCache):
     """A `ManyCache` over a pool, which other sessions of the decoder may use as well.
 
     Args:
         pool: where its entries are.
     """
 
-    is_recurrent = False
-
     def __init__(self, pool: PagePool) -> None:
+        # `lengths` are of entries that are computed: those of a prompt have their blocks before.
+        super().__init__(pool.kv)
         self._pool = pool
         self._table = pool.table
-        self.kv: Any = pool.kv
-        # Entries that are computed: those of a prompt have their blocks before.
-        self.lengths: list[int] = []
         self._sequences: list[int] = []
         self._parents: list[int | None] = []
         self._prompts: list[list[int]] = []
@@ -143,11 +142,6 @@ class PagedCache:
     def length(self) -> int:
         """See `ManyCache.length`."""
         return self._pool.aim.start
-
-    @property
-    def windows(self) -> tuple[bool, int | None]:
-        """See `ManyCache.windows`."""
-        return windows_of(self.kv)
 
     def add(self, tokens: Sequence[int], *, is_known: bool) -> None:
         """See `ManyCache.add`: a sequence that begins with the same tokens is forked."""
@@ -169,7 +163,7 @@ class PagedCache:
         self.lengths.append(cached)
 
     def remove(self, slot: int, *, wipe: bool = False) -> None:
-        """See `ManyCache.remove`: blocks are written before they are seen, by whomever."""
+        """See `ManyCache.remove`: blocks are written before they are seen."""
         del wipe
         self._table.release(self._sequences[slot])
         columns: tuple[list[Any], ...] = (
@@ -190,13 +184,13 @@ class PagedCache:
             self.lengths[target] = length
         return is_fork
 
-    def has_room(self) -> bool:
-        """See `ManyCache.has_room`."""
+    def has_space(self) -> bool:
+        """See `ManyCache.has_space`."""
         num_free = self._table.num_free
         return num_free >= len(self.lengths) or int(self._roots().sum()) <= num_free
 
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """See `ManyCache.room`: free blocks are shared evenly among those that want some."""
+    def budgets(self, wanted: Sequence[int]) -> list[int]:
+        """See `ManyCache.budgets`: free blocks are shared evenly among those that want some."""
         size = self._table.block_size
         roots = self._roots()
         num_free = self._table.num_free - int(roots.sum())
@@ -258,15 +252,6 @@ class PagedCache:
             torch.from_numpy(rows).to(device),
             torch.from_numpy(columns - starts[rows]).to(device),
         )
-
-    def writing(self, count: int) -> AbstractContextManager[None]:
-        """See `ManyCache.writing`."""
-        del count
-        return nullcontext()
-
-    def extend(self, slot: int, length: int) -> None:
-        """See `ManyCache.extend`."""
-        self.lengths[slot] = length
 
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]

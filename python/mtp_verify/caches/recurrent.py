@@ -14,6 +14,7 @@ import torch
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mtp_verify.caches.base import LayerEntries
 from mtp_verify.caches.dynamic import pad_left
 from mtp_verify.errors import InternalError
 
@@ -32,17 +33,14 @@ RECURRENT: tuple[type, ...] = tuple(
 )
 
 
-class RecurrentEntries:
+class RecurrentEntries(LayerEntries):
     """A layer of the library's own, with copies of its state."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
 
     def move(self, moves: torch.Tensor) -> None:
         """See `LayerEntries.move`: a chain's accepted path is a prefix, and nothing moves."""
         del moves
-        msg = "a recurrent state cannot be moved; trees are refused before their forward"
-        raise InternalError(msg, slug="recurrent_move")
+        message = "a recurrent state cannot be moved; trees are refused before their forward"
+        raise InternalError(message, slug="recurrent_move")
 
     def crop(self, length: int) -> None:
         """See `LayerEntries.crop`: only `restore` alters a state."""

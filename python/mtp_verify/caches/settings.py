@@ -1,14 +1,52 @@
-"""Settings of caches, for those who have not imported transformers."""
+"""Kinds of caches for many sequences, as users choose them; transformers need not be imported.
+
+A new kind is a file with its `Storage` and a record here.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["Paged"]
+from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers.cache_utils import DynamicCache
+
+    from mtp_verify.caches.many import Storage
+
+__all__ = ["KINDS", "CacheKind", "CacheSettings", "Growing", "Paged", "as_settings"]
+
+
+class CacheSettings(ABC):
+    """Settings of one kind of cache."""
+
+    @abstractmethod
+    def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
+        """Return where the entries of a decoder's requests are kept.
+
+        Args:
+            new_kv: makes an empty cache of the library for the model, `BatchTarget.new_kv`.
+        """
 
 
 @dataclass(frozen=True)
-class Paged:
+class Growing(CacheSettings):
+    """Every sequence has a slot of its own, which grows with it."""
+
+    def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
+        """See `CacheSettings.open`."""
+        from mtp_verify.caches.slots import SlotStorage
+
+        return SlotStorage(new_kv)
+
+
+@dataclass(frozen=True)
+class Paged(CacheSettings):
     """Settings of a paged cache: `Decoder(model, cache=Paged(num_blocks=256))`.
 
     Attributes:
@@ -20,3 +58,30 @@ class Paged:
     num_blocks: int = 1024
     block_size: int = 16
     prefix_cache: bool = False
+
+    def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
+        """See `CacheSettings.open`."""
+        from mtp_verify.caches.paged import PagePool
+
+        return PagePool(new_kv(), self)
+
+
+# The names that `Decoder(cache=...)` takes.
+CacheKind = Literal["paged"]
+KINDS: dict[CacheKind, type[CacheSettings]] = {"paged": Paged}
+
+
+def as_settings(cache: Any) -> CacheSettings | None:
+    """Return the settings that a name or a record stands for; None stays None.
+
+    Raises:
+        ParamsError: neither.
+    """
+    if cache is None or isinstance(cache, CacheSettings):
+        return cache
+    for name, kind in KINDS.items():
+        if isinstance(cache, str) and cache == name:
+            return kind()
+    names = ", ".join(f'"{name}"' for name in KINDS)
+    message = f"cache: found {shown(cache)}, wanted None, {names}, or settings such as Paged()"
+    raise ParamsError(message, slug="param_out_of_range")

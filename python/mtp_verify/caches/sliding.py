@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from mtp_verify.caches.base import AttentionEntries
-from mtp_verify.caches.dynamic import pad_left
+from mtp_verify.caches.dynamic import hand_over, pad_left
 
 __all__ = ["StaticWindowEntries", "WindowEntries", "WindowLayer"]
 
@@ -66,14 +66,14 @@ class WindowEntries(AttentionEntries):
         window = layer
         if not isinstance(layer, WindowLayer):
             window = WindowLayer(int(layer.sliding_window))
-            _hand_over(layer, window)
+            hand_over(layer, window)
         super().__init__(window)
 
     def finish(self, num_padding: int) -> DynamicSlidingWindowLayer:
         """See `LayerEntries.finish`."""
         layer = DynamicSlidingWindowLayer(self.layer.sliding_window)
         self.layer.crop(0)
-        _hand_over(self.layer, layer)
+        hand_over(self.layer, layer)
         if layer.is_initialized:
             pad_left(layer, min(num_padding, self.layer.num_kept - layer.keys.shape[-2]))
             layer.cumulative_length += num_padding
@@ -117,11 +117,3 @@ class StaticWindowEntries(WindowEntries):
             static.cumulative_length.fill_(count)
             static.cumulative_length_int = int(window.cumulative_length)
         return static
-
-
-def _hand_over(old: Any, new: Any) -> None:
-    """Give a sliding layer another one's entries (no copy)."""
-    if old.is_initialized:
-        new.lazy_initialization(old.keys, old.values)
-        new.keys, new.values = old.keys, old.values
-        new.cumulative_length = old.cumulative_length

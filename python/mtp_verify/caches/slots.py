@@ -8,24 +8,22 @@ left behind is overwritten by the next forward.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_verify.caches.many import SharedLayer, replace_layers, windows_of
+from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Sequence
 
     from transformers.cache_utils import DynamicCache
 
     from mtp_verify._core import Draft, Verdict
 
-__all__ = ["SlotCache"]
+__all__ = ["SlotCache", "SlotStorage"]
 
 
 @dataclass
@@ -65,32 +63,32 @@ class _SlotLayer(SharedLayer):
         return shown[0], shown[1]
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Make room for the slots that exist and the entries that are aimed at.
+        """Make the buffers large enough for all slots and the entries that are aimed at.
 
         Args:
-            keys: of the dtype, the device, the heads and the width wanted.
-            values: likewise.
+            keys: (any, heads, any, width), of the dtype and the device wanted.
+            values: (any, heads, any, width), as `keys`.
         """
         aim, old = self._aim, self.buffers
-        slots, room = aim.num_slots, aim.end
+        slots, capacity = aim.num_slots, aim.end
         if old:
-            if slots <= old[0].shape[0] and room <= old[0].shape[2]:
+            if slots <= old[0].shape[0] and capacity <= old[0].shape[2]:
                 return
             slots = max(slots, 2 * old[0].shape[0]) if slots > old[0].shape[0] else len(old[0])
-            room = max(room, old[0].shape[2])
-        if not old or room > old[0].shape[2]:
-            room += max(64, room // 4)
+            capacity = max(capacity, old[0].shape[2])
+        if not old or capacity > old[0].shape[2]:
+            capacity += max(64, capacity // 4)
         grown = []
         for index, like in enumerate((keys, values)):
             # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
-            buffer = like.new_zeros((slots, like.shape[1], room, like.shape[3]))
+            buffer = like.new_zeros((slots, like.shape[1], capacity, like.shape[3]))
             if old:
                 buffer[: old[index].shape[0], :, : old[index].shape[2]] = old[index]
             grown.append(buffer)
         self.buffers = tuple(grown)
 
 
-class SlotCache:
+class SlotCache(ManyCache):
     """A `ManyCache` that grows as it needs to; a forward over all slots is one slice.
 
     Args:
@@ -100,23 +98,15 @@ class SlotCache:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
     """
 
-    is_recurrent = False
-
     def __init__(self, cache: DynamicCache) -> None:
+        super().__init__(cache)
         self._aim = _Aim()
         self._layers: list[Any] = replace_layers(cache, lambda w: _SlotLayer(self._aim, w))
-        self.kv = cache
-        self.lengths: list[int] = []
 
     @property
     def length(self) -> int:
         """See `ManyCache.length`."""
         return self._aim.starts[0]
-
-    @property
-    def windows(self) -> tuple[bool, int | None]:
-        """See `ManyCache.windows`."""
-        return windows_of(self.kv)
 
     def add(self, tokens: Sequence[int] = (), *, is_known: bool = True) -> None:
         """See `ManyCache.add`; the slot is empty."""
@@ -150,20 +140,6 @@ class SlotCache:
         self.lengths[target] = length
         return True
 
-    def has_room(self) -> bool:
-        """See `ManyCache.has_room`."""
-        return True
-
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """See `ManyCache.room`."""
-        return list(wanted)
-
-    def reserve(self, counts: Sequence[int]) -> None:
-        """See `ManyCache.reserve`: the buffers grow when they are written."""
-
-    def drop(self, slot: int) -> None:
-        """See `ManyCache.drop`."""
-
     def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
         """See `ManyCache.aim`."""
         aim = self._aim
@@ -175,15 +151,6 @@ class SlotCache:
             starts = torch.tensor(aim.starts, device=device)
             rows = torch.arange(len(aim.starts), device=device)
             aim.index = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
-
-    def writing(self, count: int) -> AbstractContextManager[None]:
-        """See `ManyCache.writing`."""
-        del count
-        return nullcontext()
-
-    def extend(self, slot: int, length: int) -> None:
-        """See `ManyCache.extend`."""
-        self.lengths[slot] = length
 
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
@@ -201,3 +168,18 @@ class SlotCache:
                     # All sources are read before any target is written.
                     entries = buffer.transpose(1, 2)
                     entries[places, targets] = entries[places, sources]
+
+
+class SlotStorage(Storage):
+    """Buffers of its own for each cache.
+
+    Args:
+        new_kv: makes an empty cache of the library for the model.
+    """
+
+    def __init__(self, new_kv: Callable[[], DynamicCache]) -> None:
+        self._new_kv = new_kv
+
+    def new_cache(self) -> SlotCache:
+        """See `Storage.new_cache`."""
+        return SlotCache(self._new_kv())

@@ -1,4 +1,4 @@
-"""Layers of full attention with room for a fixed number of entries."""
+"""Layers of full attention of a fixed number of entries."""
 
 from __future__ import annotations
 

@@ -35,22 +35,18 @@ _LARGEST_WEIGHT = 512.0  # eight times that and a usual value is finite in float
 def spans_of(model: Any, cache: ModelCache) -> list[int]:
     """Return the reaches of attention that the configuration names, least first.
 
-    Those shorter than the prompt are left out, and those of which there is no memory for entries.
-
-    Args:
-        model: of transformers.
-        cache: of a prompt; says how large an entry is.
+    Those shorter than the prompt in the cache are left out, and those that there is no memory for.
     """
     layers = attending(cache.kv)
     held = sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))
     parameters = sum(weight.nbytes for weight in model.parameters())
-    room = max(_ALWAYS, parameters * _SHARE_OF_MEMORY) * cache.length / max(held, 1)
+    most = max(_ALWAYS, parameters * _SHARE_OF_MEMORY) * cache.length / max(held, 1)
     config = model.config.get_text_config(decoder=True).to_dict()
     return sorted(
         {
             value
             for name, value in _numbers(config)
-            if any(word in name for word in _REACHES) and cache.length < value < room
+            if any(word in name for word in _REACHES) and cache.length < value < most
         }
     )
 
@@ -61,13 +57,7 @@ def stretch(cache: ModelCache, spans: list[int], most: int) -> int:
     The third token that follows is the first one not to see all: the widest window has slid by one,
     or a chunk has begun.
 
-    Args:
-        cache: of the prompt.
-        spans: of `spans_of`; those longer than `most` do not matter.
-        most: entries that there may be in all.
-
-    Returns:
-        The length of the cache.
+    `spans` are those of `spans_of`; there may be `most` entries in all. Return how many there are.
     """
     length, layers = cache.length, attending(cache.kv)
     spans = [span for span in spans if span <= most]
@@ -116,7 +106,7 @@ def copied(cache: ModelCache) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """The integers of nested dictionaries and lists, with the names that they stand under."""
+    """Yield the integers of nested dictionaries and lists, with the names of their keys."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _numbers(value, str(key))

@@ -18,16 +18,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mtp_verify.caches.compiled import uncompiled
+from mtp_verify.caches.compiled import name_of, uncompiled
 from mtp_verify.caches.names import cache_name
 from mtp_verify.caches.stretch import attending, copied, spans_of, stretch
+from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mtp_verify.caches.model import ModelCache
 
-__all__ = ["Traits", "static_obstacle", "traits_of"]
+__all__ = ["Traits", "inexact", "state_obstacle", "static_obstacle", "traits_of"]
 
 _NUM_PROMPT = 8
 _NUM_CHAIN = 3
@@ -46,6 +47,11 @@ _SAME_SHAPE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _SAME_SHAPE_OF_HALVES = 5e-3
 _SAME_SHAPE_WITH_EXPERTS = {torch.float64: 1e-6, torch.float32: 1e-2}
 _SAME_SHAPE_OF_HALVES_WITH_EXPERTS = 0.05
+# Largest difference of recurrent states, relative to the largest value: far above rounding (4e-3 in
+# float32, 7e-2 in bfloat16 seen), far below a state that was lost (4e-1 and more).
+_STATE_TOLERANCES = {torch.float32: 2e-2, torch.float64: 2e-2}
+_STATE_TOLERANCE_OF_HALVES = 0.2
+_NUM_STATE_TOKENS = 10  # Longer than the kernels of short convolutions, which are 3 or 4 wide.
 _Answer = TypeVar("_Answer")
 _known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -74,12 +80,9 @@ class Traits:
 
 
 def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
-    """Try a model, unless it has been tried as it is configured now.
+    """Try a `TransformersTarget`, unless it has been tried as it is configured now.
 
-    Args:
-        target: a `TransformersTarget` (a layer above this one) with its `max_length`.
-        trees: whether trees are worth trying: False where they are refused anyway.
-        batches: likewise.
+    Trees and batches are left out where they are refused anyway.
     """
 
     def find() -> Traits:
@@ -94,10 +97,35 @@ def static_obstacle(target: Any, capacity: int) -> str | None:
 
     def find() -> str | None:
         trials = _Trials(target)
-        room = capacity >= 2 * _NUM_PROMPT
-        return trials.find_static_obstacle(capacity) if trials.is_possible and room else None
+        is_possible = trials.is_possible and capacity >= 2 * _NUM_PROMPT
+        return trials.find_static_obstacle(capacity) if is_possible else None
 
     return _remembered(target, ("static", capacity), find)
+
+
+def state_obstacle(target: Any) -> str | None:
+    """Return why a recurrent model cannot go on by two tokens at once, or None if it can.
+
+    Some models of transformers go on exactly by one token and wrongly by two (Mamba, Jamba and
+    Zamba2 in 5.23 start again from nothing, or nearly so), and some keep a state outside of the
+    cache, where it cannot be put back. Two tokens in one forward are compared with the same two one
+    by one, after a rollback.
+    """
+    return _remembered(target, "state", lambda: _find_state_obstacle(target))
+
+
+def inexact(model: Any, obstacle: str) -> UnsupportedModelError:
+    """Return the refusal of a model whose rows are not those of plain decoding.
+
+    Args:
+        model: of transformers, which knows by itself whether it keeps a state.
+        obstacle: what was found when it was tried.
+    """
+    kind = ""
+    if getattr(model, "_is_stateful", False):
+        kind = "it is a recurrent model, whose state cannot be rolled back after a rejected draft: "
+    message = f"{name_of(model)} cannot decode speculatively: {kind}{obstacle}"
+    return UnsupportedModelError(message, slug="stateful_model")
 
 
 def _remembered(target: Any, what: Any, find: Callable[[], _Answer]) -> _Answer:
@@ -178,7 +206,7 @@ class _Trials:
         return Traits(None, tree, batch, switch, forgets, max_length)
 
     def _forgets(self, switch: int) -> bool:
-        """Whether the model's own preparation of a forward drops the cache at the switch."""
+        """Return whether the model's own preparation of a forward drops the cache at the switch."""
         cache, _ = self.start()
         ids = torch.zeros((1, switch + 1), dtype=torch.int64, device=self._target.device)
         prepare = self._target.model.prepare_inputs_for_generation
@@ -195,7 +223,7 @@ class _Trials:
         return cache, self._forward(cache, self._prompt)
 
     def find_static_obstacle(self, capacity: int) -> str | None:
-        """Compare the prompt on a cache of fixed size, with room behind it, with the same alone."""
+        """Compare the prompt on a cache of fixed size, longer than it, with the prompt alone."""
         from transformers import StaticCache
 
         from mtp_verify.caches.model import ModelCache
@@ -218,12 +246,10 @@ class _Trials:
         return None
 
     def _read(self, end: list[int], last: int) -> torch.Tensor:
-        """The rows of the prompt's tokens but the last ones, which are replaced.
+        """Return the rows of the prompt's tokens but the last ones, which `end` replaces.
 
-        Args:
-            end: by what.
-            last: position of the last one; the others stand near the beginning, yet far enough from
-                each other that another frequency shows.
+        The last token stands at position `last`, the others near the beginning, yet far enough from
+        each other that another frequency shows.
         """
         positions = None
         if self._target.takes_positions:
@@ -236,12 +262,8 @@ class _Trials:
     def _depends_on_what_follows(self, rows: torch.Tensor) -> tuple[bool, int | None, int | None]:
         """Replace the prompt's end, and put the last token as far away as one can stand.
 
-        Args:
-            rows: of the prompt.
-
-        Returns:
-            Whether other tokens at the end change the rows before them. If not: `switch` and
-            `max_length` of `Traits`.
+        Return whether that changes the rows before it; if not, `switch` and `max_length` of
+        `Traits`.
         """
         end, other = self._prompt[-_NUM_END:], self._others[:_NUM_END]
         low = high = self._stride * (len(self._prompt) - 1)
@@ -272,7 +294,7 @@ class _Trials:
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The rows (n, V) of some tokens behind a cache, which takes them in."""
+        """Return the rows (n, V) of some tokens behind a cache, which takes them in."""
         tokens = torch.tensor([ids], device=self._target.device)
         rows: torch.Tensor
         rows, _ = self._target.forward(tokens, positions, mask, cache, num_logits=len(ids))
@@ -305,18 +327,17 @@ class _Trials:
     def _batch_obstacle(
         self, cache: ModelCache, starts: list[Any], rows: torch.Tensor, alone: torch.Tensor
     ) -> str | None:
-        """Run the chain in one forward with another request, which has a shorter past.
+        """Run the chain behind a cache in one forward with another request, of a shorter past.
 
-        Args:
-            cache: behind which the chain is run.
-            starts: per layer, keys and values of the prompt.
-            rows: of the whole prompt.
-            alone: of the chain.
+        `starts` are the prompt's keys and values per layer, `rows` are of the whole prompt and
+        `alone` of the chain.
         """
+        from mtp_verify.caches.slots import SlotCache
+
         target = self._target
         device = target.device
         try:
-            slots = target.new_slots()
+            slots = SlotCache(target.new_kv())
             # The other's past is the prompt's beginning, and its draft is what follows that.
             width = min(_NUM_CHAIN, len(self._prompt) - 2)
             lengths = [cache.length, len(self._prompt) - width]
@@ -344,7 +365,7 @@ class _Trials:
         return None
 
     def _gap(self, found: torch.Tensor, wanted: torch.Tensor) -> float:
-        """The largest distance of rows (n, V), n >= 2, from those wanted, relative to their spread.
+        """Return the largest distance of rows (n, V), n >= 2, from those wanted, over their spread.
 
         With experts in half precision it is the second largest.
         """
@@ -357,7 +378,56 @@ class _Trials:
 
 
 def _said(error: Exception) -> str:
-    """What a model's forward has said; no memory is nothing that it says of itself."""
+    """Return the error of a model's forward in words; raise it if there is no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         raise error
     return f"{type(error).__name__}: {error}"
+
+
+def _find_state_obstacle(target: Any) -> str | None:
+    tokens = (torch.arange(_NUM_STATE_TOKENS, device=target.device) * 7 + 1) % (
+        target.vocab_size or 8
+    )
+    cuts = [_NUM_STATE_TOKENS - 2, _NUM_STATE_TOKENS - 1, _NUM_STATE_TOKENS]
+    try:
+        stepwise, state = _run_to(target, tokens, cuts, target.new_cache())
+        cache = target.new_cache()
+        # Something else in between, rolled back.
+        _run_to(target, tokens, cuts[:1], cache)
+        cache.crop(cuts[0])
+        target.forward(tokens[None, :2], None, None, cache, num_logits=1)
+        cache.crop(cuts[0])
+        at_once, other = _run_to(target, tokens, cuts[-1:], cache)
+    except Exception as error:  # noqa: BLE001 - a model with a cache of its own may raise anything
+        return f"its forward fails on a cache of the library's own layers ({error})"
+    hidden = (getattr(module, "recurrent_states", None) for module in target.model.modules())
+    if any(isinstance(state, torch.Tensor) for state in hidden):
+        return "it keeps a recurrent state outside of the cache, which cannot be rolled back"
+    tolerance = _STATE_TOLERANCES.get(
+        next(target.model.parameters()).dtype, _STATE_TOLERANCE_OF_HALVES
+    )
+    pairs = [(stepwise, at_once), *zip(state, other, strict=True)]
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
+    if worst > tolerance:
+        return (
+            "two tokens in one forward give it another state than the same two one by one "
+            f"(relative difference {worst:.1e})"
+        )
+    return None
+
+
+def _run_to(
+    target: Any, tokens: torch.Tensor, ends: list[int], cache: ModelCache
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run the tokens up to each end; return the last row and the recurrent states."""
+    row = torch.empty(0)
+    for end in ends:
+        row, _ = target.forward(tokens[None, cache.length : end], None, None, cache, num_logits=1)
+    states = [
+        state.float()
+        for layer in cache.kv.layers
+        for name in ("conv_states", "recurrent_states")
+        for state in getattr(layer, name, {}).values()
+        if state is not None
+    ]
+    return row.float(), states

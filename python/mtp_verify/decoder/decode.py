@@ -1,8 +1,8 @@
 """Decoding: whole generations, or requests that join and leave a running batch.
 
 One loop (`mtp_verify.decoder`) serves plain decoding (empty drafts), chains and trees, greedy and
-sampled, one request or many. Whatever the drafters propose, the law of each output is the
-target's; with `rule="coupled"` the tokens themselves do not depend on the drafter.
+sampled, one request or many. Whatever the drafters propose, each output follows the target's
+distribution; with `rule="coupled"` the tokens themselves do not depend on the drafter.
 """
 
 from __future__ import annotations
@@ -12,37 +12,31 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from mtp_verify.caches.settings import Paged
-from mtp_verify.decoder.arguments import (
-    as_criteria,
-    as_ids,
-    as_prompts,
-    as_seeds,
-    criteria_of_rows,
-    per_row,
-    processors_of_rows,
-)
-from mtp_verify.decoder.constraints import Constraint
+from mtp_verify.caches.settings import CacheKind, CacheSettings, Growing, Paged, as_settings
 from mtp_verify.decoder.generation import Generation, Stats
+from mtp_verify.decoder.options import Options, rule_of_request
 from mtp_verify.decoder.planning import MeasuredCosts, Planner
-from mtp_verify.decoder.rows import Row, admit
-from mtp_verify.decoder.rules import settle
+from mtp_verify.decoder.prompts import as_prompts
 from mtp_verify.decoder.runners import Each, Together
+from mtp_verify.decoder.sequences import Sequence
 from mtp_verify.decoder.session import Session
 from mtp_verify.drafters.base import check_drafter
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import BatchTarget, as_target
 from mtp_verify.verifier.cleanup import at_end
-from mtp_verify.verifier.intake import as_count, check_instance, check_type, check_word, shown
+from mtp_verify.verifier.intake import as_count, check_instance, check_type, check_word
 from mtp_verify.verifier.lossy import Lossy
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.words import Batching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections import abc
+    from collections.abc import Callable, Iterable
 
     from mtp_verify._core import BlockTable
-    from mtp_verify.caches.paged import PagePool
+    from mtp_verify.caches.many import Storage
+    from mtp_verify.decoder.constraints import Constraint
+    from mtp_verify.decoder.prompts import Prompt
     from mtp_verify.decoder.runners import Runner
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.models.target import Target
@@ -51,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder", "Generation", "Paged", "Stats"]
 
-_MOST_TOKENS = (1 << 63) - 1
 _MOST_COPIES = 1 << 16  # Of one prompt: more is a mistake.
 _GREEDY = SamplingParams(temperature=0.0)
 # Says "as the decoder" where None means something else: no drafter.
@@ -59,7 +52,7 @@ _OWN: Any = object()
 
 
 class Decoder:
-    """Generates with a target model, sped up by a drafter without changing the output's law.
+    """Generates with a target model, sped up by a drafter that does not change the distribution.
 
     `generate` runs one sequence or a batch to its end. `submit`, `step` and `results` let requests
     join and leave at any step, each with its own parameters, seed, stops and drafter.
@@ -75,14 +68,14 @@ class Decoder:
             often, in float32 rarely, and not at all for chains in bfloat16 once the model is given
             to `mtp_verify.models.cpu.fused.fuse`, on CPUs that docs/howto/tune.md names).
         batching: how many requests are run. `"each"` runs every one by itself: the same bits as
-            alone, no gain from batching. `"together"` runs them in one forward: the law of each is
-            the target's, and its tokens are those that it gets alone but for near-ties that kernels
-            round differently. `"auto"` takes `"together"` where the model can.
+            alone, no gain from batching. `"together"` runs them in one forward: each follows the
+            target's distribution, and its tokens are those that it gets alone but for near-ties
+            that kernels round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
-        cache: None gives every sequence room as it grows. `"paged"`, or a `Paged` with a pool of
+        cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
             one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
             and where the pool is full the youngest request waits and goes on later.
-        lossy: of `mv.lossy`: gives up the target's law for more accepted tokens; the statistics
+        lossy: of `mv.lossy`: gives up the distribution for more accepted tokens; the statistics
             then say `lossless=False`.
         planner: chooses the size of drafts from what they cost and what they have earned, down to
             none. "auto" measures what this model's forward costs at the first use (seconds; kept on
@@ -109,7 +102,7 @@ class Decoder:
         *,
         batching: Batching = "auto",
         max_batch: int = 32,
-        cache: Literal["paged"] | Paged | None = None,
+        cache: CacheKind | CacheSettings | None = None,
         lossy: lossy.Lossy | None = None,
         planner: Planner | Literal["auto"] | None = None,
     ) -> None:
@@ -120,22 +113,19 @@ class Decoder:
         self.rule = rule
         self._check_drafter(drafter)
         check_word("batching", batching, get_args(Batching))
-        if not (cache is None or isinstance(cache, Paged) or shown(cache) == "'paged'"):
-            msg = f'cache: found {shown(cache)}, wanted None, "paged" or a Paged'
-            raise ParamsError(msg, slug="param_out_of_range")
-        if cache and batching == "each":
-            msg = 'batching="each" gives every request a cache of its own; leave out cache'
-            raise ParamsError(msg, slug="bad_batching")
+        settings = as_settings(cache)
+        if settings and batching == "each":
+            message = 'batching="each" gives every request a cache of its own; leave out cache'
+            raise ParamsError(message, slug="bad_batching")
         obstacle = self._find_batch_obstacle()
-        if (batching == "together" or cache) and obstacle:
-            msg = f"requests cannot share a forward: {obstacle}"
-            raise UnsupportedModelError(msg, slug="no_batches")
-        self._together = batching != "each" and obstacle is None
+        if (batching == "together" or settings) and obstacle:
+            message = f"requests cannot share a forward: {obstacle}"
+            raise UnsupportedModelError(message, slug="no_batches")
         self._max_batch = as_count("max_batch", max_batch)
-        self._pool: PagePool | None = None
-        if cache:
+        self._storage: Storage | None = None
+        if obstacle is None and batching != "each":
             target: Any = self.target
-            self._pool = target.new_pool(cache if isinstance(cache, Paged) else Paged())
+            self._storage = (settings or Growing()).open(target.new_kv)
         if isinstance(planner, str):
             check_word("planner", planner, ("auto",))
             planner = Planner(MeasuredCosts(self.target))
@@ -146,7 +136,7 @@ class Decoder:
         self.planner = planner
         self.lossy = lossy
         # What cannot be combined is refused before anything runs; temperatures may come later.
-        settle(rule, drafter, _GREEDY if rule == "greedy" else self.params, lossy)
+        rule_of_request(rule, drafter, _GREEDY if rule == "greedy" else self.params, lossy)
         self._session: Session | None = None
         self._finished: dict[int, Generation] = {}
 
@@ -154,14 +144,14 @@ class Decoder:
         """What can be used elsewhere; a copy begins without requests.
 
         Raises:
-            TypeError: requests are in flight, or share a pool of blocks.
+            TypeError: requests are in flight, or share a cache.
         """
-        if self.num_unfinished or self._pool is not None:
-            reason = "its pool of blocks lives here"
+        if self.num_unfinished or (self._storage is not None and self._storage.is_shared):
+            reason = "its cache is in the memory of this process"
             if self.num_unfinished:
                 reason = f"{self.num_unfinished} requests are in flight; run them to their end"
-            msg = f"Decoder: cannot be pickled or copied: {reason}"
-            raise TypeError(msg)
+            message = f"Decoder: cannot be pickled or copied: {reason}"
+            raise TypeError(message)
         return {**self.__dict__, "_session": None, "_finished": {}}
 
     def __repr__(self) -> str:
@@ -176,9 +166,9 @@ class Decoder:
         attention_mask: Any | None = None,
         *,
         max_new_tokens: int,
-        seed: int | Sequence[int] | None = None,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        constraint: Constraint | Sequence[Constraint | None] | None = None,
+        seed: int | abc.Sequence[int] | None = None,
+        params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
+        constraint: Constraint | abc.Sequence[Constraint | None] | None = None,
         streamer: Any | None = None,
         speculate: bool = True,
         eos_token_id: int | Iterable[int] | None = None,
@@ -187,7 +177,7 @@ class Decoder:
         past_key_values: Any | None = None,
         output_logits: bool = False,
         num_return_sequences: int = 1,
-        processors: Sequence[Any] = (),
+        processors: abc.Sequence[Any] = (),
         top_logprobs: int = 0,
     ) -> Generation:
         """Generate until an EOS token, a stopping criterion, `max_new_tokens` or the context's end.
@@ -198,36 +188,36 @@ class Decoder:
             attention_mask: as `input_ids`; zeros on the left mark padding.
             max_new_tokens: at least 1.
             seed: of all noise; None takes one draw from torch's global generator. An int s gives
-                row r `mv.derive_seed(s, r)`; a sequence gives one seed per row. Equal ones draw
+                sequence r `mv.derive_seed(s, r)`; a list gives one seed each. Equal ones draw
                 with the same numbers.
-            params: instead of the decoder's own; one for all rows, or one per row.
-            constraint: of `mv.constraints`: a grammar that the output obeys; one for all rows, or
-                one (or None) per row.
+            params: instead of the decoder's own; one for all sequences, or one each.
+            constraint: of `mv.constraints`: a grammar that the output obeys; one for all sequences,
+                or one (or None) each.
             streamer: `put` is called with the prompt, then with each step's tokens; `end` once. For
                 a single sequence.
             speculate: False decodes plainly, by the same rule and with the same noise.
             eos_token_id: one or several ids; None takes the model's own, `()` none. The params'
                 `stop_ids` end a sequence too.
-            pad_token_id: fills `sequences` up where rows differ in length; None takes the first
+            pad_token_id: fills `sequences` up where they differ in length; None takes the first
                 EOS id, or 0.
-            stopping_criteria: callables of (ids (1, n), rows), evaluated per row after each emitted
-                token in order; the first that says yes ends the row there. `rows` is None, or with
-                `output_logits` a tuple of the raw rows (1, V) behind the emitted tokens. The same
-                for all rows, or one list per row.
+            stopping_criteria: callables of (ids (1, n), rows), evaluated after each emitted
+                token in order; the first that says yes ends the sequence there. `rows` is None, or
+                with `output_logits` a tuple of the raw rows (1, V) behind the emitted tokens. The
+                same for all sequences, or one list each.
             past_key_values: a cache that holds the first tokens of the prompt, changed in place.
                 For a single sequence.
             output_logits: keep the raw row behind each emitted token.
-            num_return_sequences: how often each prompt is continued; the rows of one prompt stand
+            num_return_sequences: how often each prompt is continued; those of one prompt stand
                 side by side. Requests that share a forward run it once: its entries are copied, or
                 shared by a fork where the cache is paged.
             processors: functions over rows, as `mv.verify` takes them, called with the sequence's
-                own tokens; the same for all rows, or one list per row. Those that keep state are
-                forked for each row, and told what was emitted.
+                own tokens; the same for all sequences, or one list each. Those that keep state are
+                forked for each, and told what was emitted.
             top_logprobs: how many of the most likely tokens to list behind each emitted one.
 
         Returns:
-            The generation, one entry per row; `past_key_values` (None for a batch) holds all of its
-            tokens but the last.
+            The generation, one entry per sequence; `past_key_values` (None for a batch) holds all
+            of its tokens but the last.
 
         Raises:
             ParamsError: arguments that cannot be right (named); nothing has been run.
@@ -245,60 +235,45 @@ class Decoder:
         count = len(prompts)
         if count > 1 and (streamer is not None or past_key_values is not None):
             name = "streamer" if streamer is not None else "past_key_values"
-            msg = f"{name} serves a single sequence, and {count} are asked for"
-            raise ParamsError(msg, slug=f"bad_{'past' if streamer is None else 'streamer'}")
+            message = f"{name} serves a single sequence, and {count} are asked for"
+            raise ParamsError(message, slug=f"bad_{'past' if streamer is None else 'streamer'}")
         if streamer is not None:
             check_instance("streamer", streamer, ("put", "end"), "a streamer")
-        limit = as_count("max_new_tokens", max_new_tokens, most=_MOST_TOKENS)
-        shaping = per_row(
-            self.params if params is None else params, SamplingParams, count, "params"
+        sequences = self._sequences(
+            prompts,
+            past_key_values,
+            drafter=self.drafter,
+            speculate=speculate,
+            params=params,
+            constraint=constraint,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_token_id,
+            criteria=stopping_criteria,
+            output_logits=output_logits,
+            processors=processors,
+            top_logprobs=top_logprobs,
         )
-        constraints = per_row(constraint, Constraint | None, count, "constraint")
-        eos_ids = self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id)
-        seeds = as_seeds(seed, count)
-        functions = processors_of_rows(processors, count)
-        criteria = criteria_of_rows(stopping_criteria, count)
-        rows = [
-            admit(
-                self.target,
-                prompt,
-                index,
-                drafter=self.drafter if speculate else None,
-                rule=settle(self.rule, self.drafter, shaping[index], self.lossy),
-                lossy=self.lossy,
-                params=shaping[index],
-                constraint=constraints[index],
-                seed=seeds[index],
-                max_new_tokens=limit,
-                eos_ids=eos_ids,
-                criteria=criteria[index],
-                output_logits=output_logits,
-                processors=functions[index],
-                top_logprobs=top_logprobs,
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        self._refuse_equal_seeds(rows)
         session = self._new_session(count)
         with ExitStack() as ends:
             if streamer is not None:
                 ends.enter_context(at_end(streamer.end))
             ends.enter_context(at_end(session.close))
-            for row in rows:
-                session.add(row, past_key_values)
+            for sequence in sequences:
+                session.add(sequence)
             if streamer is not None:
                 streamer.put(prompts[0].ids[None])
             while len(session):
-                for row, emitted in session.step():
-                    if row.error is not None:
-                        raise row.error
+                for sequence, emitted in session.step():
+                    if sequence.error is not None:
+                        raise sequence.error
                     if streamer is not None:
                         streamer.put(torch.tensor(emitted))
         if count == 1:
-            return rows[0].result()
+            return sequences[0].result()
         if pad_token_id is None:
-            pad_token_id = next(iter(eos_ids), 0)
-        return Generation.merge([row.result() for row in rows], prompts, pad_token_id)
+            pad_token_id = next(iter(sequences[0].options.eos_ids), 0)
+        return Generation.merge([sequence.result() for sequence in sequences], pad_token_id)
 
     def submit(
         self,
@@ -312,62 +287,46 @@ class Decoder:
         eos_token_id: int | Iterable[int] | None = None,
         stopping_criteria: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
         output_logits: bool = False,
-        processors: Sequence[Any] = (),
+        processors: abc.Sequence[Any] = (),
         top_logprobs: int = 0,
     ) -> int:
-        """Hand in one request; it joins the batch at the next step that has room.
+        """Hand in one request; it joins the batch at the next step that has space.
 
-        Args:
-            input_ids: (T,) or (1, T) integers, without padding.
-            max_new_tokens: as `generate`.
-            seed: as `generate`.
-            params: as `generate`.
-            constraint: as `generate`.
-            drafter: instead of the decoder's own; None decodes plainly.
-            eos_token_id: as `generate`.
-            stopping_criteria: as `generate`.
-            output_logits: as `generate`.
-            processors: as `generate`.
-            top_logprobs: as `generate`.
+        `input_ids` are (T,) or (1, T) integers, without padding. `drafter` takes the place of the
+        decoder's own; None decodes plainly. The other arguments are those of `generate`.
 
         Returns:
             The request's number, for `step`, `results` and `cancel`.
 
         Raises:
-            ParamsError, RuleError: arguments that cannot be right; the batch goes on as if it had
-                not been.
+            ParamsError, RuleError: arguments that cannot be right; the batch goes on as before.
         """
         prompts = as_prompts(input_ids, None)
         if len(prompts) != 1:
-            msg = f"submit takes one sequence, and input_ids holds {len(prompts)}"
-            raise ParamsError(msg, slug="bad_input_ids")
+            message = f"input_ids: found {len(prompts)} sequences, wanted one"
+            raise ParamsError(message, slug="bad_input_ids")
         if drafter is _OWN:
             drafter = self.drafter
         else:
             self._check_drafter(drafter)
-        shaping = self.params if params is None else as_params(params)
-        row = admit(
-            self.target,
-            prompts[0],
-            0,
+        (sequence,) = self._sequences(
+            prompts,
+            None,
             drafter=drafter,
-            rule=settle(self.rule, drafter, shaping, self.lossy),
-            lossy=self.lossy,
-            params=shaping,
-            constraint=per_row(constraint, Constraint | None, 1, "constraint")[0],
-            seed=as_seeds(seed, 1)[0],
-            max_new_tokens=as_count("max_new_tokens", max_new_tokens, most=_MOST_TOKENS),
-            eos_ids=self.target.eos_ids if eos_token_id is None else as_ids(eos_token_id),
-            criteria=as_criteria(stopping_criteria),
+            params=params,
+            constraint=constraint,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_token_id,
+            criteria=stopping_criteria,
             output_logits=output_logits,
-            processors=processors_of_rows(processors, 1)[0],
+            processors=processors,
             top_logprobs=top_logprobs,
         )
-        self._refuse_equal_seeds([row])
         if self._session is None:
             self._session = self._new_session(self._max_batch)
-        self._session.add(row)
-        return row.request.id
+        self._session.add(sequence)
+        return sequence.request.id
 
     def step(self) -> dict[int, list[int]]:
         """Do one step for every submitted request that is in flight.
@@ -383,12 +342,12 @@ class Decoder:
         """
         if self._session is None:
             return {}
-        emitted = {}
-        for row, tokens in self._session.step():
-            emitted[row.request.id] = tokens
-            if row.finish is not None:
-                self._finished[row.request.id] = row.result()
-        return emitted
+        try:
+            done = self._session.step()
+        finally:
+            for sequence in self._session.take_finished():
+                self._finished[sequence.request.id] = sequence.result()
+        return {sequence.request.id: tokens for sequence, tokens in done}
 
     def results(self) -> dict[int, Generation]:
         """Return the requests that have finished since the last call, by number."""
@@ -402,31 +361,41 @@ class Decoder:
             CacheError: there is no such request in flight or waiting.
         """
         request = as_count("request", request, 0, 2**64)
-        row: Row | None = None if self._session is None else self._session.cancel(request)
-        if row is None:
-            msg = f"request {request} is not in flight: it was never submitted, or has ended"
-            raise CacheError(msg, slug="unknown_sequence", sequence=request)
-        return row.result()
+        sequence = None if self._session is None else self._session.cancel(request)
+        if sequence is None:
+            message = f"request {request} is not in flight: it was never submitted, or has ended"
+            raise CacheError(message, slug="unknown_sequence", sequence=request)
+        return sequence.result()
 
     @property
     def block_table(self) -> BlockTable | None:
         """Who holds which blocks of a paged cache; None where it is not paged."""
-        return None if self._pool is None else self._pool.table
+        return None if self._storage is None else self._storage.table
 
     @property
     def num_unfinished(self) -> int:
         """Number of submitted requests that are in flight or waiting."""
         return 0 if self._session is None else len(self._session)
 
-    def _new_session(self, num_requests: int) -> Session:
-        target: Any = self.target
-        runner: Runner
-        if self._pool is not None:
-            runner = Together(target, self._pool.new_cache())
-        elif self._together and num_requests > 1:
-            runner = Together(target, target.new_slots())
-        else:
-            runner = Each(target)
+    def _sequences(self, prompts: list[Prompt], past: Any, **given: Any) -> list[Sequence]:
+        """Check the arguments of a call, and return the sequence of each prompt."""
+        if given["params"] is None:
+            given["params"] = self.params
+        if given["eos_ids"] is None:
+            given["eos_ids"] = self.target.eos_ids
+        options = Options.each(len(prompts), rule=self.rule, lossy=self.lossy, **given)
+        sequences = [
+            Sequence.start(self.target, prompt, own, index, past)
+            for index, (prompt, own) in enumerate(zip(prompts, options, strict=True))
+        ]
+        self._refuse_equal_seeds(sequences)
+        return sequences
+
+    def _new_session(self, num_sequences: int) -> Session:
+        runner: Runner = Each(self.target)
+        if self._storage is not None and (self._storage.is_shared or num_sequences > 1):
+            target: Any = self.target
+            runner = Together(target, self._storage.new_cache())
         return Session(self.target, runner, self._max_batch, self.planner)
 
     def _find_batch_obstacle(self) -> str | None:
@@ -434,39 +403,37 @@ class Decoder:
             return f"{type(self.target).__name__} has no forward over several sequences"
         return self.target.batch_obstacle
 
-    def _refuse_equal_seeds(self, rows: Sequence[Row]) -> None:
+    def _refuse_equal_seeds(self, sequences: list[Sequence]) -> None:
         """Refuse requests that share noise as well as what decides on the size of their drafts.
 
         Raises:
-            ParamsError: two in flight have one seed, and the cache's blocks or the plans are common
-                to all; names the seed. Greedy requests draw nothing, and what the rule "coupled"
-                emits does not depend on drafts.
+            ParamsError: two in flight have one seed, and the cache's entries or the plans are
+                common to all; names the seed. Greedy requests draw nothing, and what the rule
+                "coupled" emits does not depend on drafts.
         """
-        plans_together = self.planner is not None and self._together
-        if self._pool is None and not plans_together:
+        shares_entries = self._storage is not None and self._storage.is_shared
+        if not shares_entries and (self.planner is None or self._storage is None):
             return
-        holders: dict[int, Row] = {}
-        for row in [*(() if self._session is None else self._session.rows), *rows]:
-            other = holders.setdefault(row.request.seed, row)
-            if other is not row and (row.depends_on_drafts or other.depends_on_drafts):
-                shared = "plans" if self._pool is None else "blocks of the cache"
-                msg = (
-                    f"two requests in flight have the seed {row.request.seed} and share the "
+        holders: dict[int, Sequence] = {}
+        in_flight = [] if self._session is None else self._session.sequences
+        for sequence in [*in_flight, *sequences]:
+            other = holders.setdefault(sequence.request.seed, sequence)
+            depend = sequence.depends_on_drafts or other.depends_on_drafts
+            if other is not sequence and depend:
+                shared = "blocks of the cache" if shares_entries else "plans"
+                message = (
+                    f"two requests in flight have the seed {sequence.request.seed} and share the "
                     f"{shared}, so that the noise of one would steer the drafts of the other; give "
                     'each a seed of its own (mv.derive_seed), or take rule="coupled"'
                 )
-                raise ParamsError(msg, slug="equal_seeds")
+                raise ParamsError(message, slug="equal_seeds")
 
     def _check_drafter(self, drafter: Drafter | None) -> None:
         if drafter is None:
             return
         check_drafter("drafter", drafter)
-        if getattr(drafter, "makes_trees", False) and self.target.tree_obstacle:
-            msg = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
-            raise UnsupportedModelError(msg, slug="no_tree_attention")
-        check_vocabulary = getattr(drafter, "check_vocabulary", None)
-        if check_vocabulary is not None:
-            check_vocabulary(self.target.vocab_size)
-        check_rule = getattr(drafter, "check_rule", None)
-        if check_rule is not None:
-            check_rule(self.rule)
+        if drafter.makes_trees and self.target.tree_obstacle:
+            message = f"{type(drafter).__name__} drafts trees, and {self.target.tree_obstacle}"
+            raise UnsupportedModelError(message, slug="no_tree_attention")
+        drafter.check_vocabulary(self.target.vocab_size)
+        drafter.check_rule(self.rule)

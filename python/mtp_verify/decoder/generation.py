@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mtp_verify.decoder.arguments import Prompt
     from mtp_verify.verifier.logprobs import TopLogprobs
     from mtp_verify.verifier.words import FinishReason
 
@@ -47,7 +46,7 @@ class Stats:
     """Counts and times of one generation, or of several merged.
 
     Attributes:
-        steps: rounds of propose, forward, verify, commit.
+        steps: of propose, forward, verify, commit.
         forwards: target forwards; one more than `steps` where a prompt needed one of its own. One
             that requests share counts for each of them.
         drafted: draft nodes proposed, roots excluded.
@@ -63,7 +62,8 @@ class Stats:
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
-        lossless: False if a lossy acceptance decided: the tokens have not the target's law.
+        lossless: False if a lossy acceptance decided: the tokens do not follow the
+            target's distribution.
     """
 
     steps: int = 0
@@ -101,14 +101,7 @@ class Stats:
         return spent / self.total_seconds
 
     def record(self, depth: int, num_nodes: int, num_accepted: int, num_emitted: int) -> None:
-        """Count one step.
-
-        Args:
-            depth: of the draft's deepest node.
-            num_nodes: draft nodes, the root excluded.
-            num_accepted: draft tokens kept, after any cut.
-            num_emitted: tokens output, after any cut.
-        """
+        """Count one step: the draft's depth, its nodes but the root, and tokens after any cut."""
         self.steps += 1
         self.drafted += num_nodes
         self.accepted += num_accepted
@@ -123,12 +116,7 @@ class Stats:
         self.lengths[num_emitted] += 1
 
     def record_plan(self, budget: int, *, is_probe: bool) -> None:
-        """Count one decision of a planner.
-
-        Args:
-            budget: draft nodes allowed; 0 is plain decoding.
-            is_probe: see `probes`.
-        """
+        """Count one decision of a planner; see `budgets` and `probes`."""
         _pad(self.budgets, budget + 1)
         self.budgets[budget] += 1
         self.probes += is_probe
@@ -206,35 +194,32 @@ class Generation:
         )
 
     @classmethod
-    def merge(
-        cls, rows: Sequence[Generation], prompts: Sequence[Prompt], pad_token_id: int
-    ) -> Generation:
-        """Put the rows of a batch together.
+    def merge(cls, parts: Sequence[Generation], pad_token_id: int) -> Generation:
+        """Put the generations of a batch together, prompts aligned at their ends.
 
         Args:
-            rows: one generation per row.
-            prompts: what each started from; shorter ones are padded on the left.
+            parts: one generation per sequence.
             pad_token_id: fills up on both sides.
         """
-        lead = max(len(prompt.ids) for prompt in prompts)
-        width = lead + max(len(row.tokens[0]) for row in rows)
-        sequences = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+        leads = [part.sequences.shape[1] - len(part.tokens[0]) for part in parts]
+        width = max(leads) + max(len(part.tokens[0]) for part in parts)
+        sequences = torch.full((len(parts), width), pad_token_id, dtype=torch.int64)
         stats = Stats()
-        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            start = lead - len(prompt.ids)
-            sequences[index, start : start + row.sequences.shape[1]] = row.sequences[0]
-            stats.merge(row.stats)
-        has_logits = rows[0].logits is not None
+        for index, (part, lead) in enumerate(zip(parts, leads, strict=True)):
+            start = max(leads) - lead
+            sequences[index, start : start + part.sequences.shape[1]] = part.sequences[0]
+            stats.merge(part.stats)
+        has_logits = parts[0].logits is not None
         return cls(
             sequences=sequences,
-            tokens=[row.tokens[0] for row in rows],
-            finish_reasons=[row.finish_reasons[0] for row in rows],
-            logprobs=[row.logprobs[0] for row in rows],
+            tokens=[part.tokens[0] for part in parts],
+            finish_reasons=[part.finish_reasons[0] for part in parts],
+            logprobs=[part.logprobs[0] for part in parts],
             stats=stats,
             past_key_values=None,
-            logits=[row.logits[0] for row in rows if row.logits] if has_logits else None,
-            top_logprobs=[top for row in rows for top in row.top_logprobs or ()] or None,
-            errors=[row.errors[0] for row in rows],
+            logits=[part.logits[0] for part in parts if part.logits] if has_logits else None,
+            top_logprobs=[top for part in parts for top in part.top_logprobs or ()] or None,
+            errors=[part.errors[0] for part in parts],
         )
 
 

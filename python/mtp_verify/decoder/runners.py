@@ -1,15 +1,16 @@
-"""Running the target over many requests: each by itself, or all in one forward.
+"""Runs the target over many sequences: each by itself, or all in one forward.
 
-`Each` gives every request its own cache and its own forwards, the very calls that it would get
+`Each` gives every sequence its own cache and its own forwards, the very calls that it would get
 alone, so that its rows are the same bits whatever runs beside it. `Together` packs the drafts of
-all requests into one padded forward with a mask per request: the weights are read once for all,
-which is what batching is for; kernels may then round a row differently with other companions, so
-that tokens are the same but for near-ties (and the law is, always).
+all sequences into one padded forward with a mask for each: the weights are read once for all, which
+is what batching is for. Kernels may then round a row differently with other companions, so that
+tokens are the same but for near-ties (and the distribution is the same always).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +20,15 @@ from mtp_verify.models.interface import check_cache, check_commit, check_forward
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mtp_verify._core import Draft, Verdict
     from mtp_verify.caches.many import ManyCache
-    from mtp_verify.decoder.rows import Row
+    from mtp_verify.decoder.sequences import Sequence
     from mtp_verify.models.interface import BatchTarget, Target, TargetCache
 
 __all__ = ["Each", "Output", "Runner", "Together"]
 
 
 class Output(NamedTuple):
-    """What a forward gave one request.
+    """What a forward gave one sequence.
 
     Attributes:
         logits: (N+1, V) raw rows on the host, one per node.
@@ -42,162 +40,145 @@ class Output(NamedTuple):
     hidden: tuple[torch.Tensor, ...] | None
 
 
-class Runner(Protocol):
-    """The requests in flight, and the target's caches of them.
+class Runner(ABC):
+    """The sequences in flight, and the target's caches of them.
 
     Attributes:
-        rows: in no particular order, which may change when one leaves.
+        sequences: in no particular order, which may change when one leaves.
         shares_forwards: whether one forward, as wide as the widest draft, serves all.
     """
 
-    rows: list[Row]
-    shares_forwards: bool
+    shares_forwards = False
 
-    def add(self, row: Row, past: Any | None = None) -> None:
-        """Take a request.
+    def __init__(self) -> None:
+        self.sequences: list[Sequence] = []
+
+    @abstractmethod
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence.
 
         Raises:
-            ParamsError: `past` does not fit the prompt.
-            OutOfBlocksError: there is no room for the prompt; nothing has changed.
+            ParamsError: its `past` does not fit the prompt.
+            OutOfBlocksError: there is no space for the prompt; nothing has changed.
         """
 
-    def has_room(self) -> bool:
-        """Whether every row can take one more entry; if not, one has to make room."""
+    def has_space(self) -> bool:
+        """Return whether every sequence can take one more entry; if not, one has to leave."""
+        return True
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027
         """Run what has to be run by itself before the step's drafts."""
 
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """How many draft nodes each row may have, so that there is room for all of them together.
+    @abstractmethod
+    def budgets(self, wanted: list[int]) -> list[int]:
+        """Return how many draft nodes each sequence may have, as `ManyCache.budgets`.
 
-        A function of the past: the rows' texts, and who holds which entries of the cache.
-
-        Args:
-            wanted: the most nodes that are of use to each row.
-
-        Returns:
-            One number for each row, at most what it wanted.
-
-        Raises:
-            OutOfBlocksError: there is not even room for the roots.
+        A function of the past: the texts, and who holds which entries of the cache.
         """
 
-    def forward(self, drafts: Sequence[Draft]) -> list[Output]:
-        """Run what is not cached yet and one draft per row, in the order of `rows`.
+    @abstractmethod
+    def forward(self) -> None:
+        """Run what is not cached yet and the draft of each sequence; set its `output`."""
 
-        Args:
-            drafts: each with as many nodes below the root as `room` said, at most.
-        """
-
-    def commit(
-        self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
-    ) -> None:
+    @abstractmethod
+    def commit(self, sequences: list[Sequence]) -> None:
         """Keep the root and the accepted path of each draft.
 
         Called when `request.tokens` has been extended already.
 
         Args:
-            rows: those that have a verdict.
-            drafts: what was run for them.
-            verdicts: of each, cut to what was emitted.
+            sequences: those that have a verdict.
         """
 
-    def roll_back(self, row: Row) -> None:
+    @abstractmethod
+    def roll_back(self, sequence: Sequence) -> None:
         """Drop entries of draft nodes after a step that failed."""
 
-    def remove(self, row: Row) -> Any:
-        """Let go of a request, and return its cache if it is one's own, else None."""
+    @abstractmethod
+    def remove(self, sequence: Sequence) -> Any:
+        """Release a sequence, and return its cache if it has one of its own, else None."""
 
 
-class Each:
-    """Every request by itself: its own cache of any kind, its own forwards."""
-
-    shares_forwards = False
+class Each(Runner):
+    """Every sequence by itself: its own cache of any kind, its own forwards."""
 
     def __init__(self, target: Target) -> None:
+        super().__init__()
         self._target = target
         self._forgets: bool = getattr(target, "forgets_at_switch", False)
-        self.rows: list[Row] = []
         self._caches: dict[int, TargetCache] = {}
 
-    def add(self, row: Row, past: Any | None = None) -> None:
+    def add(self, sequence: Sequence) -> None:
         """See `Runner.add`."""
-        cache = self._target.new_cache(past)
+        cache = self._target.new_cache(sequence.past)
         check_cache(self._target, cache)
-        prompt_len = row.request.prompt_len
-        if cache.length and (row.num_padding or cache.length >= prompt_len):
-            length = cache.length
-            cache.finish()
-            msg = (
-                f"past_key_values holds {length} entries, and the prompt has {prompt_len} tokens; "
-                "it may hold all of the prompt but its last token, and no padding"
+        prompt_len, needed = sequence.request.prompt_len, sequence.max_total - 1
+        length, capacity = cache.length, cache.capacity
+        message = None
+        if length and (sequence.num_padding or length >= prompt_len):
+            message = (
+                f"past_key_values: found {length} entries for a prompt of {prompt_len} tokens; it "
+                "may hold all of the prompt but its last token, and no padding"
             )
-            raise ParamsError(msg, slug="bad_past", sequence=0)
-        capacity = cache.capacity
-        if capacity is not None and (row.num_padding or capacity < row.max_total - 1):
-            cache.finish()
-            msg = (
-                f"past_key_values has room for {capacity} entries; {row.max_total - 1} are needed "
-                "for the prompt and its new tokens but the last, and none for padding: drop the "
-                "padding, or use a larger cache"
+        elif capacity is not None and (sequence.num_padding or capacity < needed):
+            message = (
+                f"past_key_values: found a capacity of {capacity} entries, wanted {needed}: one "
+                "for each token of the prompt and each new one but the last, none for padding; "
+                "drop the padding, or use a larger cache"
             )
-            raise ParamsError(msg, slug="bad_past", sequence=0)
-        self._caches[row.request.id] = cache
-        self.rows.append(row)
+        if message is not None:
+            cache.finish()
+            raise ParamsError(message, slug="bad_past", sequence=0)
+        self._caches[sequence.request.id] = cache
+        self.sequences.append(sequence)
 
-    def has_room(self) -> bool:
-        """See `Runner.has_room`: `add` has seen to it."""
-        return True
-
-    def prepare(self) -> None:
-        """See `Runner.prepare`: prompts are run with the first draft."""
-
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """See `Runner.room`."""
+    def budgets(self, wanted: list[int]) -> list[int]:
+        """See `Runner.budgets`."""
         limits = []
-        for row, most in zip(self.rows, wanted, strict=True):
-            capacity = self._caches[row.request.id].capacity
+        for sequence, most in zip(self.sequences, wanted, strict=True):
+            capacity = self._caches[sequence.request.id].capacity
             # The root takes the entry at its position.
-            spare = most if capacity is None else capacity - row.request.position - 1
+            spare = most if capacity is None else capacity - sequence.request.position - 1
             limits.append(min(most, max(spare, 0)))
         return limits
 
-    def forward(self, drafts: Sequence[Draft]) -> list[Output]:
+    def forward(self) -> None:
         """See `Runner.forward`."""
-        return [self._forward(row, draft) for row, draft in zip(self.rows, drafts, strict=True)]
+        for sequence in self.sequences:
+            sequence.output = self._forward(sequence)
 
-    def commit(
-        self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
-    ) -> None:
+    def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
-        for row, draft, verdict in zip(rows, drafts, verdicts, strict=True):
-            path = verdict.path
-            cache = self._caches[row.request.id]
+        for sequence in sequences:
+            path = sequence.verdict.path
+            cache = self._caches[sequence.request.id]
             # The emitted tokens are appended already: the root stands that much further back.
-            root = row.request.position - len(path) - 1
-            plan = commit_plan(draft.tree, path, root)
+            root = sequence.request.position - len(path) - 1
+            plan = commit_plan(sequence.draft.tree, path, root)
             cache.commit(plan)
             check_commit(cache, plan)
 
-    def roll_back(self, row: Row) -> None:
+    def roll_back(self, sequence: Sequence) -> None:
         """See `Runner.roll_back`."""
-        cache = self._caches[row.request.id]
-        cache.crop(min(cache.length, row.request.position))
+        cache = self._caches[sequence.request.id]
+        cache.crop(min(cache.length, sequence.request.position))
 
-    def remove(self, row: Row) -> Any:
+    def remove(self, sequence: Sequence) -> Any:
         """See `Runner.remove`."""
-        self.rows.remove(row)
-        cache = self._caches.pop(row.request.id)
-        pending = row.request.tokens[cache.length : -1]
-        if pending and cache.is_recurrent and row.finish is not None and row.error is None:
+        self.sequences.remove(sequence)
+        cache = self._caches.pop(sequence.request.id)
+        pending = sequence.request.tokens[cache.length : -1]
+        has_ended = sequence.finish is not None and sequence.error is None
+        if pending and cache.is_recurrent and has_ended:
             # Accepted tokens that were to be run again: the user's cache shall hold them.
             ids = torch.tensor([pending], device=self._target.device)
             self._target.forward(ids, None, None, cache, num_logits=1)
-        return cache.finish(row.num_padding)
+        return cache.finish(sequence.num_padding)
 
-    def _forward(self, row: Row, draft: Draft) -> Output:
-        cache, tokens = self._caches[row.request.id], row.request.tokens
-        if self._forgets and row.switch is not None and cache.length <= row.switch < len(tokens):
+    def _forward(self, sequence: Sequence) -> Output:
+        request, draft, switch = sequence.request, sequence.draft, sequence.switch
+        cache, tokens = self._caches[request.id], request.tokens
+        if self._forgets and switch is not None and cache.length <= switch < len(tokens):
             # Its entries were read in the other way, and are computed again with the root.
             cache.crop(0)
         pending = tokens[cache.length :]
@@ -207,17 +188,17 @@ class Each:
         if len(pending) > 1 and not (is_chain and (draft.num_nodes == 1 or not cache.is_recurrent)):
             # The prompt is causal; only the tree itself needs a mask. And a recurrent state can be
             # put back to where a forward began: to the root, not to the prompt's beginning.
-            _, before = self._run(row, pending[:-1], None, None, 1)
+            _, before = self._run(sequence, pending[:-1], None, None, 1)
             pending = pending[-1:]
         if not is_chain:
             depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
-            positions = (row.request.position + depths)[None]
+            positions = (request.position + depths)[None]
             mask = torch.from_numpy(np.asarray(draft.tree.mask()))
         pending = pending + draft.tokens[1:].tolist()
-        logits, hidden = self._run(row, pending, positions, mask, draft.num_nodes)
+        logits, hidden = self._run(sequence, pending, positions, mask, draft.num_nodes)
         if before is not None and hidden is not None:
             hidden = tuple(torch.cat(pair) for pair in zip(before, hidden, strict=True))
-        if hidden is not None and row.request.position >= row.request.prompt_len:
+        if hidden is not None and request.position >= request.prompt_len:
             # Tokens that are run again have been shown before.
             hidden = tuple(states[-draft.num_nodes :] for states in hidden)
         # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
@@ -225,74 +206,75 @@ class Each:
 
     def _run(
         self,
-        row: Row,
+        sequence: Sequence,
         tokens: list[int],
         positions: torch.Tensor | None,
         mask: torch.Tensor | None,
         num_logits: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        target, layers = self._target, row.hidden_layers
-        cache = self._caches[row.request.id]
-        row.stats.forwards += 1
+        target, layers = self._target, sequence.hidden_layers
+        cache = self._caches[sequence.request.id]
+        sequence.stats.forwards += 1
         ids, before = torch.tensor([tokens], device=target.device), cache.length
         found = target.forward(ids, positions, mask, cache, layers, num_logits=num_logits)
         check_forward(target, found, num_logits, len(tokens), cache.length - before, len(layers))
         return found
 
 
-class Together:
-    """All requests in one forward over a cache of many sequences; row i has slot i."""
+class Together(Runner):
+    """All sequences in one forward over a cache of many; sequence i has slot i."""
 
     shares_forwards = True
 
     def __init__(self, target: BatchTarget, cache: ManyCache) -> None:
+        super().__init__()
         self._target = target
-        self.rows: list[Row] = []
         self._cache = cache
         # Hidden states of prompts that were run for the coming forward, by request.
         self._before: dict[int, tuple[torch.Tensor, ...]] = {}
 
-    def add(self, row: Row, past: Any | None = None) -> None:
+    def add(self, sequence: Sequence) -> None:
         """See `Runner.add`."""
-        if past is not None:
-            msg = "past_key_values can be given for a single sequence that is not paged"
-            raise ParamsError(msg, slug="bad_past")
+        if sequence.past is not None:
+            message = "past_key_values can be given for a single sequence that is not paged"
+            raise ParamsError(message, slug="bad_past")
         # A drafter that wants hidden states needs those of all tokens: all are run.
-        self._cache.add(row.request.tokens[:-1], is_known=not row.hidden_layers)
-        self.rows.append(row)
+        self._cache.add(sequence.request.tokens[:-1], is_known=not sequence.hidden_layers)
+        self.sequences.append(sequence)
 
-    def has_room(self) -> bool:
-        """See `Runner.has_room`."""
-        return self._cache.has_room()
+    def has_space(self) -> bool:
+        """See `Runner.has_space`."""
+        return self._cache.has_space()
 
     def prepare(self) -> None:
         """See `Runner.prepare`: prompts that are not in the cache yet."""
-        for slot in range(len(self.rows)):
+        for slot in range(len(self.sequences)):
             self._run_prompt(slot)
 
-    def room(self, wanted: Sequence[int]) -> list[int]:
-        """See `Runner.room`."""
-        return self._cache.room(wanted)
+    def budgets(self, wanted: list[int]) -> list[int]:
+        """See `Runner.budgets`."""
+        return self._cache.budgets(wanted)
 
-    def forward(self, drafts: Sequence[Draft]) -> list[Output]:
+    def forward(self) -> None:
         """See `Runner.forward`."""
-        device, rows = self._target.device, self.rows
-        self._cache.reserve([draft.num_nodes for draft in drafts])
-        width = max(draft.num_nodes for draft in drafts)
-        tokens = np.empty((len(rows), width), np.int64)
-        positions = np.empty((len(rows), width), np.int64)
-        ancestors = np.zeros((len(rows), width, width), bool)
-        # What fills a row up repeats the root, and sees nothing but itself and the past.
+        device, sequences = self._target.device, self.sequences
+        counts = [sequence.draft.num_nodes for sequence in sequences]
+        self._cache.reserve(counts)
+        width = max(counts)
+        tokens = np.empty((len(sequences), width), np.int64)
+        positions = np.empty((len(sequences), width), np.int64)
+        ancestors = np.zeros((len(sequences), width, width), bool)
+        # What fills a draft up repeats the root, and sees nothing but itself and the past.
         ancestors[:, range(width), range(width)] = True
-        for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            num_nodes, request = draft.num_nodes, row.request
+        for slot, sequence in enumerate(sequences):
+            request, draft, count = sequence.request, sequence.draft, counts[slot]
             tokens[slot] = request.tokens[-1]
-            tokens[slot, 1:num_nodes] = draft.tokens[1:]
+            tokens[slot, 1:count] = draft.tokens[1:]
             positions[slot] = request.position
-            positions[slot, :num_nodes] += draft.tree.depths
-            ancestors[slot, :num_nodes, :num_nodes] = draft.tree.mask()
-            row.stats.forwards += 1
-        layers = sorted({layer for row in rows for layer in row.hidden_layers})
+            positions[slot, :count] += draft.tree.depths
+            ancestors[slot, :count, :count] = draft.tree.mask()
+            sequence.stats.forwards += 1
+        layers = sorted({layer for sequence in sequences for layer in sequence.hidden_layers})
         found = self._target.forward_slots(
             torch.from_numpy(tokens).to(device),
             torch.from_numpy(positions).to(device),
@@ -300,57 +282,56 @@ class Together:
             self._cache,
             layers,
         )
-        check_slots(self._target, found, len(rows), width)
+        check_slots(self._target, found, len(sequences), width)
         logits, hidden = found
         # One copy of the rows that count, and so one wait for the device; none on the CPU.
-        counts = [draft.num_nodes for draft in drafts]
         if logits.device.type == "cpu":
             shares = [logits[slot, :count] for slot, count in enumerate(counts)]
         else:
             kept = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
             shares = list(torch.split(logits[kept].cpu(), counts))
-        outputs = []
-        for slot, row in enumerate(rows):
+        for slot, sequence in enumerate(sequences):
             mine = None
-            if row.hidden_layers:
-                parts = [hidden[layers.index(n)][slot, : counts[slot]] for n in row.hidden_layers]
-                before = self._before.pop(row.request.id, None)
+            if wanted := sequence.hidden_layers:
+                parts = [hidden[layers.index(layer)][slot, : counts[slot]] for layer in wanted]
+                before = self._before.pop(sequence.request.id, None)
                 if before is not None:
                     parts = [torch.cat(pair) for pair in zip(before, parts, strict=True)]
                 mine = tuple(parts)
-            outputs.append(Output(shares[slot], mine))
-        return outputs
+            sequence.output = Output(shares[slot], mine)
 
-    def commit(
-        self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
-    ) -> None:
+    def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
-        slots = {row.request.id: slot for slot, row in enumerate(self.rows)}
-        self._cache.commit([slots[row.request.id] for row in rows], drafts, verdicts)
+        slots = {sequence.request.id: slot for slot, sequence in enumerate(self.sequences)}
+        self._cache.commit(
+            [slots[sequence.request.id] for sequence in sequences],
+            [sequence.draft for sequence in sequences],
+            [sequence.verdict for sequence in sequences],
+        )
 
-    def roll_back(self, row: Row) -> None:
+    def roll_back(self, sequence: Sequence) -> None:
         """See `Runner.roll_back`."""
-        self._before.pop(row.request.id, None)
-        self._cache.drop(self.rows.index(row))
+        self._before.pop(sequence.request.id, None)
+        self._cache.drop(self.sequences.index(sequence))
 
-    def remove(self, row: Row) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """See `Runner.remove`."""
-        slot = self.rows.index(row)
-        self._before.pop(row.request.id, None)
-        self._cache.remove(slot, wipe=row.error is not None)
-        last = self.rows.pop()
-        if last is not row:
-            self.rows[slot] = last
+        slot = self.sequences.index(sequence)
+        self._before.pop(sequence.request.id, None)
+        self._cache.remove(slot, wipe=sequence.error is not None)
+        last = self.sequences.pop()
+        if last is not sequence:
+            self.sequences[slot] = last
 
     def _run_prompt(self, slot: int) -> None:
         """Bring a slot up to the root; keep the hidden states of what had to be run."""
-        row, cache = self.rows[slot], self._cache
-        tokens = row.request.tokens
+        sequence, cache = self.sequences[slot], self._cache
+        tokens = sequence.request.tokens
         start, end = cache.lengths[slot], len(tokens) - 1
         if start == end:
             return
-        if not row.hidden_layers:
-            for other, donor in enumerate(self.rows):
+        if not sequence.hidden_layers:
+            for other, donor in enumerate(self.sequences):
                 # Several samples of one prompt: it is run once, and its entries are copied.
                 is_donor = (
                     cache.lengths[other] >= end and donor.request.tokens[:end] == tokens[:end]
@@ -360,8 +341,9 @@ class Together:
         device = self._target.device
         cache.aim(end - start, device, slot)
         ids = torch.tensor([tokens[start:end]], device=device)
-        _, hidden = self._target.forward(ids, None, None, cache, row.hidden_layers, num_logits=1)
-        row.stats.forwards += 1
+        layers = sequence.hidden_layers
+        _, hidden = self._target.forward(ids, None, None, cache, layers, num_logits=1)
+        sequence.stats.forwards += 1
         cache.extend(slot, end)
         if hidden:
-            self._before[row.request.id] = hidden
+            self._before[sequence.request.id] = hidden

@@ -1,12 +1,12 @@
-"""The loop: propose, forward, verify, commit, for all requests in flight at once.
+"""The loop: propose, forward, verify, commit, for all sequences in flight at once.
 
 It is append-only: what it decides may depend on all that is known before a draw, but once a token
-is drawn it is verified where it was drawn (docs/explanation/lossless-loops.md). So room is shared
-out before anybody drafts, and a draft that is larger than its share is an error.
+is drawn it is verified where it was drawn (docs/explanation/lossless-loops.md). So budgets are
+shared out before anything is drafted, and a draft that is larger than its budget is an error.
 
-A request that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
-kept. Errors of the model or of a drafter's code belong to nobody: they are raised, after all caches
-are rolled back to what was emitted.
+A sequence that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
+kept. Errors of the model or of a drafter's code cannot be attributed to one request: they are
+raised, after all caches are rolled back to what was emitted.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from collections import deque
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.decoder.planning import Plan
-from mtp_verify.decoder.rows import check_draft
+from mtp_verify.decoder.sequences import EMPTY, check_draft
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
 from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.cleanup import on_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
+    from mtp_verify._core import Verdict
     from mtp_verify.decoder.planning import Planner
-    from mtp_verify.decoder.rows import Row
-    from mtp_verify.decoder.runners import Output, Runner
+    from mtp_verify.decoder.runners import Runner
+    from mtp_verify.decoder.sequences import Sequence
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.models.target import Target
 
@@ -40,12 +40,12 @@ __all__ = ["Session"]
 
 
 class Session:
-    """Requests that are decoded together.
+    """Sequences that are decoded together.
 
     Args:
         target: the model.
-        runner: how it is run over many requests.
-        max_batch: most requests in flight; others wait in the order in which they came.
+        runner: how it is run over many sequences.
+        max_batch: most sequences in flight; others wait in the order in which they came.
         planner: chooses the budgets of drafts; None leaves their size to the drafters.
     """
 
@@ -56,360 +56,312 @@ class Session:
         self._runner = runner
         self._max_batch = max_batch
         self._planner = planner
-        self._waiting: deque[tuple[Row, Any]] = deque()
-        # Set when a row had to make room: nobody joins before somebody has ended.
+        self._waiting: deque[Sequence] = deque()
+        self._finished: list[Sequence] = []
+        # Set when a sequence was sent back to wait: none joins before another has ended.
         self._is_full = False
-        # Plain decoding is verification of a draft that has no nodes but the root.
-        self._empty = Draft(TokenTree([-1]), [-1])
 
     def __len__(self) -> int:
-        """Number of requests in flight or waiting."""
-        return len(self._runner.rows) + len(self._waiting)
+        """Number of sequences in flight or waiting."""
+        return len(self._runner.sequences) + len(self._waiting)
 
     @property
-    def rows(self) -> list[Row]:
-        """The requests in flight, and those that wait."""
-        return [*self._runner.rows, *(row for row, _ in self._waiting)]
+    def sequences(self) -> list[Sequence]:
+        """Those in flight, and those that wait."""
+        return [*self._runner.sequences, *self._waiting]
 
     @torch.inference_mode()
-    def add(self, row: Row, past: Any | None = None) -> None:
-        """Take a request; it starts at the next step, or when there is room."""
-        if self._waiting or not self._may_join():
-            self._waiting.append((row, past))
-            return
-        try:
-            self._start(row, past)
-        except OutOfBlocksError:
-            self._waiting.append((row, past))
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence; it starts at the next step, or when there is space."""
+        if not self._waiting and self._may_join():
+            try:
+                self._start(sequence)
+            except OutOfBlocksError:
+                pass
+            else:
+                return
+        self._waiting.append(sequence)
+
+    def take_finished(self) -> list[Sequence]:
+        """Return those that have finished since the last call, also in a step that raised."""
+        finished, self._finished = self._finished, []
+        return finished
 
     @torch.inference_mode()
-    def cancel(self, request_id: int) -> Row | None:
-        """End a request where it is; return its row, or None if it is not here."""
-        for row in self._runner.rows:
-            if row.request.id == request_id:
-                row.finish = "cancelled"
-                self._end(row)
-                return row
-        for item in self._waiting:
-            if item[0].request.id == request_id:
-                self._waiting.remove(item)
-                item[0].finish = "cancelled"
-                return item[0]
+    def cancel(self, request_id: int) -> Sequence | None:
+        """End a sequence where it is, and return it; None if it is not here."""
+        for sequence in self.sequences:
+            if sequence.request.id == request_id:
+                sequence.finish = "cancelled"
+                if sequence in self._waiting:
+                    self._waiting.remove(sequence)
+                else:
+                    self._end(sequence)
+                return sequence
         return None
 
     @torch.inference_mode()
     def close(self) -> None:
-        """Let go of all requests, whatever state they are in."""
+        """Release all sequences, whatever state they are in."""
         self._waiting.clear()
         with ExitStack() as ends:  # Goes on where one of them raises.
-            for row in self._runner.rows:
-                ends.callback(self._end, row)
+            for sequence in self._runner.sequences:
+                ends.callback(self._end, sequence)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Row, list[int]]]:
-        """Do one step for each request in flight.
+    def step(self) -> list[tuple[Sequence, list[int]]]:
+        """Do one step for each sequence in flight.
 
         Returns:
-            Each request with the tokens that it emitted, none where it failed. Those with a
-            `finish` have left.
+            Each with the tokens that it emitted, none where it failed. Those with a `finish` have
+            left.
         """
         began = perf_counter()
         refused = self._admit()
-        self._make_room()
-        rows = list(self._runner.rows)
-        if not rows:
-            return refused
-        lengths = [len(row.request.tokens) for row in rows]
+        self._make_space()
+        sequences = list(self._runner.sequences)
+        lengths = [len(sequence.request.tokens) for sequence in sequences]
         with ExitStack() as ends:
             # A user's cache is left with tokens of the sequence alone, not with a draft's.
-            for row in rows:
-                ends.enter_context(on_failure(partial(self._runner.roll_back, row)))
-            self._step(rows)
-        for row in rows:
-            if row.finish is not None:
-                self._end(row)
-        share = (perf_counter() - began) / len(rows)
-        for row in rows:
-            row.stats.total_seconds += share
-        return refused + [
-            (row, row.request.tokens[length:]) for row, length in zip(rows, lengths, strict=True)
+            for sequence in sequences:
+                ends.callback(sequence.free_output)
+                ends.enter_context(on_failure(partial(self._runner.roll_back, sequence)))
+            if sequences:
+                self._step(sequences)
+        ended = [sequence for sequence in sequences if sequence.finish is not None]
+        self._finished += refused + ended
+        with ExitStack() as ends:  # All of them, in order, where the end of one raises.
+            for sequence in reversed(ended):
+                ends.callback(self._end, sequence)
+        spent = perf_counter() - began
+        for sequence in sequences:
+            sequence.stats.total_seconds += spent / len(sequences)
+        return [(sequence, []) for sequence in refused] + [
+            (sequence, sequence.request.tokens[length:])
+            for sequence, length in zip(sequences, lengths, strict=True)
         ]
 
-    def _step(self, rows: list[Row]) -> None:
-        clock = _Clock(rows)
+    def _step(self, sequences: list[Sequence]) -> None:
+        clock = _Clock(sequences)
         self._runner.prepare()
         clock.tick("target")
         try:
-            plans, drafts = self._draft(rows)
+            self._draft(sequences)
         except OutOfBlocksError as error:
-            # It is alone (`_make_room`), and there is no block left.
-            for row in rows:
-                _fail(row, error)
+            # It is alone (`_make_space`), and there is no block left.
+            for sequence in sequences:
+                sequence.fail(error)
             return
         clock.tick("draft")
-        outputs = self._runner.forward(drafts)
+        self._runner.forward()
         forward = clock.tick("target")
-        for drafter, members in _by_drafter(rows):
-            observe = getattr(drafter, "observe", None)
-            if observe is not None:
-                observe(
-                    [rows[i].request for i in members],
-                    [drafts[i] for i in members],
-                    [outputs[i].logits for i in members],
-                )
-        # Those of the rows that have not failed, by place in the batch.
-        verdicts = _emit(rows, drafts, outputs, _verify(rows, drafts, outputs))
-        for row in rows:
-            row.unfinished = None
-        self._learn(rows, plans, drafts, verdicts, forward)
+        for drafter, members in _by_drafter(sequences):
+            drafter.observe(
+                [member.request for member in members],
+                [member.draft for member in members],
+                [member.output.logits for member in members],
+            )
+        for sequence, verdict in _verify(sequences):
+            try:
+                sequence.emit(verdict)
+            except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
+                sequence.fail(error)
+        for sequence in sequences:
+            sequence.is_drafted = False
+        if self._planner is not None:
+            self._learn(self._planner, sequences, forward)
         clock.tick("verify")
-        self._runner.commit(
-            [rows[i] for i in verdicts],
-            [drafts[i] for i in verdicts],
-            list(verdicts.values()),
-        )
-        for drafter, members in _by_drafter(rows):
-            for i in members:
-                if i not in verdicts:
-                    drafter.release(rows[i].request)
-            kept = [i for i in members if i in verdicts]
-            if not kept:
-                continue
-            hidden = [_committed(outputs[i], drafts[i], verdicts[i].path) for i in kept]
-            has_hidden = any(states is not None for states in hidden)
-            drafter.commit([verdicts[i] for i in kept], hidden if has_hidden else None)
+        self._runner.commit([sequence for sequence in sequences if sequence.error is None])
+        for drafter, members in _by_drafter(sequences):
+            for member in members:
+                if member.error is not None:
+                    drafter.release(member.request)
+            alive = [member for member in members if member.error is None]
+            if alive:
+                hidden = [_committed(member) for member in alive]
+                has_hidden = any(states is not None for states in hidden)
+                verdicts = [member.verdict for member in alive]
+                drafter.commit(verdicts, hidden if has_hidden else None)
         clock.tick("commit")
 
-    def _draft(self, rows: list[Row]) -> tuple[list[Plan], list[Draft]]:
-        """Plan and draft for each row; or take the drafts of a step that was not finished.
+    def _draft(self, sequences: list[Sequence]) -> None:
+        """Plan and draft for each sequence; a step that was not finished keeps its drafts.
 
         Why it was not may depend on what was drawn, so that another draft would be biased.
 
         Raises:
-            OutOfBlocksError: there is not even room for the roots.
+            OutOfBlocksError: there is not even space for the roots.
         """
-        if not all(row.unfinished for row in rows):
-            plans = self._plan(rows, self._runner.room([row.budget for row in rows]))
-            drafts = self._constrain(rows, self._propose(rows, plans))
-            for row, plan, draft in zip(rows, plans, drafts, strict=True):
-                row.unfinished = plan, draft
-        made = [row.unfinished for row in rows if row.unfinished]
-        return [plan for plan, _ in made], [draft for _, draft in made]
+        if all(sequence.is_drafted for sequence in sequences):
+            return
+        limits = self._runner.budgets([sequence.budget for sequence in sequences])
+        self._plan(sequences, limits)
+        self._propose(sequences)
+        for sequence in sequences:
+            try:
+                check_draft(sequence, self._target)
+                sequence.constrain()
+            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
+                sequence.fail(error)
+                sequence.draft = EMPTY
+            sequence.is_drafted = True
 
-    def _plan(self, rows: list[Row], room: list[int]) -> list[Plan]:
-        """Choose the budget of each row, at most what its cache has room for."""
-        if self._planner is None:
-            return [Plan(limit) for limit in room]
-        plans = self._planner.plan(
-            [row.request for row in rows],
-            [row.drafter for row in rows],
-            room,
-            together=self._runner.shares_forwards,
-        )
-        for row, plan in zip(rows, plans, strict=True):
-            if row.drafter is not None:
-                row.stats.record_plan(plan.budget, is_probe=plan.is_probe)
-        return plans
-
-    def _learn(
-        self,
-        rows: list[Row],
-        plans: list[Plan],
-        drafts: list[Draft],
-        verdicts: dict[int, Verdict],
-        forward: float,
-    ) -> None:
-        """Tell the planner what became of the drafts."""
+    def _plan(self, sequences: list[Sequence], limits: list[int]) -> None:
+        """Choose the budget of each draft, at most what the cache has space for."""
+        plans = [Plan(limit) for limit in limits]
         if self._planner is not None:
-            ran_prompts = any(row.stats.steps == 1 for row in rows)
-            self._planner.learn(
-                [row.request for row in rows],
-                plans,
-                drafts,
-                [verdicts[i].path.tolist() if i in verdicts else None for i in range(len(rows))],
-                forward=None if ran_prompts else forward,
+            plans = self._planner.plan(
+                [sequence.request for sequence in sequences],
+                [sequence.options.drafter for sequence in sequences],
+                limits,
                 together=self._runner.shares_forwards,
             )
+        for sequence, plan in zip(sequences, plans, strict=True):
+            sequence.plan = plan
+            if self._planner is not None and sequence.options.drafter is not None:
+                sequence.stats.record_plan(plan.budget, is_probe=plan.is_probe)
 
-    def _propose(self, rows: list[Row], plans: list[Plan]) -> list[Draft]:
-        """Draft for each row, one call per drafter; a draft that must not be run fails its row."""
-        drafts = [self._empty] * len(rows)
-        for drafter, members in _by_drafter(rows):
-            requests = [rows[i].request for i in members]
-            wanted = [plans[i] for i in members]
+    def _propose(self, sequences: list[Sequence]) -> None:
+        """Draft for each sequence, with one call per drafter."""
+        for sequence in sequences:
+            sequence.draft = EMPTY
+        for drafter, members in _by_drafter(sequences):
+            requests = [member.request for member in members]
+            plans = [member.plan for member in members]
             if self._planner is None:
-                proposed = drafts_of(drafter, requests, [plan.budget for plan in wanted])
+                drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
             else:
-                proposed = self._planner.propose(drafter, requests, wanted)
-            for i, draft in zip(members, proposed, strict=True):
-                drafts[i] = draft
-        for i, row in enumerate(rows):
-            try:
-                check_draft(drafts[i], row, self._target, plans[i].budget)
-            except MtpVerifyError as error:
-                _fail(row, error)
-                drafts[i] = self._empty
-        return drafts
+                drafts = self._planner.propose(drafter, requests, plans)
+            for member, draft in zip(members, drafts, strict=True):
+                member.draft = draft
 
-    def _constrain(self, rows: list[Row], drafts: list[Draft]) -> list[Draft]:
-        """Mask each draft as its row's constraint says; one that cannot be fails its row."""
-        masked = list(drafts)
-        for i, row in enumerate(rows):
-            if row.error is not None:
-                continue
-            try:
-                masked[i] = row.constrain(drafts[i])
-            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
-                _fail(row, error)
-                masked[i] = self._empty
-        return masked
+    def _learn(self, planner: Planner, sequences: list[Sequence], forward: float) -> None:
+        """Tell the planner what became of the drafts."""
+        ran_prompts = any(sequence.stats.steps == 1 for sequence in sequences)
+        planner.learn(
+            [sequence.request for sequence in sequences],
+            [sequence.plan for sequence in sequences],
+            [sequence.draft for sequence in sequences],
+            [None if s.error is not None else s.verdict.path.tolist() for s in sequences],
+            forward=None if ran_prompts else forward,
+            together=self._runner.shares_forwards,
+        )
 
     def _may_join(self) -> bool:
-        rows = self._runner.rows
-        # The drafts of a step that failed are run again, in the room that was found for them.
-        is_redone = any(row.unfinished for row in rows)
-        return len(rows) < self._max_batch and not self._is_full and not is_redone
+        sequences = self._runner.sequences
+        # The drafts of a step that failed are run again, within the budgets that they had.
+        is_redone = any(sequence.is_drafted for sequence in sequences)
+        return len(sequences) < self._max_batch and not self._is_full and not is_redone
 
-    def _admit(self) -> list[tuple[Row, list[int]]]:
-        """Start who waits, in order; return those that can never start, with what they emitted."""
-        refused: list[tuple[Row, list[int]]] = []
+    def _admit(self) -> list[Sequence]:
+        """Start those that wait, in order; return those that can never start."""
+        refused: list[Sequence] = []
         while self._waiting and self._may_join():
-            row, past = self._waiting.popleft()
+            sequence = self._waiting.popleft()
             try:
-                self._start(row, past)
+                self._start(sequence)
             except OutOfBlocksError as error:
-                if self._runner.rows:
+                if self._runner.sequences:
                     # Others will end and leave their blocks.
-                    self._waiting.appendleft((row, past))
+                    self._waiting.appendleft(sequence)
                     break
-                _fail(row, error)
-                refused.append((row, []))
+                sequence.fail(error)
+                refused.append(sequence)
         return refused
 
-    def _make_room(self) -> None:
+    def _make_space(self) -> None:
         """Send the youngest back to wait while the cache cannot take one more token of each.
 
         What it has emitted stays; its entries are computed again when it comes back.
         """
-        while len(self._runner.rows) > 1 and not self._runner.has_room():
-            row = max(self._runner.rows, key=lambda row: row.request.id)
-            self._runner.remove(row)
-            if row.drafter is not None:
-                row.drafter.release(row.request)
-            self._waiting.appendleft((row, None))
+        while len(self._runner.sequences) > 1 and not self._runner.has_space():
+            sequence = max(self._runner.sequences, key=lambda sequence: sequence.request.id)
+            self._runner.remove(sequence)
+            if sequence.options.drafter is not None:
+                sequence.options.drafter.release(sequence.request)
+            self._waiting.appendleft(sequence)
             self._is_full = True
 
-    def _start(self, row: Row, past: Any | None) -> None:
-        self._runner.add(row, past)
-        if row.drafter is not None:
-            with on_failure(partial(self._end, row)):
-                row.drafter.start(row.request)
+    def _start(self, sequence: Sequence) -> None:
+        self._runner.add(sequence)
+        if sequence.options.drafter is not None:
+            with on_failure(partial(self._end, sequence)):
+                sequence.options.drafter.start(sequence.request)
 
-    def _end(self, row: Row) -> None:
-        if row.error is not None:
-            self._runner.roll_back(row)
-        row.past = self._runner.remove(row)
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.error is not None:
+            self._runner.roll_back(sequence)
+        sequence.past = self._runner.remove(sequence)
         self._is_full = False
         if self._planner is not None:
-            self._planner.forget(row.request)
-        if row.drafter is not None:
-            row.drafter.release(row.request)
+            self._planner.forget(sequence.request)
+        if sequence.options.drafter is not None:
+            sequence.options.drafter.release(sequence.request)
 
 
 class _Clock:
-    """Shares the time of each part of a step evenly among its requests."""
+    """Shares the time of each part of a step evenly among its sequences."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self._sequences = sequences
         self._last = perf_counter()
 
     def tick(self, part: str) -> float:
-        """Book the time since the last tick, and return it."""
+        """Count the time since the last tick for a part, and return it."""
         now = perf_counter()
         spent, self._last = now - self._last, now
-        for row in self._rows:
-            row.stats.seconds[part] += spent / len(self._rows)
+        for sequence in self._sequences:
+            sequence.stats.seconds[part] += spent / len(self._sequences)
         return spent
 
 
-def _verify(
-    rows: Sequence[Row], drafts: Sequence[Draft], outputs: Sequence[Output]
-) -> dict[int, Verdict]:
-    """Verify all rows that have not failed, in one call; a row that fails leaves it."""
-    places = [i for i, row in enumerate(rows) if row.error is None]
-    while places:
-        members = [rows[i] for i in places]
+def _verify(sequences: list[Sequence]) -> list[tuple[Sequence, Verdict]]:
+    """Verify all sequences that have not failed, in one call; one that fails leaves it."""
+    alive = [sequence for sequence in sequences if sequence.error is None]
+    while alive:
         try:
             verdicts = verify_batch(
-                [drafts[i] for i in places],
-                [outputs[i].logits for i in places],
-                [row.request.params for row in members],
-                rule=[row.rule for row in members],
-                seeds=[row.request.seed for row in members],
-                positions=[row.request.position for row in members],
-                lossy=[row.lossy for row in members],
-                histories=[row.history for row in members],
-                prompt_lens=[row.request.prompt_len if row.history else 0 for row in members],
-                bitmasks=[row.masks for row in members],
-                processors=[row.processors for row in members],
-                top_logprobs=[row.top_logprobs for row in members],
+                [sequence.draft for sequence in alive],
+                [sequence.output.logits for sequence in alive],
+                [sequence.request.params for sequence in alive],
+                rule=[sequence.options.rule for sequence in alive],
+                seeds=[sequence.request.seed for sequence in alive],
+                positions=[sequence.request.position for sequence in alive],
+                lossy=[sequence.options.lossy for sequence in alive],
+                histories=[sequence.history for sequence in alive],
+                prompt_lens=[s.request.prompt_len if s.history else 0 for s in alive],
+                bitmasks=[sequence.masks for sequence in alive],
+                processors=[sequence.options.processors for sequence in alive],
+                top_logprobs=[sequence.options.top_logprobs for sequence in alive],
             )
         except Exception as error:  # a user's processor may raise anything
-            sequence = getattr(error, "sequence", None)
-            if sequence is None:
+            place = getattr(error, "sequence", None)
+            if place is None:
                 raise
-            _fail(
-                rows[places.pop(sequence)],
-                error.alone() if isinstance(error, MtpVerifyError) else error,
-            )
-            continue
-        return {i: verdicts[place] for place, i in enumerate(places)}
-    return {}
+            own = error.alone() if isinstance(error, MtpVerifyError) else error
+            alive.pop(place).fail(own)
+        else:
+            return [(sequence, verdicts[place]) for place, sequence in enumerate(alive)]
+    return []
 
 
-def _emit(
-    rows: Sequence[Row],
-    drafts: Sequence[Draft],
-    outputs: Sequence[Output],
-    verdicts: dict[int, Verdict],
-) -> dict[int, Verdict]:
-    """Append each verdict's tokens to its row; return the verdicts as they were cut there."""
-    emitted = {}
-    for i, whole in verdicts.items():
-        row, draft = rows[i], drafts[i]
-        try:
-            raw = None
-            if row.logits is not None:
-                raw = outputs[i].logits[[0, *whole.path.tolist()]].float()
-            verdict = row.emit(whole, raw)
-        except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
-            _fail(row, error)
-            continue
-        depth = int(draft.tree.depths.max())
-        row.stats.record(depth, draft.num_nodes - 1, verdict.num_accepted, len(verdict.tokens))
-        emitted[i] = verdict
-    return emitted
-
-
-def _fail(row: Row, error: Exception) -> None:
-    row.error, row.finish = error, "error"
-
-
-def _by_drafter(rows: Sequence[Row]) -> Iterable[tuple[Drafter, list[int]]]:
-    """Group the rows that have a drafter by it, in order."""
-    groups: dict[int, tuple[Drafter, list[int]]] = {}
-    for index, row in enumerate(rows):
-        if row.drafter is not None:
-            groups.setdefault(id(row.drafter), (row.drafter, []))[1].append(index)
+def _by_drafter(sequences: list[Sequence]) -> Iterable[tuple[Drafter, list[Sequence]]]:
+    """Group the sequences that have a drafter by it, in order."""
+    groups: dict[int, tuple[Drafter, list[Sequence]]] = {}
+    for sequence in sequences:
+        drafter = sequence.options.drafter
+        if drafter is not None:
+            groups.setdefault(id(drafter), (drafter, []))[1].append(sequence)
     return groups.values()
 
 
-def _committed(output: Output, draft: Draft, path: Any) -> tuple[torch.Tensor, ...] | None:
+def _committed(sequence: Sequence) -> tuple[torch.Tensor, ...] | None:
     """Pick the hidden states of what a commit keeps: all up to the root, then the path."""
-    if output.hidden is None:
+    draft, path, hidden = sequence.draft, sequence.verdict.path, sequence.output.hidden
+    if hidden is None:
         return None
     picked = []
-    for states in output.hidden:
+    for states in hidden:
         root = len(states) - draft.num_nodes
         if draft.tree.is_chain:
             picked.append(states[: root + 1 + len(path)])

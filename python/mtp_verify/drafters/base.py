@@ -1,39 +1,46 @@
-"""What a drafter is: the request it drafts for and the four calls that the decoder makes."""
+"""What a drafter is: the request that it drafts for, and the calls that the decoder makes."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, get_args
 
+from mtp_verify._core import Draft
 from mtp_verify.errors import DraftError
-from mtp_verify.verifier.intake import check_instance, shown
+from mtp_verify.verifier.intake import shown
 from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import Law
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from mtp_verify._core import Draft, Verdict
+    import torch
+
+    from mtp_verify._core import Verdict
     from mtp_verify.decoder.constraints import Matcher
 
-__all__ = ["Drafter", "Request", "check_drafter", "drafts_of", "laws_of"]
+__all__ = ["Drafter", "Request", "check_drafter", "drafts_of"]
 
 
 @dataclass(eq=False)
 class Request:
-    """One sequence while it is being decoded.
+    """What a user asks for, as drafters see it: the text so far, and how its rows are shaped.
+
+    The decoder's own record of a running request (its cache, its statistics, its stopping criteria)
+    is a `Sequence`. Drafters never see it: a draft may depend on the text and on rows alone.
 
     Attributes:
         id: a number unique among the requests of a decoder.
         tokens: prompt and emitted tokens so far, padding excluded; the decoder appends in place.
         prompt_len: how many of `tokens` are prompt.
         params: how the target's rows are shaped.
-        seed: key of all noise of this sequence, 0 <= seed < 2**64. Sequences that share it share
+        seed: key of all noise of this request, 0 <= seed < 2**64. Requests that share it share
             their noise, so there is no default.
-        eos_ids: tokens that end the sequence; drafting below one is useless. Empty for the rule
-            "gbv", which takes paths of one length alone.
-        matcher: where the sequence stands in its constraint, or None if it has none.
+        eos_ids: tokens that end the text; drafting below one is useless. Empty for the rule "gbv",
+            which takes paths of one length alone.
+        matcher: where the text stands in its constraint, or None if it has none.
     """
 
     id: int
@@ -46,64 +53,112 @@ class Request:
 
     @property
     def position(self) -> int:
-        """Index of the root, the last token so far, among the sequence's own tokens."""
+        """Index of the root, the last token so far, among the request's own tokens."""
         return len(self.tokens) - 1
 
+    def mask_rows(
+        self, rows: torch.Tensor, paths: Iterable[Sequence[int]], vocab: Any | None = None
+    ) -> torch.Tensor:
+        """Return rows without what the constraint forbids, as `Matcher.mask_rows`."""
+        return rows if self.matcher is None else self.matcher.mask_rows(rows, [*paths], vocab)
 
-@runtime_checkable
-class Drafter(Protocol):
-    """A source of drafts.
 
-    Any object with these four methods is one; a class that derives from this one needs `propose`
-    alone. docs/howto/drafters.md writes three, and `mv.testing.assert_drafter` tries one.
+class Drafter(ABC):
+    """A source of drafts: derive from this class and define `propose`.
 
-    The calls of a request's life, in order: `start`; then per step `propose` and, after the decoder
-    has appended what was emitted to `request.tokens`, `commit`; at the end (an error included)
-    `release`. A drafter that learns from the target's rows may also have `observe(requests, drafts,
-    logits)`, called after each forward with the (N+1, V) raw rows of each draft.
+    Every other method and attribute has a default. docs/howto/drafters.md writes three drafters,
+    and `mv.testing.assert_drafter` tests one.
+
+    The calls for a request, in order: `start`; then per step `propose`, `observe` after the
+    target's forward and, after the decoder has appended what was emitted to `request.tokens`,
+    `commit`; at the end (also after an error) `release`.
 
     **Append-only.** What a drafter decides may depend on all that it knows, but a token that it has
     drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
     out too large (docs/explanation/lossless-loops.md has the theorem, and what a loop may share).
 
-    Attributes that a drafter may have, and what their absence means:
+    A drafter that draws from rows should let `request.mask_rows` mask them first. One that does not
+    is lossless nevertheless: forbidden nodes of a deterministic draft are left out before it is
+    run, drawn ones are rejected.
 
-    - `laws`: the laws that its drafts may have. A rule that is not lossless for one of them is
-      refused before generation starts. With "coupled" among them `rule="auto"` means "coupled" at
-      every step, since such drafts show noise that this rule has still to use. Without: any law
-      but "coupled", which "auto" then refuses.
-    - `makes_trees = True`: a draft can have siblings; a model that cannot attend along a tree is
-      then refused before generation starts. Without: chains.
-    - `is_pure = True`: `propose` is a cheap function of what it knows and leaves nothing behind, so
-      that a planner may ask for drafts that are never run. Without: it is not.
-    - `hidden_layers`: the layers of the target whose hidden states it drafts from, as
-      `mtp_verify.models.hidden` numbers them. Without: none.
-
-    A drafter that draws from rows should let `request.matcher` mask them first. One that does not
-    stays lossless: forbidden nodes of a deterministic draft are left out before it is run, drawn
-    ones are rejected.
+    Attributes:
+        laws: the laws that its drafts may have (law: the joint distribution of the proposal). A
+            rule that is not lossless for one of them is refused before generation starts. With
+            "coupled" among them `rule="auto"` means "coupled" at every step, since such drafts show
+            noise that this rule has still to use. Empty: any law but "coupled", which "auto" then
+            refuses.
+        makes_trees: a draft can have siblings; a model that cannot attend along a tree is then
+            refused before generation starts. Default: chains only.
+        is_pure: `propose` is a cheap function of what the drafter knows and changes nothing, so
+            that a planner may ask for drafts that are never run. Default: it is not.
+        hidden_layers: the layers of the target whose hidden states it drafts from, as
+            `mtp_verify.models.hidden` numbers them. Default: none.
     """
 
-    def start(self, request: Request) -> None:
+    laws: tuple[Law, ...] = ()
+    makes_trees: bool = False
+    is_pure: bool = False
+    hidden_layers: tuple[int, ...] = ()
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:  # noqa: B027
+        """Refuse a target whose rows have another width; called when a decoder is made.
+
+        Args:
+            vocab_size: V of the target, or None where only a forward tells.
+
+        Raises:
+            UnsupportedModelError: the vocabularies do not fit.
+        """
+
+    def check_rule(self, rule: str) -> None:  # noqa: B027
+        """Refuse a rule that the form of its trees does not allow; called when a decoder is made.
+
+        Raises:
+            RuleError: names what the rule wants.
+        """
+
+    def start(self, request: Request) -> None:  # noqa: B027
         """Take a new request; `request.tokens` is the prompt."""
-        del request
+
+    def choose(self, request: Request, limit: int) -> Drafter:
+        """Return the drafter that drafts next for a request: itself, or one of its parts.
+
+        A planner keeps what each of them has earned apart.
+
+        Args:
+            request: the text so far.
+            limit: the most nodes that are of use.
+        """
+        del request, limit
+        return self
 
     @abstractmethod
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Return one draft per request, each with its true law.
 
         Args:
-            requests: the sequences of this step; `tokens[-1]` is the root.
+            requests: those of this step; `tokens[-1]` is the root.
             budgets: the most draft nodes, and so the greatest depth: what the length, the planner
-                and the cache leave room for, known before anything is drawn. 0 asks for the empty
-                draft; a larger draft than that is an error.
+                and the cache leave, known before anything is drawn. 0 asks for the empty draft; a
+                draft larger than its budget is an error.
 
         Returns:
-            Drafts in the order of `requests`. A step that failed is done again with the drafts that
-            it had, without another call.
+            Drafts in the order of `requests`. A step that failed is done again with the same
+            drafts, without another call.
         """
 
-    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
+    def observe(  # noqa: B027
+        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
+    ) -> None:
+        """Learn from the target's rows of a step.
+
+        Args:
+            requests: those of the step.
+            drafts: what was run for each.
+            logits: (N+1, V) raw logits for each, row i after node i, on the host; borrowed.
+        """
+
+    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:  # noqa: B027
         """Learn what became of the last drafts, in the order of `propose`.
 
         A request that was released since (it failed) has no verdict.
@@ -114,52 +169,61 @@ class Drafter(Protocol):
                 tokens that this step committed (the first time the whole prompt, then the root and
                 the accepted path). None if none were asked for.
         """
-        del verdicts, hidden
 
-    def release(self, request: Request) -> None:
+    def release(self, request: Request) -> None:  # noqa: B027
         """Forget a request; unknown ones are ignored."""
-        del request
 
 
 def check_drafter(name: str, drafter: Any) -> None:
     """Refuse what is no drafter, such as a drafter's class or its name.
 
     Raises:
-        TypeError: names the argument.
-        DraftError: its `laws` are none.
+        TypeError: names the argument, and says what to do.
+        DraftError: its `laws` or its `hidden_layers` are none.
     """
-    calls = ("start", "propose", "commit", "release")
-    check_instance(name, drafter, calls, "a drafter, such as mv.drafters.NGram()")
-    laws = getattr(drafter, "laws", ())
-    if isinstance(laws, str) or not all(law in get_args(Law) for law in laws):
-        msg = (
-            f"{type(drafter).__name__}.laws: found {shown(laws)}, wanted a tuple of some of: "
-            f"{', '.join(get_args(Law))}"
+    if isinstance(drafter, type):
+        kind = drafter.__name__
+        message = f"{name}: found the class {kind}, wanted an object of it: {kind}(...)"
+        raise TypeError(message)
+    if not isinstance(drafter, Drafter):
+        message = (
+            f"{name}: found {shown(drafter)}, wanted a drafter such as mv.drafters.NGram(); derive "
+            "a class of your own from mv.Drafter and define propose"
         )
-        raise DraftError(msg, slug="bad_drafter")
+        raise TypeError(message)
+    laws = get_args(Law)
+    _check_tuple(drafter, "laws", drafter.laws, laws.__contains__, f"some of: {', '.join(laws)}")
+    _check_tuple(drafter, "hidden_layers", drafter.hidden_layers, _is_number, "layer numbers")
 
 
-def laws_of(drafter: Drafter | None) -> tuple[Law, ...]:
-    """The laws that a drafter says its drafts may have; none where it does not say."""
-    return tuple(getattr(drafter, "laws", ()))
+def _check_tuple(
+    drafter: Drafter, name: str, found: Any, is_right: Callable[[Any], bool], wanted: str
+) -> None:
+    if not isinstance(found, tuple) or not all(map(is_right, found)):
+        kind = type(drafter).__name__
+        message = f"{kind}.{name}: found {shown(found)}, wanted a tuple of {wanted}"
+        raise DraftError(message, slug="bad_drafter")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral)
 
 
 def drafts_of(drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-    """What a drafter proposes.
+    """Return what a drafter proposes.
 
     Raises:
         DraftError: it is not a list of one draft for each request; names the method.
     """
-    from mtp_verify._core import Draft
-
     found: Any = drafter.propose(requests, budgets)
-    says = f"{type(drafter).__name__}.propose: found"
-    if not isinstance(found, list | tuple) or len(found) != len(requests):
-        seen = f"{len(found)} drafts" if isinstance(found, list | tuple) else shown(found)
-        msg = f"{says} {seen}, wanted a list of {len(requests)}, one mv.Draft for each request"
-        raise DraftError(msg, slug="bad_drafter")
-    for index, draft in enumerate(found):
-        if not isinstance(draft, Draft):
-            msg = f"{says} {shown(draft)} in place {index} of its list, wanted a mv.Draft"
-            raise DraftError(msg, slug="bad_drafter")
-    return list(found)
+    is_list = isinstance(found, list | tuple)
+    if not is_list or len(found) != len(requests):
+        seen = f"{len(found)} drafts" if is_list else shown(found)
+        wanted = f"a list of {len(requests)}, one mv.Draft for each request"
+    else:
+        index = next((i for i, draft in enumerate(found) if not isinstance(draft, Draft)), None)
+        if index is None:
+            return list(found)
+        seen, wanted = f"{shown(found[index])} in place {index} of its list", "a mv.Draft"
+    message = f"{type(drafter).__name__}.propose: found {seen}, wanted {wanted}"
+    raise DraftError(message, slug="bad_drafter")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.drafters.base import check_drafter, drafts_of, laws_of
+from mtp_verify.drafters.base import Drafter, check_drafter, drafts_of
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.intake import as_count, as_list, check_word, shown
 from mtp_verify.verifier.words import Combination
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify._core import Verdict
-    from mtp_verify.drafters.base import Drafter, Request
+    from mtp_verify.drafters.base import Request
     from mtp_verify.verifier.words import Law
 
 __all__ = ["Combined"]
 
 
-class Combined:
+class Combined(Drafter):
     """Asks several drafters.
 
     With mode "first", each step takes the draft of the first drafter that has one, with its law:
@@ -58,58 +58,45 @@ class Combined:
         for index, drafter in enumerate(drafters):
             check_drafter(f"drafters[{index}]", drafter)
         if len(drafters) < 2:
-            msg = f"drafters: found {len(drafters)}, wanted two or more"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = f"drafters: found {len(drafters)}, wanted two or more"
+            raise ParamsError(message, slug="bad_draft_settings")
         check_word("mode", mode, get_args(Combination))
         if max_nodes is not None:
             max_nodes = as_count("max_nodes", max_nodes)
             if mode != "merge":
-                msg = f"max_nodes: found {shown(max_nodes)}, wanted None, unless mode is 'merge'"
-                raise ParamsError(msg, slug="bad_draft_settings")
-        wanted = [tuple(getattr(drafter, "hidden_layers", ())) for drafter in drafters]
-        readers = [layers for layers in wanted if layers]
+                message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
+                raise ParamsError(message, slug="bad_draft_settings")
+        readers = [drafter.hidden_layers for drafter in drafters if drafter.hidden_layers]
         if len(readers) > 1:
-            msg = "at most one of the drafters may read the target's hidden states"
-            raise ParamsError(msg, slug="bad_draft_settings")
-        laws = dict.fromkeys(law for drafter in drafters for law in laws_of(drafter))
+            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
+            raise ParamsError(message, slug="bad_draft_settings")
+        laws = dict.fromkeys(law for drafter in drafters for law in drafter.laws)
         if mode == "merge" and set(laws) - {"deterministic"}:
-            msg = f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = (
+                f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
+            )
+            raise ParamsError(message, slug="bad_draft_settings")
         self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters: tuple[Drafter, ...] = drafters
         self.mode = mode
         self.max_nodes = max_nodes
         self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
-        self.makes_trees = mode == "merge" or any(
-            getattr(drafter, "makes_trees", False) for drafter in drafters
-        )
-        self.is_pure = all(getattr(drafter, "is_pure", False) for drafter in drafters)
+        self.makes_trees = mode == "merge" or any(drafter.makes_trees for drafter in drafters)
+        self.is_pure = all(drafter.is_pure for drafter in drafters)
 
     def __repr__(self) -> str:
         """The drafters, in the order in which they are asked."""
         return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Let each drafter that knows a vocabulary refuse the target's.
-
-        Raises:
-            UnsupportedModelError: as the drafter says.
-        """
+        """Let each drafter refuse the target's vocabulary."""
         for drafter in self.drafters:
-            check = getattr(drafter, "check_vocabulary", None)
-            if check is not None:
-                check(vocab_size)
+            drafter.check_vocabulary(vocab_size)
 
     def check_rule(self, rule: str) -> None:
-        """Let each drafter whose trees have a form refuse the rule.
-
-        Raises:
-            RuleError: as the drafter says.
-        """
+        """Let each drafter refuse the rule."""
         for drafter in self.drafters:
-            check = getattr(drafter, "check_rule", None)
-            if check is not None:
-                check(rule)
+            drafter.check_rule(rule)
 
     def start(self, request: Request) -> None:
         """Begin a request with every drafter."""
@@ -138,16 +125,11 @@ class Combined:
         ]
 
     def choose(self, request: Request, limit: int) -> Drafter:
-        """The one of the drafters that drafts next, for a planner; itself if none is alone.
-
-        Args:
-            request: the sequence.
-            limit: the most nodes that are of use.
-        """
+        """Return the drafter that drafts next, or itself if several have to be asked."""
         if self.mode != "first":
             return self
         for drafter in self.drafters[:-1]:
-            if not getattr(drafter, "is_pure", False):
+            if not drafter.is_pure:
                 return self
             (draft,) = drafts_of(drafter, [request], [limit])
             if draft.num_nodes > 1:
@@ -159,9 +141,7 @@ class Combined:
     ) -> None:
         """Hand the target's rows to the drafters that learn from them."""
         for drafter in self.drafters:
-            observe = getattr(drafter, "observe", None)
-            if observe is not None:
-                observe(requests, drafts, logits)
+            drafter.observe(requests, drafts, logits)
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Tell every drafter what was emitted."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.errors import DraftError, ParamsError, RuleError, UnsupportedModelError
+from mtp_verify._core import Draft, Verdict
+from mtp_verify.drafters.states import StateDrafter
+from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.drafters.base import Request
     from mtp_verify.heads.base import Head
+    from mtp_verify.verifier.words import Law
 
 __all__ = ["Heads"]
 
@@ -50,7 +52,7 @@ class _State:
                 self.vocab = np.concatenate((base, np.fromiter(context, np.int64, len(context))))
 
 
-class Heads:
+class Heads(StateDrafter[_State]):
     """Drafts with a head: a chain, a best-first tree, or a fixed shape.
 
     The head reads the hidden states that the target computed anyway when it verified the last
@@ -98,6 +100,7 @@ class Heads:
         law: HeadLaw | None = None,
         min_path: float = 0.0,
     ) -> None:
+        super().__init__()
         calls = ("new_state", "read", "step")
         check_instance("head", head, calls, "a head, such as mv.heads.load(path, model)")
         for name, value in (
@@ -109,19 +112,19 @@ class Heads:
             check_type("shape", shape, Shape)
         as_float("min_path", min_path)
         if shape is not None and max_nodes is not None:
-            msg = "shape and max_nodes are two ways to grow a tree; give one of them"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = "shape and max_nodes: found both, wanted one of these ways to grow a tree"
+            raise ParamsError(message, slug="bad_draft_settings")
         if law is not None and (shape is None or law not in get_args(HeadLaw)):
-            msg = (
+            message = (
                 f"law {shown(law)} goes with a shape, and is one of: {', '.join(get_args(HeadLaw))}"
             )
-            raise ParamsError(msg, slug="bad_draft_settings")
+            raise ParamsError(message, slug="bad_draft_settings")
         if min_path and shape is not None:
-            msg = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
-            raise ParamsError(msg, slug="bad_draft_settings")
+            message = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
+            raise ParamsError(message, slug="bad_draft_settings")
         if not 0.0 <= min_path <= 1.0:
-            msg = f"min_path is {min_path}; wanted a probability"
-            raise ParamsError(msg, slug="param_out_of_range")
+            message = f"min_path: found {min_path}, wanted a probability"
+            raise ParamsError(message, slug="param_out_of_range")
         self.head = head
         self.hidden_layers = head.hidden_layers
         self.num_tokens = num_tokens
@@ -132,7 +135,7 @@ class Heads:
         self.max_children = max_children
         self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
-        # What the head has levels for, and by budget what a step has room for.
+        # What the head has levels for, and by budget the shapes cut to it.
         self._shape: Shape | None = None
         self._cut_shapes: dict[int, Shape] = {}
         if shape is not None:
@@ -142,18 +145,8 @@ class Heads:
             self._shape is None or self._shape.tree.is_chain
         )
         self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
-        self._states: dict[int, _State] = {}
-        self._last: list[Request] = []
-        self._empty = Draft(TokenTree([-1]), [-1])
-
-    @property
-    def laws(self) -> tuple[str, ...]:
-        """The law of its drafts."""
-        if self.max_nodes is not None:
-            return ("deterministic",)
-        if self._shape is not None:
-            return (self.law,)
-        return ("deterministic" if self.params is None else "chain",)
+        grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
+        self.laws = (grown if self._shape is None else self.law,)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target that does not know the head's tokens.
@@ -163,11 +156,11 @@ class Heads:
         """
         mine = self.head.spec.known_sizes.vocab_size
         if vocab_size is not None and mine > vocab_size:
-            msg = (
+            message = (
                 f"the head drafts from {mine} tokens and the target knows {vocab_size}; load the "
                 "head that was trained for it"
             )
-            raise UnsupportedModelError(msg, slug="vocab_mismatch")
+            raise UnsupportedModelError(message, slug="vocab_mismatch")
 
     def check_rule(self, rule: str) -> None:
         """Refuse a rule that its trees do not have the form for.
@@ -176,24 +169,11 @@ class Heads:
             RuleError: "gbv", and the shape is not paths of one length.
         """
         if rule == "gbv" and self._shape is not None and not self._shape.num_paths:
-            msg = (
+            message = (
                 f"rule gbv: found a shape of parents {self._shape.tree.parents.tolist()}, wanted "
                 "paths of one length that part at the root; take Shape.paths"
             )
-            raise RuleError(msg, slug="rule_shape")
-
-    def start(self, request: Request) -> None:
-        """Begin a request; nothing is known of it yet."""
-        self._states[request.id] = _State(self.head.new_state())
-
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Draft for each request, within its budget: shapes are cut to it before they are drawn."""
-        self._last = list(requests)
-        with torch.inference_mode():
-            return [
-                self._draft(request, budget)
-                for request, budget in zip(requests, budgets, strict=True)
-            ]
+            raise RuleError(message, slug="rule_shape")
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the hidden states of what was committed; they are read at the next `propose`.
@@ -202,30 +182,26 @@ class Heads:
             UnsupportedModelError: the target gave none.
         """
         if hidden is None:
-            msg = (
+            message = (
                 "the target gives no hidden states, which a head drafts from; use a transformers "
                 "model, or a Target whose forward returns those of hidden_layers"
             )
-            raise UnsupportedModelError(msg, slug="no_hidden_states")
-        alive = [request for request in self._last if request.id in self._states]
-        for request, _, states in zip(alive, verdicts, hidden, strict=True):
+            raise UnsupportedModelError(message, slug="no_hidden_states")
+        for request, _, states in zip(self._proposed, verdicts, hidden, strict=True):
             kept = self._states[request.id]
             if kept.head.num_nodes == 0 and not kept.pending:
                 # Entries that a user's cache brought along have no hidden states: start behind.
                 kept.head.first = request.position - states[0].shape[0]
             kept.pending.append(states)
 
-    def release(self, request: Request) -> None:
-        """Forget a request."""
-        self._states.pop(request.id, None)
+    def _new_state(self, request: Request) -> _State:
+        del request
+        return _State(self.head.new_state())
 
-    def _draft(self, request: Request, budget: int) -> Draft:
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
         if budget < 1:
-            return self._empty
+            return Draft.chain([])
         head = self.head
         if state.pending:
             hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
@@ -236,7 +212,7 @@ class Heads:
             state.update_vocab(self._vocab)
         rows = state.rows
         if rows is None:
-            return self._empty
+            return Draft.chain([])
         grower = self._grower(request, budget, state.vocab)
         numbers = {0: 0}
         while nodes := grower.frontier():
@@ -246,10 +222,8 @@ class Heads:
                 first = state.head.num_nodes
                 rows = head.step(state.head, above, torch.from_numpy(words[nodes]).to(rows.device))
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
-            if request.matcher is not None:
-                paths = [grower.path(node) for node in nodes]
-                rows = request.matcher.mask_rows(rows, paths, state.vocab)
-            grower.extend(rows)
+            paths = (grower.path(node) for node in nodes)
+            grower.extend(request.mask_rows(rows, paths, state.vocab))
         state.rows = None
         return grower.finish()
 

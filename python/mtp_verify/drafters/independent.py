@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
-from mtp_verify.errors import CacheError, DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import as_target
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_count, as_float, check_type
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import Request
     from mtp_verify.models.target import Target, TargetCache
 
-__all__ = ["Model"]
+__all__ = ["Model", "ModelState"]
 
 
 @dataclass
-class _State:
+class ModelState:
     """What the drafter keeps of a request: its cache, and where its last draft hangs.
 
     Attributes:
@@ -68,27 +69,27 @@ class _State:
 
 def _check_width(whose: str, last: int, vocab_size: int | None) -> None:
     if vocab_size is not None and last >= vocab_size:
-        msg = (
+        message = (
             f"the translation knows token {last} of the {whose}, whose vocabulary has "
             f"{vocab_size} tokens: it was made for another tokenizer, or with the two exchanged"
         )
-        raise UnsupportedModelError(msg, slug="vocab_mismatch")
+        raise UnsupportedModelError(message, slug="vocab_mismatch")
 
 
 def _num_equal(held: list[int], ids: list[int]) -> int:
-    """How many tokens of `held` stand at the beginning of `ids`."""
+    """Return how many tokens of `held` stand at the beginning of `ids`."""
     if ids[: len(held)] == held:
         return len(held)
     pairs = enumerate(zip(held, ids, strict=False))
     return next((place for place, (a, b) in pairs if a != b), len(ids))
 
 
-class Model:
+class Model(StateDrafter[ModelState]):
     """Drafts a chain with a second, smaller model.
 
     With `params=None` or temperature 0 the chain is greedy, a function of the past (law
-    Deterministic). Otherwise each token is sampled from the model's row shaped by `params` (law
-    Chain); these rows go into the draft, so the verifier sees exactly what was drawn from. The
+    "deterministic"). Otherwise each token is sampled from the model's row shaped by `params` (law
+    "chain"); these rows go into the draft, so the verifier sees exactly what was drawn from. The
     shaping need not be the target's. The noise is the request's own, under a purpose that no
     verification rule uses.
 
@@ -115,8 +116,6 @@ class Model:
         arXiv 2211.17192, algorithm 1; which stops are safe: docs of the draft laws.
     """
 
-    makes_trees = False
-
     def __init__(
         self,
         model: Any,
@@ -126,9 +125,10 @@ class Model:
         min_confidence: float = 0.0,
         translation: Translation | None = None,
     ) -> None:
+        super().__init__()
         if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
-            msg = f"min_confidence: found {min_confidence}, wanted a probability"
-            raise ParamsError(msg, slug="bad_min_confidence")
+            message = f"min_confidence: found {min_confidence}, wanted a probability"
+            raise ParamsError(message, slug="bad_min_confidence")
         if translation is not None:
             check_type("translation", translation, Translation)
         self.target: Target = as_target(model)
@@ -139,14 +139,7 @@ class Model:
         self._vocab = None if translation is None else translation.target_ids
         if translation is not None:
             _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
-        self._states: dict[int, _State] = {}
-        self._last: list[Request] = []
-        self._empty = Draft(TokenTree([-1]), [-1])
-
-    @property
-    def laws(self) -> tuple[str, ...]:
-        """The law of its drafts."""
-        return ("deterministic" if self.params.is_greedy else "chain",)
+        self.laws = ("deterministic" if self.params.is_greedy else "chain",)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target whose rows have another width, or lack a token of the translation.
@@ -159,30 +152,12 @@ class Model:
             return
         mine = self.target.vocab_size
         if mine is not None and vocab_size is not None and mine != vocab_size:
-            msg = (
+            message = (
                 f"the drafter's vocabulary has {mine} tokens and the target's {vocab_size}; "
                 "give translation=Translation(draft_tokenizer, target_tokenizer), or use a drafter "
                 "that was trained with the target's tokenizer"
             )
-            raise UnsupportedModelError(msg, slug="vocab_mismatch")
-
-    def start(self, request: Request) -> None:
-        """Begin a request with an empty cache."""
-        way = self.translation
-        self._states[request.id] = _State(
-            self.target, self.target.new_cache(), None if way is None else way.start()
-        )
-
-    @torch.inference_mode()
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Draft one chain per request, of at most `num_tokens` and its budget."""
-        self._last = list(requests)
-        for request in requests:
-            if request.id in self._states:
-                self._states[request.id].root = None
-        return [
-            self._draft(request, budget) for request, budget in zip(requests, budgets, strict=True)
-        ]
+            raise UnsupportedModelError(message, slug="vocab_mismatch")
 
     @torch.inference_mode()
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
@@ -192,35 +167,27 @@ class Model:
         acceptance the cache is one entry short; the next draft starts by running what is missing.
         """
         del hidden
-        for request, verdict in zip(self._last, verdicts, strict=True):
+        for request, verdict in zip(self._proposed, verdicts, strict=True):
             state = self._states[request.id]
             if state.root is not None:
                 state.keep(min(state.root + 1 + verdict.num_accepted, state.cache.length))
 
-    def release(self, request: Request) -> None:
-        """Forget a request."""
-        self._states.pop(request.id, None)
-        self._last = [kept for kept in self._last if kept is not request]
+    def _new_state(self, request: Request) -> ModelState:
+        del request
+        transcript = None if self.translation is None else self.translation.start()
+        return ModelState(self.target, self.target.new_cache(), transcript)
 
-    def _draft(self, request: Request, budget: int) -> Draft:
-        length = min(self.num_tokens, budget)
-        if length < 1:
-            return self._empty
-        state = self._state_of(request)
-        target, params = self.target, self.params
-        root, pending = state.read(request.tokens)
-        cache, limit = state.cache, target.max_length
-        if limit is not None:
-            # Node i runs at root + i - 1 at the latest, which must lie inside the context.
-            length = min(length, limit - root)
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
+        length, _, pending = self._begin(request, state, budget)
+        target, params, cache = self.target, self.params, state.cache
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
             ids = torch.tensor([pending], device=target.device)
             row = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
-            if request.matcher is not None:
-                row = request.matcher.mask_rows(row, [tokens], self._vocab)
+            row = request.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
             column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
@@ -231,7 +198,7 @@ class Model:
             pending = self._own(tokens[-1:])
             state.ids += pending
         if not tokens:
-            return self._empty
+            return Draft.chain([])
         tree = TokenTree(range(-1, len(tokens)))
         nodes = [request.tokens[-1], *tokens]
         if params.is_greedy:
@@ -239,25 +206,32 @@ class Model:
         logits = torch.cat(rows)
         return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
 
+    def _begin(
+        self, request: Request, state: ModelState, budget: int
+    ) -> tuple[int, int, list[int]]:
+        """Return the most levels of a draft, the root's position, and what has to be run first."""
+        state.root = None
+        length = min(self.num_tokens, budget)
+        if length < 1:
+            return 0, 0, []
+        root, pending = state.read(request.tokens)
+        if self.target.max_length is not None:
+            # The last node that is run stands at root + length - 1, which must lie in the context.
+            length = min(length, self.target.max_length - root)
+        return length, root, pending
+
     def _shared(self, rows: torch.Tensor) -> torch.Tensor:
-        """The columns of the tokens that the target knows, too; never nothing at all."""
+        """Return the columns of the tokens that both know; one of them stays possible."""
         if self.translation is None:
             return rows
         rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
         return rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
 
     def _own(self, tokens: list[int]) -> list[int]:
-        """Drafted tokens as the drafter numbers them."""
+        """Return drafted tokens as the drafter numbers them."""
         return tokens if self.translation is None else self.translation.to_draft(tokens)
 
-    def _state_of(self, request: Request) -> _State:
-        state = self._states.get(request.id)
-        if state is None:
-            msg = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(msg, slug="unknown_request", sequence=request.id)
-        return state
-
     def _confidence(self, row: torch.Tensor) -> float:
-        """Largest probability of the row at the drafter's temperature (1 where that is 0)."""
+        """Return the largest probability of a row at the drafter's temperature, or 1 for 0."""
         scaled = row[0].float() / (self.params.temperature or 1.0)
         return float(torch.exp(scaled.max() - torch.logsumexp(scaled, 0)))

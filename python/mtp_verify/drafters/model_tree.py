@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from mtp_verify._core import Draft, TokenTree
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
@@ -18,10 +18,8 @@ from mtp_verify.verifier.intake import as_count
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.independent import ModelState
     from mtp_verify.drafters.translation import Translation
 
 __all__ = ["ModelTree"]
@@ -53,7 +51,6 @@ class ModelTree(Model):
         >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
     """
 
-    laws: tuple[str, ...] = ("deterministic",)
     makes_trees = True
 
     def __init__(
@@ -72,25 +69,19 @@ class ModelTree(Model):
         params = as_params(params)
         super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
-            msg = f"the drafter drafts trees, and {self.target.tree_obstacle}"
-            raise UnsupportedModelError(msg, slug="no_tree_attention")
+            message = f"the drafter drafts trees, and {self.target.tree_obstacle}"
+            raise UnsupportedModelError(message, slug="no_tree_attention")
+        self.laws = ("deterministic",)
         self.max_nodes = max_nodes
         self.max_children = max_children
 
-    def _draft(self, request: Request, budget: int) -> Draft:
-        length = min(self.num_tokens, budget)
-        if length < 1:
-            return self._empty
-        state = self._state_of(request)
-        target, matcher = self.target, request.matcher
-        device = target.device
-        position, pending = state.read(request.tokens)
-        cache = state.cache
-        if target.max_length is not None:
-            # The deepest inner node runs at position + length - 1, which must lie in the context.
-            length = min(length, target.max_length - position)
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
+        length, position, pending = self._begin(request, state, budget)
         if length < 1 or not pending:
-            return self._empty
+            return Draft.chain([])
+        target, cache = self.target, state.cache
+        device = target.device
         heap = Heap(
             min(self.max_nodes, budget),
             max_depth=length,
@@ -103,44 +94,23 @@ class ModelTree(Model):
         heap.frontier()
         ids = torch.tensor([pending], device=device)
         rows = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
-        heap.extend(rows if matcher is None else matcher.mask_rows(rows, [[]], self._vocab))
+        heap.extend(request.mask_rows(rows, [[]], self._vocab))
         inner: list[int] = []
         with at_end(lambda: cache.crop(position + 1)):
             while nodes := heap.frontier():
                 inner += nodes
                 ids = torch.tensor([self._own(heap.tokens[inner].tolist())], device=device)
-                mask, depths = _ancestors(heap.parents, inner)
+                # All of them run again, below a root that the cache holds already.
+                numbers = {0: 0} | {node: place for place, node in enumerate(inner, 1)}
+                tree = TokenTree([-1, *(numbers[int(heap.parents[node])] for node in inner)])
                 cache.crop(position + 1)
                 rows, _ = target.forward(
                     ids,
-                    (position + torch.from_numpy(depths).to(device))[None],
-                    torch.from_numpy(mask),
+                    (position + torch.from_numpy(tree.depths[1:]).to(device))[None],
+                    torch.from_numpy(tree.mask()[1:, 1:]),
                     cache,
                     num_logits=len(nodes),
                 )
-                rows = self._shared(rows).cpu()
-                if matcher is not None:
-                    paths = [heap.path(node) for node in nodes]
-                    rows = matcher.mask_rows(rows, paths, self._vocab)
-                heap.extend(rows)
+                paths = (heap.path(node) for node in nodes)
+                heap.extend(request.mask_rows(self._shared(rows).cpu(), paths, self._vocab))
         return heap.finish()
-
-
-def _ancestors(
-    parents: NDArray[np.int64], nodes: list[int]
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return which of `nodes` are ancestors of which, or equal, and the depth of each.
-
-    Args:
-        parents: (n,) of the whole tree.
-        nodes: all ancestors of each but the root stand before it.
-    """
-    index = {node: row for row, node in enumerate(nodes)}
-    mask = np.eye(len(nodes), dtype=bool)
-    depths = np.ones(len(nodes), dtype=np.int64)
-    for row, node in enumerate(nodes):
-        above = index.get(int(parents[node]))
-        if above is not None:
-            mask[row] |= mask[above]
-            depths[row] = depths[above] + 1
-    return mask, depths

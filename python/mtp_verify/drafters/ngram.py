@@ -8,39 +8,41 @@ appending a token costs amortised O(1), memory is bounded.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mtp_verify._core import Draft, NGramIndex, SuffixIndex, TokenTree
+from mtp_verify.drafters.states import TextDrafter
 from mtp_verify.verifier.intake import as_count, as_float
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
 
 __all__ = ["NGram", "Suffix"]
 
 
-class _Index(Protocol):
-    def extend(self, tokens: Sequence[int]) -> None: ...
-
-    def __len__(self) -> int: ...
+AnyIndex = TypeVar("AnyIndex", bound=NGramIndex | SuffixIndex)
 
 
-AnyIndex = TypeVar("AnyIndex", bound=_Index)
+class _History(Generic[AnyIndex]):
+    """An index of the text, and how many of its tokens are in it."""
+
+    def __init__(self, index: AnyIndex) -> None:
+        self.index = index
+        self._seen = 0
+
+    def read(self, tokens: Sequence[int]) -> None:
+        self.index.extend(tokens[self._seen :])
+        self._seen = len(tokens)
 
 
-class _HistoryDrafter(Generic[AnyIndex]):
+class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
     """What the two have in common: an index per request, fed with what was emitted."""
 
-    laws = ("deterministic",)
-    is_pure = True
-
     def __init__(self, num_tokens: int) -> None:
+        super().__init__()
         self.num_tokens = as_count("num_tokens", num_tokens)
-        # Per request: the index and how many of the request's tokens it has seen.
-        self._indices: dict[int, tuple[AnyIndex, int]] = {}
 
     @abstractmethod
     def _new_index(self) -> AnyIndex: ...
@@ -54,43 +56,14 @@ class _HistoryDrafter(Generic[AnyIndex]):
         """The length of its drafts."""
         return f"{type(self).__name__}(num_tokens={self.num_tokens})"
 
-    def start(self, request: Request) -> None:
-        """Index the prompt of a new request."""
-        self._indices[request.id] = (self._new_index(), 0)
-        self._index(request)
+    def _new_state(self, request: Request) -> _History[AnyIndex]:
+        del request
+        return _History(self._new_index())
 
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Return one draft per request, law "deterministic".
-
-        Args:
-            requests: The sequences of this step; one that was not started is started now.
-            budgets: The most draft nodes for each. A request whose history has no match gets the
-                empty draft.
-
-        Returns:
-            Drafts of at most `min(budget, ...)` nodes below the root; none lies below a token that
-            ends the sequence.
-        """
-        drafts = []
-        for request, budget in zip(requests, budgets, strict=True):
-            stop = sorted(request.eos_ids)
-            parents, tokens = self._look_up(self._index(request), max(budget, 0), stop)
-            drafts.append(Draft(TokenTree(parents), tokens, law="deterministic"))
-        return drafts
-
-    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
-        """Do nothing: what was emitted is read from the request when it is drafted for again."""
-
-    def release(self, request: Request) -> None:
-        """Forget a request's index; unknown requests are ignored."""
-        self._indices.pop(request.id, None)
-
-    def _index(self, request: Request) -> AnyIndex:
-        """The request's index, brought up to date with its tokens."""
-        index, seen = self._indices.get(request.id) or (self._new_index(), 0)
-        index.extend(request.tokens[seen:])
-        self._indices[request.id] = (index, len(request.tokens))
-        return index
+    def _draft(self, request: Request, state: _History[AnyIndex], budget: int) -> Draft:
+        stop = sorted(request.eos_ids)
+        parents, tokens = self._look_up(state.index, max(budget, 0), stop)
+        return Draft(TokenTree(parents), tokens)
 
 
 class NGram(_HistoryDrafter[NGramIndex]):
@@ -120,8 +93,6 @@ class NGram(_HistoryDrafter[NGramIndex]):
     References:
         Prompt lookup decoding, as in transformers' `PromptLookupCandidateGenerator`.
     """
-
-    makes_trees = False
 
     def __init__(
         self,

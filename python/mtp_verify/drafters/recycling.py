@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
+from mtp_verify.drafters.states import TextDrafter
 from mtp_verify.verifier.growers import Shape
 from mtp_verify.verifier.intake import as_count, check_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
 
 __all__ = ["Recycling"]
@@ -32,20 +32,21 @@ _MOST_SEEDS = 1 << 20  # That a store remembers; it is emptied with them.
 class _Table:
     """What may follow each token, the most likely first."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_successors: int) -> None:
+        self._most = num_successors
         self.successors: dict[int, list[int]] = {}
         # Tokens whose successors come from a row: better evidence than one occurrence in the text.
         self.from_rows: set[int] = set()
         self.seen = 0
 
-    def read(self, tokens: Sequence[int], most: int) -> None:
-        """Take note of neighbours in the text from the tokens on that were not read before."""
+    def read(self, tokens: Sequence[int]) -> None:
+        """Read neighbours in the text, from the first token on that was not read before."""
         for index in range(max(self.seen, 1), len(tokens)):
             before, after = tokens[index - 1], tokens[index]
             if before not in self.from_rows:
                 known = self.successors.get(before, [])
                 rest = [token for token in known if token != after]
-                self.successors[before] = [after, *rest][:most]
+                self.successors[before] = [after, *rest][: self._most]
         self.seen = len(tokens)
 
 
@@ -56,16 +57,17 @@ class _Store:
     what is drafted for the second, and no draft may depend on the noise that verifies it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_successors: int) -> None:
+        self._num_successors = num_successors
         self._renew()
 
     def _renew(self) -> None:
-        self.table = _Table()
+        self.table = _Table(self._num_successors)
         self._holders: dict[int, int] = {}  # By seed, the request that draws with it.
 
     def table_of(self, request: Request) -> _Table:
-        """A table for a request; its own where another one has had its seed."""
-        table = _Table()
+        """Return a table for a request; its own where another one has had its seed."""
+        table = _Table(self._num_successors)
         if not request.params.is_greedy:
             if len(self._holders) == _MOST_SEEDS:
                 self._renew()
@@ -75,7 +77,7 @@ class _Store:
         return table
 
 
-class Recycling:
+class Recycling(TextDrafter[_Table]):
     """Fill a fixed tree with tokens that were likely to follow in past steps.
 
     The draft's law is "deterministic". The table of a request starts from the neighbours in its
@@ -88,7 +90,7 @@ class Recycling:
             width.
         num_successors: tokens kept for each token, 1 or more.
         shared: one table for all requests, past ones too: more is known at once, but what is
-            drafted (not its law, nor the law of what is emitted) then depends on other requests.
+            drafted (not its law, nor the output's distribution) then depends on other requests.
             One that is sampled with the seed of an earlier one gets a table of its own.
 
     Raises:
@@ -106,9 +108,6 @@ class Recycling:
         Token recycling, arXiv 2408.08696 (about 80 nodes and 8 successors).
     """
 
-    laws = ("deterministic",)
-    is_pure = True
-
     def __init__(
         self,
         shape: Shape | None = None,
@@ -117,6 +116,7 @@ class Recycling:
         num_successors: int = 8,
         shared: bool = False,
     ) -> None:
+        super().__init__()
         for name, value in (("max_nodes", max_nodes), ("num_successors", num_successors)):
             as_count(name, value)
         if shape is not None:
@@ -127,8 +127,7 @@ class Recycling:
         self.shape = shape.cut(max_nodes)
         self.num_successors = num_successors
         self.makes_trees = not self.shape.tree.is_chain
-        self._store = _Store() if shared else None
-        self._tables: dict[int, _Table] = {}
+        self._store = _Store(num_successors) if shared else None
 
     def __repr__(self) -> str:
         """The size of its drafts and of its tables."""
@@ -138,43 +137,21 @@ class Recycling:
             f"shared={shared})"
         )
 
-    def start(self, request: Request) -> None:
-        """Read the prompt of a new request."""
-        self._tables.pop(request.id, None)
-        self._table(request)
-
-    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Return one draft per request, law "deterministic".
-
-        Args:
-            requests: The sequences of this step; one that was not started is started now.
-            budgets: The most draft nodes for each. Below an unknown token nothing is drafted.
-
-        Returns:
-            Drafts of at most `min(budget, max_nodes)` nodes below the root; none lies below a token
-            that ends the sequence.
-        """
-        return [
-            self._fill(request, self._table(request), budget)
-            for request, budget in zip(requests, budgets, strict=True)
-        ]
-
     def observe(
         self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
     ) -> None:
         """Refresh the tables from the target's rows of one step.
 
         Args:
-            requests: The sequences of the step.
-            drafts: What was run for each.
-            logits: (N+1, V) raw logits for each, row i after node i; float32, float16 or bfloat16,
-                on the host; borrowed, not modified. The root's token must be known.
+            requests: those of the step.
+            drafts: what was run for each; the root's token must be known.
+            logits: (N+1, V) raw logits for each, row i after node i; float32, float16 or bfloat16.
 
         Raises:
-            NumericsError: A row is not a distribution.
+            NumericsError: a row is not a distribution.
         """
         for request, draft, rows in zip(requests, drafts, logits, strict=True):
-            table = self._table(request)
+            table = self._state_of(request)
             # Where a token stands at several nodes, the last one in the tree's order counts.
             best = _core.top_tokens(rows, self.num_successors)
             for token, successors in zip(draft.tokens.tolist(), best, strict=True):
@@ -182,23 +159,10 @@ class Recycling:
                     table.successors[token] = successors
                     table.from_rows.add(token)
 
-    def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
-        """Do nothing: what was emitted is read from the request when it is drafted for again."""
+    def _new_state(self, request: Request) -> _Table:
+        return _Table(self.num_successors) if self._store is None else self._store.table_of(request)
 
-    def release(self, request: Request) -> None:
-        """Forget a request; unknown ones are ignored. A shared table stays."""
-        self._tables.pop(request.id, None)
-
-    def _table(self, request: Request) -> _Table:
-        """The request's table, brought up to date with its tokens."""
-        table = self._tables.get(request.id)
-        if table is None:
-            table = _Table() if self._store is None else self._store.table_of(request)
-            self._tables[request.id] = table
-        table.read(request.tokens, self.num_successors)
-        return table
-
-    def _fill(self, request: Request, table: _Table, budget: int) -> Draft:
+    def _draft(self, request: Request, state: _Table, budget: int) -> Draft:
         parents, tokens = [-1], [request.tokens[-1]]
         # Which node of the draft each node of the shape became, and how many children it has.
         number: list[int | None] = [0]
@@ -210,7 +174,7 @@ class Recycling:
             node = None
             if above is not None and len(tokens) <= budget:
                 token = tokens[above]
-                known = table.successors.get(token, ())
+                known = state.successors.get(token, ())
                 ended = above > 0 and token in request.eos_ids
                 if rank < len(known) and not ended:
                     node = len(tokens)

@@ -42,13 +42,13 @@ class Translation:
     Two tokens are the same if they stand for the same bytes of text, whatever alphabet their
     vocabularies write them in; special tokens if they have the same name or role (end, beginning).
     The drafter draws from its row restricted to the tokens that both know, which is the row that
-    its draft states: nothing of the target's law is lost. It reads the sequence so far as text,
+    its draft states: the target's distribution is kept. It reads the sequence so far as text,
     cut by its own tokenizer.
 
     Args:
         draft_tokenizer: the drafter's; a fast transformers tokenizer (byte-level, or
             SentencePiece's: their tokens are pieces of text).
-        target_tokenizer: the target's; likewise.
+        target_tokenizer: the target's; a fast transformers tokenizer, too.
 
     Attributes:
         draft_ids: (n,) int64, the shared tokens as the drafter numbers them.
@@ -75,11 +75,11 @@ class Translation:
             if text in self._draft.by_text
         }
         if not pairs:
-            msg = (
+            message = (
                 f"the drafter's {len(self._draft.by_text)} tokens and the target's "
                 f"{len(self._target.by_text)} have none in common; draft with another model"
             )
-            raise ParamsError(msg, slug="no_shared_tokens")
+            raise ParamsError(message, slug="no_shared_tokens")
         self._special = self._draft.match_special(self._target)
         taken = set(pairs.values())
         pairs |= {mine: other for mine, other in self._special.items() if other not in taken}
@@ -98,25 +98,22 @@ class Translation:
         return Transcript(self, self._draft.first)
 
     def to_draft(self, tokens: Sequence[int]) -> list[int]:
-        """Shared tokens of the target as the drafter numbers them."""
+        """Return shared tokens of the target as the drafter numbers them."""
         ids: list[int] = self.draft_ids[np.searchsorted(self.target_ids, tokens)].tolist()
         return ids
 
     def is_special(self, token: int) -> bool:
-        """Whether a token of the target is no piece of text."""
+        """Return whether a token of the target is no piece of text."""
         return token in self._target.special
 
     def special(self, token: int) -> list[int]:
-        """The drafter's counterpart of a special token of the target, if it has one."""
+        """Return the drafter's counterpart of a special token of the target, if it has one."""
         return [self._special[token]] if token in self._special else []
 
     def encode(self, tokens: Sequence[int], *, at_start: bool) -> list[int]:
-        """Cut the text of some tokens by the drafter's tokenizer.
+        """Cut the text of some tokens, none of them special, by the drafter's tokenizer.
 
-        Args:
-            tokens: of the target, none of them special.
-            at_start: whether a text starts with them; otherwise it goes on, with a space where the
-                drafter's tokenizer puts one before every text.
+        A text starts with them, or goes on with a space where that tokenizer always puts one.
         """
         content = b"".join(self._target.texts.get(token, b"") for token in tokens)
         if self._target.adds_space if at_start else self._draft.adds_space:
@@ -130,13 +127,8 @@ class Translation:
     def find_cut(self, tokens: Sequence[int], ids: Sequence[int]) -> tuple[int, int] | None:
         """Find where both ways to cut a text have a boundary, and what follows stays as it is.
 
-        Args:
-            tokens: of the target.
-            ids: the same text as the drafter's.
-
-        Returns:
-            How many of `tokens` and of `ids` stand before the last such place, or None. What
-            follows is at least `_KEPT_OPEN` of the target's tokens long.
+        Return how many of the target's `tokens` and of the drafter's `ids` stand before the last
+        such place, or None. At least `_KEPT_OPEN` tokens follow it.
         """
         places: dict[int, int] = {}
         size = 0
@@ -173,11 +165,7 @@ class Transcript:
         self._most_open = _MOST_OPEN
 
     def update(self, tokens: Sequence[int]) -> list[int]:
-        """Return the drafter's tokens of the whole sequence.
-
-        Args:
-            tokens: the sequence that it was last called with, and what was emitted since.
-        """
+        """Return the drafter's tokens of the text so far, which has grown since the last call."""
         way = self._translation
         for index in range(self._num_settled, len(tokens)):
             if way.is_special(tokens[index]):
@@ -219,8 +207,9 @@ class _Vocabulary:
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "get_added_tokens_decoder"):
-            msg = f"the {whose} tokenizer is a {type(tokenizer).__name__}; wanted a fast one"
-            raise UnsupportedModelError(msg, slug="unknown_tokenizer")
+            kind = type(tokenizer).__name__
+            message = f"the {whose} tokenizer: found a {kind}, wanted a fast one"
+            raise UnsupportedModelError(message, slug="unknown_tokenizer")
         self._backend: Any = copy.deepcopy(backend)
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -231,11 +220,12 @@ class _Vocabulary:
         kinds = set() if decoder is None else _kinds(json.loads(decoder.__getstate__()))
         is_bytes = "ByteLevel" in kinds
         if not is_bytes and (not kinds or kinds - _PLAIN):
-            msg = (
-                f"the {whose} tokenizer joins tokens by {', '.join(sorted(kinds)) or 'spaces'}, so "
-                "that a token is no piece of text; wanted a byte-level or SentencePiece tokenizer"
+            message = (
+                f"the {whose} tokenizer: found one that joins tokens by "
+                f"{', '.join(sorted(kinds)) or 'spaces'}, so that a token is no piece of text, "
+                "wanted a byte-level or SentencePiece tokenizer"
             )
-            raise UnsupportedModelError(msg, slug="unknown_tokenizer")
+            raise UnsupportedModelError(message, slug="unknown_tokenizer")
         added = self._backend.get_added_tokens_decoder()
         self.special = {token: word.content for token, word in added.items() if word.special}
         self.texts: dict[int, bytes] = {}
@@ -270,7 +260,7 @@ class _Vocabulary:
         return ids
 
     def match_special(self, other: _Vocabulary) -> dict[int, int]:
-        """Special tokens of another vocabulary as these: by name, else by role."""
+        """Return special tokens of another vocabulary as these: by name, else by role."""
         names = {name: token for token, name in self.special.items()}
         found = {token: names[name] for token, name in other.special.items() if name in names}
         for mine, theirs in zip(self._roles, other._roles, strict=True):
@@ -280,14 +270,14 @@ class _Vocabulary:
 
 
 def _kinds(decoder: Any) -> set[str]:
-    """Names of a decoder's parts."""
+    """Return the names of a decoder's parts."""
     if decoder["type"] == "Sequence":
         return set().union(*map(_kinds, decoder["decoders"]))
     return {decoder["type"]}
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character stands for in byte-level vocabularies (GPT-2's table)."""
+    """Return the byte that each character stands for in byte-level vocabularies (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     alphabet = {chr(byte): byte for byte in shown}
@@ -295,6 +285,6 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _fallback_byte(word: str) -> int | None:
-    """The byte of a token such as <0x0A>."""
+    """Return the byte of a token such as <0x0A>."""
     is_byte = len(word) == 6 and word.startswith("<0x") and word.endswith(">")
     return int(word[3:5], 16) if is_byte else None

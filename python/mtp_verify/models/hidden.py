@@ -33,8 +33,8 @@ def check_layers(layers: Sequence[int], count: int) -> None:
     known = {BEFORE_NORM, *range(-count - 1, count + 1)}
     wrong = [layer for layer in layers if layer not in known]
     if wrong:
-        msg = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
-        raise UnsupportedModelError(msg, slug="no_such_layer")
+        message = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
+        raise UnsupportedModelError(message, slug="no_such_layer")
 
 
 class HiddenStates:
@@ -64,7 +64,7 @@ class HiddenStates:
         self.options: dict[str, Any] = {}
         if not self._layers:
             return
-        # Asking for all states makes transformers listen at every layer; the norm needs one ear.
+        # All states need hooks at every layer; one hook is enough for the state before the norm.
         if any(layer != BEFORE_NORM for layer in self._layers):
             self.options = {"output_hidden_states": True}
         check_layers(
@@ -75,14 +75,14 @@ class HiddenStates:
             found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)
             self._norm = next((norm for norm in found if norm is not None), None)
             if self._norm is None:
-                msg = (
+                message = (
                     f"{type(model).__name__} shows no final norm, so the hidden state before it "
                     "cannot be read; use a head that is fed behind it"
                 )
-                raise UnsupportedModelError(msg, slug="no_final_norm")
+                raise UnsupportedModelError(message, slug="no_final_norm")
 
     def __enter__(self) -> Self:
-        """Listen at the final norm, if its input is wanted."""
+        """Put a hook on the final norm, if its input is wanted."""
         if self._norm is not None:
 
             def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -95,11 +95,11 @@ class HiddenStates:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Stop listening."""
+        """Remove the hook."""
         self._ends.close()
 
     def of(self, output: Any) -> tuple[torch.Tensor, ...]:
-        """The states (B, n, d) of a forward, one for each layer asked for."""
+        """Return the states (B, n, d) of a forward, one for each layer asked for."""
         return tuple(
             self._before_norm[-1] if layer == BEFORE_NORM else output.hidden_states[layer]
             for layer in self._layers

@@ -19,10 +19,10 @@ from mtp_verify.verifier.intake import shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers.cache_utils import DynamicCache
+
     from mtp_verify._core import CommitPlan
     from mtp_verify.caches.many import ManyCache
-    from mtp_verify.caches.paged import PagePool
-    from mtp_verify.caches.settings import Paged
 
 __all__ = [
     "BatchTarget",
@@ -52,7 +52,7 @@ class TargetCache(Protocol):
     decoder runs the tokens between again.
 
     Attributes:
-        capacity: most entries that there is room for, or None.
+        capacity: the most entries that it can hold, or None.
         is_recurrent: where entries are dropped, `length` may become less than was asked for: the
             tokens between are run again. The prompt is then run apart from the first draft.
     """
@@ -99,9 +99,9 @@ class TargetCache(Protocol):
 class Target(Protocol):
     """A model that gives next-token logits: what `mv.Decoder` runs.
 
-    Its rows decide the law that is kept. The row after a token is a function of the tokens up to
-    it: not of tokens behind it, of siblings in a tree, of other sequences, or of earlier calls. How
-    many tokens one forward runs must not matter either, but for rounding.
+    Its rows are the distribution that is kept. The row after a token is a function of the tokens up
+    to it: not of tokens behind it, of siblings in a tree, of other sequences, or of earlier calls.
+    How many tokens one forward runs must not matter either, but for rounding.
     `mv.testing.assert_target` tries all of that.
 
     Attributes:
@@ -171,11 +171,11 @@ class BatchTarget(Target, Protocol):
 
     batch_obstacle: str | None
 
-    def new_slots(self) -> ManyCache:
-        """Return an empty cache for many sequences, which grows as they do."""
+    def new_kv(self) -> DynamicCache:
+        """Return an empty cache of the library, with one layer for each of the model's.
 
-    def new_pool(self, settings: Paged) -> PagePool:
-        """Return the blocks for paged caches."""
+        A cache of many sequences puts its own layers in place of these.
+        """
 
     def forward_slots(
         self,
@@ -200,18 +200,23 @@ class BatchTarget(Target, Protocol):
 
 
 def missing_parts(model: Any) -> list[str]:
-    """The methods and attributes of a `Target` that an object lacks."""
-    calls = [f"{name}()" for name in ("new_cache", "forward") if not _calls(model, name)]
+    """Return the methods and attributes of a `Target` that an object lacks."""
     facts = ("vocab_size", "max_length", "eos_ids", "tree_obstacle", "device")
-    return calls + [name for name in facts if not hasattr(model, name)]
+    return _missing(model, ("new_cache", "forward"), facts)
 
 
-def _calls(value: Any, name: str) -> bool:
-    return callable(getattr(value, name, None))
+def _missing(value: Any, calls: tuple[str, ...], facts: tuple[str, ...]) -> list[str]:
+    lacks = [f"{name}()" for name in calls if not callable(getattr(value, name, None))]
+    return lacks + [name for name in facts if not hasattr(value, name)]
+
+
+def _bad(owner: Any, name: str, found: str, wanted: str) -> UnsupportedModelError:
+    message = f"{type(owner).__name__}.{name}: found {found}, wanted {wanted}"
+    return UnsupportedModelError(message, slug="bad_target")
 
 
 def check_facts(target: Target) -> None:
-    """Refuse attributes of a target that say nothing that could be.
+    """Refuse attributes of a target that cannot be right.
 
     Raises:
         UnsupportedModelError: names the first of them, what was found and what was wanted.
@@ -225,8 +230,7 @@ def check_facts(target: Target) -> None:
     for name, (test, wanted) in is_right.items():
         value = getattr(target, name)
         if not test(value):
-            msg = f"{type(target).__name__}.{name}: found {shown(value)}, wanted {wanted}"
-            raise UnsupportedModelError(msg, slug="bad_target")
+            raise _bad(target, name, shown(value), wanted)
 
 
 def _is_size(value: Any) -> bool:
@@ -248,15 +252,10 @@ def check_cache(target: Target, cache: Any) -> None:
     Raises:
         UnsupportedModelError: names what is missing.
     """
-    missing = [f"{name}()" for name in ("commit", "crop", "finish") if not _calls(cache, name)]
     facts = ("length", "capacity", "is_recurrent")
-    missing += [name for name in facts if not hasattr(cache, name)]
-    if missing:
-        msg = (
-            f"{type(target).__name__}.new_cache: found {shown(cache)} without "
-            f"{', '.join(missing)}, wanted a mv.TargetCache"
-        )
-        raise UnsupportedModelError(msg, slug="bad_target")
+    if missing := _missing(cache, ("commit", "crop", "finish"), facts):
+        found = f"{shown(cache)} without {', '.join(missing)}"
+        raise _bad(target, "new_cache", found, "a mv.TargetCache")
 
 
 def check_forward(
@@ -275,20 +274,19 @@ def check_forward(
     Raises:
         UnsupportedModelError: names the method, what was found and what was wanted.
     """
-    says = f"{type(target).__name__}.forward:"
+    name = "forward"
     if not (isinstance(found, tuple) and len(found) == 2):
-        msg = f"{says} found {shown(found)}, wanted a pair: logits, and hidden states or None"
-        raise UnsupportedModelError(msg, slug="bad_target")
+        raise _bad(target, name, shown(found), "a pair: logits, and hidden states or None")
     logits, hidden = found
-    _check_logits(target, says, logits, (num_logits,), "num_logits rows of vocab_size")
+    _check_logits(target, name, logits, (num_logits,), "num_logits rows of vocab_size")
     if grown != num_new:
-        msg = f"{says} the cache has grown by {grown} entries, wanted {num_new}: one for each token"
-        raise UnsupportedModelError(msg, slug="bad_target")
+        entries = f"a cache that has grown by {grown} entries"
+        raise _bad(target, name, entries, f"{num_new}: one for each token")
     # None is an answer: the drafter says what it needs them for.
     if num_layers and hidden is not None and [len(h) for h in hidden] != [num_new] * num_layers:
         shapes = [tuple(states.shape) for states in hidden]
-        msg = f"{says} found hidden states {shapes}, wanted {num_layers} of shape ({num_new}, d)"
-        raise UnsupportedModelError(msg, slug="bad_target")
+        wanted = f"{num_layers} of shape ({num_new}, d)"
+        raise _bad(target, name, f"hidden states {shapes}", wanted)
 
 
 def check_slots(target: BatchTarget, found: Any, num_slots: int, width: int) -> None:
@@ -297,15 +295,14 @@ def check_slots(target: BatchTarget, found: Any, num_slots: int, width: int) -> 
     Raises:
         UnsupportedModelError: names the method, what was found and what was wanted.
     """
-    says = f"{type(target).__name__}.forward_slots:"
+    name = "forward_slots"
     if not (isinstance(found, tuple) and len(found) == 2):
-        msg = f"{says} found {shown(found)}, wanted a pair: logits, and a tuple of hidden states"
-        raise UnsupportedModelError(msg, slug="bad_target")
-    _check_logits(target, says, found[0], (num_slots, width), "a row of vocab_size for each node")
+        raise _bad(target, name, shown(found), "a pair: logits, and a tuple of hidden states")
+    _check_logits(target, name, found[0], (num_slots, width), "a row of vocab_size for each node")
 
 
 def _check_logits(
-    target: Target, says: str, logits: Any, shape: tuple[int, ...], meaning: str
+    target: Target, name: str, logits: Any, shape: tuple[int, ...], meaning: str
 ) -> None:
     width = target.vocab_size
     is_tensor = isinstance(logits, torch.Tensor) and logits.dtype in _DTYPES
@@ -315,12 +312,9 @@ def _check_logits(
     seen = shown(logits)
     if isinstance(logits, torch.Tensor):
         seen = f"{tuple(logits.shape)} {str(logits.dtype).removeprefix('torch.')}"
-    wanted = ", ".join(map(str, (*shape, "V" if width is None else width)))
-    msg = (
-        f"{says} found logits {seen}, wanted a tensor ({wanted}) of float32, float16 or bfloat16: "
-        f"{meaning}"
-    )
-    raise UnsupportedModelError(msg, slug="bad_target")
+    sizes = ", ".join(map(str, (*shape, "V" if width is None else width)))
+    wanted = f"a tensor ({sizes}) of float32, float16 or bfloat16: {meaning}"
+    raise _bad(target, name, f"logits {seen}", wanted)
 
 
 def check_commit(cache: TargetCache, plan: CommitPlan) -> None:
@@ -331,5 +325,5 @@ def check_commit(cache: TargetCache, plan: CommitPlan) -> None:
     """
     found = cache.length
     if found != plan.length and not (cache.is_recurrent and found < plan.length):
-        msg = f"{type(cache).__name__}.commit: found {found} entries, wanted {plan.length}"
-        raise CacheError(msg, slug="bad_target")
+        message = f"{type(cache).__name__}.commit: found {found} entries, wanted {plan.length}"
+        raise CacheError(message, slug="bad_target")

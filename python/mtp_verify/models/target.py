@@ -10,7 +10,7 @@ import torch
 
 from mtp_verify.caches.compiled import name_of, without_compiler
 from mtp_verify.caches.names import cache_name
-from mtp_verify.caches.probe import inexact
+from mtp_verify.caches.trials import inexact, state_obstacle, static_obstacle, traits_of
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu.attention import num_shown
 from mtp_verify.models.cpu.fused import fused_model, is_narrow
@@ -27,11 +27,10 @@ from mtp_verify.models.supported import warn_if_untested
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers.cache_utils import DynamicCache
+
     from mtp_verify.caches.many import ManyCache
     from mtp_verify.caches.model import ModelCache
-    from mtp_verify.caches.paged import PagePool
-    from mtp_verify.caches.settings import Paged
-    from mtp_verify.caches.trials import Traits
     from mtp_verify.models.cpu.fused import FusedModel
 
 __all__ = ["BatchTarget", "Target", "TargetCache", "TransformersTarget", "as_target"]
@@ -79,7 +78,10 @@ class TransformersTarget:
         # What cannot work is refused here, not in mid-generation.
         is_recurrent = self._check_cache()
         obstacle = self._find_tree_obstacle(is_recurrent=is_recurrent)
-        traits = self._try_out(is_worth_more=obstacle is None)
+        # Trees and batches are worth trying where they are not refused already.
+        traits = traits_of(self, trees=obstacle is None, batches=obstacle is None)
+        if traits.chains:
+            raise inexact(model, traits.chains)
         self.tree_obstacle = obstacle or (
             traits.trees and f"{traits.trees}; use a drafter of chains"
         )
@@ -107,15 +109,14 @@ class TransformersTarget:
         Raises:
             UnsupportedModelError: it cannot be rolled back, or the model does not run on it.
         """
-        from transformers.cache_utils import DynamicCache
-
         from mtp_verify.caches.model import ModelCache
 
         if past is None:
-            return ModelCache(DynamicCache(config=self.model.config))
+            return ModelCache(self.new_kv())
         cache = ModelCache(past)
-        if cache.capacity is not None:
-            self._refuse_static(past, cache.capacity)
+        if cache.capacity is not None and (found := static_obstacle(self, cache.capacity)):
+            message = f"{name_of(self.model)} takes no {type(past).__name__}: {found}"
+            raise UnsupportedModelError(message, slug="unsupported_cache")
         return cache
 
     def _check_cache(self) -> bool:
@@ -124,37 +125,14 @@ class TransformersTarget:
         Raises:
             UnsupportedModelError: it cannot go back after a rejected draft.
         """
-        if self._cache_name is None:
-            raise inexact(self.model, "its forward takes no cache that could be rolled back")
-        if not self.new_cache().is_recurrent:
-            return False
-        from mtp_verify.caches.probe import refuse_inexact
-
-        refuse_inexact(self)
-        return True
-
-    def _try_out(self, *, is_worth_more: bool) -> Traits:
-        """Find what may share a forward.
-
-        Args:
-            is_worth_more: trees and batches are not refused already.
-
-        Raises:
-            UnsupportedModelError: not even the tokens of a chain.
-        """
-        from mtp_verify.caches.trials import traits_of
-
-        traits = traits_of(self, trees=is_worth_more, batches=is_worth_more)
-        if traits.chains:
-            raise inexact(self.model, traits.chains)
-        return traits
-
-    def _refuse_static(self, past: Any, capacity: int) -> None:
-        from mtp_verify.caches.trials import static_obstacle
-
-        if obstacle := static_obstacle(self, capacity):
-            msg = f"{name_of(self.model)} takes no {type(past).__name__}: {obstacle}"
-            raise UnsupportedModelError(msg, slug="unsupported_cache")
+        obstacle: str | None = "its forward takes no cache that could be rolled back"
+        is_recurrent = False
+        if self._cache_name is not None:
+            is_recurrent = self.new_cache().is_recurrent
+            obstacle = state_obstacle(self) if is_recurrent else None
+        if obstacle:
+            raise inexact(self.model, obstacle)
+        return is_recurrent
 
     def forward(
         self,
@@ -172,7 +150,7 @@ class TransformersTarget:
             return self._forward_fused(
                 fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
             )
-        options: dict[str, Any] = {self._cache_name or "": cache.kv}
+        options: dict[str, Any] = {}
         if positions is None and self.takes_positions:
             # As `generate` does. Models that are left to count make positions of their own: from 0
             # in every forward (Bamba), behind those of padding (RoBERTa), or by what they remember
@@ -185,16 +163,23 @@ class TransformersTarget:
             options["attention_mask"] = self._attention_mask(tree_mask, positions, cache)
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = num_logits
-        with HiddenStates(self.model, hidden_layers) as states, cache.writing(tokens.shape[1]):
+        with cache.writing(tokens.shape[1]):
+            logits, states = self._run(tokens, cache, hidden_layers, options)
+        hidden = tuple(state[0] for state in states) if hidden_layers else None
+        return _as_read(logits[0, -num_logits:]), hidden
+
+    def _run(
+        self, tokens: torch.Tensor, cache: Any, layers: Sequence[int], options: dict[str, Any]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the model's own code; return logits (B, any, V) and (B, n, d) hidden states."""
+        options = {**options, self._cache_name or "": cache.kv}
+        with HiddenStates(self.model, layers) as states:
             options |= states.options
             output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
-        logits = _as_read(output.logits[0, -num_logits:])
-        if not hidden_layers:
-            return logits, None
-        return logits, tuple(state[0] for state in states.of(output))
+        return output.logits, states.of(output)
 
     def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
-        """What runs a forward over these tokens instead of the model's own code, or None."""
+        """Return what runs a forward over these tokens instead of the model's own code, or None."""
         if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
             return None
         from mtp_verify.caches.dynamic import GrowingLayer
@@ -235,21 +220,11 @@ class TransformersTarget:
             )
         return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
-    def new_slots(self) -> ManyCache:
-        """See `BatchTarget.new_slots`."""
+    def new_kv(self) -> DynamicCache:
+        """See `BatchTarget.new_kv`."""
         from transformers.cache_utils import DynamicCache
 
-        from mtp_verify.caches.slots import SlotCache
-
-        return SlotCache(DynamicCache(config=self.model.config))
-
-    def new_pool(self, settings: Paged) -> PagePool:
-        """See `BatchTarget.new_pool`."""
-        from transformers.cache_utils import DynamicCache
-
-        from mtp_verify.caches.paged import PagePool
-
-        return PagePool(DynamicCache(config=self.model.config), settings)
+        return DynamicCache(config=self.model.config)
 
     def forward_slots(
         self,
@@ -276,17 +251,10 @@ class TransformersTarget:
         if fused is not None and window is None and is_narrow(tokens.numel()):
             updates = [layer.update for layer in cache.kv.layers]
             return fused(tokens, positions, masks["full_attention"], updates, hidden_layers)
-        with HiddenStates(self.model, hidden_layers) as states:
-            output = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-                use_cache=True,
-                return_dict=True,
-                **{self._cache_name or "": cache.kv},
-                **states.options,
-            )
-        return _as_read(output.logits), states.of(output)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        options = {"position_ids": positions, "attention_mask": mask}
+        logits, states = self._run(tokens, cache, hidden_layers, options)
+        return _as_read(logits), states
 
     def _attention_mask(
         self, ancestors: torch.Tensor, positions: torch.Tensor | None, cache: ModelCache
@@ -333,8 +301,10 @@ def as_target(model: Any) -> Target:
         UnsupportedModelError: it is neither, or a transformers model that cannot work.
     """
     if isinstance(model, type):
-        msg = f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
-        raise UnsupportedModelError(msg, slug="not_a_target")
+        message = (
+            f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
+        )
+        raise UnsupportedModelError(message, slug="not_a_target")
     missing = missing_parts(model)
     if not missing:
         own: Target = model
@@ -342,42 +312,49 @@ def as_target(model: Any) -> Target:
         return own
     if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
         return TransformersTarget(model)
-    msg = (
+    message = (
         f"model: found {type(model).__name__}, which is neither a transformers causal language "
         f"model nor a Target: it has no {', '.join(missing)}. Derive from mv.Target "
         "(docs/howto/own-target.md)"
     )
-    raise UnsupportedModelError(msg, slug="not_a_target")
+    raise UnsupportedModelError(message, slug="not_a_target")
 
 
 def _refuse_unsuitable(model: Any) -> None:
-    name = name_of(model)
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        msg = f"{name} is an encoder-decoder model; only decoder-only models are supported"
-        raise UnsupportedModelError(msg, slug="encoder_decoder")
-    if not hasattr(model, "generation_config") or not model.can_generate():
-        msg = f"{name} has no language-model head; load it with AutoModelForCausalLM"
-        raise UnsupportedModelError(msg, slug="no_lm_head")
+    name, config = name_of(model), model.config
     attention = config.get_text_config(decoder=True)._attn_implementation
-    if attention == "flex_attention" and model.device.type == "cpu":
-        msg = (
-            f"{name} uses flex_attention, which corrupts memory on the CPU; load it with "
-            'attn_implementation="sdpa"'
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_attention")
-    if model.training:
-        msg = f"{name} is in training mode, where dropout makes its rows random; call model.eval()"
-        raise UnsupportedModelError(msg, slug="training_mode")
+    obstacles = {
+        "encoder_decoder": (
+            getattr(config, "is_encoder_decoder", False),
+            "is an encoder-decoder model; only decoder-only models are supported",
+        ),
+        "no_lm_head": (
+            not hasattr(model, "generation_config") or not model.can_generate(),
+            "has no language-model head; load it with AutoModelForCausalLM",
+        ),
+        "unsupported_attention": (
+            attention == "flex_attention" and model.device.type == "cpu",
+            "uses flex_attention, which corrupts memory on the CPU; load it with "
+            'attn_implementation="sdpa"',
+        ),
+        "training_mode": (
+            model.training,
+            "is in training mode, where dropout makes its rows random; call model.eval()",
+        ),
+    }
+    for slug, (is_found, obstacle) in obstacles.items():
+        if is_found:
+            message = f"{name} {obstacle}"
+            raise UnsupportedModelError(message, slug=slug)
 
 
 def _as_read(logits: torch.Tensor) -> torch.Tensor:
-    """The core reads rows of 32 bits at most, as `generate` does."""
+    """Return the core reads rows of 32 bits at most, as `generate` does."""
     return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    """One id, several, a tensor of them or None, as a tuple."""
+    """Return one id, several, a tensor of them or None, as a tuple."""
     if value is None:
         return ()
     if isinstance(value, torch.Tensor):

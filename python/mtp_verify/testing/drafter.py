@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify import _core
-from mtp_verify.drafters.base import Request, check_drafter, drafts_of, laws_of
+from mtp_verify.drafters.base import Request, check_drafter, drafts_of
 from mtp_verify.errors import MtpVerifyError, ParamsError
 from mtp_verify.testing.asserts import assert_sampler_has_law
 from mtp_verify.testing.laws import exact_law
@@ -101,9 +101,9 @@ class _Trial:
 
     def look_at_form(self, budget: int) -> set[str]:
         """Check drafts one by one; return their laws."""
-        declared = laws_of(self._drafter)
+        declared = self._drafter.laws
         seen: set[str] = set()
-        makes_trees = getattr(self._drafter, "makes_trees", False)
+        makes_trees = self._drafter.makes_trees
         for most in range(budget + 1):
             drafts = [self.draft(seed, most) for seed in range(_SEEDS)]
             for draft in drafts:

@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from transformers.cache_utils import DynamicCache
 
     from mtp_verify._core import CommitPlan
     from mtp_verify.caches.many import ManyCache
-    from mtp_verify.caches.paged import PagePool
-    from mtp_verify.caches.settings import Paged
 
 __all__ = ["BatchTableTarget", "TableCache", "TableTarget"]
 
@@ -140,17 +139,9 @@ class BatchTableTarget(TableTarget):
 
     batch_obstacle: str | None = None
 
-    def new_slots(self) -> ManyCache:
-        """See `BatchTarget.new_slots`."""
-        from mtp_verify.caches.slots import SlotCache
-
-        return SlotCache(_one_layer())
-
-    def new_pool(self, settings: Paged) -> PagePool:
-        """See `BatchTarget.new_pool`."""
-        from mtp_verify.caches.paged import PagePool
-
-        return PagePool(_one_layer(), settings)
+    def new_kv(self) -> DynamicCache:
+        """See `BatchTarget.new_kv`."""
+        return _one_layer()
 
     def forward(
         self,
@@ -221,7 +212,7 @@ class BatchTableTarget(TableTarget):
         return logits, states
 
 
-def _one_layer() -> Any:
+def _one_layer() -> DynamicCache:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()

@@ -15,6 +15,7 @@ import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
 from mtp_verify.decoder.decode import Decoder
+from mtp_verify.drafters.base import Drafter
 from mtp_verify.training.shards import Text
 from mtp_verify.verifier.params import SamplingParams
 
@@ -37,10 +38,8 @@ class _Notes:
     top_probs: list[torch.Tensor] = field(default_factory=list)
 
 
-class Recorder:
+class Recorder(Drafter):
     """Keeps what the target computes about each request; drafts nothing."""
-
-    makes_trees = False
 
     def __init__(self, hidden_layers: Sequence[int]) -> None:
         self.hidden_layers = tuple(hidden_layers)

@@ -63,7 +63,7 @@ class Knowing(StubDrafter):
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_all_drafts_within_their_room_fit_together(data):
+def test_all_drafts_within_their_budgets_fit_together(data):
     size = data.draw(st.integers(1, 4))
     pool = PagePool(DynamicCache(), Paged(data.draw(st.integers(4, 24)), size))
     cache = pool.new_cache()
@@ -76,19 +76,19 @@ def test_all_drafts_within_their_room_fit_together(data):
         cache.lengths[-1] = len(tokens)
     count = len(cache.lengths)
     wanted = data.draw(st.lists(st.integers(0, 30), min_size=count, max_size=count))
-    if not cache.has_room():
+    if not cache.has_space():
         # Of requests that share a block one copies less than is counted: that is never too few.
         with contextlib.suppress(mv.errors.OutOfBlocksError):
-            cache.room(wanted)
+            cache.budgets(wanted)
         return
-    room = cache.room(wanted)
-    assert all(0 <= most <= want for most, want in zip(room, wanted, strict=True))
-    cache.reserve([1 + data.draw(st.integers(0, most)) for most in room])
+    budgets = cache.budgets(wanted)
+    assert all(0 <= most <= want for most, want in zip(budgets, wanted, strict=True))
+    cache.reserve([1 + data.draw(st.integers(0, most)) for most in budgets])
     for slot in range(count):
         cache.drop(slot)
-    cache.reserve([1 + most for most in room])
+    cache.reserve([1 + most for most in budgets])
     # Nobody is cut while a block is left over, but for a copy that was counted twice.
-    cut = [slot for slot in range(count) if room[slot] < wanted[slot]]
+    cut = [slot for slot in range(count) if budgets[slot] < wanted[slot]]
     assert not cut or pool.table.num_free <= count
 
 
@@ -98,10 +98,10 @@ def test_free_blocks_are_shared_evenly_among_those_that_want_some():
     for tokens in ([1, 2, 3], [4, 5], [6]):
         cache.add(tokens, is_known=False)
     # Blocks held: 2, 1, 1; the second needs one for its root. Seven are free then.
-    assert cache.room([99, 99, 99]) == [4, 5, 6]
-    assert cache.room([0, 99, 99]) == [0, 7, 8]
-    assert cache.room([3, 1, 2]) == [3, 1, 2]
-    assert cache.room([99, 1, 0]) == [14, 1, 0]
+    assert cache.budgets([99, 99, 99]) == [4, 5, 6]
+    assert cache.budgets([0, 99, 99]) == [0, 7, 8]
+    assert cache.budgets([3, 1, 2]) == [3, 1, 2]
+    assert cache.budgets([99, 1, 0]) == [14, 1, 0]
 
 
 def test_budgets_of_a_step_leave_room_for_the_drafts_of_all():
@@ -139,12 +139,12 @@ def test_committed_entries_equal_those_of_a_fresh_forward(kind):
     decoder = Decoder(model, Knowing(runs), rule="coupled", cache=Paged(64, 4))
     for seed, ids in enumerate(prompts()[:3]):
         decoder.submit(ids, max_new_tokens=14, seed=seed, params=PARAMS[seed])
-    pool = decoder._pool
+    pool = decoder._storage
     while decoder.num_unfinished:
         decoder.step()
         runner = decoder._session._runner
-        for row, sequence in zip(runner.rows, runner._cache._sequences, strict=True):
-            tokens = row.request.tokens[:-1]
+        for own, sequence in zip(runner.sequences, runner._cache._sequences, strict=True):
+            tokens = own.request.tokens[:-1]
             (length,), (blocks,) = (
                 pool.table.lengths([sequence]),
                 pool.table.block_table([sequence]),
@@ -354,7 +354,7 @@ def test_drafter_gets_hidden_states_of_everything_once():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"cache": "blocks"}, mv.errors.ParamsError, 'wanted None, "paged" or a Paged'),
+        ({"cache": "blocks"}, mv.errors.ParamsError, 'wanted None, "paged", or settings'),
         ({"cache": "paged", "batching": "each"}, mv.errors.ParamsError, "a cache of its own"),
         ({"cache": Paged(0)}, mv.errors.ParamsError, "num_blocks"),
     ],

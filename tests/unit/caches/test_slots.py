@@ -23,7 +23,7 @@ def entries(cache, slot):
 
 def fresh_entries(target, tokens):
     """Those of a forward over the tokens alone."""
-    cache = target.new_slots()
+    cache = SlotCache(target.new_kv())
     cache.add()
     cache.aim(len(tokens), target.device, 0)
     target.forward(torch.tensor([tokens]), None, None, cache, num_logits=1)
@@ -57,7 +57,7 @@ def test_entries_equal_those_of_a_fresh_forward(kind):
     target = TransformersTarget(tiny_model(kind))
     generator = torch.Generator().manual_seed(0)
     rng = torch.Generator().manual_seed(1)
-    cache = target.new_slots()
+    cache = SlotCache(target.new_kv())
     texts = [prompt(n, seed=n)[0].tolist() for n in (3, 11, 6)]
     for text in texts:
         cache.add()
@@ -103,7 +103,7 @@ def test_entries_equal_those_of_a_fresh_forward(kind):
 @torch.inference_mode()
 def test_copy_gives_a_slot_of_its_own():
     target = TransformersTarget(tiny_model("llama"))
-    cache = target.new_slots()
+    cache = SlotCache(target.new_kv())
     tokens = prompt(8)
     cache.add()
     cache.aim(8, target.device, 0)
@@ -128,7 +128,7 @@ def test_copy_gives_a_slot_of_its_own():
 @torch.inference_mode()
 def test_forward_that_is_not_committed_changes_nothing():
     target = TransformersTarget(tiny_model("mistral"))
-    cache = target.new_slots()
+    cache = SlotCache(target.new_kv())
     cache.add()
     cache.aim(6, target.device, 0)
     target.forward(prompt(6), None, None, cache, num_logits=1)
@@ -143,7 +143,7 @@ def test_forward_that_is_not_committed_changes_nothing():
 @torch.inference_mode()
 def test_nan_of_a_removed_sequence_reaches_nobody():
     target = TransformersTarget(tiny_model("llama"))
-    cache = target.new_slots()
+    cache = SlotCache(target.new_kv())
     for slot, length in enumerate((20, 4)):
         cache.add()
         cache.aim(length, target.device, slot)

@@ -103,7 +103,7 @@ def test_decoding_equals_plain_decoding(kind, params):
 def test_cache_too_small_is_refused_before_anything_is_run():
     model = tiny_model("llama")
     static = static_cache(model)
-    with pytest.raises(mv.errors.ParamsError, match="room for 40 entries; 41 are needed"):
+    with pytest.raises(mv.errors.ParamsError, match="found a capacity of 40 entries, wanted 41"):
         Decoder(model, None, GREEDY).generate(prompt(9), max_new_tokens=33, past_key_values=static)
     assert int(static.get_seq_length()) == 0
     with pytest.raises(mv.errors.ParamsError, match="drop the padding"):

@@ -68,7 +68,7 @@ def test_local_attention_by_index_has_chains_alone(dtype):
         Decoder(model, TreeDrafter([-1, 0, 0]))
     with pytest.raises(UnsupportedModelError, match="requests cannot share a forward: beside"):
         Decoder(model, batching="together")
-    assert not Decoder(model)._together
+    assert Decoder(model)._storage is None
     assert TransformersTarget(tiny("gpt_neo, global")).batch_obstacle is None
 
 
@@ -184,7 +184,7 @@ def test_more_than_one_switch_ends_the_context_there():
     with pytest.warns(UserWarning, match="context of 16"):
         made = Decoder(model, mv.drafters.NGram(), GREEDY).generate(prompt(9), max_new_tokens=20)
     assert len(made.tokens[0]) == 7
-    with pytest.raises(ParamsError, match="context is 16"):
+    with pytest.raises(ParamsError, match="context of 16"):
         Decoder(model).generate(prompt(16), max_new_tokens=1)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
-from mtp_verify.testing import TableTarget
+from mtp_verify.testing import BatchTableTarget, TableTarget
 from tests.models import KINDS, StubDrafter, TreeDrafter, prompt, tiny_model
 
 GREEDY = mv.SamplingParams(temperature=0.0)
@@ -325,9 +329,9 @@ def test_bad_settings_are_named(options, match):
 
 def test_submit_refuses_what_cannot_be_right():
     decoder = Decoder(tiny_model("gpt2"), None, GREEDY)
-    with pytest.raises(mv.errors.ParamsError, match="takes one sequence"):
+    with pytest.raises(mv.errors.ParamsError, match="found 2 sequences, wanted one"):
         decoder.submit([[1], [2]], max_new_tokens=2)
-    with pytest.raises(mv.errors.ParamsError, match="context is 64"):
+    with pytest.raises(mv.errors.ParamsError, match="context of 64"):
         decoder.submit(prompt(64), max_new_tokens=2)
     with pytest.raises(mv.errors.ParamsError, match="max_new_tokens: found 0"):
         decoder.submit([1], max_new_tokens=0)
@@ -349,3 +353,37 @@ def test_each_prompt_is_continued_several_times(policy):
         decoder.generate(ids, max_new_tokens=6, num_return_sequences=0)
     with pytest.raises(mv.errors.ParamsError, match="single sequence, and 2 are asked for"):
         decoder.generate(ids[0], max_new_tokens=2, num_return_sequences=2, streamer=StubDrafter())
+
+
+@pytest.mark.parametrize("batching", ["each", "together"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows_of_a_step_are_freed_when_it_ends(batching, fails):
+    seen = []
+
+    class Mine(BatchTableTarget):
+        def _read(self, *args):
+            found = super()._read(*args)
+            seen.append(weakref.ref(found[0]))
+            return found
+
+        def forward(self, *args, **options):
+            found = super().forward(*args, **options)
+            seen.append(weakref.ref(found[0]))
+            return found
+
+    class Raises(StubDrafter):
+        def observe(self, requests, drafts, logits):
+            if fails:
+                raise RuntimeError("observe")
+
+    decoder = Decoder(Mine(lambda path: [0.0, 1.0], 2), Raises(), batching=batching)
+    for _ in range(2):
+        decoder.submit([0, 1], max_new_tokens=5, eos_token_id=())
+    with contextlib.suppress(RuntimeError):
+        decoder.step()
+    gc.collect()
+    assert seen
+    assert not any(ref() is not None for ref in seen)
+    # Of a shared forward each holds a view, which keeps the memory but not the tensor.
+    assert not any("output" in vars(sequence) for sequence in decoder._session.sequences)
+    assert decoder.num_unfinished == 2

@@ -336,14 +336,14 @@ def test_prompt_forms(ids):
 
 
 BAD_CALLS = {
-    "an empty row": ({"input_ids": [[1], []]}, r"input_ids\[1\] has shape \(0,\)"),
+    "an empty row": ({"input_ids": [[1], []]}, r"input_ids\[1\]: found shape \(0,\)"),
     "three dimensions": ({"input_ids": torch.zeros((2, 3, 1), dtype=torch.int64)}, r"\(B, T\)"),
     "streamed batch": ({"input_ids": [[1], [2, 3]], "streamer": object()}, "2 are asked for"),
     "cached batch": ({"input_ids": [[1], [2, 3]], "past_key_values": [1]}, "2 are asked for"),
-    "bad row of a batch": ({"input_ids": [[1], [2, 9]]}, r"input_ids\[1, 1\] is 9"),
+    "bad row of a batch": ({"input_ids": [[1], [2, 9]]}, r"input_ids\[1, 1\]: found 9"),
     "mask of one row": (
         {"input_ids": [[1, 2], [2, 3]], "attention_mask": [[1, 1]]},
-        r"rows of \[2\] entries; wanted \[2, 2\]",
+        r"found \[2\] entries, wanted \[2, 2\]",
     ),
     "hole in a second row": (
         {"input_ids": [[1, 2], [2, 3]], "attention_mask": [[0, 1], [1, 0]]},
@@ -355,17 +355,17 @@ BAD_CALLS = {
     ),
     "no tokens": ({"input_ids": []}, "T >= 1"),
     "floats": ({"input_ids": torch.zeros((1, 3))}, "integers"),
-    "token too large": ({"input_ids": [1, 8]}, r"input_ids\[0, 1\] is 8"),
-    "negative token": ({"input_ids": [-1, 2]}, r"input_ids\[0, 0\] is -1"),
+    "token too large": ({"input_ids": [1, 8]}, r"input_ids\[0, 1\]: found 8, wanted 0 to 7"),
+    "negative token": ({"input_ids": [-1, 2]}, r"input_ids\[0, 0\]: found -1"),
     "right padding": ({"attention_mask": [[1, 1, 0]]}, 'padding_side="left"'),
     "hole": ({"attention_mask": [[1, 0, 1]]}, 'padding_side="left"'),
     "all padding": ({"attention_mask": [[0, 0, 0]]}, "zeros on the left"),
-    "mask of another shape": ({"attention_mask": [[1, 1]]}, r"rows of \[2\] entries; wanted \[3\]"),
+    "mask of another shape": ({"attention_mask": [[1, 1]]}, r"found \[2\] entries, wanted \[3\]"),
     "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens: found 0, wanted an integer >= 1"),
     "fractional length": ({"max_new_tokens": 1.5}, "max_new_tokens: found 1.5"),
-    "negative seed": ({"seed": -1}, "seed is -1"),
+    "negative seed": ({"seed": -1}, "seed: found -1"),
     "huge seed": ({"seed": 2**64}, "2\\*\\*64 - 1"),
-    "text seed": ({"seed": "a"}, "seed is 'a'"),
+    "text seed": ({"seed": "a"}, "seed: found 'a'"),
     "two seeds": ({"seed": [1, 2]}, "2 seeds"),
     "past too long": ({"past_key_values": [1, 2, 3]}, "all of the prompt but its last"),
     "past and padding": (
@@ -389,8 +389,18 @@ def test_bad_arguments_are_named_before_anything_runs(case):
 
 def test_prompt_longer_than_the_context_is_refused():
     model = tiny_model("gpt2")
-    with pytest.raises(mv.errors.ParamsError, match="64 tokens and the model's context is 64"):
+    with pytest.raises(
+        mv.errors.ParamsError, match=r"found 64 tokens, wanted fewer than .* context of 64"
+    ):
         Decoder(model, None, GREEDY).generate(prompt(64), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("call", ["generate", "submit"])
+def test_the_warning_of_a_short_context_names_the_callers_line(call):
+    decoder = Decoder(tiny_model("gpt2"), None, GREEDY)
+    with pytest.warns(UserWarning, match="leaves 1 of the 2") as caught:
+        getattr(decoder, call)(prompt(63), max_new_tokens=2, seed=0)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("speculate", [True, False])
@@ -398,7 +408,7 @@ def test_generation_ends_at_the_contexts_end(speculate):
     model = tiny_model("gpt2")
     ids = prompt(50)
     drafter = ScriptDrafter(ids[0].tolist() + greedy_tokens(model, ids, 14), num_tokens=8)
-    with pytest.warns(UserWarning, match="room for 14 of the 100"):
+    with pytest.warns(UserWarning, match="leaves 14 of the 100"):
         result = Decoder(model, drafter, GREEDY).generate(
             ids, max_new_tokens=100, speculate=speculate
         )
@@ -415,7 +425,7 @@ def test_draft_larger_than_asked_for_is_refused(form):
             return mv.Draft(mv.TokenTree(parents), tokens)
 
     with pytest.raises(
-        mv.errors.DraftError, match="Greedy drafted 4 nodes, and was asked for 3"
+        mv.errors.DraftError, match=r"Greedy.propose: found 4 nodes, wanted 3"
     ) as error:
         Decoder(counting_target(), Greedy(), GREEDY).generate([0], max_new_tokens=4)
     assert error.value.slug == "draft_too_large"
@@ -426,7 +436,9 @@ def test_draft_token_outside_the_vocabulary_is_refused():
         def draft(self, request, budget):
             return mv.Draft.chain([1, 9])
 
-    with pytest.raises(mv.errors.DraftError, match=r"node 2: token 9 .* vocabulary of 8") as error:
+    with pytest.raises(
+        mv.errors.DraftError, match=r"found token 9 at node 2, .* vocabulary of 8"
+    ) as error:
         Decoder(counting_target(), Foreign(), GREEDY).generate([0], max_new_tokens=4)
     assert error.value.node == 2
 

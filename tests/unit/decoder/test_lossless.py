@@ -22,8 +22,8 @@ import torch
 import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.decoder.rows import Row
 from mtp_verify.decoder.runners import Each
+from mtp_verify.decoder.sequences import Sequence
 from mtp_verify.decoder.session import Session
 from mtp_verify.drafters import Heads, Model
 from mtp_verify.testing import TableTarget
@@ -115,8 +115,8 @@ def test_a_request_that_has_to_make_room_and_comes_back():
     def watch(decoder, numbers):
         for _ in range(20):
             decoder.step()
-            for row, _ in decoder._session._waiting:
-                seen.add(len(row.request.tokens) - row.request.prompt_len)
+            for waiting in decoder._session._waiting:
+                seen.add(len(waiting.request.tokens) - waiting.request.prompt_len)
         return {}
 
     assert POOLED.but(pool=Paged(6, 1), script=watch).distance() < BOUND
@@ -224,33 +224,32 @@ def test_a_head_that_failed_midway_drafts_the_same_again():
 class DropsLarge(Each):
     """Runs drafts of two nodes at most, and none instead of a larger one."""
 
-    def forward(self, drafts):
-        for i, draft in enumerate(drafts):
-            if draft.num_nodes > 2:
-                drafts[i] = EMPTY
-        return super().forward(drafts)
+    def forward(self):
+        for sequence in self.sequences:
+            if sequence.draft.num_nodes > 2:
+                sequence.draft = EMPTY
+        super().forward()
 
 
-def drops_forbidden(self, draft):
+def drops_forbidden(self):
     """Leaves a draft out where one of its tokens is forbidden, drawn or not."""
-    found = _constrain(self, draft)
+    draft = self.draft
+    _constrain(self)
     if self.request.matcher is not None and not self.request.matcher.masks(draft)[1].all():
-        self.masks = self.masks[:1]
-        return EMPTY
-    return found
+        self.draft, self.masks = EMPTY, self.masks[:1]
 
 
-_constrain = Row.constrain
+_constrain = Sequence.constrain
 
 
 class Doubtful(Model):
     """Drops its draft where the first token was improbable."""
 
-    def _draft(self, request, budget):
-        draft = super()._draft(request, budget)
+    def _draft(self, request, state, budget):
+        draft = super()._draft(request, state, budget)
         row = np.exp(Table(2, 2).rows(request.tokens).numpy())
         is_doubtful = draft.num_nodes > 1 and row[draft.tokens[1]] < row.mean()
-        return self._empty if is_doubtful else draft
+        return EMPTY if is_doubtful else draft
 
 
 class Looks(mv.Planner):
@@ -284,7 +283,7 @@ def test_a_cache_that_drops_large_drafts_is_found(monkeypatch):
 def test_a_constraint_that_drops_drawn_tokens_is_found(monkeypatch):
     case = BASE.but(drafter=unmasked(Table(2, 2)), rule="token", constraint=ENDS, length=4)
     assert case.distance() < BOUND
-    monkeypatch.setattr(Row, "constrain", drops_forbidden)
+    monkeypatch.setattr(Sequence, "constrain", drops_forbidden)
     assert case.distance() > 0.01
 
 
@@ -318,10 +317,12 @@ def test_a_rule_chosen_by_the_draft_is_found(monkeypatch):
 def test_a_retry_without_the_draft_is_found(monkeypatch):
     draft = Session._draft
 
-    def forgets(self, rows):
-        if any(row.unfinished for row in rows):
-            return [row.unfinished[0] for row in rows], [EMPTY for _ in rows]
-        return draft(self, rows)
+    def forgets(self, sequences):
+        if not any(sequence.is_drafted for sequence in sequences):
+            draft(self, sequences)
+            return
+        for sequence in sequences:
+            sequence.draft = EMPTY
 
     monkeypatch.setattr(Session, "_draft", forgets)
     case = BASE.but(drafter=TWO["head chain"][0], rule="block", steps=8, length=4, looked_at=None)

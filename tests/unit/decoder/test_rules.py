@@ -10,8 +10,8 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
+from mtp_verify.decoder.options import rule_of_request
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.decoder.rules import settle
 from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
 from mtp_verify.drafters.recycling import _Store
 from mtp_verify.testing import TableTarget, stats
@@ -60,13 +60,13 @@ def test_auto_is_coupled_at_every_step_where_a_draft_may_be(name, options):
 def test_other_rules_take_coupled_drafts_at_every_step_or_never():
     drafter = DRAFTERS["nested"]()
     assert drafter.laws == ("deterministic", "chain", "coupled")
-    assert settle("target_only", drafter, WARM) == "target_only"
+    assert rule_of_request("target_only", drafter, WARM) == "target_only"
     for rule in ("token", "block", "lifted"):
         with pytest.raises(mv.errors.RuleError, match=f'rule "{rule}" cannot verify law "coupled"'):
             mv.Decoder(TableModel(TARGET), drafter, rule=rule)
     lossy = mv.lossy.threshold(0.3)
-    assert settle("auto", drafter, WARM, lossy) == "auto"
-    assert settle("auto", sampled(), WARM) == "auto"
+    assert rule_of_request("auto", drafter, WARM, lossy) == "auto"
+    assert rule_of_request("auto", sampled(), WARM) == "auto"
 
 
 def test_coupled_drafts_of_a_drafter_that_does_not_say_so_are_refused():
@@ -76,7 +76,9 @@ def test_coupled_drafts_of_a_drafter_that_does_not_say_so_are_refused():
                 return super().draft(request, budget)
             return mv.Draft(mv.TokenTree([-1, 0]), [request.tokens[-1], 1], law="coupled")
 
-    with pytest.raises(mv.errors.DraftError, match="Silent drafted by the law") as caught:
+    with pytest.raises(
+        mv.errors.DraftError, match=r"Silent.propose: found a draft of the law"
+    ) as caught:
         mv.Decoder(TableModel(TARGET), Silent()).generate([1], max_new_tokens=4, seed=0)
     assert caught.value.slug == "undeclared_law"
     made = mv.Decoder(TableModel(TARGET), Silent(), rule="coupled").generate(
@@ -117,7 +119,7 @@ def test_taking_turns_with_the_race_is_a_bias(monkeypatch):
 
     radius = np.sqrt(np.log(2e9) / (2 * count))
     assert abs(share_of_repeats() - 1 / 6) < radius
-    monkeypatch.setattr("mtp_verify.decoder.decode.settle", lambda rule, *_: rule)
+    monkeypatch.setattr("mtp_verify.decoder.options.rule_of_request", lambda rule, *_: rule)
     monkeypatch.setattr("mtp_verify.decoder.session.check_draft", lambda *_: None)
     assert share_of_repeats() < 0.106
 

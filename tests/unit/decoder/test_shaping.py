@@ -146,7 +146,7 @@ def test_processors_with_state_are_forked_for_each_row(llama: Any) -> None:
 @pytest.mark.parametrize(
     ("processors", "text"),
     [
-        ([[], [], []], "found 3 lists for 2 sequences"),
+        ([[], [], []], "found 3 lists, wanted 2"),
         ([7], r"processors\[0\]"),
     ],
 )

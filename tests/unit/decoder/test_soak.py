@@ -17,9 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 import mtp_verify as mv
 from mtp_verify.caches.masks import slot_mask
-from mtp_verify.caches.paged import PagePool
 from mtp_verify.caches.settings import Paged
-from mtp_verify.caches.slots import SlotCache
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.testing import TableTarget
 from tests.models import StubDrafter, TreeDrafter
@@ -46,11 +44,8 @@ class SumTarget:
     def new_cache(self, past=None):
         raise AssertionError("nothing runs alone here")
 
-    def new_slots(self):
-        return SlotCache(Cache(layers=[DynamicLayer()]))
-
-    def new_pool(self, settings):
-        return PagePool(Cache(layers=[DynamicLayer()]), settings)
+    def new_kv(self):
+        return Cache(layers=[DynamicLayer()])
 
     def forward(self, tokens, positions, tree_mask, cache, hidden_layers=(), *, num_logits):
         start = cache.kv.get_seq_length()

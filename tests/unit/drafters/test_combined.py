@@ -94,7 +94,7 @@ def test_settings_that_cannot_be_right(
 def test_two_readers_of_hidden_states_and_drawn_drafts_are_refused() -> None:
     model = tiny_model("llama")
     head = tiny_head("mimo", model)
-    with pytest.raises(mv.errors.ParamsError, match="at most one"):
+    with pytest.raises(mv.errors.ParamsError, match="found 2 that read hidden states, wanted one"):
         Combined([Heads(head), Heads(head)])
     drawn = Heads(head, params=mv.SamplingParams())
     with pytest.raises(mv.errors.ParamsError, match="found drafts of law deterministic, chain"):

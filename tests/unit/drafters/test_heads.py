@@ -155,7 +155,7 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     [
         ({"num_tokens": 0}, "num_tokens: found 0"),
         ({"max_nodes": 0}, "max_nodes: found 0"),
-        ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "two ways"),
+        ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "found both"),
         ({"law": "swor"}, "goes with a shape"),
         ({"law": "unknown", "shape": Shape.by_depth(2)}, "is one of: deterministic, chain"),
         ({"min_path": 0.5, "shape": Shape.by_depth(2)}, "min_path is of chains"),

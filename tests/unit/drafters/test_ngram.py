@@ -114,7 +114,7 @@ def test_release_forgets_and_tolerates_unknown_requests():
     drafter.start(one)
     drafter.release(one)
     drafter.release(one)
-    assert not drafter._indices
+    assert not drafter._states
     # An id that comes back starts afresh.
     other = request([3, 4, 3], id=one.id)
     drafter.start(other)

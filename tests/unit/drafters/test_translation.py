@@ -220,7 +220,7 @@ def test_refusals():
         Translation(of_words(["c"]), words)
     assert caught.value.slug == "no_shared_tokens"
     with pytest.raises(
-        mv.errors.UnsupportedModelError, match="drafter's tokenizer is a object"
+        mv.errors.UnsupportedModelError, match="drafter's tokenizer: found a object"
     ) as caught:
         Translation(object(), words)
     assert caught.value.slug == "unknown_tokenizer"

@@ -60,14 +60,14 @@ def test_rows_that_change_places_join_and_leave_keep_their_index(proposer):
         rows = [texts[name] for name in order]
         assert step(proposer, rows) == [expected(text) for text in rows]
         # Nobody else's index is kept.
-        assert len(proposer._drafter._indices) == len(order)
+        assert len(proposer._drafter._states) == len(order)
 
 
 def test_an_index_is_extended_not_made_anew(proposer):
     step(proposer, [[1, 2, 1, 2], [3, 4, 3, 4]])
-    before = list(proposer._drafter._indices)
+    before = list(proposer._drafter._states)
     step(proposer, [[3, 4, 3, 4, 3], [1, 2, 1, 2, 1]])
-    assert sorted(proposer._drafter._indices) == sorted(before)
+    assert sorted(proposer._drafter._states) == sorted(before)
 
 
 def test_nothing_is_drafted_for_prompts_or_at_the_context_end(proposer):

@@ -121,7 +121,7 @@ WRONG = {
     "a list": (lambda rows, cache: (rows.tolist(), None), r"found logits \[\[.*\]\], wanted a te"),
     "no entries": (
         lambda rows, cache: (cache.crop(0), (rows, None))[1],
-        "the cache has grown by 0 entries, wanted 3: one for each token",
+        "found a cache that has grown by 0 entries, wanted 3: one for each token",
     ),
 }
 

@@ -8,7 +8,9 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import _core
+from mtp_verify.caches.paged import PagePool
 from mtp_verify.caches.settings import Paged
+from mtp_verify.caches.slots import SlotCache
 from mtp_verify.testing import BatchTableTarget, loop_law
 from mtp_verify.verifier import growers, kernels
 from mtp_verify.verifier.growers import Shape
@@ -151,7 +153,7 @@ def test_a_table_of_many_sequences_sees_what_its_cache_shows():
         return rows.setdefault(path, torch.full((4,), float(len(rows))))
 
     target = BatchTableTarget(table, 4)
-    for cache in (target.new_slots(), target.new_pool(Paged(16, 2)).new_cache()):
+    for cache in (SlotCache(target.new_kv()), PagePool(target.new_kv(), Paged(16, 2)).new_cache()):
         for text in ([1, 2], [3]):
             cache.add(text, is_known=False)
             slot = len(cache.lengths) - 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.drafters.base import Drafter
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify._core import Draft, Verdict
-    from mtp_verify.drafters.base import Drafter, Request
+    from mtp_verify.drafters.base import Request
 
 __all__ = ["Recorder", "Step"]
 
@@ -41,20 +43,27 @@ class Step:
         return tokens[-1] if len(tokens) > len(self.accepted) else None
 
 
-class Recorder:
+class Recorder(Drafter):
     """Drafts as `drafter` does, and keeps the steps.
 
     Args:
-        drafter: any drafter; what it has beside the four calls of its protocol is passed on.
+        drafter: any drafter.
     """
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
+        self.laws, self.makes_trees = drafter.laws, drafter.makes_trees
+        self.hidden_layers = drafter.hidden_layers
         self._proposed: list[tuple[int, int, Draft]] = []
         self.steps: list[Step] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drafter, name)
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Let the drafter refuse the target's vocabulary."""
+        self._drafter.check_vocabulary(vocab_size)
+
+    def check_rule(self, rule: str) -> None:
+        """Let the drafter refuse the rule."""
+        self._drafter.check_rule(rule)
 
     def start(self, request: Request) -> None:
         """Take a new request."""
@@ -68,6 +77,12 @@ class Recorder:
             for request, draft in zip(requests, drafts, strict=True)
         ]
         return drafts
+
+    def observe(
+        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
+    ) -> None:
+        """Hand the target's rows to the drafter."""
+        self._drafter.observe(requests, drafts, logits)
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the step, and tell the drafter."""

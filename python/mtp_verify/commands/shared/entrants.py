@@ -59,40 +59,35 @@ class Entrant:
         return {"drafter": self.kind, **self.settings, **parts, **planned}
 
 
-_TREE = {"max_nodes": 16, "max_children": 4}
-_SUFFIX = Entrant("suffix", "Suffix", {"num_tokens": 16})
-# Short contexts are worth a tree: it costs one wide forward and hedges.
-_SUFFIX_TREE = Entrant("suffix tree", "Suffix", {**_TREE, "min_match": 1, "depth_factor": 2.0})
-_HEAD = Entrant("head", "Heads", {"num_tokens": 4})
+# Those of the registry, each as commands make it; then what only some commands compare.
+_BY_NAME: dict[str, Entrant] = {}
+for _kind, _entry in drafters.REGISTRY.items():
+    if _entry.name is not None:
+        _BY_NAME[_entry.name] = Entrant(_entry.name, _kind, dict(_entry.settings))
+        if _entry.tree:
+            _tree = f"{_entry.name} tree"
+            _BY_NAME[_tree] = Entrant(_tree, _kind, dict(_entry.tree))
+
+_SUFFIX, _SUFFIX_TREE, _HEAD_TREE = (
+    _BY_NAME[name] for name in ("suffix", "suffix tree", "head tree")
+)
 # A doubtful token is seldom right and makes the forward wider.
 _SURE_HEAD = Entrant("sure head", "Heads", {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1})
-_HEAD_TREE = Entrant("head tree", "Heads", {"max_nodes": 8, "num_tokens": 6})
+_WIDE = {"max_nodes": 16, "max_children": 4}
 
-ENTRANTS = {
+ENTRANTS = _BY_NAME | {
     entrant.name: entrant
     for entrant in (
-        Entrant("ngram", "NGram", {"num_tokens": 8, "min_ngram": 2}),
-        _SUFFIX,
-        _SUFFIX_TREE,
-        Entrant("recycling", "Recycling", {"max_nodes": 16}),
-        _HEAD,
         Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
         Entrant("planned", "Combined", parts=(_SUFFIX_TREE, _SURE_HEAD), is_planned=True),
-        _HEAD_TREE,
         Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX_TREE)),
-        Entrant("self", "ModelTree", {**_TREE, "max_depth": 6}, is_upper_bound=True),
+        Entrant("self", "ModelTree", {**_WIDE, "max_depth": 6}, is_upper_bound=True),
     )
 }
 
 # What `--drafter` of `demo` and `generate` names, and that of `view`, which draws trees.
-CHAINS = {
-    "head": ENTRANTS["suffix, else head"],
-    "suffix": ENTRANTS["suffix"],
-    "ngram": ENTRANTS["ngram"],
-}
-TREES = {
-    "suffix": ENTRANTS["suffix tree"],
-    "ngram": ENTRANTS["ngram"],
-    "recycling": ENTRANTS["recycling"],
-    "head": Entrant("head", "Heads", _TREE),
+_NAMES = [entry.name for entry in drafters.REGISTRY.values() if entry.name is not None]
+CHAINS = {name: ENTRANTS[name] for name in _NAMES} | {"head": ENTRANTS["suffix, else head"]}
+TREES = {name: ENTRANTS.get(f"{name} tree", ENTRANTS[name]) for name in _NAMES} | {
+    "head": Entrant("head", "Heads", _WIDE)
 }

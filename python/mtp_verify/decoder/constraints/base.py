@@ -6,6 +6,7 @@ that every node of a draft gets the mask of its own path; afterwards it stands w
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import InternalError
+from mtp_verify.errors import InternalError, ParamsError
 from mtp_verify.verifier.cleanup import at_end
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Constraint", "Matcher", "without"]
+__all__ = ["Constraint", "Grammars", "Matcher", "without"]
 
 
 @runtime_checkable
@@ -38,6 +39,54 @@ class Constraint(Protocol):
 
     def start(self, prompt: Sequence[int]) -> Matcher:
         """Return a matcher that stands behind `prompt`, before the first token to come."""
+
+
+class Grammars(ABC):
+    """Makes constraints for one tokenizer with a library of grammars."""
+
+    name = ""  # of the library
+    errors: tuple[type[Exception], ...] = (ValueError,)  # that it refuses a grammar with
+
+    @abstractmethod
+    def _make(self, kind: str, source: Any, options: dict[str, Any]) -> Constraint:
+        """Return the constraint of a grammar: "json_schema", "regex", or the library's own kind."""
+
+    def json_schema(self, schema: dict[str, Any] | str, **options: Any) -> Constraint:
+        """Return a constraint to JSON that a schema describes.
+
+        Args:
+            schema: the schema, or its text.
+            options: of the library: of llguidance's `JsonCompileOptions`, such as
+                `whitespace_flexible=False`, or of xgrammar's `compile_json_schema`, such as
+                `any_whitespace=False`.
+
+        Raises:
+            ParamsError: the library refuses the schema; says why.
+        """
+        return self._checked("json_schema", schema, options)
+
+    def regex(self, pattern: str) -> Constraint:
+        """Return a constraint to what a regular expression matches from start to end.
+
+        Raises:
+            ParamsError: the library refuses the pattern; says why.
+        """
+        return self._checked("regex", pattern)
+
+    def _checked(self, kind: str, source: Any, options: dict[str, Any] | None = None) -> Constraint:
+        try:
+            return self._make(kind, source, options or {})
+        except self.errors as error:
+            message = f"{self.name} refuses the grammar: {error}"
+            raise ParamsError(message, slug="bad_grammar") from error
+
+    @classmethod
+    def _import(cls) -> Any:
+        try:
+            return importlib.import_module(cls.name)
+        except ImportError as error:
+            message = f'{cls.__name__} needs {cls.name}; run: pip install "mtp-verify[{cls.name}]"'
+            raise ImportError(message, name=cls.name) from error
 
 
 class Matcher(ABC):
@@ -141,7 +190,7 @@ class Matcher(ABC):
         return torch.where(empty, rows, masked)
 
     def _fill_behind(self, path: Sequence[int], row: NDArray[np.int32]) -> None:
-        """The mask behind a path; the row stays as it is if the path is forbidden."""
+        """Return the mask behind a path; the row stays as it is if the path is forbidden."""
         count = 0
         with at_end(lambda: self.rollback(count)):
             while count < len(path) and self.accept(path[count]):
@@ -157,8 +206,8 @@ class Matcher(ABC):
         """
         for token in tokens:
             if not self.accept(token):
-                msg = f"token {token} was emitted, and the constraint forbids it"
-                raise InternalError(msg, slug="forbidden_token")
+                message = f"token {token} was emitted, and the constraint forbids it"
+                raise InternalError(message, slug="forbidden_token")
 
     @property
     def _num_words(self) -> int:
@@ -172,14 +221,11 @@ class Matcher(ABC):
 
 
 def without(draft: Draft, forbidden: NDArray[np.bool_]) -> Draft:
-    """Return a deterministic draft without some of its nodes.
+    """Return a draft of law "deterministic", "coupled" or "unknown" without its forbidden nodes.
 
     Only drafts that no rule holds against a drafter's row may lose nodes. A drawn node must stay:
     that the drafter drew a forbidden token, not another, is what the verifier's residual pays for.
-
-    Args:
-        draft: a draft whose law is "deterministic", "coupled" or "unknown".
-        forbidden: (N+1,), closed downwards; never the root.
+    `forbidden` (N+1,) holds all nodes below a forbidden one, and never the root.
     """
     kept = np.flatnonzero(~forbidden)
     numbers = np.cumsum(~forbidden) - 1

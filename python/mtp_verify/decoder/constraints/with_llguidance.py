@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.decoder.constraints.base import Matcher
+from mtp_verify.decoder.constraints.base import Constraint, Grammars, Matcher
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["LLGuidance"]
 
 
-class LLGuidance:
+class LLGuidance(Grammars):
     """Makes constraints for one tokenizer with llguidance; make it once.
 
     Args:
@@ -38,6 +38,8 @@ class LLGuidance:
         https://github.com/guidance-ai/llguidance
     """
 
+    name = "llguidance"
+
     def __init__(
         self,
         tokenizer: Any,
@@ -45,12 +47,7 @@ class LLGuidance:
         vocab_size: int | None = None,
         stop_ids: Iterable[int] | None = None,
     ) -> None:
-        try:
-            import llguidance
-        except ImportError as error:
-            msg = 'LLGuidance needs llguidance; run: pip install "mtp-verify[llguidance]"'
-            raise ImportError(msg, name="llguidance") from error
-        self._library = llguidance
+        llguidance = self._library = self._import()
         if isinstance(tokenizer, llguidance.LLTokenizer):
             self.tokenizer = tokenizer
         else:
@@ -64,53 +61,31 @@ class LLGuidance:
         known = self.tokenizer.vocab_size
         self.vocab_size: int = known if vocab_size is None else vocab_size
         if self.vocab_size < known:
-            msg = f"vocab_size is {vocab_size}, and the tokenizer has {known} tokens"
-            raise ParamsError(msg, slug="vocab_mismatch")
+            message = (
+                f"vocab_size: found {vocab_size}, wanted at least the tokenizer's {known} tokens"
+            )
+            raise ParamsError(message, slug="vocab_mismatch")
 
-    def json_schema(self, schema: dict[str, Any] | str, **options: Any) -> _Grammar:
-        """Return a constraint to JSON that a schema describes.
-
-        Args:
-            schema: the schema, or its text.
-            options: of llguidance's `JsonCompileOptions`, such as `whitespace_flexible=False`.
-
-        Raises:
-            ParamsError: llguidance refuses the schema; says why.
-        """
-        return self._make("json_schema", schema, overrides=options or None)
-
-    def regex(self, pattern: str) -> _Grammar:
-        """Return a constraint to what a regular expression matches from start to end.
-
-        Raises:
-            ParamsError: llguidance refuses the pattern; says why.
-        """
-        return self._make("regex", pattern)
-
-    def lark(self, grammar: str) -> _Grammar:
+    def lark(self, grammar: str) -> Constraint:
         """Return a constraint to a grammar in llguidance's dialect of Lark, with the rule `start`.
 
         Raises:
             ParamsError: llguidance refuses the grammar; says why.
         """
-        return self._make("lark", grammar)
+        return self._checked("lark", grammar)
 
-    def _make(self, kind: str, source: Any, **options: Any) -> _Grammar:
+    def _make(self, kind: str, source: Any, options: dict[str, Any]) -> Constraint:
         matcher = self._library.LLMatcher
-        try:
-            grammar = getattr(matcher, f"grammar_from_{kind}")(source, **options)
-            # Compiled once; every request gets a copy.
-            first = matcher(self.tokenizer, grammar, log_level=0)
-        except ValueError as error:
-            msg = f"llguidance refuses the grammar: {error}"
-            raise ParamsError(msg, slug="bad_grammar") from error
+        given = {"overrides": options or None} if kind == "json_schema" else {}
+        grammar = getattr(matcher, f"grammar_from_{kind}")(source, **given)
+        # Compiled once; every request gets a copy.
+        first = matcher(self.tokenizer, grammar, log_level=0)
         if first.is_error():
-            msg = f"llguidance refuses the grammar: {first.get_error()}"
-            raise ParamsError(msg, slug="bad_grammar")
+            raise ValueError(first.get_error())
         return _Grammar(first, self.vocab_size, self.tokenizer)
 
 
-class _Grammar:
+class _Grammar(Constraint):
     """A grammar as `Constraint`."""
 
     def __init__(self, first: Any, vocab_size: int, tokenizer: Any) -> None:
@@ -175,7 +150,7 @@ class _Matcher(Matcher):
         """
         found = self._matcher.get_error()
         if not found.startswith("NoExtensionBias"):
-            msg = f"llguidance gives the grammar up: {found}"
-            raise ParamsError(msg, slug="grammar_gave_up")
+            message = f"llguidance gives the grammar up: {found}"
+            raise ParamsError(message, slug="grammar_gave_up")
         self._matcher = self._grammar.first.deep_copy()
         self._matcher.consume_tokens(self._path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.decoder.constraints.base import Matcher
-from mtp_verify.errors import ParamsError
+from mtp_verify.decoder.constraints.base import Constraint, Grammars, Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["XGrammar"]
 
 
-class XGrammar:
+class XGrammar(Grammars):
     """Compiles constraints for one tokenizer with xgrammar; make it once, it caches.
 
     Args:
@@ -38,6 +37,8 @@ class XGrammar:
         arXiv 2411.15100.
     """
 
+    name, errors = "xgrammar", (RuntimeError, ValueError)
+
     def __init__(
         self,
         tokenizer: Any,
@@ -45,12 +46,7 @@ class XGrammar:
         vocab_size: int | None = None,
         stop_ids: Iterable[int] | None = None,
     ) -> None:
-        try:
-            import xgrammar
-        except ImportError as error:
-            msg = 'XGrammar needs xgrammar; run: pip install "mtp-verify[xgrammar]"'
-            raise ImportError(msg, name="xgrammar") from error
-        self._library = xgrammar
+        xgrammar = self._library = self._import()
         if isinstance(tokenizer, xgrammar.TokenizerInfo):
             self.info = tokenizer
         else:
@@ -62,44 +58,20 @@ class XGrammar:
         # One thread: compiling is rare, and the model's own threads are on the other cores.
         self._compiler = xgrammar.GrammarCompiler(self.info, max_threads=1)
 
-    def json_schema(self, schema: dict[str, Any] | str, **options: Any) -> _Grammar:
-        """Return a constraint to JSON that a schema describes.
-
-        Args:
-            schema: the schema, or its text.
-            options: of `GrammarCompiler.compile_json_schema`, such as `any_whitespace=False`.
-
-        Raises:
-            ParamsError: xgrammar refuses the schema; says why.
-        """
-        return self._compile("compile_json_schema", schema, **options)
-
-    def regex(self, pattern: str) -> _Grammar:
-        """Return a constraint to what a regular expression matches from start to end.
-
-        Raises:
-            ParamsError: xgrammar refuses the pattern; says why.
-        """
-        return self._compile("compile_regex", pattern)
-
-    def ebnf(self, grammar: str) -> _Grammar:
+    def ebnf(self, grammar: str) -> Constraint:
         """Return a constraint to a grammar in xgrammar's EBNF, with the rule `root`.
 
         Raises:
             ParamsError: xgrammar refuses the grammar; says why.
         """
-        return self._compile("compile_grammar", grammar)
+        return self._checked("grammar", grammar)
 
-    def _compile(self, name: str, source: Any, **options: Any) -> _Grammar:
-        try:
-            compiled = getattr(self._compiler, name)(source, **options)
-        except (RuntimeError, ValueError) as error:
-            msg = f"xgrammar refuses the grammar: {error}"
-            raise ParamsError(msg, slug="bad_grammar") from error
+    def _make(self, kind: str, source: Any, options: dict[str, Any]) -> Constraint:
+        compiled = getattr(self._compiler, f"compile_{kind}")(source, **options)
         return _Grammar(self._library, compiled)
 
 
-class _Grammar:
+class _Grammar(Constraint):
     """A compiled grammar as `Constraint`."""
 
     def __init__(self, library: Any, compiled: Any) -> None:

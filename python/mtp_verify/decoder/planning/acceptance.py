@@ -33,12 +33,9 @@ _DECAY = 0.93  # A sum of past observations is worth about 14 of them.
 
 
 class Rates:
-    """Decayed rates by the number of a node.
+    """Decayed rates by the number of a node, at most `limit`.
 
-    Args:
-        limit: the largest node number.
-        was_right: they are of drafts that follow a right guess.
-        copies: they are of a drafter that copies.
+    They are of drafts that follow a right guess or not, of a drafter that copies or not.
     """
 
     def __init__(self, limit: int, *, was_right: bool = False, copies: bool = True) -> None:
@@ -50,23 +47,13 @@ class Rates:
         self._accepted = [0.0] * (limit + 1)
 
     def count_draft(self, num_nodes: int, budget: int) -> None:
-        """Take note of a draft's size.
-
-        Args:
-            num_nodes: that were drafted, the root excluded.
-            budget: that was asked for; whether more nodes would have come is not known.
-        """
+        """Count a draft of so many nodes; whether a larger budget had brought more is not known."""
         for node in range(1, min(budget, self._limit) + 1):
             self._drafts[node] = _DECAY * self._drafts[node] + 1.0
             self._drafted[node] = _DECAY * self._drafted[node] + (node <= num_nodes)
 
     def count_nodes(self, nodes: Iterable[int], accepted: Container[int]) -> None:
-        """Take note of what became of drafted nodes.
-
-        Args:
-            nodes: that are decided now.
-            accepted: those among them that were right.
-        """
+        """Count nodes that are decided now, and those among them that were accepted."""
         for node in nodes:
             if node <= self._limit:
                 self._seen[node] = _DECAY * self._seen[node] + 1.0
@@ -77,13 +64,8 @@ class Rates:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what to expect of each node of the next draft.
 
-        Args:
-            limit: the largest budget that is possible; nodes beyond have probability 0.
-            is_sure: the next draft is known to have that many nodes.
-
-        Returns:
-            (L,) the probability that node 1, 2, ... is drafted, and (L,) that it is drafted and
-            accepted.
+        That is (L,) the probability that node 1, 2, ... is drafted, and (L,) that it is drafted and
+        accepted; 0 beyond `limit`. With `is_sure` the draft is known to have that many nodes.
         """
         drafted, kept = np.zeros(self._limit), np.zeros(self._limit)
         rate, exists = self._first / _NEXT, 1.0
@@ -126,11 +108,7 @@ class Watch:
         return cls(parents, draft.tokens.tolist(), position + 1, rates, undecided=nodes)
 
     def read(self, text: Sequence[int]) -> bool | None:
-        """Compare with all of the text there is.
-
-        Returns:
-            Whether the draft's first guess was right, if that was found out by this call.
-        """
+        """Compare with the whole text; return whether the first guess was right, once known."""
         first: bool | None = None
         while self.undecided and self.place < len(text):
             token = text[self.place]

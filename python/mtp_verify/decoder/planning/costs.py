@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["WIDTHS", "CostModel", "Costs", "MeasuredCosts", "measure"]
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 33)
-_CONTEXT = 128  # Tokens in the cache while timing.
-_ROUNDS = 9
-_MIN_ROUNDS = 3
-_MAX_SECONDS = 4.0  # For one batch size, unless fewer than `_MIN_ROUNDS` fit in.
+_PAST = 128  # tokens in the cache while timing
+_REPEATS = 9
+_MIN_REPEATS = 3
+_MAX_SECONDS = 4.0  # For one batch size, unless fewer than `_MIN_REPEATS` fit in.
 
 
 class CostModel(Protocol):
     """Says what a step costs."""
 
     def forward(self, width: int, batch: int = 1) -> float:
-        """Seconds of one forward of `width` tokens for each of `batch` requests."""
+        """Return the seconds of one forward of `width` tokens for each of `batch` requests."""
 
 
 class Costs:
@@ -58,20 +58,17 @@ class Costs:
 
     def __init__(self, seconds: Mapping[int, Mapping[int, float]]) -> None:
         given: Any = seconds  # Whatever it was declared to be.
-        if not isinstance(given, Mapping) or not given:
-            msg = f"seconds: found {shown(given)}, wanted times by batch size and width"
-            raise ParamsError(msg, slug="bad_costs")
+        is_table = isinstance(given, Mapping) and len(given) > 0
+        _refuse_unless(is_table, "seconds", given, "times by batch size and width")
         table: dict[int, dict[int, float]] = {}
-        for batch, row in given.items():
+        for batch, times in given.items():
             name = f"seconds[{shown(batch)}]"
-            if not isinstance(row, Mapping) or 1 not in row:
-                msg = f"{name}: found {shown(row)}, wanted times by width, that of 1 among them"
-                raise ParamsError(msg, slug="bad_costs")
-            times = {as_count(f"{name}, width", w): as_float(name, t) for w, t in row.items()}
-            if not all(0 < value < np.inf for value in times.values()):
-                msg = f"{name}: found {shown(dict(row))}, wanted positive times"
-                raise ParamsError(msg, slug="bad_costs")
-            table[as_count("seconds, batch size", batch)] = dict(sorted(times.items()))
+            is_row = isinstance(times, Mapping) and 1 in times
+            _refuse_unless(is_row, name, times, "times by width, that of 1 among them")
+            checked = {as_count(f"{name}, width", w): as_float(name, t) for w, t in times.items()}
+            is_positive = all(0 < value < np.inf for value in checked.values())
+            _refuse_unless(is_positive, name, dict(times), "positive times")
+            table[as_count("seconds, batch size", batch)] = dict(sorted(checked.items()))
         self.seconds = dict(sorted(table.items()))
 
     def __eq__(self, other: object) -> bool:
@@ -82,23 +79,24 @@ class Costs:
 
     def __repr__(self) -> str:
         """The table's sizes."""
-        sizes = ", ".join(f"{batch}: {len(row)} widths" for batch, row in self.seconds.items())
+        sizes = ", ".join(f"{batch}: {len(times)} widths" for batch, times in self.seconds.items())
         return f"Costs({{{sizes}}})"
 
     def forward(self, width: int, batch: int = 1) -> float:
-        """Return the seconds of one forward.
-
-        Args:
-            width: tokens of each request.
-            batch: requests in it.
-        """
-        row = next((n for n in self.seconds if n >= batch), max(self.seconds))
-        scale = max(1.0, batch / row)
-        widths, times = list(self.seconds[row]), list(self.seconds[row].values())
+        """Return the seconds of one forward of `width` tokens for each of `batch` requests."""
+        size = next((n for n in self.seconds if n >= batch), max(self.seconds))
+        scale = max(1.0, batch / size)
+        widths, times = list(self.seconds[size]), list(self.seconds[size].values())
         if width > widths[-1] and len(widths) > 1:
             slope = max(0.0, (times[-1] - times[-2]) / (widths[-1] - widths[-2]))
             return scale * (times[-1] + slope * (width - widths[-1]))
         return scale * float(np.interp(width, widths, times))
+
+
+def _refuse_unless(is_right: bool, name: str, found: Any, wanted: str) -> None:  # noqa: FBT001
+    if not is_right:
+        message = f"{name}: found {shown(found)}, wanted {wanted}"
+        raise ParamsError(message, slug="bad_costs")
 
 
 class MeasuredCosts:
@@ -109,8 +107,8 @@ class MeasuredCosts:
     that is not a transformers model is measured in each process.
 
     Args:
-        target: what is to be timed.
-        clock: seconds; tests give their own.
+        target: what is timed.
+        clock: in seconds.
     """
 
     def __init__(self, target: Target, *, clock: Callable[[], float] = perf_counter) -> None:
@@ -123,16 +121,16 @@ class MeasuredCosts:
         """See `Costs.forward`; times what is not known yet, for the next power of two requests."""
         import torch
 
-        row = 1 << (batch - 1).bit_length()
+        size = 1 << (batch - 1).bit_length()
         if self._costs is None:
             self._key = store.key_of(self._target, threads=torch.get_num_threads())
             known = {} if self._key is None else store.load(self._key)
             self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
             if not known:
                 self._save()
-        if row not in self._costs.seconds:
-            found = measure(self._target, row, clock=self._clock)
-            self._costs = Costs({**self._costs.seconds, row: found})
+        if size not in self._costs.seconds:
+            found = measure(self._target, size, clock=self._clock)
+            self._costs = Costs({**self._costs.seconds, size: found})
             self._save()
         return self._costs.forward(width, batch)
 
@@ -150,8 +148,8 @@ def measure(
 ) -> dict[int, float]:
     """Time the target's forward at several widths.
 
-    Widths take turns, and what counts is the median, over the rounds, of the time relative to that
-    of width 1 in the same round: a change of the machine's load meets all widths alike.
+    Widths take turns, and what counts is the median, over the repeats, of the time relative to that
+    of width 1 in the same repeat: a change of the machine's load meets all widths alike.
 
     Args:
         target: a transformers model as `Target`, or any other.
@@ -165,42 +163,46 @@ def measure(
     import torch
 
     run = _alone(target) if batch == 1 else _together(target, batch)
-    rounds: list[dict[int, float]] = []
+    repeats: list[dict[int, float]] = []
     began = clock()
     with torch.inference_mode():
         run(widths[0])
-        while len(rounds) < _ROUNDS:
+        while len(repeats) < _REPEATS:
             times = {}
             for width in widths:
                 start = clock()
                 run(width)
                 times[width] = max(clock() - start, 1e-9)
-            rounds.append(times)
-            if len(rounds) >= _MIN_ROUNDS and clock() - began > _MAX_SECONDS:
+            repeats.append(times)
+            if len(repeats) >= _MIN_REPEATS and clock() - began > _MAX_SECONDS:
                 break
-    unit = median(times[1] for times in rounds)
-    relative = [median(times[width] / times[1] for times in rounds) for width in widths]
+    unit = median(times[1] for times in repeats)
+    relative = [median(times[width] / times[1] for times in repeats) for width in widths]
     seconds = unit * np.maximum.accumulate(relative)
     return dict(zip(widths, seconds.tolist(), strict=True))
+
+
+def _past_of(target: Target) -> int:
+    """Return how many tokens are in the cache while timing."""
+    if target.max_length is None:
+        return _PAST
+    return max(1, min(_PAST, target.max_length - max(WIDTHS)))
 
 
 def _alone(target: Target) -> Callable[[int], None]:
     """Return a function that runs a forward of some width on one request."""
     import torch
 
-    cache = target.new_cache()
-    context = _CONTEXT
-    if target.max_length is not None:
-        context = max(1, min(context, target.max_length - max(WIDTHS)))
+    cache, past = target.new_cache(), _past_of(target)
 
-    def run(width: int, *, keep: int | None = None) -> None:
+    def run(width: int) -> None:
         tokens = torch.ones((1, width), dtype=torch.int64, device=target.device)
         logits, _ = target.forward(tokens, None, None, cache, num_logits=width)
         logits[0, 0].item()  # Waits for a device.
-        cache.crop(context if keep is None else keep)
+        cache.crop(past)
 
     with torch.inference_mode():
-        run(context)
+        run(past)
     return run
 
 
@@ -208,25 +210,22 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
     """Return a function that runs a forward of some width on `batch` requests."""
     import torch
 
-    cache = target.new_slots()
+    from mtp_verify.caches.slots import SlotCache
+
+    cache, past = SlotCache(target.new_kv()), _past_of(target)
     for _ in range(batch):
-        cache.add((), is_known=False)
+        cache.add()
 
     def run(width: int) -> None:
         start = cache.lengths[0]
         tokens = torch.ones((batch, width), dtype=torch.int64, device=target.device)
         positions = start + torch.arange(width, device=target.device).expand(batch, width)
-        causal = torch.ones((width, width), dtype=torch.bool, device=target.device).tril()
-        logits, _ = target.forward_slots(
-            tokens, positions, causal.expand(batch, width, width), cache
-        )
+        causal = torch.ones((batch, width, width), dtype=torch.bool, device=target.device).tril()
+        logits, _ = target.forward_slots(tokens, positions, causal, cache)
         logits[0, 0, 0].item()
 
-    context = _CONTEXT
-    if target.max_length is not None:
-        context = max(1, min(context, target.max_length - max(WIDTHS)))
     with torch.inference_mode():
-        run(context)
+        run(past)
         for slot in range(batch):
-            cache.extend(slot, context)
+            cache.extend(slot, past)
     return run

@@ -23,12 +23,7 @@ class DraftingCost:
         self._squares = self._products = 0.0
 
     def count(self, num_nodes: int, seconds: float) -> None:
-        """Take note of a draft.
-
-        Args:
-            num_nodes: that were drafted, at least 1.
-            seconds: that it took.
-        """
+        """Count a draft of at least one node."""
         self._weight = _DECAY * self._weight + 1.0
         self._nodes = _DECAY * self._nodes + num_nodes
         self._seconds = _DECAY * self._seconds + seconds

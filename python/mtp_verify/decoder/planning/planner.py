@@ -1,7 +1,7 @@
 """Chooses how many nodes the next drafts may have: what they will gain against what they will cost.
 
 A budget is chosen from the tokens emitted so far and the costs alone, never from what is drawn:
-that keeps every law of a draft, and so every rule, lossless. Drafts that follow from the text,
+that keeps every rule lossless for every law of a draft. Drafts that follow from the text,
 those of pure drafters, may be looked at.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from mtp_verify._core import Draft
 from mtp_verify.decoder.planning.drafting import DraftingCost
-from mtp_verify.decoder.planning.records import Record, Source, is_pure
+from mtp_verify.decoder.planning.records import Record, Source
 from mtp_verify.drafters.base import drafts_of
 from mtp_verify.verifier.intake import as_count, check_callable, shown
 
@@ -65,10 +65,10 @@ class Planner:
     is asked for a full draft at every step, which is compared with the text as that grows, run or
     not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
 
-    Output keeps its law whatever is planned. With "greedy" and `rule="coupled"` its tokens do not
-    depend on the plans at all. Under other rules the noise of a token depends on where steps begin:
-    a sampled text repeats for the same seed, costs and companions in the batch if its drafter is
-    pure; that of a drafter that has to be timed may differ from run to run.
+    Output keeps its distribution whatever is planned. With "greedy" and `rule="coupled"` its tokens
+    do not depend on the plans at all. Under other rules the noise of a token depends on where steps
+    begin: a sampled text repeats for the same seed, costs and companions in the batch if its
+    drafter is pure; that of a drafter that has to be timed may differ from run to run.
 
     Args:
         costs: of the target's forward, such as `MeasuredCosts(target)`.
@@ -97,8 +97,8 @@ class Planner:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
-            msg = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or another cost model"
-            raise TypeError(msg)
+            message = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or the like"
+            raise TypeError(message)
         check_callable("clock", clock)
         self.costs = costs
         self.max_nodes = as_count("max_nodes", max_nodes)
@@ -115,11 +115,11 @@ class Planner:
             TypeError: requests are in flight.
         """
         if self._records or self._spent:
-            msg = (
+            message = (
                 f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
                 " in flight; forget them first"
             )
-            raise TypeError(msg)
+            raise TypeError(message)
         return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -164,8 +164,8 @@ class Planner:
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
         plans = [Plan(0)] * len(requests)
-        everybody = range(len(requests))
-        for group in [list(everybody)] if together else [[i] for i in everybody]:
+        everyone = range(len(requests))
+        for group in [list(everyone)] if together else [[i] for i in everyone]:
             curve = self._curve(len(group))
             costs = np.array([prices[i] or (0.0, 0.0) for i in group])
             margin = _margin([records[i] for i in group])
@@ -183,22 +183,23 @@ class Planner:
     ) -> list[Draft]:
         """Have a drafter make the drafts of one step, and see how long it takes."""
         sources = [self._records[request.id].source for request in requests]
-        if is_pure(drafter):
+        if drafter.is_pure:
             return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
         start = self._clock()
         drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
         spent = self._clock() - start
         # What copies is as good as free: the time is that of the others, by their nodes.
-        nodes: dict[Drafter, int] = {}
-        for source, draft in zip(sources, drafts, strict=True):
-            if source is not None and source.full is None:
-                nodes[source.drafter] = nodes.get(source.drafter, 0) + draft.num_nodes - 1
-        if any(
-            source.streak == 0 for source in sources if source is not None and source.full is None
-        ):
-            return drafts
-        total = max(1, sum(nodes.values()))
-        self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
+        timed = [
+            (source, draft.num_nodes - 1)
+            for source, draft in zip(sources, drafts, strict=True)
+            if source is not None and source.full is None
+        ]
+        if all(source.streak > 0 for source, _ in timed):
+            nodes: dict[Drafter, int] = {}
+            for source, num in timed:
+                nodes[source.drafter] = nodes.get(source.drafter, 0) + num
+            total = max(1, sum(nodes.values()))
+            self._spent += [(part, spent * num / total, num) for part, num in nodes.items()]
         return drafts
 
     def learn(
@@ -211,7 +212,7 @@ class Planner:
         forward: float | None = None,
         together: bool = False,
     ) -> None:
-        """Take note of what became of the drafts of a step.
+        """Learn what became of the drafts of a step.
 
         Args:
             requests: as in `plan`, and so the others.
@@ -268,7 +269,7 @@ class Planner:
         *,
         together: bool,
     ) -> None:
-        """Book what the step's drafts have earned and cost; a shared step costs all alike."""
+        """Count what the step's drafts have earned and cost; a shared step costs all alike."""
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
         records = [self._records[request.id] for request in requests]
@@ -286,14 +287,14 @@ class Planner:
                 record.earned += len(path) - (seconds / curve[0] - 1.0)
 
     def _price(self, source: Source | None) -> tuple[float, float] | None:
-        """Seconds of drafting at all, and for each node; None as long as that is not known."""
+        """Return the seconds of drafting at all and for each node, or None if they are unknown."""
         if source is None or source.full is not None:
             return 0.0, 0.0
         cost = self._drafting.get(source.drafter)
         return None if cost is None else cost.price()
 
     def _curve(self, batch: int) -> NDArray[np.float64]:
-        """(max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
+        """Return (max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
         if batch not in self._curves:
             widths = range(1, self.max_nodes + 2)
             self._curves[batch] = np.array([self.costs.forward(width, batch) for width in widths])
@@ -301,7 +302,7 @@ class Planner:
 
 
 def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
-    """A pure drafter's draft of the planned size: often the one that is watched."""
+    """Return a pure drafter's draft of the planned size: often the one that is watched."""
     if source is None or source.full is None or plan.budget == 0:
         return Draft.chain([], root=request.tokens[-1])
     if source.full.num_nodes - 1 <= plan.budget:
@@ -319,9 +320,8 @@ def _probe(
     """Draft a little in two steps running once enough plain ones have passed, else not at all."""
     nodes = min(_PROBE_NODES, limit)
     if source.streak == 1:
-        return Plan(
-            nodes, is_probe=True
-        )  # The first one has read what was missed, and is not timed.
+        # The first one has read what was missed, and is not timed.
+        return Plan(nodes, is_probe=True)
     source.idle += 1.0
     if price is not None:
         fixed, unit = price
@@ -332,7 +332,7 @@ def _probe(
 
 
 def _margin(group: Sequence[Record]) -> float:
-    """What drafting must promise to requests that share a forward, after what it has earned."""
+    """Return the gain that drafting must promise to requests that share a forward."""
     lost = -sum(record.earned for record in group)
     allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
     return _STRICT_MARGIN if lost > allowed else _MARGIN
@@ -368,7 +368,7 @@ def best_budget(
     fixed, unit = prices[order, :1], prices[order, 1:]
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
     saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
-    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # Somebody has that node.
+    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # At least one has that node.
     forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
     drafting = (fixed + (unit * drafted).cumsum(axis=1)).cumsum(axis=0)
     times = (1.0 - saved) * (forward + drafting) / curve[0]

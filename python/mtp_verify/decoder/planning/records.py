@@ -15,19 +15,7 @@ if TYPE_CHECKING:
     from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Drafter, Request
 
-__all__ = ["Record", "Source", "is_pure", "source_of"]
-
-
-def is_pure(drafter: Drafter | None) -> bool:
-    """Whether drafts are a cheap function of the text that may be asked for and not run."""
-    return bool(getattr(drafter, "is_pure", False))
-
-
-def source_of(drafter: Drafter, request: Request, limit: int) -> Drafter:
-    """The drafter that drafts next: a part, if `drafter` is made of several (`Combined`)."""
-    choose = getattr(drafter, "choose", None)
-    chosen: Drafter = drafter if choose is None else choose(request, limit)
-    return chosen
+__all__ = ["Record", "Source"]
 
 
 @dataclass
@@ -74,7 +62,7 @@ class Source:
             self.watches.append(Watch.over(self.full, request.position, self.current))
 
     def estimate(self, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What to expect of the next draft, as `Rates.estimate`.
+        """Return what to expect of the next draft, as `Rates.estimate`.
 
         A pure drafter's draft follows from the text, and so does its size.
         """
@@ -102,19 +90,19 @@ class Record:
     earned: float = 0.0
 
     def look(self, request: Request, drafter: Drafter | None, limit: int) -> None:
-        """Take note of the text so far, and of who drafts next."""
+        """Read the text so far, and find the drafter that drafts next."""
         for source in self.sources.values():
             source.read(request)
         self.source = None
         if drafter is not None and limit > 0:
-            part = source_of(drafter, request, limit)
+            part = drafter.choose(request, limit)
             if part not in self.sources:
-                copies = is_pure(part)
+                copies = part.is_pure
                 wrong, right = (
                     Rates(self.limit, was_right=was_right, copies=copies)
                     for was_right in (False, True)
                 )
                 self.sources[part] = Source(part, (wrong, right))
             self.source = self.sources[part]
-            if is_pure(part):
+            if part.is_pure:
                 self.source.watch(request, limit)

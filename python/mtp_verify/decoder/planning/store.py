@@ -29,12 +29,7 @@ _FORMAT = 2
 
 
 def key_of(target: Target, **more: Any) -> dict[str, Any] | None:
-    """Return all that measured times of a target depend on; None if its identity is not known.
-
-    Args:
-        target: what is timed.
-        more: what else these times depend on, as JSON.
-    """
+    """Return all that measured times of a target depend on; None if its identity is not known."""
     import torch
 
     from mtp_verify.models.cpu.fused import fused_model
@@ -76,11 +71,11 @@ def load(key: Mapping[str, Any]) -> dict[int, dict[int, float]]:
         if found["key"] != key:
             return {}
         return {
-            int(count): {int(width): float(value) for width, value in row.items()}
-            for count, row in found["seconds"].items()
+            int(count): {int(width): float(value) for width, value in times.items()}
+            for count, times in found["seconds"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Missing, damaged or somebody else's: it is measured again.
+        # Missing, damaged or of another program: it is measured again.
         return {}
 
 
@@ -105,7 +100,7 @@ def save(key: Mapping[str, Any], seconds: Mapping[int, Mapping[int, float]]) -> 
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

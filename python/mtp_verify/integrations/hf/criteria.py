@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from mtp_verify.decoder.arguments import says_stop
+from mtp_verify.decoder.options import says_stop
 from mtp_verify.errors import ParamsError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from mtp_verify.caches.compiled import without_compiler
-from mtp_verify.caches.settings import Paged
+from mtp_verify.caches.settings import CacheSettings
 from mtp_verify.drafters import Model, NGram
 from mtp_verify.errors import ParamsError
 from mtp_verify.integrations.hf.speculative import speculative
@@ -96,7 +96,7 @@ def generate(
             'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
         )
         raise ParamsError(message, slug="unsupported_setting")
-    pool = settings.pop("cache") if isinstance(settings.get("cache"), str | Paged) else None
+    pool = settings.pop("cache") if isinstance(settings.get("cache"), str | CacheSettings) else None
     streamer = settings.pop("streamer", None)
     taken, settings = _take(settings, model.generation_config)
     settings["stopping_criteria"] = _criteria(settings, taken["stop_strings"])

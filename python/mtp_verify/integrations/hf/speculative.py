@@ -14,9 +14,9 @@ from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from mtp_verify.caches.names import cache_name
-from mtp_verify.decoder.arguments import per_row
 from mtp_verify.decoder.constraints import Constraint
 from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.options import per_sequence
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.integrations.hf.criteria import WithScores, split_criteria
 from mtp_verify.integrations.hf.processors import RowScores, split_processors
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import LogitsProcessorList
 
-    from mtp_verify.caches.settings import Paged
+    from mtp_verify.caches.settings import CacheKind, CacheSettings
     from mtp_verify.decoder.generation import Stats
     from mtp_verify.decoder.planning import Planner
     from mtp_verify.drafters.base import Drafter
@@ -53,7 +53,7 @@ def speculative(
     lossy: Lossy | None = None,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
     planner: Planner | Literal["auto"] | None = None,
-    cache: Literal["paged"] | Paged | None = None,
+    cache: CacheKind | CacheSettings | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `model.generate(custom_generate=...)`.
 
@@ -219,7 +219,7 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
 
 def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> list[Any]:
     """Start the constraint of each row once more, to mask its scores."""
-    each = per_row(constraint, Constraint | None, len(input_ids), "constraint")
+    each = per_sequence(constraint, Constraint | None, len(input_ids), "constraint")
     return [
         None if one is None else one.start(tuple(ids[visible != 0].tolist()))
         for one, ids, visible in zip(each, input_ids, shown, strict=True)

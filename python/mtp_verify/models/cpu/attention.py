@@ -3,7 +3,7 @@
 torch's CPU kernels sum in another order for other numbers of rows and of keys, so that in bfloat16
 a token may depend on the draft that it was verified with. Both numbers are therefore rounded up:
 rows here, to a multiple of eight, and keys by the caller, to `num_shown`; the mask hides what is
-too much. Products of laid-out weights (`packing`) do not depend on their rows' number.
+too much. Products of prepacked weights (`packing`) do not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _ROW_STEP, _KEY_STEP = 8, 16
 
 
 def num_shown(num_entries: int) -> int:
-    """How many keys `attend` should be shown for that many entries; the mask hides the others."""
+    """Return how many keys to show `attend` for that many entries; the mask hides the others."""
     return -(-num_entries // _KEY_STEP) * _KEY_STEP
 
 
 class GroupedMask:
-    """The mask of `attend` for all layers of a forward, and room for the queries of one of them.
+    """The mask of `attend` for all layers of a forward, and scratch memory for the queries of one.
 
     Args:
         mask: (B or 1, 1, W, K), additive or True where visible.
@@ -40,22 +40,22 @@ class GroupedMask:
             # What fills the rows up sees everything: a row without keys would be NaN.
             seen = float(mask.dtype is torch.bool)
             self.mask = functional.pad(rows, (0, 0, 0, -rows.shape[2] % _ROW_STEP), value=seen)
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._scratch: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def rows_of(self, queries: torch.Tensor, kept: int) -> torch.Tensor:
-        """Queries (B, H, W, head_dim) as rows (B, kept, as many as the mask has, head_dim)."""
+    def as_rows(self, queries: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+        """Return queries (B, H, W, head_dim) as (B, num_kv_heads, rows of the mask, head_dim)."""
         batch, heads, width, dim = queries.shape
-        group, count = heads // kept, self.mask.shape[2]
+        group, count = heads // num_kv_heads, self.mask.shape[2]
         if torch.is_grad_enabled():
-            rows = queries.reshape(batch, kept, group * width, dim)
+            rows = queries.reshape(batch, num_kv_heads, group * width, dim)
             return functional.pad(rows, (0, 0, 0, count - group * width))
-        split = (batch, kept, group, width, dim)
-        if self._room is None:
-            room = queries.new_zeros((batch, kept, count, dim))
-            self._room = room, room[:, :, : group * width].view(split)
-        room, part = self._room
+        split = (batch, num_kv_heads, group, width, dim)
+        if self._scratch is None:
+            scratch = queries.new_zeros((batch, num_kv_heads, count, dim))
+            self._scratch = scratch, scratch[:, :, : group * width].view(split)
+        scratch, part = self._scratch
         part.copy_(queries.view(split))
-        return room
+        return scratch
 
 
 def attend(
@@ -69,7 +69,7 @@ def attend(
     Args:
         queries: (B, H, W, head_dim).
         keys: (B, G, K, head_dim), G a divisor of H: heads h with equal h // (H / G) share one.
-        values: likewise.
+        values: (B, G, K, head_dim).
         mask: None shows all keys to all rows.
 
     Returns:
@@ -81,16 +81,16 @@ def attend(
         torch.Size([1, 1, 32])
     """
     batch, heads, width, dim = queries.shape
-    kept = keys.shape[1]
-    count = heads // kept * width
+    num_kv_heads = keys.shape[1]
+    count = heads // num_kv_heads * width
     if mask is not None:
-        rows = mask.rows_of(queries, kept)
+        rows = mask.as_rows(queries, num_kv_heads)
     else:
-        rows = queries.reshape(batch, kept, count, dim)
+        rows = queries.reshape(batch, num_kv_heads, count, dim)
         if count == 1 and rows.dtype == torch.bfloat16:
             # torch's CPU kernel takes twice as long for a single bfloat16 row as for two.
             rows = rows.expand(-1, -1, 2, -1)
     shown = None if mask is None else mask.mask
     mixed = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=shown)
-    by_head = mixed[:, :, :count].view(batch, kept, heads // kept, width, dim)
+    by_head = mixed[:, :, :count].view(batch, num_kv_heads, heads // num_kv_heads, width, dim)
     return by_head.permute(0, 3, 1, 2, 4).reshape(batch, width, heads * dim)

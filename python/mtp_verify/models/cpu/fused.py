@@ -4,8 +4,8 @@ A forward over a draft has a few rows, and half of its time goes into what surro
 on SmolLM2 thirty layers of modules, small operators and copies of keys for groups of queries. Here
 a layer's query, key and value products are one, its gate and up products are one, rotary positions
 turn queries and keys together, and the queries that share a key are rows of one attention. Weights
-lie as `packing` lays them out. The model's own formulas are kept, and so are the places where it
-rounds; what differs is the order of sums.
+are prepacked (`packing`). The model's own formulas stay, and so do the places where it rounds; only
+the order of sums differs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn import functional
 
 from mtp_verify.models.cpu.attention import GroupedMask, attend
-from mtp_verify.models.cpu.packing import Product, lay_out, multiply, prepack
+from mtp_verify.models.cpu.packing import Product, multiply, prepack, prepacked_copy
 from mtp_verify.models.hidden import BEFORE_NORM, check_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # What `turn_of` gives, and what takes new keys and values and gives all that there are.
-    _Turn = tuple[torch.Tensor, torch.Tensor]
+    # What `rotary` returns, and what takes new keys and values and returns those of all entries.
+    _Rotary = tuple[torch.Tensor, torch.Tensor]
     _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 __all__ = [
@@ -80,13 +80,13 @@ class FusedLayer:
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
-        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
+        self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
         """Run the layer.
 
         Args:
             x: (B, W, d) hidden states.
-            turn: from `turn_of`.
+            turn: from `rotary`.
             mask: for `group`, or None where every row sees every key.
             update: keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those
                 of all K entries.
@@ -100,7 +100,7 @@ class FusedLayer:
         return x + self._down(self._activation(gate).mul_(up))
 
     def _attend(
-        self, x: torch.Tensor, turn: _Turn, mask: GroupedMask | None, update: _Update
+        self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
         batch, width, _ = x.shape
         dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
@@ -117,11 +117,10 @@ class FusedLayer:
         return self._out(attend(turned[:, :num_queries], keys, values, mask))
 
 
-def turn_of(cos: torch.Tensor, sin: torch.Tensor) -> _Turn:
-    """Rotary cosines and sines (B, W, head_dim) as `FusedLayer` takes them.
+def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
+    """Return rotary cosines and sines (B, W, head_dim) as `FusedLayer` takes them.
 
-    A rotation negates the second half of what it swaps; here the sines are negated instead, once
-    for all layers.
+    The sines are negated here, once for all layers, instead of half of each query and key.
     """
     half = sin.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
@@ -170,7 +169,7 @@ class FusedModel:
         """
         check_layers(hidden_layers, len(self._layers))
         x = functional.embedding(tokens, self._embedding)
-        turn = turn_of(*self._rotary(x, positions))
+        turn = rotary(*self._rotary(x, positions))
         shared = None if mask is None else GroupedMask(mask, self._layers[0].group)
         states = [x]
         for layer, update in zip(self._layers, updates, strict=True):
@@ -212,7 +211,7 @@ def fuse(model: nn.Module) -> int:
             return fused.nbytes
     size = prepack(model)
     for block in model.modules():
-        if getattr(block, "is_fusable", False) and _is_at_home(next(block.parameters())):
+        if getattr(block, "is_fusable", False) and _is_cpu_supported(next(block.parameters())):
             layer = FusedLayer(block)
             _LAYERS[block] = (_Watch(block), layer)
             size += layer.nbytes
@@ -220,35 +219,31 @@ def fuse(model: nn.Module) -> int:
 
 
 def fused_model(model: nn.Module) -> FusedModel | None:
-    """What `fuse` made of a model, or None, also where its weights have changed since."""
+    """Return what `fuse` made of a model; None if nothing, or if its weights have changed since."""
     watch, fused = _MODELS.get(model, (None, None))
-    return None if watch is None or watch.sees_a_change() else fused
+    return None if watch is None or watch.has_changed() else fused
 
 
 def fused_layer(block: nn.Module) -> FusedLayer | None:
-    """What `fuse` made of a head's block, or None, also where its weights have changed since."""
+    """Return what `fuse` made of a head's block, as `fused_model`."""
     watch, layer = _LAYERS.get(block, (None, None))
-    return None if watch is None or watch.sees_a_change() else layer
+    return None if watch is None or watch.has_changed() else layer
 
 
 def is_narrow(num_rows: int) -> bool:
-    """Whether a forward of that many rows, over all sequences, is one that is fused."""
+    """Return whether a forward of that many rows, over all sequences, runs fused."""
     return num_rows <= _WIDEST and not torch.is_grad_enabled()
 
 
 class _Watch:
-    """Notices that a module's weights are not any more what they were.
-
-    Args:
-        module: whose parameters are watched; those made in inference mode cannot be.
-    """
+    """Notices changes of a module's weights, but for those that were made in inference mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self._weights = [p for p in module.parameters() if not p.is_inference()]
         self._seen = self._look()
 
-    def sees_a_change(self) -> bool:
-        """Whether a weight was written to, or they all moved to another dtype or device."""
+    def has_changed(self) -> bool:
+        """Return whether a weight was written to, or all moved to another dtype or device."""
         return self._look() != self._seen
 
     def _look(self) -> tuple[Any, ...]:
@@ -257,11 +252,7 @@ class _Watch:
 
 
 class _Norm:
-    """x / rms(x) * w as Llama rounds it, in half as many operators.
-
-    Args:
-        module: with that formula; were it another one, `fuse` would find that out.
-    """
+    """x / rms(x) * w as Llama rounds it, in half as many operators; `fuse` checks the formula."""
 
     def __init__(self, module: Any) -> None:
         self._weight: torch.Tensor = module.weight.detach()
@@ -291,7 +282,7 @@ class _Joined:
             weight = torch.cat([layer.weight.detach() for layer in layers])
         prepacked: Any = vars(first).get("forward")
         is_shared = len(layers) == 1 and isinstance(prepacked, Product)
-        packed: torch.Tensor | None = prepacked.packed if is_shared else lay_out(weight)
+        packed: torch.Tensor | None = prepacked.packed if is_shared else prepacked_copy(weight)
         self._weight, self._is_packed = (weight, False) if packed is None else (packed, True)
         is_copy = len(layers) > 1 or (packed is not None and not is_shared)
         self.nbytes = weight.nbytes if is_copy else 0
@@ -303,7 +294,7 @@ class _Joined:
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether a model is of a family that `FusedModel` can run."""
+    """Return whether a model is of a family that `FusedModel` can run."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     is_of_library = type(model).__module__.startswith("transformers.models.")
@@ -314,7 +305,7 @@ def _is_known(model: nn.Module) -> bool:
     # Quantised and adapted layers compute something else than a product with their weight.
     linear = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
     return (
-        _is_at_home(next(model.parameters()))
+        _is_cpu_supported(next(model.parameters()))
         and config._attn_implementation == "sdpa"
         and kinds == {DynamicLayer}
         and all(type(layer) is nn.Linear for layer in linear)
@@ -322,13 +313,13 @@ def _is_known(model: nn.Module) -> bool:
     )
 
 
-def _is_at_home(weight: torch.Tensor) -> bool:
+def _is_cpu_supported(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in _TOLERANCES
 
 
 @torch.inference_mode()
 def _agrees(fused: FusedModel, model: Any) -> bool:
-    """Whether both give the same logits on a few tokens, as far as their dtype tells."""
+    """Return whether both give the same logits on a few tokens, as far as their dtype tells."""
     from transformers.cache_utils import DynamicCache
 
     config = model.config

@@ -1,9 +1,9 @@
-"""Weights laid out once for the narrow products of speculative decoding on a CPU.
+"""Prepacked weights for the narrow products of speculative decoding on a CPU.
 
 In bfloat16, torch multiplies by a matrix as it lies in memory for one row at a time, and brings it
 into its kernel's layout anew at each call for more rows. A forward over a draft has a few rows, so
 that it pays for this in every layer: on a CPU with AVX-512 five rows cost 1.7 times as much as one,
-and 1.2 times with weights that were laid out beforehand. The operators are those that
+and 1.2 times with prepacked weights. The operators are those that
 `torch.compile` uses with frozen weights.
 """
 
@@ -12,17 +12,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Product", "can_prepack", "is_prepacked", "lay_out", "multiply", "prepack"]
+__all__ = ["Product", "can_prepack", "is_prepacked", "multiply", "prepack", "prepacked_copy"]
 
 _WIDEST = 64  # rows; from about there on the layout is a small part of a product
-_LAID_OUT_FOR = 8  # rows that the layout is chosen for
+_PACKED_FOR = 8  # rows that the layout is chosen for
 # Columns: the sums of a single longer row are put together from parts, and round otherwise than
 # those of a row among others. Four rows take the time of one, two take more.
 _LONGEST_ALONE = 1024
 
 
 class Product:
-    """rows @ weight.T + bias; of 2 to 64 rows with a copy of the weights that was laid out for it.
+    """rows @ weight.T + bias; of 2 to 64 rows by a prepacked copy of the weights.
 
     Inference only: where gradients are wanted, or rows have another dtype than the weights
     (autocast), torch's own product is taken. Weights that change later are not seen. Results differ
@@ -46,14 +46,14 @@ class Product:
         packed: torch.Tensor | None = None,
     ) -> None:
         self.weight, self.bias = weight, bias
-        self.packed = lay_out(weight) if packed is None else packed
+        self.packed = prepacked_copy(weight) if packed is None else packed
 
     def __reduce__(self) -> tuple[type[Product], tuple[torch.Tensor, torch.Tensor | None]]:
-        """Copies and pickles lay the weights out anew: the layout cannot be copied."""
+        """Copies and pickles pack the weights anew: the packed form cannot be copied."""
         return Product, (self.weight, self.bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """(..., d) rows -> (..., m)."""
+        """Multiply rows (..., d): (..., m)."""
         weight = self.weight
         count = rows.numel() // rows.shape[-1]
         wants_gradients = torch.is_grad_enabled() and (weight.requires_grad or rows.requires_grad)
@@ -63,16 +63,16 @@ class Product:
         return multiply(rows, self.packed, self.bias)
 
 
-def lay_out(weight: torch.Tensor) -> torch.Tensor | None:
+def prepacked_copy(weight: torch.Tensor) -> torch.Tensor | None:
     """Return a copy of a weight (m, d) for `multiply`; None where the CPU has no kernels for it."""
     if not _has_kernels(weight):
         return None
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAID_OUT_FOR)
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
     return packed
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(..., n, d) rows by a laid-out weight, and a bias (m,) or None -> (..., n, m).
+    """Multiply rows (..., n, d) by a prepacked weight and add a bias (m,): (..., n, m).
 
     A row's result has the same bits, however many rows it comes with.
     """
@@ -84,12 +84,12 @@ def multiply(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 
 
 def can_prepack(model: nn.Module) -> bool:
-    """Whether weights of this model can be laid out beforehand: bfloat16, on a CPU that has it."""
+    """Return whether weights of this model can be prepacked: bfloat16, on a CPU that has it."""
     return _has_kernels(next(model.parameters()))
 
 
 def is_prepacked(model: nn.Module) -> bool:
-    """Whether `prepack` has changed this model: its wider forwards take less time then."""
+    """Return whether `prepack` has changed this model: its wider forwards take less time then."""
     return any(type(layer) is nn.Linear and "forward" in vars(layer) for layer in model.modules())
 
 

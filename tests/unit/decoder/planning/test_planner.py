@@ -18,24 +18,14 @@ STEP = Costs({1: {1: 1.0, 2: 1.5, 8: 1.8, 33: 3.4}})
 STEEP = Costs({1: {1: 1.0, 2: 2.0, 33: 33.0}})
 
 
-class Copies:
+class Copies(mv.Drafter):
     """A pure drafter of chains that follow a text; `knows(position)` says if it has a guess."""
 
     is_pure = True
-    makes_trees = False
 
     def __init__(self, text, length=8, knows=lambda position: True):
         self.text, self.length, self.knows = text, length, knows
         self.budgets = []
-
-    def start(self, request):
-        pass
-
-    def commit(self, verdicts, hidden):
-        pass
-
-    def release(self, request):
-        pass
 
     def propose(self, requests, budgets):
         self.budgets += budgets

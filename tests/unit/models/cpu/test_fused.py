@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 from transformers.cache_utils import StaticCache
 
 import mtp_verify as mv
+from mtp_verify.caches.slots import SlotCache
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu import fused
 from mtp_verify.models.cpu.fused import fuse, fused_layer, fused_model
@@ -109,7 +110,7 @@ def test_forwards_of_many_sequences_agree(pair: Any) -> None:
     ancestors[2] = torch.eye(len(TREE)).bool()
     steps = [torch.randint(0, VOCAB, (3, len(TREE)), generator=generator) for _ in range(2)]
     for target in pair:
-        cache = target.new_slots()
+        cache = SlotCache(target.new_kv())
         for _ in range(3):
             cache.add()
         rows = []
@@ -270,7 +271,7 @@ def _no_mlp(layer: Any, x: torch.Tensor, turn: Any, mask: Any, update: Any) -> t
 
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
-    [(fused, "turn_of", _wrong_turn), (fused.FusedLayer, "__call__", _no_mlp)],
+    [(fused, "rotary", _wrong_turn), (fused.FusedLayer, "__call__", _no_mlp)],
 )
 def test_a_probe_finds_what_computes_something_else(
     owner: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch

@@ -12,9 +12,9 @@ from mtp_verify.models.cpu.packing import (
     Product,
     can_prepack,
     is_prepacked,
-    lay_out,
     multiply,
     prepack,
+    prepacked_copy,
 )
 from tests.heads import tiny_head
 from tests.models import on_measured_cpus, prompt, tiny_model
@@ -56,7 +56,7 @@ def test_products_agree_at_every_width(layer: nn.Linear) -> None:
 @pytest.mark.parametrize("width", [96, 1040])
 def test_a_row_has_the_same_bits_in_any_company(layer: nn.Linear, width: int) -> None:
     """1,040 columns are more than torch's kernel for a single row sums up in one go."""
-    weight = lay_out(torch.randn(64, width).to(layer.weight.dtype))
+    weight = prepacked_copy(torch.randn(64, width).to(layer.weight.dtype))
     assert weight is not None
     rows = (torch.randn(24, width) * torch.rand(24, width) ** 4).to(layer.weight.dtype)
     whole = multiply(rows, weight, None)
