@@ -115,10 +115,10 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	done
 
 prove: $(PROVE) ## Prove the shipped rules by exact enumeration, and find every mutant
-	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify certify --self $(ARGS)
+	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify prove $(ARGS)
 
 prove-docs: $(PROVE) ## Renew docs/proof.json and docs/proof.md from the proof
-	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify certify --self --json > build/proof.json
+	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify prove --json > build/proof.json
 	$(PY) scripts/gen_proof_docs.py build/proof.json
 
 vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both

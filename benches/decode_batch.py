@@ -21,7 +21,7 @@ import torch
 import transformers
 
 import mtp_verify as mv
-from mtp_verify.commands.bench.prompts import OWN, load
+from mtp_verify.commands.shared.prompts import OWN, load
 from mtp_verify.decoder.decode import Decoder, Stats
 from mtp_verify.integrations import smollm2
 from mtp_verify.models.cpu.fused import fuse

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import mtp_verify as mv
-from mtp_verify.commands.threads import use_best
+from mtp_verify.commands.shared.threads import use_best
 from mtp_verify.integrations import smollm2
 from mtp_verify.models.cpu.fused import fuse
 from mtp_verify.models.cpu.packing import prepack

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import mtp_verify as mv
-from mtp_verify.commands.bench.figures import Estimate, geometric_mean
-from mtp_verify.commands.bench.prompts import OWN, load, pick
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.benchmark.figures import Estimate, geometric_mean
+from mtp_verify.commands.shared.prompts import OWN, load, pick
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.decoder.decode import Decoder, Stats
 from mtp_verify.decoder.planning import MeasuredCosts
 from mtp_verify.models.cpu.fused import fuse

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.commands.bench.prompts import OWN
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.prompts import OWN
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.decoder.planning import Costs
 from mtp_verify.decoder.planning.costs import measure

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
-from mtp_verify.commands.threads import num_cores
+from mtp_verify.commands.shared.threads import num_cores
 
 VOCAB = 151_936
 SEQUENCES, DRAFTED = 8, 8

@@ -13,6 +13,7 @@ import numpy as np
 
 import mtp_verify as mv
 from mtp_verify import _core, testing
+from mtp_verify.commands.cli import main as run_command
 
 HEAVY = ("torch", "transformers", "triton", "hypothesis")
 OF_COMMANDS = ("rich", "platformdirs")  # installed, and loaded when they are used
@@ -73,6 +74,8 @@ def main() -> None:
 
     for name in (*HEAVY, *OF_COMMANDS):
         check(name not in sys.modules, f"{name} was imported")
+
+    check(run_command(["prove"]) == 2, "`mtp-verify prove` runs without a prover")
     info = mv.verifier.build_info()
     print(f"smoke test passed: mtp-verify {mv.__version__}, numpy {np.__version__}, {info}")
 

@@ -66,7 +66,7 @@ class Engines:
         tokenizer = plain.get_tokenizer()
         self.prompts = [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}],
+                [{"role": "user", "content": prompt.prompt}],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
@@ -136,7 +136,7 @@ def main() -> int:
     report = {
         "vllm": vllm.__version__,
         "model": "SmolLM2-135M-Instruct",
-        "prompts": [prompt.kind for prompt in PROMPTS],
+        "prompts": [prompt.category for prompt in PROMPTS],
         "tokens_per_prompt": args.tokens,
         "repeats": args.repeats,
         "speculation": {"stock": NGRAM, "plugin": NGRAM, "suffix": SUFFIX},

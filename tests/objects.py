@@ -9,7 +9,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify import drafters, heads
-from mtp_verify.commands.compare import Identity, Race
+from mtp_verify.commands.shared.compare import Identity, Race
 from mtp_verify.decoder import decode, planning
 from mtp_verify.heads.probe import Reading
 from mtp_verify.integrations import ops
@@ -119,7 +119,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "Fit": lambda: stats.Fit(1.0, 2, 0.5, 10, 0),
     "Interval": lambda: stats.Interval(0.1, 0.0, 0.2),
     "Identity": lambda: Identity(True, 3, None, None, None),
-    "Race": lambda: Race({"plain": 1.0}, 2.0, 0.1, generation().stats, 3),
+    "Race": lambda: Race({"plain": 1.0}, generation().stats, [3]),
     "MtpVerifyError": lambda: mv.MtpVerifyError("text", slug="s", node=1, row=2, sequence=3),
     "OutOfBlocksError": lambda: generation().errors[0],
 }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify import drafters
-from mtp_verify.commands.bench.entrants import CHAINS, ENTRANTS, TREES
+from mtp_verify.commands.shared.entrants import CHAINS, ENTRANTS, TREES
 
 ROOT = Path(mv.__file__).parent
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gen_drafter_docs.py"
@@ -50,7 +50,7 @@ RECIPE = {
 LISTS = f"""
 import json, runpy
 import mtp_verify as mv
-from mtp_verify.commands.bench.entrants import CHAINS, ENTRANTS, TREES
+from mtp_verify.commands.shared.entrants import CHAINS, ENTRANTS, TREES
 table = runpy.run_path({str(SCRIPT)!r})["render"]()
 drafter = CHAINS["toy"].make(None, mv.SamplingParams())
 print(json.dumps([mv.__file__, mv.drafters.__all__, list(CHAINS), list(TREES), list(ENTRANTS),

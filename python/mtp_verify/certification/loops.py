@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 
@@ -32,15 +31,15 @@ def generate_loop(
     *,
     batch: int | None = None,
 ) -> Sample:
-    """A sampler that calls `generate`.
+    """Return a sampler that calls `generate`.
 
     Args:
         model: The target.
         params: How rows are shaped.
         setting: Length and end of each string; a grammar, where `options` say nothing of it.
         options: More arguments of `generate`; `mtp_layers` are layers for `use_mtp`.
-        batch: Strings of each call; None draws all in one. From two on a longer prompt keeps them
-            company, so that they are padded on the left.
+        batch: Strings of each call; None draws all in one. If there are several, a longer prompt is
+            added, so that they are padded on the left.
     """
     import torch
 
@@ -94,9 +93,9 @@ def generate_loop(
 
 
 def _ended(strings: NDArray[np.int64], setting: Setting) -> NDArray[np.int64]:
-    """Strings (n, at most num) with `ENDED` for the padding behind a stop token.
+    """Write `ENDED` over the padding behind a stop token, in strings (n, at most num).
 
-    Where something else than padding stands there, it is left, to be found.
+    Other tokens than padding are left there, to be found.
     """
     missing = setting.num - strings.shape[1]
     found = np.pad(strings, ((0, 0), (0, missing)), constant_values=0)
@@ -109,7 +108,7 @@ def _ended(strings: NDArray[np.int64], setting: Setting) -> NDArray[np.int64]:
 def left_padded(
     prompt: Sequence[int], count: int, *, is_accompanied: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens and mask of a prompt's copies, a longer one below them if wanted."""
+    """Return tokens and mask of a prompt's copies, with a longer one below them if wanted."""
     prompts = [list(prompt)] * count
     if is_accompanied:
         prompts.append([*prompt, *prompt[:2]])
@@ -121,7 +120,7 @@ def left_padded(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' notices, which come with every one of thousands of calls, away."""
+    """Turn off transformers' notices, which every one of thousands of calls repeats."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -137,6 +136,8 @@ def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
     if layers is None:
         yield
         return
+    from unittest import mock
+
     from transformers.modeling_layers import MtpModel
 
     with mock.patch.object(MtpModel, "from_pretrained", return_value=layers):
@@ -144,7 +145,7 @@ def _with_mtp_layers(layers: Any | None) -> Iterator[None]:
 
 
 def as_assistant(model: Any, num_drafts: int) -> Any:
-    """Fixed drafts, no confidence stop: every sample then has the same shape of steps."""
+    """Fix the size of drafts, without a confidence stop: all samples then have like steps."""
     config = model.generation_config
     config.num_assistant_tokens = num_drafts
     config.num_assistant_tokens_schedule = "constant"

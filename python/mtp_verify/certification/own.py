@@ -9,23 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from mtp_verify.certification.loops import generate_loop
-from mtp_verify.certification.settings import filled_up
+from mtp_verify.certification.settings import NUM_DRAFTS, filled_up
 from mtp_verify.errors import NumericsError
 from mtp_verify.verifier import lossy
-from mtp_verify.verifier.api import derive_seed
+from mtp_verify.verifier.api import derive_seed, rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mtp_verify.certification.checkpoints import Checkpoints
     from mtp_verify.certification.loops import Sample
+    from mtp_verify.certification.models import Checkpoints
     from mtp_verify.certification.settings import Setting
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import HeadLaw, Rule
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
 
-NUM_DRAFTS = 2
 # The modes that do not keep the law, with the numbers that their papers and libraries start from.
 LOSSY = {
     "typical": lossy.typical(0.3, 0.09),
@@ -33,29 +32,36 @@ LOSSY = {
     "topk": lossy.topk(2),
     "ensemble": lossy.ensemble(0.5),
 }
+# Law -> what drafts by it; the first that a rule takes is the one that it is certified on.
+_DRAFTS = {
+    "chain": "chain", "swor": "swor", "top_plus_one": "top_plus_one", "iid": "iid",
+    "coupled": "coupled", "deterministic": "tree",
+}  # fmt: skip
+
+
+def _rule_modes() -> dict[str, tuple[str, Rule]]:
+    """Return each rule of the table with a drafter whose drafts it is legal for."""
+    found: dict[str, tuple[str, Rule]] = {}
+    table = rules()
+    # Rules that others are special cases of, or that temperature 0 alone takes, are in "auto".
+    general = {row["core"] for row in table if row["core"] != row["name"]} | {"greedy"}
+    for row in table:
+        drafts = [_DRAFTS[law] for law in _DRAFTS if law in row["laws"]]
+        if drafts and row["name"] not in general:
+            found[row["name"]] = ("paths" if "paths" in row["shapes"] else drafts[0], row["name"])
+    return found
+
+
 # Mode -> drafter, rule.
 MODES: dict[str, tuple[str, Rule]] = {
     "plain": ("none", "auto"),
     "auto": ("chain", "auto"),
-    "token": ("chain", "token"),
-    "block": ("chain", "block"),
-    "target_only": ("chain", "target_only"),
-    "coupled": ("chain", "coupled"),
-    "specinfer": ("iid", "specinfer"),
-    "kseq": ("iid", "kseq"),
-    "gbv": ("paths", "gbv"),
-    "rrsw": ("swor", "rrsw"),
-    "traversal": ("swor", "traversal"),
-    "hu": ("top_plus_one", "hu"),
-    "lifted_hu": ("top_plus_one", "lifted_hu"),
+    **_rule_modes(),
     "race": ("coupled", "coupled"),
-    "tree": ("tree", "auto"),
-    "ngram": ("ngram", "auto"),
-    "suffix": ("suffix", "auto"),
-    "recycling": ("recycling", "auto"),
+    **{name: (name, "auto") for name in ("tree", "ngram", "suffix", "recycling")},
     # Several drafters: one after the other, with drafts of different laws.
     "combined": ("combined", "auto"),
-    # The one learns from what the target drew; the other's drafts show noise still to come.
+    # One learns from what the target drew; the drafts of the other show noise of later tokens.
     "combined-race": ("combined-race", "auto"),
     "planned": ("chain", "block"),
     **dict.fromkeys(LOSSY, ("chain", "auto")),
@@ -63,7 +69,7 @@ MODES: dict[str, tuple[str, Rule]] = {
 
 
 def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any:
-    """A drafter by the law of its drafts, or by its own name."""
+    """Return a drafter by the law of its drafts, or by its own name."""
     from mtp_verify.drafters import Combined, Model, ModelTree, NGram, Recycling, Suffix
 
     def heads(law: str) -> Any:
@@ -85,7 +91,7 @@ def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any
 
 
 def _heads(law: str, target: Any, params: SamplingParams) -> Any:
-    """Random heads on the target: bad guesses, which must not show in the output."""
+    """Return random heads on the target: their bad guesses must not show in the output."""
     import torch
 
     from mtp_verify.drafters import Heads
@@ -115,7 +121,7 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
 
 
 def _planner(mode: str) -> Any:
-    """Stated costs: measured ones would make a seed's strings depend on the machine."""
+    """Plan by stated costs: measured ones would make a seed's strings depend on the machine."""
     from mtp_verify.decoder.planning import Costs, Planner
 
     return Planner(Costs({1: {1: 1.0, 2: 1.3, 4: 2.2}})) if mode == "planned" else None
@@ -131,7 +137,7 @@ def _constraint(checkpoints: Checkpoints, setting: Setting) -> Any:
 def decoder_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
-    """A sampler by `mv.Decoder`: requests join as others leave, `setting.batch` at a time."""
+    """Return a sampler by `mv.Decoder`, `setting.batch` requests at a time."""
     from mtp_verify.decoder.decode import Decoder, Paged
 
     name, rule = MODES[mode]
@@ -143,7 +149,7 @@ def decoder_loop(
         longest = length + setting.num
         pools = {
             "paged": Paged(size * -(-longest // 4), block_size=4, prefix_cache=True),
-            # One string has room for itself and no more: drafts fit by chance, and rows wait.
+            # One string fits and no more: drafts fit by chance, and sequences wait.
             "tight": Paged(longest - 1, block_size=1),
         }
         return Decoder(
@@ -189,7 +195,7 @@ def decoder_loop(
         decoder = decoders[len(prompt)]
         if setting.cache == "static":
             return filled_up([alone(decoder, prompt, own) for own in seeds], setting.num)
-        # In step with each other they run out of room at once; else they join as others leave.
+        # In step with each other they run out of memory at once; else they join as others end.
         group = size if setting.cache == "tight" else n
         found: list[list[int]] = []
         for start in range(0, n, group):
@@ -217,13 +223,13 @@ class _Kept:
 
 
 def _tokens(generation: Any) -> list[int]:
-    """What a request has emitted."""
+    """Return the tokens that a request has emitted."""
     _refuse_all_but_dead_ends(generation.errors[0])
     return list(generation.tokens[0])
 
 
 def _refuse_all_but_dead_ends(error: Exception | None) -> None:
-    """A dead end of its grammar is one way for a string to end."""
+    """Raise an error, unless it is a dead end of the grammar, where a string may end."""
     if error is not None and getattr(error, "slug", None) != "dead_end":
         raise error
 
@@ -231,7 +237,7 @@ def _refuse_all_but_dead_ends(error: Exception | None) -> None:
 def drop_in_loop(
     checkpoints: Checkpoints, mode: str, params: SamplingParams, setting: Setting
 ) -> Sample:
-    """A sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
+    """Return a sampler by transformers' `generate(custom_generate=mv.hf.speculative(...))`."""
     from mtp_verify.integrations import hf
 
     name, rule = MODES[mode]
@@ -249,7 +255,7 @@ def drop_in_loop(
 
 
 def patched(sample: Sample) -> Sample:
-    """The same sampler with transformers' accept function replaced by `mv.hf.patch()`."""
+    """Return the same sampler with transformers' accept function replaced by `mv.hf.patch()`."""
 
     def inside(prompt: Sequence[int], n: int, seed: int) -> Any:
         from mtp_verify.integrations import hf

@@ -1,4 +1,4 @@
-"""What is counted along sampled strings: each token against its law given those before it.
+"""Counts along sampled strings: each token against its law given those before it.
 
 The joint law of whole strings can be compared for a few tokens only, as there are too many strings.
 The law of one token given those that were sampled before it is known at any length. Tokens are
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mtp_verify.certification.kept import Kept
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 from mtp_verify.testing.laws import ENDED
@@ -49,15 +50,13 @@ _PAIRS = (
 )
 
 
-class PathTally:
-    """Counts along the strings of all prompts.
+class PathTally(Kept):
+    """Counts along the first `horizon` tokens of the strings of all prompts.
 
-    Args:
-        laws: The target's.
-        vocab: V.
-        horizon: Tokens of each string that are counted.
-        tie: At temperature 0, logits as close as this to the largest are as good.
+    At temperature 0, logits as close as `tie` to the largest are as good.
     """
+
+    kept = ("seen", "expected", "seen_after", "expected_after", "impossible", "pairs")
 
     def __init__(self, laws: TokenLaws, vocab: int, horizon: int, tie: float) -> None:
         self.laws, self.horizon, self.tie = laws, horizon, tie
@@ -77,12 +76,7 @@ class PathTally:
         self._known: dict[Any, _Ranking] = {}
 
     def add(self, prompt: tuple[int, ...], calls: Sequence[NDArray[np.int64]], seed: int) -> None:
-        """Count the results of calls with consecutive seeds.
-
-        Args:
-            prompt: Of all of them.
-            calls: `NUM_CALLS` arrays of int (n, >= horizon).
-            seed: Of the first.
+        """Count the results, int (n, >= horizon), of `NUM_CALLS` calls with seeds from `seed` on.
 
         Raises:
             ParamsError: A token outside the vocabulary.
@@ -137,7 +131,7 @@ class PathTally:
         return places.reshape(calls.shape)
 
     def _ranking(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> _Ranking:
-        """The law behind a string, with its tokens ranked."""
+        """Return the law behind a string, with its tokens ranked."""
         key = (prompt, string)
         if key not in self._known:
             law = None if ENDED in string else self.laws.after(prompt, string)
@@ -183,7 +177,7 @@ class PathTally:
             np.add.at(table, (one[both], other[both]), 1)
 
     def fits(self) -> list[tuple[str, stats.Fit]]:
-        """The tests: of each token, of all together, both by parity, and of pairs."""
+        """Return the tests: of each token, of all together, both by parity, and of pairs."""
         found = []
         for depth in range(self.horizon):
             name = f"token {depth + 1} given those before"
@@ -203,7 +197,7 @@ class PathTally:
         return found
 
     def ranks(self, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """How often each rank was seen and expected at a token, 0 being the first."""
+        """Return how often each rank was seen and expected at a token, 0 being the first."""
         return self.seen[:, :, depth].sum(axis=(0, 1)), self.expected[:, :, depth].sum(axis=(0, 1))
 
     def _fit(self, part: Any) -> stats.Fit:
@@ -224,31 +218,6 @@ class PathTally:
             if expected.sum() > 0:
                 total += stats.fit(seen, expected / expected.sum(), statistic="g")
         return total
-
-    def state(self) -> dict[str, Any]:
-        """The counts, for a file."""
-        return {name: getattr(self, name).tolist() for name in _KEPT}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take counts back.
-
-        Raises:
-            ParamsError: They are not counts of this class and horizon.
-        """
-        for name in _KEPT:
-            own = getattr(self, name)
-            try:
-                counts = np.asarray(state[name], own.dtype)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                message = f"{name}: these are not kept counts ({error!r}): take another file"
-                raise ParamsError(message, slug="bad_resume") from error
-            if counts.shape != own.shape or not (counts >= 0).all():
-                message = f"{name}: found shape {counts.shape}, wanted counts of shape {own.shape}"
-                raise ParamsError(message, slug="bad_resume")
-            own[:] = counts
-
-
-_KEPT = ("seen", "expected", "seen_after", "expected_after", "impossible", "pairs")
 
 
 class _Ranking(NamedTuple):

@@ -66,7 +66,7 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
     else:
         summary = (
             f"nothing of total variation {min(c.min_tv for c in certificates)} or more found "
-            "(that is not a proof: see mtp-verify certify --self for one)"
+            "(that is not a proof: `make prove` makes one, of the rules of mtp-verify)"
         )
     return CertificateReport(
         "certify",
@@ -129,7 +129,7 @@ def _table(certificates: Sequence[Certificate]) -> Table:
 
 
 def _where(certificate: Certificate) -> list[Table]:
-    """Which tests failed, and which strings are most off at the prompt that shows it best."""
+    """Show which tests failed, and which strings are most off at the worst prompt."""
     failed = sorted((c for c in certificate.checks if c.adjusted < certificate.alpha), key=_rank)
     tests = tuple(
         (_place(check, certificate), f"{check.fit.statistic:.1f}", f"{check.fit.df}",
@@ -159,7 +159,7 @@ def _where(certificate: Certificate) -> list[Table]:
 
 
 def _ranks(failed: Sequence[Check], certificate: Certificate) -> list[Table]:
-    """How often each rank was seen at the token that is most off, given those before it."""
+    """Show how often each rank was seen at the token that is most off, given those before."""
     name = next((check.name for check in failed if " given those before" in check.name), None)
     if name is None or certificate.paths is None:
         return []
@@ -225,7 +225,7 @@ _CSS = (
 
 
 def _section(certificate: Certificate) -> str:
-    """One certificate as HTML."""
+    """Render one certificate as HTML."""
     c = certificate
     kind = c.verdict if c.verdict in {"pass", "biased", "lossy"} else ""
     facts = (
@@ -258,7 +258,7 @@ def _section(certificate: Certificate) -> str:
 
 
 def _bars(tally: Tally) -> str:
-    """The likeliest strings: expected share above, observed below."""
+    """Draw the likeliest strings: expected share above, observed below."""
     counts = tally.halves.sum(axis=0)
     seen = counts / max(1, int(counts.sum()))
     shown = np.argsort(-np.maximum(tally.law.probs, seen), kind="stable")[:_MOST_BARS].tolist()

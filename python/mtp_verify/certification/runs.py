@@ -36,24 +36,20 @@ _ROUND_SHARE = 0.1
 
 
 def check_call(call: NDArray[np.int64], count: int, width: int) -> None:
-    """Refuse what is not a sampler's result.
-
-    Args:
-        call: What it returned.
-        count: Strings that were asked for.
-        width: Tokens of each that are wanted, at least.
+    """Refuse what is not `count` strings of at least `width` tokens.
 
     Raises:
         ParamsError: Another shape, or no integers.
     """
+    message = ""
     if call.ndim != 2 or call.shape[0] != count or call.shape[1] < width:
         message = (
-            f"the engine returned shape {call.shape}, wanted ({count}, {width}) or wider: n "
+            f"found shape {call.shape} from the engine, wanted ({count}, {width}) or wider: n "
             f"continuations, without the prompt; those that have ended are filled up with {ENDED}"
         )
-        raise ParamsError(message, slug="shape_mismatch")
-    if call.dtype.kind not in "iu":
-        message = f"the engine returned {call.dtype}, wanted integers"
+    elif call.dtype.kind not in "iu":
+        message = f"found {call.dtype} from the engine, wanted integers"
+    if message:
         raise ParamsError(message, slug="shape_mismatch")
 
 
@@ -65,10 +61,7 @@ class TimedRows:
     """Rows of a target that raise `TimeOverError` instead, once the time is over.
 
     Laws are enumerated and strings are counted by asking for row after row: each is a place to end.
-
-    Args:
-        rows: From the tokens so far to logits (V,).
-        end: When the time is over, of `time.monotonic()`; may be set anew.
+    `end` is when the time is over, of `time.monotonic()`, and may be set anew.
     """
 
     def __init__(self, rows: Callable[[tuple[int, ...]], Any], end: float) -> None:
@@ -129,11 +122,11 @@ class Run:
     def sample(self, goal: float, deadline: float) -> None:
         """Draw until there are `goal` samples or the time is over; whole rounds only.
 
-        Prompts need equally many samples, and a round that the deadline meets is not counted: that
-        depends on the clock, never on what was drawn. Where there is a deadline, rounds begin small
-        and grow while they take a small share of the time. How long it takes to count one depends
-        on what was drawn: that share of the time is there for it behind the deadline, which the
-        other rounds had enough of.
+        Prompts need equally many samples, and a round that ends after the deadline is not counted:
+        that depends on the clock, never on what was drawn. Where there is a deadline, rounds begin
+        small and grow while they take a small share of the time. How long it takes to count one
+        depends on what was drawn: for that there is a share of the time after the deadline, which
+        was enough for the other rounds.
         """
         began, at_start = time.monotonic(), self.num_samples
         self._progress.show(f"{at_start:,} of {self.needed:,} samples")
@@ -160,7 +153,7 @@ class Run:
     def _draw(
         self, count: int, width: int, deadline: float
     ) -> list[list[NDArray[np.int64]]] | None:
-        """One round: the calls of each prompt; None once it is known to end behind the deadline."""
+        """Make one round of calls, or return None once it would end behind the deadline."""
         drawn = []
         num_left = NUM_CALLS * len(self.prompts)
         for index in range(len(self.prompts)):
@@ -208,7 +201,7 @@ class Run:
         """Go on from a file, if there is one.
 
         Raises:
-            ParamsError: It belongs to another certification, or was not written by this class.
+            ParamsError: It is of another certification, or was not written by this class.
         """
         self.path, self.identity = path, json.loads(json.dumps(identity))
         if not path.exists():

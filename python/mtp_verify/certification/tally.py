@@ -1,4 +1,4 @@
-"""What is counted while an engine is certified, and the tests of those counts."""
+"""Counts of sampled strings, and the tests of those counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtp_verify.certification.kept import Kept
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 
@@ -53,7 +54,7 @@ class Check:
     adjusted: float
 
 
-class Tally:
+class Tally(Kept):
     """Counts for one prompt: of whole strings, and of pairs of first tokens.
 
     Samples come as pairs of calls with consecutive seeds. The two calls are the halves from which
@@ -61,6 +62,8 @@ class Tally:
     neighbouring rows of one call, show engines that reuse noise: the members of a pair then depend
     on each other.
     """
+
+    kept = ("halves", "neighbours", "next_seed")
 
     def __init__(self, law: JointLaw) -> None:
         self.law = law
@@ -115,7 +118,7 @@ class Tally:
             _draw_counts(table, num, pairs, rng)
 
     def fits(self) -> list[tuple[str, stats.Fit]]:
-        """The tests of this prompt; the joint law first."""
+        """Return the tests of this prompt; the joint law first."""
         counts, law = self.halves.sum(axis=0), self.law
         found = [("joint", stats.fit(counts, law.probs))]
         shape = (law.vocab,) * law.length
@@ -128,32 +131,6 @@ class Tally:
             found.append((name, stats.independence(pairs.reshape(square), self.class_law)))
         return found
 
-    def state(self) -> dict[str, Any]:
-        """The counts, for a file."""
-        return {
-            "halves": self.halves.tolist(),
-            "neighbours": self.neighbours.tolist(),
-            "next_seed": self.next_seed.tolist(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take counts back.
-
-        Raises:
-            ParamsError: They are not counts of this law.
-        """
-        for name in ("halves", "neighbours", "next_seed"):
-            try:
-                counts = np.asarray(state[name], np.int64)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                message = f"{name}: these are not kept counts ({error!r}): take another file"
-                raise ParamsError(message, slug="bad_resume") from error
-            wanted = getattr(self, name).shape
-            if counts.shape != wanted or (counts < 0).any():
-                message = f"{name}: found shape {counts.shape}, wanted counts of shape {wanted}"
-                raise ParamsError(message, slug="bad_resume")
-            setattr(self, name, counts)
-
 
 def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> None:
     """Add to a table the counts of `count` draws; rounding puts none where nothing can be."""
@@ -165,9 +142,7 @@ def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> 
 def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Check]:
     """Run every test, corrected over all of them: the combined joint law comes first.
 
-    Args:
-        tallies: One for each prompt.
-        paths: Of all prompts.
+    `tallies` are one for each prompt, `paths` of all prompts.
     """
     found: list[tuple[str, int | None, stats.Fit]] = []
     for prompt, tally in enumerate(tallies):
@@ -190,7 +165,7 @@ def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Che
 
 
 def _fit_of_ranks(tallies: Sequence[Tally]) -> stats.Fit:
-    """Strings by their rank after their prompt: where rows are peaked, and samples of each few."""
+    """Test strings by their rank: for peaked rows, of which each string has few samples."""
     seen, expected = np.zeros(_MAX_CLASSES, np.int64), np.zeros(_MAX_CLASSES)
     impossible = 0
     for tally in tallies:
@@ -214,7 +189,7 @@ def _total(fits: Sequence[stats.Fit]) -> stats.Fit:
 
 
 def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interval:
-    """The total variation between the engine's joint law and the exact one, mean over prompts.
+    """Estimate the total variation between the engine's joint law and the exact one.
 
     That of one token is never above the joint law's, and is measured better: the largest of all
     lower bounds counts. Prompts have equally many samples, so that they are one law over (prompt,
@@ -240,7 +215,7 @@ def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interv
 
 
 def num_checks(laws: Sequence[JointLaw], paths: PathTally | None = None) -> int:
-    """How many tests `checks` runs."""
+    """Return how many tests `checks` runs."""
     along = 0 if paths is None else len(paths.fits())
     return len(_OVER_PROMPTS) + sum(law.length + 3 for law in laws) + along
 
@@ -253,7 +228,7 @@ def samples_needed(
     alpha: float,
     power: float,
 ) -> int:
-    """Samples, over all prompts, with which the combined joint test finds a bias of `min_tv`.
+    """Return how many samples let the combined joint test find a bias of `min_tv`.
 
     No fewer than the test by rank needs, which sees all prompts together; the test of one token
     given those before it has as many cells.
@@ -284,7 +259,7 @@ def power_of(
     min_tv: float,
     alpha: float,
 ) -> float:
-    """Probability that a bias of `min_tv` is found with so many samples over all prompts.
+    """Return the probability that `num_samples` over all prompts show a bias of `min_tv`.
 
     That of the joint test, or of the test by rank where that is smaller: `samples_needed` the other
     way round.

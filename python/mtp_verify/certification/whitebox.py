@@ -1,9 +1,9 @@
-"""Certify an accept function from inside: feed it probabilities, drafts and uniforms.
+"""Certify an accept function from inside, by calls with given probabilities and uniforms.
 
 For fixed rows and draft tokens the output is a step function of the uniforms. Its steps along each
 uniform are found by bisection, every cell between them is visited once, and the law of the emitted
-tokens follows exactly, up to the rounding of the function itself. Edge cases come on top: they
-have next to no probability, which is why no sampling test sees them.
+tokens follows exactly, up to the rounding of the function itself. Edge cases are tried too: their
+probability is so small that no sampling test finds them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ __all__ = ["Accept", "AcceptCertificate", "EdgeCase", "certify_accept", "transfo
 
 Accept = Callable[[Any, Any, Any, Any], Any]
 
-# The largest uniform that float32 generators return; past it lies 1, which no generator returns.
+# The largest uniform that float32 generators return: they never return 1.
 _LAST_UNIFORM = 1 - 2.0**-24
 # Both the steps and float32 functions are exact to about 1e-7.
 _TOLERANCE = 1e-6
@@ -116,9 +116,7 @@ def certify_accept(
     Raises:
         ParamsError: `num_drafts` is not 1 or 2, or the function raises on ordinary rows.
     """
-    if num_drafts not in (1, 2):
-        message = f"num_drafts: found {num_drafts}, wanted 1 or 2"
-        raise ParamsError(message, slug="param_out_of_range")
+    num_drafts = as_count("num_drafts", num_drafts, 1, 2)
     from mtp_verify.testing import mutants
 
     counted = _Counted(accept)
@@ -164,7 +162,7 @@ def _distances(accept: Accept, num_drafts: int) -> dict[str, float]:
 def _distance(
     accept: Accept, targets: list[list[float]], drafters: list[list[float]], num: int
 ) -> float:
-    """Total variation of the law of num + 1 tokens: emitted ones, then continued by the target."""
+    """Return the total variation of num + 1 tokens, those behind the emitted ones the target's."""
 
     def row(table: list[list[float]], path: Sequence[int]) -> NDArray[np.float64]:
         return np.asarray(table[(len(path) + sum(path)) % len(table)], np.float64)
@@ -202,7 +200,7 @@ def _product(
 
 
 def _integrate(accept: Accept, p: Any, q: Any, tokens: Any) -> dict[tuple[int, ...], float]:
-    """The law of the emitted tokens over independent uniforms."""
+    """Return the law of the emitted tokens over independent uniforms."""
     num = len(tokens) + 1
 
     def call(uniforms: Sequence[float]) -> tuple[int, ...]:
@@ -226,7 +224,7 @@ def _steps(
     axis: int,
     probes: list[tuple[float, ...]],
 ) -> list[float]:
-    """Where the output changes along one uniform, 0 and 1 included."""
+    """Return where the output changes along one uniform, 0 and 1 included."""
     found: list[float] = []
     grid = [(i + 0.5) / _GRID for i in range(_GRID)]
     for probe in probes:
@@ -251,7 +249,7 @@ def _bisect(
     before: tuple[int, ...],
     after: tuple[int, ...],
 ) -> list[float]:
-    """The steps between two points with different outputs, however many there are."""
+    """Return the steps between two points with different outputs, however many there are."""
     if before == after:
         return []
     middle = (low + high) / 2
@@ -262,7 +260,7 @@ def _bisect(
 
 
 def _merge(points: list[float]) -> list[float]:
-    """Points in order, those closer than the bisection's precision taken once."""
+    """Sort points, and take those closer than the bisection's precision once."""
     merged: list[float] = []
     for point in sorted(points):
         if 1e-8 < point < 1 - 1e-8 and (not merged or point - merged[-1] > 1e-8):
@@ -271,7 +269,7 @@ def _merge(points: list[float]) -> list[float]:
 
 
 def _edges(accept: Accept) -> list[EdgeCase]:
-    """Calls at the borders: what is emitted must have a positive target probability."""
+    """Try calls at the borders: emitted tokens must have a positive target probability."""
     first, last, half = 0.0, _LAST_UNIFORM, 0.5
     tiny = float(np.finfo(np.float32).smallest_subnormal)
     even, skewed = [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]
@@ -318,6 +316,8 @@ def transformers_accept() -> Accept:
     Raises:
         ImportError: transformers or torch is missing.
     """
+    from unittest import mock  # with asyncio, which `mtp-verify --help` need not load
+
     import torch
     from transformers.generation import utils
 

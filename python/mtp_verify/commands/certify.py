@@ -1,4 +1,4 @@
-"""The options of `mtp-verify certify` for engines, and what they run."""
+"""`mtp-verify certify`: test any decoder, or its accept function, against an exact law."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.certification import accept_report, certify, certify_accept, engines, report
 from mtp_verify.certification.blackbox import make_prompts
-from mtp_verify.certification.plans import Plan, plans_of
-from mtp_verify.certification.settings import CACHES, GRAMMARS
+from mtp_verify.certification.settings import Plan, add_options, plans_of
 from mtp_verify.certification.whitebox import transformers_accept
+from mtp_verify.commands.command import Command, output_file
+from mtp_verify.console.libraries import need
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from mtp_verify.certification import Certificate
     from mtp_verify.console.report import Report
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMMAND", "add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; `--self` and `--json` are the command's own."""
+    """Add the options."""
     known = " | ".join(engines.MODES)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)"
@@ -48,53 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the engine, may be repeated: "
         + "; ".join(f"{name}: {', '.join(modes)}" for name, modes in engines.MODES.items()),
     )
-    parser.add_argument("--min-tv", type=float, default=0.1, help="bias to find (default 0.1)")
-    parser.add_argument("--alpha", type=float, default=1e-4, help="false alarms (default 1e-4)")
-    parser.add_argument(
-        "--length", type=int, default=3, help="tokens whose joint law is compared (default 3)"
-    )
-    parser.add_argument(
-        "--horizon", type=int, default=12, help="tokens compared one by one (default 12)"
-    )
-    parser.add_argument("--prompts", type=int, default=3, help="how many (default 3)")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
-    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is off")
-    parser.add_argument(
-        "--batch", type=int, default=0, help="strings drawn together by this package (default 0: 1)"
-    )
-    parser.add_argument(
-        "--eos", type=int, default=-1, metavar="TOKEN", help="0 to 7: strings end at it"
-    )
-    for option, kinds in (("--grammar", GRAMMARS), ("--cache", CACHES)):
-        said = "; ".join(f"{name}: {words}" for name, words in kinds.items() if name)
-        parser.add_argument(option, default="", help=said)
-    parser.add_argument(
-        "--sharpness", type=float, default=1.0, help="larger logits, peaked rows (default 1)"
-    )
-    parser.add_argument(
-        "--tie", type=float, default=1e-4, help="logit gap of a tie at temperature 0 (default 1e-4)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="of the first call (default 0)")
+    add_options(parser)
+    parser.add_argument("--seed", type=int, help="of the first call (default 0)")
     parser.add_argument(
         "--rerun",
         type=Path,
-        default=None,
         metavar="FILE",
         help="run again what a --json report calls biased, with its seeds (or from --seed on)",
     )
     parser.add_argument(
         "--max-seconds",
         type=float,
-        default=None,
         help="for all modes together, from the start of the process",
     )
-    parser.add_argument(
-        "--resume", type=Path, default=None, metavar="FOLDER", help="keep counts here, and go on"
-    )
-    parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="write a page too")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page too")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -104,6 +73,10 @@ def run(args: argparse.Namespace) -> Report:
         ParamsError: Options that do not go together, or a report that cannot be run again.
         ImportError: An engine that is not installed.
     """
+    subjects = (args.engine, args.accept, args.rerun)
+    if sum(subject is not None for subject in subjects) != 1:
+        message = "say what to certify: one of --engine, --accept and --rerun"
+        raise ParamsError(message, slug="bad_options")
     if args.accept is not None:
         return _accept(args)
     if args.rerun is not None:
@@ -136,7 +109,7 @@ def _accept(args: argparse.Namespace) -> Report:
     with Progress() as progress:
         progress.show(f"certifying {args.accept}")
         if args.accept == "transformers":
-            engines.need("torch", "transformers", extra="hf")
+            need(extra="hf")
             return accept_report(certify_accept(transformers_accept(), name="transformers"))
         with _here_first():
             function = engines.load_function(args.accept)
@@ -194,3 +167,12 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+COMMAND = Command(
+    "certify",
+    "Test any decoder, or its accept function, against an exact law.",
+    "mtp-verify certify --engine transformers --html report.html",
+    add_arguments,
+    run,
+)

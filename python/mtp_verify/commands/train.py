@@ -1,4 +1,4 @@
-"""The options of `mtp-verify train`, and what they run."""
+"""`mtp-verify train`: a draft head for a model, on text that the model writes itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.commands.command import Command
 from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMMAND", "add_arguments", "run"]
 
 # Short names of the families that train well without their target's own kind of block.
 _HEADS: dict[str, dict[str, Any]] = {
@@ -40,7 +41,7 @@ _TINY: dict[str, Any] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; `--json` is the command's own."""
+    """Add the options."""
     parser.add_argument(
         "--model",
         default="smollm2",
@@ -58,23 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=None,
         help="wall time for everything, from the start of the process (default 38; tiny 1)",
     )
-    parser.add_argument("--tokens", type=int, default=None, help="most training text (850000)")
+    parser.add_argument("--tokens", type=int, help="most training text (850000)")
     parser.add_argument(
-        "--prompts", type=Path, default=None, metavar="FILE",
+        "--prompts", type=Path, metavar="FILE",
         help='answer these: one JSON object a line with a "prompt", or in a .txt file one prompt a '
         "line; a tenth of them is held out (default: prompts of this package)",
     )  # fmt: skip
     parser.add_argument(
-        "--questions", type=float, default=None, metavar="SHARE",
+        "--questions", type=float, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=float, default=None, help="most passes over it (10)")
-    parser.add_argument(
-        "--loss", default=None, help="distillation (default), hybrid, log-overlap, ..."
-    )
+    parser.add_argument("--epochs", type=float, help="most passes over it (10)")
+    parser.add_argument("--loss", help="distillation (default), hybrid, log-overlap, ...")
     parser.add_argument(
         "--layers", type=int, default=None,
         help="blocks per level (1; KOALA's K), or layers of the model (2)",
@@ -83,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
     )
     parser.add_argument(
-        "--from", dest="start", type=Path, default=None, metavar="HEAD",
+        "--from", dest="start", type=Path, metavar="HEAD",
         help="start from the weights of a head trained before instead of random ones",
     )  # fmt: skip
     parser.add_argument(
@@ -105,41 +103,36 @@ def run(args: argparse.Namespace) -> Report:
     """
     import torch
 
-    from mtp_verify.commands.subjects import subject_for
+    from mtp_verify.commands.shared.subjects import subject_for
     from mtp_verify.training import run as stages
     from mtp_verify.training.prompt_files import read_prompts
     from mtp_verify.training.recipe import Recipe, quick_dtype
 
     is_tiny = args.model == "tiny"
-    if args.model not in ("tiny", "smollm2") and not Path(args.model).is_dir():
-        msg = f"--model {args.model}: no such folder (models are never downloaded)"
-        raise ParamsError(msg, slug="bad_options")
-    for name in ("minutes", "tokens", "epochs"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            msg = f"--{name}: found {value}, wanted more than 0"
-            raise ParamsError(msg, slug="param_out_of_range")
-    if args.questions is not None and not 0 <= args.questions <= 1:
-        msg = f"--questions: found {args.questions}, wanted a share of 0 to 1"
-        raise ParamsError(msg, slug="param_out_of_range")
+    folder = None if args.model in ("tiny", "smollm2") else args.model
+    if folder is not None and not Path(folder).is_dir():
+        message = f"--model {folder}: no such folder (models are never downloaded)"
+        raise ParamsError(message, slug="bad_options")
+    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not (0 <= value <= 1 if name == "questions" else value > 0):
+            wanted = "a share of 0 to 1" if name == "questions" else "more than 0"
+            message = f"--{name}: found {value}, wanted {wanted}"
+            raise ParamsError(message, slug="param_out_of_range")
     settings: dict[str, Any] = {
         **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,
     }  # fmt: skip
-    if args.layers is not None:
-        settings["num_layers"] = args.layers
-    if args.loss is not None:
-        settings["loss"] = args.loss
+    chosen = {"num_layers": args.layers, "loss": args.loss}
+    settings |= {name: value for name, value in chosen.items() if value is not None}
     changes = _changes(args.changes, settings)
     recipe = Recipe(**{"dtype": quick_dtype(), **settings, **changes})
     limits: dict[str, Any] = {"minutes": 1.0, "tokens": 4000, "answer": 40} if is_tiny else {}
-    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
-    limits |= {name: value for name, value in given.items() if value is not None}
-    budget = stages.Budget(**limits)
+    budget = stages.Budget(**limits | given)
     own = None if args.prompts is None else read_prompts(args.prompts)
     with _processes(), Progress() as lines:
         lines.show("loading the model")
-        folder = None if args.model in ("tiny", "smollm2") else args.model
         subject = subject_for(folder=folder, tiny=is_tiny)
         model = subject.load(recipe.dtype)
         _, found = stages.train(
@@ -171,12 +164,7 @@ def run(args: argparse.Namespace) -> Report:
         f"acceptance of greedy chains of 4 on held-out {'topics' if own is None else 'prompts'}",
         ("step", "loss", "tau", *(f"depth {depth + 1}" for depth in range(4))),
         tuple(
-            (
-                str(point["step"]),
-                f"{point['loss']:.3f}",
-                f"{point['tau']:.2f}",
-                *(f"{share:.2f}" for share in point["by_depth"]),
-            )
+            (str(point["step"]), *(f"{value:.{digits}f}" for value, digits in _figures(point)))
             for point in found["curve"]
         ),
         left=0,
@@ -188,15 +176,20 @@ def run(args: argparse.Namespace) -> Report:
     return Report("train", data=data, sections=[table], summary=summary)
 
 
+def _figures(point: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """Return the figures of a point of the curve, with their decimals."""
+    return [(point["loss"], 3), (point["tau"], 2), *((share, 2) for share in point["by_depth"])]
+
+
 def _load(folder: str | None, dtype: str) -> Any:
-    """The target, in another process."""
-    from mtp_verify.commands.subjects import subject_for
+    """Load the target, in another process."""
+    from mtp_verify.commands.shared.subjects import subject_for
 
     return subject_for(folder=folder).load(dtype)
 
 
 def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a recipe from words like `depth=4`.
+    """Read fields of a recipe from words like `depth=4`.
 
     Raises:
         ParamsError: not of that form, no such field, or one that has an option of its own.
@@ -213,13 +206,13 @@ def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
         kind = kinds.get(name)
         if kind not in read or name in taken:
             free = sorted(name for name in kinds if kinds[name] in read and name not in taken)
-            msg = f"--set {word}: wanted NAME=VALUE with one of these names: {', '.join(free)}"
-            raise ParamsError(msg, slug="bad_options")
+            message = f"--set {word}: wanted NAME=VALUE with one of these names: {', '.join(free)}"
+            raise ParamsError(message, slug="bad_options")
         try:
             changes[name] = read[str(kind)](value)
         except ValueError:
-            msg = f"--set {word}: wanted a value of type {kind}"
-            raise ParamsError(msg, slug="bad_options") from None
+            message = f"--set {word}: wanted a value of type {kind}"
+            raise ParamsError(message, slug="bad_options") from None
     return changes
 
 
@@ -237,3 +230,14 @@ def _processes() -> Iterator[None]:
     finally:
         if is_one_of_many:
             distributed.destroy_process_group()
+
+
+COMMAND = Command(
+    "train",
+    "Train a draft head for a model, on text that the model writes itself.",
+    "mtp-verify train --model smollm2 --out my-head --minutes 37",
+    add_arguments,
+    run,
+    needs=("torch", "transformers"),
+    extra="demo",
+)

@@ -15,7 +15,7 @@ _STARTED_FIELD = 19  # of /proc/self/stat behind the command's name: its 22nd, `
 def process_start() -> float:
     """When this process began, of `time.monotonic()`.
 
-    Where the system does not tell (elsewhere than on Linux) it is when this module was imported,
+    On other systems than Linux it is when this module was imported,
     some tenths of a second later.
     """
     try:

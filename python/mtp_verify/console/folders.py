@@ -1,4 +1,4 @@
-"""Where this package keeps what it would otherwise have to make again."""
+"""The folder of files that are expensive to make again."""
 
 from __future__ import annotations
 

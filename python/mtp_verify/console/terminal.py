@@ -24,12 +24,12 @@ _UNFINISHED = "\ufffd"  # what decoders give for a character whose bytes are not
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal on which a line can be written over."""
+    """Return whether `stream` is a terminal on which a line can be written over."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that shows colour, and the user did not turn it off."""
+    """Return whether `stream` is a terminal with colour, which the user did not turn off."""
     return is_terminal(stream) and "NO_COLOR" not in os.environ
 
 
@@ -37,11 +37,11 @@ class Progress:
     """What a command is doing, on stderr: one line that is written over, if it is a terminal.
 
     Elsewhere (a file, a pipe, a log) the latest line is written whenever nothing else was for 8
-    seconds, with the time since the beginning: whoever waits sees that the command lives. What
-    takes less time writes nothing there.
+    seconds, with the time since the beginning, to show that the command still runs. What takes
+    less time writes nothing there.
 
-    Use it as a context: what happens at its end, whatever ends it, is `clear`. Of several at a time
-    the one that began to show something last is shown, and the one before it when that is cleared.
+    Use it as a context, whose end calls `clear`. Of several at a time the one that began to show
+    something last is shown, and the one before it when that is cleared.
 
     Args:
         total: Number of steps to come.
@@ -119,7 +119,7 @@ class _Line:
         elif self._ended is not None:
             self._ended.set()
             self._ended = None
-        with contextlib.suppress(OSError, ValueError):  # nobody sees it any more
+        with contextlib.suppress(OSError, ValueError):  # the stream was closed
             if text and on_terminal and is_terminal(sys.stderr):
                 self._draw(text, start)
             elif self._live is not None:
@@ -144,7 +144,7 @@ class _Line:
             self._live.refresh()
 
     def _shown(self) -> Text:
-        """What stands on a terminal: cut where the terminal ends."""
+        """Return the line as a terminal shows it: cut at the terminal's edge."""
         from rich.text import Text
 
         text, start = self._drawn
@@ -166,7 +166,7 @@ class _Line:
             text, start, _ = self._latest()
             if not text:  # it was taken away this moment
                 return
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            with contextlib.suppress(OSError, ValueError):  # the stream was closed
                 sys.stderr.write(f"{text} ({now - start:.0f} s so far)\n")
                 sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""A process of our own that works for this one, and that nothing keeps from being ended."""
+"""A process that works for this one, and that can be ended at any time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Worker:
         return found
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """End it at once."""
         self.connection.close()
         if self._process.pid is not None:
             self._process.kill()

@@ -46,22 +46,22 @@ class Verdicts(NamedTuple):
     logprobs: Tensor
 
     def __eq__(self, other: object) -> bool:
-        """Whether all four tensors are equal."""
+        """Return whether all four tensors are equal."""
         if not isinstance(other, Verdicts):
             return NotImplemented
         return is_equal(tuple(self), tuple(other))
 
     def __ne__(self, other: object) -> bool:
-        """A tuple has its own, which would compare the tensors."""
+        """Return the opposite of `==`; a tuple's own would compare the tensors."""
         return not self == other
 
     def __hash__(self) -> NoReturn:
-        """Tensors change; their own hash says nothing of what they hold."""
-        msg = "unhashable type: 'Verdicts'"
-        raise TypeError(msg)
+        """Refuse: tensors can change, so a hash of them would not fit `==`."""
+        message = "unhashable type: 'Verdicts'"
+        raise TypeError(message)
 
     def __repr__(self) -> str:
-        """Shapes and dtypes."""
+        """Return shapes and dtypes."""
         return sizes(self)
 
 
@@ -78,7 +78,7 @@ def verify_batch(
     seeds: Tensor,
     positions: Tensor,
 ) -> Verdicts:
-    """Verifies a rectangular batch; safe inside ``torch.compile(fullgraph=True)``.
+    """Verify a rectangular batch; safe inside ``torch.compile(fullgraph=True)``.
 
     The verdict of each sequence is that of `mtp_verify.verify`. Tensors on a device are copied to
     the host, the results back: the call waits for the device, and no CUDA graph can hold it.
@@ -215,7 +215,7 @@ def _drafts(
     lengths: Tensor | None,
     law: Law,
 ) -> DraftBatch:
-    """The nodes that are drafted, packed."""
+    """Pack the nodes that are drafted."""
     count, nodes = tokens.shape
     if lengths is not None:
         _check_shape("lengths", lengths, [(count,)])

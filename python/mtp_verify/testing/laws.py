@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.reference import penalise, shaped
 
@@ -22,7 +23,7 @@ __all__ = ["ENDED", "MAX_OUTCOMES", "JointLaw", "TokenLaws", "exact_law", "model
 # Past this, neither enumeration nor a test with a useful number of samples is practical.
 MAX_OUTCOMES = 1 << 16
 _BATCH = 256  # texts of one forward
-# What a sampler returns behind the end of a string that is shorter than others.
+# Fills up a string that ends before the others.
 ENDED = -1
 
 
@@ -33,11 +34,10 @@ class TokenLaws:
         rows: From the tokens so far to the logits (V,) of the next one.
         params: How rows are shaped, by the history too; None means `SamplingParams()`.
         eos: A token that ends a string, or None.
-        allowed: From the tokens behind the prompt to bool (V,), which of them a grammar lets come
-            next; none ends the string. None lets all.
+        allowed: From the tokens behind the prompt to bool (V,), those that a grammar allows next;
+            none ends the string. None allows all.
 
     Attributes:
-        vocab: V.
         may_end: Whether strings may be shorter than asked for.
     """
 
@@ -64,12 +64,12 @@ class TokenLaws:
     def tied(
         self, prompt: tuple[int, ...], string: tuple[int, ...], gap: float
     ) -> NDArray[np.bool_]:
-        """Which tokens (V,) behind a string have a logit within `gap` of the largest."""
+        """Return which tokens (V,) behind a string have a logit within `gap` of the largest."""
         row = self._row(prompt, string)
         return np.zeros(0, bool) if row is None else np.asarray(row >= row.max() - gap)
 
     def _row(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> NDArray[np.float64] | None:
-        """The logits behind a string before they are shaped, or None where nothing can follow."""
+        """Return the logits behind a string, not shaped yet, or None where nothing can follow."""
         if self.eos is not None and self.eos in string:
             return None
         path = (*prompt, *string)
@@ -104,7 +104,7 @@ class JointLaw:
     may_end: bool = False
 
     def indices(self, samples: Any) -> NDArray[np.int64]:
-        """The index of each sampled string.
+        """Return the index of each sampled string.
 
         Args:
             samples: int (n, >= k); columns past k are not read. `ENDED` fills up what has ended.
@@ -133,17 +133,17 @@ class JointLaw:
         return np.asarray(tokens @ weights)
 
     def counts(self, samples: Any) -> NDArray[np.int64]:
-        """How often each string was sampled: int64 (V**k,)."""
+        """Count how often each string was sampled: int64 (V**k,)."""
         return np.bincount(self.indices(samples), minlength=len(self.probs))
 
     def string(self, index: int) -> tuple[int, ...]:
-        """The tokens of the string with an index."""
+        """Return the tokens of the string with an index."""
         return tuple(
             int(index // self.vocab**power % self.vocab) for power in reversed(range(self.length))
         )
 
     def marginal(self, depth: int) -> NDArray[np.float64]:
-        """The law (V,) of token `depth`, 0 being the first."""
+        """Return the law (V,) of token `depth`, 0 being the first."""
         joint = self.probs.reshape((self.vocab,) * self.length)
         return np.asarray(joint.sum(axis=tuple(i for i in range(self.length) if i != depth)))
 
@@ -172,9 +172,7 @@ def exact_law(
         [0.0625, 0.1875, 0.1875, 0.5625]
     """
     laws = rows if isinstance(rows, TokenLaws) else TokenLaws(rows, params)
-    if length < 1:
-        message = f"length: found {length}, wanted at least 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    length = as_count("length", length)
     start = tuple(int(token) for token in prompt)
     probs = np.ones(1)
     num_tokens = len(laws.rows(start))

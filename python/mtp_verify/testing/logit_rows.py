@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count, check_word
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ KINDS = ("flat", "tied", "masked", "peaked", "recorded")
 
 @lru_cache(maxsize=1)
 def recorded_logits() -> NDArray[np.float16]:
-    """Logits of a real model at 48 places of 8 texts, each with and without the text before.
+    """Load logits of a real model at 48 places of texts, each with and without the text before.
 
     Returns:
         (48, 2, 512) float16, read-only. `[:, 0]` is what the model gave after the whole text, as a
@@ -82,21 +82,14 @@ def draw_logits(
         >>> bool((np.isfinite(target).sum(axis=1) <= 3).all())
         True
     """
-    _check("vocab", vocab, "at least 1", holds=vocab >= 1)
-    _check("count", count, "at least 0", holds=count >= 0)
-    _check("kind", kind, f"one of: {', '.join(KINDS)}", holds=kind is None or kind in KINDS)
-    _check("dtype", dtype, f"one of: {', '.join(_ROUNDED)}", holds=dtype in _ROUNDED)
+    vocab, count = as_count("vocab", vocab), as_count("count", count, 0)
+    check_word("kind", KINDS[0] if kind is None else kind, KINDS)
+    check_word("dtype", dtype, tuple(_ROUNDED))
     rows = np.empty((2, count, vocab), np.float32)
     for i in range(count):
         rows[:, i] = _MAKERS[kind or KINDS[rng.integers(len(KINDS))]](rng, vocab)
     target, drafter = _ROUNDED[dtype](rows)
     return target, drafter
-
-
-def _check(name: str, found: Any, wanted: str, *, holds: bool) -> None:
-    if not holds:
-        message = f"{name}: found {found!r}, wanted {wanted}"
-        raise ParamsError(message, slug="param_out_of_range")
 
 
 def _flat(rng: np.random.Generator, vocab: int) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 A loop gets its chance at three places: a drafter draws tokens (`mtp_verify.growers`, or one row at
 a time), and a rule verifies. `loop_law` puts an enumerator behind all three and runs the loop once
-for each combination of branches; all else, the loop itself, is what ships. Rules and growers are
+for each combination of branches; the loop itself is the one that ships. Rules and growers are
 the shipped ones too: the core lists their branches by running its own decision code.
 
 What is found is exact up to the rounding of float64: some 1e-15 a branch.
@@ -119,7 +119,7 @@ class _Run:
     def verdict(
         self, address: tuple[int, int], found: list[tuple[Verdict | MtpVerifyError, float]]
     ) -> Verdict | MtpVerifyError:
-        """One of the verdicts that a rule can give, or the error that it ends with."""
+        """Choose one of the verdicts that a rule can give, or the error that it ends with."""
         ways = tuple(
             repr(way)
             if isinstance(way, MtpVerifyError)
@@ -130,7 +130,7 @@ class _Run:
 
 
 class _Enumerator(Host):
-    """The kernel that lets a run answer in the place of the noise."""
+    """The kernel in which a run chooses, and not the noise."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
@@ -193,7 +193,7 @@ def _refuse(lossy: Any) -> None:
 
 
 def _split(logits: Any, counts: list[int]) -> list[Any]:
-    """The rows of each sequence, in whichever form `verify_batch` takes them."""
+    """Split rows, in any form that `verify_batch` takes, into those of each sequence."""
     if isinstance(logits, list):
         return logits
     if logits.ndim == 3:

@@ -65,12 +65,12 @@ def assert_lossless(
     check_callable("make", make)
     decoder = make()
     if not isinstance(decoder, Decoder):
-        msg = f"make: found {type(decoder).__name__} from make(), wanted a mv.Decoder"
-        raise TypeError(msg)
+        message = f"make: found {type(decoder).__name__} from make(), wanted a mv.Decoder"
+        raise TypeError(message)
     prompt = as_list("prompt", prompt)
     if not prompt:
-        msg = "prompt: found no tokens, wanted at least one"
-        raise ParamsError(msg, slug="param_out_of_range")
+        message = "prompt: found no tokens, wanted at least one"
+        raise ParamsError(message, slug="param_out_of_range")
     target = decoder.target
 
     def row(path: tuple[int, ...]) -> NDArray[np.float64]:
@@ -84,12 +84,12 @@ def assert_lossless(
     found = loop_law(lambda: _text(make(), prompt, length))
     distance = _distance(found, law)
     if distance > max_tv:
-        msg = (
+        message = (
             f"the law differs: total variation {distance:.3g}, wanted at most {max_tv:.3g}, over "
             f"{len(found)} texts of {length} tokens. (A drafter with a random generator of its own "
             "needs sample=True.)"
         )
-        raise AssertionError(msg)
+        raise AssertionError(message)
     return distance
 
 

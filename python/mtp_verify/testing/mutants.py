@@ -1,4 +1,4 @@
-"""Engines with one named mistake each, beside right ones: controls for whoever certifies.
+"""Engines with one named mistake each, beside right ones: controls for certification.
 
 Engines are small (a table of rows) and draw many samples at once with NumPy, so that a certifier
 can be tried hundreds of times. `ENGINES`, `HIDDEN` and `ACCEPTS` name them all.
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import ENDED
+from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ __all__ = [
     "TableEngine",
     "accept",
     "engine",
+    "follow",
+    "place_of",
+    "softmax",
     "table_rows",
 ]
 
@@ -52,7 +55,7 @@ HIDDEN = {
     "late_rows": "neighbouring rows share their noise from the fourth token on",
     "late_seeds": "consecutive seeds share their noise from the fourth token on",
     "odd_seeds": "a seed of odd number shares all noise with the next one",
-    "late_drop": "near the end of its room it drops a draft by what was drawn",
+    "late_drop": "near the end of its space it drops a draft depending on what was drawn",
     "runs_past_stop": "a stop token inside an accepted draft is noticed after the draft",
     "drops_stop": "a draft that ends with a stop token is dropped",
     "masks_late": "a grammar holds for what is drawn, not for what was drafted",
@@ -88,12 +91,13 @@ def table_rows(vocab: int, seed: int, spread: float = 1.0) -> Callable[[tuple[in
     table = _table(vocab, seed) * spread
 
     def rows(path: tuple[int, ...]) -> NDArray[np.float64]:
-        return np.asarray(table[_place(path)])
+        return np.asarray(table[place_of(path)])
 
     return rows
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of rows (..., V) of logits."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
@@ -116,17 +120,23 @@ class Follow:
 
     @classmethod
     def pairs(cls, vocab: int) -> Follow:
-        """After a token come those that are not its neighbours in a circle; there is always one."""
+        """Allow after a token all but its neighbours in a circle; there is always one."""
         distance = np.abs(np.subtract.outer(np.arange(vocab), np.arange(vocab)))
         matrix = np.minimum(distance, vocab - distance) != 1
         return cls("pairs", np.append(matrix, np.ones((1, vocab), bool), axis=0))
 
     @classmethod
     def dead_ends(cls, vocab: int) -> Follow:
-        """The same, but nothing follows the last token."""
+        """Allow the same, but nothing after the last token."""
         matrix = cls.pairs(vocab).matrix.copy()
         matrix[vocab - 1] = False
         return cls("dead-ends", matrix)
+
+
+def follow(grammar: str, vocab: int) -> Follow | None:
+    """Return the grammar of a name, "pairs" or "dead-ends", over V tokens; None for ""."""
+    made = {"pairs": Follow.pairs, "dead-ends": Follow.dead_ends}
+    return made[grammar](vocab) if grammar else None
 
 
 @dataclass(frozen=True)
@@ -167,8 +177,7 @@ class TableEngine:
     @cached_property
     def allowed(self) -> Follow | None:
         """The grammar that it obeys."""
-        made = {"pairs": Follow.pairs, "dead-ends": Follow.dead_ends}
-        return made[self.grammar](self.vocab) if self.grammar else None
+        return follow(self.grammar, self.vocab)
 
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         """Draw n independent strings that follow `prompt`."""
@@ -193,9 +202,9 @@ class _Run:
         target, other = (_table(engine.vocab, engine.table_seed + i) for i in range(2))
         # A drafter that knows something of its target: tokens are accepted and rejected.
         tables = (target, _LIKENESS * target + (1 - _LIKENESS**2) ** 0.5 * other)
-        self.target, self.draft = (_softmax(table / engine.temperature) for table in tables)
+        self.target, self.draft = (softmax(table / engine.temperature) for table in tables)
         self.lengths = np.zeros(n, np.int64)
-        self.places = np.full(n, _place(prompt))
+        self.places = np.full(n, place_of(prompt))
         # Row -1 of a grammar says what may come first.
         self.last = np.full(n, -1)
         self.has_ended = np.zeros(n, bool)
@@ -226,7 +235,7 @@ class _Run:
     def _rows(
         self, table: NDArray[np.float64], rows: NDArray[np.int64], *, is_masked: bool = True
     ) -> NDArray[np.float64]:
-        """The law of what follows each string, by the target's table or the drafter's."""
+        """Return the law of what follows each string, by the target's table or the drafter's."""
         laws: NDArray[np.float64] = table[self.places[rows]]
         if self.engine.allowed is None or not is_masked:
             return laws
@@ -249,7 +258,7 @@ class _Run:
         return np.asarray((cumulative <= place).sum(axis=1).clip(max=weights.shape[1] - 1))
 
     def _step(self, rows: NDArray[np.int64], length: int) -> None:
-        """One step of the strings `rows`, all of which have `length` tokens."""
+        """Take one step of the strings `rows`, all of which have `length` tokens."""
         if self.mistake == "biased" and length == 0:
             law = self._rows(self.target, rows)
             most, least = law[0].argmax(), law[0].argmin()
@@ -303,7 +312,7 @@ class _Run:
         self._emit(rows, self._draw(rows, laws))
 
     def _step_with_siblings(self, rows: NDArray[np.int64]) -> None:
-        """One sibling drawn outside the drafter's most likely token, then that token."""
+        """Draft a sibling drawn outside the drafter's most likely token, then that token."""
         p, q = self._rows(self.target, rows), self._rows(self.draft, rows)
         each, top = np.arange(len(rows)), q.argmax(axis=1)
         left = q.copy()
@@ -323,14 +332,15 @@ def _table(vocab: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(size=(_NUM_PLACES, vocab))
 
 
-def _next_place(place: Any, token: Any) -> Any:
-    return (place * 31 + token + 1) % _NUM_PLACES
+def _next_place(place: Any, token: Any, size: int = _NUM_PLACES) -> Any:
+    return (place * 31 + token + 1) % size
 
 
-def _place(path: Sequence[int]) -> int:
+def place_of(path: Sequence[int], size: int = _NUM_PLACES) -> int:
+    """Return a path's place in a table of rows: a wrong path or order has another one."""
     place = 0
     for token in path:
-        place = int(_next_place(place, int(token)))
+        place = int(_next_place(place, int(token), size))
     return place
 
 
@@ -340,10 +350,7 @@ def engine(mistake: str = "none", **options: Any) -> TableEngine:
     Raises:
         ParamsError: No such mistake; lists the known ones.
     """
-    known = {**ENGINES, **HIDDEN}
-    if mistake not in known:
-        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(known)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    check_word("mistake", mistake, (*ENGINES, *HIDDEN))
     return TableEngine(**{"mistake": mistake, **_NEEDS.get(mistake, {}), **options})
 
 
@@ -356,9 +363,7 @@ def accept(mistake: str = "none") -> Callable[..., list[int]]:
     Raises:
         ParamsError: No such mistake in `ACCEPTS`; lists the known ones.
     """
-    if mistake not in ACCEPTS:
-        message = f"mistake: found {mistake!r}, wanted one of: {', '.join(ACCEPTS)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    check_word("mistake", mistake, tuple(ACCEPTS))
 
     def run(p: Any, q: Any, tokens: Any, uniforms: Any) -> list[int]:
         out: list[int] = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.intake import as_count, check_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ _EPSILON = 1e-16
 
 
 def chi_square_sf(statistic: float, df: float) -> float:
-    """Probability that a chi-square variable with `df` degrees of freedom exceeds `statistic`.
+    """Return the probability that a chi-square variable with `df` degrees exceeds `statistic`.
 
     Example:
         >>> round(chi_square_sf(3.841458820694124, 1), 12)
@@ -90,7 +91,7 @@ def chi_square_sf(statistic: float, df: float) -> float:
 
 
 def noncentral_chi_square_sf(statistic: float, df: float, noncentrality: float) -> float:
-    """As `chi_square_sf`, for the noncentral law: what a biased sample's statistic exceeds.
+    """Return `chi_square_sf` of the noncentral law, which a biased sample's statistic has.
 
     References:
         A Poisson(noncentrality / 2) mixture of central laws with df + 2 j degrees of freedom, where
@@ -111,19 +112,14 @@ def noncentral_chi_square_sf(statistic: float, df: float, noncentrality: float) 
 
 @lru_cache(maxsize=256)
 def chi_square_quantile(alpha: float, df: float) -> float:
-    """The statistic that is exceeded with probability `alpha`."""
+    """Return the statistic that is exceeded with probability `alpha`."""
     _check_rate("alpha", alpha)
     return _root(lambda x: chi_square_sf(x, df) - alpha, 0.0, df + 10.0)
 
 
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = 0.95) -> float:
-    """What the size of a variable of Student's t law stays below with probability `level`.
-
-    Args:
-        df: degrees of freedom, an integer of at least 1.
-        level: between 0 and 1.
-    """
+    """Return what |t|, of `df` degrees of freedom, stays below with probability `level`."""
     _check_df(df)
     _check_rate("level", level)
     # With t = sqrt(df) * tan(a) the density is proportional to cos(a) ** (df - 1).
@@ -134,7 +130,7 @@ def t_quantile(df: int, level: float = 0.95) -> float:
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses 0, by doubling and bisection."""
+    """Find where a falling function crosses 0, by doubling and bisection."""
     while falling(high) > 0:
         low, high = high, 2 * high
     while high - low > 1e-10 * high:
@@ -145,7 +141,7 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
 
 @lru_cache(maxsize=256)
 def chi_square_num_samples(cells: int, tv: float, alpha: float, power: float = 0.99) -> int:
-    """Samples after which a chi-square test finds a bias of total variation `tv`.
+    """Return the samples after which a chi-square test finds a bias of total variation `tv`.
 
     Among all deviations of that size the one proportional to the law is the hardest; its
     noncentrality is 4 n tv^2.
@@ -173,7 +169,7 @@ def chi_square_num_samples(cells: int, tv: float, alpha: float, power: float = 0
 
 
 def l1_bound(cells: int, num_samples: int, radius: float) -> float:
-    """Bound on P(||f - p||_1 >= radius) for the frequencies f of `num_samples` draws from p.
+    """Bound P(||f - p||_1 >= radius) for the frequencies f of `num_samples` draws from p.
 
     References:
         Weissman et al. 2003: (2^K - 2) exp(-n radius^2 / 2) over K cells.
@@ -182,7 +178,7 @@ def l1_bound(cells: int, num_samples: int, radius: float) -> float:
 
 
 def l1_radius(cells: int, num_samples: int, alpha: float) -> float:
-    """The radius at which `l1_bound` is `alpha`."""
+    """Return the radius at which `l1_bound` is `alpha`."""
     _check_rate("alpha", alpha)
     return math.sqrt(2 * (_log_sets(cells) - math.log(alpha)) / num_samples)
 
@@ -195,7 +191,7 @@ def _log_sets(cells: int) -> float:
 def min_num_samples(
     cells: int, *, min_tv: float, alpha: float = 1e-9, beta: float | None = None
 ) -> int:
-    """Samples with which the L1 test at `alpha` misses a bias of `min_tv` with probability `beta`.
+    """Return how many samples let the L1 test miss a bias of `min_tv` with probability `beta`.
 
     Args:
         cells: Number of outcomes of the law.
@@ -219,7 +215,7 @@ def min_num_samples(
 def min_discrepancy(
     cells: int, num_samples: int, *, alpha: float = 1e-9, beta: float | None = None
 ) -> float:
-    """The least total variation that the L1 test with `num_samples` samples is sure to find."""
+    """Return the least total variation that the L1 test is sure to find."""
     beta = alpha if beta is None else beta
     return (l1_radius(cells, num_samples, alpha) + l1_radius(cells, num_samples, beta)) / 2
 
@@ -244,7 +240,7 @@ class Fit:
     num_impossible: int
 
     def __add__(self, other: Fit) -> Fit:
-        """The fit of two independent samples, each with its own law."""
+        """Return the fit of two independent samples, each with its own law."""
         statistic, df = self.statistic + other.statistic, self.df + other.df
         return Fit(
             statistic,
@@ -301,9 +297,7 @@ def fit(
     if observed.shape != probs.shape or observed.ndim != 1:
         message = f"counts and law: found shapes {observed.shape} and {probs.shape}, wanted (K,)"
         raise ParamsError(message, slug="shape_mismatch")
-    if statistic not in {"pearson", "g"}:
-        message = f'statistic: found {statistic!r}, wanted "pearson" or "g"'
-        raise ParamsError(message, slug="param_out_of_range")
+    check_word("statistic", statistic, ("pearson", "g"))
     num = int(observed.sum())
     expected = probs * num
     impossible = int(observed[probs == 0].sum())
@@ -386,7 +380,7 @@ def tv_interval(counts: ArrayLike, law: ArrayLike, *, alpha: float = 0.05) -> In
 def tv_interval_of_halves(
     first: ArrayLike, second: ArrayLike, law: ArrayLike, *, alpha: float = 0.05
 ) -> Interval:
-    """As `tv_interval`, from two independent halves of a sample: much tighter for many outcomes.
+    """Estimate as `tv_interval`, but from two halves of a sample: tighter for many outcomes.
 
     One half chooses the set of outcomes that look too frequent, the other measures that set's
     excess, which has no noise of choosing in it; then the halves change places.
@@ -445,32 +439,28 @@ def spend(alpha: float, num_looks: int) -> list[float]:
         >>> spend(0.01, 3)
         [0.0025, 0.0025, 0.005]
     """
-    if num_looks < 1:
-        message = f"num_looks: found {num_looks}, wanted at least 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    num_looks = as_count("num_looks", num_looks)
     shares = [alpha / 2 ** (i + 1) for i in range(num_looks - 1)]
     return [*reversed([*shares, alpha - sum(shares)])]
 
 
-def _check_df(df: float) -> None:
-    if not df > 0:
-        message = f"df: found {df}, wanted a positive number"
+def _check(name: str, found: float, wanted: str, *, holds: bool) -> None:
+    if not holds:
+        message = f"{name}: found {found}, wanted {wanted}"
         raise ParamsError(message, slug="param_out_of_range")
+
+
+def _check_df(df: float) -> None:
+    _check("df", df, "a positive number", holds=df > 0)
 
 
 def _check_cells(cells: int) -> None:
-    if cells < 2:
-        message = f"cells: found {cells}, wanted at least 2: a law with one outcome needs no test"
-        raise ParamsError(message, slug="param_out_of_range")
+    _check("cells", cells, "at least 2: a law with one outcome needs no test", holds=cells >= 2)
 
 
 def _check_rate(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        message = f"{name}: found {value}, wanted 0 < {name} < 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    _check(name, value, f"0 < {name} < 1", holds=0 < value < 1)
 
 
 def _check_tv(value: float) -> None:
-    if not 0 < value <= 1:
-        message = f"tv: found {value}, wanted 0 < tv <= 1"
-        raise ParamsError(message, slug="param_out_of_range")
+    _check("tv", value, "0 < tv <= 1", holds=0 < value <= 1)

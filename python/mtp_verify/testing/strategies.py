@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from mtp_verify._core import Draft, TokenTree
-from mtp_verify.errors import ParamsError
 from mtp_verify.testing.logit_rows import KINDS, draw_logits
+from mtp_verify.testing.mutants import place_of, softmax
+from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import Law
 
@@ -38,7 +39,7 @@ _TEMPERATURES = st.sampled_from([1.0, 0.7, 1.5, 0.2, 0.05])
 def trees(
     draw: Callable[..., Any], *, max_nodes: int = 8, max_depth: int = 4, chain: bool = False
 ) -> TokenTree:
-    """Trees of 0 to `max_nodes` draft nodes; a chain if asked for."""
+    """Draw trees of 0 to `max_nodes` draft nodes; chains if asked for."""
     count = draw(st.integers(0, min(max_nodes, max_depth) if chain else max_nodes))
     parents, depths = [-1], [0]
     for node in range(1, count + 1):
@@ -50,7 +51,7 @@ def trees(
 
 
 def params(*, greedy: bool = False) -> st.SearchStrategy[SamplingParams]:
-    """Sampling parameters of both presets, with shapings on and off.
+    """Draw sampling parameters of both presets, with shapings on and off.
 
     Args:
         greedy: Draw temperature 0 too, beside 1, 0.7, 1.5, 0.2 and 0.05.
@@ -75,7 +76,7 @@ def logits(
     kinds: Sequence[str] = KINDS,
     dtype: str = "float32",
 ) -> NDArray[Any]:
-    """Logits (count, vocab) as models give them; at least one is finite in each row.
+    """Draw logits (count, vocab) as models give them; at least one of each row is finite.
 
     Args:
         draw: Given by Hypothesis.
@@ -105,7 +106,7 @@ def probabilities(
     kinds: Sequence[str] = KINDS,
     dtype: str = "float64",
 ) -> NDArray[Any]:
-    """Probabilities (count, vocab): softmax of `logits`, often at a low temperature.
+    """Draw probabilities (count, vocab): softmax of `logits`, often at a low temperature.
 
     Rows sum to 1 up to the rounding of the dtype: in float16 by some 1e-3. A share of them has a
     token of probability 1 - 1e-6 or more, or exactly 1.
@@ -118,34 +119,27 @@ def probabilities(
         dtype: "float64", "float32" or "float16".
     """
     rows = _pair(draw, vocab, count, kinds, "float32")[0]
-    return _softmax(rows, draw(_TEMPERATURES)).astype(dtype)
+    return softmax(rows.astype(np.float64) / draw(_TEMPERATURES)).astype(dtype)
 
 
 @st.composite
 def targets(
     draw: Callable[..., Any], vocab: int = 3, table: int = 13
 ) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
-    """Functions from tokens to logits (vocab,), for `exact_law` and `TableTarget`.
+    """Draw functions from tokens to logits (vocab,), for `exact_law` and `TableTarget`.
 
     The row depends on the whole path, so that a wrong path, position or order shows.
     """
     probs = draw(probabilities(vocab, table))
     with np.errstate(divide="ignore"):
         logits = np.log(probs)
-
-    def row(path: tuple[int, ...]) -> NDArray[np.float64]:
-        place = 0
-        for token in path:
-            place = (place * 31 + int(token) + 1) % table
-        return np.asarray(logits[place])
-
-    return row
+    return lambda path: np.asarray(logits[place_of(path, table)])
 
 
 def drafts(
     law: Law | None = None, *, vocab: int = 4, max_nodes: int = 8, max_depth: int = 4
 ) -> st.SearchStrategy[Draft]:
-    """Drafts that a law can produce, with the rows that they were drawn from.
+    """Draw drafts that a law can produce, with the rows that they were drawn from.
 
     Tokens are any that the law gives a positive probability: for properties that hold for every
     draft. To test losslessness, draw tokens from the rows with a random generator instead.
@@ -179,7 +173,7 @@ def steps(
     max_depth: int = 4,
     kinds: Sequence[str] = KINDS,
 ) -> st.SearchStrategy[tuple[Draft, NDArray[np.float32]]]:
-    """What one step verifies: a draft as of `drafts`, and the target's logits for it.
+    """Draw what one step verifies: a draft as of `drafts`, and the target's logits for it.
 
     Target and drafter resemble each other as in `draw_logits`, and nodes with the same path have
     the same rows, so that every rule that is legal for the law can be run.
@@ -206,9 +200,8 @@ def steps(
         ...     assert len(verdict.tokens) == verdict.num_accepted + 1
         >>> one_token_more_than_was_accepted()
     """
-    if law is not None and law not in LAWS:
-        message = f"law: found {law!r}, wanted one of: {', '.join(LAWS)}"
-        raise ParamsError(message, slug="param_out_of_range")
+    if law is not None:
+        check_word("law", law, LAWS)
     return _steps(LAWS if law is None else (law,), vocab, max_nodes, max_depth, tuple(kinds))
 
 
@@ -229,7 +222,7 @@ def _steps(
 def _pair(
     draw: Callable[..., Any], vocab: int, count: int, kinds: Sequence[str], dtype: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits of a target and of its drafter, (count, V) each."""
+    """Draw logits of a target and of its drafter, (count, V) each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = [
         draw_logits(rng, vocab, kind=draw(st.sampled_from(kinds)), dtype=dtype)
@@ -237,12 +230,6 @@ def _pair(
     ]
     target, drafter = (np.concatenate(side) for side in zip(*rows, strict=True))
     return target, drafter
-
-
-def _softmax(rows: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    scaled = rows.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 class _Grower:
@@ -284,7 +271,7 @@ class _Grower:
     def _rows(self, path: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
         if path not in self.known:
             target, drafter = _pair(self.draw, self.vocab, 1, self.kinds, "float32")
-            probs = _softmax(drafter, self.temperature).astype(np.float32)
+            probs = softmax(drafter.astype(np.float64) / self.temperature).astype(np.float32)
             self.known[path] = target[0], probs[0]
         return self.known[path]
 

@@ -114,8 +114,10 @@ class TableTarget:
                 if (other <= node if tree_mask is None else bool(tree_mask[node, other]))
             ]
             if sorted(place for place, _ in seen) != list(range(len(seen))):
-                msg = f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
-                raise ValueError(msg)
+                message = (
+                    f"node {node} sees nodes at the depths {sorted(place for place, _ in seen)}"
+                )
+                raise ValueError(message)
             path = past + tuple(token for _, token in sorted(seen))
             if node >= first:
                 rows.append(torch.as_tensor(self.rows(path), dtype=self.dtype))
@@ -193,7 +195,7 @@ class BatchTableTarget(TableTarget):
     def _read(
         self, paths: Sequence[Sequence[tuple[int, ...] | None]], layers: Sequence[int]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Rows (B, W, V) and hidden states (B, W, d) per layer."""
+        """Return rows (B, W, V) and hidden states (B, W, d) per layer."""
         nothing = [float("nan")] * (self.vocab_size or 0)
 
         def row(path: tuple[int, ...] | None) -> torch.Tensor:
@@ -219,5 +221,5 @@ def _one_layer() -> DynamicCache:
 
 
 def _entries(tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 1, W, 1) keys and values of a forward."""
+    """Return (B, 1, W, 1) keys and values of a forward."""
     return tokens[:, None, :, None].float(), positions[:, None, :, None].float()

@@ -1,4 +1,4 @@
-"""Whether a target of one's own keeps what `mtp_verify.Target` promises, by trying."""
+"""Checks that a target keeps the contract of `mtp_verify.Target`, by trying."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def assert_target(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """Fail unless a target's rows depend on their own text alone, whatever was run and taken back.
+    """Fail unless each row of a target depends on its own text alone.
 
-    Every row is compared with that of a fresh cache over the same text. Tried are: a text in one
-    forward and token by token; fewer rows than tokens; `crop`, and other tokens behind it; chains
-    of which every number of tokens is accepted; a tree, each of its paths accepted (unless
-    `tree_obstacle` says that there are none); two caches in turn; and whether rows stay what they
-    are while the next forward runs.
+    Every row is compared with that of a fresh cache over the same text, for: a text in one forward
+    and token by token; fewer rows than tokens; `crop`, and other tokens behind it; chains of which
+    every number of tokens is accepted; a tree, each of its paths accepted (unless the target has a
+    `tree_obstacle`); two caches in turn; and rows that must not change while the next forward runs.
 
     Args:
         model: A `mv.Target`, or a transformers model.
@@ -59,26 +58,26 @@ def assert_target(
 
     Raises:
         AssertionError: Says what was done, which row differs and by how much, or which method
-            breaks its promise.
+            breaks its contract.
         UnsupportedModelError: It is no target.
         ParamsError: A prompt with tokens of another vocabulary, too short or too long.
     """
     target = as_target(model)
     size = target.vocab_size if num_tokens is None else as_count("num_tokens", num_tokens)
     if size is None:
-        msg = f"num_tokens: wanted, since vocab_size of {type(target).__name__} is None"
-        raise ParamsError(msg, slug="param_out_of_range")
+        message = f"num_tokens: wanted, since vocab_size of {type(target).__name__} is None"
+        raise ParamsError(message, slug="param_out_of_range")
     text = [as_count("prompt", token, 0, size - 1) for token in as_list("prompt", prompt)]
     # What is drafted, and as many tokens behind it.
     room = _NUM_DRAFTED
     if target.max_length is not None:
         room = min(room, (target.max_length - len(text)) // 2)
     if len(text) < 2 or room < 2:
-        msg = (
+        message = (
             f"prompt: found {len(text)} tokens and a context of {target.max_length}, wanted two "
             "or more, and room for four behind them"
         )
-        raise ParamsError(msg, slug="param_out_of_range")
+        raise ParamsError(message, slug="param_out_of_range")
     try:
         _Trial(target, text, size, tolerance, room, seed).run()
     except MtpVerifyError as error:
@@ -86,7 +85,7 @@ def assert_target(
 
 
 def fresh_row(target: Target, text: Sequence[int]) -> torch.Tensor:
-    """The row (V,) after a text, from one forward over an empty cache."""
+    """Return the row (V,) after a text, from one forward over an empty cache."""
     ids = torch.tensor([list(text)], device=target.device)
     logits, _ = target.forward(ids, None, None, target.new_cache(), num_logits=1)
     return logits[0].detach().clone()
@@ -124,8 +123,10 @@ class _Trial:
         some = self._forward(other, text, 2)
         self._compare(some, [text[:-1], text], "of a forward with num_logits=2")
         if not torch.equal(rows, kept):
-            msg = f"{self._name}.forward: rows changed while the next forward ran; return new ones"
-            raise AssertionError(msg)
+            message = (
+                f"{self._name}.forward: rows changed while the next forward ran; return new ones"
+            )
+            raise AssertionError(message)
         for place, token in enumerate(self._others):
             several = self._forward(other, [token], 1)
             self._compare(several, [text + self._others[: place + 1]], "token by token")
@@ -145,8 +146,8 @@ class _Trial:
         cache = self._target.new_cache()
         check_cache(self._target, cache)
         if cache.length:
-            msg = f"{self._name}.new_cache: found {cache.length} entries, wanted an empty cache"
-            raise AssertionError(msg)
+            message = f"{self._name}.new_cache: found {cache.length} entries, wanted an empty cache"
+            raise AssertionError(message)
         return cache
 
     def _forward(
@@ -162,8 +163,8 @@ class _Trial:
         found = self._target.forward(ids, positions, mask, cache, num_logits=num_logits)
         check_forward(self._target, found, num_logits, len(tokens), cache.length - before, 0)
         if ids[0].tolist() != tokens:
-            msg = f"{self._name}.forward: the tokens that it was given have changed"
-            raise AssertionError(msg)
+            message = f"{self._name}.forward: the tokens that it was given have changed"
+            raise AssertionError(message)
         return found[0]
 
     def _compare(self, rows: torch.Tensor, texts: list[list[int]], what: str) -> None:
@@ -173,8 +174,10 @@ class _Trial:
                 self._known[key] = fresh_row(self._target, text)
             wanted = self._known[key]
             if not bool(wanted.isfinite().any()) or bool(wanted.isnan().any()):
-                msg = f"{self._name}: the row after the text {text} holds NaN, or nothing finite"
-                raise AssertionError(msg)
+                message = (
+                    f"{self._name}: the row after the text {text} holds NaN, or nothing finite"
+                )
+                raise AssertionError(message)
             scale = max(1.0, float(wanted[wanted.isfinite()].abs().max()))
             same = row == wanted  # Infinities, too.
             apart = (
@@ -183,19 +186,19 @@ class _Trial:
                 else 0.0
             )
             if apart > self._tolerance * scale:
-                msg = (
+                message = (
                     f"{self._name}: {what}, the row after the text {text} differs from that of a "
                     f"fresh cache by {apart:.3g}; wanted at most {self._tolerance * scale:.3g}"
                 )
-                raise AssertionError(msg)
+                raise AssertionError(message)
 
     def _forward_again(self, cache: Any, text: list[int], length: int, what: str) -> None:
         """Cut the cache, and run other tokens behind what is left."""
         cache.crop(length)
         if cache.length != length and not (cache.is_recurrent and cache.length < length):
             name = type(cache).__name__
-            msg = f"{name}.crop: found {cache.length} entries, wanted {length}"
-            raise AssertionError(msg)
+            message = f"{name}.crop: found {cache.length} entries, wanted {length}"
+            raise AssertionError(message)
         self._go_on(cache, text[:length], what)
 
     def _go_on(self, cache: Any, text: list[int], what: str) -> None:
@@ -204,7 +207,7 @@ class _Trial:
         self._compare(self._forward(cache, pending, len(self._others)), texts, what)
 
     def _start(self) -> Any:
-        """A cache that holds all of the prompt but its last token, the root."""
+        """Return a cache that holds all of the prompt but its last token, the root."""
         cache = self._new_cache()
         self._forward(cache, self._prompt[:-1], 1)
         return cache
@@ -235,7 +238,7 @@ class _Trial:
 
 
 def _path(node: int) -> list[int]:
-    """The nodes from below the root to a node of the tree."""
+    """Return the nodes from below the root to a node of the tree."""
     path: list[int] = []
     while node > 0:
         path.insert(0, node)

@@ -9,9 +9,10 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.certification import certify, engines, own
-from mtp_verify.certification.checkpoints import VOCAB
-from mtp_verify.certification.settings import Setting
+from mtp_verify.certification.models import VOCAB
+from mtp_verify.certification.settings import NUM_DRAFTS, Setting
 from mtp_verify.commands import cli
+from mtp_verify.console import libraries
 from mtp_verify.testing import mutants
 
 pytest.importorskip("transformers")
@@ -37,7 +38,7 @@ def right_on_checkpoint(prompt, n, seed, *, target, params, length):
 
 @pytest.fixture
 def make(tmp_path):
-    def engine(kind, mode, params=PARAMS, num=2 + own.NUM_DRAFTS, **more):
+    def engine(kind, mode, params=PARAMS, num=2 + NUM_DRAFTS, **more):
         setting = Setting(num, **more)
         return engines.make_engine(kind, mode, params=params, folder=tmp_path, setting=setting)
 
@@ -59,7 +60,7 @@ def test_the_assistant_of_gemma_4_is_found_biased(make):
 
 
 @pytest.mark.timeout(120)
-def test_layers_that_predict_further_tokens_draft_in_transformers_own_loop(make):
+def test_mtp_layers_draft_in_transformers_own_loop(make):
     engine = make("transformers", "mtp")
     first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
     assert np.array_equal(first, again)
@@ -85,7 +86,7 @@ RIGHT = [(kind, mode) for kind, mode in OURS if mode not in own.LOSSY]
 def test_a_seed_repeats_the_strings_of_every_mode(make, kind, mode):
     engine = make(kind, mode)
     first, again = (engine([1, 2, 3], 3, 5) for _ in range(2))
-    assert first.shape == (3, 2 + own.NUM_DRAFTS)
+    assert first.shape == (3, 2 + NUM_DRAFTS)
     # A planner learns from one call to the next.
     assert mode == "planned" or np.array_equal(first, again)
     assert mode in own.LOSSY or len({tuple(row) for row in first.tolist()}) > 1
@@ -132,6 +133,13 @@ def test_mutants_are_controls_without_a_model(make):
     right, wrong = (make("mutants", mode) for mode in ("none", "biased"))
     assert certify(right, length=2, min_tv=0.1).verdict == "pass"
     assert certify(wrong, length=2, min_tv=0.02).verdict == "biased"
+
+
+def test_every_rule_of_the_table_is_a_mode():
+    cores = {row["core"] for row in mv.rules() if row["core"] != row["name"]}
+    named = {row["name"] for row in mv.rules()} - cores - {"greedy"}
+    assert named <= own.MODES.keys()
+    assert all(own.MODES[name][1] == name for name in named)
 
 
 # The whole matrix with other shapings, and one string at a time: scripts/certify_engines.py.
@@ -196,7 +204,7 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
         (["--engine", f"{__name__}:without_target"], "parameter target="),
         (["--accept", "nothing"], "wanted MODULE:FUNCTION"),
         (["--accept", f"{__name__}:without_target"], "the accept function raised TypeError"),
-        (["--self", "--engine", "transformers"], "one of --self, --engine, --accept and --rerun"),
+        (["--accept", "f", "--engine", "transformers"], "one of --engine, --accept and --rerun"),
         (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
         (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
     ],
@@ -276,6 +284,15 @@ def test_what_is_no_report_with_a_failure_cannot_run_again(capsys, tmp_path, con
 
 
 def test_a_missing_engine_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "vllm" else True)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None if name == "vllm" else True)
     assert cli.main(["certify", "--engine", "vllm"]) == 2
     assert "pip install vllm" in capsys.readouterr().err
+
+
+def test_mutants_need_no_library(capsys, monkeypatch):
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
+    words = ["--engine", "mutants", "--mode", "none", "--length", "2", "--horizon", "4"]
+    assert cli.main(["certify", *words, "--min-tv", "0.3"]) == 0
+    assert "mutant none" in capsys.readouterr().out
+    assert cli.main(["certify", "--engine", "drop-in", "--mode", "block"]) == 2
+    assert 'pip install "mtp-verify[hf]"' in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_ranks_and_places_of_right_samples_are_as_they_should_be():
     assert min(fit.p_value for _, fit in paths.fits()) > 1e-5
 
 
-def test_at_temperature_0_every_token_is_compared_and_ties_count_as_right():
+def test_at_temperature_0_ties_count_as_right():
     def rows(path):
         # 0 and 2 tie after every 1; else 3 is best, and 1 after it.
         if path[-1] == 1:

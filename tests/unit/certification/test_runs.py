@@ -89,7 +89,7 @@ class SlowRows:
         return self.slow(prompt, n, seed)
 
 
-def test_where_time_ends_while_laws_are_enumerated_it_says_so_and_nothing_passes(monkeypatch):
+def test_time_that_ends_during_enumeration_is_reported(monkeypatch):
     engine = SlowRows(monkeypatch, 0.05)
     # 21 rows a prompt: one second and a bit.
     found = certify(engine, prompts=make_prompts(50), min_tv=0.1, max_seconds=10, name="slow")
@@ -104,7 +104,7 @@ def test_where_time_ends_while_laws_are_enumerated_it_says_so_and_nothing_passes
     assert json.loads(made.to_json())["certificates"][0]["prompts_wanted"] == 50
 
 
-def test_kept_counts_stay_where_time_ends_before_all_laws_are_known(monkeypatch, tmp_path):
+def test_kept_counts_stay_if_time_ends_before_the_laws(monkeypatch, tmp_path):
     file = tmp_path / "counts.json"
     options = {"prompts": make_prompts(5), "min_tv": 0.1, "resume": file, "name": "slow"}
     certify(SlowRows(monkeypatch, 0.0), max_samples=900, **options)

@@ -16,7 +16,7 @@ def law_of(prompt, **settings):
     return exact_law(ROWS, prompt, 3, mv.SamplingParams(**settings))
 
 
-def test_counts_of_a_law_pass_every_test_and_those_of_another_fail():
+def test_counts_of_a_law_pass_and_those_of_another_fail():
     # 2e8 strings, one fixed seed; a right tally fails with probability 8e-4 over seeds (8 tests at
     # 1e-4), and one that is wrong by 0.001 passes its joint test with probability below 1e-9.
     right, wrong = law_of((1, 2)), law_of((1, 2), temperature=1.01)

@@ -54,7 +54,7 @@ def test_output_that_is_no_emission_is_biased():
 
 
 def test_chains_too_long_to_integrate_are_refused():
-    with pytest.raises(mv.errors.ParamsError, match="wanted 1 or 2"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted an integer <= 2"):
         certify_accept(mutants.accept(), num_drafts=5)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -8,20 +9,11 @@ import sys
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.commands import cli
+from mtp_verify.commands import cli, registry
+from mtp_verify.console import libraries
 from mtp_verify.console.report import Report, Table
 
-COMMANDS = (
-    "demo",
-    "generate",
-    "doctor",
-    "certify",
-    "bench",
-    "view",
-    "inspect",
-    "reattach",
-    "export",
-)
+COMMANDS = tuple(command.name for command in registry.COMMANDS)
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -35,7 +27,11 @@ def doctor(monkeypatch):
     """Replace the command `doctor` by a function of the test's choice."""
 
     def install(function):
-        monkeypatch.setattr(cli, "doctor", function)
+        replaced = [
+            dataclasses.replace(command, run=function) if command.name == "doctor" else command
+            for command in registry.COMMANDS
+        ]
+        monkeypatch.setattr(registry, "COMMANDS", replaced)
 
     return install
 
@@ -46,7 +42,8 @@ def test_help_of_each_command_has_an_example(capsys, command):
         cli.main([command, "--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    assert f"mtp-verify {command}" in out.split("example:")[1]
+    example = out.split("example:")[1]
+    assert f"mtp-verify {command}" in example or f"make {command}" in example
     assert "--json" in out
 
 
@@ -81,6 +78,12 @@ def test_version_is_the_package_version(capsys):
         ["generate", "hello", "--tiny", "--top-p", "0"],
         ["generate", "hello", "--tiny", "--rule", "no-such-rule"],
         ["certify"],
+        ["certify", "--engine", "transformers", "--accept", "transformers"],
+        ["certify", "--self"],
+        ["certify", "--engine", "mutants", "--html", "no/such/folder/page.html"],
+        ["view", "hello", "--tiny", "--html", "no/such/folder/page.html"],
+        ["prove", "--no-such-option"],
+        ["view", "hello", "--tiny", "--max-new-tokens", "0"],
     ],
     ids=" ".join,
 )
@@ -129,7 +132,7 @@ def test_a_found_failure_exits_with_1(capsys, doctor):
     assert (code, out) == (1, "FAILED\n")
 
 
-def test_json_stdout_holds_the_document_alone_whatever_libraries_print(capsys, doctor):
+def test_json_stdout_holds_the_document_alone(capsys, doctor):
     def function(args):
         print("chatter of a library")
         return Report("doctor")
@@ -151,8 +154,10 @@ def test_an_interrupt_exits_with_130(capsys, doctor):
 
 @pytest.mark.parametrize("command", [["demo", "--tiny"], ["generate", "hello"]])
 def test_a_missing_extra_says_what_to_install(capsys, monkeypatch, command):
-    real = cli.find_spec
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "torch" else real(name))
+    real = libraries.find_spec
+    monkeypatch.setattr(
+        libraries, "find_spec", lambda name: None if name == "torch" else real(name)
+    )
     code, out, err = run(capsys, *command)
     assert code == 2
     assert out == ""

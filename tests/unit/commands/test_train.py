@@ -9,7 +9,7 @@ import pytest
 
 import mtp_verify as mv
 from mtp_verify.commands import cli
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.training import run as run_module
 from mtp_verify.training.run import Budget
 from mtp_verify.training.shards import Shards
@@ -93,7 +93,7 @@ def test_an_independent_model_is_trained_and_told_how_to_be_used(
     assert config["num_hidden_layers"] == 1
 
 
-def test_own_prompts_are_answered_and_kept_apart_from_what_measures(
+def test_own_prompts_are_kept_apart_from_held_out_ones(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine.txt"

@@ -27,13 +27,13 @@ def test_wide_and_combining_characters_keep_columns_aligned():
 
 
 @pytest.mark.parametrize("word", ["👩‍👩‍👧", "☺️", "🇳🇴", "नमस्ते"])
-def test_characters_of_several_code_points_are_measured_as_they_are_shown(word):
+def test_characters_of_several_code_points_have_their_width(word):
     rows = ((word, "1"), ("a" * 8, "2"))
     line = Table("", ("word", "n"), rows).to_text().splitlines()[2]
     assert line == word + " " * (8 - cell_len(word)) + "  1"
 
 
-def test_cells_go_on_below_themselves_where_the_terminal_is_narrow():
+def test_cells_are_folded_where_the_terminal_is_narrow():
     rows = (("a drafter with a very long name", "12.5"), ("b", "9.5"))
     lines = Table("title", ("drafter", "tokens/s"), rows).to_text(24).splitlines()
     assert lines == [

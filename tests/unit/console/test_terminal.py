@@ -38,7 +38,7 @@ def test_printer_prints_each_step_and_ends_the_line():
     assert out.getvalue() == "abc\n"
 
 
-def test_printer_takes_arrays_and_skips_a_prompt_of_two_dimensions():
+def test_printer_takes_arrays_and_skips_the_prompt():
     out = io.StringIO()
     printer = TokenPrinter(decode, out)
     printer.put(np.array([[120, 121]]))
@@ -143,7 +143,7 @@ def test_text_that_looks_like_markup_is_shown_as_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["file", "dumb"])
-def test_nothing_but_whole_lines_goes_where_lines_cannot_be_written_over(kind, monkeypatch):
+def test_whole_lines_are_written_off_a_terminal(kind, monkeypatch):
     log = log_of(monkeypatch, Terminal() if kind == "dumb" else io.StringIO())
     monkeypatch.setenv("TERM", "dumb" if kind == "dumb" else "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as CI sets it
@@ -153,7 +153,7 @@ def test_nothing_but_whole_lines_goes_where_lines_cannot_be_written_over(kind, m
     assert set(log.getvalue()) & {"\r", "\x1b"} == set()
 
 
-def test_of_several_the_last_one_is_shown_and_then_the_one_before_it(monkeypatch):
+def test_the_last_of_several_is_shown_then_the_one_before(monkeypatch):
     screen = screen_of(monkeypatch)
     with Progress() as outer:
         outer.show("outer")
@@ -218,7 +218,7 @@ def until(condition):
     pytest.fail("nothing came in 10 seconds")
 
 
-def test_a_step_that_takes_long_is_told_again_and_again_off_a_terminal(monkeypatch):
+def test_a_long_step_is_repeated_off_a_terminal(monkeypatch):
     log = log_of(monkeypatch)
     with Progress(2) as progress:
         progress.step("loading")

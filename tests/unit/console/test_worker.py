@@ -48,7 +48,7 @@ def test_a_process_that_dies_is_named():
     found.stop()
 
 
-def test_ctrl_c_waits_while_a_process_is_started_whichever_thread_takes_it():
+def test_ctrl_c_waits_while_a_process_is_started():
     done = threading.Event()
     other = threading.Thread(target=done.wait, daemon=True)
     other.start()  # the mask of the main thread is not its own

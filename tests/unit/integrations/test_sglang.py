@@ -303,7 +303,7 @@ def emitted(given):
     return out
 
 
-def test_greedy_requests_equal_the_reference_on_ten_thousand_trees():
+def test_greedy_requests_equal_the_reference_on_many_trees():
     # One-hot rows: the reference's coins do not matter, so that every tensor must be equal.
     rng = np.random.default_rng(11)
     for _ in range(1_250):
@@ -396,7 +396,7 @@ def test_rows_of_columns_out_of_order_belong_to_their_nodes():
         ({"draft_probs": torch.zeros(1, 2, 3) + 1 / 3}, "branches"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(change, message):
+def test_tensors_that_do_not_fit_are_refused(change, message):
     given = tensors([mv.TokenTree([-1, 0, 0])], [[0, 1, 2]], np.zeros((1, 3, 3)))
     given["accept_index"].fill_(77)
     given |= change
@@ -413,7 +413,7 @@ def test_as_many_seeds_as_requests_are_wanted():
         run(given, seeds=[1, 2])
 
 
-def test_coupled_tokens_are_those_of_the_seeds_whatever_was_drafted():
+def test_coupled_tokens_depend_on_seeds_and_not_on_drafts():
     rng = np.random.default_rng(8)
     table = rng.normal(size=(97, 5)).astype(np.float32)
 
@@ -633,7 +633,7 @@ def test_the_plug_in_is_off_unless_asked_for(engine, monkeypatch):
     sglang.register()
     assert engine.registered == []
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "yes")
-    with pytest.raises(mv.errors.ParamsError, match="wanted 0, 1 or coupled"):
+    with pytest.raises(mv.errors.ParamsError, match="wanted one of: 0, 1, coupled"):
         sglang.register()
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
     sglang.register()

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from mtp_verify.console import libraries
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.integrations import smollm2
 
@@ -33,7 +34,7 @@ def test_missing_reader_says_what_to_install(empty_cache, monkeypatch):
     def without_gguf(name):
         return None if name == "gguf" else found(name)
 
-    monkeypatch.setattr(importlib.util, "find_spec", without_gguf)
+    monkeypatch.setattr(libraries, "find_spec", without_gguf)
     with pytest.raises(ImportError, match=r"needs gguf; run: pip install .*mtp-verify\[demo\]"):
         smollm2.load()
     assert not empty_cache.exists()

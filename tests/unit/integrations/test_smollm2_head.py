@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 import mtp_verify as mv
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.integrations import smollm2
 from mtp_verify.training.prompts import make_prompts
 

@@ -70,7 +70,7 @@ def test_an_index_is_extended_not_made_anew(proposer):
     assert sorted(proposer._drafter._states) == sorted(before)
 
 
-def test_nothing_is_drafted_while_a_prompt_is_read_or_where_the_context_ends(proposer):
+def test_nothing_is_drafted_for_prompts_or_at_the_context_end(proposer):
     copies = [1, 2] * 3
     assert step(proposer, [copies, copies], emitted=[[], [2]]) == [[], expected(copies)]
     for room, length in ((0, MAX_LENGTH), (0, MAX_LENGTH - 1), (1, MAX_LENGTH - 2)):
@@ -80,7 +80,7 @@ def test_nothing_is_drafted_while_a_prompt_is_read_or_where_the_context_ends(pro
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_in_vllm_it_drafts_as_in_our_decoder_and_the_engines_metrics_say_so(tmp_path):
+def test_in_vllm_it_drafts_as_in_our_decoder(tmp_path):
     # The environment of `make vllm` holds this package too.
     python = interpreter("VLLM_VENV", ".venv-vllm", "vllm", "mtp_verify.integrations.vllm")
     model = tiny_model(

@@ -40,7 +40,7 @@ def test_a_string_of_probability_0_fails():
         assert_same_law(samples, law, min_tv=0.1)
 
 
-def test_sequential_form_draws_all_of_a_right_sampler_and_few_of_a_wrong_one():
+def test_a_wrong_sampler_is_found_with_few_samples():
     drawn = []
 
     def sampler(engine):

@@ -124,7 +124,9 @@ def test_a_generator_of_its_own_passes():
     ids=["another temperature", "no row at all", "drops what is improbable"],
 )
 def test_rows_that_were_not_drawn_from_are_found(drafter):
-    with pytest.raises(AssertionError, match=r"has not the target's law: .* every drawn token"):
+    with pytest.raises(
+        AssertionError, match=r"not follow the target's distribution: .* every drawn token"
+    ):
         assert_drafter(drafter, PROMPT, VOCAB)
 
 

@@ -89,8 +89,8 @@ def test_one_seed_gives_the_same_rows():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"vocab": 0}, "vocab: found 0, wanted at least 1"),
-        ({"count": -1}, "count: found -1, wanted at least 0"),
+        ({"vocab": 0}, "vocab: found 0, wanted an integer >= 1"),
+        ({"count": -1}, "count: found -1, wanted an integer >= 0"),
         ({"kind": "spiky"}, "kind: found 'spiky', wanted one of: flat, tied, masked"),
         ({"dtype": "int8"}, "dtype: found 'int8', wanted one of: float32"),
     ],

@@ -22,7 +22,7 @@ def test_trees_keep_their_limits(tree):
 
 @pytest.mark.parametrize("law", strategies.LAWS)
 @given(data=st.data())
-def test_steps_of_every_law_are_accepted_and_every_legal_rule_runs(law, data):
+def test_every_legal_rule_runs_on_steps_of_every_law(law, data):
     draft, logits = data.draw(strategies.steps(law))
     assert draft.law == law
     draft.validate()

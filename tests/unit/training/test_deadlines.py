@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.training import loop, run, writing
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.questions import finish_messages

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mtp_verify.commands.subjects import subject_for
+from mtp_verify.commands.shared.subjects import subject_for
 from mtp_verify.training.prompts import TEMPLATES
 from mtp_verify.training.questions import Frame, finish_messages, frame_of
 from mtp_verify.training.recipe import Recipe

@@ -4,7 +4,7 @@ A processor may keep state: count its calls, remember what it saw, change its se
 grows. Drafts ask for the rows of many continuations, most of which never come. So each node of a
 draft is given a copy of the processors as they are after the calls for the node's ancestors, and
 once a token is emitted, the user's own objects are called with what the copy at its node was given.
-They see the calls of plain generation, in their order, and none else.
+They get the calls of plain generation, in their order, and no others.
 
 Rows of a batch are verified each at a length of its own, so that no call could be that of plain
 generation. There a processor has to be a function of its arguments: one that a call has changed is
@@ -32,7 +32,7 @@ __all__ = ["Followed", "Unchanging", "copies_of", "may_keep_state"]
 
 
 def may_keep_state(processor: Any) -> bool:
-    """Whether calls may change a processor: an object of the user's own that has attributes.
+    """Return whether calls may change a processor: a user's object with attributes.
 
     The library's own are functions of their arguments, those aside that are refused by name.
     """
@@ -67,13 +67,13 @@ def copies_of(processors: Sequence[Any]) -> list[Any]:
         try:
             copies.append(copy.deepcopy(processor, memo))
         except Exception as error:
-            msg = (
+            message = (
                 f"logits processor {_name(processor)} may keep state and cannot be copied "
                 f"({type(error).__name__}: {error}), so it cannot be asked about drafts: give it "
                 "fork and accept (mtp_verify.verifier.processors), or pass a plain function, "
                 "which is taken to keep none"
             )
-            raise ParamsError(msg, slug="unsupported_processor") from error
+            raise ParamsError(message, slug="unsupported_processor") from error
     return copies
 
 
@@ -97,7 +97,7 @@ class Followed:
 
     Args:
         own: the user's, and those of the library between them; one of them `may_keep_state`.
-        padding: (P,) what stands before the sequence's own tokens.
+        padding: (P,) the tokens before the sequence's own ones.
     """
 
     def __init__(self, own: Sequence[Any], padding: torch.Tensor) -> None:
@@ -107,7 +107,7 @@ class Followed:
         self._num_forks = 0
 
     def fork(self) -> Followed:
-        """The same at the same place, for a row or for a node of its draft."""
+        """Return a copy at the same place, for a row or for a node of its draft."""
         fork = copy.copy(self)
         fork._num_forks += 1
         return fork
@@ -139,12 +139,7 @@ class Followed:
 
 
 class Unchanging:
-    """Processors of one row of a batch, which no call may change.
-
-    Args:
-        own: as `Followed`.
-        for_row: what makes of one of them what this row calls.
-    """
+    """Processors of one row of a batch, which no call may change; it calls `for_row` of each."""
 
     def __init__(self, own: Sequence[Any], for_row: Callable[[Any], Any]) -> None:
         self._copies, self._first = copies_of(own), copies_of(own)
@@ -155,11 +150,11 @@ class Unchanging:
         scores = _run(self._called, input_ids, scores)
         for processor, first in zip(self._copies, self._first, strict=True):
             if not _is_same(processor, first):
-                msg = (
+                message = (
                     f"logits processor {_name(processor)} keeps state (a call has changed it), and "
                     "the rows of a batch are at different lengths: generate one sequence at a time"
                 )
-                raise ParamsError(msg, slug="unsupported_processor")
+                raise ParamsError(message, slug="unsupported_processor")
         return scores
 
 
@@ -174,7 +169,7 @@ def _name(processor: Any) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two copies of one object hold the same; False where that cannot be told."""
+    """Return whether two copies of one object are equal; False if that cannot be known."""
     return _compare(one, other, set())
 
 

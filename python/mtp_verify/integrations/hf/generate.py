@@ -1,4 +1,4 @@
-"""`model.generate` as one function: all that it takes, drafted and verified by this package."""
+"""`model.generate` with all its arguments, drafted and verified by this package."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["generate"]
 
 # What `generate` asks of an assistant that says nothing else, as transformers does.
 _NUM_ASSISTANT_TOKENS, _CONFIDENCE = 20, 0.4
-# What this function does in the place of `generate`.
+# Arguments that this function handles itself.
 _TAKEN = ("stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size")
 # Arguments of other ways to generate, with what takes their place here.
 _REFUSED = {
-    "custom_generate": "it is what this function sets; call model.generate for another one",
+    "custom_generate": "this function sets it; call model.generate for another one",
     "use_mtp": "give drafter=mv.drafters.Heads(...), or call model.generate inside mv.hf.patch()",
     "assistant_tokenizer": "give drafter=mv.drafters.Model(model, translation=...)",
     "synced_gpus": "every process would have to take the same steps",
@@ -53,10 +53,10 @@ def generate(
     planner: Planner | Literal["auto"] | None = None,
     **settings: Any,
 ) -> Any:
-    """Generate with drafts: `model.generate` with `mv.hf.speculative`, and nothing lost on the way.
+    """Generate with drafts: `model.generate` with `mv.hf.speculative` and all arguments.
 
     `generate` keeps some of its arguments from a `custom_generate` (`stop_strings` needs a
-    `tokenizer` that it drops first). Here each is honoured, or refused by name.
+    `tokenizer` that it drops first). Here each has its effect, or is refused by name.
 
     Args:
         model: a transformers causal language model; one given to `torch.compile` runs compiled.
@@ -88,12 +88,14 @@ def generate(
     """
     for name, instead in _REFUSED.items():
         if settings.pop(name, None):
-            msg = f"{name} is not supported by mv.hf.generate: {instead}"
-            raise ParamsError(msg, slug="unsupported_setting")
+            message = f"{name} is not supported by mv.hf.generate: {instead}"
+            raise ParamsError(message, slug="unsupported_setting")
     if settings.get("cache_implementation") == "paged":
         # transformers would run a loop of its own, and no custom code.
-        msg = 'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
-        raise ParamsError(msg, slug="unsupported_setting")
+        message = (
+            'cache_implementation="paged" is not supported by mv.hf.generate: give cache="paged"'
+        )
+        raise ParamsError(message, slug="unsupported_setting")
     pool = settings.pop("cache") if isinstance(settings.get("cache"), str | CacheSettings) else None
     streamer = settings.pop("streamer", None)
     taken, settings = _take(settings, model.generation_config)
@@ -113,7 +115,7 @@ def generate(
 
 
 def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take out what this function does in the place of `generate`.
+    """Take out the arguments that this function handles itself.
 
     Args:
         settings: of the call.
@@ -124,11 +126,11 @@ def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str,
     """
     for name in _TAKEN:
         if getattr(own, name, None) is not None:
-            msg = (
+            message = (
                 f"{name}: found it in the model's generation config, from where transformers takes "
                 f"it; set model.generation_config.{name} = None and give it to mv.hf.generate"
             )
-            raise ParamsError(msg, slug="unsupported_setting")
+            raise ParamsError(message, slug="unsupported_setting")
     config = settings.get("generation_config")
     left = {name: value for name, value in settings.items() if name not in _TAKEN}
     taken = {name: settings.get(name) for name in _TAKEN}
@@ -140,13 +142,13 @@ def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str,
 
 
 def _criteria(settings: dict[str, Any], strings: Any) -> StoppingCriteriaList:
-    """The caller's stopping criteria, and one for `stop_strings`."""
+    """Return the caller's stopping criteria, and one for `stop_strings`."""
     tokenizer = settings.pop("tokenizer", None)
     criteria = StoppingCriteriaList(settings.pop("stopping_criteria", None) or [])
     if strings:
         if tokenizer is None:
-            msg = "stop_strings: found no tokenizer to read them by, wanted tokenizer=..."
-            raise ParamsError(msg, slug="no_tokenizer")
+            message = "stop_strings: found no tokenizer to read them by, wanted tokenizer=..."
+            raise ParamsError(message, slug="no_tokenizer")
         criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
     return criteria
 
@@ -154,13 +156,15 @@ def _criteria(settings: dict[str, Any], strings: Any) -> StoppingCriteriaList:
 def _drafter(
     drafter: Drafter | None, taken: dict[str, Any], settings: dict[str, Any], own: Any
 ) -> Drafter | None:
-    """The one drafter that is named: itself, an assistant, or prompt lookup."""
+    """Return the one drafter that is named: itself, an assistant, or prompt lookup."""
     assistant, lookup = settings.pop("assistant_model", None), taken["prompt_lookup_num_tokens"]
     named = {"drafter": drafter, "assistant_model": assistant, "prompt_lookup_num_tokens": lookup}
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
-        msg = f"{' and '.join(given)} are ways to draft; give one of them, or mv.drafters.Combined"
-        raise ParamsError(msg, slug="bad_drafters")
+        message = (
+            f"{' and '.join(given)} are ways to draft; give one of them, or mv.drafters.Combined"
+        )
+        raise ParamsError(message, slug="bad_drafters")
     if lookup is not None:
         return NGram(num_tokens=lookup, max_ngram=taken["max_matching_ngram_size"] or 2)
     if assistant is None:

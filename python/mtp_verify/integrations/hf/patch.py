@@ -1,15 +1,15 @@
-"""transformers' own assisted decoding, with our rule in the place of its accept function.
+"""transformers' own assisted decoding, with our rule instead of its accept function.
 
 `generate(assistant_model=...)`, `generate(use_mtp=True)` and the library's other drafters that hand
 over rows end in one function, `transformers.generation.utils._speculative_sampling`. It is looked
 up by name at each step, so that replacing the name replaces the rule; nothing else of the loop
-changes. What the library's function does otherwise: it accepts `r <= p / q`, so that r = 0 accepts
+changes. The library's function differs from ours: it accepts `r <= p / q`, so that r = 0 accepts
 a token of target probability 0; it divides by zero where the residual is empty; and it knows only
 the token rule.
 
 The assistant of Gemma 4 drafts the most likely token but hands over its raw logits as if it had
-sampled from them: a bias of its output law, whichever rule verifies. Its rows are replaced by the
-law that its drafts do have: all probability on the drafted token.
+sampled from them, which biases the output under any rule. Its rows are replaced by the
+law of its drafts: all probability on the drafted token.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import threading
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import transformers
 from transformers.generation import candidate_generator, utils
 
+from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.generation import Stats
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import ParamsError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.api import verify
 from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams
@@ -40,16 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["patch"]
 
-# Minor versions whose source was read: the signatures and the drafters' rows are those below.
-_FIRST, _LAST = (5, 18), (5, 24)
-_NAME = "_speculative_sampling"
-_SIGNATURE = (
-    "candidate_input_ids",
-    "candidate_logits",
-    "candidate_length",
-    "new_logits",
-    "assistant_ensemble_weight",
-)
+_GATE = ENGINES["transformers"]
+_NAME = _GATE.function
 _ARGMAX_DRAFTER = "SinglePositionMultiTokenCandidateGenerator"
 
 # The rows arrive processed: temperature 1, nothing cut.
@@ -74,10 +66,10 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
     """Let `generate` of transformers accept drafts by our exact rule, inside a `with` block.
 
     Callers of `assistant_model=` and `use_mtp=` change nothing else; sampling only (greedy decoding
-    and drafts without rows, such as prompt lookup, do not come through this function, and are
-    exact as they are). All noise of a step comes from one draw of torch's global generator, so
-    that `torch.manual_seed` reproduces a run. The library is put back on exit, whatever happens in
-    between; blocks may be nested, and the innermost rule counts. The whole process is affected.
+    and drafts without rows, such as prompt lookup, do not call this function, and are exact). All
+    noise of a step is one draw of torch's global generator, so that `torch.manual_seed` reproduces
+    a run. The library is restored on exit, after errors too; blocks may be nested, and the
+    innermost rule counts. The whole process is affected.
 
     Args:
         rule: As `mv.verify`; it must be legal for a sampled chain. "auto" is block verification,
@@ -89,7 +81,7 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
     Raises:
         UnsupportedModelError: Another version of transformers than those known, or one that was
             changed; the library is untouched.
-        RuleError: No such rule, or not lossless for a sampled chain; likewise.
+        RuleError: No such rule, or not lossless for a sampled chain; the library is untouched.
         ParamsError: (by `generate`) `assistant_ensemble_weight`, which is lossy by design.
         DraftError: (by `generate`) a drafted token that its own row gives no probability.
 
@@ -103,13 +95,7 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
         arXiv 2211.17192 (the library's rule), 2403.10444 (block verification).
     """
     # Refused here, not in the middle of a generation.
-    verify(
-        Draft.chain([0], np.ones((1, 1), np.float32)),
-        np.zeros((2, 1), np.float32),
-        rule=rule,
-        seed=0,
-        position=0,
-    )
+    _core.check_rule(rule, ("chain",), _AS_GIVEN._core, None)
     mine = _Active(rule)
     with _lock:
         if not _active:
@@ -126,10 +112,12 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
 
 def _install() -> None:
     """Check everything, then replace everything."""
-    _check_version(str(transformers.__version__))
-    sampling = _check_sampling(getattr(utils, _NAME, None))
+    sampling = getattr(utils, _NAME, None)
+    _GATE.check(str(transformers.__version__), sampling)
     generator = getattr(candidate_generator, _ARGMAX_DRAFTER, None)
-    candidates = _check_argmax(getattr(generator, "get_candidates", None))
+    candidates = getattr(generator, "get_candidates", None)
+    if changed := _changes(sampling, candidates):
+        _GATE.refuse(f"{transformers.__version__} is not as released: {changed}")
     for owner, name, original, ours in (
         (utils, _NAME, sampling, _replacing(sampling)),
         (generator, "get_candidates", candidates, _with_true_rows(candidates)),
@@ -146,45 +134,20 @@ def _restore() -> None:
     _originals.clear()
 
 
-def _check_version(version: str) -> None:
-    found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", version)
-    if found is None or not _FIRST <= (int(found[1]), int(found[2])) <= _LAST:
-        msg = (
-            f"transformers {version} is not known to mv.hf.patch; it knows "
-            f"{_FIRST[0]}.{_FIRST[1]} to {_LAST[0]}.{_LAST[1]}. The library was left as it is; "
-            "model.generate(custom_generate=mv.hf.speculative(...)) needs no patch"
-        )
-        raise UnsupportedModelError(msg, slug="unsupported_version")
-
-
-def _check_sampling(function: Any) -> Callable[..., Any]:
-    if not callable(function) or tuple(inspect.signature(function).parameters) != _SIGNATURE:
-        _changed(f"{_NAME} does not take {', '.join(_SIGNATURE)}")
-    if getattr(function, "__module__", None) != utils.__name__:
-        _changed(f"{_NAME} was already replaced by {function.__module__}")
+def _changes(sampling: Any, candidates: Any) -> str:
+    """Say what is not as in the releases that were read; empty if all is."""
+    if sampling.__module__ != utils.__name__:
+        return f"{_NAME} was already replaced by {sampling.__module__}"
     loop = inspect.unwrap(utils.GenerationMixin._assisted_decoding)
     if _NAME not in loop.__code__.co_names:
-        _changed(f"its decoding loop does not call {_NAME}")
-    checked: Callable[..., Any] = function
-    return checked
-
-
-def _check_argmax(function: Any) -> Callable[..., Any]:
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
+        return f"its decoding loop does not call {_NAME}"
+    names = getattr(getattr(candidates, "__code__", None), "co_names", ())
     if "argmax" not in names or "multinomial" in names:
-        _changed(f"{_ARGMAX_DRAFTER} does not draft the most likely tokens")
-    checked: Callable[..., Any] = function
-    return checked
+        return f"{_ARGMAX_DRAFTER} does not draft the most likely tokens"
+    return ""
 
 
-def _changed(what: str) -> None:
-    msg = (
-        f"transformers {transformers.__version__} is not as released: {what}. It was left as it is"
-    )
-    raise UnsupportedModelError(msg, slug="unsupported_version")
-
-
-def _replacing(original: Callable[..., Any]) -> Callable[..., Any]:
+def _replacing(original: Any) -> Callable[..., Any]:
     """Make the accept function that takes the library's arguments and runs the active rule."""
 
     @functools.wraps(original)
@@ -194,25 +157,17 @@ def _replacing(original: Callable[..., Any]) -> Callable[..., Any]:
         candidate_length: int,
         new_logits: torch.Tensor,
         assistant_ensemble_weight: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Any:
+        given = candidate_input_ids, candidate_logits, candidate_length, new_logits
         if not _active:
-            found: tuple[torch.Tensor, torch.Tensor] = original(
-                candidate_input_ids,
-                candidate_logits,
-                candidate_length,
-                new_logits,
-                assistant_ensemble_weight,
-            )
-            return found
+            return original(*given, assistant_ensemble_weight)
         if assistant_ensemble_weight is not None:
-            msg = (
+            message = (
                 f"assistant_ensemble_weight: found {assistant_ensemble_weight}, wanted None: it "
-                "accepts more than the target's law allows, and mv.hf.patch is exact"
+                "changes the target's distribution, and mv.hf.patch is exact"
             )
-            raise ParamsError(msg, slug="unsupported_setting")
-        return _accept(
-            _active[-1], candidate_input_ids, candidate_logits, candidate_length, new_logits
-        )
+            raise ParamsError(message, slug="unsupported_setting")
+        return _accept(_active[-1], *given)
 
     return accept
 
@@ -247,7 +202,7 @@ def _accept(
     return tokens[None], torch.tensor(verdict.num_accepted, device=ids.device)
 
 
-def _with_true_rows(original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_true_rows(original: Any) -> Callable[..., Any]:
     """Make `get_candidates` of a drafter without noise hand over the law of its drafts."""
 
     @functools.wraps(original)

@@ -1,14 +1,15 @@
-"""A prepared `LogitsProcessorList` as parameters of the core, and what is left of it.
+"""A prepared `LogitsProcessorList` as parameters of the core and the processors that are left.
 
 Nearly everything that `generate` does to logits is a function of a row and the tokens before it.
 What the core knows at the list's beginning (penalties, bans) and at its end (temperature, top-k,
-top-p, min-p) becomes `SamplingParams`; whatever stands between is called as it is, per node with
+top-p, min-p) becomes `SamplingParams`; the processors between are called as they are, per node with
 that node's own tokens; a user's own as `followed` says. The library's that keep state are refused.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def split_processors(
         processors: as transformers prepares it, the user's own among them.
         do_sample: False is greedy decoding.
         prompt_width: of `input_ids`, padding included.
-        padding: (P,) what stands before the row's own tokens.
+        padding: (P,) the tokens before the row's own ones.
         row: its place in the batch.
         num_rows: of the batch.
         eos_ids: tokens that end its text.
@@ -66,7 +67,7 @@ def split_processors(
         with the row's own tokens.
 
     Raises:
-        ParamsError: a processor that keeps state and cannot be led along a draft; names it.
+        ParamsError: a processor that keeps state and cannot follow a draft; names it.
     """
     params, rest = _split(
         processors,
@@ -75,9 +76,7 @@ def split_processors(
         has_padding=len(padding) > 0,
         eos_ids=eos_ids,
     )
-
-    def for_row(processor: Any) -> Callable[..., Any]:
-        return _for_row(processor, padding, row)
+    for_row = functools.partial(_for_row, padding=padding, row=row)
 
     left: list[Callable[..., Any]] = []
     for has_protocol, group in itertools.groupby(rest, keeps_state):
@@ -99,16 +98,16 @@ def _split(
     has_padding: bool,
     eos_ids: Sequence[int] | None = None,
 ) -> tuple[SamplingParams, list[Any]]:
-    """What the core does, and the processors between its first and its last."""
+    """Return the part that the core does, and the processors between its first and its last."""
     for processor in processors:
         name = next((n for kind, n in _STATEFUL.items() if isinstance(processor, kind)), None)
         if name is not None and not keeps_state(processor):
-            msg = (
+            message = (
                 f"{name} brings the logits processor {type(processor).__name__}, which keeps state "
                 "of its own and cannot be asked about several continuations: unset it, or call "
                 "generate without custom_generate"
             )
-            raise ParamsError(msg, slug="unsupported_processor")
+            raise ParamsError(message, slug="unsupported_processor")
     fields: dict[str, Any] = {}
     rest = list(processors)
     while rest and _take_first(
@@ -134,11 +133,11 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
     """
     params, left = _split(processors, do_sample=do_sample, prompt_width=0, has_padding=False)
     if left:
-        msg = (
+        message = (
             f"logits processor {type(left[0]).__name__} has no counterpart in SamplingParams "
             "(at its place, with its settings); pass it to processors="
         )
-        raise ParamsError(msg, slug="unsupported_processor")
+        raise ParamsError(message, slug="unsupported_processor")
     return params
 
 
@@ -196,7 +195,7 @@ def _take_first(
 
 
 def _single_tokens(processor: Any) -> dict[int, float] | None:
-    """The biases of a sequence bias by token; None if a sequence has several."""
+    """Return the biases of a sequence bias by token; None if a sequence has several."""
     if any(len(sequence) != 1 for sequence in processor.sequence_bias):
         return None
     return {int(sequence[0]): bias for sequence, bias in processor.sequence_bias.items()}
@@ -225,7 +224,7 @@ def _take_last(rest: list[Any]) -> dict[str, Any]:
 
 
 def _for_row(processor: Any, padding: torch.Tensor, row: int) -> Callable[..., Any]:
-    """The processor as one row calls it, with the padding before its tokens as in `generate`."""
+    """Return the processor for one row, with the padding before its tokens as in `generate`."""
     kind = type(processor)
     if kind.__module__.startswith("transformers."):
         processor = copy.copy(processor)  # The user's own is called itself.
@@ -257,12 +256,9 @@ class RowScores:
 
     Args:
         processors: the prepared list; what keeps state is copied before anything has called it.
-        padding: (P,) what stands before the row's own tokens.
+        padding: (P,) the tokens before the row's own ones.
         row: its place in the batch.
         matcher: a constraint's, which masks the rows before they are processed, or None.
-
-    Attributes:
-        rows: (1, V) each, one for each emitted token so far.
     """
 
     def __init__(
@@ -275,12 +271,7 @@ class RowScores:
         self.rows: list[torch.Tensor] = []
 
     def extend(self, ids: torch.Tensor, logits: Sequence[torch.Tensor]) -> None:
-        """Process the rows that are new.
-
-        Args:
-            ids: (1, n) int64, the row's own tokens, the emitted ones last.
-            logits: (1, V) raw, one for each emitted token.
-        """
+        """Process the rows (1, V) of the emitted tokens, which end `ids` (1, n), that are new."""
         start = ids.shape[1] - len(logits)
         for step in range(len(self.rows), len(logits)):
             row, token = logits[step].clone(), int(ids[0, start + step])

@@ -27,15 +27,15 @@ def check_context(context: int | None, max_length: int, shown: torch.Tensor) -> 
     longest = int(shown.sum(1).max())
     num_new = max_length - shown.shape[1]
     if context is not None and longest + num_new > context:
-        msg = (
+        message = (
             f"max_new_tokens: found {num_new} behind a prompt of {longest} tokens; the model's "
             f"context is {context}, so wanted {max(context - longest, 0)} at most"
         )
-        raise ParamsError(msg, slug="beyond_context")
+        raise ParamsError(message, slug="beyond_context")
 
 
 def check_settings(model: Any, config: Any, model_kwargs: dict[str, Any], call: Call) -> None:
-    """Refuse settings that would otherwise be passed over in silence.
+    """Refuse settings that would otherwise be ignored.
 
     Args:
         model: that generates.
@@ -61,18 +61,20 @@ def check_settings(model: Any, config: Any, model_kwargs: dict[str, Any], call: 
         if name not in _KNOWN_KWARGS and value is not None and not _is_of_text(name, value, model):
             names += _names_of(name, model, model_kwargs, call)
     if names:
-        msg = f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
-        raise ParamsError(msg, slug="unsupported_setting")
+        message = (
+            f"generate's {', '.join(names)} cannot be combined with mv.hf.speculative; unset it"
+        )
+        raise ParamsError(message, slug="unsupported_setting")
     if config.cache_implementation not in (None, "dynamic", "static"):
-        msg = (
+        message = (
             f'cache_implementation="{config.cache_implementation}" cannot be rolled back after a '
             'rejected draft; use "static", or leave it unset (the dynamic cache)'
         )
-        raise UnsupportedModelError(msg, slug="unsupported_cache")
+        raise UnsupportedModelError(message, slug="unsupported_cache")
 
 
 def _is_of_text(name: str, value: Any, model: Any) -> bool:
-    """Whether it says no more than that there are no images."""
+    """Return whether it only states that there are no images."""
     if name == "mm_encoder_outputs":
         return not any(output is not None for output in value.values())
     has_images = "pixel_values" in inspect.signature(model.forward).parameters
@@ -80,7 +82,7 @@ def _is_of_text(name: str, value: Any, model: Any) -> bool:
 
 
 def _names_of(name: str, model: Any, model_kwargs: dict[str, Any], call: Call) -> list[str]:
-    """What the user calls an argument of the model's forward, which `generate` may have made."""
+    """Return the user's name for an argument of the forward, which `generate` may have made."""
     if call.given is None and name == "mm_encoder_outputs":
         return ["images or videos (mm_encoder_outputs)"]
     if call.maker:
@@ -94,15 +96,15 @@ def _names_of(name: str, model: Any, model_kwargs: dict[str, Any], call: Call) -
 
 
 def refuse_caches(argument: str, past: Any, config: Any) -> None:
-    """Refuse caches that a paged one would take the place of; an empty dynamic one says nothing."""
+    """Refuse caches that a paged one would replace; an empty dynamic one is the default."""
     name = None
     if config.cache_implementation is not None:
         name = f'cache_implementation="{config.cache_implementation}"'
     elif isinstance(past, StaticCache) or (past is not None and past.get_seq_length() > 0):
         name = argument
     if name is not None:
-        msg = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
-        raise ParamsError(msg, slug="unsupported_setting")
+        message = f"a paged cache keeps its entries in a pool of its own: unset {name}, or cache"
+        raise ParamsError(message, slug="unsupported_setting")
 
 
 def check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.Tensor) -> None:
@@ -121,5 +123,7 @@ def check_positions(positions: Any, mask: torch.Tensor | None, input_ids: torch.
         or axes.shape[1] != input_ids.shape[0]
         or any(bool((axis.to(input_ids.device) != expected)[shown].any()) for axis in axes)
     ):
-        msg = "position_ids of one's own are not supported; leave them to generate"
-        raise ParamsError(msg, slug="unsupported_setting")
+        message = (
+            "position_ids: found others than those of the attention mask; leave them to generate"
+        )
+        raise ParamsError(message, slug="unsupported_setting")

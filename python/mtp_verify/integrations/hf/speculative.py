@@ -61,7 +61,7 @@ def speculative(
     each node's with that node's own tokens. A user's own processor may keep state: its object gets
     the calls of plain `generate`, one for each emitted token in order, and copies of it are asked
     about drafts. In a batch, where rows are at different lengths, one that a call changes is
-    refused. Those that have `fork` and `accept` are led as `mtp_verify.verifier.processors` says.
+    refused. For those with `fork` and `accept` see `mtp_verify.verifier.processors`.
 
     Args:
         drafter: where guesses come from, for example `mv.drafters.NGram()`; None decodes plainly.
@@ -70,12 +70,12 @@ def speculative(
             `torch.manual_seed` works as with plain `generate`.
         streamer: here or in `generate`, not in both.
         stats: is filled with the figures of each run.
-        lossy: as `Decoder`: of `mv.lossy`, gives up the target's law.
+        lossy: as `Decoder`: of `mv.lossy`, changes the output's distribution.
         constraint: as `Decoder.generate`: of `mv.constraints`, a grammar that the output obeys.
         planner: as `Decoder`: "auto" or a `mv.Planner` chooses how large drafts are, down to none.
         cache: None takes the cache that `generate` sends along: the dynamic one, a static one, or
             the user's own. "paged" or a `Paged`, as `Decoder`, keeps the rows of a call in a pool
-            of their own instead, which lives as long as the call.
+            of their own instead, for the time of the call.
 
     Returns:
         A callable that returns the sequences (B, L), or a `GenerateDecoderOnlyOutput` where
@@ -101,7 +101,7 @@ def speculative(
         compiled_model: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        # A model that cannot work is named first: it may bring along settings that nobody made.
+        # A model that cannot work is named first: its settings may not be the user's.
         target = as_target(model if compiled_model is None else compiled_model)
         name = cache_name(model.forward) or ""
         past = model_kwargs.pop(name, None)
@@ -113,8 +113,8 @@ def speculative(
         gives_cache = generation_config.use_cache is not False
         if past is not None and not gives_cache:
             # The library would write the whole text behind the cache at each step.
-            msg = f"use_cache=False and {name} say the opposite; unset one of them"
-            raise ParamsError(msg, slug="unsupported_setting")
+            message = f"use_cache=False and {name} say the opposite; unset one of them"
+            raise ParamsError(message, slug="unsupported_setting")
         if cache is not None:
             refuse_caches(name, past, generation_config)
             past = None
@@ -199,12 +199,12 @@ def speculative(
 
 
 def _by_step(rows: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Rows (n, V) of each sequence as (B, V) of each step: zeros where one has ended."""
+    """Turn rows (n, V) of sequences into (B, V) of steps: zeros where one has ended."""
     return torch.nn.utils.rnn.pad_sequence(rows).to(device).unbind(0)
 
 
 def _without_rows(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """A criterion as `generate` calls it where no scores are kept, whatever else is."""
+    """Return a criterion as `generate` calls it where no scores are kept."""
     return lambda ids, _rows: criterion(ids, None)
 
 
@@ -212,8 +212,8 @@ def _only_streamer(ours: Any | None, generates: Any | None) -> Any | None:
     if generates is None:
         return ours
     if ours is not None:
-        msg = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
-        raise ParamsError(msg, slug="bad_streamer")
+        message = "streamer is given to generate and to mv.hf.speculative; give it to one of them"
+        raise ParamsError(message, slug="bad_streamer")
     return AfterPrompt(generates)
 
 
@@ -236,6 +236,6 @@ def _past(past: Any, paddings: Sequence[torch.Tensor]) -> Any:
     num_rows = len(paddings)
     if isinstance(past, StaticCache) and (num_rows > 1 or len(paddings[0])):
         found = f"there are {num_rows}" if num_rows > 1 else "this one is padded on the left"
-        msg = f"a static cache serves a single sequence without padding, and {found}; unset it"
-        raise UnsupportedModelError(msg, slug="unsupported_cache")
+        message = f"a static cache serves a single sequence without padding, and {found}; unset it"
+        raise UnsupportedModelError(message, slug="unsupported_cache")
     return None if num_rows > 1 and past is not None and past.get_seq_length() == 0 else past

@@ -1,9 +1,9 @@
-"""What users give to `generate`, and what of it `generate` keeps from custom code.
+"""Arguments of `generate` that it does not pass on to custom code.
 
 transformers drops its own arguments `streamer`, `assistant_model` and `synced_gpus` before it calls
 `custom_generate` (5.16 to 5.24), and says nothing; it turns images into the outputs of an encoder
-and adds settings that nobody made. What was given is read where it still is: in the variables of
-the call of `generate` that was given our callable, which is how it is known.
+and adds settings of its own. The user's arguments are read from the local variables of the call of
+`generate` that was given our callable.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NAMES = ("streamer", "assistant_model", "synced_gpus")
 
 @dataclass(frozen=True)
 class Call:
-    """The call of `generate` that a custom function belongs to.
+    """The call of `generate` that has called a custom function.
 
     Attributes:
-        withheld: what it was given and does not hand over, by name.
+        withheld: arguments that it does not pass on, by name.
         given: its keyword arguments; None where it cannot be seen.
         maker: the class of the model whose own `generate` has made that call, or "" where the user
             has (models of images and text hand embeddings to the language model inside).
@@ -58,7 +58,7 @@ def call_of(call: Callable[..., Any]) -> Call:
 
 
 def _maker_of(frame: FrameType) -> str:
-    """The class whose `generate` has called that of the model inside it, the outermost one."""
+    """Return the outermost class whose `generate` has called that of the model inside it."""
     model, maker = frame.f_locals.get("self"), ""
     outer = frame.f_back
     while outer is not None:
@@ -73,7 +73,7 @@ def _maker_of(frame: FrameType) -> str:
 
 
 class AfterPrompt:
-    """A streamer that has been given the prompt already, by `generate` itself."""
+    """A streamer to which `generate` itself has already passed the prompt."""
 
     def __init__(self, streamer: Any) -> None:
         self._streamer = streamer

@@ -1,4 +1,4 @@
-"""vLLM: its rejection sampler replaced by this package's rules, in the process and when asked for.
+"""vLLM: this package's rules instead of its rejection sampler, where it is switched on.
 
 vLLM loads `register` through the entry point `vllm.general_plugins` in every process. It does
 nothing unless the environment variable `MTP_VERIFY_VLLM` is set: to 1 (the best rule), or to the
@@ -12,15 +12,14 @@ the rows that a decision reaches.
 from __future__ import annotations
 
 import functools
-import inspect
-import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify._core import Draft
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.errors import MtpVerifyError, UnsupportedModelError
+from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.api import verify
 from mtp_verify.verifier.params import SamplingParams
 
@@ -29,24 +28,11 @@ if TYPE_CHECKING:
 
     from mtp_verify.verifier.words import Rule
 
-__all__ = [
-    "RULES",
-    "SUPPORTED",
-    "VARIABLE",
-    "forward",
-    "install",
-    "is_installed",
-    "is_supported",
-    "register",
-    "uninstall",
-]
+__all__ = ["GATE", "RULES", "forward", "install", "is_installed", "register", "uninstall"]
 
-VARIABLE = "MTP_VERIFY_VLLM"
+GATE = ENGINES["vllm"]
 # For drafts with probabilities; without them every rule samples from the target and compares.
-RULES: tuple[Rule, ...] = ("auto", "token", "block", "target_only")
-# Versions whose sampler was read and run with this module.
-SUPPORTED = ("0.32",)
-_PARAMETERS = ("self", "metadata", "draft_probs", "logits", "sampling_metadata")
+RULES = ("auto", *GATE.choices)
 _PLACEHOLDER = -1
 # vLLM's own limit between greedy and sampled; such requests arrive with temperature 0.
 _GREEDY = SamplingParams(temperature=0, preset="vllm")
@@ -55,18 +41,17 @@ _MARK = "_mtp_verify_original"
 
 
 def register() -> None:
-    """The entry point: install what `MTP_VERIFY_VLLM` asks for.
+    """Install what `MTP_VERIFY_VLLM` asks for; this is the entry point.
 
-    A version that is not supported is left as it is, with a warning: an engine that does not start
-    is worse than the one that was there before.
+    What cannot be installed leaves the engine as it is, with a warning: vLLM would not start after
+    an error.
     """
-    wanted = os.environ.get(VARIABLE, "").strip()
-    if wanted in {"", "0"}:
-        return
     try:
-        install("auto" if wanted == "1" else wanted)  # type: ignore[arg-type]
-    except UnsupportedModelError as error:
-        warnings.warn(f"{VARIABLE}={wanted}: {error}", RuntimeWarning, stacklevel=2)
+        rule = GATE.switch()
+        if rule is not None:
+            install(rule)  # type: ignore[arg-type]
+    except MtpVerifyError as error:
+        warnings.warn(f"{GATE.variable}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def install(rule: Rule = "auto") -> None:
@@ -106,20 +91,15 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether the vLLM in this process verifies with this package; never, where unsupported."""
+    """Return whether the vLLM in this process verifies with this package."""
     try:
         return hasattr(_sampler_class().forward, _MARK)
     except UnsupportedModelError:
         return False
 
 
-def is_supported(version: str) -> bool:
-    """Whether a version of vLLM is one of `SUPPORTED`, patch releases included."""
-    return any(version == known or version.startswith(f"{known}.") for known in SUPPORTED)
-
-
 def _sampler_class() -> Any:
-    """The class whose `forward` is replaced.
+    """Return the class whose `forward` is replaced.
 
     Raises:
         UnsupportedModelError: Another version, or another signature.
@@ -127,21 +107,8 @@ def _sampler_class() -> Any:
     import vllm
     from vllm.v1.sample import rejection_sampler
 
-    version = str(vllm.__version__)
-    if not is_supported(version):
-        message = (
-            f"vLLM {version} is not supported (supported: {', '.join(SUPPORTED)}); its sampler "
-            "was left as it is"
-        )
-        raise UnsupportedModelError(message, slug="unsupported_version")
     sampler: Any = rejection_sampler.RejectionSampler
-    found = tuple(inspect.signature(sampler.forward).parameters)
-    if found != _PARAMETERS:
-        message = (
-            f"vLLM {version}: RejectionSampler.forward takes {found}, wanted {_PARAMETERS}; it was "
-            "left as it is"
-        )
-        raise UnsupportedModelError(message, slug="unsupported_version")
+    GATE.check(str(vllm.__version__), sampler.forward)
     return sampler
 
 
@@ -194,7 +161,7 @@ def forward(
 def _verify(
     metadata: Any, draft_probs: torch.Tensor | None, rows: torch.Tensor, sampling: Any, rule: Rule
 ) -> list[Any]:
-    """The tokens that each request emits."""
+    """Return the tokens that each request emits."""
     drafted = metadata.draft_token_ids.tolist()
     params = _params(sampling, len(metadata.num_draft_tokens), rows.shape[-1])
     seeds = _seeds(sampling, params)
@@ -214,7 +181,7 @@ def _verify(
 
 
 def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -> Draft:
-    """The draft of one request, up to the first placeholder.
+    """Return the draft of one request, up to the first placeholder.
 
     vLLM writes a placeholder over a drafted token that the grammar forbids. A chain that is a
     function of the past may end before it. A token that was drawn must be rejected instead, as the
@@ -233,7 +200,7 @@ def _chain(tokens: list[int], probs: torch.Tensor | None, block: torch.Tensor) -
 
 
 def _params(sampling: Any, num: int, vocab: int) -> list[SamplingParams]:
-    """The shaping of each request, without what vLLM's processors have already done."""
+    """Return the shaping of each request, without what vLLM's processors have already done."""
     if sampling.all_greedy:
         return [_GREEDY] * num
     temperature = sampling.temperature.tolist()
@@ -252,7 +219,7 @@ def _made(temperature: float, top_k: int, top_p: float) -> SamplingParams:
 
 
 def _seeds(sampling: Any, params: Sequence[SamplingParams]) -> list[int]:
-    """A fresh seed for each request and step, from the request's own generator if it has one."""
+    """Draw a seed for each request and step, from the request's own generator if it has one."""
     seeds = [0] * len(params)
     for row, shaping in enumerate(params):
         if not shaping.is_greedy:
@@ -262,7 +229,7 @@ def _seeds(sampling: Any, params: Sequence[SamplingParams]) -> list[int]:
 
 
 def _processed(sampler: Any, metadata: Any, logits: torch.Tensor, sampling: Any) -> torch.Tensor:
-    """The rows after vLLM's processors; its own tensor where none is at work."""
+    """Apply vLLM's processors to the rows; where none is active, return the same tensor."""
     if not _is_processed(sampling):
         return logits
     rows = torch.empty_like(logits, dtype=torch.float32)
@@ -292,7 +259,7 @@ def _is_processed(sampling: Any) -> bool:
 
 
 def _shaped(rows: torch.Tensor, counts: Sequence[int], sampling: Any) -> torch.Tensor:
-    """Rows after temperature, top-k and top-p: what processed log-probabilities are of."""
+    """Apply temperature, top-k and top-p, as for processed log-probabilities."""
     if sampling.all_greedy:
         return rows
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p

@@ -1,7 +1,7 @@
 """Drafts for vLLM, copied from each request's own text by this package's suffix index.
 
-vLLM takes a proposer by the name of its class (`method: custom_class`) and tells it the tokens of
-the batch's rows, neither names of requests nor hidden states: enough for drafters that copy. Heads
+vLLM takes a proposer by the name of its class (`method: custom_class`) and passes it the tokens of
+the batch's rows, without names of requests and hidden states: enough for drafters that copy. Heads
 draft in vLLM through its own code, from what `mtp-verify export` writes.
 """
 
@@ -36,9 +36,9 @@ class _Row:
     request: Request
 
     def begins(self, text: NDArray[np.integer[Any]]) -> bool:
-        """Whether `text` is a continuation of this one."""
+        """Return whether `text` is a continuation of this one."""
         length = len(self.text)
-        # The last token first: it tells most texts apart at once.
+        # The last token first: it differs for most texts.
         return (
             length <= len(text)
             and self.text[-1] == text[length - 1]
@@ -71,7 +71,7 @@ class SuffixProposer:
         self._numbers = count()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """There is no model to load; vLLM's CPU runner asks every proposer."""
+        """Do nothing: there is no model to load, but vLLM's CPU runner calls every proposer."""
 
     def propose(
         self,
@@ -87,7 +87,7 @@ class SuffixProposer:
                 being read, and then nothing is drafted.
             num_tokens_no_spec: (B,) tokens of each row, those just emitted included.
             token_ids_cpu: (B, max_model_len) the tokens themselves.
-            slot_mappings: of no use here.
+            slot_mappings: not used.
 
         Returns:
             Per row at most `num_speculative_tokens` tokens, fewer where the context ends.

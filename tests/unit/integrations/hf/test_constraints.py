@@ -24,7 +24,7 @@ def allowed(batch: int, ids: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("drafter", [None, mv.drafters.NGram(num_tokens=4)], ids=["plain", "ngram"])
-def test_greedy_output_and_scores_are_those_of_the_librarys_own_constraint(model, drafter):
+def test_greedy_output_and_scores_equal_the_librarys_constraint(model, drafter):
     options = {
         "attention_mask": torch.ones_like(PROMPT), "max_new_tokens": 14, "do_sample": False,
         "pad_token_id": EOS, "return_dict_in_generate": True, "output_scores": True,

@@ -213,7 +213,7 @@ def test_in_a_batch_one_that_no_call_changes_is_called(llama):
     assert found.sequences.equal(plain.sequences)
 
 
-def test_what_cannot_be_copied_is_refused_by_name_and_may_be_a_function(llama):
+def test_what_cannot_be_copied_is_refused_by_name(llama):
     class Locked(Bias):
         def __init__(self):
             super().__init__(2)

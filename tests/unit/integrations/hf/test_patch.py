@@ -173,7 +173,7 @@ def test_an_exception_puts_the_library_back():
         raise KeyError
 
 
-def test_somebody_elses_replacement_on_top_stays_and_reaches_the_library(monkeypatch):
+def test_another_replacement_on_top_of_ours_stays(monkeypatch):
     calls = []
     with mv.hf.patch():
         ours = utils._speculative_sampling
@@ -203,7 +203,10 @@ def test_another_signature_is_refused_and_left_alone(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(utils, "_speculative_sampling", other)
-    with pytest.raises(mv.errors.UnsupportedModelError, match="does not take"), mv.hf.patch():
+    with (
+        pytest.raises(mv.errors.UnsupportedModelError, match=r"wanted \(candidate_input_ids"),
+        mv.hf.patch(),
+    ):
         pass
     assert utils._speculative_sampling is other
     assert GEMMA.get_candidates is GEMMAS
@@ -277,7 +280,7 @@ def make(mode, folder, temperature=1.0):
     not hasattr(Gemma4TextConfig, "kv_sharing_modes"), reason="needs a later transformers"
 )
 @pytest.mark.timeout(180)
-def test_the_assistant_of_gemma_4_is_exact_through_the_patch_alone(tmp_path):
+def test_the_assistant_of_gemma_4_is_exact_with_the_patch(tmp_path):
     engine = make("gemma4", tmp_path)
     assert certify(engine, length=2, horizon=2, min_tv=0.4).verdict == "biased"
     found = certify(through_patch(engine), length=2, horizon=2, min_tv=0.3)

@@ -245,7 +245,7 @@ def test_unsupported_settings_are_refused_by_name(case, llama):
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "mamba"])
 @pytest.mark.filterwarnings("ignore")  # transformers comments on random models of these kinds
-def test_a_model_that_cannot_work_is_named_before_what_it_brings_along(kind):
+def test_a_model_that_cannot_work_is_named_before_its_settings(kind):
     torch.manual_seed(0)
     if kind == "mamba":
         config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)

@@ -1,0 +1,251 @@
+"""The runs as tables, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify.commands.benchmark.figures import Estimate, geometric_mean, ratio, tau
+from mtp_verify.commands.benchmark.measure import LIBRARY, PLAIN
+from mtp_verify.console.report import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mtp_verify.commands.benchmark.measure import Run
+    from mtp_verify.commands.shared.entrants import Entrant
+    from mtp_verify.commands.shared.prompts import BenchPrompt
+
+__all__ = ["ALL", "LOW_REPETITION", "as_data", "draw", "repetition", "summarise", "tables"]
+
+ALL = "all"
+# Greedy text of small models runs in circles, which flatters drafters that copy: texts of whose
+# 4-grams fewer than this share occurred before are a group of their own.
+LOW_REPETITION = "low repetition"
+_LOW = 0.2
+_GRAM = 4
+_RATIOS = {"over_plain": "vs plain", "over_transformers": "vs transformers"}
+# Okabe and Ito's colours, told apart by colour-blind people too, and three more.
+_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#777777", "#d55e00",
+    "#56b4e9", "#8b5a2b", "#000000", "#9acd32",
+)  # fmt: skip
+
+
+def summarise(
+    runs: Sequence[Run], prompts: Sequence[BenchPrompt], entrants: Sequence[Entrant]
+) -> dict[str, Any]:
+    """Return the figures of each mode and drafter.
+
+    They are, for each mode: `plain` and `transformers` (tokens per second), `repetition` of the
+    plain texts by category, and, per drafter, `tau` by category and over all prompts, accepted per
+    drafted token, and, unless it is an upper bound, tokens per second and its ratios to plain
+    decoding and to transformers' `generate` by category.
+    """
+    figures: dict[str, Any] = {}
+    for mode in dict.fromkeys(run.mode for run in runs):
+        found = {(run.prompt, run.entrant): run for run in runs if run.mode == mode}
+        plain = [found[index, PLAIN] for index in range(len(prompts))]
+        library = [found[index, LIBRARY] for index in range(len(prompts))]
+        shares = [repetition(run.tokens) for run in plain]
+        members = _members(prompts, shares)
+        by_entrant = {}
+        for entrant in entrants:
+            mine = [found[index, entrant.name] for index in range(len(prompts))]
+            stats = [run.stats for run in mine]
+            entry: dict[str, Any] = {
+                "is_upper_bound": entrant.is_upper_bound,
+                "tau": {
+                    category: tau([stats[index] for index in indices])
+                    for category, indices in members.items()
+                },
+                "drafted_per_step": ratio(
+                    [run.drafted for run in stats], [run.steps for run in stats]
+                ),
+                "accepted_per_drafted": sum(run.accepted for run in stats)
+                / max(1, sum(run.drafted for run in stats)),
+            }
+            if not entrant.is_upper_bound:
+                entry["tokens_per_second"] = _speed(mine)
+                entry["over_plain"] = _over(mine, plain, members)
+                entry["over_transformers"] = _over(mine, library, members)
+            by_entrant[entrant.name] = entry
+        figures[mode] = {
+            "plain": {"tokens_per_second": _speed(plain)},
+            "transformers": {"tokens_per_second": _speed(library)},
+            "repetition": {
+                category: sum(shares[index] for index in indices) / len(indices)
+                for category, indices in members.items()
+            },
+            "drafters": by_entrant,
+        }
+    return figures
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Return the share of a text's 4-grams that occurred in it before.
+
+    Example:
+        >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+        0.2
+    """
+    grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _members(prompts: Sequence[BenchPrompt], shares: Sequence[float]) -> dict[str, list[int]]:
+    """Return the indices of the prompts of each category, of low repetition, and of all."""
+    members: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        members.setdefault(prompt.category, []).append(index)
+    low = [index for index in range(len(prompts)) if shares[index] < _LOW]
+    return {**members, **({LOW_REPETITION: low} if low else {}), ALL: list(range(len(prompts)))}
+
+
+def _over(
+    mine: Sequence[Run], theirs: Sequence[Run], members: dict[str, list[int]]
+) -> dict[str, Estimate]:
+    """Return how much faster the runs of each group of prompts are, prompt by prompt."""
+    ratios = [
+        a.tokens_per_second / b.tokens_per_second if a.late_tokens and b.late_tokens else 1.0
+        for a, b in zip(mine, theirs, strict=True)
+    ]
+    return {
+        category: geometric_mean([ratios[index] for index in indices])
+        for category, indices in members.items()
+    }
+
+
+def _speed(runs: Sequence[Run]) -> Estimate:
+    return ratio([run.late_tokens for run in runs], [run.late_seconds for run in runs])
+
+
+def as_data(figures: Any) -> Any:
+    """Return the figures for JSON."""
+    if isinstance(figures, Estimate):
+        return asdict(figures)
+    if isinstance(figures, dict):
+        return {name: as_data(value) for name, value in figures.items()}
+    return figures
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """Return two tables for each mode: tau by category, and the speeds."""
+    made = []
+    for mode, found in figures.items():
+        drafters = found["drafters"]
+        names = [name + " *" * entry["is_upper_bound"] for name, entry in drafters.items()]
+        categories = list(next(iter(drafters.values()))["tau"])
+        made.append(
+            Table(
+                title=f"tau, {mode} (mean tokens per step, 95 % interval over prompts)",
+                columns=("category", "prompts", "repeats", *names),
+                rows=tuple(
+                    (
+                        category,
+                        str(next(iter(drafters.values()))["tau"][category].num_prompts),
+                        f"{100 * found['repetition'][category]:.0f} %",
+                        *(_cell(entry["tau"][category]) for entry in drafters.values()),
+                    )
+                    for category in categories
+                ),
+                notes=(
+                    "repeats: 4-grams of the plain text that occurred in it before",
+                    "* the target drafts for itself: an upper bound for trees of this size",
+                ),
+            )
+        )
+        made.append(
+            Table(
+                title=f"speed, {mode} (decoding alone, from the first token on)",
+                columns=("drafter", "drafted/step", "kept", "tokens/s", *_RATIOS.values()),
+                rows=(
+                    *(
+                        (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
+                        for name in (LIBRARY, PLAIN)
+                    ),
+                    *(
+                        (
+                            name,
+                            f"{entry['drafted_per_step'].value:.1f}",
+                            f"{100 * entry['accepted_per_drafted']:.0f} %",
+                            _cell(entry["tokens_per_second"], 1),
+                            *(f"{_cell(entry[name][ALL])} x" for name in _RATIOS),
+                        )
+                        for name, entry in drafters.items()
+                        if not entry["is_upper_bound"]
+                    ),
+                ),
+            )
+        )
+    return made
+
+
+def _cell(estimate: Estimate, digits: int = 2) -> str:
+    """Return the figure, with half the width of its interval where there is one."""
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ±{(estimate.high - estimate.low) / 2:.{digits}f}"
+
+
+def draw(figures: dict[str, Any], title: str, path: Path) -> None:
+    """Draw tau and speed by category and drafter, two panels a mode.
+
+    The suffix of the path decides the format, such as .svg or .png.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        OSError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    categories = list(next(iter(next(iter(figures.values()))["drafters"].values()))["tau"])
+    height = 2.0 + 0.42 * len(categories)
+    kinds = {"tau": "tokens per step (tau)", "over_plain": "speed, plain decoding = 1"}
+    # Text stays text in an SVG, and the same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtp-verify", "font.size": 9}):
+        figure = Figure(figsize=(1.5 + 6.4 * len(figures), height), layout="constrained")
+        panels = figure.subplots(1, 2 * len(figures), sharey=True, squeeze=False)[0]
+        for place, (mode, found) in enumerate(figures.items()):
+            for panel, (kind, label) in zip(panels[2 * place :], kinds.items(), strict=False):
+                _fill(panel, found["drafters"], kind, categories)
+                panel.set_title(mode)
+                panel.set_xlabel(label)
+        panels[0].set_yticks(range(len(categories)), categories)
+        panels[0].set_ylim(len(categories) - 0.4, -0.6)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        figure.suptitle(title)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _fill(panel: Any, drafters: dict[str, Any], kind: str, categories: Sequence[str]) -> None:
+    """Draw one kind of figure: a point with its interval for each drafter and category."""
+    for rank, (name, entry) in enumerate(drafters.items()):
+        if kind not in entry:  # the speed of an upper bound means nothing
+            continue
+        offset = 0.7 * ((rank + 0.5) / len(drafters) - 0.5)
+        estimates = [entry[kind][category] for category in categories]
+        values = [estimate.value for estimate in estimates]
+        colour = _COLOURS[rank % len(_COLOURS)]
+        face = "white" if entry["is_upper_bound"] else colour
+        label = name + " (upper bound)" * entry["is_upper_bound"]
+        places = [place + offset for place in range(len(categories))]
+        lows = [_or(estimate.low, estimate.value) for estimate in estimates]
+        highs = [_or(estimate.high, estimate.value) for estimate in estimates]
+        panel.hlines(places, lows, highs, color=colour, linewidth=0.8, alpha=0.6)
+        panel.plot(
+            values, places, "o", markersize=3.5, color=colour, markerfacecolor=face, label=label
+        )
+    # Intervals from two or three prompts can be very wide: the points set the scale.
+    values = [e.value for entry in drafters.values() for e in entry.get(kind, {}).values()]
+    panel.set_xlim(min(0.9, 0.95 * min(values, default=1.0)), 1.05 * max(values, default=1.0))
+    panel.axvline(1.0, color="black", linewidth=0.6)
+    panel.grid(axis="x", linewidth=0.3)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -1,0 +1,218 @@
+"""`mtp-verify prove`: every rule on every law, the rows that ship, misdeclared drafts, and mutants.
+
+The proof is compiled into builds with the cargo feature `proof` alone, and the mutants with
+`mutants`: `make prove` makes such a build; a wheel has neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from mtp_verify import _core
+from mtp_verify.commands.command import Command
+from mtp_verify.console.report import Report, Table
+from mtp_verify.console.worker import Worker
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+    from multiprocessing.connection import Connection
+
+__all__ = ["COMMAND", "add_arguments", "run"]
+
+_Line = dict[str, Any]  # of a table of the core
+_Columns = dict[str, str | tuple[str, str | None]]
+
+# Of each table: the headings, each with the key of its figure, or of a distance and its bound.
+_PLACE: _Columns = {"target / drafter": "format", "instructions": "level"}
+_PROOF: _Columns = {
+    "rule": "rule",
+    "law": "law",
+    "cases": "cases",
+    "in steps": "steps",
+    "generated": "generated",
+    "branches": "branches",
+    "distance": "distance",
+    "in float64": "f64_difference",
+}
+_FLOATS: _Columns = {
+    **_PLACE,
+    "cases": "cases",
+    "branches": "branches",
+    "decisions": ("decisions", "decisions_bound"),
+    "target's rows": ("target_rows", "target_bound"),
+    "drafter's rows": ("drafter_rows", "drafter_bound"),
+    "whole steps": "whole",
+}
+_DRAWS: _Columns = {
+    **_PLACE,
+    "draws": "draws",
+    "of draws": ("distance", "draw_bound"),
+    "of equals": ("exact", None),
+    "acceptances": "acceptances",
+    "of those": ("difference", "accept_bound"),
+}
+_TRIALS: _Columns = {
+    "mistake": "name",
+    "change": "change",
+    "case": "case",
+    "bias": "distance",
+    "stated": "stated",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: there is nothing to choose."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Enumerate every rule, every misdeclared draft and, in a build that has them, every mutant.
+
+    Raises:
+        ImportError: This build has no proof; says how to get one that has.
+    """
+    del args
+    if not hasattr(_core, "prove_rules"):
+        message = (
+            "this build does not hold the proof; run `make prove` in a checkout of the repository, "
+            "which makes a build that does (no wheel holds it)"
+        )
+        raise ImportError(message, name="mtp_verify._core")
+    start = time.perf_counter()
+    rows, floats, draws, misdeclared, mutants = _tables()
+    seconds = time.perf_counter() - start
+    failed = [row for row in rows if not row["holds"]]
+    beyond = [line for line in (*floats, *draws) if not line["holds"]]
+    trials = [*misdeclared, *(mutants or [])]
+    alive = [trial for trial in trials if not trial["killed"]]
+    sections: list[Table | str] = [
+        _table(
+            "", _PROOF, rows,
+            "cases: models x tree shapes x shapings. branches: paths through every random choice.",
+            "in steps: cases of three tokens over as many steps as they take.",
+            "generated: models of random rows with zeros, ties and near-certainties.",
+            "distance: between the joint law of the emitted tokens and the target's, a rational.",
+            "in float64: the largest difference of the same code over float64 rows.",
+        ),
+        _table(
+            "rows in floating point",
+            _FLOATS,
+            [line | {"whole": f"{line['whole']:.1%}"} for line in floats],
+            "the largest distance (total variation) of all cases / its bound.",
+            "decisions: of a step's law over all 2^53 numbers from the law of the rows as read.",
+            "rows: of a row as read from the exact row of the rounded values.",
+            "whole steps: of a step's law from that of the exact rows, as a share of its bound.",
+        ),
+        _table(
+            "draws and acceptances over all 2^53 numbers", _DRAWS, draws,
+            "of draws: distance from the weights as read, for each token of the row / bound.",
+            "of equals: the same for 1, 2, 4 and 8 equal tokens, which are drawn exactly.",
+            "of those: difference from the probability min(1, p / q) / bound.",
+        ),
+        _trials("misdeclared drafts: their law is not the one that they state", misdeclared),
+    ]  # fmt: skip
+    if mutants is not None:
+        sections.append(_trials("mutants: one line of the code changed", mutants))
+    summary = [
+        f"FAILED: {len(failed)} of {len(rows)} pairs of rule and law are not lossless"
+        if failed
+        else f"all {len(rows)} pairs of rule and law are lossless: every distance is exactly 0",
+        f"FAILED: {len(beyond)} of {len(floats) + len(draws)} lines of floating point are beyond "
+        "their bounds: " + "; ".join(_place(line) for line in beyond)
+        if beyond
+        else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
+        "is within its bound",
+        f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
+        + ", ".join(trial["name"] for trial in alive)
+        if alive
+        else f"all {len(trials)} mistakes are found",
+        f"({seconds:.0f} s{'; mutants are not compiled in' if mutants is None else ''})",
+    ]
+    data = {
+        "rows": rows,
+        "floats": floats,
+        "draws": draws,
+        "misdeclared": misdeclared,
+        "mutants": "not compiled in" if mutants is None else mutants,
+        "mutant_groups": dict(Counter(mutant["group"] for mutant in mutants or [])),
+        "seconds": seconds,
+    }
+    ok = not (failed or beyond or alive)
+    return Report("prove", ok=ok, data=data, sections=sections, summary="\n".join(summary))
+
+
+def _tables() -> tuple[Any, ...]:
+    """Run `_enumerate` in another process: Ctrl-C ends that one, but not a call here.
+
+    The core checks for no signal before its work is done.
+    """
+    worker = Worker(_send)
+    try:
+        found: tuple[Any, ...] = worker.receive()
+    finally:
+        worker.stop()
+    return found
+
+
+def _send(connection: Connection) -> None:
+    """Send what `_enumerate` finds, or why it failed."""
+    try:
+        connection.send(_enumerate())
+    except Exception as error:  # noqa: BLE001 - the parent reports any error
+        connection.send(error)
+
+
+def _enumerate() -> tuple[Any, ...]:
+    """Return the tables: rules, floating point, draws, misdeclared drafts and mutants."""
+    return (
+        _core.prove_rules(),
+        _core.prove_floats(),
+        _core.prove_draws(),
+        _core.misdeclared(),
+        _core.mutants(),
+    )
+
+
+def _table(
+    title: str,
+    columns: _Columns,
+    lines: Iterable[_Line],
+    *notes: str,
+    left: int = 2,
+) -> Table:
+    rows = tuple(tuple(_cell(line, keys) for keys in columns.values()) for line in lines)
+    return Table(title, tuple(columns), rows, left=left, notes=("", *notes))
+
+
+def _trials(title: str, trials: Sequence[_Line]) -> Table:
+    note = "bias: total variation from the target's law, a rational."
+    return _table(title, _TRIALS, trials, note, left=3)
+
+
+def _cell(line: _Line, keys: str | tuple[str, str | None]) -> str:
+    """Return a figure of a line, or a distance with its bound."""
+    if isinstance(keys, tuple):
+        key, bound = keys
+        return f"{_cell(line, key)} / {line[bound] if bound else 0:.2g}"
+    value = line[keys]
+    if isinstance(value, float):
+        return f"{value:.1e}" if value else "0"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _place(line: _Line) -> str:
+    where = f"{line['format']}, {line['level']}"
+    return f"{where} ({line['worst']})" if "worst" in line else where
+
+
+COMMAND = Command(
+    "prove",
+    "Prove this package's own rules by exact enumeration (needs a build of `make prove`).",
+    "make prove",
+    add_arguments,
+    run,
+    activity="enumerating every choice of every rule (about a minute) ...",
+)

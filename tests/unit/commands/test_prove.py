@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mtp_verify import _core
+from mtp_verify.commands import cli, prove
+
+
+def run_prove(capsys, *words: str) -> tuple[int, str]:
+    code = cli.main(["prove", *words])
+    return code, capsys.readouterr().out
+
+
+def line(**changes):
+    made = {
+        "rule": "token",
+        "law": "chain",
+        "cases": 1,
+        "steps": 2,
+        "generated": 3,
+        "branches": 12_345,
+        "distance": "0",
+        "f64_difference": 1e-16,
+        "holds": True,
+    }
+    return made | changes
+
+
+def floats(**changes):
+    made = {
+        "format": "f32 / f32 logits",
+        "level": "scalar",
+        "cases": 2_101,
+        "branches": 58_532,
+        "decisions": 4.4e-16,
+        "decisions_bound": 1e-12,
+        "worst": "gbv on iid[3, 1], A, plain",
+        "target_rows": 1.3e-8,
+        "target_bound": 3e-7,
+        "drafter_rows": 1.5e-8,
+        "drafter_bound": 3e-7,
+        "whole": 0.046,
+        "whole_bound": 2.7e-6,
+        "holds": True,
+    }
+    return made | changes
+
+
+def draws(**changes):
+    made = {
+        "format": "bf16 / f16 probabilities",
+        "level": "scalar",
+        "draws": 119,
+        "distance": 5.5e-17,
+        "draw_bound": 3 / 2**53,
+        "exact": 0.0,
+        "acceptances": 97,
+        "difference": 1.1e-16,
+        "accept_bound": 2 / 2**53,
+        "holds": True,
+    }
+    return made | changes
+
+
+def mutant(**changes):
+    made = {
+        "name": "td/some_mistake",
+        "group": "rules",
+        "change": "accept q/p",
+        "case": "B chain",
+        "stated": "19/54",
+        "distance": "19/54",
+        "killed": True,
+    }
+    return made | changes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_proves_every_pair_of_rule_and_law(capsys):
+    code, out = run_prove(capsys, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["rows"]
+    assert {row["distance"] for row in document["rows"]} == {"0"}
+    assert min(row["steps"] for row in document["rows"]) > 0
+    assert max(row["f64_difference"] for row in document["rows"]) <= 1e-14
+    levels = _core.build_info()["simd_available"]
+    for table in ("floats", "draws"):
+        assert [line["level"] for line in document[table]] == levels * 9
+        assert all(line["holds"] for line in document[table])
+    for line in document["floats"]:
+        assert line["decisions"] <= line["decisions_bound"] == 1e-12
+        assert line["target_rows"] <= line["target_bound"] == 3e-7
+        assert line["drafter_rows"] <= line["drafter_bound"]
+        assert 0 < line["whole"] <= 1
+
+
+@pytest.fixture
+def core(monkeypatch):
+    """A core with one line in each table, all of them right; a test replaces what it is about."""
+    tables = {
+        "prove_rules": [line()],
+        "prove_floats": [floats()],
+        "prove_draws": [draws()],
+        "misdeclared": [mutant(name="law/some_draft")],
+        "mutants": [mutant(), mutant(name="float/some_mistake", group="float")],
+    }
+    for name in tables:
+        monkeypatch.setattr(_core, name, lambda name=name: tables[name], raising=False)
+    monkeypatch.setattr(prove, "_tables", prove._enumerate)  # here, where the core is replaced
+    return tables
+
+
+@pytest.mark.parametrize(("distance", "code"), [("0", 0), ("1/9", 1)])
+def test_it_exits_with_1_when_a_pair_fails(capsys, core, distance, code):
+    core["prove_rules"] = [line(distance=distance, holds=distance == "0")]
+    found, out = run_prove(capsys)
+    assert found == code
+    assert distance in out
+    assert "12,345" in out
+    assert ("FAILED" in out) == bool(code)
+
+
+def test_floating_point_is_shown_beside_its_bounds(core):
+    report = prove.run(None)
+    assert report.exit_code == 0
+    text = report.to_text()
+    shown = ["4.4e-16 / 1e-12", "1.3e-08 / 3e-07", "1.5e-08 / 3e-07", "4.6%"]
+    assert all(cell in text for cell in shown)
+    assert "5.5e-17 / 3.3e-16" in text
+    assert "1.1e-16 / 2.2e-16" in text
+    assert "every distance of 1 pairs of format" in report.summary
+    assert report.data["floats"] == core["prove_floats"]
+    assert report.data["draws"] == core["prove_draws"]
+
+
+@pytest.mark.parametrize(
+    ("table", "wrong", "named"),
+    [
+        (
+            "prove_floats",
+            floats(level="avx2", decisions=2e-12, holds=False),
+            "f32 / f32 logits, avx2 (gbv on iid[3, 1], A, plain)",
+        ),
+        ("prove_floats", floats(target_rows=float("nan"), holds=False), "f32 / f32 logits"),
+        ("prove_draws", draws(exact=1.1e-16, holds=False), "bf16 / f16 probabilities, scalar"),
+    ],
+)
+def test_a_distance_beyond_its_bound_fails_and_is_named(capsys, core, table, wrong, named):
+    core[table].append(wrong)
+    report = prove.run(None)
+    assert report.exit_code == 1
+    assert "FAILED: 1 of 3 lines of floating point" in report.summary
+    assert named in report.summary
+    code, out = run_prove(capsys, "--json")
+    assert code == 1
+    assert json.loads(out)["status"] == "failed"
+
+
+def test_a_mutant_that_survives_fails_and_is_named(core):
+    core["mutants"].append(mutant(name="td/survivor", distance="0", killed=False))
+    report = prove.run(None)
+    assert report.exit_code == 1
+    assert "td/survivor" in report.summary
+    assert "not compiled in" not in report.to_text()
+
+
+def test_mutants_are_counted_by_what_they_are_in(core):
+    assert prove.run(None).data["mutant_groups"] == {"rules": 1, "float": 1}
+
+
+def test_a_build_without_mutants_says_so(core):
+    core["mutants"] = None
+    report = prove.run(None)
+    assert report.exit_code == 0
+    assert report.data["mutants"] == "not compiled in"
+    assert report.data["mutant_groups"] == {}
+    assert "mutants are not compiled in" in report.summary
+
+
+def test_a_build_without_the_proof_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.delattr(_core, "prove_rules", raising=False)
+    code, out = run_prove(capsys, "--json")
+    assert code == 2
+    error = json.loads(out)["error"]
+    assert error["type"] == "ImportError"
+    assert "run `make prove` in a checkout" in error["message"]
+
+
+def test_draws_of_every_format_are_within_their_bounds():
+    lines = _core.prove_draws()
+    levels = _core.build_info()["simd_available"]
+    assert [line["level"] for line in lines] == levels * 9
+    assert len({line["format"] for line in lines}) == 9
+    assert all(line["holds"] and line["draws"] and line["acceptances"] for line in lines)
+
+
+def test_every_misdeclared_draft_is_found():
+    found = _core.misdeclared()
+    assert len(found) >= 13
+    assert all(trial["killed"] and trial["distance"] != "0" for trial in found)
