@@ -1,6 +1,6 @@
 """Make the relative links of the README absolute, for readers who see it away from the repository.
 
-PyPI shows the README of a wheel, where `docs/README.md` leads nowhere. The address of the repository
+PyPI shows the README of a wheel, where `docs/README.md` leads nowhere. The repository's address
 stands in one place, `Repository` under `[project.urls]` of pyproject.toml; releases are built by
 `scripts/release_check.py` with the links that this module makes of it.
 """

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify import testing
+from mtp_verify import _core, testing
 
 HEAVY = ("torch", "transformers", "triton", "hypothesis")
 OF_COMMANDS = ("rich", "platformdirs")  # installed, and loaded when they are used
@@ -24,7 +25,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def main() -> None:
-    """Verify a deterministic, a sampled and an empty draft; look at refusals and at data files."""
+    """Verify three kinds of drafts; look at refusals and at what the wheel holds."""
     for name in HEAVY:
         check(importlib.util.find_spec(name) is None, f"{name} is installed here; it must not be")
 
@@ -59,6 +60,13 @@ def main() -> None:
         pass
     else:
         check(False, "logits of the wrong shape were accepted")
+
+    # The wheel holds no prover, no study and no weights.
+    check(not hasattr(_core, "prove_rules"), "the wheel holds the prover")
+    check(importlib.util.find_spec("studies") is None, "the wheel holds the studies")
+    files = [path for path in Path(mv.__file__).parent.rglob("*") if path.is_file()]
+    weights = [path.name for path in files if path.suffix in (".safetensors", ".gguf", ".bin")]
+    check(not weights, f"the wheel holds weights: {weights}")
 
     rows = testing.recorded_logits()
     check(rows.shape == (48, 2, 512), f"the recorded rows have the shape {rows.shape}")
