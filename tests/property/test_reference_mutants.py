@@ -290,7 +290,7 @@ def shapes_rows_otherwise(twin, *_):
         )
         (row,), _ = draw_logits(rng, 9) if seed % 2 else normal_logits(rng, 9, 1)
         found = np.asarray(mv._core.shaped_row(torch.from_numpy(row), params))
-        if np.abs(found - twin.shape(row, params)).max() > 1e-4:
+        if np.abs(found - twin.shaped(row, params)).max() > 1e-4:
             return True
     return False
 

@@ -96,7 +96,10 @@ def assisted():
 
     with mv.hf.patch():
         tiny_model("llama", 1, vocab_size=4).generate(
-            prompt(5) % 4, assistant_model=tiny_model("llama", 2, vocab_size=4), max_new_tokens=4
+            prompt(5) % 4,
+            assistant_model=tiny_model("llama", 2, vocab_size=4),
+            max_new_tokens=4,
+            do_sample=True,
         )
 
 
