@@ -113,11 +113,11 @@ MORE: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...], dict[st
     ),
     "Costs": (lambda: planning.Costs, ({1: {1: 0.1}},), {}),
     "Costs of a batch": (lambda: lambda row: planning.Costs({1: row}), ({1: 0.1},), {}),
-    "Shape": (
-        lambda: growers.Shape, (mv.TokenTree([-1]),), {"accepted": None, "acceptance": ()},
+    "TreeShape": (
+        lambda: growers.TreeShape, (mv.TokenTree([-1]),), {"accepted": None, "acceptance": ()},
     ),
-    "Shape.cut": (lambda: growers.Shape.by_depth(2, 1).cut, (2,), {"max_depth": None}),
-    "Shape.load": (lambda: growers.Shape.load, (Path("nowhere"),), {}),
+    "TreeShape.cut": (lambda: growers.TreeShape.by_depth(2, 1).cut, (2,), {"max_depth": None}),
+    "TreeShape.load": (lambda: growers.TreeShape.load, (Path("nowhere"),), {}),
     "Verdict": (
         lambda: mv.Verdict, ([1, 2], [1], [-1.0, -2.0], "greedy"), {"top_logprobs": None},
     ),

@@ -23,7 +23,7 @@ from mtp_verify.decoder.constraints import Matcher
 from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Recycling, Suffix
 from mtp_verify.testing import BatchTableTarget, TableCache, TableTarget, loop_law
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.models import StubDrafter
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
         return growers.Union(hits, [1, 1], max_nodes=min(3, budget), **own)
 
     def shape(law, *counts):
-        fixed = Shape.by_depth(*counts)
+        fixed = TreeShape.by_depth(*counts)
         return lambda request, budget, own: growers.Fixed(fixed.cut(budget, budget), law, **own)
 
     return {
@@ -389,11 +389,13 @@ def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
         "recycling": (lambda: Recycling(max_nodes=3), ["auto"]),
         "head chain": (head(num_tokens=2), ["block"]),
         "head heap": (head(max_nodes=3), ["auto"]),
-        "head swor": (head(shape=Shape.by_depth(2, 1)), ["rrsw", "traversal", "coupled"]),
-        "head iid": (head(shape=Shape.by_depth(2, 1), law="iid"), ["specinfer", "kseq", "lifted"]),
-        "head paths": (head(shape=Shape.paths(2, 2), law="iid"), ["gbv"]),
+        "head swor": (head(shape=TreeShape.by_depth(2, 1)), ["rrsw", "traversal", "coupled"]),
+        "head iid": (
+            head(shape=TreeShape.by_depth(2, 1), law="iid"), ["specinfer", "kseq", "lifted"],
+        ),
+        "head paths": (head(shape=TreeShape.paths(2, 2), law="iid"), ["gbv"]),
         "head top-plus-one": (
-            head(shape=Shape.by_depth(2, 1), law="top_plus_one"), ["hu", "lifted_hu"],
+            head(shape=TreeShape.by_depth(2, 1), law="top_plus_one"), ["hu", "lifted_hu"],
         ),
         "shape": (grown("swor", shape("swor", 2, 1)), ["auto"]),
         "stochastic": (grown("swor", stochastic), ["auto", "topdown"]),

@@ -15,7 +15,7 @@ from mtp_verify.heads.probe import Reading
 from mtp_verify.integrations import ops
 from mtp_verify.testing import stats
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ def params() -> mv.SamplingParams:
     return mv.SamplingParams(0.7, 3, 0.9, logit_bias={3: -1.5}, banned=[4], stop_ids=range(2))
 
 
-_FAR = Shape.optimal([0.5, 0.2], max_nodes=4, max_depth=2)
+_FAR = TreeShape.optimal([0.5, 0.2], max_nodes=4, max_depth=2)
 
 OBJECTS: dict[str, Callable[[], Any]] = {
     "SamplingParams": params,
@@ -105,7 +105,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "BlockTable": table,
     "BlockTable without a prefix cache": lambda: table(prefix_cache=False),
     "Lossy": lambda: mv.lossy.typical(0.3, 0.1),
-    "Shape": lambda: _FAR,
+    "TreeShape": lambda: _FAR,
     "ops.Verdicts": lambda: ops.Verdicts(*(torch.ones(2, n) for n in (3, 2, 1, 3))),
     "Costs": lambda: planning.Costs({1: {1: 0.01, 4: 0.02}, 2: {1: 0.02}}),
     "Plan": lambda: planning.Plan(3),

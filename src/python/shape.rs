@@ -1,4 +1,4 @@
-//! Shapes and merged drafts: functions of `mtp_verify.verifier.shape` and `mtp_verify.verifier.growers`.
+//! Shapes and merged drafts: functions of `mtp_verify.verifier.tree_shape` and `mtp_verify.verifier.growers`.
 
 use pyo3::prelude::*;
 

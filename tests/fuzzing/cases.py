@@ -13,7 +13,7 @@ import numpy as np
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.fuzzing.values import CallerError, Values
 
 if TYPE_CHECKING:
@@ -131,11 +131,11 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "lossy.threshold": (mv.lossy.threshold, (0.3,), {}),
     "lossy.ensemble": (mv.lossy.ensemble, (0.5,), {}),
     "BlockTable": (mv.kv.BlockTable, (8, 2, True), {}),
-    "Shape.by_depth": (Shape.by_depth, (2, 1), {}),
-    "Shape.stem": (Shape.stem, (2, 2), {}),
-    "Shape.paths": (Shape.paths, (2, 2), {}),
-    "Shape.optimal": (
-        Shape.optimal,
+    "TreeShape.by_depth": (TreeShape.by_depth, (2, 1), {}),
+    "TreeShape.stem": (TreeShape.stem, (2, 2), {}),
+    "TreeShape.paths": (TreeShape.paths, (2, 2), {}),
+    "TreeShape.optimal": (
+        TreeShape.optimal,
         ([0.5, 0.2],),
         {"max_nodes": 4, "max_depth": 2, "draft_times": None, "verify_times": None},
     ),
@@ -150,7 +150,7 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     ),
     "Fixed": (
         growers.Fixed,
-        (Shape.by_depth(2, 1), "swor"),
+        (TreeShape.by_depth(2, 1), "swor"),
         {"samples": 1, "root": 1, "eos_ids": (), "params": None, "vocab": None, **NOISE},
     ),
     "Heap": (
@@ -172,7 +172,7 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     ),
     "Coupled": (
         growers.Coupled,
-        (Shape.by_depth(2),),
+        (TreeShape.by_depth(2),),
         {"root": 1, "eos_ids": (), "params": None, "vocab": None, **NOISE},
     ),
     "core.draw": (_core.draw, (LOGITS[0], mv.SamplingParams(), 1, 2, 3), {}),
@@ -353,11 +353,11 @@ def grower(rng: random.Random) -> str:
     noise = {"seed": rng.getrandbits(64), "position": rng.randrange(99)}
     made = rng.choice([
         lambda: growers.Chain(3, **noise),
-        lambda: growers.Fixed(Shape.by_depth(2, 1), rng.choice(LAWS[2:5]), **noise),
+        lambda: growers.Fixed(TreeShape.by_depth(2, 1), rng.choice(LAWS[2:5]), **noise),
         lambda: growers.Heap(4),
         lambda: growers.Stochastic(4, **noise),
         lambda: growers.Union(mv.Draft.chain([1, 2]), [1, 1], **noise),
-        lambda: growers.Coupled(Shape.by_depth(2, 1), **noise),
+        lambda: growers.Coupled(TreeShape.by_depth(2, 1), **noise),
     ])()  # fmt: skip
     last = "ok"
     for _ in range(6):

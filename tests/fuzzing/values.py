@@ -10,7 +10,7 @@ import numpy as np
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 
 if TYPE_CHECKING:
     import random
@@ -149,7 +149,7 @@ def _objects() -> list[Any]:
     return [
         tree, mv.TokenTree([-1]), chain, drawn, mv.Draft.chain([]), verdict, batch, verdicts,
         table, *params, params[0]._core, params[2]._core, mv.lossy.topk(2), mv.lossy.ensemble(0.5),
-        Shape.by_depth(2, 1), mv.kv.commit_plan(tree, [1], 0), growers.Heap(3),
+        TreeShape.by_depth(2, 1), mv.kv.commit_plan(tree, [1], 0), growers.Heap(3),
         growers.Chain(2, **noise), growers.Stochastic(3, **noise), _core.NGramIndex(3, 1, 64),
         mv.SamplingParams, mv.Draft, [chain, drawn], [verdict], [params[0], None],
         mv.errors.DraftError("text"),

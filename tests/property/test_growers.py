@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import mtp_verify as mv
 from mtp_verify.testing import draw_logits
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Stochastic, TreeShape, Union
 
 LAWS = ["iid", "swor", "top_plus_one", "mixed", "deterministic"]
 
@@ -54,7 +54,7 @@ def test_drafts_are_trees_of_their_law_within_their_budget(
     seed, vocab, counts, nodes, depth, temperature, top_k, eos
 ):
     source = table(seed, vocab)
-    shape = Shape.by_depth(*counts)
+    shape = TreeShape.by_depth(*counts)
     params = mv.SamplingParams(temperature=temperature, top_k=top_k)
     ends = {0} if eos else set()
     hits = mv.Draft.chain([t % vocab for t in range(depth)])
@@ -90,7 +90,7 @@ def test_lookahead_does_not_change_a_draft(seed, lookahead, nodes):
 )
 def test_the_optimal_shape_beats_every_other(rates, nodes, depth):
     rates = [rate / (2 * sum(rates)) for rate in rates]
-    shape = Shape.optimal(rates, max_nodes=nodes, max_depth=depth)
+    shape = TreeShape.optimal(rates, max_nodes=nodes, max_depth=depth)
 
     def accepted(parents):
         reach, rank, level = [1.0], [0] * len(parents), [0]

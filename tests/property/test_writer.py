@@ -12,7 +12,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 
 V = 5000
 SECONDS = 10
@@ -84,8 +84,8 @@ def calls(rows: Rows, turn: int):
     for make in (
         lambda: growers.Heap(6),
         lambda: growers.Stochastic(5, **noise),
-        lambda: growers.Fixed(Shape.by_depth(3, 1), "swor", **noise),
-        lambda: growers.Coupled(Shape.by_depth(3, 1), **noise),
+        lambda: growers.Fixed(TreeShape.by_depth(3, 1), "swor", **noise),
+        lambda: growers.Coupled(TreeShape.by_depth(3, 1), **noise),
     ):
         yield lambda m=make: m().grow(lambda paths: rows.logits[: len(paths)])
 

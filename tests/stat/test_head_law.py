@@ -18,7 +18,7 @@ import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Heads
 from mtp_verify.heads import CausalHead, ParallelHead, Shared, Sizes, family
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.heads import VARIANTS, randomised
 from tests.stat.test_generation_law import assert_law, table
 
@@ -42,11 +42,11 @@ WAYS = {
     "sampled chain, block": ({"params": SHARP, "num_tokens": 3}, "block"),
     "best-first tree": ({"max_nodes": 4, "num_tokens": 3}, "auto"),
     "top-plus-one tree": (
-        {"shape": Shape.by_depth(2, 2), "law": "top_plus_one", "params": WARM}, "auto",
+        {"shape": TreeShape.by_depth(2, 2), "law": "top_plus_one", "params": WARM}, "auto",
     ),
-    "tree without replacement": ({"shape": Shape.by_depth(2, 2), "params": SHARP}, "auto"),
+    "tree without replacement": ({"shape": TreeShape.by_depth(2, 2), "params": SHARP}, "auto"),
     "coupled tree": (
-        {"shape": Shape.by_depth(2, 1), "law": "coupled", "params": WARM}, "coupled",
+        {"shape": TreeShape.by_depth(2, 1), "law": "coupled", "params": WARM}, "coupled",
     ),
 }  # fmt: skip
 

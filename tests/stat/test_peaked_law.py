@@ -25,7 +25,7 @@ from mtp_verify import _core
 from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Recycling, Suffix
 from mtp_verify.testing import TableTarget, stats
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.loops import Grown, Table, TableHead
 
 ALPHA, MIN_TV, STEPS, BATCH, LENGTH = 1e-9, 0.05, 40_000, 50, 60
@@ -67,7 +67,7 @@ def cases(params: mv.SamplingParams):
         return Grown(OTHER, (law,), lambda request, n, own: make(request, n, {**own, **shaped}))
 
     def fixed(law, *counts, **options):
-        shape = Shape.by_depth(*counts)
+        shape = TreeShape.by_depth(*counts)
         return grown(
             law, lambda request, n, own: growers.Fixed(shape.cut(n, n), law, **options, **own)
         )
@@ -85,14 +85,16 @@ def cases(params: mv.SamplingParams):
         "best-first tree": (model(ModelTree, max_nodes=5), "auto"),
         "head chain": (head(num_tokens=2), "block"),
         "head heap": (head(max_nodes=5), "auto"),
-        "swor, rrsw": (head(shape=Shape.by_depth(3, 1)), "rrsw"),
-        "swor, traversal": (head(shape=Shape.by_depth(3, 1)), "traversal"),
-        "iid, specinfer": (head(shape=Shape.by_depth(2, 2), law="iid"), "specinfer"),
-        "iid, kseq": (head(shape=Shape.by_depth(3, 1), law="iid"), "kseq"),
+        "swor, rrsw": (head(shape=TreeShape.by_depth(3, 1)), "rrsw"),
+        "swor, traversal": (head(shape=TreeShape.by_depth(3, 1)), "traversal"),
+        "iid, specinfer": (head(shape=TreeShape.by_depth(2, 2), law="iid"), "specinfer"),
+        "iid, kseq": (head(shape=TreeShape.by_depth(3, 1), law="iid"), "kseq"),
         "iid, traversal": (fixed("iid", 3, 1), "traversal"),
-        "paths, gbv": (head(shape=Shape.paths(3, 2), law="iid"), "gbv"),
-        "top-plus-one, hu": (head(shape=Shape.by_depth(3, 2), law="top_plus_one"), "hu"),
-        "top-plus-one, lifted": (head(shape=Shape.by_depth(3, 2), law="top_plus_one"), "lifted_hu"),
+        "paths, gbv": (head(shape=TreeShape.paths(3, 2), law="iid"), "gbv"),
+        "top-plus-one, hu": (head(shape=TreeShape.by_depth(3, 2), law="top_plus_one"), "hu"),
+        "top-plus-one, lifted": (
+            head(shape=TreeShape.by_depth(3, 2), law="top_plus_one"), "lifted_hu",
+        ),
         "mixed, hu": (fixed("mixed", 4, 1, samples=2), "hu"),
         "mixed, lifted": (fixed("mixed", 4, 1, samples=2), "lifted_hu"),
         "stochastic": (
@@ -102,7 +104,7 @@ def cases(params: mv.SamplingParams):
             grown("swor", lambda request, n, own: growers.Stochastic(min(5, n), **own)), "topdown",
         ),
         "union": (grown("mixed", union), "auto"),
-        "coupled tree": (head(shape=Shape.by_depth(2, 1), law="coupled"), "auto"),
+        "coupled tree": (head(shape=TreeShape.by_depth(2, 1), law="coupled"), "auto"),
         "n-gram": (NGram(num_tokens=3), "auto"),
         "suffix": (Suffix(4, max_nodes=5, min_match=1), "auto"),
         "recycling": (Recycling(max_nodes=4), "auto"),

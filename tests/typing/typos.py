@@ -6,7 +6,7 @@ Not run, and no part of `make lint`: test_types.py compares these marks with wha
 import numpy as np
 
 import mtp_verify as mv
-from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.tree_shape import TreeShape
 
 LOGITS = np.zeros((2, 4), np.float32)
 DRAFT = mv.Draft.chain([1])
@@ -24,7 +24,7 @@ mv.Decoder(object(), batching="all")  # error: arg-type
 mv.Decoder(object(), cache="page")  # error: arg-type
 mv.Decoder(object(), planner="yes")  # error: arg-type
 mv.drafters.Combined([mv.drafters.NGram(), mv.drafters.Suffix()], mode="all")  # error: arg-type
-mv.growers.Fixed(Shape.by_depth(2), law="coupled", seed=1, position=0)  # error: arg-type
+mv.growers.Fixed(TreeShape.by_depth(2), law="coupled", seed=1, position=0)  # error: arg-type
 mv.hf.patch(rule="tokn")  # error: arg-type
 mv.hf.speculative(None, rule="tokn")  # error: arg-type
 _ = mv.rules()[0]["name"] == "blok"  # error: comparison-overlap

@@ -14,7 +14,7 @@ import mtp_verify as mv
 from mtp_verify.certification import Certificate
 from mtp_verify.decoder.decode import Paged
 from mtp_verify.decoder.generation import Generation, Stats, StatsRecord
-from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import (
     BuildInfo,
     FinishReason,
@@ -199,7 +199,7 @@ def generate_with(
     model: mv.heads.Head, planner: mv.Planner, constraint: mv.constraints.Constraint
 ) -> mv.Decoder:
     """What needs a model; for the type checker alone."""
-    shape = Shape.by_depth(2, 2)
+    shape = TreeShape.by_depth(2, 2)
     head = mv.drafters.Heads(model, shape=shape, law="coupled")
     assert_type(head.law, HeadLaw)
     decoder = mv.Decoder(object(), head, planner="auto", cache="paged")
@@ -213,7 +213,7 @@ def generate_with(
 
 def grow() -> mv.Draft:
     """A draft from a drafter's rows."""
-    grower = mv.growers.Fixed(Shape.by_depth(2), law="iid", seed=1, position=0)
+    grower = mv.growers.Fixed(TreeShape.by_depth(2), law="iid", seed=1, position=0)
     assert_type(grower.law, Law)
     while len(grower.frontier()):
         grower.extend(np.zeros((len(grower.frontier()), 4), np.float32))

@@ -96,7 +96,7 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
 
     from mtp_verify.drafters import Heads
     from mtp_verify.heads import ParallelHead, Sizes, family
-    from mtp_verify.verifier.growers import Shape
+    from mtp_verify.verifier.growers import TreeShape
 
     config = target.config
     sizes = Sizes(
@@ -112,7 +112,7 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
         head = ParallelHead(family("medusa").replace(sizes=sizes, num_modules=NUM_DRAFTS))
         for weight in head.parameters():
             weight.normal_(std=0.15)
-    shape = Shape.paths(2, NUM_DRAFTS) if law == "paths" else Shape.by_depth(2, 1)
+    shape = TreeShape.paths(2, NUM_DRAFTS) if law == "paths" else TreeShape.by_depth(2, 1)
     drawn = cast("HeadLaw", "iid" if law == "paths" else law)
     # Greedy heads draw nothing: at temperature 0 the same tree is the most likely tokens'.
     if params.is_greedy:

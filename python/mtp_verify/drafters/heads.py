@@ -14,7 +14,7 @@ from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
-from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import HeadLaw
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Heads(StateDrafter[_State]):
         params: SamplingParams | None = None,
         max_nodes: int | None = None,
         max_children: int = 8,
-        shape: Shape | None = None,
+        shape: TreeShape | None = None,
         law: HeadLaw | None = None,
         min_path: float = 0.0,
     ) -> None:
@@ -109,7 +109,7 @@ class Heads(StateDrafter[_State]):
         ):  # fmt: skip
             as_count(name, value)
         if shape is not None:
-            check_type("shape", shape, Shape)
+            check_type("shape", shape, TreeShape)
         as_float("min_path", min_path)
         if shape is not None and max_nodes is not None:
             message = "shape and max_nodes: found both, wanted one of these ways to grow a tree"
@@ -136,8 +136,8 @@ class Heads(StateDrafter[_State]):
         self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
         # What the head has levels for, and by budget the shapes cut to it.
-        self._shape: Shape | None = None
-        self._cut_shapes: dict[int, Shape] = {}
+        self._shape: TreeShape | None = None
+        self._cut_shapes: dict[int, TreeShape] = {}
         if shape is not None:
             self._shape = shape.cut(shape.tree.num_nodes, head.max_depth)
             self.num_tokens = int(max(self._shape.tree.depths))
@@ -171,7 +171,7 @@ class Heads(StateDrafter[_State]):
         if rule == "gbv" and self._shape is not None and not self._shape.num_paths:
             message = (
                 f"rule gbv: found a shape of parents {self._shape.tree.parents.tolist()}, wanted "
-                "paths of one length that part at the root; take Shape.paths"
+                "paths of one length that part at the root; take TreeShape.paths"
             )
             raise RuleError(message, slug="rule_shape")
 
@@ -251,7 +251,7 @@ class Heads(StateDrafter[_State]):
             return growers.Coupled(shape, **own)
         return growers.Fixed(shape, self.law, **own)
 
-    def _fitting(self, shape: Shape, budget: int) -> Shape:
+    def _fitting(self, shape: TreeShape, budget: int) -> TreeShape:
         if budget >= shape.tree.num_nodes - 1:
             return shape
         if budget not in self._cut_shapes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.drafters.states import TextDrafter
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from mtp_verify.verifier.intake import as_count, check_type
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recycling"]
 
-# Assumed rates of acceptance by rank, for the default shape only: measured ones (`Shape.optimal`)
-# give a better tree.
+# Assumed rates of acceptance by rank, for the default shape only: measured ones
+# (`TreeShape.optimal`) give a better tree.
 _RATES = (0.45, 0.12, 0.06, 0.04, 0.03, 0.02, 0.015, 0.01)
 _DEPTH = 6
 _MOST_SEEDS = 1 << 20  # That a store remembers; it is emptied with them.
@@ -110,7 +110,7 @@ class Recycling(TextDrafter[_Table]):
 
     def __init__(
         self,
-        shape: Shape | None = None,
+        shape: TreeShape | None = None,
         *,
         max_nodes: int = 80,
         num_successors: int = 8,
@@ -120,10 +120,10 @@ class Recycling(TextDrafter[_Table]):
         for name, value in (("max_nodes", max_nodes), ("num_successors", num_successors)):
             as_count(name, value)
         if shape is not None:
-            check_type("shape", shape, Shape)
+            check_type("shape", shape, TreeShape)
         else:
             rates = _RATES[:num_successors]
-            shape = Shape.optimal(rates, max_nodes=max_nodes, max_depth=_DEPTH)
+            shape = TreeShape.optimal(rates, max_nodes=max_nodes, max_depth=_DEPTH)
         self.shape = shape.cut(max_nodes)
         self.num_successors = num_successors
         self.makes_trees = not self.shape.tree.is_chain

@@ -27,7 +27,7 @@ from mtp_verify.errors import DraftError
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_float, as_list, as_word, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
-from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.tree_shape import TreeShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +42,7 @@ __all__ = [
     "Fixed",
     "Grower",
     "Heap",
-    "Shape",
+    "TreeShape",
     "Stochastic",
     "Union",
     "allocate",
@@ -222,7 +222,7 @@ class Fixed(Grower):
     A row with fewer tokens of positive probability than the shape's children gives fewer children.
 
     Args:
-        shape: the form; see `Shape` for levels, stems, independent paths and the optimum.
+        shape: the form; see `TreeShape` for levels, stems, independent paths and the optimum.
         law: "swor", "iid" or "chain" (all children are drawn), "top_plus_one" (one is drawn outside
             the most probable tokens, which follow), "mixed" (`samples` are), "deterministic" (none:
             the most probable tokens).
@@ -238,7 +238,7 @@ class Fixed(Grower):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: TreeShape,
         law: ShapeLaw = "swor",
         *,
         samples: int = 1,
@@ -249,7 +249,7 @@ class Fixed(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
-        check_type("shape", shape, Shape)
+        check_type("shape", shape, TreeShape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.fixed(start, shape.tree, law, samples), params, vocab)
 
@@ -400,7 +400,7 @@ class Coupled(Grower):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: TreeShape,
         *,
         root: int = -1,
         eos_ids: Iterable[int] = (),
@@ -409,7 +409,7 @@ class Coupled(Grower):
         position: int,
         vocab: Any | None = None,
     ) -> None:
-        check_type("shape", shape, Shape)
+        check_type("shape", shape, TreeShape)
         start = _start(root, eos_ids, params, seed, position, vocab)
         super().__init__(_core.Grower.coupled(start, shape.tree), params, vocab)
 

@@ -12,7 +12,7 @@ import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
 from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.heads import tiny_head
 from tests.loops import WARM, Allowed, Table, TableModel, over
 from tests.models import RECURRENT_KINDS, prompt, tiny_model
@@ -93,9 +93,9 @@ def drafters(model):
     yield Recycling(max_nodes=7)
     if getattr(model.config, "hidden_size", None) == 32 and model.config.model_type != "mamba2":
         for law, shape in (
-            ("swor", Shape.by_depth(2, 2, 1)), ("iid", Shape.paths(3, 3)),
-            ("top_plus_one", Shape.by_depth(3, 1)), ("coupled", Shape.by_depth(2, 1)),
-            ("chain", Shape.by_depth(1, 1, 1)),
+            ("swor", TreeShape.by_depth(2, 2, 1)), ("iid", TreeShape.paths(3, 3)),
+            ("top_plus_one", TreeShape.by_depth(3, 1)), ("coupled", TreeShape.by_depth(2, 1)),
+            ("chain", TreeShape.by_depth(1, 1, 1)),
         ):  # fmt: skip
             yield Heads(tiny_head("eagle", model), shape=shape, law=law, params=WARM)
 

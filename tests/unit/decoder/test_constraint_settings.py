@@ -94,7 +94,7 @@ def test_a_static_cache_gives_the_tokens_of_plain_decoding(library, drafter):
         {},
         {"params": mv.SamplingParams()},
         {"max_nodes": 6},
-        {"shape": mv.growers.Shape.by_depth(2, 2), "params": mv.SamplingParams()},
+        {"shape": mv.growers.TreeShape.by_depth(2, 2), "params": mv.SamplingParams()},
     ],
     ids=["greedy chain", "sampled chain", "best-first tree", "sampled tree"],
 )

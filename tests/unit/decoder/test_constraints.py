@@ -93,7 +93,7 @@ class Drawn(StubDrafter):
     """Draws a tree without replacement from masked rows."""
 
     makes_trees = True
-    shape = growers.Shape.by_depth(3, 2)
+    shape = growers.TreeShape.by_depth(3, 2)
 
     def draft(self, request, budget):
         if budget < 2:

@@ -15,7 +15,7 @@ from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
 from mtp_verify.drafters.recycling import _Store
 from mtp_verify.testing import TableTarget, stats
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.loops import WARM, Case, Table, TableHead, TableModel
 from tests.models import StubDrafter
 
@@ -24,7 +24,7 @@ TARGET, OTHER = Table(VOCAB, 1), Table(VOCAB, 2)
 
 
 def coupled(**options):
-    options = {"shape": Shape.by_depth(2, 1), "law": "coupled", "params": WARM, **options}
+    options = {"shape": TreeShape.by_depth(2, 1), "law": "coupled", "params": WARM, **options}
     return Heads(TableHead(OTHER), **options)
 
 
@@ -111,7 +111,7 @@ def test_taking_turns_with_the_race_is_a_bias(monkeypatch):
     def share_of_repeats():
         repeats = 0
         for seed in range(count):
-            head = Heads(Sure(Flat()), shape=Shape.by_depth(1, 1), law="coupled", params=WARM)
+            head = Heads(Sure(Flat()), shape=TreeShape.by_depth(1, 1), law="coupled", params=WARM)
             decoder = mv.Decoder(TableModel(Flat()), Combined([Recycling(max_nodes=2), head]))
             tokens = decoder.generate([0], max_new_tokens=5, seed=seed, eos_token_id=()).tokens[0]
             repeats += tokens[2] == tokens[1]
@@ -129,7 +129,7 @@ def test_what_cannot_be_verified_is_refused_before_anything_runs():
         ("kseq", NGram(), 'rule "kseq" cannot verify law "deterministic"'),
         ("gbv", Combined([NGram(), sampled()]), 'rule "gbv" cannot verify law "deterministic"'),
         ("block", coupled(law="swor"), 'rule "block" cannot verify law "swor"'),
-        ("gbv", coupled(shape=Shape.by_depth(2, 2), law="iid"), "rule gbv: found a shape"),
+        ("gbv", coupled(shape=TreeShape.by_depth(2, 2), law="iid"), "rule gbv: found a shape"),
         ("best", None, 'rule "best"'),
     ):
         with pytest.raises(mv.errors.RuleError, match=match):

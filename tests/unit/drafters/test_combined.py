@@ -10,7 +10,7 @@ import torch
 import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Combined, Drafter, Heads, NGram, Recycling, Request, Suffix
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.heads import tiny_head
 from tests.models import prompt, tiny_model
 
@@ -36,7 +36,7 @@ def test_the_first_drafter_that_has_a_draft_makes_it() -> None:
 
 def test_merged_drafts_are_one_tree_within_the_budget() -> None:
     # NGram goes on behind the newest 2, Recycling ranks what followed each token.
-    parts = [NGram(num_tokens=2, max_ngram=1), Recycling(Shape.by_depth(2, 1))]
+    parts = [NGram(num_tokens=2, max_ngram=1), Recycling(TreeShape.by_depth(2, 1))]
     drafter = Combined(parts, mode="merge")
     tokens = [2, 5, 6, 2, 7, 2]
     assert drafter.makes_trees

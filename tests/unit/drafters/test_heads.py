@@ -12,7 +12,7 @@ from mtp_verify.decoder.planning import Costs
 from mtp_verify.drafters import Heads, Request
 from mtp_verify.models.hidden import HiddenStates
 from mtp_verify.testing import TableTarget
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.heads import VARIANTS, tiny_head
 from tests.models import KINDS, prompt, tiny_model
 
@@ -22,8 +22,8 @@ WAYS = {
     "chain": {},
     "sampled": {"params": WARM},
     "tree": {"max_nodes": 6, "max_children": 2, "num_tokens": 3},
-    "top-plus-one": {"shape": Shape.by_depth(2, 2), "law": "top_plus_one", "params": WARM},
-    "shape": {"shape": Shape.by_depth(3, 1, 2)},
+    "top-plus-one": {"shape": TreeShape.by_depth(2, 2), "law": "top_plus_one", "params": WARM},
+    "shape": {"shape": TreeShape.by_depth(3, 1, 2)},
 }
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_drafted_below_an_eos_token_or_past_the_budget():
 def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     model = tiny_model("llama")
     head = tiny_head("medusa", model, num_modules=2)
-    drafter = Heads(head, shape=Shape.by_depth(2, 1, 1, 1))
+    drafter = Heads(head, shape=TreeShape.by_depth(2, 1, 1, 1))
     assert drafter.num_tokens == 2
     request = Request(id=1, tokens=[3, 7, 9, 2], prompt_len=3, seed=0)
     drafter.start(request)
@@ -155,10 +155,10 @@ def test_shape_is_cut_to_the_heads_levels_and_to_the_budget():
     [
         ({"num_tokens": 0}, "num_tokens: found 0"),
         ({"max_nodes": 0}, "max_nodes: found 0"),
-        ({"max_nodes": 4, "shape": Shape.by_depth(2)}, "found both"),
+        ({"max_nodes": 4, "shape": TreeShape.by_depth(2)}, "found both"),
         ({"law": "swor"}, "goes with a shape"),
-        ({"law": "unknown", "shape": Shape.by_depth(2)}, "is one of: deterministic, chain"),
-        ({"min_path": 0.5, "shape": Shape.by_depth(2)}, "min_path is of chains"),
+        ({"law": "unknown", "shape": TreeShape.by_depth(2)}, "is one of: deterministic, chain"),
+        ({"min_path": 0.5, "shape": TreeShape.by_depth(2)}, "min_path is of chains"),
         ({"min_path": 1.5}, "wanted a probability"),
     ],
 )
@@ -215,7 +215,7 @@ def test_rules_of_drawn_trees_take_steps_without_a_draft(rule, shape):
     # The first step has no hidden states to draft from, and the last one no room.
     model = tiny_model("llama")
     drafter = Heads(
-        tiny_head("medusa", model), shape=Shape.by_depth(*shape), law="iid", params=WARM
+        tiny_head("medusa", model), shape=TreeShape.by_depth(*shape), law="iid", params=WARM
     )
     decoder = Decoder(model, drafter, mv.SamplingParams(), rule)
     found = decoder.generate(prompt(), max_new_tokens=9, seed=5)
@@ -228,7 +228,7 @@ def test_rules_of_drawn_trees_take_steps_without_a_draft(rule, shape):
 def test_paths_keep_one_length_beyond_an_end_and_within_a_budget():
     # Rule gbv takes no others: below an end tokens are drafted on, and cut off with it.
     model = tiny_model("llama")
-    drafter = Heads(tiny_head("eagle", model), shape=Shape.paths(3, 3), law="iid", params=WARM)
+    drafter = Heads(tiny_head("eagle", model), shape=TreeShape.paths(3, 3), law="iid", params=WARM)
     ends = list(range(0, 32, 3))
     for planner in (None, mv.Planner(Costs({1: {1: 1.0, 9: 1.02}}), max_nodes=5)):
         decoder = Decoder(model, drafter, mv.SamplingParams(), "gbv", planner=planner)
@@ -241,7 +241,9 @@ def test_paths_keep_one_length_beyond_an_end_and_within_a_budget():
 @pytest.mark.parametrize("law", ["swor", "iid", "top_plus_one", "deterministic", "coupled"])
 def test_a_shape_larger_than_a_plan_is_cut_to_it(law):
     model = tiny_model("llama")
-    shape = Heads(tiny_head("eagle", model), shape=Shape.by_depth(3, 2, 1), law=law, params=WARM)
+    shape = Heads(
+        tiny_head("eagle", model), shape=TreeShape.by_depth(3, 2, 1), law=law, params=WARM
+    )
     seen = []
     propose = shape.propose
 
@@ -261,7 +263,9 @@ def test_an_illegal_rule_is_refused_before_anything_runs():
     model = tiny_model("llama")
     with pytest.raises(mv.errors.RuleError, match="kseq"):
         Decoder(model, Heads(tiny_head("medusa", model)), WARM, "kseq")
-    forked = Heads(tiny_head("medusa", model), shape=Shape.by_depth(2, 2), law="iid", params=WARM)
+    forked = Heads(
+        tiny_head("medusa", model), shape=TreeShape.by_depth(2, 2), law="iid", params=WARM
+    )
     with pytest.raises(mv.errors.RuleError, match="rule gbv: found a shape of parents"):
         Decoder(model, forked, WARM, "gbv")
     with pytest.raises(mv.errors.RuleError, match="rule gbv: found a shape of parents"):

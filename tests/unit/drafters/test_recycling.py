@@ -8,7 +8,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Drafter, Recycling, Request
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 from tests.models import prompt, tiny_model
 
 
@@ -31,12 +31,12 @@ def propose(drafter, made, budget=100):
 def test_it_is_a_drafter():
     assert isinstance(Recycling(), Drafter)
     assert Recycling().shape.tree.num_nodes == 81
-    assert not Recycling(Shape.by_depth(1, 1)).makes_trees
+    assert not Recycling(TreeShape.by_depth(1, 1)).makes_trees
 
 
 def test_neighbours_in_the_text_come_most_recent_first():
     # After 1: 2, then 3. After 2: 1, after 3: 1.
-    drafter = Recycling(Shape.by_depth(2, 1))
+    drafter = Recycling(TreeShape.by_depth(2, 1))
     made = request([1, 2, 1, 3, 1])
     drafter.start(made)
     assert propose(drafter, made) == ([-1, 0, 0, 1, 2], [1, 3, 2, 1, 1])
@@ -45,7 +45,7 @@ def test_neighbours_in_the_text_come_most_recent_first():
 
 
 def test_rows_replace_what_the_text_said():
-    drafter = Recycling(Shape.by_depth(2, 1), num_successors=2)
+    drafter = Recycling(TreeShape.by_depth(2, 1), num_successors=2)
     made = request([1, 2, 1])
     draft = drafter.propose([made], [9])[0]
     logits = np.full((draft.num_nodes, 10), -np.inf, np.float32)
@@ -61,7 +61,7 @@ def test_rows_replace_what_the_text_said():
 
 
 def test_budget_end_tokens_and_unknown_tokens():
-    drafter = Recycling(Shape.by_depth(2, 2, 2))
+    drafter = Recycling(TreeShape.by_depth(2, 2, 2))
     made = request([1, 2, 1, 3, 1])
     assert [len(propose(drafter, made, budget)[1]) for budget in (-1, 0, 1, 5)] == [1, 1, 2, 6]
     made.eos_ids = frozenset([3])

@@ -12,7 +12,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify.drafters import NGram, Suffix
 from mtp_verify.testing import assert_drafter
-from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Shape
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, TreeShape
 
 VOCAB = 4
 LOGITS = (np.random.default_rng(3).normal(size=(VOCAB, VOCAB)) * 1.2).astype(np.float32)
@@ -52,7 +52,7 @@ class Grown(mv.Drafter):
 
 
 def fixed(law):
-    shape = Shape.by_depth(2, 1)
+    shape = TreeShape.by_depth(2, 1)
     return lambda budget, place: Fixed(shape.cut(budget, budget), law, **place)
 
 
@@ -63,7 +63,7 @@ RIGHT = {
     "swor": fixed("swor"),
     "iid": fixed("iid"),
     "top_plus_one": fixed("top_plus_one"),
-    "coupled": lambda budget, place: Coupled(Shape.by_depth(2, 1).cut(budget, budget), **place),
+    "coupled": lambda budget, place: Coupled(TreeShape.by_depth(2, 1).cut(budget, budget), **place),
 }
 
 

@@ -13,7 +13,7 @@ from mtp_verify.caches.settings import Paged
 from mtp_verify.caches.slots import SlotCache
 from mtp_verify.testing import BatchTableTarget, loop_law
 from mtp_verify.verifier import growers, kernels
-from mtp_verify.verifier.growers import Shape
+from mtp_verify.verifier.growers import TreeShape
 
 ROWS = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.125, 0.375, 0.5]], np.float32))
 FLAT = np.zeros((4, 3), np.float32)
@@ -39,7 +39,7 @@ def test_a_draw_and_a_verdict_are_listed_with_their_probabilities():
 
 GROWERS = {
     "chain": lambda: growers.Chain(2, seed=0, position=0),
-    "swor": lambda: growers.Fixed(Shape.by_depth(2, 1), "swor", seed=0, position=0),
+    "swor": lambda: growers.Fixed(TreeShape.by_depth(2, 1), "swor", seed=0, position=0),
     "stochastic": lambda: growers.Stochastic(3, lookahead=2, seed=0, position=0),
     "union": lambda: growers.Union(mv.Draft.chain([1]), [1, 1], seed=0, position=0),
 }
@@ -118,7 +118,7 @@ def test_what_has_no_branches_is_refused_and_all_is_put_back():
         mv.verify(draft, FLAT[:2], seed=0, position=0, lossy=mv.lossy.threshold(0.2))
 
     def race():
-        grower = growers.Coupled(Shape.by_depth(1), seed=0, position=0)
+        grower = growers.Coupled(TreeShape.by_depth(1), seed=0, position=0)
         drawn = grower.grow(lambda paths: FLAT[: len(paths)])
         mv.verify(drawn, FLAT[:2], rule="coupled", seed=0, position=0)
 

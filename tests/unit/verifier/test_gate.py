@@ -11,7 +11,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify import _core, drafters
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Stochastic, TreeShape, Union
 
 HUGE = 2**70
 TREE = mv.TokenTree([-1, 0, 0])
@@ -77,7 +77,7 @@ NAMED = {
     "num_tokens: 4611686018427387904 overflows": lambda: Chain(2**62, **NOISE),
     "eos_ids": lambda: Chain(2, eos_ids=[HUGE], **NOISE),
     "vocab": lambda: Chain(2, vocab=[HUGE], **NOISE),
-    "samples": lambda: Fixed(Shape.by_depth(2), "mixed", samples=HUGE, **NOISE),
+    "samples": lambda: Fixed(TreeShape.by_depth(2), "mixed", samples=HUGE, **NOISE),
     "max_nodes": lambda: Heap(HUGE),
     "max_depth": lambda: Heap(4, max_depth=HUGE),
     "width": lambda: Heap(4, width=HUGE),
@@ -85,13 +85,13 @@ NAMED = {
     "lookahead": lambda: Stochastic(4, lookahead=HUGE, **NOISE),
     "counts": lambda: Union(mv.Draft.chain([1]), [HUGE], **NOISE),
     "counts: 4611686018427387904 overflows": lambda: Union(EMPTY, range(2**62), **NOISE),
-    "length": lambda: Shape.stem(HUGE),
-    "length of a stem": lambda: Shape.stem(2**62),
-    "count": lambda: Shape.paths(HUGE, 0),
-    "nodes of a shape": lambda: Shape.by_depth(2**62),
-    "(max_depth + 1)": lambda: Shape.optimal([0.5], max_nodes=0, max_depth=2**40),
-    "(max_depth + 1) ": lambda: Shape.optimal([0.5], max_nodes=2, max_depth=2**29),
-    "max_nodes * max_nodes": lambda: Shape.optimal([0.5], max_nodes=2**40, max_depth=1),
+    "length": lambda: TreeShape.stem(HUGE),
+    "length of a stem": lambda: TreeShape.stem(2**62),
+    "count": lambda: TreeShape.paths(HUGE, 0),
+    "nodes of a shape": lambda: TreeShape.by_depth(2**62),
+    "(max_depth + 1)": lambda: TreeShape.optimal([0.5], max_nodes=0, max_depth=2**40),
+    "(max_depth + 1) ": lambda: TreeShape.optimal([0.5], max_nodes=2, max_depth=2**29),
+    "max_nodes * max_nodes": lambda: TreeShape.optimal([0.5], max_nodes=2**40, max_depth=1),
     "budget": lambda: growers.allocate([[0.5]], HUGE),
     "scores": lambda: growers.allocate(Claims(2**62), 2),
     "drafts": lambda: growers.merge(Claims(2**62)),
@@ -184,11 +184,11 @@ ENTRIES = {
         f"{name}.extend": lambda grower=grower: grower.extend(ZERO)
         for name, grower in {
             "Chain": Chain(2, **NOISE),
-            "Fixed": Fixed(Shape.by_depth(2), **NOISE),
+            "Fixed": Fixed(TreeShape.by_depth(2), **NOISE),
             "Heap": Heap(2),
             "Stochastic": Stochastic(2, **NOISE),
             "Union": Union(mv.Draft.chain([1]), [1], **NOISE),
-            "Coupled": Coupled(Shape.by_depth(2), **NOISE),
+            "Coupled": Coupled(TreeShape.by_depth(2), **NOISE),
         }.items()
     },
 }
@@ -237,11 +237,11 @@ PARAMS = {
         [0, 2], [-1, 0], [-1, 0], "chain", logits=np.zeros((2, 4), np.float32), params=params
     ),
     "Chain": lambda params: Chain(2, params=params, **NOISE),
-    "Fixed": lambda params: Fixed(Shape.by_depth(2), params=params, **NOISE),
+    "Fixed": lambda params: Fixed(TreeShape.by_depth(2), params=params, **NOISE),
     "Heap": lambda params: Heap(2, params=params),
     "Stochastic": lambda params: Stochastic(2, params=params, **NOISE),
     "Union": lambda params: Union(EMPTY, [1], params=params, **NOISE),
-    "Coupled": lambda params: Coupled(Shape.by_depth(2), params=params, **NOISE),
+    "Coupled": lambda params: Coupled(TreeShape.by_depth(2), params=params, **NOISE),
     "draw": lambda params: _core.draw(ONE, params, 0, 0, 0),
     "shaped_row": lambda params: _core.shaped_row(ONE, params),
 }
@@ -306,7 +306,7 @@ GIVEN = {
     "banned": lambda: mv.SamplingParams(banned=ENDLESS),
     "processors": lambda: mv.verify(EMPTY, ONE, processors=ENDLESS, **NOISE),
     "drafts": lambda: mv.verify_batch(ENDLESS, ONE, seeds=[1], positions=[0]),
-    "acceptance": lambda: Shape.optimal(ENDLESS, max_nodes=2, max_depth=2),
+    "acceptance": lambda: TreeShape.optimal(ENDLESS, max_nodes=2, max_depth=2),
 }
 
 
@@ -326,8 +326,8 @@ def test_a_list_that_never_ends_is_read_as_far_as_it_says(name):
             lambda: mv.verify_batch([EMPTY, 1], ONE, seeds=[0], positions=[0]),
             r"drafts\[1\]: found int, wanted Draft",
         ),
-        (lambda: Fixed(TREE, "swor", **NOISE), "shape: found TokenTree, wanted Shape"),
-        (lambda: Coupled([2], **NOISE), "shape: found list, wanted Shape"),
+        (lambda: Fixed(TREE, "swor", **NOISE), "shape: found TokenTree, wanted TreeShape"),
+        (lambda: Coupled([2], **NOISE), "shape: found list, wanted TreeShape"),
         (lambda: Union([1], [1], **NOISE), "hits: found list, wanted Draft"),
         (lambda: growers.share([EMPTY], 2), r"heaps\[0\]: found Draft, wanted Heap"),
         (lambda: mv.SamplingParams(banned=5), "banned: found int, wanted a list"),

@@ -10,7 +10,7 @@ import pytest
 import mtp_verify as mv
 from mtp_verify import _core
 from mtp_verify.verifier import growers
-from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Shape, Stochastic, Union
+from mtp_verify.verifier.growers import Chain, Coupled, Fixed, Heap, Stochastic, TreeShape, Union
 
 V = 40
 TABLE = np.random.default_rng(0).normal(size=(97, V)).astype(np.float32) * 2
@@ -28,10 +28,10 @@ def target(draft):
 
 
 NOISE = {"seed": 3, "position": 5}
-SHAPE = Shape.by_depth(3, 2)
+SHAPE = TreeShape.by_depth(3, 2)
 MAKERS = {
     "chain": lambda **kw: Chain(4, **kw),
-    "iid": lambda **kw: Fixed(Shape.paths(3, 2), "iid", **kw),
+    "iid": lambda **kw: Fixed(TreeShape.paths(3, 2), "iid", **kw),
     "swor": lambda **kw: Fixed(SHAPE, "swor", **kw),
     "top_plus_one": lambda **kw: Fixed(SHAPE, "top_plus_one", **kw),
     "mixed": lambda **kw: Fixed(SHAPE, "mixed", samples=2, **kw),
@@ -63,7 +63,7 @@ def test_the_drafter_as_its_own_target_is_accepted_to_the_end():
 def test_first_coupled_children_win_the_verifiers_race_of_the_same_rows():
     wide = np.random.default_rng(1).normal(size=(4, 3001)).astype(np.float32)
     for params in (mv.SamplingParams(), mv.SamplingParams(top_p=0.6), mv.SamplingParams(top_k=3)):
-        draft = Coupled(Shape.by_depth(2, 1, 1), params=params, **NOISE).grow(
+        draft = Coupled(TreeShape.by_depth(2, 1, 1), params=params, **NOISE).grow(
             lambda paths: wide[[len(path) for path in paths]]
         )
         logits = wide[np.asarray(draft.tree.depths)]
@@ -82,7 +82,7 @@ def test_a_chain_draws_what_the_core_draws():
 
 
 def test_the_protocol_step_by_step():
-    grower = Fixed(Shape.by_depth(2, 1), root=9, **NOISE)
+    grower = Fixed(TreeShape.by_depth(2, 1), root=9, **NOISE)
     assert (grower.frontier(), grower.law) == ([0], "swor")
     grower.extend(rows([[]]))
     assert grower.frontier() == [1, 2]
@@ -209,13 +209,17 @@ def test_union_keeps_the_hits_and_draws_beside_them():
 
 
 def test_a_shape_is_cut_by_levels_and_nodes():
-    shape = Shape.by_depth(2, 2, 1)
+    shape = TreeShape.by_depth(2, 2, 1)
     assert shape.cut(99) is shape
     assert shape.cut(99, 2).tree.parents.tolist() == [-1, 0, 0, 1, 1, 2, 2]
     assert shape.cut(3, 2).tree.parents.tolist() == [-1, 0, 0, 1]
     assert shape.cut(0).tree.parents.tolist() == [-1]
     assert shape.cut(9, 0).tree.parents.tolist() == [-1]
-    assert (shape.num_paths, Shape.by_depth(2, 1, 1).num_paths, Shape.stem(3).num_paths) == (
+    assert (
+        shape.num_paths,
+        TreeShape.by_depth(2, 1, 1).num_paths,
+        TreeShape.stem(3).num_paths,
+    ) == (
         0,
         2,
         1,
@@ -223,7 +227,9 @@ def test_a_shape_is_cut_by_levels_and_nodes():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("make", [Shape.paths, lambda k, n: Shape.by_depth(k, *[1] * (n - 1))])
+@pytest.mark.parametrize(
+    "make", [TreeShape.paths, lambda k, n: TreeShape.by_depth(k, *[1] * (n - 1))]
+)
 def test_paths_of_one_length_stay_such(make, count):
     for budget in range(1, 3 * count + 2):
         for depth in range(1, 5):
@@ -235,29 +241,29 @@ def test_paths_of_one_length_stay_such(make, count):
 
 def test_shapes_are_saved_and_loaded(tmp_path):
     path = tmp_path / "shape.json"
-    shape = Shape.optimal([0.6, 0.2, 0.1], max_nodes=6, max_depth=3)
+    shape = TreeShape.optimal([0.6, 0.2, 0.1], max_nodes=6, max_depth=3)
     assert shape.accepted == pytest.approx(202 / 125)
     shape.save(path)
-    assert Shape.load(path) == shape
+    assert TreeShape.load(path) == shape
     for text in ("", "[]", '{"format": "other"}', json.dumps({"format": "mtp-verify shape"})):
         path.write_text(text)
         with pytest.raises(mv.errors.ParamsError, match="shape"):
-            Shape.load(path)
+            TreeShape.load(path)
     path.write_text(json.dumps({"format": "mtp-verify shape", "version": 1, "parents": [-1, 4]}))
     with pytest.raises(mv.errors.DraftError, match="parent 4"):
-        Shape.load(path)
+        TreeShape.load(path)
     path.write_text("[" * 100_000)
     with pytest.raises(mv.errors.ParamsError, match="not JSON"):
-        Shape.load(path)
+        TreeShape.load(path)
     fine = {"format": "mtp-verify shape", "version": 1, "parents": [-1, 0]}
     for wrong in ({"accepted": "many"}, {"acceptance": [None]}, {"acceptance": [{}]}):
         path.write_text(json.dumps({**fine, **wrong}))
         with pytest.raises(mv.errors.ParamsError, match=f"{next(iter(wrong))}: found"):
-            Shape.load(path)
+            TreeShape.load(path)
 
 
 def test_a_shape_is_cut_to_a_number_of_nodes():
-    shape = Shape.by_depth(2, 2)
+    shape = TreeShape.by_depth(2, 2)
     assert shape.cut(3).tree.parents.tolist() == [-1, 0, 0, 1]
     assert shape.cut(0).tree.num_nodes == 1
     assert shape.cut(2**63) is shape
@@ -269,11 +275,11 @@ def test_a_shape_is_cut_to_a_number_of_nodes():
 def test_the_fastest_size_is_chosen_by_measured_times():
     verify_times = [1 + 0.02 * n for n in range(17)]
     sizes = {"max_nodes": 16, "max_depth": 8, "verify_times": verify_times}
-    slow = Shape.optimal([0.8, 0.1], draft_times=[2.0 * d for d in range(9)], **sizes)
-    quick = Shape.optimal([0.8, 0.1], draft_times=[0.05 * d for d in range(9)], **sizes)
+    slow = TreeShape.optimal([0.8, 0.1], draft_times=[2.0 * d for d in range(9)], **sizes)
+    quick = TreeShape.optimal([0.8, 0.1], draft_times=[0.05 * d for d in range(9)], **sizes)
     assert slow.tree.num_nodes == 1 < quick.tree.num_nodes
     with pytest.raises(mv.errors.ParamsError, match="one of them"):
-        Shape.optimal([0.8], max_nodes=2, max_depth=2, draft_times=[0.0])
+        TreeShape.optimal([0.8], max_nodes=2, max_depth=2, draft_times=[0.0])
 
 
 @pytest.mark.parametrize(
@@ -291,10 +297,10 @@ def test_the_fastest_size_is_chosen_by_measured_times():
         (lambda: Heap(4, min_score=2.0), mv.errors.ParamsError, "min_score"),
         (lambda: Heap(4, times=[1.0, -1.0]), mv.errors.ParamsError, "times"),
         (lambda: Stochastic(4, lookahead=0, **NOISE), mv.errors.ParamsError, "lookahead"),
-        (lambda: Shape.by_depth(1000, 1000), mv.errors.ParamsError, "nodes of a shape"),
-        (lambda: Shape.by_depth(-1), mv.errors.ParamsError, "counts"),
+        (lambda: TreeShape.by_depth(1000, 1000), mv.errors.ParamsError, "nodes of a shape"),
+        (lambda: TreeShape.by_depth(-1), mv.errors.ParamsError, "counts"),
         (
-            lambda: Shape.optimal([0.9, 0.2], max_nodes=2, max_depth=1),
+            lambda: TreeShape.optimal([0.9, 0.2], max_nodes=2, max_depth=1),
             mv.errors.ParamsError,
             "at most 1",
         ),

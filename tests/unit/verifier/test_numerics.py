@@ -72,7 +72,7 @@ def test_growers_at_low_temperatures_leave_the_targets_law(law, rule, temperatur
     warm = mv.SamplingParams(temperature=temperature)
     row = np.float32([0, -8, -8.2, -8.4]) if temperature < 1 else np.float32([0, -36, -37, -38])
     target = np.float32(temperature) * logits_of(P, *([np.full(4, 0.25)] * 2))
-    shape = growers.Shape.by_depth(2)
+    shape = growers.TreeShape.by_depth(2)
     count, steps = np.zeros(4), 4000
     for seed in range(steps):
         grower = growers.Fixed(shape, law, root=0, params=warm, seed=seed, position=7)

@@ -15,7 +15,7 @@ from mtp_verify.drafters import Combined, NGram, Suffix
 from mtp_verify.testing import BatchTableTarget
 from mtp_verify.verifier import words
 from mtp_verify.verifier.growers import Fixed
-from mtp_verify.verifier.shape import Shape
+from mtp_verify.verifier.tree_shape import TreeShape
 
 ROW = np.full(4, 0.25, np.float32)
 RULES = get_args(words.RuleName)
@@ -74,7 +74,7 @@ def test_records_have_the_keys_and_types_of_their_class(kind, record):
 # Each type with a call that takes one of its words, among all words that could be meant.
 CALLS = {
     "NodeLaw": lambda word: mv.verifier.alpha_star(ROW, ROW, 1, word),
-    "ShapeLaw": lambda word: Fixed(Shape.by_depth(1), word, seed=0, position=0),
+    "ShapeLaw": lambda word: Fixed(TreeShape.by_depth(1), word, seed=0, position=0),
     "LossyName": lambda word: _core.Lossy(word, LOSSY.get(word, [0.5])),
     "Preset": lambda word: mv.SamplingParams(preset=word),
     "Batching": lambda word: mv.Decoder(BatchTableTarget(lambda _: ROW, 4), batching=word),

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Shape"]
+__all__ = ["TreeShape"]
 
 _FORMAT = "mtp-verify shape"
 
 
 @dataclass(frozen=True)
-class Shape:
+class TreeShape:
     """A tree's form without tokens; siblings stand in the order in which they are tested.
 
     Attributes:
@@ -31,11 +31,11 @@ class Shape:
         acceptance: the rates by rank that it was made for.
 
     Example:
-        >>> Shape.by_depth(2, 1).tree.parents.tolist()
+        >>> TreeShape.by_depth(2, 1).tree.parents.tolist()
         [-1, 0, 0, 1, 2]
-        >>> Shape.stem(2, 2).tree.parents.tolist()
+        >>> TreeShape.stem(2, 2).tree.parents.tolist()
         [-1, 0, 1, 2, 2]
-        >>> best = Shape.optimal([0.6, 0.2, 0.1], max_nodes=4, max_depth=3)
+        >>> best = TreeShape.optimal([0.6, 0.2, 0.1], max_nodes=4, max_depth=3)
         >>> best.tree.parents.tolist(), round(best.accepted, 3)
         ([-1, 0, 0, 1, 3], 1.376)
     """
@@ -56,22 +56,22 @@ class Shape:
             raise ParamsError(message, slug="param_out_of_range")
         object.__setattr__(self, "acceptance", tuple(rates))
 
-    def __reduce__(self) -> tuple[type[Shape], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[TreeShape], tuple[Any, ...]]:
         """Through the constructor: what comes out of a pickle is checked like any other input."""
         return type(self), (self.tree, self.accepted, self.acceptance)
 
     @classmethod
-    def by_depth(cls, *counts: int) -> Shape:
+    def by_depth(cls, *counts: int) -> TreeShape:
         """Give every node at depth d `counts[d]` children."""
         return cls(_core.stem_shape(0, list(counts)))
 
     @classmethod
-    def stem(cls, length: int, *counts: int) -> Shape:
+    def stem(cls, length: int, *counts: int) -> TreeShape:
         """Make a chain of `length` nodes with the levels of `counts` below its end."""
         return cls(_core.stem_shape(length, list(counts)))
 
     @classmethod
-    def paths(cls, count: int, length: int) -> Shape:
+    def paths(cls, count: int, length: int) -> TreeShape:
         """Make `count` paths of `length` nodes that share the root; independent under "iid"."""
         return cls(_core.path_shape(count, length))
 
@@ -84,7 +84,7 @@ class Shape:
         max_depth: int,
         draft_times: Sequence[float] | None = None,
         verify_times: Sequence[float] | None = None,
-    ) -> Shape:
+    ) -> TreeShape:
         """Compute the shape with the most accepted tokens, by dynamic programming.
 
         Args:
@@ -121,7 +121,7 @@ class Shape:
         is_forked = any(len(tree.children(node)) > 1 for node in range(1, tree.num_nodes))
         return 0 if is_forked or tree.num_nodes - 1 != num_heads * num_levels else num_heads
 
-    def cut(self, max_nodes: int, max_depth: int | None = None) -> Shape:
+    def cut(self, max_nodes: int, max_depth: int | None = None) -> TreeShape:
         """Return the part of the shape that keeps within limits.
 
         Levels below `max_depth` are left out, then the last nodes. Several paths of one length
@@ -135,9 +135,9 @@ class Shape:
             ParamsError: A number below 0, or none.
 
         Example:
-            >>> Shape.by_depth(2, 2).cut(4).tree.parents.tolist()
+            >>> TreeShape.by_depth(2, 2).cut(4).tree.parents.tolist()
             [-1, 0, 0, 1, 1]
-            >>> Shape.paths(2, 3).cut(5).tree.parents.tolist()
+            >>> TreeShape.paths(2, 3).cut(5).tree.parents.tolist()
             [-1, 0, 1, 0, 3]
         """
         max_nodes = as_word("max_nodes", max_nodes)
@@ -154,7 +154,7 @@ class Shape:
             if level <= depth and len(kept) <= max_nodes:
                 numbers[node] = len(kept)
                 kept.append(numbers[parents[node]])
-        return Shape(TokenTree(kept))
+        return TreeShape(TokenTree(kept))
 
     def save(self, path: str | Path) -> None:
         """Write the shape as JSON."""
@@ -168,7 +168,7 @@ class Shape:
         as_path("path", path).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Shape:
+    def load(cls, path: str | Path) -> TreeShape:
         """Read a shape that `save` wrote.
 
         Raises:
@@ -179,7 +179,7 @@ class Shape:
         try:
             document = json.loads(as_path("path", path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            message = f"{path}: not JSON ({error}); wanted a file that Shape.save wrote"
+            message = f"{path}: not JSON ({error}); wanted a file that TreeShape.save wrote"
             raise ParamsError(message, slug="bad_shape_file") from error
         known = isinstance(document, dict) and document.get("format") == _FORMAT
         if not known or document.get("version") != 1 or "parents" not in document:
