@@ -39,7 +39,7 @@ PARTS = (
     ".verifier.params",
     ".decoder.planning",
     ".verifier.processors",
-    ".verifier.shape",
+    ".verifier.tree_shape",
     ".testing",
 )
 # What depends on other libraries: the model's cache, a head's state, what `generate` returns.

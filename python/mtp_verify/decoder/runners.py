@@ -17,6 +17,7 @@ import torch
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.models.interface import check_cache, check_commit, check_forward, check_slots
+from mtp_verify.verifier.kernels import is_on_host, to_host
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Each(Runner):
             # Tokens that are run again have been shown before.
             hidden = tuple(states[-draft.num_nodes :] for states in hidden)
         # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
-        return Output(logits.cpu(), hidden)
+        return Output(to_host(logits), hidden)
 
     def _run(
         self,
@@ -285,11 +286,11 @@ class Together(Runner):
         check_slots(self._target, found, len(sequences), width)
         logits, hidden = found
         # One copy of the rows that count, and so one wait for the device; none on the CPU.
-        if logits.device.type == "cpu":
+        if is_on_host(logits):
             shares = [logits[slot, :count] for slot, count in enumerate(counts)]
         else:
             kept = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
-            shares = list(torch.split(logits[kept].cpu(), counts))
+            shares = list(torch.split(to_host(logits[kept]), counts))
         for slot, sequence in enumerate(sequences):
             mine = None
             if wanted := sequence.hidden_layers:

@@ -13,6 +13,7 @@ from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import HeadLaw
@@ -144,7 +145,7 @@ class Heads(StateDrafter[_State]):
         self.makes_trees = max_nodes is not None or not (
             self._shape is None or self._shape.tree.is_chain
         )
-        self._vocab = None if head.vocab is None else head.vocab.cpu().numpy()
+        self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
         grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
         self.laws = (grown if self._shape is None else self.law,)
 

@@ -17,6 +17,7 @@ from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import as_target
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_count, as_float, check_type
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Model(StateDrafter[ModelState]):
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
             ids = torch.tensor([pending], device=target.device)
-            row = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
+            row = to_host(self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]))
             row = request.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break

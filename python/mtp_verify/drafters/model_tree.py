@@ -15,6 +15,7 @@ from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.growers import Heap
 from mtp_verify.verifier.intake import as_count
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class ModelTree(Model):
         )
         heap.frontier()
         ids = torch.tensor([pending], device=device)
-        rows = self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]).cpu()
+        rows = to_host(self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]))
         heap.extend(request.mask_rows(rows, [[]], self._vocab))
         inner: list[int] = []
         with at_end(lambda: cache.crop(position + 1)):
@@ -112,5 +113,5 @@ class ModelTree(Model):
                     num_logits=len(nodes),
                 )
                 paths = (heap.path(node) for node in nodes)
-                heap.extend(request.mask_rows(self._shared(rows).cpu(), paths, self._vocab))
+                heap.extend(request.mask_rows(to_host(self._shared(rows)), paths, self._vocab))
         return heap.finish()

@@ -18,6 +18,7 @@ from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.verifier.arrays import is_equal, sizes
 from mtp_verify.verifier.batch import verify_batch as verify_drafts
 from mtp_verify.verifier.intake import check_type
+from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.words import Law, Rule
 
@@ -193,7 +194,7 @@ def _operator(
     verdicts = verify_drafts(
         drafts, logits, params,
         rule=rule,  # type: ignore[arg-type]
-        seeds=seeds.cpu(), positions=positions.cpu(),
+        seeds=to_host(seeds), positions=to_host(positions),
     )  # fmt: skip
     shape = tuple(tokens.shape)
     emitted, path, logprobs = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, np.float32)
@@ -223,16 +224,16 @@ def _drafts(
         _check_shape("parents", parents, [(nodes,), (count, nodes)])
     if probs is not None:
         _check_shape("probs", probs, [(count, None, None)])
-    sizes = np.full(count, nodes) if lengths is None else lengths.cpu().numpy() + 1
+    sizes = np.full(count, nodes) if lengths is None else to_host(lengths).numpy() + 1
     for sequence, size in enumerate(sizes.tolist()):
         if not 1 <= size <= nodes:
             message = f"lengths: found {size - 1}, wanted 0 <= length <= {nodes - 1}"
             raise ParamsError(message, slug="param_out_of_range").in_sequence(sequence)
     is_node = np.arange(nodes) < sizes[:, None]
-    tree = np.arange(-1, nodes - 1) if parents is None else parents.cpu().numpy()
+    tree = np.arange(-1, nodes - 1) if parents is None else to_host(parents).numpy()
     rows = height = None
     if probs is not None:
-        probs = probs.cpu()
+        probs = to_host(probs)
         height = probs.shape[1]
         table = np.arange(count)[:, None] * height + np.arange(nodes)
         rows = np.where(np.arange(nodes) < height, table, -1)[is_node]
@@ -240,7 +241,7 @@ def _drafts(
     return DraftBatch(
         np.concatenate([[0], np.cumsum(sizes)]),
         np.broadcast_to(tree, tuple(tokens.shape))[is_node],
-        tokens.cpu().numpy()[is_node],
+        to_host(tokens).numpy()[is_node],
         law,
         probs=probs,
         rows=rows,

@@ -28,6 +28,7 @@ from mtp_verify.integrations.hf.refusals import (
 )
 from mtp_verify.integrations.hf.withheld import AfterPrompt, call_of
 from mtp_verify.models.target import as_target
+from mtp_verify.verifier.kernels import to_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def speculative(
         check_context(target.max_length, max_length, shown)
         num_rows, width = input_ids.shape
         paddings = [
-            ids[: int((visible == 0).sum())].cpu()
+            to_host(ids[: int((visible == 0).sum())])
             for ids, visible in zip(input_ids, shown, strict=True)
         ]
         splits = [
@@ -185,7 +186,7 @@ def speculative(
         logits = generation.logits or []
         for scores, padding, ids, rows in zip(scored, paddings, sequences, logits, strict=False):
             own = ids[None, len(padding) : width + len(rows)]
-            scores.extend(own.cpu(), list(rows[:, None].cpu()))
+            scores.extend(to_host(own), list(to_host(rows[:, None])))
         made = [torch.cat(scores.rows) for scores in scored]
         kept = generation.past_key_values if gives_cache else None
         return GenerateDecoderOnlyOutput(

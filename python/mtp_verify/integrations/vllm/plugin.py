@@ -21,6 +21,7 @@ from mtp_verify._core import Draft
 from mtp_verify.errors import MtpVerifyError, UnsupportedModelError
 from mtp_verify.integrations.gate import ENGINES
 from mtp_verify.verifier.api import verify
+from mtp_verify.verifier.kernels import is_on_host
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def install(rule: Rule = "auto") -> None:
         self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any
     ) -> Any:
         # Synthetic acceptance is not sampling, and device rows need device kernels.
-        if self.synthetic_mode or logits.device.type != "cpu":
+        if self.synthetic_mode or not is_on_host(logits):
             return original(self, metadata, draft_probs, logits, sampling_metadata)
         return forward(self, metadata, draft_probs, logits, sampling_metadata, rule=rule)
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtp_verify.verifier.kernels.edits import Edits
-from mtp_verify.verifier.kernels.host import Host, to_host
+from mtp_verify.verifier.kernels.host import Host, is_on_host, to_host
 
-__all__ = ["Edits", "Host", "select", "to_host", "using"]
+__all__ = ["Edits", "Host", "is_on_host", "select", "to_host", "using"]
 
 _HOST = Host()
 _forced: Host | None = None

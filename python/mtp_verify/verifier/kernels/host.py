@@ -8,7 +8,7 @@ from mtp_verify._core import CoreParams, Draft, DraftBatch, Grower, Lossy, Verdi
 from mtp_verify.errors import DraftError
 from mtp_verify.verifier.kernels.edits import Edits
 
-__all__ = ["Host", "to_host"]
+__all__ = ["Host", "is_on_host", "to_host"]
 
 
 def to_host(tensor: Any, name: str = "logits") -> Any:
@@ -22,7 +22,12 @@ def to_host(tensor: Any, name: str = "logits") -> Any:
         raise DraftError(message, slug="bad_tensor")
     if getattr(tensor, "requires_grad", False):
         tensor = tensor.detach()
-    return tensor if getattr(tensor, "is_cpu", True) else tensor.cpu()
+    return tensor if is_on_host(tensor) else tensor.cpu()
+
+
+def is_on_host(tensor: Any) -> bool:
+    """Return whether a tensor lives on the host, where NumPy's arrays do."""
+    return bool(getattr(tensor, "is_cpu", True))
 
 
 class Host:
