@@ -48,13 +48,10 @@ _QUANTIZED: tuple[type, ...] = tuple(
 
 
 class ModelCache:
-    """A transformers cache as the decoder uses it.
+    """A transformers cache as the decoder uses it; layers of all kinds may be mixed.
 
     While it is in use, layers that could not be rolled back have stand-ins; `finish` puts the
     library's own back. The cross-attention half of an `EncoderDecoderCache` is left alone.
-
-    Args:
-        cache: layers of all kinds may be mixed; changed in place.
 
     Raises:
         UnsupportedModelError: a cache, or a layer of it, that cannot be rolled back; says why.
@@ -74,10 +71,9 @@ class ModelCache:
         self._refuse_unsuitable()
         self.is_recurrent = any(isinstance(layer, RECURRENT) for layer in own.layers)
         self.length = self._initial_length()
-        self.capacity = min(
-            (int(layer.max_cache_len) for layer in own.layers if _has_fixed_size(layer)),
-            default=None,
-        )
+        # A window of fixed size holds as many entries as one likes.
+        static = (i for i in own.layers if isinstance(i, StaticLayer) and not i.is_sliding)
+        self.capacity = min((int(layer.max_cache_len) for layer in static), default=None)
         self._entries: list[LayerEntries] = []
         self._take_over()
         if getattr(own, "layer_class_to_replicate", None) is DynamicLayer:
@@ -215,7 +211,3 @@ class ModelCache:
                 )
         if reason:
             raise UnsupportedModelError(reason, slug="unsupported_cache")
-
-
-def _has_fixed_size(layer: Any) -> bool:
-    return isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer)

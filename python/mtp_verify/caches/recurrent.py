@@ -32,6 +32,8 @@ RECURRENT: tuple[type, ...] = tuple(
     if hasattr(cache_utils, name)
 )
 
+_COUNT = "cumulative_length"
+
 
 class RecurrentEntries(LayerEntries):
     """A layer of the library's own, with copies of its state."""
@@ -47,7 +49,14 @@ class RecurrentEntries(LayerEntries):
 
     def mark(self) -> dict[str, Any]:
         """See `LayerEntries.mark`: a copy of the state."""
-        return {name: self._copied(name, value) for name, value in vars(self.layer).items()}
+        # Keys and values: the dynamic kinds never write into them, and entries of the static kind
+        # that lie behind the length do not count.
+        return {
+            name: {index: _copied(item) for index, item in value.items()}
+            if isinstance(value, dict)
+            else (_copied(value) if name == _COUNT else value)
+            for name, value in vars(self.layer).items()
+        }
 
     def restore(self, mark: dict[str, Any], length: int) -> None:
         """See `LayerEntries.restore`; a mark serves once."""
@@ -58,7 +67,7 @@ class RecurrentEntries(LayerEntries):
                 for index, saved in value.items():
                     current[index] = _put_back(current[index], saved)
             else:
-                setattr(self.layer, name, _put_back(current, value) if _is_count(name) else value)
+                setattr(self.layer, name, _put_back(current, value) if name == _COUNT else value)
 
     def finish(self, num_padding: int) -> Any:
         """See `LayerEntries.finish`; padding is not part of a state."""
@@ -70,29 +79,12 @@ class RecurrentEntries(LayerEntries):
             pad_left(layer, num_padding)
         return layer
 
-    def _copied(self, name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                index: item.clone() if isinstance(item, torch.Tensor) else item
-                for index, item in value.items()
-            }
-        if _is_count(name) and isinstance(value, torch.Tensor):
-            return value.clone()
-        # Keys and values: the dynamic kinds never write into them, and entries of the static kind
-        # that lie behind the length do not count.
-        return value
 
-
-def _is_count(name: str) -> bool:
-    return name == "cumulative_length"
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _put_back(current: Any, saved: Any) -> Any:
     """Return the saved value, in the current tensor where that fits: compiled code knows it."""
-    if (
-        isinstance(current, torch.Tensor)
-        and isinstance(saved, torch.Tensor)
-        and current.shape == saved.shape
-    ):
-        return current.copy_(saved)
-    return saved
+    are_tensors = isinstance(current, torch.Tensor) and isinstance(saved, torch.Tensor)
+    return current.copy_(saved) if are_tensors and current.shape == saved.shape else saved

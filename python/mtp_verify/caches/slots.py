@@ -63,12 +63,7 @@ class _SlotLayer(SharedLayer):
         return shown[0], shown[1]
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Make the buffers large enough for all slots and the entries that are aimed at.
-
-        Args:
-            keys: (any, heads, any, width), of the dtype and the device wanted.
-            values: (any, heads, any, width), as `keys`.
-        """
+        """Make the buffers large enough for what is aimed at, of these dtypes and heads."""
         aim, old = self._aim, self.buffers
         slots, capacity = aim.num_slots, aim.end
         if old:
@@ -91,8 +86,7 @@ class _SlotLayer(SharedLayer):
 class SlotCache(ManyCache):
     """A `ManyCache` that grows as it needs to; a forward over all slots is one slice.
 
-    Args:
-        cache: empty, made for the model's configuration; its layers are replaced.
+    The layers of `cache`, empty and made for the model's configuration, are replaced.
 
     Raises:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
@@ -171,11 +165,7 @@ class SlotCache(ManyCache):
 
 
 class SlotStorage(Storage):
-    """Buffers of its own for each cache.
-
-    Args:
-        new_kv: makes an empty cache of the library for the model.
-    """
+    """Buffers of its own for each cache; `new_kv` makes an empty one of the library."""
 
     def __init__(self, new_kv: Callable[[], DynamicCache]) -> None:
         self._new_kv = new_kv

@@ -15,13 +15,7 @@ from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu.attention import num_shown
 from mtp_verify.models.cpu.fused import fused_model, is_narrow
 from mtp_verify.models.hidden import HiddenStates
-from mtp_verify.models.interface import (
-    BatchTarget,
-    Target,
-    TargetCache,
-    check_facts,
-    missing_parts,
-)
+from mtp_verify.models.interface import BatchTarget, Target, TargetCache, check_facts, missing_parts
 from mtp_verify.models.supported import warn_if_untested
 
 if TYPE_CHECKING:

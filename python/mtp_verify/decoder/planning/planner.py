@@ -90,11 +90,7 @@ class Planner:
     """
 
     def __init__(
-        self,
-        costs: CostModel,
-        *,
-        max_nodes: int = 32,
-        clock: Callable[[], float] = perf_counter,
+        self, costs: CostModel, *, max_nodes: int = 32, clock: Callable[[], float] = perf_counter
     ) -> None:
         if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
             message = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or the like"

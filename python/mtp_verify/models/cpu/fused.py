@@ -28,14 +28,7 @@ if TYPE_CHECKING:
     _Rotary = tuple[torch.Tensor, torch.Tensor]
     _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
-__all__ = [
-    "FusedLayer",
-    "FusedModel",
-    "fuse",
-    "fused_layer",
-    "fused_model",
-    "is_narrow",
-]
+__all__ = ["FusedLayer", "FusedModel", "fuse", "fused_layer", "fused_model", "is_narrow"]
 
 # Their layers are Llama's but for biases and for norms of queries and keys.
 _FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
