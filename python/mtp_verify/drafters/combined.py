@@ -57,24 +57,22 @@ class Combined(Drafter):
         drafters = tuple(as_list("drafters", drafters))
         for index, drafter in enumerate(drafters):
             check_drafter(f"drafters[{index}]", drafter)
-        if len(drafters) < 2:
-            message = f"drafters: found {len(drafters)}, wanted two or more"
-            raise ParamsError(message, slug="bad_draft_settings")
         check_word("mode", mode, get_args(Combination))
         if max_nodes is not None:
             max_nodes = as_count("max_nodes", max_nodes)
-            if mode != "merge":
-                message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
-                raise ParamsError(message, slug="bad_draft_settings")
         readers = [drafter.hidden_layers for drafter in drafters if drafter.hidden_layers]
-        if len(readers) > 1:
-            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
-            raise ParamsError(message, slug="bad_draft_settings")
         laws = dict.fromkeys(law for drafter in drafters for law in drafter.laws)
-        if mode == "merge" and set(laws) - {"deterministic"}:
-            message = (
-                f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
-            )
+        message = None
+        if len(drafters) < 2:
+            message = f"drafters: found {len(drafters)}, wanted two or more"
+        elif max_nodes is not None and mode != "merge":
+            message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
+        elif len(readers) > 1:
+            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
+        elif mode == "merge" and set(laws) - {"deterministic"}:
+            found = ", ".join(laws)
+            message = f"mode merge: found drafts of law {found}, wanted deterministic ones"
+        if message:
             raise ParamsError(message, slug="bad_draft_settings")
         self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters: tuple[Drafter, ...] = drafters

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from mtp_verify.drafters.base import Request
 
+    _Found = tuple[list[int], list[int]]  # parents and tokens
+
 __all__ = ["NGram", "Suffix"]
 
 
@@ -48,9 +50,7 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
     def _new_index(self) -> AnyIndex: ...
 
     @abstractmethod
-    def _look_up(
-        self, index: AnyIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]: ...
+    def _look_up(self, index: AnyIndex, budget: int, stop: Sequence[int]) -> _Found: ...
 
     def __repr__(self) -> str:
         """The length of its drafts."""
@@ -61,9 +61,8 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
         return _History(self._new_index())
 
     def _draft(self, request: Request, state: _History[AnyIndex], budget: int) -> Draft:
-        stop = sorted(request.eos_ids)
-        parents, tokens = self._look_up(state.index, max(budget, 0), stop)
-        return Draft(TokenTree(parents), tokens)
+        found = self._look_up(state.index, max(budget, 0), sorted(request.eos_ids))
+        return Draft(TokenTree(found[0]), found[1])
 
 
 class NGram(_HistoryDrafter[NGramIndex]):
@@ -109,9 +108,7 @@ class NGram(_HistoryDrafter[NGramIndex]):
     def _new_index(self) -> NGramIndex:
         return NGramIndex(*self._settings)
 
-    def _look_up(
-        self, index: NGramIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+    def _look_up(self, index: NGramIndex, budget: int, stop: Sequence[int]) -> _Found:
         return index.propose(min(self.num_tokens, budget), stop)
 
 
@@ -175,7 +172,5 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
     def _new_index(self) -> SuffixIndex:
         return SuffixIndex(*self._settings)
 
-    def _look_up(
-        self, index: SuffixIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+    def _look_up(self, index: SuffixIndex, budget: int, stop: Sequence[int]) -> _Found:
         return index.propose(min(self.max_nodes, budget), self.num_tokens, stop)

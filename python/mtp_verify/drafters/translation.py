@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Transcript", "Translation"]
 
 _SPACE = "\u2581"  # what stands for a space in SentencePiece's vocabularies
-_PLAIN = {
-    "ByteFallback",
-    "Fuse",
-    "Metaspace",
-    "Replace",
-    "Strip",
-}  # Their tokens are pieces of text.
+# Their tokens are pieces of text.
+_PLAIN = {"ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
 
 # A text is translated again from its last settled place on: this many tokens of the target at most,
 # of which this many stay open, since what follows may still change how they are cut.
@@ -48,7 +43,7 @@ class Translation:
     Args:
         draft_tokenizer: the drafter's; a fast transformers tokenizer (byte-level, or
             SentencePiece's: their tokens are pieces of text).
-        target_tokenizer: the target's; a fast transformers tokenizer, too.
+        target_tokenizer: the target's, as `draft_tokenizer`.
 
     Attributes:
         draft_ids: (n,) int64, the shared tokens as the drafter numbers them.
@@ -88,10 +83,8 @@ class Translation:
 
     def __repr__(self) -> str:
         """Say how much the two vocabularies share."""
-        return (
-            f"Translation(shared={len(self.target_ids)}, draft={len(self._draft.by_text)}, "
-            f"target={len(self._target.by_text)})"
-        )
+        draft, target = len(self._draft.by_text), len(self._target.by_text)
+        return f"Translation(shared={len(self.target_ids)}, draft={draft}, target={target})"
 
     def start(self) -> Transcript:
         """Return the transcript of a new sequence."""
@@ -179,13 +172,10 @@ class Transcript:
         ids = way.encode(open_tokens, at_start=self._is_start)
         whole = self._ids + ids
         if len(open_tokens) > self._most_open:
-            cut = way.find_cut(open_tokens, ids)
-            if cut is None:
-                self._most_open *= 2
-            else:
+            self._most_open *= 2
+            if cut := way.find_cut(open_tokens, ids):
                 self._settle(self._num_settled + cut[0], ids[: cut[1]])
-                self._is_start = False
-                self._most_open = _MOST_OPEN
+                self._is_start, self._most_open = False, _MOST_OPEN
         return whole
 
     def _settle(self, num_tokens: int, ids: Sequence[int]) -> None:
@@ -194,15 +184,7 @@ class Transcript:
 
 
 class _Vocabulary:
-    """A tokenizer's tokens as bytes of text.
-
-    Attributes:
-        texts: what each ordinary token stands for.
-        by_text: the token of each text.
-        special: names of the special tokens.
-        first: what the tokenizer puts before every sequence.
-        adds_space: whether it puts a space before every text.
-    """
+    """A tokenizer's tokens as bytes of text."""
 
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -227,6 +209,7 @@ class _Vocabulary:
             )
             raise UnsupportedModelError(message, slug="unknown_tokenizer")
         added = self._backend.get_added_tokens_decoder()
+        # Names of the special tokens; what each other one stands for; the token of each text.
         self.special = {token: word.content for token, word in added.items() if word.special}
         self.texts: dict[int, bytes] = {}
         fallbacks: dict[int, bytes] = {}
@@ -248,11 +231,11 @@ class _Vocabulary:
                 self.by_text.setdefault(texts[token], token)
         self.by_text.pop(b"", None)
         self.texts |= fallbacks
+        # What the tokenizer puts before every sequence, and whether it puts a space before a text.
         first = self._backend.encode("", add_special_tokens=True).ids[:1]
         self.first = first if first == [tokenizer.bos_token_id] else []
-        self.adds_space = any(
-            self.texts.get(token, b"").startswith(b" ") for token in self.encode("a")[:1]
-        )
+        begins = [self.texts.get(token, b"") for token in self.encode("a")[:1]]
+        self.adds_space = any(text.startswith(b" ") for text in begins)
 
     def encode(self, text: str) -> list[int]:
         """Cut a text; an empty one into nothing."""

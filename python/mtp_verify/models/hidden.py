@@ -38,11 +38,7 @@ def check_layers(layers: Sequence[int], count: int) -> None:
 
 
 class HiddenStates:
-    """Around one forward: what to ask the model for, and what it gave.
-
-    Args:
-        model: a transformers causal language model.
-        layers: numbers of the wanted states.
+    """Around one forward: what to ask a transformers model for, and what it gave.
 
     Raises:
         UnsupportedModelError: a state that the model cannot give.
@@ -61,15 +57,12 @@ class HiddenStates:
         self._decoder: Any = None
         self._before_norm: list[torch.Tensor] = []
         self._norm: Any | None = None
-        self.options: dict[str, Any] = {}
+        # All states need hooks at every layer; one hook is enough for the state before the norm.
+        needs_all = any(layer != BEFORE_NORM for layer in self._layers)
+        self.options: dict[str, Any] = {"output_hidden_states": True} if needs_all else {}
         if not self._layers:
             return
-        # All states need hooks at every layer; one hook is enough for the state before the norm.
-        if any(layer != BEFORE_NORM for layer in self._layers):
-            self.options = {"output_hidden_states": True}
-        check_layers(
-            self._layers, int(model.config.get_text_config(decoder=True).num_hidden_layers)
-        )
+        check_layers(self._layers, model.config.get_text_config(decoder=True).num_hidden_layers)
         if BEFORE_NORM in self._layers:
             self._decoder = model.get_decoder()
             found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)

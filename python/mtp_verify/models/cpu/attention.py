@@ -69,7 +69,7 @@ def attend(
     Args:
         queries: (B, H, W, head_dim).
         keys: (B, G, K, head_dim), G a divisor of H: heads h with equal h // (H / G) share one.
-        values: (B, G, K, head_dim).
+        values: as `keys`.
         mask: None shows all keys to all rows.
 
     Returns:

@@ -42,10 +42,7 @@ _LAYERS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedLayer]] = WeakKeyDictio
 
 
 class FusedLayer:
-    """A layer with the parts and the names of a Llama layer.
-
-    Args:
-        layer: transformers' or a head's own block; its weights are copied.
+    """A layer with the parts and the names of a Llama layer, whose weights are copied.
 
     Attributes:
         group: queries that share a key.
@@ -75,17 +72,11 @@ class FusedLayer:
     def __call__(
         self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
-        """Run the layer.
+        """Run the layer on `x`, hidden states (B, W, d).
 
-        Args:
-            x: (B, W, d) hidden states.
-            turn: from `rotary`.
-            mask: for `group`, or None where every row sees every key.
-            update: keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those
-                of all K entries.
-
-        Returns:
-            (B, W, d).
+        `turn` is from `rotary`, `mask` is for `group`, or None where every row sees every key.
+        `update` keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those of
+        all entries.
         """
         x = x + self._attend(self._input_norm(x), turn, mask, update)
         wide = self._gate_up(self._norm(x))
@@ -121,11 +112,7 @@ def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
 
 
 class FusedModel:
-    """The forward of a whole model over a few rows.
-
-    Args:
-        model: a transformers model of a family whose layers `FusedLayer` knows.
-    """
+    """The forward over a few rows of a whole model, whose layers `FusedLayer` knows."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
@@ -146,19 +133,15 @@ class FusedModel:
         *,
         num_logits: int | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run the model.
+        """Return logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
 
         Args:
             tokens: (B, W) int64.
             positions: (B, W) int64.
             mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
-            updates: of each layer, what keeps the keys and values of these rows; see `FusedLayer`.
-            hidden_layers: layers whose hidden states are wanted, numbered as in
-                `mtp_verify.models.hidden`.
+            updates: of each layer; see `FusedLayer`.
+            hidden_layers: as `mtp_verify.models.hidden` numbers them.
             num_logits: last rows of each sequence whose logits are wanted; None: all.
-
-        Returns:
-            Logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
         """
         check_layers(hidden_layers, len(self._layers))
         x = functional.embedding(tokens, self._embedding)
@@ -181,13 +164,12 @@ def fuse(model: nn.Module) -> int:
 
     A target itself is left as it is: its own `generate` does not change. One of another family, or
     one that a probe finds to compute something else, gets `packing.prepack` instead; so does what
-    is not a block in a head.
+    is not a block in a head. Once the weights change, its own code runs again, until the next call;
+    what is written through `.data`, and modules that are put in later, as adapters, go unnoticed.
 
     Args:
         model: a transformers causal language model, or a `mtp_verify.heads` head, on a CPU and in
-            evaluation mode. Its weights are copied. Once they change, its own code runs again,
-            until the next call; what is written through `.data`, and modules that are put in
-            later, as adapters are, go unnoticed.
+            evaluation mode.
 
     Returns:
         Bytes of the weights that were copied.
@@ -260,11 +242,7 @@ class _Norm:
 
 
 class _Joined:
-    """The products of linear layers that read the same rows, as one.
-
-    Attributes:
-        nbytes: of weights that were copied for it.
-    """
+    """The products of linear layers that read the same rows, as one; copies take `nbytes`."""
 
     def __init__(self, *layers: Any) -> None:
         first = layers[0]
