@@ -34,18 +34,11 @@ _LAST_TOKEN = (1 << 32) - 1
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Options:
-    """One request's part of the arguments of `Decoder.generate`, which documents them.
+    """One request's part of the arguments of `Decoder.generate`, which documents them."""
 
-    Attributes:
-        drafter: None decodes plainly.
-        rule: of all its steps; "auto" is the best one for the law of each draft.
-        lossy: None where nothing is drafted: plain decoding keeps the target's distribution.
-        processors: its own where they keep state.
-    """
-
-    drafter: Drafter | None
-    rule: Rule
-    lossy: Lossy | None
+    drafter: Drafter | None  # None decodes plainly
+    rule: Rule  # of all its steps; "auto" is the best one for the law of each draft
+    lossy: Lossy | None  # None where nothing is drafted: plain decoding is lossless
     params: SamplingParams
     constraint: Constraint | None
     seed: int
@@ -53,7 +46,7 @@ class Options:
     eos_ids: tuple[int, ...]
     criteria: list[Callable[..., Any]]
     output_logits: bool
-    processors: list[Any]
+    processors: list[Any]  # its own where they keep state
     top_logprobs: int
 
     @classmethod
@@ -134,11 +127,7 @@ def rule_of_request(
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed per sequence; None takes one draw from torch's global generator.
-
-    Raises:
-        ParamsError: not an integer of 0 to 2**64 - 1, or not one per sequence.
-    """
+    """Return one seed per sequence; None takes one draw from torch's global generator."""
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, ()).item())
     if isinstance(seed, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(seed):
@@ -177,19 +166,13 @@ def per_sequence(value: Any, kind: Any, count: int, name: str) -> list[Any]:
 
 
 def _processors(value: Any, count: int) -> list[list[Any]]:
-    """Return each sequence's own processors, from a list for all or one list per sequence.
-
-    Raises:
-        ParamsError: something that cannot be called, lists for another number of sequences, or one
-            processor for several sequences that keeps state and cannot be forked.
-    """
+    """Return each sequence's own processors, from a list for all or one list per sequence."""
     listed = as_list("processors", value)
-    lists = [listed] * count
-    if listed and all(isinstance(item, (list, tuple)) for item in listed):
-        lists = [list(item) for item in listed]
-        if len(lists) != count:
-            message = f"processors: found {len(lists)} lists, wanted {count}, one per sequence"
-            raise ParamsError(message, slug="bad_processor")
+    is_by_row = listed and all(isinstance(item, (list, tuple)) for item in listed)
+    lists = [list(item) for item in listed] if is_by_row else [listed] * count
+    if len(lists) != count:
+        message = f"processors: found {len(lists)} lists, wanted {count}, one per sequence"
+        raise ParamsError(message, slug="bad_processor")
     for functions in lists:
         check_processors(functions)
     shared = count > 1 and lists[0] is lists[-1]
@@ -224,12 +207,7 @@ def as_ids(value: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def _criteria(value: Any, count: int) -> list[list[Callable[..., Any]]]:
-    """Return each sequence's criteria, from none, one, a list for all, or one list per sequence.
-
-    Raises:
-        TypeError: names the first that cannot be called with tokens and scores.
-        ParamsError: lists for another number of sequences.
-    """
+    """Return each sequence's criteria, from none, one, a list for all, or one list per sequence."""
     is_by_row = isinstance(value, list | tuple) and any(
         isinstance(item, list | tuple) and not callable(item) for item in value
     )

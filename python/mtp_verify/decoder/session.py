@@ -42,11 +42,8 @@ __all__ = ["Session"]
 class Session:
     """Sequences that are decoded together.
 
-    Args:
-        target: the model.
-        runner: how it is run over many sequences.
-        max_batch: most sequences in flight; others wait in the order in which they came.
-        planner: chooses the budgets of drafts; None leaves their size to the drafters.
+    At most `max_batch` are in flight; others wait in the order in which they came. Without a
+    `planner` the size of drafts is left to the drafters.
     """
 
     def __init__(
@@ -112,9 +109,8 @@ class Session:
     def step(self) -> list[tuple[Sequence, list[int]]]:
         """Do one step for each sequence in flight.
 
-        Returns:
-            Each with the tokens that it emitted, none where it failed. Those with a `finish` have
-            left.
+        Return each with the tokens that it emitted, none where it failed. Those with a `finish`
+        have left.
         """
         began = perf_counter()
         refused = self._admit()
@@ -179,9 +175,8 @@ class Session:
             alive = [member for member in members if member.error is None]
             if alive:
                 hidden = [_committed(member) for member in alive]
-                has_hidden = any(states is not None for states in hidden)
-                verdicts = [member.verdict for member in alive]
-                drafter.commit(verdicts, hidden if has_hidden else None)
+                given = hidden if any(states is not None for states in hidden) else None
+                drafter.commit([member.verdict for member in alive], given)
         clock.tick("commit")
 
     def _draft(self, sequences: list[Sequence]) -> None:

@@ -182,11 +182,11 @@ def check_drafter(name: str, drafter: Any) -> None:
         )
         raise TypeError(message)
     laws = get_args(Law)
-    for name, is_right, wanted in (
-        ("laws", laws.__contains__, f"some of: {', '.join(laws)}"),
-        ("hidden_layers", lambda value: isinstance(value, Integral), "layer numbers"),
+    given: Any = drafter  # Whatever it was declared to be.
+    for name, found, is_right, wanted in (
+        ("laws", given.laws, laws.__contains__, f"some of: {', '.join(laws)}"),
+        ("hidden_layers", given.hidden_layers, lambda n: isinstance(n, Integral), "layer numbers"),
     ):
-        found = getattr(drafter, name)
         if not isinstance(found, tuple) or not all(map(is_right, found)):
             kind = type(drafter).__name__
             message = f"{kind}.{name}: found {shown(found)}, wanted a tuple of {wanted}"

@@ -56,9 +56,8 @@ class Grammars(ABC):
 
         Args:
             schema: the schema, or its text.
-            options: of the library: of llguidance's `JsonCompileOptions`, such as
-                `whitespace_flexible=False`, or of xgrammar's `compile_json_schema`, such as
-                `any_whitespace=False`.
+            options: of the library: of llguidance's `JsonCompileOptions`, or of xgrammar's
+                `compile_json_schema`, such as `any_whitespace=False`.
 
         Raises:
             ParamsError: the library refuses the schema; says why.
@@ -92,9 +91,6 @@ class Grammars(ABC):
 class Matcher(ABC):
     """One sequence's place in its constraint; a subclass defines the three moves.
 
-    Args:
-        vocab_size: V.
-
     Example:
         >>> class Even(Matcher):
         ...     def fill(self, mask):
@@ -116,9 +112,8 @@ class Matcher(ABC):
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Say which tokens may come next.
 
-        Args:
-            mask: (ceil(V/32),) zeros, to be written: bit t % 32 of word t // 32 is set where token
-                t is allowed. Behind a stop token all are.
+        `mask` (ceil(V/32),) are zeros, to be written: bit t % 32 of word t // 32 is set where token
+        t is allowed. Behind a stop token all are.
         """
 
     @abstractmethod
@@ -130,10 +125,7 @@ class Matcher(ABC):
         """Take the last `count` accepted tokens back; 0 is nothing."""
 
     def masks(self, draft: Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Compute the mask of every node of a draft.
-
-        Args:
-            draft: what may follow this place.
+        """Compute the mask of every node of a draft that may follow this place.
 
         Returns:
             The masks (N+1, ceil(V/32)), row i of what may follow node i, and which nodes (N+1,)

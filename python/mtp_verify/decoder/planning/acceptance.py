@@ -82,23 +82,14 @@ class Rates:
 
 @dataclass
 class Watch:
-    """A draft that is compared with the text as it grows, whether or not it was run.
+    """A draft that is compared with the text as it grows, whether or not it was run."""
 
-    Attributes:
-        parents: of the draft's nodes.
-        tokens: of the draft's nodes.
-        place: index in the text of the token that is compared next.
-        rates: where the outcome counts.
-        node: the last one that was right.
-        undecided: nodes of which it is not known yet whether they were right.
-    """
-
-    parents: list[int]
+    parents: list[int]  # of the draft's nodes
     tokens: list[int]
-    place: int
-    rates: Rates
-    node: int = 0
-    undecided: list[int] = field(default_factory=list)
+    place: int  # index in the text of the token that is compared next
+    rates: Rates  # where the outcome counts
+    node: int = 0  # the last one that was right
+    undecided: list[int] = field(default_factory=list)  # nodes that may still be right
 
     @classmethod
     def over(cls, draft: Draft, position: int, rates: Rates) -> Watch:

@@ -104,11 +104,7 @@ class MeasuredCosts:
 
     The file lies in the user's cache folder; another version of this package, of torch or of
     transformers, another device, thread count, model, dtype or attention measures anew. A target
-    that is not a transformers model is measured in each process.
-
-    Args:
-        target: what is timed.
-        clock: in seconds.
+    that is not a transformers model is measured in each process. The `clock` counts seconds.
     """
 
     def __init__(self, target: Target, *, clock: Callable[[], float] = perf_counter) -> None:
@@ -146,7 +142,7 @@ def measure(
     widths: Sequence[int] = WIDTHS,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[int, float]:
-    """Time the target's forward at several widths.
+    """Time the target's forward at several widths; return the seconds by width, never falling.
 
     Widths take turns, and what counts is the median, over the repeats, of the time relative to that
     of width 1 in the same repeat: a change of the machine's load meets all widths alike.
@@ -156,9 +152,6 @@ def measure(
         batch: requests in a forward; more than one needs a `BatchTarget`.
         widths: tokens of each request, from 1 on.
         clock: seconds.
-
-    Returns:
-        Seconds by width, never falling.
     """
     import torch
 
@@ -184,9 +177,8 @@ def measure(
 
 def _past_of(target: Target) -> int:
     """Return how many tokens are in the cache while timing."""
-    if target.max_length is None:
-        return _PAST
-    return max(1, min(_PAST, target.max_length - max(WIDTHS)))
+    most = target.max_length
+    return _PAST if most is None else max(1, min(_PAST, most - max(WIDTHS)))
 
 
 def _alone(target: Target) -> Callable[[int], None]:
