@@ -15,10 +15,15 @@ from transformers import cache_utils
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DUMMY", "AttentionEntries", "LayerEntries"]
+__all__ = ["DUMMY", "AttentionEntries", "LayerEntries", "library_classes"]
 
-# Stands for layers that read another layer's entries; early versions of transformers 5 have none.
-DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+
+def library_classes(*names: str) -> tuple[type, ...]:
+    """Return the classes of those names; early versions of transformers 5 have fewer of them."""
+    return tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
+
+
+DUMMY = library_classes("DummyLayer")  # Stands for layers that read another layer's entries.
 
 
 class LayerEntries(ABC):

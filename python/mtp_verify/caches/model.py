@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -15,7 +14,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from mtp_verify.caches.base import DUMMY
+from mtp_verify.caches.base import DUMMY, library_classes
 from mtp_verify.caches.dynamic import DynamicEntries, GrowingLayer
 from mtp_verify.caches.recurrent import RECURRENT, RecurrentEntries
 from mtp_verify.caches.sliding import StaticWindowEntries, WindowEntries, WindowLayer
@@ -39,12 +38,7 @@ _KINDS: dict[type, Callable[[Any], LayerEntries]] = {
     StaticSlidingWindowLayer: StaticWindowEntries,
     **dict.fromkeys(RECURRENT, RecurrentEntries),
 }
-# The base of all of them; early versions of transformers 5 have the first alone.
-_QUANTIZED: tuple[type, ...] = tuple(
-    getattr(cache_utils, name)
-    for name in ("QuantizedLayer", "BaseQuantizedLayer")
-    if hasattr(cache_utils, name)
-)
+_QUANTIZED = library_classes("QuantizedLayer", "BaseQuantizedLayer")
 
 
 class ModelCache:
@@ -145,11 +139,8 @@ class ModelCache:
         Masked entries go in front of those of a prompt that was padded; none in a static cache.
         """
         own = self._own
-        entries = iter(self._entries)
-        own.layers = [
-            layer if isinstance(layer, DUMMY) else next(entries).finish(num_padding)
-            for layer in own.layers
-        ]
+        ends = (entries.finish(num_padding) for entries in self._entries)
+        own.layers = [x if isinstance(x, DUMMY) else next(ends) for x in own.layers]
         if getattr(own, "layer_class_to_replicate", None) is GrowingLayer:
             own.layer_class_to_replicate = DynamicLayer
         return self.kv
@@ -174,10 +165,8 @@ class ModelCache:
         if len(layers) == len(self._entries):
             return
         self._entries += [_KINDS[type(layer)](layer) for layer in layers[len(self._entries) :]]
-        entries = iter(self._entries)
-        self._own.layers = [
-            layer if isinstance(layer, DUMMY) else next(entries).layer for layer in self._own.layers
-        ]
+        own, ours = self._own, (entries.layer for entries in self._entries)
+        own.layers = [x if isinstance(x, DUMMY) else next(ours) for x in own.layers]
 
     def _initial_length(self) -> int:
         layers = self._own.layers

@@ -11,25 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mtp_verify.caches.base import LayerEntries
+from mtp_verify.caches.base import LayerEntries, library_classes
 from mtp_verify.caches.dynamic import pad_left
 from mtp_verify.errors import InternalError
 
 __all__ = ["RECURRENT", "RecurrentEntries"]
 
-# Early versions of transformers 5 have fewer of them.
-RECURRENT: tuple[type, ...] = tuple(
-    getattr(cache_utils, name)
-    for name in (
-        "LinearAttentionLayer",
-        "LinearAttentionAndFullAttentionLayer",
-        "LinearAttentionAndSlidingWindowAttentionLayer",
-        "LinearAttentionAndStaticFullAttentionLayer",
-    )
-    if hasattr(cache_utils, name)
+RECURRENT = library_classes(
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
 )
 
 _COUNT = "cumulative_length"

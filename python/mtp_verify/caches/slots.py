@@ -64,21 +64,18 @@ class _SlotLayer(SharedLayer):
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Make the buffers large enough for what is aimed at, of these dtypes and heads."""
-        aim, old = self._aim, self.buffers
-        slots, capacity = aim.num_slots, aim.end
-        if old:
-            if slots <= old[0].shape[0] and capacity <= old[0].shape[2]:
-                return
-            slots = max(slots, 2 * old[0].shape[0]) if slots > old[0].shape[0] else len(old[0])
-            capacity = max(capacity, old[0].shape[2])
-        if not old or capacity > old[0].shape[2]:
-            capacity += max(64, capacity // 4)
+        slots, capacity, old = self._aim.num_slots, self._aim.end, self.buffers
+        held, room = (old[0].shape[0], old[0].shape[2]) if old else (0, 0)
+        if old and slots <= held and capacity <= room:
+            return
+        slots = held if slots <= held else max(slots, 2 * held)
+        capacity = room if capacity <= room else capacity + max(64, capacity // 4)
         grown = []
         for index, like in enumerate((keys, values)):
             # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
             buffer = like.new_zeros((slots, like.shape[1], capacity, like.shape[3]))
             if old:
-                buffer[: old[index].shape[0], :, : old[index].shape[2]] = old[index]
+                buffer[:held, :, :room] = old[index]
             grown.append(buffer)
         self.buffers = tuple(grown)
 

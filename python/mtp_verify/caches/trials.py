@@ -54,25 +54,16 @@ _known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Traits:
-    """What may share a forward of a model.
+    """What may share a forward of a model: None, or why not."""
 
-    Attributes:
-        chains: why not even the tokens of a chain, or None if they may.
-        trees: why not those of a tree, or None.
-        batches: why not several requests, or None.
-        switch: texts of more tokens than this are read in another way, all of their tokens at once;
-            None if there is no such length.
-        forgets: at the switch the library's own generation computes all entries anew (Phi-3);
-            otherwise it goes on from those that were read in the old way.
-        max_length: most tokens of a text for which all that holds; None if there is no limit.
-    """
-
-    chains: str | None = None
+    chains: str | None = None  # even the tokens of a chain
     trees: str | None = None
-    batches: str | None = None
+    batches: str | None = None  # several requests
+    # Texts of more tokens than this are read in another way, all of their tokens at once. Then the
+    # library's own generation computes all entries anew (Phi-3), or goes on from the old ones.
     switch: int | None = None
     forgets: bool = False
-    max_length: int | None = None
+    max_length: int | None = None  # most tokens of a text for which all that holds
 
 
 def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
@@ -181,10 +172,7 @@ class _Trials:
         tree = self._tree_obstacle(cache, length, alone) if trees else None
         batch = None
         if switch is not None:
-            batch = (
-                f"a request of more than {switch} tokens changes how it reads all others of the "
-                "forward"
-            )
+            batch = f"a request of more than {switch} tokens changes how it reads all others"
         elif batches:
             # What takes an index for a position does so in a batch, too.
             batch = tree or self._batch_obstacle(cache, starts, rows, alone)
@@ -324,15 +312,10 @@ class _Trials:
                 for layer, pair in zip(attending(slots.kv), entries, strict=True):
                     layer.update(*(states[:, :, :length] for states in pair))
                 slots.extend(slot, length)
-            ids = [self._chain[:width], self._prompt[-width:]]
-            positions = torch.tensor(lengths)[:, None] + torch.arange(width)
-            ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
-            found, _ = target.forward_slots(
-                torch.tensor(ids, device=device),
-                positions.to(device),
-                ancestors.expand(2, -1, -1).to(device),
-                slots,
-            )
+            ids = torch.tensor([self._chain[:width], self._prompt[-width:]], device=device)
+            positions = (torch.tensor(lengths)[:, None] + torch.arange(width)).to(device)
+            ancestors = torch.ones((2, width, width), dtype=torch.bool).tril_().to(device)
+            found, _ = target.forward_slots(ids, positions, ancestors, slots)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             return f"its forward over several fails ({_said(error)})"
         pairs = (found[0], alone[:width]), (found[1], rows[-width:])
@@ -389,10 +372,8 @@ def _find_state_obstacle(target: Any) -> str | None:
     pairs = [(stepwise, at_once), *zip(state, other, strict=True)]
     worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
     if worst > _STATE_TOLERANCES[_dtype_of(target.model)]:
-        return (
-            "two tokens in one forward give it another state than the same two one by one "
-            f"(relative difference {worst:.1e})"
-        )
+        wrong = "two tokens in one forward give it another state than the same two one by one"
+        return f"{wrong} (relative difference {worst:.1e})"
     return None
 
 

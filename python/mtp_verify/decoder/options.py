@@ -109,10 +109,9 @@ def rule_of_request(
 ) -> Rule:
     """Return the rule of all steps of a request; refuse one that cannot verify what is drafted.
 
-    That is the rule that was asked for, but "coupled" for "auto" where a draft may have the law
-    "coupled". A rule that was chosen after a look at the draft would be biased: a rule is lossless
-    over all drafts of a law, not on those that it is picked for. And what a coupled draft shows is
-    noise that the rule "coupled" has still to use, so no other rule may take turns with it
+    That is the rule that was asked for, but "coupled" for "auto" where a draft may have that law:
+    what a coupled draft shows is noise that the rule "coupled" has still to use, so no other rule
+    may take turns with it, and a rule that was chosen after a look at the draft would be biased
     (docs/explanation/lossless-loops.md).
 
     Raises:

@@ -1,8 +1,8 @@
 """The loop: propose, forward, verify, commit, for all sequences in flight at once.
 
-It is append-only: what it decides may depend on all that is known before a draw, but once a token
-is drawn it is verified where it was drawn (docs/explanation/lossless-loops.md). So budgets are
-shared out before anything is drafted, and a draft that is larger than its budget is an error.
+It is append-only: once a token is drawn it is verified where it was drawn
+(docs/explanation/lossless-loops.md). So budgets are shared out before anything is drafted, and a
+draft that is larger than its budget is an error.
 
 A sequence that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
 kept. Errors of the model or of a drafter's code cannot be attributed to one request: they are
@@ -183,9 +183,6 @@ class Session:
         """Plan and draft for each sequence; a step that was not finished keeps its drafts.
 
         Why it was not may depend on what was drawn, so that another draft would be biased.
-
-        Raises:
-            OutOfBlocksError: there is not even space for the roots.
         """
         if all(sequence.is_drafted for sequence in sequences):
             return

@@ -96,9 +96,9 @@ class Target(Protocol):
     """A model that gives next-token logits: what `mv.Decoder` runs.
 
     Its rows are the distribution that is kept. The row after a token is a function of the tokens up
-    to it: not of tokens behind it, of siblings in a tree, of other sequences, or of earlier calls.
-    How many tokens one forward runs must not matter either, but for rounding.
-    `mv.testing.assert_target` tries all of that.
+    to it: not of tokens behind it, of siblings in a tree, of other sequences, of earlier calls, or,
+    but for rounding, of how many tokens one forward runs. `mv.testing.assert_target` tries all of
+    that.
 
     Attributes:
         vocab_size: size V of a row, or None if only a forward tells.

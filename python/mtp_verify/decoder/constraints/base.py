@@ -160,15 +160,16 @@ class Matcher(ABC):
     ) -> torch.Tensor:
         """Take what is forbidden out of a drafter's rows, before anything is drawn from them.
 
+        A row that would be left with nothing, or whose path is itself forbidden, stays whole:
+        drafting must not fail where decoding does not.
+
         Args:
             rows: (n, V_d) logits; not changed.
             paths: tokens from this place to each of the n nodes.
             vocab: (V_d,) the token of each column, where rows are over a sub-vocabulary.
 
         Returns:
-            The rows with -inf at forbidden tokens. One that would be left with nothing, or whose
-            path is itself forbidden, stays whole: drafting must not fail where decoding does not,
-            and what is then drawn is drawn from the row that the draft states.
+            The rows with -inf at forbidden tokens.
         """
         bits = np.full((len(paths), self._num_words), -1, np.int32)
         for row, path in zip(bits, paths, strict=True):
@@ -182,7 +183,7 @@ class Matcher(ABC):
         return torch.where(empty, rows, masked)
 
     def _fill_behind(self, path: Sequence[int], row: NDArray[np.int32]) -> None:
-        """Return the mask behind a path; the row stays as it is if the path is forbidden."""
+        """Write the mask behind a path; the row stays as it is if the path is forbidden."""
         count = 0
         with at_end(lambda: self.rollback(count)):
             while count < len(path) and self.accept(path[count]):
