@@ -111,8 +111,7 @@ class ModelCache:
         """Drop all entries after the first `length`.
 
         A recurrent state cannot be cut: the cache goes back to where one of the last forwards
-        began, and is shorter than `length` if need be. The tokens between are run again with what
-        follows them.
+        began.
 
         Raises:
             CacheError: there are fewer entries than that, or a recurrent state was committed since.
@@ -153,10 +152,8 @@ class ModelCache:
                     entries.restore(mark, start)
                 self.length = start
                 return
-        message = (
-            f"the recurrent state of {self.length} tokens was committed and cannot be taken back "
-            f"to {length}"
-        )
+        found = f"the recurrent state of {self.length} tokens was committed"
+        message = f"{found} and cannot be taken back to {length}"
         raise CacheError(message, slug="bad_length")
 
     def _take_over(self) -> None:

@@ -1,9 +1,8 @@
 """A paged KV cache over plain tensors, kept by a `BlockTable`.
 
-The entries of all sequences lie in one pool of fixed size, in blocks that need not be neighbours; a
-layer gathers what a forward may see. Sequences with the same beginning share its blocks, and a
-block that two of them would write to is copied first. Production engines read blocks in their
-attention kernels; here the gather costs a copy of what is seen, in every layer of every forward.
+The entries of all sequences lie in one pool of fixed size, in blocks that need not be neighbours.
+Sequences with the same beginning share its blocks, and a block that two of them would write to is
+copied first. A layer gathers what is seen, in every forward; production engines need no copy.
 """
 
 from __future__ import annotations

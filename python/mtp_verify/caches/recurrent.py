@@ -1,9 +1,8 @@
 """Layers with a recurrent state: Mamba, gated delta, linear attention, short convolutions.
 
-A state holds all tokens in one tensor, and none can be taken out again. Before each forward it is
-copied; after a rejection the copy is put back, and the accepted tokens are run again with the next
-forward. Some models combine such a state with attention in one layer; its keys and values then go
-back the same way.
+No token can be taken out of a state. Before each forward it is copied; after a rejection the copy
+is put back, and the accepted tokens are run again with the next forward. Where such a state and
+attention are combined in one layer, its keys and values go back the same way.
 """
 
 from __future__ import annotations

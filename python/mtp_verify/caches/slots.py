@@ -1,9 +1,8 @@
 """One KV cache for many sequences of different lengths, so that they can share a forward.
 
-A library's batched cache holds sequences of one length and pads the rest. Here every sequence has a
-slot (a place along the batch dimension) and its own length, and a forward writes behind each
-sequence's own end: nothing is padded, nothing moves when a neighbour grows. What a rejected draft
-left behind is overwritten by the next forward.
+Every sequence has a slot (a place along the batch dimension) and its own length, and a forward
+writes behind each sequence's own end: nothing is padded, nothing moves when a neighbour grows. What
+a rejected draft left behind is overwritten by the next forward.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _LARGEST_WEIGHT = 512.0  # eight times that and a usual value is finite in float
 def spans_of(model: Any, cache: ModelCache) -> list[int]:
     """Return the reaches of attention that the configuration names, least first.
 
-    Those shorter than the prompt in the cache are left out, and those that there is no memory for.
+    Left out are those shorter than the prompt in the cache, and those that there is no memory for.
     """
     layers = attending(cache.kv)
     held = sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))

@@ -71,23 +71,14 @@ def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
 
     Trees and batches are left out where they are refused anyway.
     """
-
-    def find() -> Traits:
-        trials = _Trials(target)
-        return trials.run(trees=trees, batches=batches) if trials.is_possible else Traits()
-
-    return _remembered(target, ("traits", trees, batches), find)
+    key = ("traits", trees, batches)
+    return _remembered(target, key, lambda: _Trials(target).run(trees=trees, batches=batches))
 
 
 def static_obstacle(target: Any, capacity: int) -> str | None:
     """Return why the model cannot run on a cache of a fixed size, or None if it can."""
-
-    def find() -> str | None:
-        trials = _Trials(target)
-        is_possible = trials.is_possible and capacity >= 2 * _NUM_PROMPT
-        return trials.find_static_obstacle(capacity) if is_possible else None
-
-    return _remembered(target, ("static", capacity), find)
+    key = ("static", capacity)
+    return _remembered(target, key, lambda: _Trials(target).find_static_obstacle(capacity))
 
 
 def state_obstacle(target: Any) -> str | None:
@@ -136,7 +127,7 @@ class _Trials:
         self._num_excused = int(has_experts and dtype == _HALF)
         self._limit = target.max_length or 1 << 15
         num_prompt = min(_NUM_PROMPT, self._limit - _NUM_CHAIN - 1)
-        self.is_possible = num_prompt >= _NUM_END + 2
+        self._is_possible = num_prompt >= _NUM_END + 2
         vocab = target.vocab_size or 8
         ids = [(7 * i + i * i // 3 + 1) % vocab for i in range(_NUM_PROMPT + 3 * _NUM_CHAIN)]
         self._prompt = ids[:num_prompt]
@@ -150,6 +141,8 @@ class _Trials:
 
     def run(self, *, trees: bool, batches: bool) -> Traits:
         """Try all that is wanted."""
+        if not self._is_possible:
+            return Traits()
         try:
             cache, rows = self.start()
             depends, switch, max_length = self._depends_on_what_follows(rows)
@@ -202,6 +195,8 @@ class _Trials:
 
         from mtp_verify.caches.model import ModelCache
 
+        if not self._is_possible or capacity < 2 * _NUM_PROMPT:
+            return None
         target = self._target
         try:
             growing, rows = self.start()
@@ -327,7 +322,7 @@ class _Trials:
         return f"{wrong} (relative difference {gap:.1e})" if gap > self._tolerance else None
 
     def _gap(self, found: torch.Tensor, wanted: torch.Tensor) -> float:
-        """Return the largest distance of rows (n, V), n >= 2, from those wanted, over their spread.
+        """Return the largest distance of rows (n, V), n >= 2, over their spread, from those wanted.
 
         With experts in half precision it is the second largest.
         """

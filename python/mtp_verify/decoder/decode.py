@@ -296,10 +296,8 @@ class Decoder:
         """Hand in one request; it joins the batch at the next step that has space.
 
         `input_ids` are (T,) or (1, T) integers, without padding. `drafter` takes the place of the
-        decoder's own; None decodes plainly. The other arguments are those of `generate`.
-
-        Returns:
-            The request's number, for `step`, `results` and `cancel`.
+        decoder's own; None decodes plainly. The other arguments are those of `generate`. Return the
+        request's number, for `step`, `results` and `cancel`.
 
         Raises:
             ParamsError, RuleError: arguments that cannot be right; the batch goes on as before.
@@ -332,16 +330,14 @@ class Decoder:
         return sequence.request.id
 
     def step(self) -> dict[int, list[int]]:
-        """Do one step for every submitted request that is in flight.
+        """Do one step for every submitted request in flight, and return what each emitted.
 
-        Returns:
-            What each emitted. A request that failed by itself (an unusable draft, NaN in its rows)
-            emitted nothing and is found among `results` with its error.
+        A request that failed by itself (an unusable draft, NaN in its rows) emitted nothing and is
+        found among `results` with its error.
 
         Raises:
             Exception: whatever the model or a drafter raised; the requests stand as before the
-                step. It is done again by the next call, with the drafts that it had: others, made
-                because of what these were, would be a bias.
+                step, which is done again by the next call, with the drafts that it had.
         """
         if self._session is None:
             return {}

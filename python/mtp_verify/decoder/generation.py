@@ -53,18 +53,15 @@ class Stats:
         drafted: draft nodes proposed, roots excluded.
         accepted: draft tokens kept.
         emitted: tokens output.
-        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted so
-            far.
+        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted.
         accepted_at: entry d counts those whose node at depth d + 1 was accepted.
         lengths: entry n counts the steps that emitted n tokens.
-        budgets: entry n counts the steps for which a planner chose a budget of n nodes; empty
-            without one.
+        budgets: entry n counts the steps for which a planner, if any, chose a budget of n nodes.
         probes: steps that a planner drafted in to learn, not because it promised to pay.
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
-        lossless: False if a lossy acceptance decided: the tokens do not follow the
-            target's distribution.
+        lossless: False if a lossy acceptance decided.
     """
 
     steps: int = 0
@@ -111,8 +108,7 @@ class Stats:
         _pad(self.accepted_at, depth)
         for level in range(min(num_accepted + 1, depth)):
             self.attempted[level] += 1
-        for level in range(num_accepted):
-            self.accepted_at[level] += 1
+            self.accepted_at[level] += level < num_accepted
         _pad(self.lengths, num_emitted + 1)
         self.lengths[num_emitted] += 1
 
@@ -183,11 +179,9 @@ class Generation:
 
     def __repr__(self) -> str:
         """Sizes, and how the sequences ended."""
-        emitted = sum(map(len, self.tokens))
-        return (
-            f"Generation({len(self.tokens)} sequences, {emitted} tokens, "
-            f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f})"
-        )
+        sizes = f"{len(self.tokens)} sequences, {sum(map(len, self.tokens))} tokens"
+        ends = f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f}"
+        return f"Generation({sizes}, {ends})"
 
     @classmethod
     def merge(cls, parts: Sequence[Generation], pad_token_id: int) -> Generation:

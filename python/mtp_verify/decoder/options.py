@@ -134,8 +134,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             message = f"seed: found {len(seed)} seeds, wanted {count}, one per sequence"
             raise ParamsError(message, slug="bad_seed")
         return [_as_seed(value) for value in seed]
-    first = _as_seed(seed)
-    return [derive_seed(first, index) for index in range(count)]
+    return [derive_seed(_as_seed(seed), index) for index in range(count)]
 
 
 def _as_seed(seed: Any) -> int:

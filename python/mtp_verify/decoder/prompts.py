@@ -43,10 +43,8 @@ def as_prompts(input_ids: Any, attention_mask: Any | None) -> list[Prompt]:
     if lengths != wanted:
         message = f"attention_mask: found {lengths} entries, wanted {wanted}, as in input_ids"
         raise ParamsError(message, slug="bad_attention_mask")
-    return [
-        Prompt(text, _count_padding(mask, index))
-        for index, (text, mask) in enumerate(zip(texts, masks, strict=True))
-    ]
+    padding = [_count_padding(mask, index) for index, mask in enumerate(masks)]
+    return [Prompt(*each) for each in zip(texts, padding, strict=True)]
 
 
 def _as_texts(value: Any, name: str = "input_ids") -> list[torch.Tensor]:

@@ -168,8 +168,7 @@ class Each(Runner):
             # Its entries were read in the other way, and are computed again with the root.
             cache.crop(0)
         pending = tokens[cache.length :]
-        positions = mask = None
-        before: tuple[torch.Tensor, ...] | None = None
+        positions = mask = before = None
         is_chain = draft.tree.is_chain
         if len(pending) > 1 and not (is_chain and (draft.num_nodes == 1 or not cache.is_recurrent)):
             # The prompt is causal; only the tree itself needs a mask. And a recurrent state can be
@@ -284,11 +283,9 @@ class Together(Runner):
     def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
         slots = {sequence.request.id: slot for slot, sequence in enumerate(self.sequences)}
-        self._cache.commit(
-            [slots[sequence.request.id] for sequence in sequences],
-            [sequence.draft for sequence in sequences],
-            [sequence.verdict for sequence in sequences],
-        )
+        drafts = [sequence.draft for sequence in sequences]
+        verdicts = [sequence.verdict for sequence in sequences]
+        self._cache.commit([slots[s.request.id] for s in sequences], drafts, verdicts)
 
     def roll_back(self, sequence: Sequence) -> None:
         """See `Runner.roll_back`."""

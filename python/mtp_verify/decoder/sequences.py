@@ -130,13 +130,9 @@ class Sequence:
         None of them stands beyond the switch while the root does not: one forward reads all of its
         tokens in one way. The first root beyond is run by itself, with the text before it.
         """
-        if self.options.drafter is None:
-            return 0
         root, switch = self.request.position, self.switch
-        useful = self.max_total - root - 2
-        if switch is None or root > switch:
-            return useful
-        return min(useful, max(0, switch - 1 - root))
+        useful = 0 if self.options.drafter is None else self.max_total - root - 2
+        return useful if switch is None or root > switch else min(useful, max(0, switch - 1 - root))
 
     @property
     def depends_on_drafts(self) -> bool:
@@ -165,9 +161,8 @@ class Sequence:
     def constrain(self) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.
 
-        A node after which nothing is allowed keeps its whole row: what the rule then emits below it
-        is cut off by `emit`, so that it may be anything. It must not be an empty row, since rules
-        read rows of nodes that they do not accept.
+        A node after which nothing is allowed keeps its whole row, since rules read rows of nodes
+        that they do not accept; what is emitted below it is cut off by `emit`.
 
         Raises:
             NumericsError: nothing may follow the root.
@@ -192,8 +187,7 @@ class Sequence:
     def emit(self, verdict: Verdict) -> None:
         """Append the tokens of the draft's verdict up to the first stop, and keep it cut there.
 
-        A dead end of the constraint stops them, too; the next step finds it at its root, as plain
-        decoding does.
+        A dead end of the constraint stops them, too; the next step finds it at its root.
         """
         request, draft = self.request, self.draft
         path, tokens = verdict.path.tolist(), verdict.tokens.tolist()
@@ -272,11 +266,8 @@ def _limit(length: int, max_new_tokens: int, most: int | None, index: int) -> in
             f"{most}; shorten the prompt"
         )
         raise ParamsError(message, slug="prompt_too_long", sequence=index)
-    warnings.warn(
-        f"the model's context of {most} tokens leaves {most - length} of the {max_new_tokens} new "
-        "tokens asked for",
-        stacklevel=6,
-    )
+    left = f"leaves {most - length} of the {max_new_tokens} new tokens asked for"
+    warnings.warn(f"the model's context of {most} tokens {left}", stacklevel=6)
     return most
 
 
@@ -302,8 +293,7 @@ def check_draft(sequence: Sequence, target: Target) -> None:
     """Refuse what a drafter was not asked for, or what the target could not be run on.
 
     Raises:
-        DraftError: more nodes than the budget, a law that the drafter does not say it has, or a
-            token outside the target's vocabulary.
+        DraftError: more nodes than the budget, an undeclared law, or an unknown token.
         UnsupportedModelError: a tree, and the target cannot attend along one.
     """
     draft, options, number = sequence.draft, sequence.options, sequence.request.id

@@ -76,9 +76,8 @@ class Drafter(ABC):
     **Append-only.** A token that a drafter has drawn stays where it was drawn: budgets are kept by
     drawing less, never by dropping what came out too large (docs/explanation/lossless-loops.md).
 
-    A drafter that draws from rows should let `request.mask_rows` mask them first. One that does not
-    is lossless nevertheless: forbidden nodes of a deterministic draft are left out before it is
-    run, drawn ones are rejected.
+    A drafter that draws from rows should let `request.mask_rows` mask them first, but need not:
+    forbidden nodes of a deterministic draft are left out before it is run, drawn ones are rejected.
 
     Attributes:
         laws: the laws that its drafts may have (law: the joint distribution of the proposal). A

@@ -102,11 +102,7 @@ class Combined(Drafter):
             drafter.start(request)
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Return one draft per request.
-
-        Raises:
-            DraftError: a draft that is to be merged is not deterministic.
-        """
+        """See `Drafter.propose`; a draft to be merged that is not deterministic is an error."""
         found: list[list[Draft]] = [[] for _ in requests]
         open_budgets = list(budgets)
         for drafter in self.drafters:
@@ -117,10 +113,7 @@ class Combined(Drafter):
                     found[index].append(draft)
                     if self.mode == "first":
                         open_budgets[index] = 0
-        return [
-            self._join(drafts, request, budget)
-            for drafts, request, budget in zip(found, requests, budgets, strict=True)
-        ]
+        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def choose(self, request: Request, limit: int) -> Drafter:
         """Return the drafter that drafts next, or itself if several have to be asked."""

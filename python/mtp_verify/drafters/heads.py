@@ -51,8 +51,8 @@ class Heads(StateDrafter[_State]):
     """Drafts with a head: a chain, a best-first tree, or a fixed shape.
 
     The head reads the hidden states that the target computed anyway when it verified the last
-    draft; there is no second pass over the target. Before the target's first forward there is
-    nothing to read, so a generation's first draft is empty.
+    draft. Before the target's first forward there is nothing to read: a generation's first draft is
+    empty.
 
     The law of a draft is that of its grower: greedy chains and best-first trees are
     "deterministic", sampled ones carry the rows that they were drawn from.
@@ -69,8 +69,7 @@ class Heads(StateDrafter[_State]):
         law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
             "coupled"; None is "swor", or "deterministic" where `params` is None.
         min_path: of a chain or a best-first tree; nothing is drafted below a path that the head
-            gives less than this probability, and a tree leaves such nodes out. A level costs the
-            same however doubtful its tokens are.
+            gives less than this probability, and a tree leaves such nodes out.
 
     Raises:
         ParamsError: settings that contradict each other or the head.
@@ -214,14 +213,11 @@ class Heads(StateDrafter[_State]):
         own |= {"seed": request.seed, "position": request.position}
         if self._shape is None:
             return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
-        shape = self._fitting(self._shape, budget)
+        shape = self._shape
+        if budget < shape.tree.num_nodes - 1:
+            if budget not in self._cut_shapes:
+                self._cut_shapes[budget] = shape.cut(budget, budget)
+            shape = self._cut_shapes[budget]
         if self.law == "coupled":
             return growers.Coupled(shape, **own)
         return growers.Fixed(shape, self.law, **own)
-
-    def _fitting(self, shape: TreeShape, budget: int) -> TreeShape:
-        if budget >= shape.tree.num_nodes - 1:
-            return shape
-        if budget not in self._cut_shapes:
-            self._cut_shapes[budget] = shape.cut(budget, budget)
-        return self._cut_shapes[budget]

@@ -80,15 +80,9 @@ class ModelTree(Model):
         if length < 1 or not pending or state.root is None:
             return Draft.chain([])
         position, cache, device = state.root, state.cache, self.target.device
-        heap = Heap(
-            min(self.max_nodes, budget),
-            max_depth=length,
-            max_children=self.max_children,
-            root=request.tokens[-1],
-            eos_ids=request.eos_ids,
-            params=self.params,
-            vocab=self._vocab,
-        )
+        own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
+        own |= {"params": self.params, "vocab": self._vocab, "max_children": self.max_children}
+        heap = Heap(min(self.max_nodes, budget), max_depth=length, **own)
         heap.frontier()
         heap.extend(request.mask_rows(self._run(pending, cache), [[]], self._vocab))
         inner: list[int] = []

@@ -1,8 +1,7 @@
 """Drafts copied from the sequence's own history: no model, no probabilities.
 
-Text that repeats itself (code edits, quotes, tables) can be guessed by looking up where its last
-tokens occurred before. Both drafters keep one incremental index per request in the Rust core;
-appending a token costs amortised O(1), memory is bounded.
+Both drafters keep one incremental index per request in the Rust core; appending a token costs
+amortised O(1), memory is bounded.
 """
 
 from __future__ import annotations
@@ -122,10 +121,9 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
     Args:
         num_tokens: Greatest depth, >= 1.
         max_nodes: Most nodes of a draft; default `num_tokens`. If given, drafts are trees unless
-            `max_children` is 1. On a CPU narrow drafts pay most: a forward's time grows with width.
+            `max_children` is 1. On a CPU narrow drafts pay most.
         max_children: Most children of a node; default 1 (chains), 4 if `max_nodes` is given.
-        min_match: Shortest match that drafts, 1 to `max_context`. A single token matches often and
-            seldom well: on free text its drafts cost more than they save.
+        min_match: Shortest match that drafts, 1 to `max_context`; a single token rarely pays.
         depth_factor: Depth per matched token, > 0.
         min_score: Nodes of a lower score are not drafted, 0 to 1.
         max_context: Contexts are cut to this many tokens; bounds the cost of an append.

@@ -85,8 +85,7 @@ class Recycling(TextDrafter[_Table]):
     Args:
         shape: form of the draft; siblings are ranks of the table. None: the best shape of at most
             `max_nodes` nodes under assumed rates of acceptance by rank.
-        max_nodes: most drafted nodes. On a CPU narrow drafts pay most: a forward's time grows with
-            width.
+        max_nodes: most drafted nodes. On a CPU narrow drafts pay most.
         num_successors: tokens kept for each token, 1 or more.
         shared: one table for all requests, past ones too: more is known at once, but what is
             drafted (not its law, nor the output's distribution) then depends on other requests.

@@ -64,20 +64,15 @@ class Translation:
     def __init__(self, draft_tokenizer: Any, target_tokenizer: Any) -> None:
         self._draft = _Vocabulary(draft_tokenizer, "drafter's")
         self._target = _Vocabulary(target_tokenizer, "target's")
-        pairs = {
-            token: self._draft.by_text[text]
-            for text, token in self._target.by_text.items()
-            if text in self._draft.by_text
-        }
+        mine, theirs = self._draft.by_text, self._target.by_text
+        pairs = {token: mine[text] for text, token in theirs.items() if text in mine}
         if not pairs:
-            message = (
-                f"the drafter's {len(self._draft.by_text)} tokens and the target's "
-                f"{len(self._target.by_text)} have none in common; draft with another model"
-            )
+            found = f"the drafter's {len(mine)} tokens and the target's {len(theirs)}"
+            message = f"{found} have none in common; draft with another model"
             raise ParamsError(message, slug="no_shared_tokens")
         self._special = self._draft.match_special(self._target)
         taken = set(pairs.values())
-        pairs |= {mine: other for mine, other in self._special.items() if other not in taken}
+        pairs |= {token: own for token, own in self._special.items() if own not in taken}
         self.target_ids: NDArray[np.int64] = np.array(sorted(pairs), np.int64)
         self.draft_ids: NDArray[np.int64] = np.array([pairs[t] for t in sorted(pairs)], np.int64)
 
@@ -132,21 +127,19 @@ class Translation:
         for index in range(len(tokens) - 1, 0, -1):
             text = self._target.texts.get(tokens[index], b"")
             size += len(text)
-            if len(tokens) - index < _KEPT_OPEN or size not in places:
-                continue
-            if self._draft.adds_space and not text.startswith(b" "):
-                continue
-            place = places[size]
-            is_stable = self.encode(tokens[index:], at_start=False) == list(ids[place:])
-            return (index, place) if is_stable else None
+            has_space = text.startswith(b" ") or not self._draft.adds_space
+            if len(tokens) - index >= _KEPT_OPEN and size in places and has_space:
+                place = places[size]
+                is_stable = self.encode(tokens[index:], at_start=False) == list(ids[place:])
+                return (index, place) if is_stable else None
         return None
 
 
 class Transcript:
     """A growing sequence of the target's tokens, as the drafter reads it.
 
-    Only the end of a long text is cut again as it grows. The end starts at a place where cutting
-    the rest by itself has been seen to make no difference.
+    Only the end of a long text is cut again as it grows, from a place where cutting the rest by
+    itself has been seen to make no difference.
     """
 
     def __init__(self, translation: Translation, first: Sequence[int]) -> None:
@@ -166,20 +159,19 @@ class Transcript:
                 found = way.special(tokens[index])
                 if self._ids + ids + found == self._first * 2:
                     found = []  # Both begin a sequence with the same token.
-                self._settle(index + 1, ids + found)
-                self._is_start = True
+                self._settle(index + 1, ids + found, is_start=True)
         open_tokens = tokens[self._num_settled :]
         ids = way.encode(open_tokens, at_start=self._is_start)
         whole = self._ids + ids
         if len(open_tokens) > self._most_open:
             self._most_open *= 2
             if cut := way.find_cut(open_tokens, ids):
-                self._settle(self._num_settled + cut[0], ids[: cut[1]])
-                self._is_start, self._most_open = False, _MOST_OPEN
+                self._settle(self._num_settled + cut[0], ids[: cut[1]], is_start=False)
+                self._most_open = _MOST_OPEN
         return whole
 
-    def _settle(self, num_tokens: int, ids: Sequence[int]) -> None:
-        self._num_settled = num_tokens
+    def _settle(self, num_tokens: int, ids: Sequence[int], *, is_start: bool) -> None:
+        self._num_settled, self._is_start = num_tokens, is_start
         self._ids = [*self._ids, *ids]
 
 

@@ -77,19 +77,18 @@ class HiddenStates:
     def __enter__(self) -> Self:
         """Put a hook on the final norm, if its input is wanted."""
         if self._norm is not None:
-
-            def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                self._before_norm.append(inputs[0])
-
             # Compiled code does not call hooks that came after it.
             for module in (self._model, self._decoder):
                 self._ends.enter_context(uncompiled(module))
-            self._ends.callback(self._norm.register_forward_pre_hook(keep).remove)
+            self._ends.callback(self._norm.register_forward_pre_hook(self._keep).remove)
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Remove the hook."""
         self._ends.close()
+
+    def _keep(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._before_norm.append(inputs[0])
 
     def of(self, output: Any) -> tuple[torch.Tensor, ...]:
         """Return the states (B, n, d) of a forward, one for each layer asked for."""

@@ -142,14 +142,13 @@ class Target(Protocol):
             tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
                 and all that the cache held before; None for a causal chain.
             cache: from `new_cache`; its length grows by n.
-            hidden_layers: layers whose hidden states are wanted, numbered as in
-                `mtp_verify.models.hidden`. Empty unless the drafter asks for some (`Heads`).
+            hidden_layers: layers whose hidden states are wanted, as `mtp_verify.models.hidden`
+                numbers them. Empty unless the drafter asks for some (`Heads`).
             num_logits: of 1 to n.
 
         Returns:
             Logits (num_logits, V), float32, float16 or bfloat16, on the model's device; the caller
-            may keep them while other forwards run. And (n, d) hidden states for each of
-            `hidden_layers`, or None.
+            may keep them while others run. And (n, d) hidden states for each layer, or None.
         """
 
 
@@ -223,15 +222,11 @@ def _are_ids(value: Any) -> bool:
     return is_collection and all(isinstance(item, Integral) for item in value)
 
 
-def _is_reason(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
 _FACTS = {
     "vocab_size": (_is_size, "a number of tokens, or None"),
     "max_length": (_is_size, "a number of tokens, or None"),
     "eos_ids": (_are_ids, "a tuple of token ids"),
-    "tree_obstacle": (_is_reason, "a reason in words, or None"),
+    "tree_obstacle": (lambda v: isinstance(v, str | None), "a reason in words, or None"),
 }
 
 

@@ -1,7 +1,7 @@
 """What a constraint is, and how its matcher is led along a tree.
 
-A matcher knows one place in a grammar. It is moved down a path token by token and back again, so
-that every node of a draft gets the mask of its own path; afterwards it stands where it stood.
+A matcher is moved down a path token by token and back again, so that every node of a draft gets the
+mask of its own path; afterwards it stands where it stood.
 """
 
 from __future__ import annotations

@@ -83,8 +83,6 @@ class LLGuidance(Grammars):
 
 
 class _Grammar(Constraint):
-    """A grammar as `Constraint`."""
-
     def __init__(self, first: Any, vocab_size: int, tokenizer: Any) -> None:
         self.first = first
         self.num_words = -(-tokenizer.vocab_size // 32)

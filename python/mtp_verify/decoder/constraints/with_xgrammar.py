@@ -71,8 +71,6 @@ class XGrammar(Grammars):
 
 
 class _Grammar(Constraint):
-    """A compiled grammar as `Constraint`."""
-
     def __init__(self, library: Any, compiled: Any) -> None:
         self._library = library
         self._compiled = compiled

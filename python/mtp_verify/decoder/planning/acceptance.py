@@ -1,8 +1,7 @@
 """What drafts have earned so far: how often each node is drafted, and how often accepted.
 
-Nodes are told apart by their number. The drafters here grow best first or along a chain, so that
-the draft of a smaller budget is the beginning of that of a larger one, and the expected number of
-accepted tokens of a budget is a sum over its nodes.
+Nodes are told apart by their number: the draft of a smaller budget is the beginning of that of a
+larger one, and the expected number of accepted tokens of a budget is a sum over its nodes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a forward costs, by its width and the number of requests that share it.
 
 The shape of that curve decides whether drafts pay, and nothing in a machine's description tells it:
-on one CPU two tokens cost half as much again as one and eight little more than two; on a GPU all
-three may cost the same. So it is measured, once for each model and device.
+on one CPU eight tokens cost little more than two; on a GPU they may cost the same. So it is
+measured, once for each model and device.
 """
 
 from __future__ import annotations
@@ -121,18 +121,16 @@ class MeasuredCosts:
         if self._costs is None:
             self._key = store.key_of(self._target, threads=torch.get_num_threads())
             known = {} if self._key is None else store.load(self._key)
-            self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
-            if not known:
-                self._save()
-        if size not in self._costs.seconds:
-            found = measure(self._target, size, clock=self._clock)
-            self._costs = Costs({**self._costs.seconds, size: found})
-            self._save()
+            needed = {size} if known else {1, size}
+        else:
+            known, needed = self._costs.seconds, {size}
+        missing = sorted(needed - known.keys())
+        if missing or self._costs is None:
+            found = {each: measure(self._target, each, clock=self._clock) for each in missing}
+            self._costs = Costs({**known, **found})
+            if missing and self._key is not None:
+                store.save(self._key, self._costs.seconds)
         return self._costs.forward(width, batch)
-
-    def _save(self) -> None:
-        if self._key is not None and self._costs is not None:
-            store.save(self._key, self._costs.seconds)
 
 
 def measure(
@@ -155,10 +153,10 @@ def measure(
     """
     import torch
 
-    run = _alone(target) if batch == 1 else _together(target, batch)
     repeats: list[dict[int, float]] = []
-    began = clock()
     with torch.inference_mode():
+        run = _alone(target) if batch == 1 else _together(target, batch)
+        began = clock()
         run(widths[0])
         while len(repeats) < _REPEATS:
             times = {}
@@ -193,8 +191,7 @@ def _alone(target: Target) -> Callable[[int], None]:
         logits[0, 0].item()  # Waits for a device.
         cache.crop(past)
 
-    with torch.inference_mode():
-        run(past)
+    run(past)
     return run
 
 
@@ -216,8 +213,7 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
         logits, _ = target.forward_slots(tokens, positions, causal, cache)
         logits[0, 0, 0].item()
 
-    with torch.inference_mode():
-        run(past)
-        for slot in range(batch):
-            cache.extend(slot, past)
+    run(past)
+    for slot in range(batch):
+        cache.extend(slot, past)
     return run

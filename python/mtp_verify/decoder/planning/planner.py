@@ -56,14 +56,14 @@ class Planner:
     Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
     what counts is the mean of their times for a token.
 
-    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
-    is asked for a full draft at every step, which is compared with the text as that grows, run or
-    not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
+    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is asked for a full draft at
+    every step, which is compared with the text as that grows, run or not. Others are probed now and
+    then while they do not pay, so rarely that it costs 1 %.
 
     Output keeps its distribution whatever is planned. With "greedy" and `rule="coupled"` its tokens
-    do not depend on the plans at all. Under other rules the noise of a token depends on where steps
-    begin: a sampled text repeats for the same seed, costs and companions in the batch if its
-    drafter is pure; that of a drafter that has to be timed may differ from run to run.
+    do not depend on the plans at all. Under other rules a sampled text repeats for the same seed,
+    costs and companions in the batch if its drafter is pure; that of a drafter that has to be timed
+    may differ from run to run.
 
     Args:
         costs: of the target's forward, such as `MeasuredCosts(target)`.
@@ -80,8 +80,7 @@ class Planner:
         [Plan(budget=8, is_probe=False)]
 
     References:
-        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066
-        (goodput, the sum of tokens per second).
+        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066 (goodput).
     """
 
     def __init__(
@@ -106,10 +105,8 @@ class Planner:
             TypeError: requests are in flight.
         """
         if self._records or self._spent:
-            message = (
-                f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
-                " in flight; forget them first"
-            )
+            found = f"{len(self._records)} requests in flight; forget them first"
+            message = f"Planner: cannot be pickled or copied while it plans {found}"
             raise TypeError(message)
         return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
 

@@ -1,11 +1,10 @@
 """Narrow forwards of Llama-shaped models on a CPU, in fewer and larger operators.
 
-A forward over a draft has a few rows, and half of its time goes into what surrounds the products:
-on SmolLM2 thirty layers of modules, small operators and copies of keys for groups of queries. Here
-a layer's query, key and value products are one, its gate and up products are one, rotary positions
-turn queries and keys together, and the queries that share a key are rows of one attention. Weights
-are prepacked (`packing`). The model's own formulas stay, and so do the places where it rounds; only
-the order of sums differs.
+A forward over a draft has a few rows, and half of its time goes into what surrounds the products.
+Here a layer's query, key and value products are one, its gate and up products are one, rotary
+positions turn queries and keys together, and the queries that share a key are rows of one
+attention. Weights are prepacked (`packing`). The model's own formulas stay, and so do the places
+where it rounds; only the order of sums differs.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ class FusedLayer:
         inner = [getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm")]
         self._qk_norms = None if isinstance(inner[0], nn.Identity) else [_Norm(n) for n in inner]
         self._qkv = _Joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._out = _Joined(attention.o_proj)
+        self._out, self._down = _Joined(attention.o_proj), _Joined(mlp.down_proj)
         self._gate_up = _Joined(mlp.gate_proj, mlp.up_proj)
-        self._down = _Joined(mlp.down_proj)
         self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
         self._width: int = mlp.gate_proj.out_features
         parts = (self._qkv, self._out, self._gate_up, self._down)
