@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::verify::law;
 use crate::verify::lazy::DrafterRows;
 
-use super::LOGITS;
+use super::given::LOGITS;
 use super::draft_batch::DraftBatch;
 use super::drafts::Draft;
 use super::edits::RowEdits;

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use crate::growers::{self, Optimal};
-use crate::python::LOGITS;
+use crate::python::given::LOGITS;
 use crate::python::drafts::Draft;
 use crate::python::gate::{enter, hold};
 use crate::python::numbers::{self, count, list, numbers};
