@@ -209,7 +209,7 @@ def step_edits(
             with the root; a processor cannot be called.
     """
     is_plain = history is None and bitmask is None and isinstance(processors, tuple)
-    if is_plain and not processors and isinstance(prompt_len, int) and not prompt_len:
+    if is_plain and not processors and type(prompt_len) is int and prompt_len == 0:
         return None
     if history is not None:
         check_sequence("history", history)
