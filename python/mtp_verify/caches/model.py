@@ -65,7 +65,7 @@ class ModelCache:
         self._refuse_unsuitable()
         self.is_recurrent = any(isinstance(layer, RECURRENT) for layer in own.layers)
         self.length = self._initial_length()
-        # A window of fixed size holds as many entries as one likes.
+        # A sliding window of fixed size never fills up.
         static = (i for i in own.layers if isinstance(i, StaticLayer) and not i.is_sliding)
         self.capacity = min((int(layer.max_cache_len) for layer in static), default=None)
         self._entries: list[LayerEntries] = []
@@ -111,7 +111,8 @@ class ModelCache:
         """Drop all entries after the first `length`.
 
         A recurrent state cannot be cut: the cache goes back to where one of the last forwards
-        began.
+        began, before `length` if need be, and the tokens between are run again with what follows
+        them.
 
         Raises:
             CacheError: there are fewer entries than that, or a recurrent state was committed since.

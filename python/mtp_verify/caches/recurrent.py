@@ -44,12 +44,8 @@ class RecurrentEntries(LayerEntries):
         """See `LayerEntries.mark`: a copy of the state."""
         # Keys and values: the dynamic kinds never write into them, and entries of the static kind
         # that lie behind the length do not count.
-        return {
-            name: {index: _copied(item) for index, item in value.items()}
-            if isinstance(value, dict)
-            else (_copied(value) if name == _COUNT else value)
-            for name, value in vars(self.layer).items()
-        }
+        held = vars(self.layer).items()
+        return {n: _copied(v) if isinstance(v, dict) or n == _COUNT else v for n, v in held}
 
     def restore(self, mark: dict[str, Any], length: int) -> None:
         """See `LayerEntries.restore`; a mark serves once."""
@@ -74,6 +70,8 @@ class RecurrentEntries(LayerEntries):
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {index: _copied(item) for index, item in value.items()}
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 

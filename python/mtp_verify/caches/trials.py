@@ -165,7 +165,8 @@ class _Trials:
         tree = self._tree_obstacle(cache, length, alone) if trees else None
         batch = None
         if switch is not None:
-            batch = f"a request of more than {switch} tokens changes how it reads all others"
+            effect = "changes how it reads all others of the forward"
+            batch = f"a request of more than {switch} tokens {effect}"
         elif batches:
             # What takes an index for a position does so in a batch, too.
             batch = tree or self._batch_obstacle(cache, starts, rows, alone)
