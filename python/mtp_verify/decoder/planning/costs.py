@@ -52,8 +52,8 @@ class Costs:
         ParamsError: an empty table, a missing width 1, or a time that is not positive.
 
     Example:
-        >>> Costs({1: {1: 0.010, 5: 0.018}}).forward(3)
-        0.014
+        >>> Costs({1: {1: 0.25, 5: 0.75}}).forward(3)
+        0.5
     """
 
     def __init__(self, seconds: Mapping[int, Mapping[int, float]]) -> None:
