@@ -45,17 +45,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Probe:
-    """All readings of a head, that of its own spec first.
-
-    Attributes:
-        readings: what was measured.
-        best: index of the reading to keep.
-        num_positions: chains that each was measured with.
-    """
+    """All readings of a head, that of its own spec first."""
 
     readings: tuple[Reading, ...]
-    best: int
-    num_positions: int
+    best: int  # index of the reading to keep
+    num_positions: int  # chains that each was measured with
 
     def table(self) -> Table:
         """Return a table with a row for each reading."""
@@ -69,12 +63,8 @@ class Probe:
             )
             for index, reading in enumerate(self.readings)
         )
-        return Table(
-            f"Agreement with the target's own text, {self.num_positions} greedy chains",
-            (*names, *depths, ""),
-            rows,
-            left=len(names),
-        )
+        title = f"Agreement with the target's own text, {self.num_positions} greedy chains"
+        return Table(title, (*names, *depths, ""), rows, left=len(names))
 
 
 def probe(
@@ -108,29 +98,27 @@ def probe(
     """
     depth = min(depth, head.max_depth or depth)
     spec = head.spec
-    starts = prompts or [[token] for token in _starts(spec.known_sizes.vocab_size)]
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(spec.known_sizes.vocab_size, (_NUM_STARTS, 1), generator=generator)
+    starts = prompts or some.tolist()
     if not all(starts) or num_tokens < len(starts) * (depth + 2):
-        message = (
-            f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
-        )
+        message = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head"
         raise ParamsError(message, slug="bad_probe")
     fields = [name for name in _OPTIONS if name in spec.disputed]
     combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
     combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
     layers = {layer for values in combinations for layer in _layers(head, fields, values)}
     with torch.inference_mode():
-        texts = [_written(model, start, num_tokens // len(starts), layers) for start in starts]
+        texts = [
+            (*_written(model, start, num_tokens // len(starts), layers), len(start))
+            for start in starts
+        ]
         readings = []
         for values in combinations:
             choices = dict(zip(fields, values, strict=True))
             head.choose(**choices)
             try:
-                counts = torch.cat(
-                    [
-                        _agreement(head, *text, len(start), depth)
-                        for start, text in zip(starts, texts, strict=True)
-                    ]
-                )
+                counts = torch.cat([_agreement(head, *text, depth) for text in texts])
             finally:
                 head.choose(**{name: getattr(spec, name) for name in fields})
             shares = tuple(float((counts >= d).float().mean()) for d in range(1, depth + 1))
@@ -146,18 +134,10 @@ def probe(
 
 
 def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:
-    """Probe a head and keep the best reading: its spec changes, and disputes nothing any more.
-
-    Arguments as for `probe`.
-    """
+    """Probe a head (arguments as for `probe`) and keep the best reading: its spec changes."""
     found = probe(head, model, **options)
     head.choose(**found.readings[found.best].choices, disputed=())
     return found
-
-
-def _starts(vocab_size: int) -> list[int]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (_NUM_STARTS,), generator=generator).tolist()
 
 
 def _layers(head: Head, fields: list[str], values: tuple[Any, ...]) -> tuple[int, ...]:

@@ -61,12 +61,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["mean"] = torch.zeros_like(matrix.grad)
                 mean = state["mean"].lerp_(matrix.grad, 1 - _MOMENTUM)
-                ahead = matrix.grad.lerp(mean, _MOMENTUM)
                 rows, columns = matrix.shape
-                scale = max(1.0, rows / columns) ** 0.5
                 matrix.mul_(1 - rate * group["weight_decay"])
-                direction = _orthogonal(ahead, self._dtype)
-                matrix.sub_(direction, alpha=rate * scale)
+                direction = _orthogonal(matrix.grad.lerp(mean, _MOMENTUM), self._dtype)
+                matrix.sub_(direction, alpha=rate * max(1.0, rows / columns) ** 0.5)
 
 
 def _orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
