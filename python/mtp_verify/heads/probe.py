@@ -14,7 +14,7 @@ import torch
 
 from mtp_verify.console.report import Table
 from mtp_verify.errors import ParamsError
-from mtp_verify.models.hidden import BEFORE_NORM, HiddenStates
+from mtp_verify.models.hidden import HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +45,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Probe:
-    """All readings of a head, that of its own spec first."""
+    """All readings of a head, that of its own spec first.
+
+    Attributes:
+        readings: what was measured.
+        best: index of the reading to keep.
+        num_positions: chains that each was measured with.
+    """
 
     readings: tuple[Reading, ...]
-    best: int  # index of the reading to keep
-    num_positions: int  # chains that each was measured with
+    best: int
+    num_positions: int
 
     def table(self) -> Table:
         """Return a table with a row for each reading."""
@@ -104,23 +110,23 @@ def probe(
     if not all(starts) or num_tokens < len(starts) * (depth + 2):
         message = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head"
         raise ParamsError(message, slug="bad_probe")
-    fields = [name for name in _OPTIONS if name in spec.disputed]
-    combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
-    combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
-    layers = {layer for values in combinations for layer in _layers(head, fields, values)}
+    own = {name: getattr(spec, name) for name in _OPTIONS if name in spec.disputed}
+    options = itertools.product(*(_OPTIONS[name] for name in own))
+    combinations = [dict(zip(own, values, strict=True)) for values in options]
+    combinations.sort(key=lambda choices: choices != own)
+    layers = {n for choices in combinations for n in spec.replace(**choices).hidden_layers}
     with torch.inference_mode():
         texts = [
             (*_written(model, start, num_tokens // len(starts), layers), len(start))
             for start in starts
         ]
         readings = []
-        for values in combinations:
-            choices = dict(zip(fields, values, strict=True))
+        for choices in combinations:
             head.choose(**choices)
             try:
                 counts = torch.cat([_agreement(head, *text, depth) for text in texts])
             finally:
-                head.choose(**{name: getattr(spec, name) for name in fields})
+                head.choose(**own)
             shares = tuple(float((counts >= d).float().mean()) for d in range(1, depth + 1))
             readings.append(Reading(choices, shares, counts))
     best = 0
@@ -138,12 +144,6 @@ def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:
     found = probe(head, model, **options)
     head.choose(**found.readings[found.best].choices, disputed=())
     return found
-
-
-def _layers(head: Head, fields: list[str], values: tuple[Any, ...]) -> tuple[int, ...]:
-    if "feed" in fields:
-        return (-1,) if values[fields.index("feed")] == "post" else (BEFORE_NORM,)
-    return head.hidden_layers
 
 
 def _written(

@@ -60,7 +60,7 @@ class Batch:
 
 
 def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> list[list[int]]:
-    """Cut all sequences, of `lengths` rows, into batches of indices, in an order of the epoch's own.
+    """Cut all sequences, of `lengths` rows, into batches of indices, in an order of this epoch.
 
     `max_rows` counts filled-up ones too; a longer sequence is a batch of its own.
 

@@ -184,7 +184,7 @@ class Trainer:
         return bool(answer)
 
     def take_step(self) -> float:
-        """Do one optimizer step; return the loss before it. One that is no number changes nothing."""
+        """Do one optimizer step; return the loss before it. NumericsError: it is not a number."""
         recipe, indices = self.recipe, self._indices(self.step)
         texts, with_context = [self._shards[i] for i in indices], self.head.spec.context_tokens
         batch = collate(texts, self._places, with_context=with_context)

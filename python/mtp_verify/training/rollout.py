@@ -41,7 +41,8 @@ def roll_out(
     """
     states = batch.hidden if hidden is None else hidden
     if isinstance(head, IndependentDraft):
-        return _independent(head, batch, depth)
+        features = head.features(batch.tokens)
+        return (batch.shifted(features, level) for level in range(depth))
     if isinstance(head, CausalHead):
         return _causal(head, batch, depth, states)
     return _parallel(cast("ParallelHead", head), batch, depth, states)
@@ -82,12 +83,6 @@ def _causal(
         cached = cast("list[GrowingLayer]", layers)
         output, passed = head(passed, tokens, places, mask, level, cached)
         yield output
-
-
-def _independent(head: IndependentDraft, batch: Batch, depth: int) -> Iterator[torch.Tensor]:
-    features = head.features(batch.tokens)
-    for level in range(depth):
-        yield batch.shifted(features, level)
 
 
 def _parallel(

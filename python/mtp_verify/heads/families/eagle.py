@@ -163,23 +163,15 @@ def _block_config(spec: HeadSpec) -> dict[str, Any]:
     rope = dict(sizes.rope)
     theta, factor = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
     config: dict[str, Any] = {
-        "model_type": "qwen3" if sizes.qk_norm else "llama",
-        "hidden_size": sizes.hidden_size,
-        "vocab_size": sizes.vocab_size,
-        "intermediate_size": sizes.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": sizes.num_heads,
-        "num_key_value_heads": sizes.num_kv_heads,
-        "head_dim": sizes.head_dim,
-        "rms_norm_eps": sizes.norm_eps,
-        "hidden_act": sizes.activation,
-        "attention_bias": sizes.qkv_bias,
-        "mlp_bias": sizes.mlp_bias,
-        "rope_theta": theta,
-        "rope_scaling": rope or None,
+        "model_type": "qwen3" if sizes.qk_norm else "llama", "tie_word_embeddings": False,
+        "hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size,
+        "intermediate_size": sizes.intermediate_size, "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim, "rms_norm_eps": sizes.norm_eps,
+        "hidden_act": sizes.activation, "attention_bias": sizes.qkv_bias,
+        "mlp_bias": sizes.mlp_bias, "rope_theta": theta, "rope_scaling": rope or None,
         "max_position_embeddings": sizes.max_positions,
-        "tie_word_embeddings": False,
-    }
+    }  # fmt: skip
     return config if factor is None else {**config, "partial_rotary_factor": factor}
 
 
