@@ -9,16 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mtp_verify.testing.asserts import (
-    assert_same_law,
-    assert_sampler_has_law,
-    min_discrepancy,
-    min_num_samples,
-)
+from mtp_verify.testing.asserts import assert_same_law, assert_sampler_has_law
 from mtp_verify.testing.drafter import assert_drafter
 from mtp_verify.testing.laws import JointLaw, exact_law, model_rows
 from mtp_verify.testing.logit_rows import draw_logits, recorded_logits
 from mtp_verify.testing.loops import loop_law
+from mtp_verify.testing.stats import min_discrepancy, min_num_samples
 
 __all__ = [
     "BatchTableTarget", "JointLaw", "TableCache", "TableTarget", "assert_drafter",

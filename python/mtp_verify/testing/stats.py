@@ -44,7 +44,7 @@ def chi_square_sf(statistic: float, df: float) -> float:
         Regularised incomplete gamma Q(df / 2, statistic / 2): series below a + 1, Lentz's continued
         fraction above (Numerical Recipes, section 6.2).
     """
-    _check_df(df)
+    _check("df", df, "a positive number", holds=df > 0)
     if statistic <= 0:
         return 1.0
     if math.isinf(statistic):
@@ -104,7 +104,7 @@ def chi_square_quantile(alpha: float, df: float) -> float:
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = 0.95) -> float:
     """Return what |t|, of `df` degrees of freedom, stays below with probability `level`."""
-    _check_df(df)
+    _check("df", df, "a positive number", holds=df > 0)
     _check_rates(level=level)
     # With t = sqrt(df) * tan(a) the density is proportional to cos(a) ** (df - 1).
     angle = np.linspace(0.0, math.pi / 2, 20_001)
@@ -128,13 +128,8 @@ def chi_square_num_samples(cells: int, tv: float, alpha: float, power: float = 0
     """Return the samples after which a chi-square test finds a bias of total variation `tv`.
 
     Among all deviations of that size the one proportional to the law is the hardest; its
-    noncentrality is 4 n tv^2.
-
-    Args:
-        cells: Number of cells after pooling; at least 2.
-        tv: The total variation to be found, in (0, 1].
-        alpha: Level of the test.
-        power: Probability of finding it.
+    noncentrality is 4 n tv^2. `cells` are 2 or more, counted after pooling; the test has the level
+    `alpha` and finds the bias with probability `power`.
 
     Example:
         >>> chi_square_num_samples(24, 0.1, 1e-4)
@@ -244,13 +239,9 @@ def pool(expected: NDArray[np.float64], min_expected: float = 5.0) -> NDArray[np
 def fit(
     counts: ArrayLike, law: ArrayLike, *, statistic: str = "pearson", min_expected: float = 5.0
 ) -> Fit:
-    """Test whether counts were drawn from a law.
+    """Test whether counts (K,) of outcomes were drawn from a law (K,).
 
-    Args:
-        counts: (K,) how often each outcome was seen.
-        law: (K,) its probability.
-        statistic: "pearson" or "g" (the likelihood ratio).
-        min_expected: See `pool`.
+    The statistic is "pearson" or "g" (the likelihood ratio); `min_expected` is that of `pool`.
 
     Example:
         >>> fit([52, 48], [0.5, 0.5]).p_value > 0.5
@@ -280,12 +271,10 @@ def fit(
 
 
 def independence(pairs: ArrayLike, law: ArrayLike, *, min_expected: float = 5.0) -> Fit:
-    """Test whether the two members of pairs are independent; their own laws may be wrong.
+    """Test from counts (K, K) of pairs whether their members are independent.
 
-    Args:
-        pairs: (K, K) how often each pair was seen.
-        law: (K,) the law that either member should have; says which outcomes are pooled.
-        min_expected: Least expectation of a pair of pooled outcomes.
+    Their own laws may be wrong: `law` (K,), which either should have, says which outcomes are
+    pooled, so that each pair of pooled ones expects at least `min_expected`.
 
     Example:
         >>> independence([[50, 0], [0, 50]], [0.5, 0.5]).p_value < 1e-9
@@ -320,12 +309,8 @@ def tv_interval(counts: ArrayLike, law: ArrayLike, *, alpha: float = 0.05) -> In
     """Estimate the total variation between a sampler and a law, from counts of its outcomes.
 
     Frequencies alone differ from any law by noise, so the plain distance overstates small biases:
-    the lower bound takes that off, and is 0 where noise explains everything.
-
-    Args:
-        counts: (K,) how often each outcome was seen.
-        law: (K,) its probability.
-        alpha: Probability that the interval misses.
+    the lower bound takes that off, and is 0 where noise explains everything. Counts and law are
+    (K,); the interval misses with probability `alpha`.
 
     References:
         McDiarmid's inequality around E[distance], which lies between tv and
@@ -347,13 +332,8 @@ def tv_interval_of_halves(
     """Estimate as `tv_interval`, but from two halves of a sample: tighter for many outcomes.
 
     One half chooses the set of outcomes that look too frequent, the other measures that set's
-    excess, which has no noise of choosing in it; then the halves change places.
-
-    Args:
-        first: (K,) counts of one half.
-        second: (K,) counts of the other.
-        law: (K,) the law.
-        alpha: Probability that the interval misses.
+    excess, which has no noise of choosing in it; then the halves change places. Counts of both and
+    the law are (K,); the interval misses with probability `alpha`.
 
     References:
         Hoeffding's inequality for each measured excess, McDiarmid's for the upper bound.
@@ -410,10 +390,6 @@ def _check(name: str, found: float, wanted: str, *, holds: bool) -> None:
     if not holds:
         message = f"{name}: found {found}, wanted {wanted}"
         raise ParamsError(message, slug="param_out_of_range")
-
-
-def _check_df(df: float) -> None:
-    _check("df", df, "a positive number", holds=df > 0)
 
 
 def _check_cells(cells: int) -> None:

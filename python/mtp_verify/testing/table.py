@@ -136,7 +136,11 @@ class BatchTableTarget(TableTarget):
 
     def new_kv(self) -> DynamicCache:
         """See `BatchTarget.new_kv`."""
-        return _one_layer()
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        cache = DynamicCache()
+        cache.layers = [DynamicLayer()]
+        return cache
 
     def forward(
         self,
@@ -205,14 +209,6 @@ class BatchTableTarget(TableTarget):
             return hidden(path or (), layer)
 
         return each(row), tuple(each(partial(state, layer)) for layer in layers)
-
-
-def _one_layer() -> DynamicCache:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache()
-    cache.layers = [DynamicLayer()]
-    return cache
 
 
 def _entries(tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

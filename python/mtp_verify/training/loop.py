@@ -137,13 +137,9 @@ class Trainer:
     ) -> dict[str, Any]:
         """Train until the steps are done, acceptance stops to rise or the time is over.
 
-        Args:
-            tell: called with a line after each step.
-            deadline: of `time.monotonic()`: no step begins that would not end before it, with a
-                measurement of the head; but for one step, so that there is a head.
-
-        Returns:
-            The measurement of the best head, which is in the folder.
+        `tell` gets a line after each step. No step begins that would not end before the deadline,
+        of `time.monotonic()`, with a measurement of the head; but for one, so that there is a head.
+        Returns the measurement of the best head, which is in the folder.
 
         Raises:
             NumericsError: a loss that is not a number; the best head and the last state stay.

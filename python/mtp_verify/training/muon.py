@@ -28,13 +28,10 @@ _ITERATIONS = 4  # of Newton and Schulz
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the momentum's nearest orthogonal matrix.
+    """Steps along the momentum's nearest orthogonal matrix, for parameters of two dimensions.
 
-    Args:
-        matrices: parameters of two dimensions.
-        lr: length of a step; a matrix that is taller than wide gets more.
-        weight_decay: share of a weight, times `lr`, that a step takes away.
-        dtype: of the products in the iteration.
+    A matrix that is taller than wide steps further than `lr`; a step takes `weight_decay`, times
+    `lr`, of each weight away. Products in the iteration are of `dtype`.
     """
 
     def __init__(

@@ -60,10 +60,7 @@ def read_prompts(path: Path) -> OwnPrompts:
 
     A file whose name ends in `.txt` holds one prompt a line. Any other holds one JSON object a
     line, whose text `prompt` is a prompt; other fields are ignored. Empty lines are skipped.
-
-    Raises:
-        ParamsError: the file is not of that form, or has fewer than two prompts; names the line.
-        OSError: it cannot be read.
+    ParamsError names the line that is not of that form. OSError: the file cannot be read.
     """
     is_plain = path.suffix.lower() == ".txt"
     found: dict[str, str] = {}

@@ -138,13 +138,10 @@ def train(
             chosen, closing = [encode(p) for p in prompts[kind][first : first + size]], ()
         temperatures = (0.0,) if is_held_out else _TEMPERATURES
         return None if not chosen else Job(
-            shard_path(folder / kind, index),
-            chosen,
-            spec.hidden_layers,
+            shard_path(folder / kind, index), chosen, spec.hidden_layers,
             temperatures=[temperatures[i % len(temperatures)] for i in range(len(chosen))],
-            max_new_tokens=budget.answer,
+            max_new_tokens=budget.answer, closing=closing,
             seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
-            closing=closing,
             deadline=late if is_held_out else (late + end) / 2,
         )  # fmt: skip
 
