@@ -89,7 +89,7 @@ def _write_inside(head: Head, path: str | Path, base: Checkpoint, target: Any | 
     spec, family = head.spec, FAMILIES.get(head.spec.family) or Family(head.spec)
     # The engines' modules draft from all tokens, with the target's own output head.
     if head.vocab is not None and spec.output_head == "own":
-        refuse_export(spec, "an own output head over a draft vocabulary has no place there")
+        refuse_export(spec, "a checkpoint has no place for an output head over a draft vocabulary")
     layout, first = spec.layout, base.num_layers if "{layer}" in spec.layout.prefix else 0
     numbers = tuple(range(first, first + spec.num_modules))
     tensors = _name_tensors(head, Naming(spec, layout, numbers), target)
