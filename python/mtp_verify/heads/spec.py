@@ -314,8 +314,12 @@ class HeadSpec:
         try:
             fields = json.loads(text)
             layout, sizes = fields["layout"], fields["sizes"]
-            for table, name in ((layout, "count_keys"), (layout, "model_types"),
-                                (fields, "aux_layers"), (fields, "disputed")):  # fmt: skip
+            for table, name in (
+                (layout, "count_keys"),
+                (layout, "model_types"),
+                (fields, "aux_layers"),
+                (fields, "disputed"),
+            ):
                 table[name] = tuple(table[name])
             fields["layout"] = Layout(**layout)
             fields["sizes"] = None if sizes is None else Sizes(**sizes)

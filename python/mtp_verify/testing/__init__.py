@@ -17,11 +17,25 @@ from mtp_verify.testing.loops import loop_law
 from mtp_verify.testing.stats import min_discrepancy, min_num_samples
 
 __all__ = [
-    "BatchTableTarget", "JointLaw", "TableCache", "TableTarget", "assert_drafter",
-    "assert_lossless", "assert_same_law", "assert_sampler_has_law", "assert_target", "draw_logits",
-    "exact_law", "loop_law", "min_discrepancy", "min_num_samples", "model_rows", "mutants",
-    "recorded_logits", "strategies",
-]  # fmt: skip
+    "BatchTableTarget",
+    "JointLaw",
+    "TableCache",
+    "TableTarget",
+    "assert_drafter",
+    "assert_lossless",
+    "assert_same_law",
+    "assert_sampler_has_law",
+    "assert_target",
+    "draw_logits",
+    "exact_law",
+    "loop_law",
+    "min_discrepancy",
+    "min_num_samples",
+    "model_rows",
+    "mutants",
+    "recorded_logits",
+    "strategies",
+]
 
 # What needs torch or Hypothesis is loaded on first use; type checkers see it at once.
 if TYPE_CHECKING:

@@ -119,9 +119,12 @@ class _Trial:
     def draft(self, seed: int, budget: int) -> Draft:
         """Return the draft behind the text, for a request of its own."""
         request = Request(
-            id=(1 << 40) + seed, tokens=list(self._prompt), prompt_len=len(self._prompt),
-            seed=seed, eos_ids=self._eos,
-        )  # fmt: skip
+            id=(1 << 40) + seed,
+            tokens=list(self._prompt),
+            prompt_len=len(self._prompt),
+            seed=seed,
+            eos_ids=self._eos,
+        )
         self._drafter.start(request)
         try:
             return drafts_of(self._drafter, [request], [budget])[0]

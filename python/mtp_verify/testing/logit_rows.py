@@ -133,9 +133,16 @@ def _bfloat16(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 # The kinds of rows, easy ones first: Hypothesis simplifies towards the first.
-_MAKERS = {"flat": _flat, "tied": _tied, "masked": _masked, "peaked": _peaked,
-           "recorded": _recorded}  # fmt: skip
+_MAKERS = {
+    "flat": _flat,
+    "tied": _tied,
+    "masked": _masked,
+    "peaked": _peaked,
+    "recorded": _recorded,
+}
 KINDS = tuple(_MAKERS)
 _ROUNDED: dict[str, Any] = {
-    "float32": np.asarray, "float16": lambda rows: rows.astype(np.float16), "bfloat16": _bfloat16,
-}  # fmt: skip
+    "float32": np.asarray,
+    "float16": lambda rows: rows.astype(np.float16),
+    "bfloat16": _bfloat16,
+}

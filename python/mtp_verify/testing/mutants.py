@@ -22,9 +22,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ACCEPTS", "ENGINES", "HIDDEN", "Follow", "TableEngine", "accept", "engine", "follow",
-    "place_of", "softmax", "table_rows",
-]  # fmt: skip
+    "ACCEPTS",
+    "ENGINES",
+    "HIDDEN",
+    "Follow",
+    "TableEngine",
+    "accept",
+    "engine",
+    "follow",
+    "place_of",
+    "softmax",
+    "table_rows",
+]
 
 # The mistakes of whole engines, and what is wrong.
 ENGINES = {

@@ -23,11 +23,25 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "Fit", "Interval", "chi_square_quantile", "chi_square_sf", "chi_square_num_samples", "fit",
-    "holm", "independence", "l1_bound", "l1_radius", "min_discrepancy", "min_num_samples",
-    "noncentral_chi_square_sf", "pool", "spend", "t_quantile", "tv_interval",
+    "Fit",
+    "Interval",
+    "chi_square_quantile",
+    "chi_square_sf",
+    "chi_square_num_samples",
+    "fit",
+    "holm",
+    "independence",
+    "l1_bound",
+    "l1_radius",
+    "min_discrepancy",
+    "min_num_samples",
+    "noncentral_chi_square_sf",
+    "pool",
+    "spend",
+    "t_quantile",
+    "tv_interval",
     "tv_interval_of_halves",
-]  # fmt: skip
+]
 
 _TINY = 1e-300
 _EPSILON = 1e-16

@@ -35,9 +35,15 @@ _RECORD = "training.json"
 def spec_of_draft(config: Any, num_layers: int) -> HeadSpec:
     """Return what such a model is as a head: one that takes nothing from its target."""
     return HeadSpec(
-        FAMILY, feed="pre", fusion="none", num_layers=num_layers, block="target",
-        output_head="own", own_embedding=True, sizes=Sizes.of(config),
-    )  # fmt: skip
+        FAMILY,
+        feed="pre",
+        fusion="none",
+        num_layers=num_layers,
+        block="target",
+        output_head="own",
+        own_embedding=True,
+        sizes=Sizes.of(config),
+    )
 
 
 def shrink(target: Any, num_layers: int) -> Any:

@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
-    "LOSSES", "Discriminator", "cross_entropy", "distillation", "feature_regression", "hybrid",
-    "log_overlap", "mtp_loss", "overlap", "sequential_backward", "total_variation",
-]  # fmt: skip
+    "LOSSES",
+    "Discriminator",
+    "cross_entropy",
+    "distillation",
+    "feature_regression",
+    "hybrid",
+    "log_overlap",
+    "mtp_loss",
+    "overlap",
+    "sequential_backward",
+    "total_variation",
+]
 
 _FLOOR = 1e-5  # a smaller overlap counts as this: its logarithm stays finite
 

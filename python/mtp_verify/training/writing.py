@@ -113,9 +113,12 @@ def write_texts(
     decoder = Decoder(model, recorder, max_batch=len(prompts))
     params = [SamplingParams(temperature=temperature) for temperature in temperatures]
     decoder.generate(
-        [list(prompt) for prompt in prompts], max_new_tokens=max_new_tokens, seed=seed,
-        params=params, stopping_criteria=stop_at(prompts, deadline),
-    )  # fmt: skip
+        [list(prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        params=params,
+        stopping_criteria=stop_at(prompts, deadline),
+    )
     return recorder.texts
 
 

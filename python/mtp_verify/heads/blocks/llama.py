@@ -86,9 +86,12 @@ def _scaled_frequencies(sizes: Sizes, rope: dict[str, Any]) -> tuple[torch.Tenso
         message = f"rope_type: found {kind!r}, wanted one of: {known}"
         raise UnsupportedModelError(message, slug="unsupported_rope")
     config = LlamaConfig(
-        num_attention_heads=sizes.num_heads, hidden_size=sizes.num_heads * sizes.head_dim,
-        head_dim=sizes.head_dim, max_position_embeddings=sizes.max_positions, rope_parameters=rope,
-    )  # fmt: skip
+        num_attention_heads=sizes.num_heads,
+        hidden_size=sizes.num_heads * sizes.head_dim,
+        head_dim=sizes.head_dim,
+        max_position_embeddings=sizes.max_positions,
+        rope_parameters=rope,
+    )
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
     return frequencies, float(scale)
 

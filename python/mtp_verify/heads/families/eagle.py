@@ -32,8 +32,11 @@ _EAGLE3_NAMES = {
 
 def _eagle_fields(source: Source) -> dict[str, Any]:
     """Return which norms there are: EAGLE has none, some of its successors have all."""
-    norms = {"embed_norm": "embed_norm", "hidden_norm": "hidden_norm",
-             "input_norm": "layers.0.input_layernorm"}  # fmt: skip
+    norms = {
+        "embed_norm": "embed_norm",
+        "hidden_norm": "hidden_norm",
+        "input_norm": "layers.0.input_layernorm",
+    }
     return {field: source.has(f"levels.0.{part}.weight") for field, part in norms.items()}
 
 
@@ -121,8 +124,12 @@ def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
         refuse_export(head.spec, 'layout "speculators" needs the target\'s checkpoint; give base=')
     options, tensors = _eagle3_options(head, base)
     # More than one `verifier_accept_k` would accept tokens that are not the target's choice.
-    proposal = {"proposal_type": "greedy", "speculative_tokens": 3, "verifier_accept_k": 1,
-                "accept_tolerance": 0.0}  # fmt: skip
+    proposal = {
+        "proposal_type": "greedy",
+        "speculative_tokens": 3,
+        "verifier_accept_k": 1,
+        "accept_tolerance": 0.0,
+    }
     architectures = base.config.get("architectures") or []
     return {
         "architectures": ["Eagle3Speculator"],
@@ -136,10 +143,11 @@ def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
             "verifier": {
-                "name_or_path": str(base.folder.resolve()), "architectures": architectures,
+                "name_or_path": str(base.folder.resolve()),
+                "architectures": architectures,
             },
         },
-    }, tensors  # fmt: skip
+    }, tensors
 
 
 def _aux_layers(spec: HeadSpec, base: Checkpoint | None) -> list[int]:
@@ -163,15 +171,23 @@ def _block_config(spec: HeadSpec) -> dict[str, Any]:
     rope = dict(sizes.rope)
     theta, factor = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
     config: dict[str, Any] = {
-        "model_type": "qwen3" if sizes.qk_norm else "llama", "tie_word_embeddings": False,
-        "hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size,
-        "intermediate_size": sizes.intermediate_size, "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads,
-        "head_dim": sizes.head_dim, "rms_norm_eps": sizes.norm_eps,
-        "hidden_act": sizes.activation, "attention_bias": sizes.qkv_bias,
-        "mlp_bias": sizes.mlp_bias, "rope_theta": theta, "rope_scaling": rope or None,
+        "model_type": "qwen3" if sizes.qk_norm else "llama",
+        "tie_word_embeddings": False,
+        "hidden_size": sizes.hidden_size,
+        "vocab_size": sizes.vocab_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": sizes.num_heads,
+        "num_key_value_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim,
+        "rms_norm_eps": sizes.norm_eps,
+        "hidden_act": sizes.activation,
+        "attention_bias": sizes.qkv_bias,
+        "mlp_bias": sizes.mlp_bias,
+        "rope_theta": theta,
+        "rope_scaling": rope or None,
         "max_position_embeddings": sizes.max_positions,
-    }  # fmt: skip
+    }
     return config if factor is None else {**config, "partial_rotary_factor": factor}
 
 

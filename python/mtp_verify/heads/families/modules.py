@@ -26,16 +26,23 @@ _NEXTN = ("num_nextn_predict_layers", "num_mtp_layers")
 
 # DeepSeek's names, which most families took over.
 _DEEPSEEK = {
-    "embed_norm": "enorm", "hidden_norm": "hnorm", "fusion": "eh_proj",
-    "output_norm": "shared_head.norm", "output": "shared_head.head",
-    "embedding": "embed_tokens", "block": "",
-}  # fmt: skip
+    "embed_norm": "enorm",
+    "hidden_norm": "hnorm",
+    "fusion": "eh_proj",
+    "output_norm": "shared_head.norm",
+    "output": "shared_head.head",
+    "embedding": "embed_tokens",
+    "block": "",
+}
 _FINAL = {**_DEEPSEEK, "output_norm": "final_layernorm"}
 # Modules share all parts but the block.
 _QWEN = {
-    "embed_norm": "pre_fc_norm_embedding", "hidden_norm": "pre_fc_norm_hidden", "fusion": "fc",
-    "output_norm": "norm", "block": "layers.{i}.",
-}  # fmt: skip
+    "embed_norm": "pre_fc_norm_embedding",
+    "hidden_norm": "pre_fc_norm_hidden",
+    "fusion": "fc",
+    "output_norm": "norm",
+    "block": "layers.{i}.",
+}
 
 _SERVED = ("vllm", "sglang")
 _EVERYWHERE = ("transformers", *_SERVED)

@@ -25,11 +25,15 @@ def _medusa_config(head: Head, base: Checkpoint | None) -> Described:
     spec, sizes = head.spec, head.spec.known_sizes
     # Without `medusa_fc_bias` vLLM drops the biases, and says nothing.
     config: dict[str, Any] = {
-        "architectures": ["MedusaModel"], "model_type": "medusa", "medusa_fc_bias": True,
-        "hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size,
-        "num_heads": spec.num_modules, "num_hidden_layers": spec.num_layers,
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "medusa_fc_bias": True,
+        "hidden_size": sizes.hidden_size,
+        "vocab_size": sizes.vocab_size,
+        "num_heads": spec.num_modules,
+        "num_hidden_layers": spec.num_layers,
         "truncated_vocab_size": spec.draft_vocab_size or sizes.vocab_size,
-    }  # fmt: skip
+    }
     tensors = {} if head.vocab is None else {"token_map": head.vocab}
     if spec.output_head == "shared":
         config["original_lm_head"] = True

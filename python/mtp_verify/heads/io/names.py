@@ -60,8 +60,11 @@ class Naming:
             return None
         level, index = int(match["level"] or 0), int(match["index"] or 0)
         part, rest = match["part"], match["rest"]
-        keys = {"layers": "block", "norm": "output_norm",
-                "feature_norms": f"feature_norm_{spec.feature_norm}"}  # fmt: skip
+        keys = {
+            "layers": "block",
+            "norm": "output_norm",
+            "feature_norms": f"feature_norm_{spec.feature_norm}",
+        }
         key = keys.get(part, part)
         if (template := layout.names.get(key)) is None:
             return None
