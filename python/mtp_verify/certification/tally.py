@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.paths import PathTally
     from mtp_verify.testing.laws import JointLaw
 
-__all__ = [
-    "Check",
-    "Tally",
-    "checks",
-    "mean_interval",
-    "num_checks",
-    "power_of",
-    "samples_needed",
-]
+__all__ = ["Check", "Tally", "checks", "mean_interval", "num_checks", "power_of", "samples_needed"]
 
 # Cells of the first-token law in the independence tests: pairs have that many squared.
 _MAX_CLASSES = 8

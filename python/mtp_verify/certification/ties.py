@@ -22,11 +22,7 @@ class Ties:
     """
 
     def __init__(
-        self,
-        tokens: TokenLaws,
-        length: int,
-        gap: float,
-        laws: Mapping[tuple[int, ...], JointLaw],
+        self, tokens: TokenLaws, length: int, gap: float, laws: Mapping[tuple[int, ...], JointLaw]
     ) -> None:
         self.tokens, self.length, self.gap = tokens, length, gap
         self.greedy = {prompt: law.string(int(law.probs.argmax())) for prompt, law in laws.items()}

@@ -220,9 +220,7 @@ def _integrate(accept: Accept, p: Any, q: Any, tokens: Any) -> dict[tuple[int, .
 
 
 def _steps(
-    call: Callable[[Sequence[float]], tuple[int, ...]],
-    axis: int,
-    probes: list[tuple[float, ...]],
+    call: Callable[[Sequence[float]], tuple[int, ...]], axis: int, probes: list[tuple[float, ...]]
 ) -> list[float]:
     """Return where the output changes along one uniform, 0 and 1 included."""
     found: list[float] = []

@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run again what a --json report calls biased, with its seeds (or from --seed on)",
     )
     parser.add_argument(
-        "--max-seconds",
-        type=float,
-        help="for all modes together, from the start of the process",
+        "--max-seconds", type=float, help="for all modes together, from the start of the process"
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
     parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page too")

@@ -177,11 +177,7 @@ def _enumerate() -> tuple[Any, ...]:
 
 
 def _table(
-    title: str,
-    columns: _Columns,
-    lines: Iterable[_Line],
-    *notes: str,
-    left: int = 2,
+    title: str, columns: _Columns, lines: Iterable[_Line], *notes: str, left: int = 2
 ) -> Table:
     rows = tuple(tuple(_cell(line, keys) for keys in columns.values()) for line in lines)
     return Table(title, tuple(columns), rows, left=left, notes=("", *notes))

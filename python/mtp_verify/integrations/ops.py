@@ -210,11 +210,7 @@ def _operator(
 
 
 def _drafts(
-    tokens: Tensor,
-    parents: Tensor | None,
-    probs: Tensor | None,
-    lengths: Tensor | None,
-    law: Law,
+    tokens: Tensor, parents: Tensor | None, probs: Tensor | None, lengths: Tensor | None, law: Law
 ) -> DraftBatch:
     """Pack the nodes that are drafted."""
     count, nodes = tokens.shape

@@ -199,11 +199,7 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
     options = {} if settings is None else {"quantization_config": settings(dequantize=True)}
     with contextlib.nullcontext() if progress else quiet_bars():
         packed = AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            local_files_only=True,
-            **options,
+            source, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, **options
         )
     if not isinstance(packed, LlamaForCausalLM):
         message = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"

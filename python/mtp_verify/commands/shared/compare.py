@@ -109,12 +109,7 @@ def race(
 
 
 def identical(
-    model: Any,
-    decoder: Decoder,
-    input_ids: torch.Tensor,
-    *,
-    max_new_tokens: int,
-    seed: int = 0,
+    model: Any, decoder: Decoder, input_ids: torch.Tensor, *, max_new_tokens: int, seed: int = 0
 ) -> Identity:
     """Compare the tokens of plain and speculative decoding: greedy, or with the rule "coupled".
 
