@@ -43,23 +43,14 @@ def generate_loop(
     """
     import torch
 
-    settings: dict[str, Any] = {
-        "max_new_tokens": setting.num,
-        "do_sample": not params.is_greedy,
-        "eos_token_id": setting.eos,
-        "pad_token_id": 0,
-        **options,
-    }
+    settings: dict[str, Any] = {"max_new_tokens": setting.num, "do_sample": not params.is_greedy}
+    settings |= {"eos_token_id": setting.eos, "pad_token_id": 0, **options}
     follow = setting.allowed(model.config.get_text_config().vocab_size)
     is_ours = "custom_generate" in options
     if not params.is_greedy:
         # All four, as generate's own defaults are not "off".
-        settings |= {
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p or None,
-        }
+        settings |= {"temperature": params.temperature, "top_k": params.top_k}
+        settings |= {"top_p": params.top_p, "min_p": params.min_p or None}
     # They need the history, and change the greedy token too.
     if params.repetition_penalty != 1:
         settings["repetition_penalty"] = params.repetition_penalty
@@ -93,10 +84,7 @@ def generate_loop(
 
 
 def _ended(strings: NDArray[np.int64], setting: Setting) -> NDArray[np.int64]:
-    """Write `ENDED` over the padding behind a stop token, in strings (n, at most num).
-
-    Other tokens than padding are left there, to be found.
-    """
+    """Write `ENDED` over the padding behind a stop token; other tokens stay, to be found."""
     missing = setting.num - strings.shape[1]
     found = np.pad(strings, ((0, 0), (0, missing)), constant_values=0)
     if setting.eos is not None:

@@ -27,7 +27,8 @@ class Command:
         summary: One sentence, for the help.
         example: Command lines, for the help.
         add_arguments: Adds the options; `--json` is common to all commands.
-        run: From the parsed options to a report. Wrong use is an `MtpVerifyError` or an `OSError`.
+        run: From the parsed options to a report. Wrong use is an `MtpVerifyError` or an `OSError`,
+            a missing library an `ImportError`.
         needs: Libraries that it cannot run without.
         extra: The extra of this package that installs them.
         activity: What is shown while it runs, until it shows something itself.

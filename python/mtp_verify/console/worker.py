@@ -63,10 +63,8 @@ class Worker:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment; a process that is started meanwhile never gets it.
-
-    A handler set by the work itself would come too late: the imports before it take seconds.
-    """
+    """Hold Ctrl-C back for a moment; a process that is started meanwhile never gets it."""
+    # A handler set by the work itself would come too late: the imports before it take seconds.
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -54,8 +54,7 @@ def _text(steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> str:
     ids: list[int] = []
     shown, parts = "", []
     for step in steps:
-        tokens = step.verdict.tokens.tolist()
-        kept = step.verdict.num_accepted
+        tokens, kept = step.verdict.tokens.tolist(), step.verdict.num_accepted
         for kind, piece in (("kept", tokens[:kept]), ("bonus", tokens[kept:])):
             ids += piece
             text = decode(ids)

@@ -21,13 +21,7 @@ _FIELDS = ("id", "category", "prompt")
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """A user's message.
-
-    Attributes:
-        id: unique in its set.
-        category: what kind of text answers it; figures are given for each.
-        prompt: the message.
-    """
+    """A user's message, with an id unique in its set, and the kind of text that answers it."""
 
     id: str
     category: str
@@ -35,13 +29,10 @@ class BenchPrompt:
 
 
 def load(path: Path) -> list[BenchPrompt]:
-    """Read a file of one JSON object a line with the texts `id`, `category` and `prompt`.
-
-    Other fields are ignored, and so are empty lines.
+    """Read a file of one JSON object a line with `id`, `category`, `prompt` and others, ignored.
 
     Raises:
         ParamsError: the file is not of that form; names the line.
-        OSError: it cannot be read.
     """
     found = [BenchPrompt(*read_object(line, where, _FIELDS)) for where, line in read_lines(path)]
     name, count = Counter(prompt.id for prompt in found).most_common(1)[0]
