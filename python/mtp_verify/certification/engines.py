@@ -150,33 +150,19 @@ def _of_vllm(order: _Order) -> Engine:
         raise ParamsError(message, slug="bad_options")
     checkpoints = order.checkpoints()
     drafts = _VLLM_DRAFTS[order.mode]
-    llm = vllm.LLM(
-        model=str(checkpoints.target),
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        dtype="float32",
-        max_model_len=64,
-        enable_prefix_caching=False,
-        speculative_config=drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS},
-    )
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+    options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
+    drafts = drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS}
+    llm = vllm.LLM(model=str(checkpoints.target), speculative_config=drafts, **options)
+    kept = ("temperature", "top_p", "min_p", "repetition_penalty")
+    shaping = {name: getattr(params, name) for name in kept} | {"top_k": params.top_k or -1}
+    shaping |= {"max_tokens": setting.num, "detokenize": False, "ignore_eos": True}
+    shaping["stop_token_ids"] = None if setting.eos is None else [setting.eos]
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         # A seed of its own for every request: a shared one gives n times the same string.
-        settings = [
-            vllm.SamplingParams(
-                temperature=params.temperature,
-                top_k=params.top_k or -1,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                repetition_penalty=params.repetition_penalty,
-                max_tokens=setting.num,
-                seed=seed * (1 << 20) + row,
-                detokenize=False,
-                ignore_eos=True,
-                stop_token_ids=None if setting.eos is None else [setting.eos],
-            )
-            for row in range(n)
-        ]
+        seeds = range(seed << 20, (seed << 20) + n)
+        settings = [vllm.SamplingParams(**shaping, seed=own_seed) for own_seed in seeds]
         requests = [{"prompt_token_ids": list(prompt)}] * n
         found = llm.generate(requests, settings, use_tqdm=False)
         return filled_up([list(result.outputs[0].token_ids) for result in found], setting.num)

@@ -32,8 +32,7 @@ class Check:
     """One test of a certificate.
 
     Attributes:
-        name: What is compared: "joint", "token 1", ..., "neighbours", "next seed", "token 1 given
-            those before", ...
+        name: What is compared: "joint", "token 1", "next seed", "token 1 given those before", ...
         prompt: Which prompt, or None for all together.
         fit: Statistic and p-value.
         adjusted: The p-value after Holm's correction over all checks.

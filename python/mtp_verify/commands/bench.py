@@ -149,6 +149,5 @@ COMMAND = Command(
     "mtp-verify bench decode --per-category 1 --plot tau.svg",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -212,6 +212,5 @@ COMMAND = Command(
     "mtp-verify demo --max-new-tokens 64",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -78,7 +78,6 @@ COMMAND = Command(
     "mtp-verify export my-head --layout in_checkpoint --base target --out served",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="hf",
     activity="writing the head ...",
 )

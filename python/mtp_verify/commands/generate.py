@@ -99,6 +99,5 @@ COMMAND = Command(
     'mtp-verify generate "Write a haiku about bridges." --temperature 0.7 --seed 7',
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -156,7 +156,6 @@ COMMAND = Command(
     "mtp-verify inspect path/to/checkpoint --json",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="hf",
     activity="reading the checkpoint ...",
 )

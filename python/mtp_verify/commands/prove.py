@@ -144,10 +144,9 @@ def _tables() -> tuple[Any, ...]:
     """Run `_send` in another process: Ctrl-C ends that one, but no call of the core here."""
     worker = Worker(_send)
     try:
-        found: tuple[Any, ...] = worker.receive()
+        return worker.receive()  # type: ignore[no-any-return]
     finally:
         worker.stop()
-    return found
 
 
 def _send(connection: Connection) -> None:

@@ -51,7 +51,6 @@ COMMAND = Command(
     "mtp-verify reattach --base original --tuned tuned --out tuned-with-head",
     add_arguments,
     run,
-    needs=("torch",),
     extra="torch",
     activity="writing the checkpoint ...",
 )

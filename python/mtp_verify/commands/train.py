@@ -216,6 +216,5 @@ COMMAND = Command(
     "mtp-verify train --model smollm2 --out my-head --minutes 37",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -103,6 +103,5 @@ COMMAND = Command(
     'mtp-verify view "Repeat: a rose is a rose is a rose." --html steps.html',
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -111,11 +111,8 @@ def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
                     samples[count][width].append(1e3 * (perf_counter() - start))
     finally:
         torch.set_num_threads(before)
-    times = {
-        count: {width: median(values) for width, values in row.items()}
-        for count, row in samples.items()
-        if all(row.values())
-    }
+    timed = {count: row for count, row in samples.items() if all(row.values())}
+    times = {n: {w: median(values) for w, values in row.items()} for n, row in timed.items()}
     return ThreadReport(_best(times), times, cores, others=meter.read())
 
 
