@@ -39,15 +39,10 @@ _MUTANT_TV = 0.02  # what the mutant "biased" moves
 
 @dataclass(frozen=True)
 class Engine:
-    """A sampler with its target: what `certify` takes.
+    """A sampler of tokens (n, length) with its target: what `certify` takes, and describes.
 
     Attributes:
-        sample: Draws (n, length) tokens.
-        rows: From tokens to the target's logits (V,).
-        params: How it shapes rows.
         lossy: The acceptance with which it gives up the target's distribution, if it does.
-        eos: The token at which it stops, if it does at any.
-        allowed: The grammar that it obeys, if it does.
     """
 
     name: str

@@ -31,15 +31,10 @@ def generate_loop(
     *,
     batch: int | None = None,
 ) -> Sample:
-    """Return a sampler that calls `generate`.
+    """Return a sampler that calls `generate` of a target, with further `options`.
 
-    Args:
-        model: The target.
-        params: How rows are shaped.
-        setting: Length and end of each string; a grammar, where `options` say nothing of it.
-        options: More arguments of `generate`; `mtp_layers` are layers for `use_mtp`.
-        batch: Strings of each call; None draws all in one. If there are several, a longer prompt is
-            added, so that they are padded on the left.
+    Among these `mtp_layers` are layers for `use_mtp`. A call draws `batch` strings; None draws all
+    in one. If there are several, a longer prompt is added, so that they are padded on the left.
     """
     import torch
 

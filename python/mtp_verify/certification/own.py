@@ -225,10 +225,8 @@ def drop_in_loop(
     name, rule = MODES[mode]
     drafter = _drafter(name, checkpoints, params)
     constraint, cache = _constraint(checkpoints, setting), setting.cache
-    options: dict[str, Any] = {
-        "lossy": LOSSY.get(mode),
-        "cache": "paged" if cache == "paged" else None,
-    }
+    paged = "paged" if cache == "paged" else None
+    options: dict[str, Any] = {"lossy": LOSSY.get(mode), "cache": paged}
     options |= {"planner": _planner(mode), "constraint": constraint}
     options = {"custom_generate": hf.speculative(drafter, rule, **options)}
     options |= {"cache_implementation": "static"} if cache == "static" else {}

@@ -23,16 +23,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.testing.mutants import Follow
 
-__all__ = [
-    "CACHES",
-    "GRAMMARS",
-    "NUM_DRAFTS",
-    "Plan",
-    "Setting",
-    "add_options",
-    "filled_up",
-    "plans_of",
-]
+__all__ = ["NUM_DRAFTS", "Plan", "Setting", "add_options", "filled_up", "plans_of"]
 
 NUM_DRAFTS = 2  # of a chain
 CACHES = {

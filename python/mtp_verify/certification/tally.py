@@ -140,10 +140,7 @@ def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Che
     if paths is not None:
         found += [(name, None, fit) for name, fit in paths.fits()]
     adjusted = stats.holm([fit.p_value for _, _, fit in found])
-    return [
-        Check(name, prompt, fit, value)
-        for (name, prompt, fit), value in zip(found, adjusted, strict=True)
-    ]
+    return [Check(*test, value) for test, value in zip(found, adjusted, strict=True)]
 
 
 def _fit_of_ranks(tallies: Sequence[Tally]) -> stats.Fit:
@@ -175,9 +172,7 @@ def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interv
         def sums(values: NDArray[Any]) -> NDArray[Any]:
             return np.asarray(values.reshape((vocab,) * length).sum(axis=axes)).reshape(-1)
 
-        first, second = (
-            np.concatenate([sums(tally.halves[half]) for tally in tallies]) for half in range(2)
-        )
+        first, second = (np.concatenate([sums(t.halves[i]) for t in tallies]) for i in range(2))
         law = np.concatenate([sums(tally.law.probs) for tally in tallies]) / len(tallies)
         return stats.tv_interval_of_halves(first, second, law, alpha=level)
 

@@ -51,9 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="The exact verifier for speculative decoding: any drafter, tree and decoder.",
         epilog="example: mtp-verify demo",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {build_info()['version']}"
-    )
+    version = f"%(prog)s {build_info()['version']}"
+    parser.add_argument("--version", action="version", version=version)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in registry.COMMANDS:
         own = parsers.add_parser(

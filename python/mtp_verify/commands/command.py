@@ -71,12 +71,11 @@ def output_file(text: str) -> Path:
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     """Add the options `--model` (if wanted), `--tiny` and `--head`, which `subject_for` takes."""
+    add = parser.add_argument
     if model:
-        parser.add_argument(
-            "--model", metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)"
-        )
-    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
-    parser.add_argument(
+        add("--model", metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)")
+    add("--tiny", action="store_true", help="a small random model (smoke test)")
+    add(
         "--head",
         metavar="PATH",
         help="a trained or published draft head for the model (default: the one that comes with "

@@ -46,11 +46,10 @@ PROMPTS = DEMO
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_model_arguments(parser, model=False)
-    parser.add_argument("--max-new-tokens", type=positive, help="per prompt (default 128; tiny 24)")
-    parser.add_argument(
-        "--repeats", type=positive, default=2, help="timed runs of each way; the best counts"
-    )
-    parser.add_argument("--seed", type=int, default=7, help="of the sampled comparison")
+    add = parser.add_argument
+    add("--max-new-tokens", type=positive, help="per prompt (default 128; tiny 24)")
+    add("--repeats", type=positive, default=2, help="timed runs of each way; the best counts")
+    add("--seed", type=int, default=7, help="of the sampled comparison")
     add_drafter_argument(parser)
 
 
@@ -156,9 +155,8 @@ def run(args: argparse.Namespace) -> Report:
             same = {}
             for kind, params, rule in _COMPARISONS:
                 progress.step(f"comparing {kind} outputs: {prompt.category} (float32)")
-                same[kind] = identical(
-                    model, decoder(params, rule), ids, max_new_tokens=length, seed=args.seed
-                )
+                options = {"max_new_tokens": length, "seed": args.seed}
+                same[kind] = identical(model, decoder(params, rule), ids, **options)
             found.append(_Found(prompt, int(ids.shape[1]), raced, same))
     return _report(found, subject, policy, args.seed, name, entrant)
 

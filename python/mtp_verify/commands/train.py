@@ -32,12 +32,7 @@ _HEADS: dict[str, dict[str, Any]] = {
         "family": "independent", "num_layers": 2, "plain_share": 1.0, "context_tokens": False,
     },
 }  # fmt: skip
-_TINY: dict[str, Any] = {
-    "max_rows": 256,
-    "draft_vocab_size": 256,
-    "evaluate_every": 10,
-    "dtype": "float32",
-}
+_TINY = {"max_rows": 256, "draft_vocab_size": 256, "evaluate_every": 10, "dtype": "float32"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -74,9 +74,7 @@ def _interrupts_wait() -> Iterator[None]:
     # take the signal, and then this one is interrupted all the same, unless the handler waits too.
     held: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()
-    handler = (
-        signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
-    )
+    handler = signal.signal(signal.SIGINT, lambda n, _: held.append(n)) if is_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

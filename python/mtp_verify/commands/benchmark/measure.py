@@ -84,17 +84,8 @@ def measure(
     """Generate from each prompt in each mode: plainly, by transformers, and with each drafter.
 
     Runs on one prompt follow one another, in an order that rotates from prompt to prompt, so that a
-    change of the machine's load affects all of them.
-
-    Args:
-        model: a transformers causal language model in evaluation mode.
-        prompts: token ids of each.
-        entrants: the drafters.
-        modes: of `MODES`.
-        max_new_tokens: of each run; an EOS token may end it earlier.
-        seed: prompt i takes `derive_seed(seed, i)`.
-        head: a trained head for the model, where an entrant drafts with one.
-        tell: called before each run with prompt, mode and entrant.
+    change of the machine's load affects all of them. `tell` is called before each run with prompt,
+    mode and entrant; prompt i, of token ids, takes `derive_seed(seed, i)`.
     """
     costs = MeasuredCosts(as_target(model))  # measured when they are first asked for
     for index, tokens in enumerate(prompts):

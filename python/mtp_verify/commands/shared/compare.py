@@ -109,13 +109,8 @@ def identical(
 ) -> Identity:
     """Compare the tokens of plain and speculative decoding: greedy, or with the rule "coupled".
 
-    Args:
-        model: the decoder's target, in float32 if identity is expected.
-        decoder: with the drafter. At temperatures above 0 rules other than "coupled" give the same
-            distribution, but not the same tokens.
-        input_ids: (1, T) int64.
-        max_new_tokens: an EOS token may end a run earlier.
-        seed: of both runs.
+    Other rules give the same distribution, but not the same tokens. Arguments as those of `race`;
+    the model is in float32 if identity is expected.
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
     runs = [decoder.generate(input_ids, **options, speculate=s) for s in (False, True)]

@@ -55,11 +55,8 @@ def pick(prompts: Sequence[BenchPrompt], per_category: int | None) -> list[Bench
 
 def held_out(count: int) -> list[BenchPrompt]:
     """Return `count` prompts, in a random order, on the topics that training holds out."""
-    texts = make_prompts(0, held_out=True)[:count]
-    return [
-        BenchPrompt(f"held-out-{number}", "held-out topics", text)
-        for number, text in enumerate(texts, 1)
-    ]
+    texts, kind = make_prompts(0, held_out=True)[:count], "held-out topics"
+    return [BenchPrompt(f"held-out-{at}", kind, text) for at, text in enumerate(texts, 1)]
 
 
 # The small set of `bench`, and what `demo` answers.

@@ -153,10 +153,8 @@ def _checkpoint(folder: Path) -> Subject:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def load(dtype: str) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True
-        )
-        return model.eval()
+        read = AutoModelForCausalLM.from_pretrained
+        return read(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
     if not (folder / "config.json").is_file():
         message = f"{folder}: found no config.json, wanted a folder that save_pretrained wrote"

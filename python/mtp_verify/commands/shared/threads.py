@@ -83,9 +83,6 @@ def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
         model: a transformers model or a `Target`, on the CPU.
         counts: thread counts to try; None tries 1, 2, 4, ... and the number of cores.
 
-    Returns:
-        The report; `best` has the least sum over the widths, but more threads must save 5 %.
-
     Raises:
         UnsupportedModelError: the model cannot decode.
     """

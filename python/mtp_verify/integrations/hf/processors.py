@@ -51,16 +51,9 @@ def split_processors(
     num_rows: int,
     eos_ids: Sequence[int],
 ) -> tuple[SamplingParams, list[Callable[..., Any]]]:
-    """Split a prepared list for one row of a batch.
+    """Split a list that transformers has prepared for one row of a batch of `num_rows`.
 
-    Args:
-        processors: as transformers prepares it, the user's own among them.
-        do_sample: False is greedy decoding.
-        prompt_width: of `input_ids`, padding included.
-        padding: (P,) the tokens before the row's own ones.
-        row: its place in the batch of `num_rows`.
-        num_rows: of the batch.
-        eos_ids: tokens that end its text.
+    The prompt of `prompt_width` tokens has (P,) `padding` before the row's own ones.
 
     Returns:
         What the core does before and after the processors, and the processors, which are called
