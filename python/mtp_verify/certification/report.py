@@ -108,24 +108,20 @@ def _table(certificates: Sequence[Certificate]) -> Table:
     short = tuple(
         f"{c.name} ended early: {_missing(c)}." for c in certificates if c.verdict == _NOT_ENOUGH
     )
-    return Table(
-        title="",
-        columns=("engine", "verdict", "samples", "needed", "p", "TV [95 %]", "controls", "s"),
-        rows=tuple(rows),
-        left=2,
-        notes=(
-            "",
-            f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
-            f"probability {first.alpha}.",
-            *short,
-            "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
-            "mean over prompts.",
-            f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
-            "before, and their noise.",
-            "controls: plain sampling passed the same tests, and a sampler that is wrong by "
-            f"{min(1.0, 2 * first.min_tv)} failed them.",
-        ),
+    notes = (
+        "",
+        f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
+        f"probability {first.alpha}.",
+        *short,
+        "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
+        "mean over prompts.",
+        f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
+        "before, and their noise.",
+        "controls: plain sampling passed the same tests, and a sampler that is wrong by "
+        f"{min(1.0, 2 * first.min_tv)} failed them.",
     )
+    columns = ("engine", "verdict", "samples", "needed", "p", "TV [95 %]", "controls", "s")
+    return Table("", columns, tuple(rows), left=2, notes=notes)
 
 
 def _where(certificate: Certificate) -> list[Table]:

@@ -136,10 +136,9 @@ def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:
     if names is None:
         return [entrant for entrant in ENTRANTS.values() if has_head or not entrant.needs_head]
     chosen = [ENTRANTS[name] for name in dict.fromkeys(names)]
-    for entrant in chosen:
-        if entrant.needs_head and not has_head:
-            message = f"--drafter {entrant.name!r} needs a trained head; give --head FOLDER"
-            raise ParamsError(message, slug="bad_options")
+    if (name := next((e.name for e in chosen if e.needs_head), None)) and not has_head:
+        message = f"--drafter {name!r} needs a trained head; give --head FOLDER"
+        raise ParamsError(message, slug="bad_options")
     return chosen
 
 

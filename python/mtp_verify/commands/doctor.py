@@ -188,15 +188,14 @@ def _failed_hooks() -> dict[str, str]:
 
 
 def _generate(**settings: Any) -> list[int]:
-    """Two tokens of a tiny random model by `generate`, behind a prompt that invites drafts."""
+    """Return two tokens of a tiny model by `generate`, behind a prompt that invites drafts."""
     import torch
 
     ids = torch.tensor([_PROMPT])
     settings |= {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     model = subject_for(tiny=True).load("float32")
     text = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    tokens: list[int] = text[0, len(_PROMPT) :].tolist()
-    return tokens
+    return list(text[0, len(_PROMPT) :].tolist())
 
 
 def _custom_generate() -> list[int]:
@@ -210,8 +209,7 @@ def _decoder() -> list[int]:
 
     model = subject_for(tiny=True).load("float32")
     decoder = Decoder(model, drafters.NGram(min_ngram=1), SamplingParams(temperature=0.0))
-    tokens: list[int] = decoder.generate(_PROMPT, max_new_tokens=2).tokens[0]
-    return tokens
+    return list(decoder.generate(_PROMPT, max_new_tokens=2).tokens[0])
 
 
 # What is tried, the library's own `generate` first.

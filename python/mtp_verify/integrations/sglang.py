@@ -356,8 +356,7 @@ def _seeds(info: Any, num: int) -> list[int]:
     """Return the requests' own seeds, or fresh ones, so that no step repeats another's noise."""
     if info.sampling_seed is not None:
         return [int(seed) % (1 << 64) for seed in info.sampling_seed.tolist()]
-    drawn: list[int] = torch.randint(1 << 62, (num,)).tolist()
-    return drawn
+    return list(torch.randint(1 << 62, (num,)).tolist())
 
 
 def _synchronise(*tensors: torch.Tensor) -> None:

@@ -260,8 +260,7 @@ def _shaped(rows: torch.Tensor, counts: Sequence[int], sampling: Any) -> torch.T
         return None if values is None else values[: len(widths)].repeat_interleave(widths)
 
     temperature = expand(sampling.temperature)
-    temperature = torch.where(temperature == 0, 1.0, temperature)
-    shaped: torch.Tensor = apply_top_k_top_p(
-        rows / temperature[:, None], expand(sampling.top_k), expand(sampling.top_p)
-    )
+    rows = rows / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    shaped: torch.Tensor
+    shaped = apply_top_k_top_p(rows, expand(sampling.top_k), expand(sampling.top_p))
     return shaped
