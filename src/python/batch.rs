@@ -12,12 +12,12 @@ use crate::error::Result;
 use crate::verify::law;
 use crate::verify::lazy::DrafterRows;
 
-use super::LOGITS;
 use super::draft_batch::DraftBatch;
 use super::drafts::Draft;
 use super::edits::RowEdits;
 use super::errors::in_sequence;
 use super::gate::{enter, hold};
+use super::given::LOGITS;
 use super::lossy::Lossy;
 use super::numbers::{count, instances, integers, is_list, list, word};
 use super::plans::place;

@@ -16,7 +16,7 @@ use crate::verify::law::{self, Law};
 use crate::verify::lazy::{DrafterRows, Source, check_distribution};
 
 pub(super) const FLOATS: &str = "float32, float16, bfloat16 or float64";
-const LOGITS: &str = "float32, float16 or bfloat16";
+pub(super) const LOGITS: &str = "float32, float16 or bfloat16";
 
 enum Given {
     None,

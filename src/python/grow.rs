@@ -13,9 +13,9 @@ use crate::growers::{
     Vocabulary,
 };
 use crate::growers::{Grower as _, Growth};
-use crate::python::LOGITS;
 use crate::python::drafts::Draft;
 use crate::python::gate::{enter, hold, locked};
+use crate::python::given::LOGITS;
 use crate::python::numbers::{self, count, integer, integers, numbers, token_ids, word};
 use crate::python::state::refuse_copy;
 use crate::python::tensor::Tensor;

@@ -41,15 +41,13 @@ use crate::verify::{self, Noise, RULES, optimum};
 use drafts::Draft;
 use edits::RowEdits;
 use gate::{enter, hold};
-use given::FLOATS;
+use given::{FLOATS, LOGITS};
 use lossy::Lossy;
 use numbers::{count, count_or_0, integer, integers, list, word};
 use plans::CommitPlan;
 use tensor::Tensor;
 use types::{CoreParams, TokenTree, core_params};
 use verdict::Verdict;
-
-const LOGITS: &str = "float32, float16 or bfloat16";
 
 #[pyfunction]
 #[pyo3(name = "verify", signature = (

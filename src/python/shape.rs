@@ -3,9 +3,9 @@
 use pyo3::prelude::*;
 
 use crate::growers::{self, Optimal};
-use crate::python::LOGITS;
 use crate::python::drafts::Draft;
 use crate::python::gate::{enter, hold};
+use crate::python::given::LOGITS;
 use crate::python::numbers::{self, count, list, numbers};
 use crate::python::tensor::Tensor;
 use crate::python::types::TokenTree;

@@ -162,7 +162,7 @@ class _Enumerator(Host):
 
     def verify_batch(
         self, drafts: Any, logits: Any, params: Any, rule: str | Sequence[str], *,
-        seeds: Sequence[int], positions: Sequence[int], lossy: Any, edits: Sequence[Edits],
+        seeds: Sequence[int], positions: Sequence[int], lossy: Any, edits: Sequence[Edits | None],
         top_logprobs: Any,
     ) -> Any:  # fmt: skip
         del top_logprobs

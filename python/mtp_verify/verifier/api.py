@@ -201,13 +201,16 @@ def step_edits(
     bitmask: Any,
     processors: Sequence[Processor],
     position: int | None,
-) -> kernels.Edits:
-    """Return what changes the rows of a step, checked.
+) -> kernels.Edits | None:
+    """Return what changes the rows of a step, checked; None if nothing was given.
 
     Raises:
         ParamsError: The history is missing, too short or too long for the position, or does not end
             with the root; a processor cannot be called.
     """
+    is_plain = history is None and bitmask is None and isinstance(processors, tuple)
+    if is_plain and not processors and type(prompt_len) is int and prompt_len == 0:
+        return None
     if history is not None:
         check_sequence("history", history)
         _check_history(history, prompt_len, draft, position)

@@ -138,7 +138,7 @@ def _edits(
     prompt_lens: Sequence[int] | None,
     bitmasks: Sequence[Any] | None,
     processors: Sequence[Processor] | Sequence[Sequence[Processor]],
-) -> list[kernels.Edits]:
+) -> list[kernels.Edits | None]:
     """Return what changes the rows of each sequence; an empty list if nothing does."""
     count = len(drafts)
     functions = as_list("processors", processors)
@@ -164,7 +164,7 @@ def _edits(
     if is_plain:
         return []
     like = logits[0] if count and isinstance(logits, (list, tuple)) else logits
-    edits = []
+    edits: list[kernels.Edits | None] = []
     for sequence in range(count):
         try:
             edits.append(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mtp_verify import _core
 from mtp_verify._core import CoreParams, Draft, DraftBatch, Grower, Lossy, Verdict, VerdictBatch
 from mtp_verify.errors import DraftError
@@ -17,6 +19,8 @@ def to_host(tensor: Any, name: str = "logits") -> Any:
     Raises:
         DraftError: A tensor of shapes alone; names it.
     """
+    if type(tensor) is np.ndarray:  # Most calls: looking for a tensor's attributes takes longer.
+        return tensor
     if getattr(tensor, "is_meta", False) is True:
         message = f"{name}: found a tensor on device meta, wanted one that has values"
         raise DraftError(message, slug="bad_tensor")
@@ -66,7 +70,7 @@ class Host:
         seeds: Sequence[int],
         positions: Sequence[int],
         lossy: Lossy | Sequence[Lossy | None] | None,
-        edits: Sequence[Edits],
+        edits: Sequence[Edits | None],
         top_logprobs: int | Sequence[int],
     ) -> VerdictBatch:
         """Return the verdicts on many drafts, as `mtp_verify.verify_batch`."""
