@@ -15,31 +15,26 @@ from transformers import cache_utils
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DUMMY", "AttentionEntries", "LayerEntries"]
+__all__ = ["DUMMY", "AttentionEntries", "LayerEntries", "library_classes"]
 
-# Stands for layers that read another layer's entries; early versions of transformers 5 have none.
-DUMMY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+
+def library_classes(*names: str) -> tuple[type, ...]:
+    """Return the classes of those names; early versions of transformers 5 have fewer of them."""
+    return tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
+
+
+DUMMY = library_classes("DummyLayer")  # Stands for layers that read another layer's entries.
 
 
 class LayerEntries(ABC):
-    """One layer of a sequence's cache while the decoder uses it.
-
-    Args:
-        layer: what the model is given; a stand-in for the user's own layer where that could not be
-            rolled back.
-    """
+    """One layer of a sequence's cache in use; `layer` is what the model gets, maybe a stand-in."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     @abstractmethod
     def move(self, moves: torch.Tensor) -> None:
-        """Copy entries.
-
-        Args:
-            moves: (M, 2) int64, entry from -> to, counted from the sequence's first token. All are
-                read before any is written.
-        """
+        """Copy entries `moves` (M, 2) int64, from -> to; all are read before any is written."""
 
     @abstractmethod
     def crop(self, length: int) -> None:
@@ -55,11 +50,7 @@ class LayerEntries(ABC):
 
     @abstractmethod
     def finish(self, num_padding: int) -> Any:
-        """Return the layer as the library's own generation leaves it.
-
-        Args:
-            num_padding: masked entries to put in front.
-        """
+        """Return the library's own layer again, with `num_padding` masked entries in front."""
 
 
 class AttentionEntries(LayerEntries):

@@ -1,7 +1,7 @@
 """Models under `torch.compile`: the module that was compiled, and its name.
 
-`torch.compile(model)` is a module around the model. What belongs to the model (its class, the
-arguments of its forward) is asked of the model inside; forwards go through the module around it.
+What belongs to the model (its class, the arguments of its forward) is asked of the model inside;
+forwards go through the module around it.
 """
 
 from __future__ import annotations

@@ -31,9 +31,8 @@ def _entries(index: int) -> Any:
 class GrowingLayer(DynamicLayer):
     """A dynamic layer with spare capacity, so that a step copies its own entries and no others.
 
-    `DynamicLayer` concatenates, that is, copies the whole cache in every layer of every step. Here
-    `keys` and `values` are the filled part of larger buffers that grow by a quarter when they are
-    full, and dropping entries is a matter of one number. Whatever assigns to `keys` or `values`
+    `keys` and `values` are the filled part of buffers that grow by a quarter when they are full,
+    and dropping entries is a matter of one number. Whatever assigns to `keys` or `values`
     (reordering, repeating, a user) is taken over: those tensors are the entries then.
     """
 
@@ -48,19 +47,6 @@ class GrowingLayer(DynamicLayer):
         self._is_taken = [True, True]  # tensors of others are never written to
         super().__init__(**kwargs)
 
-    @classmethod
-    def from_layer(cls, layer: DynamicLayer) -> GrowingLayer:
-        """Take over a plain layer's entries; they are copied at the next update."""
-        grown = cls()
-        hand_over(layer, grown)
-        return grown
-
-    def to_layer(self) -> DynamicLayer:
-        """Return a plain layer with the same entries (views, no copy)."""
-        plain = DynamicLayer()
-        hand_over(self, plain)
-        return plain
-
     def get_seq_length(self) -> int:
         """Return the number of entries held."""
         return self._lengths[0]
@@ -73,13 +59,10 @@ class GrowingLayer(DynamicLayer):
         num_shown: int = 0,
         **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries and return all of them.
+        """Append entries (B, heads, n, width) and return all of them.
 
-        Args:
-            key_states: (B, heads, n, width).
-            value_states: (B, heads, n, width).
-            num_shown: return as many where there are fewer; those behind the last are zeros, or
-                entries that were dropped, and the caller's mask must hide them.
+        With `num_shown` as many are returned where there are fewer; those behind the last are
+        zeros, or entries that were dropped, and the caller's mask must hide them.
         """
         start = self._lengths[0]
         end = start + key_states.shape[-2]
@@ -121,26 +104,26 @@ class DynamicEntries(AttentionEntries):
 
     def __init__(self, layer: DynamicLayer) -> None:
         is_ours = isinstance(layer, GrowingLayer)
-        super().__init__(layer if is_ours else GrowingLayer.from_layer(layer))
+        super().__init__(layer if is_ours else hand_over(layer, GrowingLayer()))
 
-    def finish(self, num_padding: int) -> DynamicLayer:
+    def finish(self, num_padding: int) -> Any:
         """See `LayerEntries.finish`."""
-        layer = self.layer.to_layer()
-        pad_left(layer, num_padding)
-        return layer
+        return pad_left(hand_over(self.layer, DynamicLayer()), num_padding)
 
 
-def hand_over(old: Any, new: Any) -> None:
-    """Give a layer another one's entries (no copy)."""
+def hand_over(old: Any, new: Any) -> Any:
+    """Give a layer another one's entries (no copy), and return it."""
     if old.is_initialized:
         new.lazy_initialization(old.keys, old.values)
         new.keys, new.values = old.keys, old.values
         if new.is_sliding:
             new.cumulative_length = old.cumulative_length
+    return new
 
 
-def pad_left(layer: Any, num_padding: int) -> None:
-    """Put entries of zeros in front of those of a layer."""
+def pad_left(layer: Any, num_padding: int) -> Any:
+    """Put entries of zeros in front of those of a layer, and return it."""
     if num_padding and layer.is_initialized:
         layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, num_padding, 0))
         layer.values = torch.nn.functional.pad(layer.values, (0, 0, num_padding, 0))
+    return layer

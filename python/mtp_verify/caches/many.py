@@ -22,7 +22,7 @@ __all__ = ["ManyCache", "SharedLayer", "Storage", "replace_layers"]
 
 
 class Storage(ABC):
-    """Where the entries of a decoder's requests are kept; made by `CacheSettings.open`.
+    """Where the entries of a decoder's requests are kept.
 
     Attributes:
         table: who holds which blocks; None where there are none.
@@ -40,19 +40,13 @@ class Storage(ABC):
 class ManyCache(ABC):
     """A cache whose sequences come, go and grow independently, each in a slot of its own.
 
-    Slots in use are 0 to `len(lengths) - 1`. Entries that a forward wrote count only after
-    `commit` or `extend`: one that failed has changed nothing. Defaults are those of a cache that
-    can always grow.
-
-    Args:
-        kv: for the model's forward, with the layers of this cache.
-
-    Attributes:
-        lengths: entries of each slot.
-        is_recurrent: False: no layer of the kinds that can be shared has a recurrent state.
+    Slots in use are 0 to `len(lengths) - 1`, `lengths` their numbers of entries. What a forward
+    wrote counts only after `commit` or `extend`: one that failed has changed nothing. Defaults are
+    those of a cache that can always grow. `kv` is for the model's forward, with the layers of this
+    cache.
     """
 
-    is_recurrent = False
+    is_recurrent = False  # No layer of the kinds that can be shared has a recurrent state.
 
     def __init__(self, kv: Any) -> None:
         self.kv = kv
@@ -74,9 +68,8 @@ class ManyCache(ABC):
     def add(self, tokens: Sequence[int], *, is_known: bool) -> None:
         """Take a sequence into a new, last slot; its length may be greater than 0 already.
 
-        Args:
-            tokens: those that it is to hold entries of before its first draft.
-            is_known: entries of the same tokens may be taken from other sequences.
+        `tokens` are those that it is to hold entries of before its first draft. With `is_known`
+        their entries may be taken from other sequences.
 
         Raises:
             OutOfBlocksError: there is no space; nothing has changed.
@@ -84,19 +77,13 @@ class ManyCache(ABC):
 
     @abstractmethod
     def remove(self, slot: int, *, wipe: bool = False) -> None:
-        """Free a slot; the last one moves into its place.
-
-        Args:
-            slot: one in use.
-            wipe: it may hold NaN, which must not reach the next sequence in it.
-        """
+        """Free a slot, for the last one to move in; `wipe` what may hold NaN for its next user."""
 
     @abstractmethod
     def share(self, source: int, target: int, length: int) -> bool:
         """Give slot `target` the first `length` entries of slot `source`, and no others.
 
-        Returns:
-            Whether that could be done; if not, they have to be computed.
+        Return whether that could be done; if not, they have to be computed.
         """
 
     def has_space(self) -> bool:
@@ -104,13 +91,7 @@ class ManyCache(ABC):
         return True
 
     def budgets(self, wanted: Sequence[int]) -> list[int]:
-        """Return how many draft nodes each slot may have, so that all of them fit together.
-
-        Args:
-            wanted: the most that are of use to each slot.
-
-        Returns:
-            One number for each slot, at most what it wanted; roots are not counted.
+        """Return how many draft nodes, of those wanted, each slot may have so that all fit.
 
         Raises:
             OutOfBlocksError: there is not even space for the roots.
@@ -118,10 +99,7 @@ class ManyCache(ABC):
         return list(wanted)
 
     def reserve(self, counts: Sequence[int]) -> None:  # noqa: B027
-        """Make space for a draft in each slot.
-
-        Args:
-            counts: nodes of each.
+        """Make space for a draft of so many nodes in each slot.
 
         Raises:
             OutOfBlocksError: there is no space; nothing has changed.
@@ -132,13 +110,7 @@ class ManyCache(ABC):
 
     @abstractmethod
     def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
-        """Say where the next forward writes: at the end of one slot, or of each.
-
-        Args:
-            width: tokens of each sequence in that forward.
-            device: of the model.
-            slot: None for all slots, for which space was reserved.
-        """
+        """Say where the next forward writes: `width` tokens behind one slot, or behind each."""
 
     def writing(self, count: int) -> AbstractContextManager[None]:
         """Return a context for a forward over one slot."""
@@ -184,9 +156,7 @@ def replace_layers(
 ) -> list[SharedLayer]:
     """Replace the layers of an empty cache, and return the new ones.
 
-    Args:
-        cache: made for the model's configuration.
-        make: given the width of a sliding window, or None.
+    `make` is given the width of a sliding window, or None.
 
     Raises:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.

@@ -34,7 +34,7 @@ def tree_mask(
         past: committed entries, all of them visible to every node.
         dtype: of the model.
         window: width of a sliding-window layer, which holds min(past, window - 1) old entries; keys
-            are hidden by their position, not by their index.
+            are hidden by their position, given by `depths` (N+1,), not by their index.
         depths: (N+1,) int, needed with `window`.
         capacity: entries of a static layer, which shows those that are not written yet as well.
 
@@ -65,18 +65,17 @@ def slot_mask(
     *,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Return the additive attention mask of one tree for each slot.
+    """Return the additive attention mask of one tree for each slot, as `tree_mask`.
 
     Args:
         starts: committed entries of each of B slots, visible to all nodes of its tree.
         positions: (B, W) int64, the place of each node in its sequence.
-        ancestors: (B, W, W) bool: entry (b, i, j) is set where node i sees node j. Nodes that only
-            fill a row up see themselves.
+        ancestors: (B, W, W) bool; nodes that only fill a row up see themselves.
         dtype: of the model.
         window: of a sliding-window layer: keys as old as that are hidden.
 
     Returns:
-        (B, 1, W, max(starts) + W), 0 where visible and the lowest finite value elsewhere.
+        (B, 1, W, max(starts) + W).
     """
     count, width = positions.shape
     device = ancestors.device

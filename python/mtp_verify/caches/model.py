@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -15,7 +14,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from mtp_verify.caches.base import DUMMY
+from mtp_verify.caches.base import DUMMY, library_classes
 from mtp_verify.caches.dynamic import DynamicEntries, GrowingLayer
 from mtp_verify.caches.recurrent import RECURRENT, RecurrentEntries
 from mtp_verify.caches.sliding import StaticWindowEntries, WindowEntries, WindowLayer
@@ -39,22 +38,14 @@ _KINDS: dict[type, Callable[[Any], LayerEntries]] = {
     StaticSlidingWindowLayer: StaticWindowEntries,
     **dict.fromkeys(RECURRENT, RecurrentEntries),
 }
-# The base of all of them; early versions of transformers 5 have the first alone.
-_QUANTIZED: tuple[type, ...] = tuple(
-    getattr(cache_utils, name)
-    for name in ("QuantizedLayer", "BaseQuantizedLayer")
-    if hasattr(cache_utils, name)
-)
+_QUANTIZED = library_classes("QuantizedLayer", "BaseQuantizedLayer")
 
 
 class ModelCache:
-    """A transformers cache as the decoder uses it.
+    """A transformers cache as the decoder uses it; layers of all kinds may be mixed.
 
     While it is in use, layers that could not be rolled back have stand-ins; `finish` puts the
     library's own back. The cross-attention half of an `EncoderDecoderCache` is left alone.
-
-    Args:
-        cache: layers of all kinds may be mixed; changed in place.
 
     Raises:
         UnsupportedModelError: a cache, or a layer of it, that cannot be rolled back; says why.
@@ -74,10 +65,9 @@ class ModelCache:
         self._refuse_unsuitable()
         self.is_recurrent = any(isinstance(layer, RECURRENT) for layer in own.layers)
         self.length = self._initial_length()
-        self.capacity = min(
-            (int(layer.max_cache_len) for layer in own.layers if _has_fixed_size(layer)),
-            default=None,
-        )
+        # A sliding window of fixed size never fills up.
+        static = (i for i in own.layers if isinstance(i, StaticLayer) and not i.is_sliding)
+        self.capacity = min((int(layer.max_cache_len) for layer in static), default=None)
         self._entries: list[LayerEntries] = []
         self._take_over()
         if getattr(own, "layer_class_to_replicate", None) is DynamicLayer:
@@ -121,8 +111,8 @@ class ModelCache:
         """Drop all entries after the first `length`.
 
         A recurrent state cannot be cut: the cache goes back to where one of the last forwards
-        began, and is shorter than `length` if need be. The tokens between are run again with what
-        follows them.
+        began, before `length` if need be, and the tokens between are run again with what follows
+        them.
 
         Raises:
             CacheError: there are fewer entries than that, or a recurrent state was committed since.
@@ -149,11 +139,8 @@ class ModelCache:
         Masked entries go in front of those of a prompt that was padded; none in a static cache.
         """
         own = self._own
-        entries = iter(self._entries)
-        own.layers = [
-            layer if isinstance(layer, DUMMY) else next(entries).finish(num_padding)
-            for layer in own.layers
-        ]
+        ends = (entries.finish(num_padding) for entries in self._entries)
+        own.layers = [x if isinstance(x, DUMMY) else next(ends) for x in own.layers]
         if getattr(own, "layer_class_to_replicate", None) is GrowingLayer:
             own.layer_class_to_replicate = DynamicLayer
         return self.kv
@@ -166,10 +153,8 @@ class ModelCache:
                     entries.restore(mark, start)
                 self.length = start
                 return
-        message = (
-            f"the recurrent state of {self.length} tokens was committed and cannot be taken back "
-            f"to {length}"
-        )
+        found = f"the recurrent state of {self.length} tokens was committed"
+        message = f"{found} and cannot be taken back to {length}"
         raise CacheError(message, slug="bad_length")
 
     def _take_over(self) -> None:
@@ -178,10 +163,8 @@ class ModelCache:
         if len(layers) == len(self._entries):
             return
         self._entries += [_KINDS[type(layer)](layer) for layer in layers[len(self._entries) :]]
-        entries = iter(self._entries)
-        self._own.layers = [
-            layer if isinstance(layer, DUMMY) else next(entries).layer for layer in self._own.layers
-        ]
+        own, ours = self._own, (entries.layer for entries in self._entries)
+        own.layers = [x if isinstance(x, DUMMY) else next(ours) for x in own.layers]
 
     def _initial_length(self) -> int:
         layers = self._own.layers
@@ -215,7 +198,3 @@ class ModelCache:
                 )
         if reason:
             raise UnsupportedModelError(reason, slug="unsupported_cache")
-
-
-def _has_fixed_size(layer: Any) -> bool:
-    return isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer)

@@ -20,20 +20,12 @@ _NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_name(function: Callable[..., Any]) -> str | None:
-    """Return the parameter of `function` that takes a cache, or None if it has no such parameter.
+    """Return the parameter of a forward, or of a class of outputs, that takes a cache, or None.
 
     A parameter of another name counts if its annotation says `Cache`.
-
-    Args:
-        function: a forward, or a class of outputs.
     """
     parameters = inspect.signature(function).parameters
-    for name in _NAMES:
-        if name in parameters:
-            return name
-    annotated = (
-        name
-        for name, parameter in parameters.items()
-        if re.search(r"\bCache\b", str(parameter.annotation))
-    )
-    return next(annotated, None)
+    if known := next((name for name in _NAMES if name in parameters), None):
+        return known
+    pairs = parameters.items()
+    return next((n for n, given in pairs if re.search(r"\bCache\b", str(given.annotation))), None)

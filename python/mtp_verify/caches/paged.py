@@ -1,9 +1,8 @@
 """A paged KV cache over plain tensors, kept by a `BlockTable`.
 
-The entries of all sequences lie in one pool of fixed size, in blocks that need not be neighbours; a
-layer gathers what a forward may see. Sequences with the same beginning share its blocks, and a
-block that two of them would write to is copied first. Production engines read blocks in their
-attention kernels; here the gather costs a copy of what is seen, in every layer of every forward.
+The entries of all sequences lie in one pool of fixed size, in blocks that need not be neighbours.
+Sequences with the same beginning share its blocks, and a block that two of them would write to is
+copied first. A layer gathers what is seen, in every forward; production engines need no copy.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class _Aim:
     start: int
     # (n,) places that are written, and which of the forward's (row, column) go there.
     targets: torch.Tensor
-    nodes: tuple[torch.Tensor, torch.Tensor]
+    nodes: tuple[torch.Tensor, ...]
     # (B, S) places that are seen; the last place of the pool is never written and stands for
     # entries that do not exist.
     seen: torch.Tensor
@@ -67,7 +66,7 @@ class _PagedLayer(SharedLayer):
         return keys, values
 
     def copy(self, pairs: torch.Tensor) -> None:
-        """Copy entries; all are read before any is written."""
+        # All are read before any is written.
         for buffer in self.buffers:
             buffer[pairs[:, 1]] = buffer[pairs[:, 0]]
 
@@ -75,12 +74,7 @@ class _PagedLayer(SharedLayer):
 class PagePool(Storage):
     """The entries of a decoder's requests: one block table, and a tensor pair per layer.
 
-    Args:
-        cache: empty, made for the model's configuration; its layers are replaced.
-        settings: its size.
-
-    Attributes:
-        table: who holds which blocks.
+    The layers of `cache`, empty and made for the model's configuration, are replaced.
 
     Raises:
         ParamsError: a size is out of range.
@@ -116,17 +110,12 @@ class PagePool(Storage):
         """Carry out the copies of a reservation or the moves of a plan, (M, 2) int64."""
         if len(pairs):
             # A move never reads what an earlier move of its plan has written.
-            both = torch.from_numpy(pairs)
             for layer in self._layers:
-                layer.copy(both)
+                layer.copy(torch.from_numpy(pairs))
 
 
 class PagedCache(ManyCache):
-    """A `ManyCache` over a pool, which other sessions of the decoder may use as well.
-
-    Args:
-        pool: where its entries are.
-    """
+    """A `ManyCache` over a pool, which other sessions of the decoder may use as well."""
 
     def __init__(self, pool: PagePool) -> None:
         # `lengths` are of entries that are computed: those of a prompt have their blocks before.
@@ -166,12 +155,7 @@ class PagedCache(ManyCache):
         """See `ManyCache.remove`: blocks are written before they are seen."""
         del wipe
         self._table.release(self._sequences[slot])
-        columns: tuple[list[Any], ...] = (
-            self.lengths,
-            self._sequences,
-            self._parents,
-            self._prompts,
-        )
+        columns: list[list[Any]] = [self.lengths, self._sequences, self._parents, self._prompts]
         for column in columns:
             last = column.pop()
             if slot < len(column):
@@ -248,10 +232,8 @@ class PagedCache(ManyCache):
         aim.start = int(starts[0])
         aim.seen = torch.from_numpy(seen).to(device)
         aim.targets = torch.from_numpy(seen[is_new]).to(device)
-        aim.nodes = (
-            torch.from_numpy(rows).to(device),
-            torch.from_numpy(columns - starts[rows]).to(device),
-        )
+        nodes = (torch.from_numpy(index).to(device) for index in (rows, columns - starts[rows]))
+        aim.nodes = tuple(nodes)
 
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]

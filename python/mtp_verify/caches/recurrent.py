@@ -1,9 +1,8 @@
 """Layers with a recurrent state: Mamba, gated delta, linear attention, short convolutions.
 
-A state holds all tokens in one tensor, and none can be taken out again. Before each forward it is
-copied; after a rejection the copy is put back, and the accepted tokens are run again with the next
-forward. Some models combine such a state with attention in one layer; its keys and values then go
-back the same way.
+No token can be taken out of a state. Before each forward it is copied; after a rejection the copy
+is put back, and the accepted tokens are run again with the next forward. Where such a state and
+attention are combined in one layer, its keys and values go back the same way.
 """
 
 from __future__ import annotations
@@ -11,26 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mtp_verify.caches.base import LayerEntries
+from mtp_verify.caches.base import LayerEntries, library_classes
 from mtp_verify.caches.dynamic import pad_left
 from mtp_verify.errors import InternalError
 
 __all__ = ["RECURRENT", "RecurrentEntries"]
 
-# Early versions of transformers 5 have fewer of them.
-RECURRENT: tuple[type, ...] = tuple(
-    getattr(cache_utils, name)
-    for name in (
-        "LinearAttentionLayer",
-        "LinearAttentionAndFullAttentionLayer",
-        "LinearAttentionAndSlidingWindowAttentionLayer",
-        "LinearAttentionAndStaticFullAttentionLayer",
-    )
-    if hasattr(cache_utils, name)
+RECURRENT = library_classes(
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
 )
+
+_COUNT = "cumulative_length"
 
 
 class RecurrentEntries(LayerEntries):
@@ -47,7 +42,10 @@ class RecurrentEntries(LayerEntries):
 
     def mark(self) -> dict[str, Any]:
         """See `LayerEntries.mark`: a copy of the state."""
-        return {name: self._copied(name, value) for name, value in vars(self.layer).items()}
+        # Keys and values: the dynamic kinds never write into them, and entries of the static kind
+        # that lie behind the length do not count.
+        held = vars(self.layer).items()
+        return {n: _copied(v) if isinstance(v, dict) or n == _COUNT else v for n, v in held}
 
     def restore(self, mark: dict[str, Any], length: int) -> None:
         """See `LayerEntries.restore`; a mark serves once."""
@@ -58,7 +56,7 @@ class RecurrentEntries(LayerEntries):
                 for index, saved in value.items():
                     current[index] = _put_back(current[index], saved)
             else:
-                setattr(self.layer, name, _put_back(current, value) if _is_count(name) else value)
+                setattr(self.layer, name, _put_back(current, value) if name == _COUNT else value)
 
     def finish(self, num_padding: int) -> Any:
         """See `LayerEntries.finish`; padding is not part of a state."""
@@ -70,29 +68,14 @@ class RecurrentEntries(LayerEntries):
             pad_left(layer, num_padding)
         return layer
 
-    def _copied(self, name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                index: item.clone() if isinstance(item, torch.Tensor) else item
-                for index, item in value.items()
-            }
-        if _is_count(name) and isinstance(value, torch.Tensor):
-            return value.clone()
-        # Keys and values: the dynamic kinds never write into them, and entries of the static kind
-        # that lie behind the length do not count.
-        return value
 
-
-def _is_count(name: str) -> bool:
-    return name == "cumulative_length"
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {index: _copied(item) for index, item in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _put_back(current: Any, saved: Any) -> Any:
     """Return the saved value, in the current tensor where that fits: compiled code knows it."""
-    if (
-        isinstance(current, torch.Tensor)
-        and isinstance(saved, torch.Tensor)
-        and current.shape == saved.shape
-    ):
-        return current.copy_(saved)
-    return saved
+    are_tensors = isinstance(current, torch.Tensor) and isinstance(saved, torch.Tensor)
+    return current.copy_(saved) if are_tensors and current.shape == saved.shape else saved

@@ -27,11 +27,7 @@ class CacheSettings(ABC):
 
     @abstractmethod
     def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
-        """Return where the entries of a decoder's requests are kept.
-
-        Args:
-            new_kv: makes an empty cache of the library for the model, `BatchTarget.new_kv`.
-        """
+        """Return where the entries of a decoder's requests are kept; see `BatchTarget.new_kv`."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ __all__ = ["StaticWindowEntries", "WindowEntries", "WindowLayer"]
 class WindowLayer(DynamicSlidingWindowLayer):
     """A sliding-window layer that keeps all of its past until it is cropped, by 0 as well.
 
-    Args:
-        sliding_window: how many tokens a token sees, itself included.
-        num_kept: entries that a crop leaves; None for the window - 1 that the next token sees.
+    A token sees `sliding_window` of them, itself included. A crop leaves `num_kept`; None stands
+    for the window - 1 that the next token sees.
     """
 
     keys: torch.Tensor
@@ -63,17 +62,14 @@ class WindowEntries(AttentionEntries):
     layer: WindowLayer
 
     def __init__(self, layer: DynamicSlidingWindowLayer) -> None:
-        window = layer
-        if not isinstance(layer, WindowLayer):
-            window = WindowLayer(int(layer.sliding_window))
-            hand_over(layer, window)
+        is_ours = isinstance(layer, WindowLayer)
+        window = layer if is_ours else hand_over(layer, WindowLayer(int(layer.sliding_window)))
         super().__init__(window)
 
-    def finish(self, num_padding: int) -> DynamicSlidingWindowLayer:
+    def finish(self, num_padding: int) -> Any:
         """See `LayerEntries.finish`."""
-        layer = DynamicSlidingWindowLayer(self.layer.sliding_window)
         self.layer.crop(0)
-        hand_over(self.layer, layer)
+        layer = hand_over(self.layer, DynamicSlidingWindowLayer(self.layer.sliding_window))
         if layer.is_initialized:
             pad_left(layer, min(num_padding, self.layer.num_kept - layer.keys.shape[-2]))
             layer.cumulative_length += num_padding
@@ -101,7 +97,7 @@ class StaticWindowEntries(WindowEntries):
         super().__init__(window)
         self._static = layer
 
-    def finish(self, num_padding: int) -> StaticSlidingWindowLayer:
+    def finish(self, num_padding: int) -> Any:
         """See `LayerEntries.finish`; a static cache takes no padding."""
         del num_padding
         static, window = self._static, self.layer

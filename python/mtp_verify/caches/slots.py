@@ -1,9 +1,8 @@
 """One KV cache for many sequences of different lengths, so that they can share a forward.
 
-A library's batched cache holds sequences of one length and pads the rest. Here every sequence has a
-slot (a place along the batch dimension) and its own length, and a forward writes behind each
-sequence's own end: nothing is padded, nothing moves when a neighbour grows. What a rejected draft
-left behind is overwritten by the next forward.
+Every sequence has a slot (a place along the batch dimension) and its own length, and a forward
+writes behind each sequence's own end: nothing is padded, nothing moves when a neighbour grows. What
+a rejected draft left behind is overwritten by the next forward.
 """
 
 from __future__ import annotations
@@ -63,27 +62,19 @@ class _SlotLayer(SharedLayer):
         return shown[0], shown[1]
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Make the buffers large enough for all slots and the entries that are aimed at.
-
-        Args:
-            keys: (any, heads, any, width), of the dtype and the device wanted.
-            values: (any, heads, any, width), as `keys`.
-        """
-        aim, old = self._aim, self.buffers
-        slots, capacity = aim.num_slots, aim.end
-        if old:
-            if slots <= old[0].shape[0] and capacity <= old[0].shape[2]:
-                return
-            slots = max(slots, 2 * old[0].shape[0]) if slots > old[0].shape[0] else len(old[0])
-            capacity = max(capacity, old[0].shape[2])
-        if not old or capacity > old[0].shape[2]:
-            capacity += max(64, capacity // 4)
+        """Make the buffers large enough for what is aimed at, of these dtypes and heads."""
+        slots, capacity, old = self._aim.num_slots, self._aim.end, self.buffers
+        held, room = (old[0].shape[0], old[0].shape[2]) if old else (0, 0)
+        if old and slots <= held and capacity <= room:
+            return
+        slots = held if slots <= held else max(slots, 2 * held)
+        capacity = room if capacity <= room else capacity + max(64, capacity // 4)
         grown = []
         for index, like in enumerate((keys, values)):
             # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
             buffer = like.new_zeros((slots, like.shape[1], capacity, like.shape[3]))
             if old:
-                buffer[: old[index].shape[0], :, : old[index].shape[2]] = old[index]
+                buffer[:held, :, :room] = old[index]
             grown.append(buffer)
         self.buffers = tuple(grown)
 
@@ -91,8 +82,7 @@ class _SlotLayer(SharedLayer):
 class SlotCache(ManyCache):
     """A `ManyCache` that grows as it needs to; a forward over all slots is one slice.
 
-    Args:
-        cache: empty, made for the model's configuration; its layers are replaced.
+    The layers of `cache`, empty and made for the model's configuration, are replaced.
 
     Raises:
         UnsupportedModelError: a layer that is neither of full nor of sliding-window attention.
@@ -171,11 +161,7 @@ class SlotCache(ManyCache):
 
 
 class SlotStorage(Storage):
-    """Buffers of its own for each cache.
-
-    Args:
-        new_kv: makes an empty cache of the library for the model.
-    """
+    """Buffers of its own for each cache; `new_kv` makes an empty one of the library."""
 
     def __init__(self, new_kv: Callable[[], DynamicCache]) -> None:
         self._new_kv = new_kv

@@ -35,29 +35,22 @@ _LARGEST_WEIGHT = 512.0  # eight times that and a usual value is finite in float
 def spans_of(model: Any, cache: ModelCache) -> list[int]:
     """Return the reaches of attention that the configuration names, least first.
 
-    Those shorter than the prompt in the cache are left out, and those that there is no memory for.
+    Left out are those shorter than the prompt in the cache, and those that there is no memory for.
     """
     layers = attending(cache.kv)
     held = sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))
     parameters = sum(weight.nbytes for weight in model.parameters())
     most = max(_ALWAYS, parameters * _SHARE_OF_MEMORY) * cache.length / max(held, 1)
     config = model.config.get_text_config(decoder=True).to_dict()
-    return sorted(
-        {
-            value
-            for name, value in _numbers(config)
-            if any(word in name for word in _REACHES) and cache.length < value < most
-        }
-    )
+    named = {n for name, n in _numbers(config) if any(word in name for word in _REACHES)}
+    return sorted(n for n in named if cache.length < n < most)
 
 
 def stretch(cache: ModelCache, spans: list[int], most: int) -> int:
-    """Write entries behind those of a prompt.
+    """Write entries behind those of a prompt, `most` in all, and return how many there are.
 
-    The third token that follows is the first one not to see all: the widest window has slid by one,
-    or a chunk has begun.
-
-    `spans` are those of `spans_of`; there may be `most` entries in all. Return how many there are.
+    The third token that follows is the first one not to see all: the widest window (`spans_of`) has
+    slid by one, or a chunk has begun.
     """
     length, layers = cache.length, attending(cache.kv)
     spans = [span for span in spans if span <= most]
@@ -95,14 +88,12 @@ def attending(kv: Any) -> list[Any]:
 
 def copied(cache: ModelCache) -> list[tuple[torch.Tensor, ...]]:
     """Return copies of the keys and values of each layer; zeros for what has left a window."""
-    pairs = []
-    for layer in attending(cache.kv):
-        missing = cache.length - layer.keys.shape[2]
-        pair = (layer.keys, layer.values)
-        pairs.append(
-            tuple(torch.nn.functional.pad(states, (0, 0, missing, 0)).clone() for states in pair)
-        )
-    return pairs
+
+    def whole(states: torch.Tensor) -> torch.Tensor:
+        missing = cache.length - states.shape[2]
+        return torch.nn.functional.pad(states, (0, 0, missing, 0)).clone()
+
+    return [(whole(layer.keys), whole(layer.values)) for layer in attending(cache.kv)]
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, int]]:

@@ -2,11 +2,10 @@
 
 Speculation runs several tokens in one forward. That is exact only where the row after each of them
 is the row of plain decoding, whatever else is in the forward: other tokens of a chain, siblings of
-a tree, other requests of a batch. Not all models are like that. Some choose their rotary
-frequencies by the last position of the forward (longrope); some hide or weigh tokens by their index
-in it, which in a tree or a batch is not their position (GPT-Neo, ALiBi as Falcon has it); some fail
-on a mask of their own shape. None of that can be read off a configuration, so that each model is
-tried on a few tokens before it is used: about ten forwards, once for a model as it is configured.
+a tree, other requests of a batch. Some models choose their rotary frequencies by the last position
+of the forward (longrope); some hide or weigh tokens by their index in it, which in a tree or a
+batch is not their position (GPT-Neo, ALiBi as Falcon has it); some fail on a mask of their own
+shape. No configuration tells, so each model is tried before it is used: about ten forwards, once.
 """
 
 from __future__ import annotations
@@ -37,20 +36,17 @@ _NUM_END = 4  # tokens of the prompt that are replaced to see whether others not
 _NUM_SIBLINGS = 12
 # Contexts are extended by less than this, so that so many parts of one lie within the original.
 _LARGEST_EXTENSION = 512
+_HALF = torch.float16  # Stands for all dtypes of less than 32 bits.
 # Root mean square distance of two rows, relative to the spread of their logits, that the rounding
 # of differently shaped forwards may explain: 4e-3 in full and 0.08 in half precision were seen.
-_TOLERANCES = {torch.float64: 1e-2, torch.float32: 2e-2}
-_TOLERANCE_OF_HALVES = 0.15
+_TOLERANCES = {torch.float64: 1e-2, torch.float32: 2e-2, _HALF: 0.15}
 # The same where shapes are equal and only other tokens differ. No bit changes then, except where
 # tokens choose experts: those run in shapes of their own.
-_SAME_SHAPE = {torch.float64: 1e-6, torch.float32: 1e-4}
-_SAME_SHAPE_OF_HALVES = 5e-3
-_SAME_SHAPE_WITH_EXPERTS = {torch.float64: 1e-6, torch.float32: 1e-2}
-_SAME_SHAPE_OF_HALVES_WITH_EXPERTS = 0.05
+_SAME_SHAPE = {torch.float64: 1e-6, torch.float32: 1e-4, _HALF: 5e-3}
+_SAME_SHAPE_WITH_EXPERTS = {torch.float64: 1e-6, torch.float32: 1e-2, _HALF: 0.05}
 # Largest difference of recurrent states, relative to the largest value: far above rounding (4e-3 in
 # float32, 7e-2 in bfloat16 seen), far below a state that was lost (4e-1 and more).
-_STATE_TOLERANCES = {torch.float32: 2e-2, torch.float64: 2e-2}
-_STATE_TOLERANCE_OF_HALVES = 0.2
+_STATE_TOLERANCES = {torch.float64: 2e-2, torch.float32: 2e-2, _HALF: 0.2}
 _NUM_STATE_TOKENS = 10  # Longer than the kernels of short convolutions, which are 3 or 4 wide.
 _Answer = TypeVar("_Answer")
 _known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
@@ -58,25 +54,16 @@ _known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Traits:
-    """What may share a forward of a model.
+    """What may share a forward of a model: None, or why not."""
 
-    Attributes:
-        chains: why not even the tokens of a chain, or None if they may.
-        trees: why not those of a tree, or None.
-        batches: why not several requests, or None.
-        switch: texts of more tokens than this are read in another way, all of their tokens at once;
-            None if there is no such length.
-        forgets: at the switch the library's own generation computes all entries anew (Phi-3);
-            otherwise it goes on from those that were read in the old way.
-        max_length: most tokens of a text for which all that holds; None if there is no limit.
-    """
-
-    chains: str | None = None
+    chains: str | None = None  # even the tokens of a chain
     trees: str | None = None
-    batches: str | None = None
+    batches: str | None = None  # several requests
+    # Texts of more tokens than this are read in another way, all of their tokens at once. Then the
+    # library's own generation computes all entries anew (Phi-3), or goes on from the old ones.
     switch: int | None = None
     forgets: bool = False
-    max_length: int | None = None
+    max_length: int | None = None  # most tokens of a text for which all that holds
 
 
 def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
@@ -84,32 +71,22 @@ def traits_of(target: Any, *, trees: bool, batches: bool) -> Traits:
 
     Trees and batches are left out where they are refused anyway.
     """
-
-    def find() -> Traits:
-        trials = _Trials(target)
-        return trials.run(trees=trees, batches=batches) if trials.is_possible else Traits()
-
-    return _remembered(target, ("traits", trees, batches), find)
+    key = ("traits", trees, batches)
+    return _remembered(target, key, lambda: _Trials(target).run(trees=trees, batches=batches))
 
 
 def static_obstacle(target: Any, capacity: int) -> str | None:
     """Return why the model cannot run on a cache of a fixed size, or None if it can."""
-
-    def find() -> str | None:
-        trials = _Trials(target)
-        is_possible = trials.is_possible and capacity >= 2 * _NUM_PROMPT
-        return trials.find_static_obstacle(capacity) if is_possible else None
-
-    return _remembered(target, ("static", capacity), find)
+    key = ("static", capacity)
+    return _remembered(target, key, lambda: _Trials(target).find_static_obstacle(capacity))
 
 
 def state_obstacle(target: Any) -> str | None:
     """Return why a recurrent model cannot go on by two tokens at once, or None if it can.
 
-    Some models of transformers go on exactly by one token and wrongly by two (Mamba, Jamba and
-    Zamba2 in 5.23 start again from nothing, or nearly so), and some keep a state outside of the
-    cache, where it cannot be put back. Two tokens in one forward are compared with the same two one
-    by one, after a rollback.
+    Two tokens in one forward are compared with the same two one by one, after a rollback. Mamba,
+    Jamba and Zamba2 of transformers 5.23 start again from nothing, or nearly so; others keep a
+    state outside of the cache, where it cannot be put back.
     """
     return _remembered(target, "state", lambda: _find_state_obstacle(target))
 
@@ -117,9 +94,7 @@ def state_obstacle(target: Any) -> str | None:
 def inexact(model: Any, obstacle: str) -> UnsupportedModelError:
     """Return the refusal of a model whose rows are not those of plain decoding.
 
-    Args:
-        model: of transformers, which knows by itself whether it keeps a state.
-        obstacle: what was found when it was tried.
+    `obstacle` is what was found when it was tried.
     """
     kind = ""
     if getattr(model, "_is_stateful", False):
@@ -144,19 +119,15 @@ class _Trials:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        dtype = next(target.model.parameters()).dtype
-        self._tolerance = _TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES)
-        self._same_shape = _SAME_SHAPE.get(dtype, _SAME_SHAPE_OF_HALVES)
+        dtype = _dtype_of(target.model)
+        has_experts = any("expert" in name for name, _ in target.model.named_modules())
+        self._tolerance = _TOLERANCES[dtype]
+        self._same_shape = (_SAME_SHAPE_WITH_EXPERTS if has_experts else _SAME_SHAPE)[dtype]
         # In half precision rounding may make a row choose another expert: one may be off.
-        self._num_excused = 0
-        if any("expert" in name for name, _ in target.model.named_modules()):
-            self._num_excused = 0 if dtype in _TOLERANCES else 1
-            self._same_shape = _SAME_SHAPE_WITH_EXPERTS.get(
-                dtype, _SAME_SHAPE_OF_HALVES_WITH_EXPERTS
-            )
+        self._num_excused = int(has_experts and dtype == _HALF)
         self._limit = target.max_length or 1 << 15
         num_prompt = min(_NUM_PROMPT, self._limit - _NUM_CHAIN - 1)
-        self.is_possible = num_prompt >= _NUM_END + 2
+        self._is_possible = num_prompt >= _NUM_END + 2
         vocab = target.vocab_size or 8
         ids = [(7 * i + i * i // 3 + 1) % vocab for i in range(_NUM_PROMPT + 3 * _NUM_CHAIN)]
         self._prompt = ids[:num_prompt]
@@ -170,6 +141,8 @@ class _Trials:
 
     def run(self, *, trees: bool, batches: bool) -> Traits:
         """Try all that is wanted."""
+        if not self._is_possible:
+            return Traits()
         try:
             cache, rows = self.start()
             depends, switch, max_length = self._depends_on_what_follows(rows)
@@ -186,19 +159,14 @@ class _Trials:
             cache.crop(length)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             return Traits(chains=f"its forward fails on a few tokens ({_said(error)})")
-        gap = self._gap(together, alone)
-        if gap > self._tolerance:
-            return Traits(
-                chains="several tokens in one forward give it other rows than the same ones one "
-                f"by one (relative difference {gap:.1e})"
-            )
+        wrong = "several tokens in one forward give it other rows than the same ones one by one"
+        if chain := self._compare(wrong, (together, alone)):
+            return Traits(chains=chain)
         tree = self._tree_obstacle(cache, length, alone) if trees else None
         batch = None
         if switch is not None:
-            batch = (
-                f"a request of more than {switch} tokens changes how it reads all others of the "
-                "forward"
-            )
+            effect = "changes how it reads all others of the forward"
+            batch = f"a request of more than {switch} tokens {effect}"
         elif batches:
             # What takes an index for a position does so in a batch, too.
             batch = tree or self._batch_obstacle(cache, starts, rows, alone)
@@ -210,9 +178,9 @@ class _Trials:
         cache, _ = self.start()
         ids = torch.zeros((1, switch + 1), dtype=torch.int64, device=self._target.device)
         prepare = self._target.model.prepare_inputs_for_generation
-        name = cache_name(prepare)
+        options = {"attention_mask": torch.ones_like(ids), cache_name(prepare) or "": cache.kv}
         try:
-            prepared = prepare(ids, attention_mask=torch.ones_like(ids), **{name or "": cache.kv})
+            prepared = prepare(ids, **options)
         except Exception:  # noqa: BLE001 - a model's own code may raise anything
             return False
         return not any(value is cache.kv for value in prepared.values())
@@ -228,6 +196,8 @@ class _Trials:
 
         from mtp_verify.caches.model import ModelCache
 
+        if not self._is_possible or capacity < 2 * _NUM_PROMPT:
+            return None
         target = self._target
         try:
             growing, rows = self.start()
@@ -237,19 +207,14 @@ class _Trials:
             found = [self._forward(cache, part) for part in (self._prompt[:2], self._prompt[2:])]
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             return f"its forward fails on one ({_said(error)})"
-        gap = self._gap(torch.cat(found), rows)
-        if gap > self._tolerance:
-            return (
-                "on one its rows are others than on a growing cache "
-                f"(relative difference {gap:.1e})"
-            )
-        return None
+        wrong = "on one its rows are others than on a growing cache"
+        return self._compare(wrong, (torch.cat(found), rows))
 
     def _read(self, end: list[int], last: int) -> torch.Tensor:
         """Return the rows of the prompt's tokens but the last ones, which `end` replaces.
 
-        The last token stands at position `last`, the others near the beginning, yet far enough from
-        each other that another frequency shows.
+        The last token stands at `last`, the others near the beginning, yet far enough from each
+        other that another frequency shows.
         """
         positions = None
         if self._target.takes_positions:
@@ -262,8 +227,7 @@ class _Trials:
     def _depends_on_what_follows(self, rows: torch.Tensor) -> tuple[bool, int | None, int | None]:
         """Replace the prompt's end, and put the last token as far away as one can stand.
 
-        Return whether that changes the rows before it; if not, `switch` and `max_length` of
-        `Traits`.
+        Return whether that changes the rows before it; if not, `switch` and `max_length`.
         """
         end, other = self._prompt[-_NUM_END:], self._others[:_NUM_END]
         low = high = self._stride * (len(self._prompt) - 1)
@@ -319,18 +283,14 @@ class _Trials:
             return f"its forward fails on the mask of a tree ({_said(error)})"
         finally:
             cache.crop(length)
-        gap = self._gap(rows[nodes], alone)
-        if gap > self._tolerance:
-            return f"beside siblings its rows are others than alone (relative difference {gap:.1e})"
-        return None
+        return self._compare("beside siblings its rows are others than alone", (rows[nodes], alone))
 
     def _batch_obstacle(
         self, cache: ModelCache, starts: list[Any], rows: torch.Tensor, alone: torch.Tensor
     ) -> str | None:
         """Run the chain behind a cache in one forward with another request, of a shorter past.
 
-        `starts` are the prompt's keys and values per layer, `rows` are of the whole prompt and
-        `alone` of the chain.
+        `starts` are the prompt's keys and values, `rows` its rows, `alone` those of the chain.
         """
         from mtp_verify.caches.slots import SlotCache
 
@@ -348,24 +308,22 @@ class _Trials:
                 for layer, pair in zip(attending(slots.kv), entries, strict=True):
                     layer.update(*(states[:, :, :length] for states in pair))
                 slots.extend(slot, length)
-            ids = [self._chain[:width], self._prompt[-width:]]
-            positions = torch.tensor(lengths)[:, None] + torch.arange(width)
-            ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
-            found, _ = target.forward_slots(
-                torch.tensor(ids, device=device),
-                positions.to(device),
-                ancestors.expand(2, -1, -1).to(device),
-                slots,
-            )
+            ids = torch.tensor([self._chain[:width], self._prompt[-width:]], device=device)
+            positions = (torch.tensor(lengths)[:, None] + torch.arange(width)).to(device)
+            ancestors = torch.ones((2, width, width), dtype=torch.bool).tril_().to(device)
+            found, _ = target.forward_slots(ids, positions, ancestors, slots)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
             return f"its forward over several fails ({_said(error)})"
-        gap = max(self._gap(found[0], alone[:width]), self._gap(found[1], rows[-width:]))
-        if gap > self._tolerance:
-            return f"beside others its rows are not those alone (relative difference {gap:.1e})"
-        return None
+        pairs = (found[0], alone[:width]), (found[1], rows[-width:])
+        return self._compare("beside others its rows are not those alone", *pairs)
+
+    def _compare(self, wrong: str, *pairs: tuple[torch.Tensor, torch.Tensor]) -> str | None:
+        """Return what is wrong if the rows of a pair are not the same, or None."""
+        gap = max(self._gap(found, wanted) for found, wanted in pairs)
+        return f"{wrong} (relative difference {gap:.1e})" if gap > self._tolerance else None
 
     def _gap(self, found: torch.Tensor, wanted: torch.Tensor) -> float:
-        """Return the largest distance of rows (n, V), n >= 2, from those wanted, over their spread.
+        """Return the largest distance of rows (n, V), n >= 2, over their spread, from those wanted.
 
         With experts in half precision it is the second largest.
         """
@@ -377,6 +335,11 @@ class _Trials:
         return float(gaps.sort().values[-1 - self._num_excused])
 
 
+def _dtype_of(model: Any) -> torch.dtype:
+    dtype: torch.dtype = next(model.parameters()).dtype
+    return dtype if dtype in _TOLERANCES else _HALF
+
+
 def _said(error: Exception) -> str:
     """Return the error of a model's forward in words; raise it if there is no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -385,9 +348,8 @@ def _said(error: Exception) -> str:
 
 
 def _find_state_obstacle(target: Any) -> str | None:
-    tokens = (torch.arange(_NUM_STATE_TOKENS, device=target.device) * 7 + 1) % (
-        target.vocab_size or 8
-    )
+    vocab = target.vocab_size or 8
+    tokens = (torch.arange(_NUM_STATE_TOKENS, device=target.device) * 7 + 1) % vocab
     cuts = [_NUM_STATE_TOKENS - 2, _NUM_STATE_TOKENS - 1, _NUM_STATE_TOKENS]
     try:
         stepwise, state = _run_to(target, tokens, cuts, target.new_cache())
@@ -403,16 +365,11 @@ def _find_state_obstacle(target: Any) -> str | None:
     hidden = (getattr(module, "recurrent_states", None) for module in target.model.modules())
     if any(isinstance(state, torch.Tensor) for state in hidden):
         return "it keeps a recurrent state outside of the cache, which cannot be rolled back"
-    tolerance = _STATE_TOLERANCES.get(
-        next(target.model.parameters()).dtype, _STATE_TOLERANCE_OF_HALVES
-    )
     pairs = [(stepwise, at_once), *zip(state, other, strict=True)]
     worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
-    if worst > tolerance:
-        return (
-            "two tokens in one forward give it another state than the same two one by one "
-            f"(relative difference {worst:.1e})"
-        )
+    if worst > _STATE_TOLERANCES[_dtype_of(target.model)]:
+        wrong = "two tokens in one forward give it another state than the same two one by one"
+        return f"{wrong} (relative difference {worst:.1e})"
     return None
 
 

@@ -29,8 +29,7 @@ _TENSOR_FILES = (".safetensors", ".bin", ".pt", ".pth", INDEX)
 def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
     """Make a folder that appears in one rename, complete; `fill` writes a temporary one beside it.
 
-    Raises:
-        ParamsError: `out` is there and not empty.
+    ParamsError: `out` is there and not empty.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -49,24 +48,16 @@ def write_folder(out: str | Path, fill: Callable[[Path], None]) -> None:
 
 
 def extend(
-    base: Checkpoint,
-    tensors: Mapping[str, torch.Tensor],
-    out: str | Path,
-    *,
-    config: Mapping[str, Any],
+    base: Checkpoint, tensors: Mapping[str, torch.Tensor], out: str | Path, config: dict[str, Any]
 ) -> None:
     """Write a copy of a checkpoint with more tensors, in a shard of their own, and a new config.
 
     Shards of the base are hard links (copies on another disk) and are never rewritten, unless they
-    hold a tensor of the same name, which is replaced.
-
-    Raises:
-        ParamsError: there is something at `out`.
+    hold a tensor of the same name, which is replaced. `out` is as for `write_folder`.
     """
     taken = set(base.files.values())
-    shard = next(
-        name for number in count(1) if (name := f"mtp-{number:05}.safetensors") not in taken
-    )
+    names = (f"mtp-{number:05}.safetensors" for number in count(1))
+    shard = next(name for name in names if name not in taken)
 
     def fill(folder: Path) -> None:
         for path in sorted(base.folder.iterdir()):
@@ -78,7 +69,10 @@ def extend(
             names = [name for name, holder in base.files.items() if holder == file]
             others = [name for name in names if name not in tensors]
             if others == names:
-                _link(base.folder / file, folder / file)
+                try:
+                    os.link((base.folder / file).resolve(), folder / file)
+                except OSError:
+                    shutil.copy2(base.folder / file, folder / file)
             elif others:
                 write_tensors(folder / file, {name: base.read(name) for name in others})
             where |= dict.fromkeys(others, file)
@@ -87,13 +81,6 @@ def extend(
         size = sum((folder / file).stat().st_size for file in set(where.values()))
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (folder / f"model{INDEX}").write_text(json.dumps(index, indent=2))
-        (folder / "config.json").write_text(json.dumps(dict(config), indent=2))
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
 
     write_folder(out, fill)
-
-
-def _link(source: Path, place: Path) -> None:
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copy2(source, place)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, listed, read_json
-from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,16 +28,8 @@ _HOW_TO_CONVERT = (
 class Checkpoint:
     """The tensors and the configuration of a model or head on disk.
 
-    Headers are read and checked at once, tensors when asked for.
-
-    Args:
-        path: a folder, or one safetensors file.
-        allow_pickle: read `.pt` and `.bin` files, by torch's weights-only loader, where there are
-            no safetensors files.
-
-    Raises:
-        FileNotFoundError: no such path.
-        UnsupportedModelError: no checkpoint, or a damaged one; says what is wrong where.
+    Headers are read and checked at once, tensors when asked for. Arguments and errors are those of
+    `mtp_verify.heads.load`.
 
     Attributes:
         folder: that holds it.
@@ -120,27 +111,22 @@ class Checkpoint:
         if not isinstance(where, dict) or not all(is_plain(file) for file in where.values()):
             bad_checkpoint(index, "its weight_map does not say which file holds each tensor")
         shards = sorted(set(where.values()))
-        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
-        if missing:
+        if missing := [shard for shard in shards if not (self.folder / shard).is_file()]:
             bad_checkpoint(index, f"shards are missing: {listed(missing)}")
-        for shard in shards:
-            self._open[shard] = TensorFile(self.folder / shard)
-        astray = [name for name, file in where.items() if name not in self._open[file].tensors]
-        if astray:
-            bad_checkpoint(index, f"tensors are not in the file it names: {listed(sorted(astray))}")
+        self._open = {shard: TensorFile(self.folder / shard) for shard in shards}
+        if astray := sorted(n for n, file in where.items() if n not in self._open[file].tensors):
+            bad_checkpoint(index, f"tensors are not in the file it names: {listed(astray)}")
         self.files = dict(where)
 
     def _add(self, file: str) -> None:
         self._open[file] = opened = TensorFile(self.folder / file)
-        twice = sorted(set(opened.tensors) & set(self.files))
-        if twice:
+        if twice := sorted(set(opened.tensors) & set(self.files)):
             bad_checkpoint(self.folder, f"several files hold the same tensors: {listed(twice)}")
         self.files |= dict.fromkeys(opened.tensors, file)
 
     def _unpickle(self, path: Path, *, allow_pickle: bool) -> None:
         if not allow_pickle:
-            message = f"{path}: {_HOW_TO_CONVERT.format(name=path.name)}"
-            raise UnsupportedModelError(message, slug="pickle_refused")
+            bad_checkpoint(path, _HOW_TO_CONVERT.format(name=path.name), "pickle_refused")
         try:
             found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything

@@ -58,11 +58,7 @@ class TensorInfo:
 
 
 class TensorFile:
-    """A safetensors file whose header was checked; only the header is read at once.
-
-    Raises:
-        UnsupportedModelError: not such a file; says what is wrong where.
-    """
+    """A safetensors file whose header was checked, or refused by `bad_checkpoint`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,17 +84,11 @@ class TensorFile:
             if info.start != end and info.start != info.end:
                 bad_checkpoint(path, f"tensor {name} starts at byte {info.start}, wanted {end}")
             end = max(end, info.end)
-        if end != size - self._data:
-            bad_checkpoint(
-                path, f"its tensors end at byte {end} of {size - self._data}: cut off, or padded"
-            )
+        if end != (wanted := size - self._data):
+            bad_checkpoint(path, f"its tensors end at byte {end} of {wanted}: cut off, or padded")
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor; nothing else of the file is read.
-
-        Raises:
-            UnsupportedModelError: no such tensor, or of a type that torch does not have.
-        """
+        """Return one tensor; nothing else is read. Types that torch does not have are refused."""
         if name not in self.tensors:
             bad_checkpoint(self.path, f"it holds no tensor {name}")
         info = self.tensors[name]
@@ -115,10 +105,10 @@ class TensorFile:
         return torch.frombuffer(buffer, dtype=kind).reshape(info.shape)
 
 
-def bad_checkpoint(path: Path, what: str) -> NoReturn:
-    """Refuse a file: always raises UnsupportedModelError."""
+def bad_checkpoint(path: object, what: str, slug: str = "bad_checkpoint") -> NoReturn:
+    """Refuse what is at a path: always raises UnsupportedModelError."""
     message = f"{path}: {what}"
-    raise UnsupportedModelError(message, slug="bad_checkpoint")
+    raise UnsupportedModelError(message, slug=slug)
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
@@ -129,11 +119,7 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the table in a JSON file.
-
-    Raises:
-        UnsupportedModelError: it holds none, or is larger than any such file.
-    """
+    """Return the table in a JSON file; one that holds none, or is too large, is refused."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_JSON:
@@ -162,23 +148,24 @@ def _parse(path: Path, text: bytes, *, unique: bool) -> dict[str, Any]:
     return parsed
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
 
 
 def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
+    tensor = f"tensor {name[:200]}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        bad_checkpoint(path, f"tensor {name[:200]}: wanted exactly dtype, shape and data_offsets")
+        bad_checkpoint(path, f"{tensor}: wanted exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        bad_checkpoint(path, f"tensor {name[:200]} has an unknown dtype, {str(dtype)[:50]}")
-    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_count, shape)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no valid shape: {str(shape)[:100]}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        bad_checkpoint(path, f"tensor {name[:200]} has no valid offsets: {str(offsets)[:100]}")
+        bad_checkpoint(path, f"{tensor} has an unknown dtype, {str(dtype)[:50]}")
+    if not _are_counts(shape) or len(shape) > _MAX_DIMS:
+        bad_checkpoint(path, f"{tensor} has no valid shape: {str(shape)[:100]}")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        bad_checkpoint(path, f"{tensor} has no valid offsets: {str(offsets)[:100]}")
     bits = math.prod(shape) * _DTYPES[dtype][0]
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        what = f"tensor {name[:200]} of {dtype} {shape} needs {bits / 8:g} bytes"
+        what = f"{tensor} of {dtype} {shape} needs {bits / 8:g} bytes"
         bad_checkpoint(path, f"{what} and its offsets are {offsets}")
     return TensorInfo(dtype, tuple(shape), *offsets)
 
@@ -215,13 +202,9 @@ def write_tensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in order:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        start, end = end, end + tensors[name].nbytes
+        entry = {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape)}
+        header[name] = {**entry, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 

@@ -67,10 +67,10 @@ class Decoder:
             rounding: forwards of different widths may round a near-tie differently, in bfloat16
             often, in float32 rarely, and not at all for chains in bfloat16 once the model is given
             to `mtp_verify.models.cpu.fused.fuse`, on CPUs that docs/howto/tune.md names).
-        batching: how many requests are run. `"each"` runs every one by itself: the same bits as
-            alone, no gain from batching. `"together"` runs them in one forward: each follows the
-            target's distribution, and its tokens are those that it gets alone but for near-ties
-            that kernels round differently. `"auto"` takes `"together"` where the model can.
+        batching: `"each"` runs every request by itself: the same bits as alone, no gain from
+            batching. `"together"` runs them in one forward: each follows the target's
+            distribution, and its tokens are those that it gets alone but for near-ties that
+            kernels round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
         cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
             one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
@@ -117,7 +117,9 @@ class Decoder:
         if settings and batching == "each":
             message = 'batching="each" gives every request a cache of its own; leave out cache'
             raise ParamsError(message, slug="bad_batching")
-        obstacle = self._find_batch_obstacle()
+        obstacle: str | None = f"{type(self.target).__name__} has no forward over several sequences"
+        if isinstance(self.target, BatchTarget):
+            obstacle = self.target.batch_obstacle
         if (batching == "together" or settings) and obstacle:
             message = f"requests cannot share a forward: {obstacle}"
             raise UnsupportedModelError(message, slug="no_batches")
@@ -146,10 +148,12 @@ class Decoder:
         Raises:
             TypeError: requests are in flight, or share a cache.
         """
-        if self.num_unfinished or (self._storage is not None and self._storage.is_shared):
+        reason = None
+        if self.num_unfinished:
+            reason = f"{self.num_unfinished} requests are in flight; run them to their end"
+        elif self._storage is not None and self._storage.is_shared:
             reason = "its cache is in the memory of this process"
-            if self.num_unfinished:
-                reason = f"{self.num_unfinished} requests are in flight; run them to their end"
+        if reason:
             message = f"Decoder: cannot be pickled or copied: {reason}"
             raise TypeError(message)
         return {**self.__dict__, "_session": None, "_finished": {}}
@@ -188,8 +192,7 @@ class Decoder:
             attention_mask: as `input_ids`; zeros on the left mark padding.
             max_new_tokens: at least 1.
             seed: of all noise; None takes one draw from torch's global generator. An int s gives
-                sequence r `mv.derive_seed(s, r)`; a list gives one seed each. Equal ones draw
-                with the same numbers.
+                sequence r `mv.derive_seed(s, r)`; a list gives one seed each.
             params: instead of the decoder's own; one for all sequences, or one each.
             constraint: of `mv.constraints`: a grammar that the output obeys; one for all sequences,
                 or one (or None) each.
@@ -293,10 +296,8 @@ class Decoder:
         """Hand in one request; it joins the batch at the next step that has space.
 
         `input_ids` are (T,) or (1, T) integers, without padding. `drafter` takes the place of the
-        decoder's own; None decodes plainly. The other arguments are those of `generate`.
-
-        Returns:
-            The request's number, for `step`, `results` and `cancel`.
+        decoder's own; None decodes plainly. The other arguments are those of `generate`. Return the
+        request's number, for `step`, `results` and `cancel`.
 
         Raises:
             ParamsError, RuleError: arguments that cannot be right; the batch goes on as before.
@@ -329,16 +330,14 @@ class Decoder:
         return sequence.request.id
 
     def step(self) -> dict[int, list[int]]:
-        """Do one step for every submitted request that is in flight.
+        """Do one step for every submitted request in flight, and return what each emitted.
 
-        Returns:
-            What each emitted. A request that failed by itself (an unusable draft, NaN in its rows)
-            emitted nothing and is found among `results` with its error.
+        A request that failed by itself (an unusable draft, NaN in its rows) emitted nothing and is
+        found among `results` with its error.
 
         Raises:
             Exception: whatever the model or a drafter raised; the requests stand as before the
-                step. It is done again by the next call, with the drafts that it had: others, made
-                because of what these were, would be a bias.
+                step, which is done again by the next call, with the drafts that it had.
         """
         if self._session is None:
             return {}
@@ -398,18 +397,10 @@ class Decoder:
             runner = Together(target, self._storage.new_cache())
         return Session(self.target, runner, self._max_batch, self.planner)
 
-    def _find_batch_obstacle(self) -> str | None:
-        if not isinstance(self.target, BatchTarget):
-            return f"{type(self.target).__name__} has no forward over several sequences"
-        return self.target.batch_obstacle
-
     def _refuse_equal_seeds(self, sequences: list[Sequence]) -> None:
         """Refuse requests that share noise as well as what decides on the size of their drafts.
 
-        Raises:
-            ParamsError: two in flight have one seed, and the cache's entries or the plans are
-                common to all; names the seed. Greedy requests draw nothing, and what the rule
-                "coupled" emits does not depend on drafts.
+        Greedy requests draw nothing, and what the rule "coupled" emits does not depend on drafts.
         """
         shares_entries = self._storage is not None and self._storage.is_shared
         if not shares_entries and (self.planner is None or self._storage is None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
@@ -52,18 +53,15 @@ class Stats:
         drafted: draft nodes proposed, roots excluded.
         accepted: draft tokens kept.
         emitted: tokens output.
-        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted so
-            far.
+        attempted: entry d counts the drafts that reached depth d + 1 with their path accepted.
         accepted_at: entry d counts those whose node at depth d + 1 was accepted.
         lengths: entry n counts the steps that emitted n tokens.
-        budgets: entry n counts the steps for which a planner chose a budget of n nodes; empty
-            without one.
+        budgets: entry n counts the steps for which a planner, if any, chose a budget of n nodes.
         probes: steps that a planner drafted in to learn, not because it promised to pay.
         seconds: time in `draft`, `target`, `verify`, `commit`; requests share that of a common step
             evenly, so that the sum over a batch is the time that passed.
         total_seconds: time of all steps, prompt included.
-        lossless: False if a lossy acceptance decided: the tokens do not follow the
-            target's distribution.
+        lossless: False if a lossy acceptance decided.
     """
 
     steps: int = 0
@@ -110,8 +108,7 @@ class Stats:
         _pad(self.accepted_at, depth)
         for level in range(min(num_accepted + 1, depth)):
             self.attempted[level] += 1
-        for level in range(num_accepted):
-            self.accepted_at[level] += 1
+            self.accepted_at[level] += level < num_accepted
         _pad(self.lengths, num_emitted + 1)
         self.lengths[num_emitted] += 1
 
@@ -123,26 +120,20 @@ class Stats:
 
     def merge(self, other: Stats) -> None:
         """Add another generation's figures to these."""
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+        for name, theirs in vars(other).items():
+            mine = getattr(self, name)
             if isinstance(mine, list):
-                _pad(mine, len(theirs))
-                for index, value in enumerate(theirs):
-                    mine[index] += value
+                mine[:] = map(sum, zip_longest(mine, theirs, fillvalue=0))
             elif isinstance(mine, dict):
-                for key, value in theirs.items():
-                    mine[key] = mine.get(key, 0.0) + value
-            elif isinstance(mine, bool):
-                setattr(self, item.name, mine and theirs)
+                mine |= {key: mine.get(key, 0.0) + value for key, value in theirs.items()}
             else:
-                setattr(self, item.name, mine + theirs)
+                setattr(self, name, mine and theirs if name == "lossless" else mine + theirs)
 
     def as_dict(self) -> StatsRecord:
         """Return all figures, derived ones included, ready for JSON."""
-        figures: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        figures["seconds"] = {**self.seconds, "other": self.share("other") * self.total_seconds}
-        figures |= {"tau": self.tau, "tokens_per_second": self.tokens_per_second}
-        return cast("StatsRecord", figures)
+        seconds = {**self.seconds, "other": self.share("other") * self.total_seconds}
+        derived = {"tau": self.tau, "tokens_per_second": self.tokens_per_second}
+        return cast("StatsRecord", {**vars(self), "seconds": seconds, **derived})
 
 
 def _pad(counts: list[int], length: int) -> None:
@@ -181,26 +172,20 @@ class Generation:
         """Whether the same was generated; figures and caches are not compared."""
         if not isinstance(other, Generation):
             return NotImplemented
-        return all(is_equal(getattr(self, name), getattr(other, name)) for name in _COMPARED)
+        names = {item.name for item in fields(self)} - {"stats", "past_key_values"}
+        return all(is_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     __hash__ = None  # type: ignore[assignment]  # It can be changed.
 
     def __repr__(self) -> str:
         """Sizes, and how the sequences ended."""
-        emitted = sum(map(len, self.tokens))
-        return (
-            f"Generation({len(self.tokens)} sequences, {emitted} tokens, "
-            f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f})"
-        )
+        sizes = f"{len(self.tokens)} sequences, {sum(map(len, self.tokens))} tokens"
+        ends = f"finish_reasons={self.finish_reasons}, tau={self.stats.tau:.2f}"
+        return f"Generation({sizes}, {ends})"
 
     @classmethod
     def merge(cls, parts: Sequence[Generation], pad_token_id: int) -> Generation:
-        """Put the generations of a batch together, prompts aligned at their ends.
-
-        Args:
-            parts: one generation per sequence.
-            pad_token_id: fills up on both sides.
-        """
+        """Put the generations of a batch together, prompts aligned at their ends."""
         leads = [part.sequences.shape[1] - len(part.tokens[0]) for part in parts]
         width = max(leads) + max(len(part.tokens[0]) for part in parts)
         sequences = torch.full((len(parts), width), pad_token_id, dtype=torch.int64)
@@ -221,8 +206,3 @@ class Generation:
             top_logprobs=[top for part in parts for top in part.top_logprobs or ()] or None,
             errors=[part.errors[0] for part in parts],
         )
-
-
-_COMPARED = tuple(
-    item.name for item in fields(Generation) if item.name not in ("stats", "past_key_values")
-)

@@ -34,18 +34,11 @@ _LAST_TOKEN = (1 << 32) - 1
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Options:
-    """One request's part of the arguments of `Decoder.generate`, which documents them.
+    """One request's part of the arguments of `Decoder.generate`, which documents them."""
 
-    Attributes:
-        drafter: None decodes plainly.
-        rule: of all its steps; "auto" is the best one for the law of each draft.
-        lossy: None where nothing is drafted: plain decoding keeps the target's distribution.
-        processors: its own where they keep state.
-    """
-
-    drafter: Drafter | None
-    rule: Rule
-    lossy: Lossy | None
+    drafter: Drafter | None  # None decodes plainly
+    rule: Rule  # of all its steps; "auto" is the best one for the law of each draft
+    lossy: Lossy | None  # None where nothing is drafted: plain decoding is lossless
     params: SamplingParams
     constraint: Constraint | None
     seed: int
@@ -53,7 +46,7 @@ class Options:
     eos_ids: tuple[int, ...]
     criteria: list[Callable[..., Any]]
     output_logits: bool
-    processors: list[Any]
+    processors: list[Any]  # its own where they keep state
     top_logprobs: int
 
     @classmethod
@@ -116,10 +109,9 @@ def rule_of_request(
 ) -> Rule:
     """Return the rule of all steps of a request; refuse one that cannot verify what is drafted.
 
-    That is the rule that was asked for, but "coupled" for "auto" where a draft may have the law
-    "coupled". A rule that was chosen after a look at the draft would be biased: a rule is lossless
-    over all drafts of a law, not on those that it is picked for. And what a coupled draft shows is
-    noise that the rule "coupled" has still to use, so no other rule may take turns with it
+    That is the rule that was asked for, but "coupled" for "auto" where a draft may have that law:
+    what a coupled draft shows is noise that the rule "coupled" has still to use, so no other rule
+    may take turns with it, and a rule that was chosen after a look at the draft would be biased
     (docs/explanation/lossless-loops.md).
 
     Raises:
@@ -134,11 +126,7 @@ def rule_of_request(
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed per sequence; None takes one draw from torch's global generator.
-
-    Raises:
-        ParamsError: not an integer of 0 to 2**64 - 1, or not one per sequence.
-    """
+    """Return one seed per sequence; None takes one draw from torch's global generator."""
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, ()).item())
     if isinstance(seed, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(seed):
@@ -146,8 +134,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             message = f"seed: found {len(seed)} seeds, wanted {count}, one per sequence"
             raise ParamsError(message, slug="bad_seed")
         return [_as_seed(value) for value in seed]
-    first = _as_seed(seed)
-    return [derive_seed(first, index) for index in range(count)]
+    return [derive_seed(_as_seed(seed), index) for index in range(count)]
 
 
 def _as_seed(seed: Any) -> int:
@@ -177,19 +164,13 @@ def per_sequence(value: Any, kind: Any, count: int, name: str) -> list[Any]:
 
 
 def _processors(value: Any, count: int) -> list[list[Any]]:
-    """Return each sequence's own processors, from a list for all or one list per sequence.
-
-    Raises:
-        ParamsError: something that cannot be called, lists for another number of sequences, or one
-            processor for several sequences that keeps state and cannot be forked.
-    """
+    """Return each sequence's own processors, from a list for all or one list per sequence."""
     listed = as_list("processors", value)
-    lists = [listed] * count
-    if listed and all(isinstance(item, (list, tuple)) for item in listed):
-        lists = [list(item) for item in listed]
-        if len(lists) != count:
-            message = f"processors: found {len(lists)} lists, wanted {count}, one per sequence"
-            raise ParamsError(message, slug="bad_processor")
+    is_by_row = listed and all(isinstance(item, (list, tuple)) for item in listed)
+    lists = [list(item) for item in listed] if is_by_row else [listed] * count
+    if len(lists) != count:
+        message = f"processors: found {len(lists)} lists, wanted {count}, one per sequence"
+        raise ParamsError(message, slug="bad_processor")
     for functions in lists:
         check_processors(functions)
     shared = count > 1 and lists[0] is lists[-1]
@@ -224,12 +205,7 @@ def as_ids(value: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def _criteria(value: Any, count: int) -> list[list[Callable[..., Any]]]:
-    """Return each sequence's criteria, from none, one, a list for all, or one list per sequence.
-
-    Raises:
-        TypeError: names the first that cannot be called with tokens and scores.
-        ParamsError: lists for another number of sequences.
-    """
+    """Return each sequence's criteria, from none, one, a list for all, or one list per sequence."""
     is_by_row = isinstance(value, list | tuple) and any(
         isinstance(item, list | tuple) and not callable(item) for item in value
     )

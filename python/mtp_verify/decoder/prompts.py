@@ -17,15 +17,10 @@ __all__ = ["Prompt", "as_prompts", "as_tensor", "check_tokens"]
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The text that a request starts from, as the user gave it.
+    """The text that a request starts from, as the user gave it."""
 
-    Attributes:
-        ids: (T,) int64 on the CPU, padding included.
-        num_padding: how many at the left are padding.
-    """
-
-    ids: torch.Tensor
-    num_padding: int
+    ids: torch.Tensor  # (T,) int64 on the CPU, padding included
+    num_padding: int  # how many at the left are padding
 
     @property
     def tokens(self) -> list[int]:
@@ -35,12 +30,7 @@ class Prompt:
 
 
 def as_prompts(input_ids: Any, attention_mask: Any | None) -> list[Prompt]:
-    """Return the prompts of a batch.
-
-    Args:
-        input_ids: (B, T) or (T,) integers, or a list of B lists, arrays or tensors of any lengths.
-        attention_mask: of the same shape, or a list of lists as long as those of `input_ids`; None
-            means no padding.
+    """Return the prompts of a batch, from the arguments of `Decoder.generate`.
 
     Raises:
         ParamsError: empty, not integers, or a mask that is not zeros, then ones; names the prompt.
@@ -53,10 +43,8 @@ def as_prompts(input_ids: Any, attention_mask: Any | None) -> list[Prompt]:
     if lengths != wanted:
         message = f"attention_mask: found {lengths} entries, wanted {wanted}, as in input_ids"
         raise ParamsError(message, slug="bad_attention_mask")
-    return [
-        Prompt(text, _count_padding(mask, index))
-        for index, (text, mask) in enumerate(zip(texts, masks, strict=True))
-    ]
+    padding = [_count_padding(mask, index) for index, mask in enumerate(masks)]
+    return [Prompt(*each) for each in zip(texts, padding, strict=True)]
 
 
 def _as_texts(value: Any, name: str = "input_ids") -> list[torch.Tensor]:
@@ -84,9 +72,8 @@ def as_tensor(value: Any, name: str) -> torch.Tensor:
         ParamsError: something else; names the argument.
     """
     if isinstance(value, Mapping):
-        message = (
-            f'{name}: found {type(value).__name__}, wanted one of its entries: value["{name}"]'
-        )
+        kind = type(value).__name__
+        message = f'{name}: found {kind}, wanted one of its entries: value["{name}"]'
         raise ParamsError(message, slug="bad_input_ids")
     if isinstance(value, str):
         message = f"{name}: found {shown(value)}, wanted integers (B, T) or (T,); tokenise the text"

@@ -2,9 +2,9 @@
 
 `Each` gives every sequence its own cache and its own forwards, the very calls that it would get
 alone, so that its rows are the same bits whatever runs beside it. `Together` packs the drafts of
-all sequences into one padded forward with a mask for each: the weights are read once for all, which
-is what batching is for. Kernels may then round a row differently with other companions, so that
-tokens are the same but for near-ties (and the distribution is the same always).
+all into one padded forward with a mask for each: the weights are read once for all. Kernels may
+then round a row differently with other companions, so that tokens are the same but for near-ties
+(and the distribution is the same always).
 """
 
 from __future__ import annotations
@@ -29,27 +29,18 @@ __all__ = ["Each", "Output", "Runner", "Together"]
 
 
 class Output(NamedTuple):
-    """What a forward gave one sequence.
+    """What a forward gave one sequence."""
 
-    Attributes:
-        logits: (N+1, V) raw rows on the host, one per node.
-        hidden: per layer that its drafter asked for, (m + N, d): the m tokens that were not cached
-            yet, the root last among them, then the N draft nodes; None if it asked for none.
-    """
-
-    logits: torch.Tensor
+    logits: torch.Tensor  # (N+1, V) raw rows on the host, one per node
+    # Per layer that its drafter asked for, (m + N, d): the m tokens that were not cached yet, the
+    # root last among them, then the N draft nodes; None if it asked for none.
     hidden: tuple[torch.Tensor, ...] | None
 
 
 class Runner(ABC):
-    """The sequences in flight, and the target's caches of them.
+    """The sequences in flight, in an order that may change, and the target's caches of them."""
 
-    Attributes:
-        sequences: in no particular order, which may change when one leaves.
-        shares_forwards: whether one forward, as wide as the widest draft, serves all.
-    """
-
-    shares_forwards = False
+    shares_forwards = False  # Whether one forward, as wide as the widest draft, serves all.
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
@@ -83,13 +74,7 @@ class Runner(ABC):
 
     @abstractmethod
     def commit(self, sequences: list[Sequence]) -> None:
-        """Keep the root and the accepted path of each draft.
-
-        Called when `request.tokens` has been extended already.
-
-        Args:
-            sequences: those that have a verdict.
-        """
+        """Keep the root and the accepted path; `request.tokens` has been extended already."""
 
     @abstractmethod
     def roll_back(self, sequence: Sequence) -> None:
@@ -183,8 +168,7 @@ class Each(Runner):
             # Its entries were read in the other way, and are computed again with the root.
             cache.crop(0)
         pending = tokens[cache.length :]
-        positions = mask = None
-        before: tuple[torch.Tensor, ...] | None = None
+        positions = mask = before = None
         is_chain = draft.tree.is_chain
         if len(pending) > 1 and not (is_chain and (draft.num_nodes == 1 or not cache.is_recurrent)):
             # The prompt is causal; only the tree itself needs a mask. And a recurrent state can be
@@ -276,13 +260,9 @@ class Together(Runner):
             ancestors[slot, :count, :count] = draft.tree.mask()
             sequence.stats.forwards += 1
         layers = sorted({layer for sequence in sequences for layer in sequence.hidden_layers})
-        found = self._target.forward_slots(
-            torch.from_numpy(tokens).to(device),
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(ancestors).to(device),
-            self._cache,
-            layers,
-        )
+        parts = tokens, positions, ancestors
+        ids, places, seen = (torch.from_numpy(part).to(device) for part in parts)
+        found = self._target.forward_slots(ids, places, seen, self._cache, layers)
         check_slots(self._target, found, len(sequences), width)
         logits, hidden = found
         # One copy of the rows that count, and so one wait for the device; none on the CPU.
@@ -294,21 +274,18 @@ class Together(Runner):
         for slot, sequence in enumerate(sequences):
             mine = None
             if wanted := sequence.hidden_layers:
-                parts = [hidden[layers.index(layer)][slot, : counts[slot]] for layer in wanted]
+                mine = tuple(hidden[layers.index(i)][slot, : counts[slot]] for i in wanted)
                 before = self._before.pop(sequence.request.id, None)
                 if before is not None:
-                    parts = [torch.cat(pair) for pair in zip(before, parts, strict=True)]
-                mine = tuple(parts)
+                    mine = tuple(torch.cat(pair) for pair in zip(before, mine, strict=True))
             sequence.output = Output(shares[slot], mine)
 
     def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
         slots = {sequence.request.id: slot for slot, sequence in enumerate(self.sequences)}
-        self._cache.commit(
-            [slots[sequence.request.id] for sequence in sequences],
-            [sequence.draft for sequence in sequences],
-            [sequence.verdict for sequence in sequences],
-        )
+        drafts = [sequence.draft for sequence in sequences]
+        verdicts = [sequence.verdict for sequence in sequences]
+        self._cache.commit([slots[s.request.id] for s in sequences], drafts, verdicts)
 
     def roll_back(self, sequence: Sequence) -> None:
         """See `Runner.roll_back`."""
@@ -334,10 +311,8 @@ class Together(Runner):
         if not sequence.hidden_layers:
             for other, donor in enumerate(self.sequences):
                 # Several samples of one prompt: it is run once, and its entries are copied.
-                is_donor = (
-                    cache.lengths[other] >= end and donor.request.tokens[:end] == tokens[:end]
-                )
-                if is_donor and cache.share(other, slot, end):
+                is_same = donor.request.tokens[:end] == tokens[:end]
+                if is_same and cache.lengths[other] >= end and cache.share(other, slot, end):
                     return
         device = self._target.device
         cache.aim(end - start, device, slot)

@@ -45,52 +45,32 @@ _WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
 
 @dataclass(eq=False, repr=False)
 class Sequence:
-    """The running state of a request.
+    """The running state of a request."""
 
-    Attributes:
-        request: what its drafter sees.
-        options: what was asked for.
-        text: (T + max_new_tokens,) int64, the prompt as given first.
-        filled: how much of `text` is there.
-        num_padding: of the prompt.
-        max_total: greatest length of `request.tokens`.
-        stop_ids: tokens that end it.
-        switch: greatest length at which the target still reads all tokens in the one way, beyond
-            which in the other; None if it has one way only.
-        past: its cache, where the user gives it or gets it back.
-        plan: of the step under way.
-        draft: of that step.
-        is_drafted: a step with this draft has begun and has no verdict yet.
-        masks: (N+1, ceil(V/32)) int32, what the constraint allows after each node of the draft;
-            None without a constraint.
-        dead_ends: the nodes of the draft after which the constraint allows nothing.
-        output: of the target for the draft, until the step ends.
-        verdict: of the draft, cut to what was emitted.
-        finish: why it ended; None while it has not.
-        error: what it failed with, if it did.
-        logits: the raw row behind each emitted token, where they were asked for.
-    """
-
-    request: Request
-    options: Options
-    text: torch.Tensor
-    filled: int
-    num_padding: int
-    max_total: int
+    request: Request  # what its drafter sees
+    options: Options  # what was asked for
+    text: torch.Tensor  # (T + max_new_tokens,) int64, the prompt as given first
+    filled: int  # how much of `text` is there
+    num_padding: int  # of the prompt
+    max_total: int  # greatest length of `request.tokens`
     stop_ids: frozenset[int]
+    # Greatest length at which the target still reads all tokens in the one way, beyond which in the
+    # other; None if it has one way only.
     switch: int | None = None
-    past: Any = None
-    plan: Plan = _NO_PLAN
-    draft: Draft = field(default_factory=lambda: EMPTY)
-    is_drafted: bool = False
+    past: Any = None  # its cache, where the user gives it or gets it back
+    plan: Plan = _NO_PLAN  # of the step under way
+    draft: Draft = field(default_factory=lambda: EMPTY)  # of that step
+    is_drafted: bool = False  # a step with this draft has begun and has no verdict yet
+    # (N+1, ceil(V/32)) what the constraint, if there is one, allows after each node of the draft,
+    # and the nodes after which it allows nothing.
     masks: NDArray[np.int32] | None = None
     dead_ends: frozenset[int] = frozenset()
-    output: Output = field(init=False)
-    verdict: Verdict = field(init=False)
+    output: Output = field(init=False)  # of the target for the draft, until the step ends
+    verdict: Verdict = field(init=False)  # of the draft, cut to what was emitted
     finish: FinishReason | None = None
     error: Exception | None = None
     stats: Stats = field(default_factory=Stats)
-    logits: list[torch.Tensor] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)  # raw rows, where asked for
     logprobs: list[np.ndarray] = field(default_factory=list)
     top: list[TopLogprobs] = field(default_factory=list)
 
@@ -98,10 +78,9 @@ class Sequence:
     def start(
         cls, target: Target, prompt: Prompt, options: Options, index: int, past: Any = None
     ) -> Sequence:
-        """Check a prompt against the target, and return its sequence.
+        """Check a prompt, the one at `index` of the call, and return its sequence.
 
-        `max_new_tokens` is cut, with a warning, to what the model's context leaves. `index` is the
-        prompt's place in the call, `past` the user's cache.
+        `max_new_tokens` is cut, with a warning, to what the model's context leaves.
 
         Raises:
             ParamsError: a token outside the vocabulary, a prompt as long as the context, or a
@@ -151,13 +130,9 @@ class Sequence:
         None of them stands beyond the switch while the root does not: one forward reads all of its
         tokens in one way. The first root beyond is run by itself, with the text before it.
         """
-        if self.options.drafter is None:
-            return 0
         root, switch = self.request.position, self.switch
-        useful = self.max_total - root - 2
-        if switch is None or root > switch:
-            return useful
-        return min(useful, max(0, switch - 1 - root))
+        useful = 0 if self.options.drafter is None else self.max_total - root - 2
+        return useful if switch is None or root > switch else min(useful, max(0, switch - 1 - root))
 
     @property
     def depends_on_drafts(self) -> bool:
@@ -186,9 +161,8 @@ class Sequence:
     def constrain(self) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.
 
-        A node after which nothing is allowed keeps its whole row: what the rule then emits below it
-        is cut off by `emit`, so that it may be anything. It must not be an empty row, since rules
-        read rows of nodes that they do not accept.
+        A node after which nothing is allowed keeps its whole row, since rules read rows of nodes
+        that they do not accept; what is emitted below it is cut off by `emit`.
 
         Raises:
             NumericsError: nothing may follow the root.
@@ -213,8 +187,7 @@ class Sequence:
     def emit(self, verdict: Verdict) -> None:
         """Append the tokens of the draft's verdict up to the first stop, and keep it cut there.
 
-        A dead end of the constraint stops them, too; the next step finds it at its root, as plain
-        decoding does.
+        A dead end of the constraint stops them, too; the next step finds it at its root.
         """
         request, draft = self.request, self.draft
         path, tokens = verdict.path.tolist(), verdict.tokens.tolist()
@@ -293,20 +266,13 @@ def _limit(length: int, max_new_tokens: int, most: int | None, index: int) -> in
             f"{most}; shorten the prompt"
         )
         raise ParamsError(message, slug="prompt_too_long", sequence=index)
-    warnings.warn(
-        f"the model's context of {most} tokens leaves {most - length} of the {max_new_tokens} new "
-        "tokens asked for",
-        stacklevel=6,
-    )
+    left = f"leaves {most - length} of the {max_new_tokens} new tokens asked for"
+    warnings.warn(f"the model's context of {most} tokens {left}", stacklevel=6)
     return most
 
 
 def _check_constraint(constraint: Constraint, target: Target) -> None:
-    """Refuse a constraint that was made with another tokenizer, as far as that can be seen.
-
-    Raises:
-        ParamsError: another number of tokens, or none of the tokens that end the model's output.
-    """
+    """Refuse a constraint that was made with another tokenizer, as far as that can be seen."""
     if target.vocab_size not in (None, constraint.vocab_size):
         message = (
             f"the constraint is over {constraint.vocab_size} tokens and the model's rows over "
@@ -327,8 +293,7 @@ def check_draft(sequence: Sequence, target: Target) -> None:
     """Refuse what a drafter was not asked for, or what the target could not be run on.
 
     Raises:
-        DraftError: more nodes than the budget, a law that the drafter does not say it has, or a
-            token outside the target's vocabulary.
+        DraftError: more nodes than the budget, an undeclared law, or an unknown token.
         UnsupportedModelError: a tree, and the target cannot attend along one.
     """
     draft, options, number = sequence.draft, sequence.options, sequence.request.id

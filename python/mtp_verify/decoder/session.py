@@ -1,8 +1,8 @@
 """The loop: propose, forward, verify, commit, for all sequences in flight at once.
 
-It is append-only: what it decides may depend on all that is known before a draw, but once a token
-is drawn it is verified where it was drawn (docs/explanation/lossless-loops.md). So budgets are
-shared out before anything is drafted, and a draft that is larger than its budget is an error.
+It is append-only: once a token is drawn it is verified where it was drawn
+(docs/explanation/lossless-loops.md). So budgets are shared out before anything is drafted, and a
+draft that is larger than its budget is an error.
 
 A sequence that goes wrong by itself (its draft, its rows, its criteria) ends alone, with its error
 kept. Errors of the model or of a drafter's code cannot be attributed to one request: they are
@@ -12,7 +12,7 @@ raised, after all caches are rolled back to what was emitted.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -42,11 +42,8 @@ __all__ = ["Session"]
 class Session:
     """Sequences that are decoded together.
 
-    Args:
-        target: the model.
-        runner: how it is run over many sequences.
-        max_batch: most sequences in flight; others wait in the order in which they came.
-        planner: chooses the budgets of drafts; None leaves their size to the drafters.
+    At most `max_batch` are in flight; others wait in the order in which they came. Without a
+    `planner` the size of drafts is left to the drafters.
     """
 
     def __init__(
@@ -74,11 +71,8 @@ class Session:
     def add(self, sequence: Sequence) -> None:
         """Take a sequence; it starts at the next step, or when there is space."""
         if not self._waiting and self._may_join():
-            try:
+            with suppress(OutOfBlocksError):
                 self._start(sequence)
-            except OutOfBlocksError:
-                pass
-            else:
                 return
         self._waiting.append(sequence)
 
@@ -90,15 +84,14 @@ class Session:
     @torch.inference_mode()
     def cancel(self, request_id: int) -> Sequence | None:
         """End a sequence where it is, and return it; None if it is not here."""
-        for sequence in self.sequences:
-            if sequence.request.id == request_id:
-                sequence.finish = "cancelled"
-                if sequence in self._waiting:
-                    self._waiting.remove(sequence)
-                else:
-                    self._end(sequence)
-                return sequence
-        return None
+        sequence = next((s for s in self.sequences if s.request.id == request_id), None)
+        if sequence is not None:
+            sequence.finish = "cancelled"
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+            else:
+                self._end(sequence)
+        return sequence
 
     @torch.inference_mode()
     def close(self) -> None:
@@ -112,9 +105,8 @@ class Session:
     def step(self) -> list[tuple[Sequence, list[int]]]:
         """Do one step for each sequence in flight.
 
-        Returns:
-            Each with the tokens that it emitted, none where it failed. Those with a `finish` have
-            left.
+        Return each with the tokens that it emitted, none where it failed. Those with a `finish`
+        have left.
         """
         began = perf_counter()
         refused = self._admit()
@@ -179,18 +171,14 @@ class Session:
             alive = [member for member in members if member.error is None]
             if alive:
                 hidden = [_committed(member) for member in alive]
-                has_hidden = any(states is not None for states in hidden)
-                verdicts = [member.verdict for member in alive]
-                drafter.commit(verdicts, hidden if has_hidden else None)
+                given = hidden if any(states is not None for states in hidden) else None
+                drafter.commit([member.verdict for member in alive], given)
         clock.tick("commit")
 
     def _draft(self, sequences: list[Sequence]) -> None:
         """Plan and draft for each sequence; a step that was not finished keeps its drafts.
 
         Why it was not may depend on what was drawn, so that another draft would be biased.
-
-        Raises:
-            OutOfBlocksError: there is not even space for the roots.
         """
         if all(sequence.is_drafted for sequence in sequences):
             return
@@ -210,12 +198,10 @@ class Session:
         """Choose the budget of each draft, at most what the cache has space for."""
         plans = [Plan(limit) for limit in limits]
         if self._planner is not None:
-            plans = self._planner.plan(
-                [sequence.request for sequence in sequences],
-                [sequence.options.drafter for sequence in sequences],
-                limits,
-                together=self._runner.shares_forwards,
-            )
+            requests = [sequence.request for sequence in sequences]
+            drafters = [sequence.options.drafter for sequence in sequences]
+            together = self._runner.shares_forwards
+            plans = self._planner.plan(requests, drafters, limits, together=together)
         for sequence, plan in zip(sequences, plans, strict=True):
             sequence.plan = plan
             if self._planner is not None and sequence.options.drafter is not None:
@@ -358,14 +344,12 @@ def _by_drafter(sequences: list[Sequence]) -> Iterable[tuple[Drafter, list[Seque
 def _committed(sequence: Sequence) -> tuple[torch.Tensor, ...] | None:
     """Pick the hidden states of what a commit keeps: all up to the root, then the path."""
     draft, path, hidden = sequence.draft, sequence.verdict.path, sequence.output.hidden
-    if hidden is None:
-        return None
-    picked = []
-    for states in hidden:
+
+    def pick(states: torch.Tensor) -> torch.Tensor:
         root = len(states) - draft.num_nodes
         if draft.tree.is_chain:
-            picked.append(states[: root + 1 + len(path)])
-        else:
-            nodes = torch.as_tensor(path, device=states.device) + root
-            picked.append(torch.cat([states[: root + 1], states[nodes]]))
-    return tuple(picked)
+            return states[: root + 1 + len(path)]
+        nodes = torch.as_tensor(path, device=states.device) + root
+        return torch.cat([states[: root + 1], states[nodes]])
+
+    return None if hidden is None else tuple(map(pick, hidden))

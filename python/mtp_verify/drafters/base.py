@@ -14,7 +14,7 @@ from mtp_verify.verifier.params import SamplingParams
 from mtp_verify.verifier.words import Law
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     import torch
 
@@ -28,8 +28,8 @@ __all__ = ["Drafter", "Request", "check_drafter", "drafts_of"]
 class Request:
     """What a user asks for, as drafters see it: the text so far, and how its rows are shaped.
 
-    The decoder's own record of a running request (its cache, its statistics, its stopping criteria)
-    is a `Sequence`. Drafters never see it: a draft may depend on the text and on rows alone.
+    The decoder's own record of a running request (its cache, its statistics) is a `Sequence`.
+    Drafters never see it: a draft may depend on the text and on rows alone.
 
     Attributes:
         id: a number unique among the requests of a decoder.
@@ -73,13 +73,11 @@ class Drafter(ABC):
     target's forward and, after the decoder has appended what was emitted to `request.tokens`,
     `commit`; at the end (also after an error) `release`.
 
-    **Append-only.** What a drafter decides may depend on all that it knows, but a token that it has
-    drawn stays where it was drawn: budgets are kept by drawing less, never by dropping what came
-    out too large (docs/explanation/lossless-loops.md has the theorem, and what a loop may share).
+    **Append-only.** A token that a drafter has drawn stays where it was drawn: budgets are kept by
+    drawing less, never by dropping what came out too large (docs/explanation/lossless-loops.md).
 
-    A drafter that draws from rows should let `request.mask_rows` mask them first. One that does not
-    is lossless nevertheless: forbidden nodes of a deterministic draft are left out before it is
-    run, drawn ones are rejected.
+    A drafter that draws from rows should let `request.mask_rows` mask them first, but need not:
+    forbidden nodes of a deterministic draft are left out before it is run, drawn ones are rejected.
 
     Attributes:
         laws: the laws that its drafts may have (law: the joint distribution of the proposal). A
@@ -90,9 +88,9 @@ class Drafter(ABC):
         makes_trees: a draft can have siblings; a model that cannot attend along a tree is then
             refused before generation starts. Default: chains only.
         is_pure: `propose` is a cheap function of what the drafter knows and changes nothing, so
-            that a planner may ask for drafts that are never run. Default: it is not.
+            that a planner may ask for drafts that are never run.
         hidden_layers: the layers of the target whose hidden states it drafts from, as
-            `mtp_verify.models.hidden` numbers them. Default: none.
+            `mtp_verify.models.hidden` numbers them.
     """
 
     laws: tuple[Law, ...] = ()
@@ -103,8 +101,7 @@ class Drafter(ABC):
     def check_vocabulary(self, vocab_size: int | None) -> None:  # noqa: B027
         """Refuse a target whose rows have another width; called when a decoder is made.
 
-        Args:
-            vocab_size: V of the target, or None where only a forward tells.
+        `vocab_size` is V of the target, or None where only a forward tells.
 
         Raises:
             UnsupportedModelError: the vocabularies do not fit.
@@ -123,28 +120,22 @@ class Drafter(ABC):
     def choose(self, request: Request, limit: int) -> Drafter:
         """Return the drafter that drafts next for a request: itself, or one of its parts.
 
-        A planner keeps what each of them has earned apart.
-
-        Args:
-            request: the text so far.
-            limit: the most nodes that are of use.
+        A planner keeps what each of them has earned apart. `limit` nodes at most are of use.
         """
         del request, limit
         return self
 
     @abstractmethod
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Return one draft per request, each with its true law.
+        """Return one draft per request, in their order, each with its true law.
+
+        A step that failed is done again with the same drafts, without another call.
 
         Args:
             requests: those of this step; `tokens[-1]` is the root.
             budgets: the most draft nodes, and so the greatest depth: what the length, the planner
                 and the cache leave, known before anything is drawn. 0 asks for the empty draft; a
                 draft larger than its budget is an error.
-
-        Returns:
-            Drafts in the order of `requests`. A step that failed is done again with the same
-            drafts, without another call.
         """
 
     def observe(  # noqa: B027
@@ -152,10 +143,8 @@ class Drafter(ABC):
     ) -> None:
         """Learn from the target's rows of a step.
 
-        Args:
-            requests: those of the step.
-            drafts: what was run for each.
-            logits: (N+1, V) raw logits for each, row i after node i, on the host; borrowed.
+        `drafts` are what was run for each request, `logits` the (N+1, V) raw rows for each, row i
+        after node i, on the host; borrowed.
         """
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:  # noqa: B027
@@ -192,21 +181,15 @@ def check_drafter(name: str, drafter: Any) -> None:
         )
         raise TypeError(message)
     laws = get_args(Law)
-    _check_tuple(drafter, "laws", drafter.laws, laws.__contains__, f"some of: {', '.join(laws)}")
-    _check_tuple(drafter, "hidden_layers", drafter.hidden_layers, _is_number, "layer numbers")
-
-
-def _check_tuple(
-    drafter: Drafter, name: str, found: Any, is_right: Callable[[Any], bool], wanted: str
-) -> None:
-    if not isinstance(found, tuple) or not all(map(is_right, found)):
-        kind = type(drafter).__name__
-        message = f"{kind}.{name}: found {shown(found)}, wanted a tuple of {wanted}"
-        raise DraftError(message, slug="bad_drafter")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Integral)
+    given: Any = drafter  # Whatever it was declared to be.
+    for name, found, is_right, wanted in (
+        ("laws", given.laws, laws.__contains__, f"some of: {', '.join(laws)}"),
+        ("hidden_layers", given.hidden_layers, lambda n: isinstance(n, Integral), "layer numbers"),
+    ):
+        if not isinstance(found, tuple) or not all(map(is_right, found)):
+            kind = type(drafter).__name__
+            message = f"{kind}.{name}: found {shown(found)}, wanted a tuple of {wanted}"
+            raise DraftError(message, slug="bad_drafter")
 
 
 def drafts_of(drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:

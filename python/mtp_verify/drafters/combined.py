@@ -57,24 +57,22 @@ class Combined(Drafter):
         drafters = tuple(as_list("drafters", drafters))
         for index, drafter in enumerate(drafters):
             check_drafter(f"drafters[{index}]", drafter)
-        if len(drafters) < 2:
-            message = f"drafters: found {len(drafters)}, wanted two or more"
-            raise ParamsError(message, slug="bad_draft_settings")
         check_word("mode", mode, get_args(Combination))
         if max_nodes is not None:
             max_nodes = as_count("max_nodes", max_nodes)
-            if mode != "merge":
-                message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
-                raise ParamsError(message, slug="bad_draft_settings")
         readers = [drafter.hidden_layers for drafter in drafters if drafter.hidden_layers]
-        if len(readers) > 1:
-            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
-            raise ParamsError(message, slug="bad_draft_settings")
         laws = dict.fromkeys(law for drafter in drafters for law in drafter.laws)
-        if mode == "merge" and set(laws) - {"deterministic"}:
-            message = (
-                f"mode merge: found drafts of law {', '.join(laws)}, wanted deterministic ones"
-            )
+        message = None
+        if len(drafters) < 2:
+            message = f"drafters: found {len(drafters)}, wanted two or more"
+        elif max_nodes is not None and mode != "merge":
+            message = f"max_nodes: found {shown(max_nodes)}, wanted None: mode is not 'merge'"
+        elif len(readers) > 1:
+            message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
+        elif mode == "merge" and set(laws) - {"deterministic"}:
+            found = ", ".join(laws)
+            message = f"mode merge: found drafts of law {found}, wanted deterministic ones"
+        if message:
             raise ParamsError(message, slug="bad_draft_settings")
         self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
         self.drafters: tuple[Drafter, ...] = drafters
@@ -104,11 +102,7 @@ class Combined(Drafter):
             drafter.start(request)
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """Return one draft per request.
-
-        Raises:
-            DraftError: a draft that is to be merged is not deterministic.
-        """
+        """See `Drafter.propose`; a draft to be merged that is not deterministic is an error."""
         found: list[list[Draft]] = [[] for _ in requests]
         open_budgets = list(budgets)
         for drafter in self.drafters:
@@ -119,10 +113,7 @@ class Combined(Drafter):
                     found[index].append(draft)
                     if self.mode == "first":
                         open_budgets[index] = 0
-        return [
-            self._join(drafts, request, budget)
-            for drafts, request, budget in zip(found, requests, budgets, strict=True)
-        ]
+        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def choose(self, request: Request, limit: int) -> Drafter:
         """Return the drafter that drafts next, or itself if several have to be asked."""

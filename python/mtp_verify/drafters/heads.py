@@ -30,20 +30,14 @@ __all__ = ["Heads"]
 
 @dataclass
 class _State:
-    """What the drafter keeps of a request: the head's state, and hidden states not read yet.
+    """What the drafter keeps of a request: the head's state, and hidden states not read yet."""
 
-    Attributes:
-        head: the head's own state.
-        pending: hidden states of committed tokens.
-        rows: the head's row after the root, from when it has read them until the draft is made: a
-            draft that failed midway can be made again.
-        vocab: the token of each column, where rows are over a sub-vocabulary.
-    """
-
-    head: Any
-    pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+    head: Any  # the head's own state
+    pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of committed tokens
+    # The head's row after the root, from when it has read them until the draft is made: a draft
+    # that failed midway can be made again.
     rows: torch.Tensor | None = None
-    vocab: Any | None = None
+    vocab: Any | None = None  # the token of each column, where rows are over a sub-vocabulary
 
     def update_vocab(self, base: Any | None) -> None:
         """Let the tokens of the context follow those that the head always drafts."""
@@ -57,8 +51,8 @@ class Heads(StateDrafter[_State]):
     """Drafts with a head: a chain, a best-first tree, or a fixed shape.
 
     The head reads the hidden states that the target computed anyway when it verified the last
-    draft; there is no second pass over the target. Before the target's first forward there is
-    nothing to read, so a generation's first draft is empty.
+    draft. Before the target's first forward there is nothing to read: a generation's first draft is
+    empty.
 
     The law of a draft is that of its grower: greedy chains and best-first trees are
     "deterministic", sampled ones carry the rows that they were drawn from.
@@ -75,8 +69,7 @@ class Heads(StateDrafter[_State]):
         law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
             "coupled"; None is "swor", or "deterministic" where `params` is None.
         min_path: of a chain or a best-first tree; nothing is drafted below a path that the head
-            gives less than this probability, and a tree leaves such nodes out. A level costs the
-            same however doubtful its tokens are.
+            gives less than this probability, and a tree leaves such nodes out.
 
     Raises:
         ParamsError: settings that contradict each other or the head.
@@ -104,33 +97,28 @@ class Heads(StateDrafter[_State]):
         super().__init__()
         calls = ("new_state", "read", "step")
         check_instance("head", head, calls, "a head, such as mv.heads.load(path, model)")
-        for name, value in (
-            ("num_tokens", num_tokens), ("max_nodes", 1 if max_nodes is None else max_nodes),
-            ("max_children", max_children),
-        ):  # fmt: skip
-            as_count(name, value)
+        limits = {"num_tokens": num_tokens, "max_nodes": max_nodes, "max_children": max_children}
+        for name, value in limits.items():
+            as_count(name, 1 if value is None and name == "max_nodes" else value)
         if shape is not None:
             check_type("shape", shape, TreeShape)
         as_float("min_path", min_path)
+        message = None
         if shape is not None and max_nodes is not None:
             message = "shape and max_nodes: found both, wanted one of these ways to grow a tree"
-            raise ParamsError(message, slug="bad_draft_settings")
-        if law is not None and (shape is None or law not in get_args(HeadLaw)):
-            message = (
-                f"law {shown(law)} goes with a shape, and is one of: {', '.join(get_args(HeadLaw))}"
-            )
-            raise ParamsError(message, slug="bad_draft_settings")
-        if min_path and shape is not None:
+        elif law is not None and (shape is None or law not in get_args(HeadLaw)):
+            laws = ", ".join(get_args(HeadLaw))
+            message = f"law {shown(law)} goes with a shape, and is one of: {laws}"
+        elif min_path and shape is not None:
             message = "min_path is of chains and best-first trees; a fixed shape is drafted whole"
+        if message:
             raise ParamsError(message, slug="bad_draft_settings")
         if not 0.0 <= min_path <= 1.0:
             message = f"min_path: found {min_path}, wanted a probability"
             raise ParamsError(message, slug="param_out_of_range")
         self.head = head
         self.hidden_layers = head.hidden_layers
-        self.num_tokens = num_tokens
-        if head.max_depth is not None:
-            self.num_tokens = min(num_tokens, head.max_depth)
+        self.num_tokens = min(num_tokens, head.max_depth or num_tokens)
         self.params = None if params is None else as_params(params)
         self.max_nodes = max_nodes
         self.max_children = max_children
@@ -142,19 +130,14 @@ class Heads(StateDrafter[_State]):
         if shape is not None:
             self._shape = shape.cut(shape.tree.num_nodes, head.max_depth)
             self.num_tokens = int(max(self._shape.tree.depths))
-        self.makes_trees = max_nodes is not None or not (
-            self._shape is None or self._shape.tree.is_chain
-        )
+        is_chain = self._shape is None or self._shape.tree.is_chain
+        self.makes_trees = max_nodes is not None or not is_chain
         self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
         grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
         self.laws = (grown if self._shape is None else self.law,)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Refuse a target that does not know the head's tokens.
-
-        Raises:
-            UnsupportedModelError: the head's vocabulary is larger than the target's.
-        """
+        """Refuse a target that does not know the head's tokens."""
         mine = self.head.spec.known_sizes.vocab_size
         if vocab_size is not None and mine > vocab_size:
             message = (
@@ -164,11 +147,7 @@ class Heads(StateDrafter[_State]):
             raise UnsupportedModelError(message, slug="vocab_mismatch")
 
     def check_rule(self, rule: str) -> None:
-        """Refuse a rule that its trees do not have the form for.
-
-        Raises:
-            RuleError: "gbv", and the shape is not paths of one length.
-        """
+        """Refuse "gbv" where the shape is not paths of one length."""
         if rule == "gbv" and self._shape is not None and not self._shape.num_paths:
             message = (
                 f"rule gbv: found a shape of parents {self._shape.tree.parents.tolist()}, wanted "
@@ -177,11 +156,7 @@ class Heads(StateDrafter[_State]):
             raise RuleError(message, slug="rule_shape")
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
-        """Keep the hidden states of what was committed; they are read at the next `propose`.
-
-        Raises:
-            UnsupportedModelError: the target gave none.
-        """
+        """Keep the hidden states of what was committed; they are read at the next `propose`."""
         if hidden is None:
             message = (
                 "the target gives no hidden states, which a head drafts from; use a transformers "
@@ -229,32 +204,20 @@ class Heads(StateDrafter[_State]):
         return grower.finish()
 
     def _grower(self, request: Request, budget: int, vocab: Any | None) -> growers.Grower:
-        own: dict[str, Any] = {
-            "root": request.tokens[-1],
-            "eos_ids": request.eos_ids,
-            "params": self.params,
-            "vocab": vocab,
-        }
+        own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
+        own |= {"params": self.params, "vocab": vocab}
         depth = min(self.num_tokens, budget)
         if self.max_nodes is not None:
-            return growers.Heap(
-                min(self.max_nodes, budget),
-                max_depth=depth,
-                max_children=self.max_children,
-                min_score=self.min_path,
-                **own,
-            )
+            own |= {"max_children": self.max_children, "min_score": self.min_path}
+            return growers.Heap(min(self.max_nodes, budget), max_depth=depth, **own)
         own |= {"seed": request.seed, "position": request.position}
         if self._shape is None:
             return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
-        shape = self._fitting(self._shape, budget)
+        shape = self._shape
+        if budget < shape.tree.num_nodes - 1:
+            if budget not in self._cut_shapes:
+                self._cut_shapes[budget] = shape.cut(budget, budget)
+            shape = self._cut_shapes[budget]
         if self.law == "coupled":
             return growers.Coupled(shape, **own)
         return growers.Fixed(shape, self.law, **own)
-
-    def _fitting(self, shape: TreeShape, budget: int) -> TreeShape:
-        if budget >= shape.tree.num_nodes - 1:
-            return shape
-        if budget not in self._cut_shapes:
-            self._cut_shapes[budget] = shape.cut(budget, budget)
-        return self._cut_shapes[budget]

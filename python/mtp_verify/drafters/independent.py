@@ -31,22 +31,13 @@ __all__ = ["Model", "ModelState"]
 
 @dataclass
 class ModelState:
-    """What the drafter keeps of a request: its cache, and where its last draft hangs.
-
-    Attributes:
-        target: the drafter's model.
-        cache: of the model.
-        transcript: the sequence in the drafter's tokens, where these are not the target's.
-        ids: the drafter's tokens that the cache's entries stand for, and maybe more.
-        root: position, among the drafter's tokens, of the root that this step's draft hangs below;
-            None where it has drafted nothing.
-    """
+    """What the drafter keeps of a request: its cache, and where its last draft hangs."""
 
     target: Target
     cache: TargetCache
-    transcript: Transcript | None = None
-    ids: list[int] = field(default_factory=list)
-    root: int | None = None
+    transcript: Transcript | None = None  # where the drafter's tokens are not the target's
+    ids: list[int] = field(default_factory=list)  # of the cache's entries, and maybe more
+    root: int | None = None  # position, among its tokens, of this step's root; None: no draft
 
     def read(self, tokens: list[int]) -> tuple[int, list[int]]:
         """Keep in the cache what still holds; return the root and what is not in the cache yet."""
@@ -100,8 +91,7 @@ class Model(StateDrafter[ModelState]):
         params: how the drafter's rows are shaped.
         min_confidence: stop before drawing from a row whose largest probability (at the drafter's
             temperature, before truncation) is below this; 0 never stops. A stop that looks at the
-            row but not at the token drawn from it keeps the chain's law; dropping a token that was
-            already drawn would not.
+            row but not at the token drawn from it keeps the chain's law.
         translation: for a model whose tokenizer is not the target's. Its rows are then restricted
             to the tokens that both know, before anything else is done to them.
 
@@ -130,24 +120,20 @@ class Model(StateDrafter[ModelState]):
         if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
             message = f"min_confidence: found {min_confidence}, wanted a probability"
             raise ParamsError(message, slug="bad_min_confidence")
-        if translation is not None:
-            check_type("translation", translation, Translation)
         self.target: Target = as_target(model)
         self.num_tokens = as_count("num_tokens", num_tokens)
         self.params = SamplingParams(temperature=0.0) if params is None else as_params(params)
         self.min_confidence = min_confidence
         self.translation = translation
-        self._vocab = None if translation is None else translation.target_ids
+        self._vocab = None
         if translation is not None:
+            check_type("translation", translation, Translation)
+            self._vocab = translation.target_ids
             _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
         self.laws = ("deterministic" if self.params.is_greedy else "chain",)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Refuse a target whose rows have another width, or lack a token of the translation.
-
-        Raises:
-            UnsupportedModelError: the vocabularies do not fit.
-        """
+        """Refuse a target whose rows have another width, or lack a token of the translation."""
         if self.translation is not None:
             _check_width("target", self.translation.target_ids.max(), vocab_size)
             return
@@ -164,8 +150,7 @@ class Model(StateDrafter[ModelState]):
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the cache entries of accepted tokens, where this step has drafted.
 
-        The last token of a chain was drawn but never run through the model, so after full
-        acceptance the cache is one entry short; the next draft starts by running what is missing.
+        The last token of a chain was never run through the model: the next draft begins with it.
         """
         del hidden
         for request, verdict in zip(self._proposed, verdicts, strict=True):
@@ -180,15 +165,13 @@ class Model(StateDrafter[ModelState]):
 
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
-        length, _, pending = self._begin(request, state, budget)
-        target, params, cache = self.target, self.params, state.cache
+        length, pending = self._begin(request, state, budget)
+        params = self.params
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
-            ids = torch.tensor([pending], device=target.device)
-            row = to_host(self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]))
-            row = request.mask_rows(row, [tokens], self._vocab)
+            row = request.mask_rows(self._run(pending, state.cache), [tokens], self._vocab)
             if self.min_confidence and self._confidence(row) < self.min_confidence:
                 break
             column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
@@ -207,26 +190,34 @@ class Model(StateDrafter[ModelState]):
         logits = torch.cat(rows)
         return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
 
-    def _begin(
-        self, request: Request, state: ModelState, budget: int
-    ) -> tuple[int, int, list[int]]:
-        """Return the most levels of a draft, the root's position, and what has to be run first."""
+    def _begin(self, request: Request, state: ModelState, budget: int) -> tuple[int, list[int]]:
+        """Return the most levels of a draft, and what has to be run first."""
         state.root = None
         length = min(self.num_tokens, budget)
         if length < 1:
-            return 0, 0, []
+            return 0, []
         root, pending = state.read(request.tokens)
         if self.target.max_length is not None:
             # The last node that is run stands at root + length - 1, which must lie in the context.
             length = min(length, self.target.max_length - root)
-        return length, root, pending
+        return length, pending
 
-    def _shared(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the columns of the tokens that both know; one of them stays possible."""
-        if self.translation is None:
-            return rows
-        rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
-        return rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
+    def _run(
+        self,
+        tokens: list[int],
+        cache: TargetCache,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        num_logits: int = 1,
+    ) -> torch.Tensor:
+        """Return rows on the host, of the tokens that both know; one of these stays possible."""
+        ids = torch.tensor([tokens], device=self.target.device)
+        rows = self.target.forward(ids, positions, mask, cache, num_logits=num_logits)[0]
+        if self.translation is not None:
+            rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
+            rows = rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
+        shared: torch.Tensor = to_host(rows)
+        return shared
 
     def _own(self, tokens: list[int]) -> list[int]:
         """Return drafted tokens as the drafter numbers them."""

@@ -15,7 +15,6 @@ from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.growers import Heap
 from mtp_verify.verifier.intake import as_count
-from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.params import SamplingParams, as_params
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ class ModelTree(Model):
     within one forward. Deep trees of a large drafter cost accordingly.
 
     Args:
-        model: a transformers causal language model in evaluation mode, or a `Target`; it must be
-            able to attend along a tree.
+        model: as for `Model`; it must be able to attend along a tree.
         max_nodes: most drafted nodes.
         max_depth: most levels, and so forwards of the model a step.
         max_children: most children of a node.
@@ -78,40 +76,27 @@ class ModelTree(Model):
 
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
-        length, position, pending = self._begin(request, state, budget)
-        if length < 1 or not pending:
+        length, pending = self._begin(request, state, budget)
+        if length < 1 or not pending or state.root is None:
             return Draft.chain([])
-        target, cache = self.target, state.cache
-        device = target.device
-        heap = Heap(
-            min(self.max_nodes, budget),
-            max_depth=length,
-            max_children=self.max_children,
-            root=request.tokens[-1],
-            eos_ids=request.eos_ids,
-            params=self.params,
-            vocab=self._vocab,
-        )
+        position, cache, device = state.root, state.cache, self.target.device
+        own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
+        own |= {"params": self.params, "vocab": self._vocab, "max_children": self.max_children}
+        heap = Heap(min(self.max_nodes, budget), max_depth=length, **own)
         heap.frontier()
-        ids = torch.tensor([pending], device=device)
-        rows = to_host(self._shared(target.forward(ids, None, None, cache, num_logits=1)[0]))
-        heap.extend(request.mask_rows(rows, [[]], self._vocab))
+        heap.extend(request.mask_rows(self._run(pending, cache), [[]], self._vocab))
         inner: list[int] = []
         with at_end(lambda: cache.crop(position + 1)):
             while nodes := heap.frontier():
                 inner += nodes
-                ids = torch.tensor([self._own(heap.tokens[inner].tolist())], device=device)
                 # All of them run again, below a root that the cache holds already.
                 numbers = {0: 0} | {node: place for place, node in enumerate(inner, 1)}
                 tree = TokenTree([-1, *(numbers[int(heap.parents[node])] for node in inner)])
                 cache.crop(position + 1)
-                rows, _ = target.forward(
-                    ids,
-                    (position + torch.from_numpy(tree.depths[1:]).to(device))[None],
-                    torch.from_numpy(tree.mask()[1:, 1:]),
-                    cache,
-                    num_logits=len(nodes),
-                )
+                tokens = self._own(heap.tokens[inner].tolist())
+                positions = (position + torch.from_numpy(tree.depths[1:]).to(device))[None]
+                mask = torch.from_numpy(tree.mask()[1:, 1:])
+                rows = self._run(tokens, cache, positions, mask, len(nodes))
                 paths = (heap.path(node) for node in nodes)
-                heap.extend(request.mask_rows(to_host(self._shared(rows)), paths, self._vocab))
+                heap.extend(request.mask_rows(rows, paths, self._vocab))
         return heap.finish()

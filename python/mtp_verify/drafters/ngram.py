@@ -1,8 +1,7 @@
 """Drafts copied from the sequence's own history: no model, no probabilities.
 
-Text that repeats itself (code edits, quotes, tables) can be guessed by looking up where its last
-tokens occurred before. Both drafters keep one incremental index per request in the Rust core;
-appending a token costs amortised O(1), memory is bounded.
+Both drafters keep one incremental index per request in the Rust core; appending a token costs
+amortised O(1), memory is bounded.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
+
+    _Found = tuple[list[int], list[int]]  # parents and tokens
 
 __all__ = ["NGram", "Suffix"]
 
@@ -48,9 +49,7 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
     def _new_index(self) -> AnyIndex: ...
 
     @abstractmethod
-    def _look_up(
-        self, index: AnyIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]: ...
+    def _look_up(self, index: AnyIndex, budget: int, stop: Sequence[int]) -> _Found: ...
 
     def __repr__(self) -> str:
         """The length of its drafts."""
@@ -61,9 +60,8 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
         return _History(self._new_index())
 
     def _draft(self, request: Request, state: _History[AnyIndex], budget: int) -> Draft:
-        stop = sorted(request.eos_ids)
-        parents, tokens = self._look_up(state.index, max(budget, 0), stop)
-        return Draft(TokenTree(parents), tokens)
+        found = self._look_up(state.index, max(budget, 0), sorted(request.eos_ids))
+        return Draft(TokenTree(found[0]), found[1])
 
 
 class NGram(_HistoryDrafter[NGramIndex]):
@@ -109,9 +107,7 @@ class NGram(_HistoryDrafter[NGramIndex]):
     def _new_index(self) -> NGramIndex:
         return NGramIndex(*self._settings)
 
-    def _look_up(
-        self, index: NGramIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+    def _look_up(self, index: NGramIndex, budget: int, stop: Sequence[int]) -> _Found:
         return index.propose(min(self.num_tokens, budget), stop)
 
 
@@ -125,10 +121,9 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
     Args:
         num_tokens: Greatest depth, >= 1.
         max_nodes: Most nodes of a draft; default `num_tokens`. If given, drafts are trees unless
-            `max_children` is 1. On a CPU narrow drafts pay most: a forward's time grows with width.
+            `max_children` is 1. On a CPU narrow drafts pay most.
         max_children: Most children of a node; default 1 (chains), 4 if `max_nodes` is given.
-        min_match: Shortest match that drafts, 1 to `max_context`. A single token matches often and
-            seldom well: on free text its drafts cost more than they save.
+        min_match: Shortest match that drafts, 1 to `max_context`; a single token rarely pays.
         depth_factor: Depth per matched token, > 0.
         min_score: Nodes of a lower score are not drafted, 0 to 1.
         max_context: Contexts are cut to this many tokens; bounds the cost of an append.
@@ -175,7 +170,5 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
     def _new_index(self) -> SuffixIndex:
         return SuffixIndex(*self._settings)
 
-    def _look_up(
-        self, index: SuffixIndex, budget: int, stop: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+    def _look_up(self, index: SuffixIndex, budget: int, stop: Sequence[int]) -> _Found:
         return index.propose(min(self.max_nodes, budget), self.num_tokens, stop)

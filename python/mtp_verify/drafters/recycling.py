@@ -1,8 +1,7 @@
 """Token recycling: the target's own runners-up of past steps, reused as a draft.
 
 Every forward of the target computes a row for each node of the tree, and all but one token of it is
-thrown away. This drafter keeps the best few per token: a table says what would have followed, and a
-fixed tree is filled from it. No model, no training; a few tokens of memory for each token seen.
+thrown away. This drafter keeps the best few per token, and fills a fixed tree from that table.
 """
 
 from __future__ import annotations
@@ -86,8 +85,7 @@ class Recycling(TextDrafter[_Table]):
     Args:
         shape: form of the draft; siblings are ranks of the table. None: the best shape of at most
             `max_nodes` nodes under assumed rates of acceptance by rank.
-        max_nodes: most drafted nodes. On a CPU narrow drafts pay most: a forward's time grows with
-            width.
+        max_nodes: most drafted nodes. On a CPU narrow drafts pay most.
         num_successors: tokens kept for each token, 1 or more.
         shared: one table for all requests, past ones too: more is known at once, but what is
             drafted (not its law, nor the output's distribution) then depends on other requests.
@@ -117,13 +115,11 @@ class Recycling(TextDrafter[_Table]):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("max_nodes", max_nodes), ("num_successors", num_successors)):
-            as_count(name, value)
-        if shape is not None:
-            check_type("shape", shape, TreeShape)
-        else:
-            rates = _RATES[:num_successors]
+        as_count("max_nodes", max_nodes)
+        rates = _RATES[: as_count("num_successors", num_successors)]
+        if shape is None:
             shape = TreeShape.optimal(rates, max_nodes=max_nodes, max_depth=_DEPTH)
+        check_type("shape", shape, TreeShape)
         self.shape = shape.cut(max_nodes)
         self.num_successors = num_successors
         self.makes_trees = not self.shape.tree.is_chain
@@ -131,21 +127,13 @@ class Recycling(TextDrafter[_Table]):
 
     def __repr__(self) -> str:
         """The size of its drafts and of its tables."""
-        num_nodes, shared = self.shape.tree.num_nodes - 1, self._store is not None
-        return (
-            f"Recycling(max_nodes={num_nodes}, num_successors={self.num_successors}, "
-            f"shared={shared})"
-        )
+        size = f"max_nodes={self.shape.tree.num_nodes - 1}, num_successors={self.num_successors}"
+        return f"Recycling({size}, shared={self._store is not None})"
 
     def observe(
         self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
     ) -> None:
-        """Refresh the tables from the target's rows of one step.
-
-        Args:
-            requests: those of the step.
-            drafts: what was run for each; the root's token must be known.
-            logits: (N+1, V) raw logits for each, row i after node i; float32, float16 or bfloat16.
+        """Refresh the tables from the target's rows of one step; the root's token must be known.
 
         Raises:
             NumericsError: a row is not a distribution.
@@ -168,17 +156,15 @@ class Recycling(TextDrafter[_Table]):
         number: list[int | None] = [0]
         ranks = [0] * self.shape.tree.num_nodes
         for parent in self.shape.tree.parents.tolist()[1:]:
-            rank = ranks[parent]
+            rank, above = ranks[parent], number[parent]
             ranks[parent] += 1
-            above = number[parent]
-            node = None
-            if above is not None and len(tokens) <= budget:
-                token = tokens[above]
-                known = state.successors.get(token, ())
-                ended = above > 0 and token in request.eos_ids
-                if rank < len(known) and not ended:
-                    node = len(tokens)
-                    parents.append(above)
-                    tokens.append(known[rank])
-            number.append(node)
+            number.append(None)
+            if above is None or len(tokens) > budget:
+                continue
+            known = state.successors.get(tokens[above], ())
+            has_ended = above > 0 and tokens[above] in request.eos_ids
+            if rank < len(known) and not has_ended:
+                number[-1] = len(tokens)
+                parents.append(above)
+                tokens.append(known[rank])
         return Draft(TokenTree(parents), tokens)

@@ -17,19 +17,12 @@ class Entry:
 
     The lazy exports, the choices of `--drafter`, the entrants of `bench` and the table of the docs
     derive from it.
-
-    Attributes:
-        module: of `mtp_verify.drafters`, imported on first use.
-        guess: what it guesses from, in a few words.
-        needs: besides the text: a draft head, a second model, or other drafters.
-        name: on the command line; None where commands do not make it.
-        settings: those that commands make it with.
-        tree: those that commands make trees with; empty where it drafts no better by trees.
     """
 
-    module: str
-    guess: str
-    needs: Literal["text", "head", "model", "drafters"]
-    name: str | None = None
+    module: str  # of `mtp_verify.drafters`, imported on first use
+    guess: str  # what it guesses from, in a few words
+    needs: Literal["text", "head", "model", "drafters"]  # besides the text
+    name: str | None = None  # on the command line; None where commands do not make it
+    # Those that commands make it with, and make trees with; empty where it drafts no better so.
     settings: Mapping[str, Any] = field(default_factory=dict)
     tree: Mapping[str, Any] = field(default_factory=dict)

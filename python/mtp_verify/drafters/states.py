@@ -47,11 +47,7 @@ class StateDrafter(Drafter, Generic[State]):
         self._states[request.id] = self._new_state(request)
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
-        """See `Drafter.propose`.
-
-        Raises:
-            DraftError: a request was never started.
-        """
+        """See `Drafter.propose`; a request that was never started is a `DraftError`."""
         self._proposed = list(requests)
         return [
             self._draft(request, self._state_of(request), budget)
@@ -64,10 +60,10 @@ class StateDrafter(Drafter, Generic[State]):
         self._proposed = [other for other in self._proposed if other.id != request.id]
 
     def _state_of(self, request: Request) -> State:
-        if request.id not in self._states:
-            message = f"request {request.id} was never started; call start(request) first"
-            raise DraftError(message, slug="unknown_request", sequence=request.id)
-        return self._states[request.id]
+        if request.id in self._states:
+            return self._states[request.id]
+        message = f"request {request.id} was never started; call start(request) first"
+        raise DraftError(message, slug="unknown_request", sequence=request.id)
 
 
 class TextDrafter(StateDrafter[Reader]):

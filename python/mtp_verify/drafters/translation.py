@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Transcript", "Translation"]
 
 _SPACE = "\u2581"  # what stands for a space in SentencePiece's vocabularies
-_PLAIN = {
-    "ByteFallback",
-    "Fuse",
-    "Metaspace",
-    "Replace",
-    "Strip",
-}  # Their tokens are pieces of text.
+# Their tokens are pieces of text.
+_PLAIN = {"ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
 
 # A text is translated again from its last settled place on: this many tokens of the target at most,
 # of which this many stay open, since what follows may still change how they are cut.
@@ -48,7 +43,7 @@ class Translation:
     Args:
         draft_tokenizer: the drafter's; a fast transformers tokenizer (byte-level, or
             SentencePiece's: their tokens are pieces of text).
-        target_tokenizer: the target's; a fast transformers tokenizer, too.
+        target_tokenizer: the target's, as `draft_tokenizer`.
 
     Attributes:
         draft_ids: (n,) int64, the shared tokens as the drafter numbers them.
@@ -69,29 +64,22 @@ class Translation:
     def __init__(self, draft_tokenizer: Any, target_tokenizer: Any) -> None:
         self._draft = _Vocabulary(draft_tokenizer, "drafter's")
         self._target = _Vocabulary(target_tokenizer, "target's")
-        pairs = {
-            token: self._draft.by_text[text]
-            for text, token in self._target.by_text.items()
-            if text in self._draft.by_text
-        }
+        mine, theirs = self._draft.by_text, self._target.by_text
+        pairs = {token: mine[text] for text, token in theirs.items() if text in mine}
         if not pairs:
-            message = (
-                f"the drafter's {len(self._draft.by_text)} tokens and the target's "
-                f"{len(self._target.by_text)} have none in common; draft with another model"
-            )
+            found = f"the drafter's {len(mine)} tokens and the target's {len(theirs)}"
+            message = f"{found} have none in common; draft with another model"
             raise ParamsError(message, slug="no_shared_tokens")
         self._special = self._draft.match_special(self._target)
         taken = set(pairs.values())
-        pairs |= {mine: other for mine, other in self._special.items() if other not in taken}
+        pairs |= {token: own for token, own in self._special.items() if own not in taken}
         self.target_ids: NDArray[np.int64] = np.array(sorted(pairs), np.int64)
         self.draft_ids: NDArray[np.int64] = np.array([pairs[t] for t in sorted(pairs)], np.int64)
 
     def __repr__(self) -> str:
         """Say how much the two vocabularies share."""
-        return (
-            f"Translation(shared={len(self.target_ids)}, draft={len(self._draft.by_text)}, "
-            f"target={len(self._target.by_text)})"
-        )
+        draft, target = len(self._draft.by_text), len(self._target.by_text)
+        return f"Translation(shared={len(self.target_ids)}, draft={draft}, target={target})"
 
     def start(self) -> Transcript:
         """Return the transcript of a new sequence."""
@@ -139,21 +127,19 @@ class Translation:
         for index in range(len(tokens) - 1, 0, -1):
             text = self._target.texts.get(tokens[index], b"")
             size += len(text)
-            if len(tokens) - index < _KEPT_OPEN or size not in places:
-                continue
-            if self._draft.adds_space and not text.startswith(b" "):
-                continue
-            place = places[size]
-            is_stable = self.encode(tokens[index:], at_start=False) == list(ids[place:])
-            return (index, place) if is_stable else None
+            has_space = text.startswith(b" ") or not self._draft.adds_space
+            if len(tokens) - index >= _KEPT_OPEN and size in places and has_space:
+                place = places[size]
+                is_stable = self.encode(tokens[index:], at_start=False) == list(ids[place:])
+                return (index, place) if is_stable else None
         return None
 
 
 class Transcript:
     """A growing sequence of the target's tokens, as the drafter reads it.
 
-    Only the end of a long text is cut again as it grows. The end starts at a place where cutting
-    the rest by itself has been seen to make no difference.
+    Only the end of a long text is cut again as it grows, from a place where cutting the rest by
+    itself has been seen to make no difference.
     """
 
     def __init__(self, translation: Translation, first: Sequence[int]) -> None:
@@ -173,36 +159,24 @@ class Transcript:
                 found = way.special(tokens[index])
                 if self._ids + ids + found == self._first * 2:
                     found = []  # Both begin a sequence with the same token.
-                self._settle(index + 1, ids + found)
-                self._is_start = True
+                self._settle(index + 1, ids + found, is_start=True)
         open_tokens = tokens[self._num_settled :]
         ids = way.encode(open_tokens, at_start=self._is_start)
         whole = self._ids + ids
         if len(open_tokens) > self._most_open:
-            cut = way.find_cut(open_tokens, ids)
-            if cut is None:
-                self._most_open *= 2
-            else:
-                self._settle(self._num_settled + cut[0], ids[: cut[1]])
-                self._is_start = False
+            self._most_open *= 2
+            if cut := way.find_cut(open_tokens, ids):
+                self._settle(self._num_settled + cut[0], ids[: cut[1]], is_start=False)
                 self._most_open = _MOST_OPEN
         return whole
 
-    def _settle(self, num_tokens: int, ids: Sequence[int]) -> None:
-        self._num_settled = num_tokens
+    def _settle(self, num_tokens: int, ids: Sequence[int], *, is_start: bool) -> None:
+        self._num_settled, self._is_start = num_tokens, is_start
         self._ids = [*self._ids, *ids]
 
 
 class _Vocabulary:
-    """A tokenizer's tokens as bytes of text.
-
-    Attributes:
-        texts: what each ordinary token stands for.
-        by_text: the token of each text.
-        special: names of the special tokens.
-        first: what the tokenizer puts before every sequence.
-        adds_space: whether it puts a space before every text.
-    """
+    """A tokenizer's tokens as bytes of text."""
 
     def __init__(self, tokenizer: Any, whose: str) -> None:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -227,6 +201,7 @@ class _Vocabulary:
             )
             raise UnsupportedModelError(message, slug="unknown_tokenizer")
         added = self._backend.get_added_tokens_decoder()
+        # Names of the special tokens; what each other one stands for; the token of each text.
         self.special = {token: word.content for token, word in added.items() if word.special}
         self.texts: dict[int, bytes] = {}
         fallbacks: dict[int, bytes] = {}
@@ -248,11 +223,11 @@ class _Vocabulary:
                 self.by_text.setdefault(texts[token], token)
         self.by_text.pop(b"", None)
         self.texts |= fallbacks
+        # What the tokenizer puts before every sequence, and whether it puts a space before a text.
         first = self._backend.encode("", add_special_tokens=True).ids[:1]
         self.first = first if first == [tokenizer.bos_token_id] else []
-        self.adds_space = any(
-            self.texts.get(token, b"").startswith(b" ") for token in self.encode("a")[:1]
-        )
+        begins = [self.texts.get(token, b"") for token in self.encode("a")[:1]]
+        self.adds_space = any(text.startswith(b" ") for text in begins)
 
     def encode(self, text: str) -> list[int]:
         """Cut a text; an empty one into nothing."""

@@ -16,20 +16,6 @@ from mtp_verify.heads.probe import Probe, probe, resolve_disputed
 from mtp_verify.heads.spec import HeadSpec, Layout, Sizes
 
 __all__ = [
-    "CausalHead",
-    "FAMILIES",
-    "Head",
-    "HeadSpec",
-    "Layout",
-    "ParallelHead",
-    "Probe",
-    "Shared",
-    "Sizes",
-    "export",
-    "family",
-    "load",
-    "probe",
-    "reattach",
-    "resolve_disputed",
-    "save",
-]
+    "CausalHead", "FAMILIES", "Head", "HeadSpec", "Layout", "ParallelHead", "Probe", "Shared",
+    "Sizes", "export", "family", "load", "probe", "reattach", "resolve_disputed", "save",
+]  # fmt: skip

@@ -63,8 +63,7 @@ class Shared:
         if embed is None or output is None:
             message = f"{type(model).__name__} shows no embedding or output head to share"
             raise UnsupportedModelError(message, slug="no_lm_head")
-        norm = getattr(model.get_decoder(), "norm", None)
-        return cls(embed, output, output.weight, norm)
+        return cls(embed, output, output.weight, getattr(model.get_decoder(), "norm", None))
 
 
 @dataclass
@@ -91,8 +90,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         self.record = {}
-        size = spec.draft_vocab_size
-        vocab = None if size is None else torch.arange(size)
+        vocab = None if spec.draft_vocab_size is None else torch.arange(spec.draft_vocab_size)
         self.register_buffer("vocab", vocab, persistent=False)
         # In a tuple, so that the target's parameters do not become this module's.
         self._shared: tuple[Shared, ...] = ()
@@ -101,11 +99,7 @@ class Head(nn.Module):
 
     @property
     def shared(self) -> Shared:
-        """The target's parts.
-
-        Raises:
-            ParamsError: the head was not attached to a target.
-        """
+        """The target's parts; ParamsError if the head was not attached to one."""
         if not self._shared:
             message = (
                 f"the {self.spec.family} head is not attached to a target; call "
@@ -142,9 +136,8 @@ class Head(nn.Module):
         vocab = vocab.to(torch.int64)
         is_sound = vocab.shape == (size,) and vocab.numel() > 0
         if not is_sound or not ((vocab.diff() > 0).all() and vocab[0] >= 0 and vocab[-1] < limit):
-            found = f"an array of shape {tuple(vocab.shape)}"
             wanted = f"{size} distinct token ids below {limit}, ascending"
-            message = f"draft vocabulary: found {found}, wanted {wanted}"
+            message = f"draft vocabulary: found shape {tuple(vocab.shape)}, wanted {wanted}"
             raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None
@@ -179,13 +172,13 @@ class Head(nn.Module):
         """
         if self.vocab is None:
             return self.shared.output(hidden)
-        rows = self._shared_rows
-        if rows is None:
+        if self._shared_rows is None:
             # One compact copy: gathered rows would be read from all over the matrix at each step.
-            rows = self._shared_rows = Product(self.shared.output_weight.detach()[self.vocab])
-        logits = rows(hidden)
-        more = () if extra is None else (nn.functional.linear(hidden, extra),)
-        return torch.cat((logits, *more), dim=-1) if more else logits
+            self._shared_rows = Product(self.output_rows(self.vocab))
+        logits = self._shared_rows(hidden)
+        if extra is None:
+            return logits
+        return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
 
     def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return rows (E, d) of the target's output head for tokens (E,)."""
@@ -200,7 +193,7 @@ class Head(nn.Module):
             inside = self._inside = np.zeros(self.spec.known_sizes.vocab_size, bool)
             inside[[] if self.vocab is None else self.vocab.cpu().numpy()] = True
         shown = dict.fromkeys(tokens.tolist())
-        fresh = [token for token in shown if not (inside[token] or token in context.ids)]
+        fresh = [token for token in shown if not inside[token] and token not in context.ids]
         if fresh:
             rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
             old = context.rows
@@ -263,13 +256,8 @@ class Head(nn.Module):
 
 
 def check_target(spec: HeadSpec, shared: Shared) -> None:
-    """Refuse a target that the head was not made for.
-
-    Raises:
-        UnsupportedModelError: a target of other sizes; names them.
-    """
-    sizes = spec.known_sizes
-    found = tuple(shared.output_weight.shape)
+    """Refuse a target of other sizes than the head was made for; UnsupportedModelError."""
+    sizes, found = spec.known_sizes, tuple(shared.output_weight.shape)
     if found[1] != sizes.hidden_size or found[0] < sizes.vocab_size:
         message = (
             f"the {spec.family} head is for hidden states of width {sizes.hidden_size} "
@@ -280,11 +268,7 @@ def check_target(spec: HeadSpec, shared: Shared) -> None:
 
 
 def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
-    """Return the number of pairs that `read` got.
-
-    Raises:
-        DraftError: layers, widths or lengths that do not fit; says which.
-    """
+    """Return the number of pairs that `read` got; DraftError if layers or shapes do not fit."""
     width, layers = spec.known_sizes.hidden_size, len(spec.aux_layers) or 1
     count = tokens.shape[0] if tokens.dim() == 1 else 0
     if len(hidden) != layers or any(tuple(h.shape) != (count, width) for h in hidden) or not count:
@@ -297,11 +281,7 @@ def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Te
 
 
 def check_parents(parents: Sequence[int], num_nodes: int) -> None:
-    """Refuse parents that were not run.
-
-    Raises:
-        DraftError: such a parent; names it.
-    """
+    """Refuse parents that were not run: DraftError names the first."""
     for parent in parents:
         if not 0 <= parent < num_nodes:
             message = f"node {parent} was not run; {num_nodes} nodes are known"

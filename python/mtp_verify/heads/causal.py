@@ -39,14 +39,11 @@ class CausalModule(nn.Module):
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
         super().__init__()
         self.spec = spec
-        sizes = spec.known_sizes
-        width = sizes.hidden_size
+        width, eps = spec.known_sizes.hidden_size, spec.known_sizes.norm_eps
         plus_one = spec.norm_kind == "rms1p"
 
         def norm(*, wanted: bool) -> nn.Module:
-            if not wanted:
-                return nn.Identity()
-            return RMSNorm(width, sizes.norm_eps, plus_one=plus_one)
+            return RMSNorm(width, eps, plus_one=plus_one) if wanted else nn.Identity()
 
         self.embed_norm = norm(wanted=spec.embed_norm)
         self.hidden_norm = norm(wanted=spec.hidden_norm)
@@ -161,15 +158,11 @@ class CausalHead(Head):
             message = f"{spec.family} is not a causal head with a supported fusion and attention"
             raise ParamsError(message, slug="bad_head_spec")
         if block.needs_target and model is None:
-            message = (
-                f"a {spec.family} head is made of the target's own kind of layer; give the target: "
-                "CausalHead(spec, model)"
-            )
+            what = "is made of the target's own kind of layer; give the target"
+            message = f"a {spec.family} head {what}: CausalHead(spec, model)"
             raise ParamsError(message, slug="head_needs_target")
         if spec.feed == "aux" and not spec.aux_layers:
-            message = (
-                'feed "aux" needs aux_layers; for EAGLE-3 they are (2, L // 2, L - 3) by default'
-            )
+            message = 'feed "aux" needs aux_layers; those of EAGLE-3 are (2, L // 2, L - 3)'
             raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
         width, eps = sizes.hidden_size, sizes.norm_eps
@@ -187,8 +180,7 @@ class CausalHead(Head):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return embeddings of tokens, the head's own or the target's."""
-        embed = self.shared.embed if self.embedding is None else self.embedding
-        return embed(tokens)
+        return (self.shared.embed if self.embedding is None else self.embedding)(tokens)
 
     def fuse_features(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return one hidden state (..., d) made of those of `hidden_layers`."""
@@ -232,21 +224,15 @@ class CausalHead(Head):
         if spec.pair_position == "token":
             positions = positions + 1
         rotation = None if self.rotary is None else self.rotary(positions, hidden.dtype)
-        inputs = BlockInputs(positions, rotation, mask)
-        output: tuple[torch.Tensor, torch.Tensor] = module(
-            hidden, embeds, inputs, layers or [None] * spec.num_layers
-        )
+        inputs, layers = BlockInputs(positions, rotation, mask), layers or [None] * spec.num_layers
+        output: tuple[torch.Tensor, torch.Tensor] = module(hidden, embeds, inputs, layers)
         return output
 
     def new_state(self) -> CausalState:
         """See `Head.new_state`."""
-        spec = self.spec
-        modules = range(spec.num_modules)
-        return CausalState(
-            layers=[[GrowingLayer() for _ in range(spec.num_layers)] for _ in modules],
-            num_true=[0 for _ in modules],
-            _carry=[None for _ in modules],
-        )
+        count, blocks = self.spec.num_modules, range(self.spec.num_layers)
+        layers = [[GrowingLayer() for _ in blocks] for _ in range(count)]
+        return CausalState(layers, [0] * count, _carry=[None] * count)
 
     def read(
         self, state: CausalState, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
@@ -259,11 +245,9 @@ class CausalHead(Head):
         check_pairs(self.spec, hidden, tokens)
         state.rollback()
         self.observe_tokens(state.context_tokens, tokens)
-        passed = self.fuse_features(hidden)[None]
-        window = self.spec.known_sizes.window
+        passed, window = self.fuse_features(hidden)[None], self.spec.known_sizes.window
         for module in range(self.spec.num_modules):
-            count = passed.shape[1]
-            if not count:
+            if not (count := passed.shape[1]):
                 break
             past = state.num_true[module]
             positions = torch.arange(past, past + count, device=passed.device) + state.first
@@ -315,19 +299,17 @@ class CausalHead(Head):
         """Run tokens below nodes of one module; return their logits, and the new nodes."""
         true = state.num_true[module]
         past = state.layers[module][0].get_seq_length()
+        paths = [[*node.path, word] for node, word in zip(above, words, strict=True)]
         hidden: list[torch.Tensor] = []
         tokens: list[int] = []
         places: list[int] = []
         seen: list[list[int]] = []
         ends: list[int] = []
-        for node, word in zip(above, words, strict=True):
-            path = [*node.path, word]
+        for node, path in zip(above, paths, strict=True):
+            rows, entries = node.last, node.entries
             if len(path) == module:
-                carry = state._carry[module - 1]
+                carry, entries = state._carry[module - 1], []
                 rows = node.rows if carry is None else torch.cat((carry, node.rows), dim=1)
-                entries: list[int] = []
-            else:
-                rows, entries = node.last, node.entries
             count = rows.shape[1]
             hidden.append(rows)
             tokens += path[-count:]
@@ -339,18 +321,15 @@ class CausalHead(Head):
                 seen.append(entries)
             ends.append(len(seen))
         device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
+        mask = None if mask is None else mask.to(device)
+        ids, positions = (torch.tensor([row], device=device) for row in (tokens, places))
         output, recycled = self(
-            torch.cat(hidden, dim=1),
-            torch.tensor([tokens], device=device),
-            torch.tensor([places], device=device),
-            None if mask is None else mask.to(device),
-            module,
-            state.layers[module],
+            torch.cat(hidden, dim=1), ids, positions, mask, module, state.layers[module]
         )
         fresh: list[_Node] = []
-        for node, word, rows, end in zip(above, words, hidden, ends, strict=True):
+        for path, rows, end in zip(paths, hidden, ends, strict=True):
             own = recycled[:, end - rows.shape[1] : end]
-            fresh.append(_Node([*node.path, word], seen[end - 1], own, own[:, -1:]))
+            fresh.append(_Node(path, seen[end - 1], own, own[:, -1:]))
         last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
         return self.logits(last, module, state.context_tokens.rows)[0], fresh
 
@@ -358,8 +337,7 @@ class CausalHead(Head):
         self, state: CausalState, module: int, seen: list[list[int]], places: list[int]
     ) -> torch.Tensor | None:
         past, count = state.layers[module][0].get_seq_length(), len(seen)
-        true = state.num_true[module]
-        window = self.spec.known_sizes.window
+        true, window = state.num_true[module], self.spec.known_sizes.window
         if window is None and all(len(entries) == past + count - true for entries in seen):
             return None
         # On the host: a few rows are filled there before an operator of a device has started.

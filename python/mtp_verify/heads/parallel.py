@@ -71,11 +71,7 @@ class ParallelState:
 class ParallelHead(Head):
     """A head whose levels do not see each other's tokens (Hydra's do, without attention).
 
-    Args:
-        spec: with sizes.
-
-    Raises:
-        ParamsError: a spec that is not one of a parallel head.
+    `spec` has sizes; one that is not that of a parallel head raises a ParamsError.
     """
 
     def __init__(self, spec: HeadSpec) -> None:
@@ -85,10 +81,8 @@ class ParallelHead(Head):
             message = f"{spec.family} is not a parallel head of blocks of its own"
             raise ParamsError(message, slug="bad_head_spec")
         if spec.feed == "aux" and len(spec.aux_layers) != 1:
-            message = (
-                "a parallel head reads one hidden state; give aux_layers its layer (for Meta's "
-                "heads, which replace the target's last layer: (L - 1,))"
-            )
+            what = "a parallel head reads one hidden state; give aux_layers its layer"
+            message = f"{what} (for Meta's heads, which replace the target's last: (L - 1,))"
             raise ParamsError(message, slug="bad_head_spec")
         self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
         self.rotary: Rotary | None = Rotary(spec.known_sizes) if block.uses_rotary else None
@@ -116,10 +110,8 @@ class ParallelHead(Head):
             (B, n, d).
         """
         module: Any = self.levels[level]
-        x = hidden
-        if module.fusion is not None:
-            x = module.fusion(torch.cat((hidden, *embeds), dim=-1))
-        rotation = None
+        fusion, rotation = module.fusion, None
+        x = hidden if fusion is None else fusion(torch.cat((hidden, *embeds), dim=-1))
         if self.rotary is not None:
             if positions is None:
                 message = "transformer blocks need the positions of the hidden states"
@@ -159,11 +151,11 @@ class ParallelHead(Head):
         else:
             mask = causal_mask(past, count, None, stream.device)
             positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
-            levels = [
-                self.features(stream, level, positions, mask, layers=state.layers[level])[0, -1:]
-                for level in range(len(self.levels))
+            rows = [
+                self.features(stream, level, positions, mask, layers=layers)[0, -1:]
+                for level, layers in enumerate(state.layers)
             ]
-            state._features = torch.cat(levels)
+            state._features = torch.cat(rows)
         state._paths = [[int(tokens[-1])]]
         return self._rows(state, [0])
 
@@ -184,11 +176,9 @@ class ParallelHead(Head):
     def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
         """Return logits after nodes; a row that all of a level share is computed once."""
         rows = []
-        for node in nodes:
-            path = state._paths[node]
+        for path in (state._paths[node] for node in nodes):
             level = len(path) - 1
-            row = state._rows.get(level)
-            if row is None:
+            if (row := state._rows.get(level)) is None:
                 row = self._row(state, level, path)
                 if self.spec.fusion == "none":
                     state._rows[level] = row

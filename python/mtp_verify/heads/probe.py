@@ -14,7 +14,7 @@ import torch
 
 from mtp_verify.console.report import Table
 from mtp_verify.errors import ParamsError
-from mtp_verify.models.hidden import BEFORE_NORM, HiddenStates
+from mtp_verify.models.hidden import HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,12 +69,8 @@ class Probe:
             )
             for index, reading in enumerate(self.readings)
         )
-        return Table(
-            f"Agreement with the target's own text, {self.num_positions} greedy chains",
-            (*names, *depths, ""),
-            rows,
-            left=len(names),
-        )
+        title = f"Agreement with the target's own text, {self.num_positions} greedy chains"
+        return Table(title, (*names, *depths, ""), rows, left=len(names))
 
 
 def probe(
@@ -108,31 +104,29 @@ def probe(
     """
     depth = min(depth, head.max_depth or depth)
     spec = head.spec
-    starts = prompts or [[token] for token in _starts(spec.known_sizes.vocab_size)]
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(spec.known_sizes.vocab_size, (_NUM_STARTS, 1), generator=generator)
+    starts = prompts or some.tolist()
     if not all(starts) or num_tokens < len(starts) * (depth + 2):
-        message = (
-            f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head with"
-        )
+        message = f"{num_tokens} tokens from {len(starts)} prompts are too few to measure a head"
         raise ParamsError(message, slug="bad_probe")
-    fields = [name for name in _OPTIONS if name in spec.disputed]
-    combinations = list(itertools.product(*(_OPTIONS[name] for name in fields)))
-    combinations.sort(key=lambda values: values != tuple(getattr(spec, name) for name in fields))
-    layers = {layer for values in combinations for layer in _layers(head, fields, values)}
+    own = {name: getattr(spec, name) for name in _OPTIONS if name in spec.disputed}
+    options = itertools.product(*(_OPTIONS[name] for name in own))
+    combinations = [dict(zip(own, values, strict=True)) for values in options]
+    combinations.sort(key=lambda choices: choices != own)
+    layers = {n for choices in combinations for n in spec.replace(**choices).hidden_layers}
     with torch.inference_mode():
-        texts = [_written(model, start, num_tokens // len(starts), layers) for start in starts]
+        texts = [
+            (*_written(model, start, num_tokens // len(starts), layers), len(start))
+            for start in starts
+        ]
         readings = []
-        for values in combinations:
-            choices = dict(zip(fields, values, strict=True))
+        for choices in combinations:
             head.choose(**choices)
             try:
-                counts = torch.cat(
-                    [
-                        _agreement(head, *text, len(start), depth)
-                        for start, text in zip(starts, texts, strict=True)
-                    ]
-                )
+                counts = torch.cat([_agreement(head, *text, depth) for text in texts])
             finally:
-                head.choose(**{name: getattr(spec, name) for name in fields})
+                head.choose(**own)
             shares = tuple(float((counts >= d).float().mean()) for d in range(1, depth + 1))
             readings.append(Reading(choices, shares, counts))
     best = 0
@@ -146,24 +140,10 @@ def probe(
 
 
 def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:
-    """Probe a head and keep the best reading: its spec changes, and disputes nothing any more.
-
-    Arguments as for `probe`.
-    """
+    """Probe a head (arguments as for `probe`) and keep the best reading: its spec changes."""
     found = probe(head, model, **options)
     head.choose(**found.readings[found.best].choices, disputed=())
     return found
-
-
-def _starts(vocab_size: int) -> list[int]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (_NUM_STARTS,), generator=generator).tolist()
-
-
-def _layers(head: Head, fields: list[str], values: tuple[Any, ...]) -> tuple[int, ...]:
-    if "feed" in fields:
-        return (-1,) if values[fields.index("feed")] == "post" else (BEFORE_NORM,)
-    return head.hidden_layers
 
 
 def _written(

@@ -60,9 +60,8 @@ def _check_fields(record: Any) -> None:
             _refuse(name, value, "true or false")
         if name in _CHOICES and value not in _CHOICES[name]:
             _refuse(name, value, f"one of: {', '.join(_CHOICES[name])}")
-        if (least := _LEAST.get(name)) is None or value is known.default is None:
-            continue
-        if type(value) is not int or not least <= value <= _MAX_SIZE:
+        least = None if value is known.default is None else _LEAST.get(name)
+        if least is not None and (type(value) is not int or not least <= value <= _MAX_SIZE):
             _refuse(name, value, f"an int >= {least}")
 
 
@@ -167,8 +166,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         rope["rope_type"] = rope.pop("type")
     if rope.get("rope_type") == "default":
         del rope["rope_type"]
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    rope |= {"rope_theta": theta}
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     if config.get("partial_rotary_factor"):
         rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     return rope
@@ -315,15 +313,13 @@ class HeadSpec:
         """
         try:
             fields = json.loads(text)
-            layout = fields.pop("layout")
-            for name in ("count_keys", "model_types"):
-                layout[name] = tuple(layout[name])
-            sizes = fields.pop("sizes")
-            for name in ("aux_layers", "disputed"):
-                fields[name] = tuple(fields[name])
-            return cls(
-                **fields, layout=Layout(**layout), sizes=None if sizes is None else Sizes(**sizes)
-            )
+            layout, sizes = fields["layout"], fields["sizes"]
+            for table, name in ((layout, "count_keys"), (layout, "model_types"),
+                                (fields, "aux_layers"), (fields, "disputed")):  # fmt: skip
+                table[name] = tuple(table[name])
+            fields["layout"] = Layout(**layout)
+            fields["sizes"] = None if sizes is None else Sizes(**sizes)
+            return cls(**fields)
         except ParamsError:
             raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -345,37 +341,26 @@ class Repository:
 
 
 def refuse_export(spec: HeadSpec, why: str) -> NoReturn:
-    """Refuse to write a head in a layout.
-
-    Raises:
-        ParamsError: always.
-    """
+    """Refuse to write a head in a layout: always raises ParamsError."""
     message = f"the {spec.family} head cannot be exported so: {why}"
     raise ParamsError(message, slug="bad_layout")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A published family: what its heads are made of, and how checkpoints hold them.
+    """A published family: what its heads are made of, and how checkpoints hold them."""
 
-    Attributes:
-        spec: of a head, without sizes.
-        block: the class of its blocks, or None where they cannot be run here.
-        engines: which of "transformers", "vllm" and "sglang" load such a head.
-        repositories: by the name that `export` uses; `spec.layout` is recognised too.
-        read_fields: fields of the spec that depend on the checkpoint.
-        default_layers: number of the target's layers -> `aux_layers`, where `feed` is "aux".
-        adapt_target: (configuration of the target, its checkpoint) -> further tensors for the
-            target; changes the configuration, so that an engine serves a target of another
-            architecture with such a head inside.
-    """
-
-    spec: HeadSpec
-    block: type[HeadBlock] | None = None
-    engines: tuple[str, ...] = ()
+    spec: HeadSpec  # of a head, without sizes
+    block: type[HeadBlock] | None = None  # None: such blocks cannot be run here
+    engines: tuple[str, ...] = ()  # which of "transformers", "vllm" and "sglang" load such a head
+    # By the name that `export` uses; `spec.layout` is recognised too.
     repositories: Mapping[str, Repository] = field(default_factory=dict)
+    # Fields of the spec that depend on the checkpoint.
     read_fields: Callable[[Source], dict[str, Any]] | None = None
+    # Number of the target's layers -> `aux_layers`, where `feed` is "aux".
     default_layers: Callable[[int], tuple[int, ...]] | None = None
+    # Configuration of the target, its checkpoint -> further tensors for the target. The
+    # configuration changes, so that an engine serves another architecture with such a head inside.
     adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
 
     @property

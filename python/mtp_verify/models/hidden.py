@@ -38,11 +38,7 @@ def check_layers(layers: Sequence[int], count: int) -> None:
 
 
 class HiddenStates:
-    """Around one forward: what to ask the model for, and what it gave.
-
-    Args:
-        model: a transformers causal language model.
-        layers: numbers of the wanted states.
+    """Around one forward: what to ask a transformers model for, and what it gave.
 
     Raises:
         UnsupportedModelError: a state that the model cannot give.
@@ -61,15 +57,12 @@ class HiddenStates:
         self._decoder: Any = None
         self._before_norm: list[torch.Tensor] = []
         self._norm: Any | None = None
-        self.options: dict[str, Any] = {}
+        # All states need hooks at every layer; one hook is enough for the state before the norm.
+        needs_all = any(layer != BEFORE_NORM for layer in self._layers)
+        self.options: dict[str, Any] = {"output_hidden_states": True} if needs_all else {}
         if not self._layers:
             return
-        # All states need hooks at every layer; one hook is enough for the state before the norm.
-        if any(layer != BEFORE_NORM for layer in self._layers):
-            self.options = {"output_hidden_states": True}
-        check_layers(
-            self._layers, int(model.config.get_text_config(decoder=True).num_hidden_layers)
-        )
+        check_layers(self._layers, model.config.get_text_config(decoder=True).num_hidden_layers)
         if BEFORE_NORM in self._layers:
             self._decoder = model.get_decoder()
             found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)
@@ -84,19 +77,18 @@ class HiddenStates:
     def __enter__(self) -> Self:
         """Put a hook on the final norm, if its input is wanted."""
         if self._norm is not None:
-
-            def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                self._before_norm.append(inputs[0])
-
             # Compiled code does not call hooks that came after it.
             for module in (self._model, self._decoder):
                 self._ends.enter_context(uncompiled(module))
-            self._ends.callback(self._norm.register_forward_pre_hook(keep).remove)
+            self._ends.callback(self._norm.register_forward_pre_hook(self._keep).remove)
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Remove the hook."""
         self._ends.close()
+
+    def _keep(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._before_norm.append(inputs[0])
 
     def of(self, output: Any) -> tuple[torch.Tensor, ...]:
         """Return the states (B, n, d) of a forward, one for each layer asked for."""

@@ -1,8 +1,7 @@
 """What the decoder asks of a model: `Target`, its `TargetCache`, and checks of what they answer.
 
 Any object with these methods is a target. A class that derives from `Target` or `TargetCache` has
-defaults for what most models answer alike, and Python refuses to make an object of it while a
-method is missing. docs/howto/own-target.md writes one from nothing.
+defaults for what most models answer alike (docs/howto/own-target.md writes one).
 """
 
 from __future__ import annotations
@@ -46,15 +45,14 @@ class TargetCache(Protocol):
     """What a target remembers of one sequence: an entry for each token that was run.
 
     Entries stand in the order in which tokens were run: those of the text, then a step's root, then
-    its draft nodes. After the step `commit` keeps the root and the accepted path. Whatever depends
-    on a token has to go with its entry: keys and values, and all other state as well. What cannot
-    be cut anywhere (a recurrent state) says `is_recurrent = True` and goes back further: the
-    decoder runs the tokens between again.
+    its draft nodes. Whatever depends on a token has to go with its entry: keys and values, and all
+    other state as well. What cannot be cut anywhere (a recurrent state) says `is_recurrent = True`
+    and goes back further: the decoder runs the tokens between again.
 
     Attributes:
         capacity: the most entries that it can hold, or None.
-        is_recurrent: where entries are dropped, `length` may become less than was asked for: the
-            tokens between are run again. The prompt is then run apart from the first draft.
+        is_recurrent: where entries are dropped, `length` may become less than was asked for. The
+            prompt is then run apart from the first draft.
     """
 
     @property
@@ -74,11 +72,10 @@ class TargetCache(Protocol):
 
     @abstractmethod
     def commit(self, plan: CommitPlan) -> None:
-        """Apply the plan's moves and keep its first `plan.length` entries.
+        """Keep the root and the accepted path: apply the plan's moves, keep `plan.length` entries.
 
-        Args:
-            plan: `moves` is (M, 2) int64, from entry to entry, carried out in order: no entry is
-                read after it was written. A draft that is a chain has none.
+        `plan.moves` is (M, 2) int64, from entry to entry, carried out in order: no entry is read
+        after it was written. A draft that is a chain has none.
         """
 
     @abstractmethod
@@ -88,8 +85,7 @@ class TargetCache(Protocol):
     def finish(self, num_padding: int = 0) -> object:
         """Return what the user gets as `past_key_values`, None unless said otherwise.
 
-        Args:
-            num_padding: masked entries to put in front.
+        `num_padding` masked entries are to be put in front.
         """
         del num_padding
         return None
@@ -100,9 +96,9 @@ class Target(Protocol):
     """A model that gives next-token logits: what `mv.Decoder` runs.
 
     Its rows are the distribution that is kept. The row after a token is a function of the tokens up
-    to it: not of tokens behind it, of siblings in a tree, of other sequences, or of earlier calls.
-    How many tokens one forward runs must not matter either, but for rounding.
-    `mv.testing.assert_target` tries all of that.
+    to it: not of tokens behind it, of siblings in a tree, of other sequences, of earlier calls, or,
+    but for rounding, of how many tokens one forward runs. `mv.testing.assert_target` tries all of
+    that.
 
     Attributes:
         vocab_size: size V of a row, or None if only a forward tells.
@@ -124,11 +120,7 @@ class Target(Protocol):
 
     @abstractmethod
     def new_cache(self, past: Any | None = None) -> TargetCache:
-        """Return an empty cache, or wrap the user's own.
-
-        Args:
-            past: what the user gave as `past_key_values`, or None.
-        """
+        """Return an empty cache, or wrap the user's own: what was given as `past_key_values`."""
 
     @abstractmethod
     def forward(
@@ -150,14 +142,13 @@ class Target(Protocol):
             tree_mask: (n, n) bool, node i sees node j of the same call where entry (i, j) is set,
                 and all that the cache held before; None for a causal chain.
             cache: from `new_cache`; its length grows by n.
-            hidden_layers: layers whose hidden states are wanted, numbered as in
-                `mtp_verify.models.hidden`. Empty unless the drafter asks for some (`Heads`).
+            hidden_layers: layers whose hidden states are wanted, as `mtp_verify.models.hidden`
+                numbers them. Empty unless the drafter asks for some (`Heads`).
             num_logits: of 1 to n.
 
         Returns:
             Logits (num_logits, V), float32, float16 or bfloat16, on the model's device; the caller
-            may keep them while other forwards run. And (n, d) hidden states for each of
-            `hidden_layers`, or None.
+            may keep them while others run. And (n, d) hidden states for each layer, or None.
         """
 
 
@@ -172,10 +163,7 @@ class BatchTarget(Target, Protocol):
     batch_obstacle: str | None
 
     def new_kv(self) -> DynamicCache:
-        """Return an empty cache of the library, with one layer for each of the model's.
-
-        A cache of many sequences puts its own layers in place of these.
-        """
+        """Return an empty cache of the library, whose layers a cache of many sequences replaces."""
 
     def forward_slots(
         self,
@@ -191,8 +179,8 @@ class BatchTarget(Target, Protocol):
             tokens: (B, W) int64, B the sequences of the cache.
             positions: (B, W) int64.
             ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
-            cache: of many sequences; its lengths grow by `commit` only.
-            hidden_layers: layers whose hidden states are wanted.
+            cache: its lengths grow by `commit` only.
+            hidden_layers: as in `Target.forward`.
 
         Returns:
             Logits (B, W, V) on the model's device, and (B, W, d) hidden states per layer.
@@ -201,8 +189,7 @@ class BatchTarget(Target, Protocol):
 
 def missing_parts(model: Any) -> list[str]:
     """Return the methods and attributes of a `Target` that an object lacks."""
-    facts = ("vocab_size", "max_length", "eos_ids", "tree_obstacle", "device")
-    return _missing(model, ("new_cache", "forward"), facts)
+    return _missing(model, ("new_cache", "forward"), (*_FACTS, "device"))
 
 
 def _missing(value: Any, calls: tuple[str, ...], facts: tuple[str, ...]) -> list[str]:
@@ -221,15 +208,8 @@ def check_facts(target: Target) -> None:
     Raises:
         UnsupportedModelError: names the first of them, what was found and what was wanted.
     """
-    is_right = {
-        "vocab_size": (_is_size, "a number of tokens, or None"),
-        "max_length": (_is_size, "a number of tokens, or None"),
-        "eos_ids": (_are_ids, "a tuple of token ids"),
-        "tree_obstacle": (_is_reason, "a reason in words, or None"),
-    }
-    for name, (test, wanted) in is_right.items():
-        value = getattr(target, name)
-        if not test(value):
+    for name, (test, wanted) in _FACTS.items():
+        if not test(value := getattr(target, name)):
             raise _bad(target, name, shown(value), wanted)
 
 
@@ -242,8 +222,12 @@ def _are_ids(value: Any) -> bool:
     return is_collection and all(isinstance(item, Integral) for item in value)
 
 
-def _is_reason(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+_FACTS = {
+    "vocab_size": (_is_size, "a number of tokens, or None"),
+    "max_length": (_is_size, "a number of tokens, or None"),
+    "eos_ids": (_are_ids, "a tuple of token ids"),
+    "tree_obstacle": (lambda v: isinstance(v, str | None), "a reason in words, or None"),
+}
 
 
 def check_cache(target: Target, cache: Any) -> None:
@@ -263,30 +247,22 @@ def check_forward(
 ) -> None:
     """Refuse what a forward returned if it is not what `Target.forward` promises.
 
-    Args:
-        target: whose forward it was.
-        found: what it returned.
-        num_logits: rows that were asked for.
-        num_new: tokens that were run.
-        grown: entries by which the cache has grown.
-        num_layers: layers whose hidden states were asked for.
+    `num_logits` rows were asked for of `num_new` tokens, and hidden states of `num_layers` layers;
+    the cache has `grown` by so many entries.
 
     Raises:
         UnsupportedModelError: names the method, what was found and what was wanted.
     """
     name = "forward"
-    if not (isinstance(found, tuple) and len(found) == 2):
-        raise _bad(target, name, shown(found), "a pair: logits, and hidden states or None")
-    logits, hidden = found
+    logits, hidden = _pair(target, name, found, "hidden states or None")
     _check_logits(target, name, logits, (num_logits,), "num_logits rows of vocab_size")
     if grown != num_new:
         entries = f"a cache that has grown by {grown} entries"
         raise _bad(target, name, entries, f"{num_new}: one for each token")
     # None is an answer: the drafter says what it needs them for.
     if num_layers and hidden is not None and [len(h) for h in hidden] != [num_new] * num_layers:
-        shapes = [tuple(states.shape) for states in hidden]
-        wanted = f"{num_layers} of shape ({num_new}, d)"
-        raise _bad(target, name, f"hidden states {shapes}", wanted)
+        found = f"hidden states {[tuple(states.shape) for states in hidden]}"
+        raise _bad(target, name, found, f"{num_layers} of shape ({num_new}, d)")
 
 
 def check_slots(target: BatchTarget, found: Any, num_slots: int, width: int) -> None:
@@ -295,10 +271,15 @@ def check_slots(target: BatchTarget, found: Any, num_slots: int, width: int) -> 
     Raises:
         UnsupportedModelError: names the method, what was found and what was wanted.
     """
-    name = "forward_slots"
+    name, shape = "forward_slots", (num_slots, width)
+    logits, _ = _pair(target, name, found, "a tuple of hidden states")
+    _check_logits(target, name, logits, shape, "a row of vocab_size for each node")
+
+
+def _pair(target: Target, name: str, found: Any, second: str) -> tuple[Any, Any]:
     if not (isinstance(found, tuple) and len(found) == 2):
-        raise _bad(target, name, shown(found), "a pair: logits, and a tuple of hidden states")
-    _check_logits(target, name, found[0], (num_slots, width), "a row of vocab_size for each node")
+        raise _bad(target, name, shown(found), f"a pair: logits, and {second}")
+    return found
 
 
 def _check_logits(

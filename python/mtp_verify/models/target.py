@@ -15,13 +15,7 @@ from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu.attention import num_shown
 from mtp_verify.models.cpu.fused import fused_model, is_narrow
 from mtp_verify.models.hidden import HiddenStates
-from mtp_verify.models.interface import (
-    BatchTarget,
-    Target,
-    TargetCache,
-    check_facts,
-    missing_parts,
-)
+from mtp_verify.models.interface import BatchTarget, Target, TargetCache, check_facts, missing_parts
 from mtp_verify.models.supported import warn_if_untested
 
 if TYPE_CHECKING:
@@ -43,9 +37,8 @@ _TREE_ATTENTION = ("eager", "sdpa")
 class TransformersTarget:
     """A transformers causal language model as `Target`.
 
-    Args:
-        model: in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`). One
-            that was given to `torch.compile` runs compiled.
+    It is in evaluation mode, with a cache that can be rolled back (`mtp_verify.caches`). One that
+    was given to `torch.compile` runs compiled.
 
     Attributes:
         takes_positions: whether its forward can be told where tokens stand.
@@ -120,17 +113,11 @@ class TransformersTarget:
         return cache
 
     def _check_cache(self) -> bool:
-        """Return whether the model has recurrent layers.
-
-        Raises:
-            UnsupportedModelError: it cannot go back after a rejected draft.
-        """
-        obstacle: str | None = "its forward takes no cache that could be rolled back"
-        is_recurrent = False
-        if self._cache_name is not None:
-            is_recurrent = self.new_cache().is_recurrent
-            obstacle = state_obstacle(self) if is_recurrent else None
-        if obstacle:
+        """Return whether the model has recurrent layers; refuse one whose cache cannot go back."""
+        if self._cache_name is None:
+            raise inexact(self.model, "its forward takes no cache that could be rolled back")
+        is_recurrent = self.new_cache().is_recurrent
+        if is_recurrent and (obstacle := state_obstacle(self)):
             raise inexact(self.model, obstacle)
         return is_recurrent
 
@@ -147,9 +134,8 @@ class TransformersTarget:
         """See `Target.forward`."""
         fused = self._fused_for(tokens, cache)
         if fused is not None:
-            return self._forward_fused(
-                fused, tokens, positions, tree_mask, cache, hidden_layers, num_logits
-            )
+            given = tokens, positions, tree_mask, cache, hidden_layers, num_logits
+            return self._forward_fused(fused, *given)
         options: dict[str, Any] = {}
         if positions is None and self.takes_positions:
             # As `generate` does. Models that are left to count make positions of their own: from 0
@@ -214,10 +200,9 @@ class TransformersTarget:
                 ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
             mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
         updates = [partial(layer.update, num_shown=shown) for layer in cache.kv.layers]
+        given = tokens, positions, mask, updates, hidden_layers
         with cache.writing(width):
-            logits, states = fused(
-                tokens, positions, mask, updates, hidden_layers, num_logits=num_logits
-            )
+            logits, states = fused(*given, num_logits=num_logits)
         return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
     def new_kv(self) -> DynamicCache:
@@ -238,14 +223,11 @@ class TransformersTarget:
         from mtp_verify.caches.masks import slot_mask
 
         has_full, window = cache.windows
-        starts = cache.lengths
-        masks = {}
+        shape, masks = (cache.lengths, positions, ancestors, self._dtype), {}
         if has_full:
-            masks["full_attention"] = slot_mask(starts, positions, ancestors, self._dtype)
+            masks["full_attention"] = slot_mask(*shape)
         if window is not None:
-            masks["sliding_attention"] = slot_mask(
-                starts, positions, ancestors, self._dtype, window=window
-            )
+            masks["sliding_attention"] = slot_mask(*shape, window=window)
         cache.aim(tokens.shape[1], tokens.device)
         fused = fused_model(self.model)
         if fused is not None and window is None and is_narrow(tokens.numel()):
@@ -261,16 +243,13 @@ class TransformersTarget:
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         from mtp_verify.caches.masks import tree_mask
 
-        past = cache.length
-        has_full, window = cache.windows
-        ancestors = ancestors.to(self.device)
-        full = tree_mask(ancestors, past, self._dtype, capacity=cache.capacity)
+        past, (has_full, window) = cache.length, cache.windows
+        shape = ancestors.to(self.device), past, self._dtype
+        full = tree_mask(*shape, capacity=cache.capacity)
         if window is None:
             return full
-        depths = torch.arange(ancestors.shape[0]) if positions is None else positions[0] - past
-        sliding = tree_mask(
-            ancestors, past, self._dtype, window=window, depths=depths.to(self.device)
-        )
+        depths = torch.arange(len(ancestors)) if positions is None else positions[0] - past
+        sliding = tree_mask(*shape, window=window, depths=depths.to(self.device))
         return {"full_attention": full, "sliding_attention": sliding} if has_full else sliding
 
     def _find_tree_obstacle(self, *, is_recurrent: bool) -> str | None:
@@ -301,9 +280,8 @@ def as_target(model: Any) -> Target:
         UnsupportedModelError: it is neither, or a transformers model that cannot work.
     """
     if isinstance(model, type):
-        message = (
-            f"model: found the class {model.__name__}, wanted an object: {model.__name__}(...)"
-        )
+        name = model.__name__
+        message = f"model: found the class {name}, wanted an object: {name}(...)"
         raise UnsupportedModelError(message, slug="not_a_target")
     missing = missing_parts(model)
     if not missing:
@@ -349,14 +327,14 @@ def _refuse_unsuitable(model: Any) -> None:
 
 
 def _as_read(logits: torch.Tensor) -> torch.Tensor:
-    """Return the core reads rows of 32 bits at most, as `generate` does."""
+    """Return what the core reads, rows of 32 bits at most, as `generate` does."""
     return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
     """Return one id, several, a tensor of them or None, as a tuple."""
-    if value is None:
-        return ()
     if isinstance(value, torch.Tensor):
         value = value.tolist()
+    elif value is None:
+        value = ()
     return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)

@@ -44,10 +44,8 @@ def assert_same_law(samples: Any, law: JointLaw, *, min_tv: float, alpha: float 
     needed = min_num_samples(_cells(law), min_tv=min_tv, alpha=alpha)
     num = int(counts.sum())
     if num < needed:
-        message = (
-            f"{num} samples cannot show a total variation of {min_tv} at alpha={alpha}: "
-            f"{needed} are needed (min_discrepancy says what {num} can show)"
-        )
+        what = f"{num} samples cannot show a total variation of {min_tv} at alpha={alpha}"
+        message = f"{what}: {needed} are needed (min_discrepancy says what {num} can show)"
         raise AssertionError(message)
     _check(counts, law, alpha)
 

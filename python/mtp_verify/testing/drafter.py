@@ -93,55 +93,45 @@ class _Trial:
     def __init__(
         self, drafter: Drafter, prompt: tuple[int, ...], vocab_size: int, eos_ids: Sequence[int]
     ) -> None:
-        self._drafter = drafter
-        self._name = type(drafter).__name__
-        self._prompt = prompt
-        self._vocab = vocab_size
-        self._eos = frozenset(eos_ids)
+        self._drafter, self._name = drafter, type(drafter).__name__
+        self._prompt, self._vocab, self._eos = prompt, vocab_size, frozenset(eos_ids)
 
     def look_at_form(self, budget: int) -> set[str]:
         """Check drafts one by one; return their laws."""
         declared = self._drafter.laws
         seen: set[str] = set()
-        makes_trees = self._drafter.makes_trees
         for most in range(budget + 1):
             drafts = [self.draft(seed, most) for seed in range(_SEEDS)]
             for draft in drafts:
-                self._check(draft, most, makes_trees=makes_trees)
+                self._check(draft, most)
                 if draft.num_nodes == 1:
                     continue
                 seen.add(draft.law)
                 if declared and draft.law not in declared:
                     self._fail(f'a draft of the law "{draft.law}"', f"one of its laws {declared}")
-            if {draft.law for draft in drafts} == {"deterministic"}:
-                others = [draft for draft in drafts if draft != drafts[0]]
-                if others:
-                    self._fail(
-                        f"{drafts[0].tokens.tolist()} and {others[0].tokens.tolist()} behind one "
-                        'text by the law "deterministic"',
-                        "the same draft for each seed, or the law that the tokens were drawn by",
-                    )
+            others = [draft for draft in drafts if draft != drafts[0]]
+            if others and {draft.law for draft in drafts} == {"deterministic"}:
+                one, two = (draft.tokens.tolist() for draft in (drafts[0], others[0]))
+                wanted = "the same draft for each seed, or the law that the tokens were drawn by"
+                self._fail(f'{one} and {two} behind one text by the law "deterministic"', wanted)
         return seen
 
     def draft(self, seed: int, budget: int) -> Draft:
         """Return the draft behind the text, for a request of its own."""
         request = Request(
-            id=(1 << 40) + seed,
-            tokens=list(self._prompt),
-            prompt_len=len(self._prompt),
-            seed=seed,
-            eos_ids=self._eos,
-        )
+            id=(1 << 40) + seed, tokens=list(self._prompt), prompt_len=len(self._prompt),
+            seed=seed, eos_ids=self._eos,
+        )  # fmt: skip
         self._drafter.start(request)
         try:
             return drafts_of(self._drafter, [request], [budget])[0]
         finally:
             self._drafter.release(request)
 
-    def _check(self, draft: Draft, budget: int, *, makes_trees: bool) -> None:
+    def _check(self, draft: Draft, budget: int) -> None:
         if draft.num_nodes - 1 > budget:
             self._fail(f"{draft.num_nodes - 1} nodes", f"at most its budget of {budget}")
-        if not (makes_trees or draft.tree.is_chain):
+        if not (self._drafter.makes_trees or draft.tree.is_chain):
             self._fail("a draft with siblings", "a chain, or makes_trees = True")
         tokens, parents = draft.tokens.tolist(), draft.tree.parents.tolist()
         for node in range(1, draft.num_nodes):
@@ -160,18 +150,15 @@ class _Trial:
         flat = np.zeros((budget + 2, self._vocab), np.float32)
         near = flat.copy()
         for seed in range(_SEEDS):
-            draft = self.draft(seed, budget)
-            node = 0
+            draft, nodes = self.draft(seed, budget), [0]
             for depth in range(budget + 1):
-                row = _drafters_row(draft, node, self._vocab)
+                row = _drafters_row(draft, nodes[0], self._vocab)
                 if row is None:
                     break
                 # Never 0, so that every verdict is possible.
                 near[depth] = np.log(0.98 * row + 0.02 / self._vocab)
-                children = np.flatnonzero(draft.tree.parents == node)
-                if not len(children):
+                if not (nodes := draft.tree.children(nodes[0])):
                     break
-                node = int(children[0])
         return [near, flat]
 
     def verify_many(
@@ -184,21 +171,12 @@ class _Trial:
         rng = np.random.default_rng(_NOISE)
 
         def sample(start: int, count: int) -> NDArray[np.int64]:
-            found = np.empty((count, _COMPARED), np.int64)
-            for index in range(count):
-                found[index] = one(start + index)
-            return found
+            return np.array([one(seed) for seed in range(start, start + count)], np.int64)
 
         def one(seed: int) -> list[int]:
-            draft = self.draft(seed, budget)
-            verdict = api.verify(
-                draft,
-                rows[draft.tree.depths],
-                SamplingParams(),
-                rule=rule,
-                seed=seed,
-                position=len(prompt) - 1,
-            )
+            draft, position = self.draft(seed, budget), len(prompt) - 1
+            shown = rows[draft.tree.depths]
+            verdict = api.verify(draft, shown, rule=rule, seed=seed, position=position)
             tokens: list[int] = verdict.tokens.tolist()[:_COMPARED]
             while len(tokens) < _COMPARED:  # As the steps behind it would go on.
                 tokens.append(int(rng.choice(self._vocab, p=plain[len(tokens)])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,8 +56,7 @@ class TokenLaws:
 
     def after(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> NDArray[np.float64] | None:
         """Return the law (V,) of what follows a string, or None where nothing can."""
-        row = self._row(prompt, string)
-        if row is None:
+        if (row := self._row(prompt, string)) is None:
             return None
         row = shaped(row, self.params)
         return np.asarray(row / row.sum())
@@ -82,8 +82,7 @@ class TokenLaws:
 
     def prefetch(self, prompt: tuple[int, ...], strings: NDArray[np.int64]) -> None:
         """Compute the rows along many strings (n, k) at once, where the target can do that."""
-        many = getattr(self.rows, "prefetch", None)
-        if many is not None:
+        if (many := getattr(self.rows, "prefetch", None)) is not None:
             many(prompt, strings)
 
 
@@ -114,20 +113,16 @@ class JointLaw:
         """
         tokens = np.asarray(samples)
         if tokens.ndim != 2 or tokens.shape[1] < self.length or tokens.dtype.kind not in "iu":
-            message = (
-                f"samples: found shape {tokens.shape} and dtype {tokens.dtype}, wanted integers "
-                f"(n, {self.length}) or wider"
-            )
+            found = f"found shape {tokens.shape} and dtype {tokens.dtype}"
+            message = f"samples: {found}, wanted integers (n, {self.length}) or wider"
             raise ParamsError(message, slug="shape_mismatch")
         tokens = tokens[:, : self.length].astype(np.int64)
         if self.may_end:
             tokens[tokens == ENDED] = self.vocab - 1
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.vocab):
             row = int(np.argmax(((tokens < 0) | (tokens >= self.vocab)).any(axis=1)))
-            message = (
-                f"sample {row}: found {tokens[row].tolist()}, wanted tokens of 0 to "
-                f"{self.vocab - 1}"
-            )
+            wanted = f"tokens of 0 to {self.vocab - 1}"
+            message = f"sample {row}: found {tokens[row].tolist()}, wanted {wanted}"
             raise ParamsError(message, slug="token_out_of_vocab", row=row)
         weights = self.vocab ** np.arange(self.length - 1, -1, -1, dtype=np.int64)
         return np.asarray(tokens @ weights)
@@ -185,21 +180,16 @@ def exact_law(
         raise ParamsError(message, slug="law_too_large")
     strings: list[tuple[int, ...]] = [()]
     for depth in range(length):
-        known = [
-            string
-            for string, prob in zip(strings, probs, strict=True)
-            if prob > 0 and num_tokens not in string
-        ]
-        if depth and known:
-            laws.prefetch(start, np.array(known))
+        live = [i for i, string in enumerate(strings) if probs[i] > 0 and num_tokens not in string]
+        if depth and live:
+            laws.prefetch(start, np.array([strings[i] for i in live]))
         grown = np.zeros((len(strings), vocab))
-        for i, string in enumerate(strings):
-            if probs[i] > 0:
-                row = None if num_tokens in string else laws.after(start, string)
-                if row is None:
-                    grown[i, num_tokens] = probs[i]
-                else:
-                    grown[i, :num_tokens] = probs[i] * row
+        if laws.may_end:
+            grown[:, num_tokens] = probs
+        for i in live:
+            if (row := laws.after(start, strings[i])) is not None:
+                grown[i] = 0.0
+                grown[i, :num_tokens] = probs[i] * row
         probs = grown.reshape(-1)
         strings = [(*string, token) for string in strings for token in range(vocab)]
     return JointLaw(vocab, length, probs, laws.may_end)
@@ -231,13 +221,10 @@ class _ModelRows:
             (*prompt, *(token for token in string if token != ENDED))
             for string in np.unique(strings, axis=0).tolist()
         )
-        by_length: dict[int, list[tuple[int, ...]]] = {}
-        for text in texts:
-            if text not in self._known:
-                by_length.setdefault(len(text), []).append(text)
-        for several in by_length.values():
-            for start in range(0, len(several), _BATCH):
-                self._run(several[start : start + _BATCH], len(prompt))
+        fresh = sorted((text for text in texts if text not in self._known), key=len)
+        for _, several in groupby(fresh, key=len):
+            while some := list(islice(several, _BATCH)):
+                self._run(some, len(prompt))
 
     def _run(self, texts: list[tuple[int, ...]], first: int) -> None:
         """Compute the rows behind the first `first` tokens of texts of one length, and on."""

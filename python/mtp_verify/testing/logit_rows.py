@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "draw_logits", "recorded_logits"]
 
-# The kinds of rows, easy ones first: Hypothesis simplifies towards the first.
-KINDS = ("flat", "tied", "masked", "peaked", "recorded")
-
 
 @lru_cache(maxsize=1)
 def recorded_logits() -> NDArray[np.float16]:
@@ -41,9 +38,7 @@ def recorded_logits() -> NDArray[np.float16]:
         >>> recorded_logits().shape
         (48, 2, 512)
     """
-    found: NDArray[np.float16] = np.load(
-        Path(__file__).with_name("recorded_rows.npy"), allow_pickle=False
-    )
+    found: NDArray[np.float16] = np.load(Path(__file__).with_name("recorded_rows.npy"))
     found.flags.writeable = False
     return found
 
@@ -111,14 +106,13 @@ def _peaked(rng: np.random.Generator, vocab: int) -> NDArray[Any]:
 def _recorded(rng: np.random.Generator, vocab: int) -> NDArray[Any]:
     recorded = recorded_logits()
     rows = recorded[rng.integers(len(recorded))].astype(np.float32)
-    likely = rows.shape[1] // 2
     order = np.argsort(-rows[0], kind="stable")
-    if vocab <= rows.shape[1]:
-        num_likely = (vocab + 1) // 2
-        others = rng.choice(order[num_likely:], vocab - num_likely, replace=False)
-        columns = np.sort(np.concatenate([order[:num_likely], others]))
+    if vocab <= len(order):
+        likely = (vocab + 1) // 2
+        others = rng.choice(order[likely:], vocab - likely, replace=False)
+        columns = np.sort(np.concatenate([order[:likely], others]))
     else:
-        repeated = rng.choice(order[likely:], vocab - len(order))
+        repeated = rng.choice(order[len(order) // 2 :], vocab - len(order))
         columns = rng.permutation(np.concatenate([order, repeated]))
     return np.asarray(rows[:, columns])
 
@@ -138,15 +132,10 @@ def _bfloat16(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.astype(np.uint32).view(np.float32)
 
 
-_MAKERS = {
-    "flat": _flat,
-    "tied": _tied,
-    "masked": _masked,
-    "peaked": _peaked,
-    "recorded": _recorded,
-}
+# The kinds of rows, easy ones first: Hypothesis simplifies towards the first.
+_MAKERS = {"flat": _flat, "tied": _tied, "masked": _masked, "peaked": _peaked,
+           "recorded": _recorded}  # fmt: skip
+KINDS = tuple(_MAKERS)
 _ROUNDED: dict[str, Any] = {
-    "float32": lambda rows: rows,
-    "float16": lambda rows: rows.astype(np.float16),
-    "bfloat16": _bfloat16,
-}
+    "float32": np.asarray, "float16": lambda rows: rows.astype(np.float16), "bfloat16": _bfloat16,
+}  # fmt: skip

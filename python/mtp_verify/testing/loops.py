@@ -73,30 +73,19 @@ def loop_law(program: Callable[[], Outcome], *, max_runs: int = 100_000) -> dict
 
 
 class _Run:
-    """One run of the program: which branch it takes at each open question.
-
-    Attributes:
-        weight: Probability of the branches taken so far.
-    """
+    """One run of the program: which branch it takes at each open question."""
 
     def __init__(self, script: list[list[int]]) -> None:
         self._script = script  # Branch and number of branches of each open question, in order.
         self._asked = 0
         # What was asked with each number, and what it answered.
         self._answers: dict[Hashable, tuple[Hashable, int]] = {}
-        self.weight = 1.0
+        self.weight = 1.0  # Probability of the branches taken so far.
 
     def choose(self, address: Hashable, ways: Hashable, weights: Sequence[float]) -> int:
-        """Take one branch.
+        """Take one of the branches that `ways` stand for, at the address of the deciding numbers.
 
-        Args:
-            address: Of the numbers that decide.
-            ways: What the branches stand for. The same question at the same address, as a step that
-                failed may ask it again, has the same answer.
-            weights: Probability of each branch.
-
-        Raises:
-            ParamsError: The number has answered another question.
+        The same question there, as a step that failed may ask it again, has the same answer.
         """
         live = [index for index, weight in enumerate(weights) if weight > 0]
         if len(live) == 1:  # The number decides nothing.

@@ -22,18 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ACCEPTS",
-    "ENGINES",
-    "HIDDEN",
-    "Follow",
-    "TableEngine",
-    "accept",
-    "engine",
-    "follow",
-    "place_of",
-    "softmax",
-    "table_rows",
-]
+    "ACCEPTS", "ENGINES", "HIDDEN", "Follow", "TableEngine", "accept", "engine", "follow",
+    "place_of", "softmax", "table_rows",
+]  # fmt: skip
 
 # The mistakes of whole engines, and what is wrong.
 ENGINES = {
@@ -89,11 +80,7 @@ ACCEPTS = {
 def table_rows(vocab: int, seed: int, spread: float = 1.0) -> Callable[[tuple[int, ...]], Any]:
     """Return random logits (V,) as a function of the whole path: a wrong path or order shows."""
     table = _table(vocab, seed) * spread
-
-    def rows(path: tuple[int, ...]) -> NDArray[np.float64]:
-        return np.asarray(table[place_of(path)])
-
-    return rows
+    return lambda path: np.asarray(table[place_of(path)])
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -213,14 +200,12 @@ class _Run:
         self.late: NDArray[np.float64] | None = None
 
     def tokens(self) -> NDArray[np.int64]:
-        while (rows := self._open()).size:
+        most = self.engine.length
+        while (rows := np.flatnonzero((self.lengths < most) & ~self.has_ended)).size:
             lengths = self.lengths[rows]
             for length in np.unique(lengths):
                 self._step(rows[lengths == length], int(length))
-        return self.out[:, : self.engine.length]
-
-    def _open(self) -> NDArray[np.int64]:
-        return np.flatnonzero((self.lengths < self.engine.length) & ~self.has_ended)
+        return self.out[:, :most]
 
     def _emit(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
         self.out[rows, self.lengths[rows]] = tokens
@@ -276,9 +261,8 @@ class _Run:
         is_late = length >= _LATE
         is_masked = self.mistake != "masks_late"
         for depth in range(self.engine.num_drafts):
-            p, q = (
-                self._rows(table, rows, is_masked=is_masked) for table in (self.target, self.draft)
-            )
+            p = self._rows(self.target, rows, is_masked=is_masked)
+            q = self._rows(self.draft, rows, is_masked=is_masked)
             greedy = self.mistake == "greedy_claimed_chain"
             drafted = q.argmax(axis=1) if greedy else self._draw(rows, q)
             each = np.arange(len(rows))
@@ -305,9 +289,8 @@ class _Run:
             if not rows.size:
                 return
         late = self.mistake == "late_bonus" or (self.mistake == "even_seeds" and self.is_even)
-        from_draft = self.mistake == "bonus_from_draft" or (
-            late and int(self.lengths[rows[0]]) >= _LATE
-        )
+        late = late and int(self.lengths[rows[0]]) >= _LATE
+        from_draft = late or self.mistake == "bonus_from_draft"
         laws = self._rows(self.draft if from_draft else self.target, rows)
         self._emit(rows, self._draw(rows, laws))
 

@@ -23,25 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "Fit",
-    "Interval",
-    "chi_square_quantile",
-    "chi_square_sf",
-    "chi_square_num_samples",
-    "fit",
-    "holm",
-    "independence",
-    "l1_bound",
-    "l1_radius",
-    "min_discrepancy",
-    "min_num_samples",
-    "noncentral_chi_square_sf",
-    "pool",
-    "spend",
-    "t_quantile",
-    "tv_interval",
+    "Fit", "Interval", "chi_square_quantile", "chi_square_sf", "chi_square_num_samples", "fit",
+    "holm", "independence", "l1_bound", "l1_radius", "min_discrepancy", "min_num_samples",
+    "noncentral_chi_square_sf", "pool", "spend", "t_quantile", "tv_interval",
     "tv_interval_of_halves",
-]
+]  # fmt: skip
 
 _TINY = 1e-300
 _EPSILON = 1e-16
@@ -58,7 +44,7 @@ def chi_square_sf(statistic: float, df: float) -> float:
         Regularised incomplete gamma Q(df / 2, statistic / 2): series below a + 1, Lentz's continued
         fraction above (Numerical Recipes, section 6.2).
     """
-    _check_df(df)
+    _check("df", df, "a positive number", holds=df > 0)
     if statistic <= 0:
         return 1.0
     if math.isinf(statistic):
@@ -74,20 +60,18 @@ def chi_square_sf(statistic: float, df: float) -> float:
             total += term
         return max(0.0, 1 - total * math.exp(log_front))
     b = x + 1 - a
-    c, d = 1 / _TINY, 1 / b
-    h = d
-    i = 0
-    while True:
-        i += 1
+    c, h, i, step = 1 / _TINY, 1 / b, 0, 0.0
+    d = h
+    while abs(step - 1) >= 10 * _EPSILON:
+        i, b = i + 1, b + 2
         an = -i * (i - a)
-        b += 2
         d = an * d + b
         d = 1 / (d if abs(d) > _TINY else _TINY)
         c = b + an / c
         c = c if abs(c) > _TINY else _TINY
-        h *= d * c
-        if abs(d * c - 1) < 10 * _EPSILON:
-            return min(1.0, math.exp(log_front) * h)
+        step = d * c
+        h *= step
+    return min(1.0, math.exp(log_front) * h)
 
 
 def noncentral_chi_square_sf(statistic: float, df: float, noncentrality: float) -> float:
@@ -113,15 +97,15 @@ def noncentral_chi_square_sf(statistic: float, df: float, noncentrality: float) 
 @lru_cache(maxsize=256)
 def chi_square_quantile(alpha: float, df: float) -> float:
     """Return the statistic that is exceeded with probability `alpha`."""
-    _check_rate("alpha", alpha)
+    _check_rates(alpha=alpha)
     return _root(lambda x: chi_square_sf(x, df) - alpha, 0.0, df + 10.0)
 
 
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = 0.95) -> float:
     """Return what |t|, of `df` degrees of freedom, stays below with probability `level`."""
-    _check_df(df)
-    _check_rate("level", level)
+    _check("df", df, "a positive number", holds=df > 0)
+    _check_rates(level=level)
     # With t = sqrt(df) * tan(a) the density is proportional to cos(a) ** (df - 1).
     angle = np.linspace(0.0, math.pi / 2, 20_001)
     density = np.cos(angle) ** (df - 1)
@@ -144,27 +128,19 @@ def chi_square_num_samples(cells: int, tv: float, alpha: float, power: float = 0
     """Return the samples after which a chi-square test finds a bias of total variation `tv`.
 
     Among all deviations of that size the one proportional to the law is the hardest; its
-    noncentrality is 4 n tv^2.
-
-    Args:
-        cells: Number of cells after pooling; at least 2.
-        tv: The total variation to be found, in (0, 1].
-        alpha: Level of the test.
-        power: Probability of finding it.
+    noncentrality is 4 n tv^2. `cells` are 2 or more, counted after pooling; the test has the level
+    `alpha` and finds the bias with probability `power`.
 
     Example:
         >>> chi_square_num_samples(24, 0.1, 1e-4)
         1810
     """
     _check_cells(cells)
-    _check_rate("alpha", alpha)
-    _check_rate("power", power)
+    _check_rates(alpha=alpha, power=power)
     _check_tv(tv)
     df = cells - 1
-    threshold = chi_square_quantile(alpha, df)
-    needed = _root(
-        lambda value: power - noncentral_chi_square_sf(threshold, df, value), 0.0, threshold + 10
-    )
+    most = chi_square_quantile(alpha, df)
+    needed = _root(lambda x: power - noncentral_chi_square_sf(most, df, x), 0.0, most + 10)
     return math.ceil(needed / (4 * tv * tv) - 1e-6)
 
 
@@ -179,7 +155,7 @@ def l1_bound(cells: int, num_samples: int, radius: float) -> float:
 
 def l1_radius(cells: int, num_samples: int, alpha: float) -> float:
     """Return the radius at which `l1_bound` is `alpha`."""
-    _check_rate("alpha", alpha)
+    _check_rates(alpha=alpha)
     return math.sqrt(2 * (_log_sets(cells) - math.log(alpha)) / num_samples)
 
 
@@ -204,9 +180,8 @@ def min_num_samples(
         25451
     """
     _check_tv(min_tv)
-    _check_rate("alpha", alpha)
     beta = alpha if beta is None else beta
-    _check_rate("beta", beta)
+    _check_rates(alpha=alpha, beta=beta)
     # A bias of t moves the L1 distance by 2 t; the two radii must fit between.
     roots = [math.sqrt(2 * (_log_sets(cells) - math.log(rate))) for rate in (alpha, beta)]
     return math.ceil((sum(roots) / (2 * min_tv)) ** 2)
@@ -222,44 +197,28 @@ def min_discrepancy(
 
 @dataclass(frozen=True)
 class Fit:
-    """How well counts fit a law.
+    """How well counts fit a law."""
 
-    Attributes:
-        statistic: Pearson's or the G statistic over the pooled cells; infinite if an outcome of
-            probability 0 was seen.
-        df: Degrees of freedom: pooled cells - 1.
-        p_value: Probability of a statistic as large, if the law is right.
-        num_samples: How many samples.
-        num_impossible: How many of them had probability 0.
-    """
-
+    # Pearson's or G over the pooled cells; infinite if an outcome of probability 0 was seen.
     statistic: float
-    df: int
-    p_value: float
+    df: int  # degrees of freedom: pooled cells - 1
+    p_value: float  # probability of a statistic as large, if the law is right
     num_samples: int
-    num_impossible: int
+    num_impossible: int  # samples that had probability 0
 
     def __add__(self, other: Fit) -> Fit:
         """Return the fit of two independent samples, each with its own law."""
         statistic, df = self.statistic + other.statistic, self.df + other.df
-        return Fit(
-            statistic,
-            df,
-            chi_square_sf(statistic, df) if df else float(not math.isinf(statistic)),
-            self.num_samples + other.num_samples,
-            self.num_impossible + other.num_impossible,
-        )
+        p_value = chi_square_sf(statistic, df) if df else float(not math.isinf(statistic))
+        counts = self.num_samples + other.num_samples, self.num_impossible + other.num_impossible
+        return Fit(statistic, df, p_value, *counts)
 
 
 def pool(expected: NDArray[np.float64], min_expected: float = 5.0) -> NDArray[np.int64]:
     """Number a cell for each outcome, so that each cell expects at least `min_expected`.
 
-    The rarest outcomes share cells; outcomes that expect nothing get -1. The cells depend on the
-    law alone, never on what was observed.
-
-    Args:
-        expected: (K,) expected counts.
-        min_expected: Least expectation of a cell; if all together expect less there is one cell.
+    The rarest outcomes share cells, outcomes that expect nothing get -1, and there is one cell if
+    all together expect less. Cells depend on the expected counts (K,), never on what was observed.
 
     Returns:
         int64 (K,): the cell of each outcome, 0, 1, ... with the rarest first.
@@ -280,13 +239,9 @@ def pool(expected: NDArray[np.float64], min_expected: float = 5.0) -> NDArray[np
 def fit(
     counts: ArrayLike, law: ArrayLike, *, statistic: str = "pearson", min_expected: float = 5.0
 ) -> Fit:
-    """Test whether counts were drawn from a law.
+    """Test whether counts (K,) of outcomes were drawn from a law (K,).
 
-    Args:
-        counts: (K,) how often each outcome was seen.
-        law: (K,) its probability.
-        statistic: "pearson" or "g" (the likelihood ratio).
-        min_expected: See `pool`.
+    The statistic is "pearson" or "g" (the likelihood ratio); `min_expected` is that of `pool`.
 
     Example:
         >>> fit([52, 48], [0.5, 0.5]).p_value > 0.5
@@ -316,12 +271,10 @@ def fit(
 
 
 def independence(pairs: ArrayLike, law: ArrayLike, *, min_expected: float = 5.0) -> Fit:
-    """Test whether the two members of pairs are independent; their own laws may be wrong.
+    """Test from counts (K, K) of pairs whether their members are independent.
 
-    Args:
-        pairs: (K, K) how often each pair was seen.
-        law: (K,) the law that either member should have; says which outcomes are pooled.
-        min_expected: Least expectation of a pair of pooled outcomes.
+    Their own laws may be wrong: `law` (K,), which either should have, says which outcomes are
+    pooled, so that each pair of pooled ones expects at least `min_expected`.
 
     Example:
         >>> independence([[50, 0], [0, 50]], [0.5, 0.5]).p_value < 1e-9
@@ -356,12 +309,8 @@ def tv_interval(counts: ArrayLike, law: ArrayLike, *, alpha: float = 0.05) -> In
     """Estimate the total variation between a sampler and a law, from counts of its outcomes.
 
     Frequencies alone differ from any law by noise, so the plain distance overstates small biases:
-    the lower bound takes that off, and is 0 where noise explains everything.
-
-    Args:
-        counts: (K,) how often each outcome was seen.
-        law: (K,) its probability.
-        alpha: Probability that the interval misses.
+    the lower bound takes that off, and is 0 where noise explains everything. Counts and law are
+    (K,); the interval misses with probability `alpha`.
 
     References:
         McDiarmid's inequality around E[distance], which lies between tv and
@@ -383,13 +332,8 @@ def tv_interval_of_halves(
     """Estimate as `tv_interval`, but from two halves of a sample: tighter for many outcomes.
 
     One half chooses the set of outcomes that look too frequent, the other measures that set's
-    excess, which has no noise of choosing in it; then the halves change places.
-
-    Args:
-        first: (K,) counts of one half.
-        second: (K,) counts of the other.
-        law: (K,) the law.
-        alpha: Probability that the interval misses.
+    excess, which has no noise of choosing in it; then the halves change places. Counts of both and
+    the law are (K,); the interval misses with probability `alpha`.
 
     References:
         Hoeffding's inequality for each measured excess, McDiarmid's for the upper bound.
@@ -399,10 +343,8 @@ def tv_interval_of_halves(
     sizes = [float(half.sum()) for half in halves]
     if not all(sizes):
         return Interval(0.0, 0.0, 1.0)
-    shares = [half / size for half, size in zip(halves, sizes, strict=True)]
-    excess = [
-        float((other - probs)[one > probs].sum()) for one, other in (shares, reversed(shares))
-    ]
+    one, two = (half / size for half, size in zip(halves, sizes, strict=True))
+    excess = [float((b - probs)[a > probs].sum()) for a, b in ((one, two), (two, one))]
     # Each of the three bounds errs with alpha / 3.
     margins = [math.sqrt(math.log(3 / alpha) / (2 * size)) for size in reversed(sizes)]
     low = max(0.0, *(value - margin for value, margin in zip(excess, margins, strict=True)))
@@ -450,16 +392,13 @@ def _check(name: str, found: float, wanted: str, *, holds: bool) -> None:
         raise ParamsError(message, slug="param_out_of_range")
 
 
-def _check_df(df: float) -> None:
-    _check("df", df, "a positive number", holds=df > 0)
-
-
 def _check_cells(cells: int) -> None:
     _check("cells", cells, "at least 2: a law with one outcome needs no test", holds=cells >= 2)
 
 
-def _check_rate(name: str, value: float) -> None:
-    _check(name, value, f"0 < {name} < 1", holds=0 < value < 1)
+def _check_rates(**rates: float) -> None:
+    for name, value in rates.items():
+        _check(name, value, f"0 < {name} < 1", holds=0 < value < 1)
 
 
 def _check_tv(value: float) -> None:

@@ -16,9 +16,7 @@ from mtp_verify.verifier.words import Law
 try:
     from hypothesis import strategies as st
 except ImportError as error:
-    _MESSAGE = (
-        'mtp_verify.testing.strategies needs Hypothesis; run: pip install "mtp-verify[testing]"'
-    )
+    _MESSAGE = f'{__name__} needs Hypothesis; run: pip install "mtp-verify[testing]"'
     raise ImportError(_MESSAGE, name="hypothesis") from error
 
 if TYPE_CHECKING:
@@ -202,21 +200,15 @@ def steps(
     """
     if law is not None:
         check_word("law", law, LAWS)
-    return _steps(LAWS if law is None else (law,), vocab, max_nodes, max_depth, tuple(kinds))
 
+    @st.composite
+    def made(draw: Callable[..., Any]) -> tuple[Draft, NDArray[np.float32]]:
+        own = draw(st.sampled_from(LAWS if law is None else (law,)))
+        wanted = draw(trees(max_nodes=max_nodes, max_depth=max_depth, chain=own == "chain"))
+        root = draw(st.integers(0, vocab - 1))
+        return _Grower(draw, own, vocab, tuple(kinds)).grow(wanted, root)
 
-@st.composite
-def _steps(
-    draw: Callable[..., Any],
-    laws: tuple[str, ...],
-    vocab: int,
-    max_nodes: int,
-    max_depth: int,
-    kinds: tuple[str, ...],
-) -> tuple[Draft, NDArray[np.float32]]:
-    law = draw(st.sampled_from(laws))
-    wanted = draw(trees(max_nodes=max_nodes, max_depth=max_depth, chain=law == "chain"))
-    return _Grower(draw, law, vocab, kinds).grow(wanted, draw(st.integers(0, vocab - 1)))
+    return made()
 
 
 def _pair(
@@ -224,10 +216,8 @@ def _pair(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw logits of a target and of its drafter, (count, V) each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows = [
-        draw_logits(rng, vocab, kind=draw(st.sampled_from(kinds)), dtype=dtype)
-        for _ in range(count)
-    ]
+    chosen = (draw(st.sampled_from(kinds)) for _ in range(count))
+    rows = [draw_logits(rng, vocab, kind=kind, dtype=dtype) for kind in chosen]
     target, drafter = (np.concatenate(side) for side in zip(*rows, strict=True))
     return target, drafter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,14 +74,11 @@ class TableTarget:
         dtype: torch.dtype = torch.float32,
         hidden: Callable[[tuple[int, ...], int], torch.Tensor] | None = None,
     ) -> None:
-        self.rows = rows
+        self.rows, self.hidden = rows, hidden
         self.vocab_size: int | None = vocab_size
-        self.max_length = max_length
-        self.device = torch.device("cpu")
-        self.eos_ids = eos_ids
+        self.max_length, self.eos_ids = max_length, eos_ids
+        self.device, self.dtype = torch.device("cpu"), dtype
         self.tree_obstacle: str | None = None
-        self.dtype = dtype
-        self.hidden = hidden
         self.num_forwards = 0
 
     def new_cache(self, past: Any | None = None) -> TableCache:
@@ -99,11 +97,8 @@ class TableTarget:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`; a node's path is what its mask shows, in the order of positions."""
         self.num_forwards += 1
-        past = tuple(cache.tokens)
-        fresh = tokens[0].tolist()
-        places = (
-            list(range(len(fresh))) if positions is None else (positions[0] - len(past)).tolist()
-        )
+        past, fresh = tuple(cache.tokens), tokens[0].tolist()
+        places = range(len(fresh)) if positions is None else (positions[0] - len(past)).tolist()
         rows = []
         states: list[list[torch.Tensor]] = [[] for _ in hidden_layers]
         first = len(fresh) - num_logits
@@ -141,7 +136,11 @@ class BatchTableTarget(TableTarget):
 
     def new_kv(self) -> DynamicCache:
         """See `BatchTarget.new_kv`."""
-        return _one_layer()
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        cache = DynamicCache()
+        cache.layers = [DynamicLayer()]
+        return cache
 
     def forward(
         self,
@@ -155,9 +154,8 @@ class BatchTableTarget(TableTarget):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`; over a cache of many it runs one slot, as the cache was aimed."""
         if isinstance(cache, TableCache):
-            return super().forward(
-                tokens, positions, tree_mask, cache, hidden_layers, num_logits=num_logits
-            )
+            run = partial(super().forward, num_logits=num_logits)
+            return run(tokens, positions, tree_mask, cache, hidden_layers)
         self.num_forwards += 1
         count = tokens.shape[1]
         with cache.writing(count):
@@ -201,23 +199,16 @@ class BatchTableTarget(TableTarget):
         def row(path: tuple[int, ...] | None) -> torch.Tensor:
             return torch.as_tensor(nothing if path is None else self.rows(path), dtype=self.dtype)
 
-        logits = torch.stack([torch.stack([row(path) for path in slot]) for slot in paths])
-        hidden = self.hidden
-        if hidden is None:
-            return logits, ()
-        states = tuple(
-            torch.stack([torch.stack([hidden(path or (), n) for path in slot]) for slot in paths])
-            for n in layers
-        )
-        return logits, states
+        def each(made: Callable[[tuple[int, ...] | None], torch.Tensor]) -> torch.Tensor:
+            return torch.stack([torch.stack([made(path) for path in slot]) for slot in paths])
 
+        if (hidden := self.hidden) is None:
+            return each(row), ()
 
-def _one_layer() -> DynamicCache:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+        def state(layer: int, path: tuple[int, ...] | None) -> torch.Tensor:
+            return hidden(path or (), layer)
 
-    cache = DynamicCache()
-    cache.layers = [DynamicLayer()]
-    return cache
+        return each(row), tuple(each(partial(state, layer)) for layer in layers)
 
 
 def _entries(tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -73,13 +73,12 @@ def assert_target(
     if target.max_length is not None:
         room = min(room, (target.max_length - len(text)) // 2)
     if len(text) < 2 or room < 2:
-        message = (
-            f"prompt: found {len(text)} tokens and a context of {target.max_length}, wanted two "
-            "or more, and room for four behind them"
-        )
+        found = f"found {len(text)} tokens and a context of {target.max_length}"
+        message = f"prompt: {found}, wanted two or more, and room for four behind them"
         raise ParamsError(message, slug="param_out_of_range")
     try:
-        _Trial(target, text, size, tolerance, room, seed).run()
+        drafted = np.random.default_rng(seed).integers(size, size=room).tolist()
+        _Trial(target, text, size, tolerance, drafted).run()
     except MtpVerifyError as error:
         raise AssertionError(str(error)) from error
 
@@ -95,19 +94,10 @@ class _Trial:
     """Texts, the rows that they must have, and the ways of getting there."""
 
     def __init__(
-        self,
-        target: Target,
-        prompt: list[int],
-        size: int,
-        tolerance: float,
-        num_drafted: int,
-        seed: int,
+        self, target: Target, prompt: list[int], size: int, tolerance: float, drafted: list[int]
     ) -> None:
-        self._target = target
-        self._prompt = prompt
-        self._tolerance = tolerance
-        rng = np.random.default_rng(seed)
-        self._drafted: list[int] = rng.integers(size, size=num_drafted).tolist()
+        self._target, self._prompt, self._tolerance = target, prompt, tolerance
+        self._drafted = drafted
         self._others = [(token + 1) % size for token in self._drafted]
         # Siblings differ, as far as there are tokens.
         self._nodes = [prompt[-1], *((self._drafted[0] + i) % size for i in range(len(_TREE) - 1))]
@@ -123,10 +113,7 @@ class _Trial:
         some = self._forward(other, text, 2)
         self._compare(some, [text[:-1], text], "of a forward with num_logits=2")
         if not torch.equal(rows, kept):
-            message = (
-                f"{self._name}.forward: rows changed while the next forward ran; return new ones"
-            )
-            raise AssertionError(message)
+            self._fail(".forward: rows changed while the next forward ran; return new ones")
         for place, token in enumerate(self._others):
             several = self._forward(other, [token], 1)
             self._compare(several, [text + self._others[: place + 1]], "token by token")
@@ -138,16 +125,15 @@ class _Trial:
             for node in range(len(_TREE)):
                 self._commit_tree(tree, node)
 
-    @property
-    def _name(self) -> str:
-        return type(self._target).__name__
+    def _fail(self, what: str) -> NoReturn:
+        message = f"{type(self._target).__name__}{what}"
+        raise AssertionError(message)
 
     def _new_cache(self) -> Any:
         cache = self._target.new_cache()
         check_cache(self._target, cache)
         if cache.length:
-            message = f"{self._name}.new_cache: found {cache.length} entries, wanted an empty cache"
-            raise AssertionError(message)
+            self._fail(f".new_cache: found {cache.length} entries, wanted an empty cache")
         return cache
 
     def _forward(
@@ -163,8 +149,7 @@ class _Trial:
         found = self._target.forward(ids, positions, mask, cache, num_logits=num_logits)
         check_forward(self._target, found, num_logits, len(tokens), cache.length - before, 0)
         if ids[0].tolist() != tokens:
-            message = f"{self._name}.forward: the tokens that it was given have changed"
-            raise AssertionError(message)
+            self._fail(".forward: the tokens that it was given have changed")
         return found[0]
 
     def _compare(self, rows: torch.Tensor, texts: list[list[int]], what: str) -> None:
@@ -174,23 +159,14 @@ class _Trial:
                 self._known[key] = fresh_row(self._target, text)
             wanted = self._known[key]
             if not bool(wanted.isfinite().any()) or bool(wanted.isnan().any()):
-                message = (
-                    f"{self._name}: the row after the text {text} holds NaN, or nothing finite"
-                )
-                raise AssertionError(message)
-            scale = max(1.0, float(wanted[wanted.isfinite()].abs().max()))
-            same = row == wanted  # Infinities, too.
-            apart = (
-                float((row - wanted).abs()[~same].nan_to_num(float("inf")).amax(0).item())
-                if (not bool(same.all()))
-                else 0.0
-            )
-            if apart > self._tolerance * scale:
-                message = (
-                    f"{self._name}: {what}, the row after the text {text} differs from that of a "
-                    f"fresh cache by {apart:.3g}; wanted at most {self._tolerance * scale:.3g}"
-                )
-                raise AssertionError(message)
+                self._fail(f": the row after the text {text} holds NaN, or nothing finite")
+            most = self._tolerance * max(1.0, float(wanted[wanted.isfinite()].abs().max()))
+            # Infinities may be the same, too.
+            apart = (row - wanted).abs()[row != wanted].nan_to_num(float("inf")).tolist()
+            if max(apart, default=0.0) > most:
+                found = f"differs from that of a fresh cache by {max(apart):.3g}"
+                wish = f"wanted at most {most:.3g}"
+                self._fail(f": {what}, the row after the text {text} {found}; {wish}")
 
     def _forward_again(self, cache: Any, text: list[int], length: int, what: str) -> None:
         """Cut the cache, and run other tokens behind what is left."""
@@ -239,8 +215,4 @@ class _Trial:
 
 def _path(node: int) -> list[int]:
     """Return the nodes from below the root to a node of the tree."""
-    path: list[int] = []
-    while node > 0:
-        path.insert(0, node)
-        node = _TREE[node]
-    return path
+    return [*_path(_TREE[node]), node] if node > 0 else []

@@ -28,13 +28,10 @@ _TOGETHER = 8  # sequences of one forward
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What greedy chains of a head reach.
+    """What greedy chains of a head reach."""
 
-    `tau` counts tokens per step, the target's own included. `by_depth` has for each depth the share
-    of drafted tokens that were accepted, of those whose path was accepted so far.
-    """
-
-    tau: float
+    tau: float  # tokens per step, the target's own included
+    # For each depth the share of drafted tokens that were accepted, of those whose path was.
     by_depth: tuple[float, ...]
     num_steps: int
 
@@ -44,11 +41,8 @@ def measure_acceptance(
 ) -> Acceptance:
     """Replay greedy decoding with chains of `depth` drafted tokens.
 
-    Args:
-        head: attached to its target.
-        texts: written greedily by the target.
-        places: (V,) of each token in the draft vocabulary, or -1.
-        depth: of the chains.
+    `texts` were written greedily by the head's target; `places` (V,) are those of each token in the
+    draft vocabulary, or -1.
     """
     emitted = steps = 0
     reached, accepted = [0] * depth, [0] * depth
@@ -56,18 +50,13 @@ def measure_acceptance(
         group = texts[start : start + _TOGETHER]
         batch = collate(group, places, with_context=head.spec.context_tokens)
         every = torch.ones_like(batch.tokens, dtype=torch.bool)
+        hits = []
         with torch.no_grad():
-            hits = torch.stack(
-                [
-                    level_logits(head, batch, features[every], level, every)
-                    .argmax(-1)
-                    .view_as(batch.tokens)
-                    == batch.shifted(batch.targets, level + 1)
-                    for level, features in enumerate(roll_out(head, batch, depth))
-                ],
-                dim=-1,
-            )
-        for text, rows in zip(group, hits.tolist(), strict=True):
+            for level, features in enumerate(roll_out(head, batch, depth)):
+                best = level_logits(head, batch, features[every], level, every).argmax(-1)
+                true = batch.shifted(batch.targets, level + 1)
+                hits.append(best.view_as(true) == true)
+        for text, rows in zip(group, torch.stack(hits, dim=-1).tolist(), strict=True):
             # The first row with a distribution is the prompt's last token.
             row = int((text.top_probs.sum(1) > 0).nonzero()[0])
             end = len(text)

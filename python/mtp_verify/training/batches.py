@@ -60,16 +60,9 @@ class Batch:
 
 
 def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> list[list[int]]:
-    """Cut all sequences into batches, in an order of this epoch's own.
+    """Cut all sequences, of `lengths` rows, into batches of indices, in an order of this epoch.
 
-    Args:
-        lengths: rows of each sequence.
-        max_rows: of a batch, filled-up ones included; a longer sequence is a batch of its own.
-        seed: of the run.
-        epoch: from 0.
-
-    Returns:
-        Indices of the sequences of each batch.
+    `max_rows` counts filled-up ones too; a longer sequence is a batch of its own.
 
     Example:
         >>> sorted(sum(plan_epoch([3, 5, 4], 10, seed=0, epoch=0), []))
@@ -93,12 +86,10 @@ def plan_epoch(lengths: Sequence[int], max_rows: int, seed: int, epoch: int) -> 
 
 
 def collate(texts: Sequence[Text], places: torch.Tensor, *, with_context: bool = False) -> Batch:
-    """Put sequences side by side.
+    """Put sequences of any lengths side by side.
 
-    Args:
-        texts: of any lengths.
-        places: (V,) int64, of each token in the draft vocabulary, or -1.
-        with_context: the head drafts tokens of its context too.
+    `places` (V,) are those of each token in the draft vocabulary, or -1; with `with_context` the
+    head drafts tokens of its context too.
     """
     count = max(len(text) for text in texts)
 

@@ -35,25 +35,17 @@ _RECORD = "training.json"
 def spec_of_draft(config: Any, num_layers: int) -> HeadSpec:
     """Return what such a model is as a head: one that takes nothing from its target."""
     return HeadSpec(
-        FAMILY,
-        feed="pre",
-        fusion="none",
-        num_layers=num_layers,
-        block="target",
-        output_head="own",
-        own_embedding=True,
-        sizes=Sizes.of(config),
-    )
+        FAMILY, feed="pre", fusion="none", num_layers=num_layers, block="target",
+        output_head="own", own_embedding=True, sizes=Sizes.of(config),
+    )  # fmt: skip
 
 
 def shrink(target: Any, num_layers: int) -> Any:
     """Return a model of a few of a target's layers, in float32.
 
-    The layers are spread evenly from the first to the last. Embedding and output head are the
-    target's too and not trained: they are most of a small model's weights.
-
-    Raises:
-        UnsupportedModelError: the target's layers could not be found, or are fewer.
+    The layers are spread evenly from the first to the last; UnsupportedModelError: the target has
+    fewer. Embedding and output head are the target's too and not trained: they are most of a small
+    model's weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -69,10 +61,10 @@ def shrink(target: Any, num_layers: int) -> Any:
     if getattr(text, "layer_types", None):
         text.layer_types = [text.layer_types[index] for index in chosen]
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    small, large = model.get_decoder(), target.get_decoder()
+    small = model.get_decoder()
     for layer, index in zip(small.layers, chosen, strict=True):
         layer.load_state_dict(layers[index].state_dict())
-    small.norm.load_state_dict(large.norm.state_dict())
+    small.norm.load_state_dict(target.get_decoder().norm.state_dict())
     for part in ("get_input_embeddings", "get_output_embeddings"):
         mine = getattr(model, part)()
         mine.load_state_dict(getattr(target, part)().state_dict())
@@ -83,8 +75,7 @@ def shrink(target: Any, num_layers: int) -> Any:
 class IndependentDraft(Head):
     """A language model that `Trainer` trains like a head; it drafts by `mv.drafters.Model`.
 
-    Args:
-        model: a transformers causal language model with the target's vocabulary; trained in place.
+    `model`, a transformers model with the target's vocabulary, is trained in place.
     """
 
     def __init__(self, model: Any) -> None:
@@ -106,12 +97,7 @@ class IndependentDraft(Head):
         return logits
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write a checkpoint that transformers reads; each file is replaced in one rename.
-
-        Args:
-            folder: made if it does not exist.
-            record: how it was trained; must be JSON.
-        """
+        """Write a checkpoint that transformers reads; each file is replaced in one rename."""
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
             self.model.save_pretrained(fresh)

@@ -52,15 +52,12 @@ class Trainer:
         head: attached to its target; changed.
         shards: text to train on.
         held_out: text that the target wrote greedily, to measure acceptance on.
-        recipe: how.
+        recipe: how; ParamsError: it does not fit the head.
         steps: number of optimizer steps, over which rates and stages are spread.
-        folder: for the state and, in `head/`, the best head so far.
+        folder: for the state and, in `head/`, the best head so far; UnsupportedModelError: it holds
+            the state of another kind of run.
         save_every: steps between two states on disk.
         record: saved with the head: what else its result depends on.
-
-    Raises:
-        ParamsError: a recipe that does not fit the head, or no text.
-        UnsupportedModelError: the folder holds the state of another kind of run.
     """
 
     def __init__(
@@ -79,17 +76,13 @@ class Trainer:
         if not len(shards) or not len(held_out) or steps < 1:
             message = f"{len(shards)} texts, {len(held_out)} held out, {steps} steps: none may be 0"
             raise ParamsError(message, slug="nothing_to_train")
-        self.head = head
-        self.recipe = recipe
-        self.steps = steps
-        self.step = 0
+        self.head, self.recipe = head, recipe
+        self.step, self.steps = 0, steps
         self.curve: list[dict[str, Any]] = []
-        self._shards = shards
+        self._shards, self._places = shards, places_of(head)
         self._texts = [held_out[index] for index in range(len(held_out))]
-        self._folder = folder
-        self._save_every = save_every
+        self._folder, self._save_every = folder, save_every
         self._record = dict(record or {})
-        self._places = places_of(head)
         self.measuring = 0.0  # seconds of the last measurement
         self._modules: dict[str, nn.Module] = {"head": head}
         # Rows of an embedding, and of an output head tied to it, are no matrix's directions.
@@ -112,11 +105,9 @@ class Trainer:
                 self._discriminator = Discriminator(head.spec.known_sizes.hidden_size)
             self._modules["judge"] = self._discriminator
             self._optimizers["judge_rates"] = torch.optim.AdamW(
-                self._discriminator.parameters(), lr=recipe.vector_rate
+                self._discriminator.parameters(), lr=recipe.vector_rate * _DISCRIMINATOR_RATE
             )
         self._rates = {name: o.param_groups[0]["lr"] for name, o in self._optimizers.items()}
-        if "judge_rates" in self._rates:
-            self._rates["judge_rates"] *= _DISCRIMINATOR_RATE
         shared = distributed.is_available() and distributed.is_initialized()
         self._rank = distributed.get_rank() if shared else 0
         self._world = distributed.get_world_size() if shared else 1
@@ -146,13 +137,9 @@ class Trainer:
     ) -> dict[str, Any]:
         """Train until the steps are done, acceptance stops to rise or the time is over.
 
-        Args:
-            tell: called with a line after each step.
-            deadline: of `time.monotonic()`: no step begins that would not end before it, with a
-                measurement of the head; but for one step, so that there is a head.
-
-        Returns:
-            The measurement of the best head, which is in the folder.
+        `tell` gets a line after each step. No step begins that would not end before the deadline,
+        of `time.monotonic()`, with a measurement of the head; but for one, so that there is a head.
+        Returns the measurement of the best head, which is in the folder.
 
         Raises:
             NumericsError: a loss that is not a number; the best head and the last state stay.
@@ -193,17 +180,10 @@ class Trainer:
         return bool(answer)
 
     def take_step(self) -> float:
-        """Do one optimizer step; return the loss before it.
-
-        Raises:
-            NumericsError: the loss is not a number; nothing was changed.
-        """
+        """Do one optimizer step; return the loss before it. NumericsError: it is not a number."""
         recipe, indices = self.recipe, self._indices(self.step)
-        batch = collate(
-            [self._shards[index] for index in indices],
-            self._places,
-            with_context=self.head.spec.context_tokens,
-        )
+        texts, with_context = [self._shards[i] for i in indices], self.head.spec.context_tokens
+        batch = collate(texts, self._places, with_context=with_context)
         count = max(int((batch.top_probs.sum(-1) > 0).sum()), 1)
         hidden = self._with_noise(batch)
         mine = batch.part(self._rank, self._world)
@@ -220,11 +200,9 @@ class Trainer:
             self._train_discriminator(count)
         value = self._add_up(value)
         if not math.isfinite(value):
-            message = (
-                f"the loss of step {self.step} is {value} (sequences {indices}); the head of step "
-                f"{self.best['step']} is kept in {self._folder / _BEST}: lower the rates, or look "
-                "at the text"
-            )
+            kept = f"the head of step {self.best['step']} is kept in {self._folder / _BEST}"
+            what = f"the loss of step {self.step} is {value} (sequences {indices})"
+            message = f"{what}; {kept}: lower the rates, or look at the text"
             raise NumericsError(message, slug="loss_not_finite")
         factor = recipe.rate_at(self.step, self.steps)
         for name, optimizer in self._optimizers.items():
@@ -274,12 +252,13 @@ class Trainer:
     def _with_noise(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Return hidden states with noise: in drafts the head reads its own, which are inexact."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        noisy = []
-        for states in (layer.float() for layer in batch.hidden):
+
+        def noisy(states: torch.Tensor) -> torch.Tensor:
             size = states.square().mean(-1, keepdim=True).sqrt()
             noise = torch.randn(states.shape, generator=generator)
-            noisy.append(states + self.recipe.noise * size * noise)
-        return tuple(noisy)
+            return states + self.recipe.noise * size * noise
+
+        return tuple(noisy(layer.float()) for layer in batch.hidden)
 
     def _add_up(self, value: float) -> float:
         """Add gradients and the loss over all processes."""
@@ -317,9 +296,8 @@ class Trainer:
 
     def _keep_if_best(self, loss: float) -> None:
         found = self.measure()
-        by_depth = list(found.by_depth)
-        point = {"step": self.step, "loss": loss, "tau": found.tau, "by_depth": by_depth}
-        self.curve.append(point)
+        measured = {"tau": found.tau, "by_depth": list(found.by_depth)}
+        self.curve.append(point := {"step": self.step, "loss": loss, **measured})
         if self.best is point and self._rank == 0:
             record = {**self._record, "recipe": self.recipe.as_dict(), "curve": self.curve}
             if isinstance(self.head, IndependentDraft):

@@ -21,18 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
-    "LOSSES",
-    "Discriminator",
-    "cross_entropy",
-    "distillation",
-    "feature_regression",
-    "hybrid",
-    "log_overlap",
-    "mtp_loss",
-    "overlap",
-    "sequential_backward",
-    "total_variation",
-]
+    "LOSSES", "Discriminator", "cross_entropy", "distillation", "feature_regression", "hybrid",
+    "log_overlap", "mtp_loss", "overlap", "sequential_backward", "total_variation",
+]  # fmt: skip
 
 _FLOOR = 1e-5  # a smaller overlap counts as this: its logarithm stays finite
 
@@ -128,10 +119,7 @@ def feature_regression(features: torch.Tensor, hidden: torch.Tensor) -> torch.Te
 
 
 def mtp_loss(main: torch.Tensor, levels: Sequence[torch.Tensor], weight: float) -> torch.Tensor:
-    """Return DeepSeek's sum: the next-token loss, and the mean of the levels' times a weight.
-
-    The weight is the paper's lambda: 0.3, and later 0.1.
-    """
+    """Return DeepSeek's sum: `main`, and the mean of the levels' losses times 0.3, later 0.1."""
     return main + weight * torch.stack(tuple(levels)).mean()
 
 
@@ -140,12 +128,8 @@ def sequential_backward(
 ) -> float:
     """Run backward of several heads over a trunk, with the logits of one head in memory at a time.
 
-    Args:
-        trunk: (B, n, d), the trunk's output, with its graph.
-        losses: one for each head, from the trunk's output to a scalar.
-
-    Returns:
-        The sum of the losses. Gradients are those of the sum's backward.
+    `losses` are functions of the trunk's output (B, n, d) to a scalar, one for each head. Returns
+    their sum; gradients are those of the sum's backward.
     """
     cut = trunk.detach().requires_grad_()
     total = 0.0

@@ -28,13 +28,10 @@ _ITERATIONS = 4  # of Newton and Schulz
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the momentum's nearest orthogonal matrix.
+    """Steps along the momentum's nearest orthogonal matrix, for parameters of two dimensions.
 
-    Args:
-        matrices: parameters of two dimensions.
-        lr: length of a step; a matrix that is taller than wide gets more.
-        weight_decay: share of a weight, times `lr`, that a step takes away.
-        dtype: of the products in the iteration.
+    A matrix that is taller than wide steps further than `lr`; a step takes `weight_decay`, times
+    `lr`, of each weight away. Products in the iteration are of `dtype`.
     """
 
     def __init__(
@@ -61,12 +58,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["mean"] = torch.zeros_like(matrix.grad)
                 mean = state["mean"].lerp_(matrix.grad, 1 - _MOMENTUM)
-                ahead = matrix.grad.lerp(mean, _MOMENTUM)
                 rows, columns = matrix.shape
-                scale = max(1.0, rows / columns) ** 0.5
                 matrix.mul_(1 - rate * group["weight_decay"])
-                direction = _orthogonal(ahead, self._dtype)
-                matrix.sub_(direction, alpha=rate * scale)
+                direction = _orthogonal(matrix.grad.lerp(mean, _MOMENTUM), self._dtype)
+                matrix.sub_(direction, alpha=rate * max(1.0, rows / columns) ** 0.5)
 
 
 def _orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

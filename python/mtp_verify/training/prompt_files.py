@@ -48,11 +48,7 @@ class OwnPrompts:
         return order[count:], order[:count]
 
     def check_lengths(self, encode: Callable[[str], Sequence[int]], longest: int | None) -> None:
-        """Refuse prompts of more than `longest` tokens, which leave no room for an answer.
-
-        Raises:
-            ParamsError: such a prompt; names the file and the line.
-        """
+        """Refuse prompts of more than `longest` tokens: ParamsError names the file and the line."""
         for text, place in zip(self.texts, self.places, strict=True):
             if longest is not None and (found := len(encode(text))) > longest:
                 what = f"found a prompt of {found} tokens, wanted at most {longest}"
@@ -64,10 +60,7 @@ def read_prompts(path: Path) -> OwnPrompts:
 
     A file whose name ends in `.txt` holds one prompt a line. Any other holds one JSON object a
     line, whose text `prompt` is a prompt; other fields are ignored. Empty lines are skipped.
-
-    Raises:
-        ParamsError: the file is not of that form, or has fewer than two prompts; names the line.
-        OSError: it cannot be read.
+    ParamsError names the line that is not of that form. OSError: the file cannot be read.
     """
     is_plain = path.suffix.lower() == ".txt"
     found: dict[str, str] = {}
@@ -83,9 +76,7 @@ def read_prompts(path: Path) -> OwnPrompts:
 def read_lines(path: Path) -> list[tuple[str, str]]:
     """Return the lines of a text file that are not empty, each with its place in words.
 
-    Raises:
-        ParamsError: it is too large, is not UTF-8, or has no such line.
-        OSError: it cannot be read.
+    ParamsError: it is too large, is not UTF-8, or has no such line. OSError: it cannot be read.
     """
     size = path.stat().st_size
     if size > _MAX_BYTES:
@@ -95,8 +86,8 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        what = f"{path}, line {number}: not UTF-8 text (byte {error.start} of the file)"
-        _refuse(what, error)
+        place = f"byte {error.start} of the file"
+        _refuse(f"{path}, line {number}: not UTF-8 text ({place})", error)
     found = [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         _refuse(f"{path}: found no prompts")
@@ -104,11 +95,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def read_object(line: str, where: str, fields: Sequence[str]) -> list[str]:
-    """Return the texts of some fields of a JSON object.
-
-    Raises:
-        ParamsError: a field that is missing, no text or empty.
-    """
+    """Return the texts of some fields of a JSON object; ParamsError if one is missing or empty."""
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,10 @@ def finish_messages(
     seed: int,
     deadline: float = inf,
 ) -> list[list[int]]:
-    """Let the target write the rest of messages.
+    """Let the target write the rest of messages; return prompts, ready to be answered.
 
-    Args:
-        model: the target.
-        openings: token ids of each, up to where it continues.
-        closing: what then follows; the target ends a message with the first of them.
-        seed: of the draws.
-        deadline: of `time.monotonic()`: the messages end there, as in `write_texts`.
-
-    Returns:
-        The prompts, ready to be answered.
+    `openings` are token ids, up to where it continues. It ends a message with the first id of
+    `closing`, which then follows. Messages end at the `deadline`, as in `write_texts`.
     """
     params = SamplingParams(temperature=_TEMPERATURE, stop_ids=[closing[0]])
     decoder = Decoder(model, params=params, max_batch=len(openings))
@@ -85,7 +79,5 @@ def finish_messages(
 
 def _num_common(one: Sequence[int], two: Sequence[int]) -> int:
     """Return how many ids two sequences have in common at their start."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
-        min(len(one), len(two)),
-    )
+    pairs = zip(one, two, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -84,9 +84,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right."""
-        if self.loss not in (*LOSSES, "cross-entropy"):
-            known = f"{', '.join(LOSSES)}, cross-entropy"
-            message = f"loss: found {self.loss!r}, wanted one of: {known}"
+        if self.loss not in (known := (*LOSSES, "cross-entropy")):
+            message = f"loss: found {self.loss!r}, wanted one of: {', '.join(known)}"
             raise ParamsError(message, slug="unknown_loss")
         counts = ("depth", "max_rows", "evaluate_every", "patience", "draft_vocab_size")
         for name in (*counts, "plain_share", "warm_up", "cool_down"):

@@ -34,21 +34,15 @@ __all__ = ["level_logits", "roll_out"]
 def roll_out(
     head: Head, batch: Batch, depth: int, hidden: Sequence[torch.Tensor] | None = None
 ) -> Iterator[torch.Tensor]:
-    """Yield what the output head reads at each level.
+    """Yield what the output head reads at each level, (B, n, d), for `head.logits`.
 
-    Args:
-        head: attached to its target.
-        batch: of sequences.
-        depth: number of levels; a parallel head ends at its own.
-        hidden: instead of the batch's, as with noise.
-
-    Yields:
-        (B, n, d) per level, for `head.logits(features, level)`. Rows whose target is after the
-        sequence's end have no meaning.
+    Rows whose target is after the sequence's end have no meaning. A parallel head ends at its own
+    depth; `hidden` takes the place of the batch's, as with noise.
     """
     states = batch.hidden if hidden is None else hidden
     if isinstance(head, IndependentDraft):
-        return _independent(head, batch, depth)
+        features = head.features(batch.tokens)
+        return (batch.shifted(features, level) for level in range(depth))
     if isinstance(head, CausalHead):
         return _causal(head, batch, depth, states)
     return _parallel(cast("ParallelHead", head), batch, depth, states)
@@ -59,12 +53,7 @@ def level_logits(
 ) -> torch.Tensor:
     """Return logits (R, D + E) of some rows, -inf at tokens that their sequences have not shown.
 
-    Args:
-        head: attached to its target.
-        batch: that the rows come from.
-        features: (R, d), from `roll_out`.
-        level: of the roll-out.
-        rows: (B, n), which rows of the batch they are.
+    The rows' features (R, d) are from `roll_out`; `rows` (B, n) says which of the batch they are.
     """
     if not batch.extra.numel():
         return head.logits(features, level)
@@ -76,43 +65,30 @@ def level_logits(
 def _causal(
     head: CausalHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    count = batch.tokens.shape[1]
-    device = batch.tokens.device
+    count, device = batch.tokens.shape[1], batch.tokens.device
     positions = torch.arange(count, device=device)
     visible = causal_mask(0, count, head.spec.known_sizes.window, device)
     own = torch.eye(count, dtype=torch.bool, device=device)[None, None]
     last = head.spec.num_modules - 1
-    passed = head.fuse_features(states)
+    passed, mask = head.fuse_features(states), visible
     layers: list[DynamicLayer] = []
-    mask = visible
     for level in range(depth):
         # A module of its own starts from true rows alone; one that is used again continues.
         if level <= last:
             layers, mask = [DynamicLayer() for _ in range(head.spec.num_layers)], visible
         else:
             mask = torch.cat((mask, own), dim=-1)
-        output, passed = head(
-            passed,
-            batch.shifted(batch.tokens, level),
-            (positions + level)[None].expand_as(batch.tokens),
-            mask,
-            level,
-            cast("list[GrowingLayer]", layers),
-        )
+        tokens = batch.shifted(batch.tokens, level)
+        places = (positions + level)[None].expand_as(tokens)
+        cached = cast("list[GrowingLayer]", layers)
+        output, passed = head(passed, tokens, places, mask, level, cached)
         yield output
-
-
-def _independent(head: IndependentDraft, batch: Batch, depth: int) -> Iterator[torch.Tensor]:
-    features = head.features(batch.tokens)
-    for level in range(depth):
-        yield batch.shifted(features, level)
 
 
 def _parallel(
     head: ParallelHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    count = batch.tokens.shape[1]
-    device = batch.tokens.device
+    count, device = batch.tokens.shape[1], batch.tokens.device
     positions = torch.arange(count, device=device)[None].expand_as(batch.tokens)
     visible = causal_mask(0, count, None, device)
     embeds: list[torch.Tensor] = []

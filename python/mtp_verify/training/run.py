@@ -10,6 +10,7 @@ import copy
 import json
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from statistics import median
 from time import monotonic
@@ -118,15 +119,11 @@ def train(
     model.requires_grad_(requires_grad=False)
     frame = frame_of(encode)
     made_up = 0.0 if frame is None else budget.questions
-    if own is not None:
-        prompts = dict(
-            zip(("text", "held-out"), own.split(recipe.seed, budget.held_out), strict=True)
-        )
+    if own is None:
+        parts = [make_prompts(recipe.seed, held_out=held_out) for held_out in (False, True)]
     else:
-        prompts = {
-            kind: make_prompts(recipe.seed, held_out=kind == "held-out")
-            for kind in ("text", "held-out")
-        }
+        parts = [*own.split(recipe.seed, budget.held_out)]
+    prompts = {"text": parts[0], "held-out": parts[1]}
     limit = inf if budget.minutes is None else budget.minutes * 60
     end, late = began + limit, began + budget.text_share * limit
 
@@ -141,13 +138,10 @@ def train(
             chosen, closing = [encode(p) for p in prompts[kind][first : first + size]], ()
         temperatures = (0.0,) if is_held_out else _TEMPERATURES
         return None if not chosen else Job(
-            shard_path(folder / kind, index),
-            chosen,
-            spec.hidden_layers,
+            shard_path(folder / kind, index), chosen, spec.hidden_layers,
             temperatures=[temperatures[i % len(temperatures)] for i in range(len(chosen))],
-            max_new_tokens=budget.answer,
+            max_new_tokens=budget.answer, closing=closing,
             seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
-            closing=closing,
             deadline=late if is_held_out else (late + end) / 2,
         )  # fmt: skip
 
@@ -195,9 +189,8 @@ def train(
         most = round(budget.epochs * trainer(1, head, folder / "probe").batches_per_epoch)
         if limit < inf:
             tell("timing a step")
-            cost, plan["measuring"] = _cost_of_a_step(
-                head, recipe, lambda h: trainer(1, h, folder / "probe"), end
-            )
+            make = partial(trainer, 1, place=folder / "probe")
+            cost, plan["measuring"] = _cost_of_a_step(head, recipe, make, end)
             most = min(most, round(_PLANNED * (end - monotonic()) / cost))
         steps = torch.tensor([max(most, 1)])
         if is_shared:
@@ -232,8 +225,7 @@ def _cost_of_a_step(
 ) -> tuple[float, float]:
     """Return seconds of a mean step of both stages, measurements included, and of a measurement.
 
-    Medians of a few steps on a copy, without the first ones. Where steps are slow, fewer are timed:
-    one of each stage at least.
+    Medians of a few steps on a copy, without the first ones; where steps are slow, of fewer.
     """
 
     def seconds(share: float) -> float:
@@ -241,13 +233,11 @@ def _cost_of_a_step(
         probe = make(copy.deepcopy(head))
         probe.recipe = recipe.replace(plain_share=share)
         probe.steps = 1 << 30
-        times = []
-        for _ in range(_WARM_UP + _PROBES):
+        times: list[float] = []
+        while not times or (len(times) < _WARM_UP + _PROBES and monotonic() < enough):
             start = monotonic()
             probe.take_step()
             times.append(monotonic() - start)
-            if monotonic() >= enough:
-                break
         return median(times[_WARM_UP:] or times[-1:])
 
     share = recipe.plain_share
@@ -272,16 +262,13 @@ def _read_plan(folder: Path, recipe: Recipe, prompts: str | None) -> dict[str, A
     except (ValueError, KeyError, AttributeError) as error:
         message = f"{path} is not the plan of a run ({error}); give another folder"
         raise ParamsError(message, slug="bad_run_folder") from None
-    what = ""
-    if different:
-        name = different[0]
+    if not different and before == prompts:
+        return plan
+    what = "found other prompts, wanted the same: held-out ones may have been trained on there"
+    for name in different[:1]:
         what = f"{name}: found {plan['recipe'].get(name)!r}, wanted {wanted[name]!r}"
-    elif before != prompts:
-        what = "found other prompts, wanted the same: held-out ones may have been trained on there"
-    if what:
-        message = f"{folder} holds another run: {what}; give another folder, or the same settings"
-        raise ParamsError(message, slug="bad_run_folder")
-    return plan
+    message = f"{folder} holds another run: {what}; give another folder, or the same settings"
+    raise ParamsError(message, slug="bad_run_folder")
 
 
 def _write_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ batch needs it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,11 +46,7 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def write_shard(path: Path, sequences: Sequence[Text]) -> None:
-    """Write a shard; it appears complete or not at all.
-
-    Raises:
-        OSError: the disk is full or cannot be written; nothing is left.
-    """
+    """Write a shard; it appears complete or, with an OSError, not at all."""
     kinds = {"tokens": torch.int32, "top_ids": torch.int32, "top_probs": torch.float16}
     tensors = {
         name: torch.cat([getattr(sequence, name) for sequence in sequences]).to(kind)
@@ -64,19 +61,13 @@ def write_shard(path: Path, sequences: Sequence[Text]) -> None:
         write_tensors(path, tensors)
     except OSError as error:
         needed = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-        message = (
-            f"{path} ({needed:.0f} MB) cannot be written: {error.strerror}; make room and run the "
-            "same command again: shards that are complete stay"
-        )
-        raise OSError(error.errno, message) from error
+        what = f"{path} ({needed:.0f} MB) cannot be written: {error.strerror}"
+        todo = "make room and run the same command again: shards that are complete stay"
+        raise OSError(error.errno, f"{what}; {todo}") from error
 
 
 class Shards:
-    """All sequences of some shards, in the order of the files.
-
-    Raises:
-        ParamsError: a file that is not a shard; says which.
-    """
+    """All sequences of some shards, in the order of the files; ParamsError: a file is no shard."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: list[Any] = []
@@ -88,15 +79,12 @@ class Shards:
                 lengths = file.get_tensor("lengths").tolist()
                 self.temperatures += file.get_tensor("temperatures").tolist()
             except (OSError, SafetensorError) as error:
-                message = (
-                    f"{path} is not a shard of training text ({error}); remove it and run again"
-                )
+                what = f"{path} is not a shard of training text ({error})"
+                message = f"{what}; remove it and run again"
                 raise ParamsError(message, slug="bad_shard") from None
             self._files.append(file)
-            start = 0
-            for length in lengths:
-                self._places.append((number, start, start + length))
-                start += length
+            for end, length in zip(accumulate(lengths), lengths, strict=True):
+                self._places.append((number, end - length, end))
 
     def __len__(self) -> int:
         """Return the number of sequences."""

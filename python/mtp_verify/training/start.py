@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -29,11 +29,7 @@ _ENDS = ("o_proj", "down_proj")  # projections back into the stream: a block sta
 
 
 def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
-    """Return what the head is made of; its output rows are the target's own, which are not trained.
-
-    Raises:
-        ParamsError: no such family.
-    """
+    """Return what the head is made of; its output rows are the target's own and not trained."""
     if recipe.family == independent.FAMILY:
         return independent.spec_of_draft(config, recipe.num_layers)
     sizes = Sizes.of(config)
@@ -65,14 +61,8 @@ def count_tokens(shards: Shards, vocab_size: int) -> torch.Tensor:
 def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Head:
     """Make a head with random weights, attached to its target.
 
-    An independent draft model gets its first weights from the target's layers.
-
-    Args:
-        spec: with sizes.
-        model: the target.
-        counts: (V,) of each token in the text; the draft vocabulary is the most frequent, and of
-            equally frequent ones those of lower id.
-        seed: of the weights.
+    The draft vocabulary are the tokens most frequent by `counts` (V,), of equally frequent ones
+    those of lower id. An independent draft model gets its weights from the target's layers.
     """
     if spec.family == independent.FAMILY:
         return independent.IndependentDraft(independent.shrink(model, spec.num_layers))
@@ -94,12 +84,8 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
 def start_from(head: Head, folder: Path) -> dict[str, Any]:
     """Give a new head the weights and the draft vocabulary of one that was trained before.
 
-    Returns:
-        How that one was trained.
-
-    Raises:
-        ParamsError: its spec differs; names the field.
-        UnsupportedModelError: it cannot be read.
+    Returns how that one was trained. ParamsError names the field in which its spec differs;
+    UnsupportedModelError: it cannot be read.
     """
     if head.spec.family == independent.FAMILY:
         message = "a run from weights of an earlier one is for heads; an independent model has none"
@@ -118,13 +104,9 @@ def start_from(head: Head, folder: Path) -> dict[str, Any]:
 
 def _scale_output_norms(head: Head) -> None:
     """Start output norms from a fraction of the target's."""
-    weight = getattr(head.shared.norm, "weight", None)
-    if weight is None:
-        return
-    levels: Any = head.levels
-    for module in levels:
-        norm = getattr(module, "norm", None)
-        if isinstance(norm, RMSNorm):
+    weight, levels = getattr(head.shared.norm, "weight", None), cast("Any", head.levels)
+    for norm in (getattr(module, "norm", None) for module in levels):
+        if isinstance(norm, RMSNorm) and weight is not None:
             norm.weight.copy_(_QUIET * weight.float() - (1.0 if norm.plus_one else 0.0))
 
 
@@ -139,14 +121,9 @@ def places_of(head: Head) -> torch.Tensor:
 
 
 def check_features(recipe: Recipe, spec: HeadSpec) -> None:
-    """Refuse losses on hidden states for heads whose output does not take the place of one.
-
-    Raises:
-        ParamsError: such a head.
-    """
+    """Refuse losses on hidden states for heads whose output does not take the place of one."""
     if (recipe.feature_weight or recipe.adversarial_weight) and spec.feed != "post":
-        message = (
-            f"the output of a {spec.family} head does not take the place of the hidden state that "
-            "it reads; feature and adversarial losses are for families with feed = post"
-        )
+        what = f"the output of a {spec.family} head does not take the place of the hidden state"
+        rule = "feature and adversarial losses are for families with feed = post"
+        message = f"{what} that it reads; {rule}"
         raise ParamsError(message, slug="bad_recipe")

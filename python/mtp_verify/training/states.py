@@ -28,8 +28,7 @@ def save_state(
 ) -> None:
     """Write modules, optimizers without their rates, which each step sets, and progress, as JSON.
 
-    Raises:
-        OSError: the disk is full or cannot be written; the old state stays.
+    OSError: the disk is full or cannot be written; the old state stays.
     """
     tensors = {
         f"{name}.{key}": value
@@ -48,8 +47,7 @@ def load_state(
 ) -> dict[str, Any]:
     """Read what `save_state` wrote into modules and optimizers; return the progress.
 
-    Raises:
-        UnsupportedModelError: a damaged file, or one of another run.
+    UnsupportedModelError: a damaged file, or one of another run.
     """
     file = TensorFile(path)
     try:
@@ -65,7 +63,5 @@ def load_state(
             if owner == name:
                 index, _, field = rest.partition(".")
                 state.setdefault(int(index), {})[field] = file.read(key)
-        optimizer.load_state_dict(
-            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return progress

@@ -50,11 +50,9 @@ class Job:
         """Write the shard; OSError if the disk is full or cannot be written."""
         if self.path.is_file():
             return
-        prompts = self.prompts
+        prompts, seed = self.prompts, self.seed + _MESSAGE_SEED
         if self.closing:
-            prompts = finish_messages(
-                model, prompts, self.closing, self.seed + _MESSAGE_SEED, self.deadline
-            )
+            prompts = finish_messages(model, prompts, self.closing, seed, self.deadline)
         texts = write_texts(
             model, prompts, self.layers, temperatures=self.temperatures, seed=self.seed,
             max_new_tokens=self.max_new_tokens, deadline=self.deadline,
@@ -65,18 +63,11 @@ class Job:
 def write_shards(
     model: Any, jobs: Iterable[Job], load: Callable[[], Any] | None, threads: int
 ) -> Iterator[Job]:
-    """Write shards, and yield each job when it is done.
+    """Write shards, and yield each job when it is done; `jobs` gives one when a process is free.
 
-    Args:
-        model: the target.
-        jobs: asked for the next one when a process is free to write it.
-        load: how another process gets the target; a function that can be pickled. None: this
-            process writes them all, as it does where a second copy would take much memory.
-        threads: of all that write.
-
-    Raises:
-        OSError: the disk is full or cannot be written; also from another process.
-        RuntimeError: another process died.
+    Other processes get the target by `load`, a function that can be pickled. None: this process
+    writes them all, as it does where a second copy would take much memory. OSError: the disk is
+    full or cannot be written, also from another process; RuntimeError: another process died.
     """
     size = sum(weight.nbytes for weight in model.parameters())
     if load is None or threads < _PROCESSES or size > _LARGEST:

@@ -111,13 +111,11 @@ def write_texts(
     """
     recorder = Recorder(hidden_layers)
     decoder = Decoder(model, recorder, max_batch=len(prompts))
+    params = [SamplingParams(temperature=temperature) for temperature in temperatures]
     decoder.generate(
-        [list(prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        params=[SamplingParams(temperature=temperature) for temperature in temperatures],
-        stopping_criteria=stop_at(prompts, deadline),
-    )
+        [list(prompt) for prompt in prompts], max_new_tokens=max_new_tokens, seed=seed,
+        params=params, stopping_criteria=stop_at(prompts, deadline),
+    )  # fmt: skip
     return recorder.texts
 
 

@@ -1,7 +1,7 @@
 """What a constraint is, and how its matcher is led along a tree.
 
-A matcher knows one place in a grammar. It is moved down a path token by token and back again, so
-that every node of a draft gets the mask of its own path; afterwards it stands where it stood.
+A matcher is moved down a path token by token and back again, so that every node of a draft gets the
+mask of its own path; afterwards it stands where it stood.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class Grammars(ABC):
 
         Args:
             schema: the schema, or its text.
-            options: of the library: of llguidance's `JsonCompileOptions`, such as
-                `whitespace_flexible=False`, or of xgrammar's `compile_json_schema`, such as
-                `any_whitespace=False`.
+            options: of the library: of llguidance's `JsonCompileOptions`, or of xgrammar's
+                `compile_json_schema`, such as `any_whitespace=False`.
 
         Raises:
             ParamsError: the library refuses the schema; says why.
@@ -92,9 +91,6 @@ class Grammars(ABC):
 class Matcher(ABC):
     """One sequence's place in its constraint; a subclass defines the three moves.
 
-    Args:
-        vocab_size: V.
-
     Example:
         >>> class Even(Matcher):
         ...     def fill(self, mask):
@@ -116,9 +112,8 @@ class Matcher(ABC):
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Say which tokens may come next.
 
-        Args:
-            mask: (ceil(V/32),) zeros, to be written: bit t % 32 of word t // 32 is set where token
-                t is allowed. Behind a stop token all are.
+        `mask` (ceil(V/32),) are zeros, to be written: bit t % 32 of word t // 32 is set where token
+        t is allowed. Behind a stop token all are.
         """
 
     @abstractmethod
@@ -130,10 +125,7 @@ class Matcher(ABC):
         """Take the last `count` accepted tokens back; 0 is nothing."""
 
     def masks(self, draft: Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Compute the mask of every node of a draft.
-
-        Args:
-            draft: what may follow this place.
+        """Compute the mask of every node of a draft that may follow this place.
 
         Returns:
             The masks (N+1, ceil(V/32)), row i of what may follow node i, and which nodes (N+1,)
@@ -168,15 +160,16 @@ class Matcher(ABC):
     ) -> torch.Tensor:
         """Take what is forbidden out of a drafter's rows, before anything is drawn from them.
 
+        A row that would be left with nothing, or whose path is itself forbidden, stays whole:
+        drafting must not fail where decoding does not.
+
         Args:
             rows: (n, V_d) logits; not changed.
             paths: tokens from this place to each of the n nodes.
             vocab: (V_d,) the token of each column, where rows are over a sub-vocabulary.
 
         Returns:
-            The rows with -inf at forbidden tokens. One that would be left with nothing, or whose
-            path is itself forbidden, stays whole: drafting must not fail where decoding does not,
-            and what is then drawn is drawn from the row that the draft states.
+            The rows with -inf at forbidden tokens.
         """
         bits = np.full((len(paths), self._num_words), -1, np.int32)
         for row, path in zip(bits, paths, strict=True):
@@ -190,7 +183,7 @@ class Matcher(ABC):
         return torch.where(empty, rows, masked)
 
     def _fill_behind(self, path: Sequence[int], row: NDArray[np.int32]) -> None:
-        """Return the mask behind a path; the row stays as it is if the path is forbidden."""
+        """Write the mask behind a path; the row stays as it is if the path is forbidden."""
         count = 0
         with at_end(lambda: self.rollback(count)):
             while count < len(path) and self.accept(path[count]):

@@ -53,11 +53,8 @@ class LLGuidance(Grammars):
         else:
             from llguidance.hf import from_tokenizer
 
-            self.tokenizer = from_tokenizer(
-                tokenizer,
-                n_vocab=vocab_size,
-                eos_token=None if stop_ids is None else list(stop_ids),
-            )
+            stops = None if stop_ids is None else list(stop_ids)
+            self.tokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=stops)
         known = self.tokenizer.vocab_size
         self.vocab_size: int = known if vocab_size is None else vocab_size
         if self.vocab_size < known:
@@ -86,8 +83,6 @@ class LLGuidance(Grammars):
 
 
 class _Grammar(Constraint):
-    """A grammar as `Constraint`."""
-
     def __init__(self, first: Any, vocab_size: int, tokenizer: Any) -> None:
         self.first = first
         self.num_words = -(-tokenizer.vocab_size // 32)
@@ -143,11 +138,7 @@ class _Matcher(Matcher):
         return bool(self._path) and self._path[-1] in self._grammar.stop_ids
 
     def _recover(self) -> None:
-        """Come back from an error, which a matcher of the library does not.
-
-        Raises:
-            ParamsError: it was not a dead end, which only empties the mask.
-        """
+        """Come back from a dead end, which only empties the mask; refuse to go on otherwise."""
         found = self._matcher.get_error()
         if not found.startswith("NoExtensionBias"):
             message = f"llguidance gives the grammar up: {found}"

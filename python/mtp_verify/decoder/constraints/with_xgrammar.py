@@ -50,10 +50,9 @@ class XGrammar(Grammars):
         if isinstance(tokenizer, xgrammar.TokenizerInfo):
             self.info = tokenizer
         else:
+            stops = None if stop_ids is None else list(stop_ids)
             self.info = xgrammar.TokenizerInfo.from_huggingface(
-                tokenizer,
-                vocab_size=vocab_size,
-                stop_token_ids=None if stop_ids is None else list(stop_ids),
+                tokenizer, vocab_size=vocab_size, stop_token_ids=stops
             )
         # One thread: compiling is rare, and the model's own threads are on the other cores.
         self._compiler = xgrammar.GrammarCompiler(self.info, max_threads=1)
@@ -72,8 +71,6 @@ class XGrammar(Grammars):
 
 
 class _Grammar(Constraint):
-    """A compiled grammar as `Constraint`."""
-
     def __init__(self, library: Any, compiled: Any) -> None:
         self._library = library
         self._compiled = compiled

@@ -1,8 +1,7 @@
 """What drafts have earned so far: how often each node is drafted, and how often accepted.
 
-Nodes are told apart by their number. The drafters here grow best first or along a chain, so that
-the draft of a smaller budget is the beginning of that of a larger one, and the expected number of
-accepted tokens of a budget is a sum over its nodes.
+Nodes are told apart by their number: the draft of a smaller budget is the beginning of that of a
+larger one, and the expected number of accepted tokens of a budget is a sum over its nodes.
 """
 
 from __future__ import annotations
@@ -82,23 +81,14 @@ class Rates:
 
 @dataclass
 class Watch:
-    """A draft that is compared with the text as it grows, whether or not it was run.
+    """A draft that is compared with the text as it grows, whether or not it was run."""
 
-    Attributes:
-        parents: of the draft's nodes.
-        tokens: of the draft's nodes.
-        place: index in the text of the token that is compared next.
-        rates: where the outcome counts.
-        node: the last one that was right.
-        undecided: nodes of which it is not known yet whether they were right.
-    """
-
-    parents: list[int]
+    parents: list[int]  # of the draft's nodes
     tokens: list[int]
-    place: int
-    rates: Rates
-    node: int = 0
-    undecided: list[int] = field(default_factory=list)
+    place: int  # index in the text of the token that is compared next
+    rates: Rates  # where the outcome counts
+    node: int = 0  # the last one that was right
+    undecided: list[int] = field(default_factory=list)  # nodes that may still be right
 
     @classmethod
     def over(cls, draft: Draft, position: int, rates: Rates) -> Watch:

@@ -1,8 +1,8 @@
 """What a forward costs, by its width and the number of requests that share it.
 
 The shape of that curve decides whether drafts pay, and nothing in a machine's description tells it:
-on one CPU two tokens cost half as much again as one and eight little more than two; on a GPU all
-three may cost the same. So it is measured, once for each model and device.
+on one CPU eight tokens cost little more than two; on a GPU they may cost the same. So it is
+measured, once for each model and device.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Costs:
         ParamsError: an empty table, a missing width 1, or a time that is not positive.
 
     Example:
-        >>> Costs({1: {1: 0.010, 5: 0.018}}).forward(3)
-        0.014
+        >>> Costs({1: {1: 0.25, 5: 0.75}}).forward(3)
+        0.5
     """
 
     def __init__(self, seconds: Mapping[int, Mapping[int, float]]) -> None:
@@ -104,11 +104,7 @@ class MeasuredCosts:
 
     The file lies in the user's cache folder; another version of this package, of torch or of
     transformers, another device, thread count, model, dtype or attention measures anew. A target
-    that is not a transformers model is measured in each process.
-
-    Args:
-        target: what is timed.
-        clock: in seconds.
+    that is not a transformers model is measured in each process. The `clock` counts seconds.
     """
 
     def __init__(self, target: Target, *, clock: Callable[[], float] = perf_counter) -> None:
@@ -125,18 +121,16 @@ class MeasuredCosts:
         if self._costs is None:
             self._key = store.key_of(self._target, threads=torch.get_num_threads())
             known = {} if self._key is None else store.load(self._key)
-            self._costs = Costs(known or {1: measure(self._target, clock=self._clock)})
-            if not known:
-                self._save()
-        if size not in self._costs.seconds:
-            found = measure(self._target, size, clock=self._clock)
-            self._costs = Costs({**self._costs.seconds, size: found})
-            self._save()
+            needed = {size} if known else {1, size}
+        else:
+            known, needed = self._costs.seconds, {size}
+        missing = sorted(needed - known.keys())
+        if missing or self._costs is None:
+            found = {each: measure(self._target, each, clock=self._clock) for each in missing}
+            self._costs = Costs({**known, **found})
+            if missing and self._key is not None:
+                store.save(self._key, self._costs.seconds)
         return self._costs.forward(width, batch)
-
-    def _save(self) -> None:
-        if self._key is not None and self._costs is not None:
-            store.save(self._key, self._costs.seconds)
 
 
 def measure(
@@ -146,7 +140,7 @@ def measure(
     widths: Sequence[int] = WIDTHS,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[int, float]:
-    """Time the target's forward at several widths.
+    """Time the target's forward at several widths; return the seconds by width, never falling.
 
     Widths take turns, and what counts is the median, over the repeats, of the time relative to that
     of width 1 in the same repeat: a change of the machine's load meets all widths alike.
@@ -156,16 +150,13 @@ def measure(
         batch: requests in a forward; more than one needs a `BatchTarget`.
         widths: tokens of each request, from 1 on.
         clock: seconds.
-
-    Returns:
-        Seconds by width, never falling.
     """
     import torch
 
-    run = _alone(target) if batch == 1 else _together(target, batch)
     repeats: list[dict[int, float]] = []
-    began = clock()
     with torch.inference_mode():
+        run = _alone(target) if batch == 1 else _together(target, batch)
+        began = clock()
         run(widths[0])
         while len(repeats) < _REPEATS:
             times = {}
@@ -184,9 +175,8 @@ def measure(
 
 def _past_of(target: Target) -> int:
     """Return how many tokens are in the cache while timing."""
-    if target.max_length is None:
-        return _PAST
-    return max(1, min(_PAST, target.max_length - max(WIDTHS)))
+    most = target.max_length
+    return _PAST if most is None else max(1, min(_PAST, most - max(WIDTHS)))
 
 
 def _alone(target: Target) -> Callable[[int], None]:
@@ -201,8 +191,7 @@ def _alone(target: Target) -> Callable[[int], None]:
         logits[0, 0].item()  # Waits for a device.
         cache.crop(past)
 
-    with torch.inference_mode():
-        run(past)
+    run(past)
     return run
 
 
@@ -224,8 +213,7 @@ def _together(target: Any, batch: int) -> Callable[[int], None]:
         logits, _ = target.forward_slots(tokens, positions, causal, cache)
         logits[0, 0, 0].item()
 
-    with torch.inference_mode():
-        run(past)
-        for slot in range(batch):
-            cache.extend(slot, past)
+    run(past)
+    for slot in range(batch):
+        cache.extend(slot, past)
     return run

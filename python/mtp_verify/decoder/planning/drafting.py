@@ -1,7 +1,6 @@
 """What drafting has cost so far: so much for a draft at all, and so much for each of its nodes.
 
 A head reads the text once however little it drafts; an independent model runs once for each node.
-Which of the two a drafter is like shows in drafts of different sizes.
 """
 
 from __future__ import annotations

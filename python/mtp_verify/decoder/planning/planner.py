@@ -43,15 +43,10 @@ _PROBE_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided for one request and step.
+    """What was decided for one request and step."""
 
-    Attributes:
-        budget: most draft nodes; 0 decodes plainly.
-        is_probe: drafted to learn, not because it promises to pay.
-    """
-
-    budget: int
-    is_probe: bool = False
+    budget: int  # most draft nodes; 0 decodes plainly
+    is_probe: bool = False  # drafted to learn, not because it promises to pay
 
 
 class Planner:
@@ -61,14 +56,14 @@ class Planner:
     Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
     what counts is the mean of their times for a token.
 
-    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is watched all the time: it
-    is asked for a full draft at every step, which is compared with the text as that grows, run or
-    not. Others are probed now and then while they do not pay, so rarely that it costs 1 %.
+    A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is asked for a full draft at
+    every step, which is compared with the text as that grows, run or not. Others are probed now and
+    then while they do not pay, so rarely that it costs 1 %.
 
     Output keeps its distribution whatever is planned. With "greedy" and `rule="coupled"` its tokens
-    do not depend on the plans at all. Under other rules the noise of a token depends on where steps
-    begin: a sampled text repeats for the same seed, costs and companions in the batch if its
-    drafter is pure; that of a drafter that has to be timed may differ from run to run.
+    do not depend on the plans at all. Under other rules a sampled text repeats for the same seed,
+    costs and companions in the batch if its drafter is pure; that of a drafter that has to be timed
+    may differ from run to run.
 
     Args:
         costs: of the target's forward, such as `MeasuredCosts(target)`.
@@ -85,16 +80,11 @@ class Planner:
         [Plan(budget=8, is_probe=False)]
 
     References:
-        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066
-        (goodput, the sum of tokens per second).
+        Sequoia, arXiv 2402.12374 (hardware-aware size); SmartSpec, arXiv 2406.14066 (goodput).
     """
 
     def __init__(
-        self,
-        costs: CostModel,
-        *,
-        max_nodes: int = 32,
-        clock: Callable[[], float] = perf_counter,
+        self, costs: CostModel, *, max_nodes: int = 32, clock: Callable[[], float] = perf_counter
     ) -> None:
         if not callable(getattr(costs, "forward", None)) or isinstance(costs, type):
             message = f"costs: found {shown(costs)}, wanted Costs, MeasuredCosts or the like"
@@ -115,10 +105,8 @@ class Planner:
             TypeError: requests are in flight.
         """
         if self._records or self._spent:
-            message = (
-                f"Planner: cannot be pickled or copied while it plans {len(self._records)} requests"
-                " in flight; forget them first"
-            )
+            found = f"{len(self._records)} requests in flight; forget them first"
+            message = f"Planner: cannot be pickled or copied while it plans {found}"
             raise TypeError(message)
         return {"costs": self.costs, "max_nodes": self.max_nodes, "clock": self._clock}
 
@@ -145,15 +133,16 @@ class Planner:
             drafters: theirs; None decodes plainly.
             limits: the most nodes that are of use to each.
             together: they share one forward, padded to the widest; else each has its own.
-
-        Returns:
-            One plan per request.
         """
         limits = [
             0 if drafter is None else max(0, min(limit, self.max_nodes))
             for drafter, limit in zip(drafters, limits, strict=True)
         ]
-        records = [self._look(*each) for each in zip(requests, drafters, limits, strict=True)]
+        records = []
+        for request, drafter, limit in zip(requests, drafters, limits, strict=True):
+            record = self._records.setdefault(request.id, Record(self.max_nodes))
+            record.look(request, drafter, limit)
+            records.append(record)
         sources = [record.source for record in records]
         prices = [self._price(source) for source in sources]
         nothing = np.zeros(self.max_nodes)
@@ -163,8 +152,7 @@ class Planner:
             for source, price, limit in zip(sources, prices, limits, strict=True)
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
-        plans = [Plan(0)] * len(requests)
-        everyone = range(len(requests))
+        plans, everyone = [Plan(0)] * len(requests), range(len(requests))
         for group in [list(everyone)] if together else [[i] for i in everyone]:
             curve = self._curve(len(group))
             costs = np.array([prices[i] or (0.0, 0.0) for i in group])
@@ -212,15 +200,10 @@ class Planner:
         forward: float | None = None,
         together: bool = False,
     ) -> None:
-        """Learn what became of the drafts of a step.
+        """Learn what became of the drafts of a step, in the order of `plan`.
 
-        Args:
-            requests: as in `plan`, and so the others.
-            plans: theirs.
-            drafts: that were run.
-            paths: accepted nodes of each; None for a request that failed.
-            forward: seconds of the target's forward; None if prompts were run in it.
-            together: as in `plan`.
+        `paths` are the accepted nodes of each draft, None for a request that failed; `forward` the
+        seconds of the target's forward, None if prompts were run in it; `together` as in `plan`.
         """
         self._charge(requests, drafts, paths, together=together)
         for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
@@ -242,10 +225,8 @@ class Planner:
             return
         # Drafting and forward of one step suffer alike from the machine's load: their ratio counts.
         widths = [draft.num_nodes for draft in drafts]
-        if together:
-            usual = self.costs.forward(max(widths), len(widths))
-        else:
-            usual = sum(self.costs.forward(width) for width in widths)
+        groups = [(max(widths), len(widths))] if together else [(width, 1) for width in widths]
+        usual = sum(self.costs.forward(*group) for group in groups)
         for drafter, seconds, num_nodes in spent:
             if num_nodes:
                 cost = self._drafting.setdefault(drafter, DraftingCost())
@@ -254,12 +235,6 @@ class Planner:
     def forget(self, request: Request) -> None:
         """Drop what is known of a request; unknown ones are ignored."""
         self._records.pop(request.id, None)
-
-    def _look(self, request: Request, drafter: Drafter | None, limit: int) -> Record:
-        """Bring the request's record up to date."""
-        record = self._records.setdefault(request.id, Record(self.max_nodes))
-        record.look(request, drafter, limit)
-        return record
 
     def _charge(
         self,
@@ -273,16 +248,14 @@ class Planner:
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
         records = [self._records[request.id] for request in requests]
-        prices = [self._price(record.source) or (0.0, 0.0) for record in records]
-        drafting = [
-            fixed + unit * num if num else 0.0
-            for (fixed, unit), num in zip(prices, nodes, strict=True)
-        ]
-        for i, (record, path) in enumerate(zip(records, paths, strict=True)):
+        drafting = []
+        for record, num in zip(records, nodes, strict=True):
+            fixed, unit = self._price(record.source) or (0.0, 0.0)
+            drafting.append(fixed + unit * num if num else 0.0)
+        common = curve[max(nodes, default=0)] + sum(drafting)
+        for record, path, num, own in zip(records, paths, nodes, drafting, strict=True):
             if path is not None:
-                seconds = (
-                    curve[max(nodes)] + sum(drafting) if together else curve[nodes[i]] + drafting[i]
-                )
+                seconds = common if together else curve[num] + own
                 record.emitted += len(path) + 1
                 record.earned += len(path) - (seconds / curve[0] - 1.0)
 
@@ -348,8 +321,7 @@ def best_budget(
     """Choose who drafts, and how much, so that a token takes the least time, on average.
 
     A shared step lasts for all as long as its widest draft. By their sum of tokens per second one
-    request that copies would outweigh seven that wait for it, and a batch that ends when its
-    slowest member does would end later than without drafts. The mean over the requests of their
+    request that copies would outweigh seven that wait for it. The mean over the requests of their
     time for a token (the harmonic mean of their speeds) counts what the others lose.
 
     Args:

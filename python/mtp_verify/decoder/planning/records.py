@@ -20,25 +20,18 @@ __all__ = ["Record", "Source"]
 
 @dataclass
 class Source:
-    """What is known of one drafter's drafts for one request.
-
-    Attributes:
-        drafter: that makes them.
-        rates: after a wrong first guess, and after a right one: copies come in runs.
-        was_right: whether the last first guess that is decided was right.
-        watches: drafts of a pure drafter that the text has not reached the end of.
-        full: a pure drafter's draft of the full budget in this step.
-        idle: steps since the last draft that was run; the first probe need not wait.
-        streak: steps up to the last one in which it drafted without a gap. After a gap it has to
-            read what it missed, the prompt above all: how long that takes says little.
-    """
+    """What is known of one drafter's drafts for one request."""
 
     drafter: Drafter
-    rates: tuple[Rates, Rates]
-    was_right: bool = False
+    rates: tuple[Rates, Rates]  # after a wrong first guess, and a right one: copies come in runs
+    was_right: bool = False  # whether the last first guess that is decided was right
+    # Drafts of a pure drafter that the text has not reached the end of, and its draft of the full
+    # budget in this step.
     watches: list[Watch] = field(default_factory=list)
     full: Draft | None = None
-    idle: float = float("inf")
+    idle: float = float("inf")  # steps since the last draft; the first probe need not wait
+    # Steps up to the last one in which it drafted without a gap. After a gap it has to read what it
+    # missed, the prompt above all: how long that takes says little.
     streak: int = 0
 
     @property
@@ -73,21 +66,13 @@ class Source:
 
 @dataclass
 class Record:
-    """What is known of one request.
+    """What is known of one request."""
 
-    Attributes:
-        limit: the largest budget of any draft.
-        sources: by drafter.
-        source: of this step; None where nothing may be drafted.
-        emitted: tokens so far, and so the steps that plain decoding would have taken.
-        earned: by drafts, in plain steps: tokens accepted, less what the steps cost more.
-    """
-
-    limit: int
+    limit: int  # the largest budget of any draft
     sources: dict[Drafter, Source] = field(default_factory=dict)
-    source: Source | None = None
-    emitted: int = 0
-    earned: float = 0.0
+    source: Source | None = None  # of this step; None where nothing may be drafted
+    emitted: int = 0  # tokens so far, and so the steps that plain decoding would have taken
+    earned: float = 0.0  # in plain steps: tokens accepted, less what the steps cost more
 
     def look(self, request: Request, drafter: Drafter | None, limit: int) -> None:
         """Read the text so far, and find the drafter that drafts next."""
@@ -97,11 +82,8 @@ class Record:
         if drafter is not None and limit > 0:
             part = drafter.choose(request, limit)
             if part not in self.sources:
-                copies = part.is_pure
-                wrong, right = (
-                    Rates(self.limit, was_right=was_right, copies=copies)
-                    for was_right in (False, True)
-                )
+                wrong = Rates(self.limit, was_right=False, copies=part.is_pure)
+                right = Rates(self.limit, was_right=True, copies=part.is_pure)
                 self.sources[part] = Source(part, (wrong, right))
             self.source = self.sources[part]
             if part.is_pure:

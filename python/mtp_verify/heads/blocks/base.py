@@ -49,30 +49,19 @@ def causal_mask(past: int, count: int, window: int | None, device: torch.device)
 
 
 class HeadBlock(nn.Module):
-    """One block of a module of a head; a kind of block is a subclass.
+    """Block number `index` of a module of a head; a kind of block is a subclass.
 
-    Args:
-        spec: of the head.
-        index: of the block in its module.
-        target: the transformers model, where `needs_target`.
-
-    Attributes:
-        kind: its name in `HeadSpec.block`.
-        attends: it sees other positions, so the head keeps keys and values for it.
-        uses_rotary: it takes the cosines and sines of rotary positions from the head.
-        needs_target: it is made from the target, and converts its tensors.
-        wrapper: what the names of its parameters start with, and names in a checkpoint do not.
-        sign: a tensor that every such block has in a checkpoint; blocks are counted by it.
-        has_optional_biases: biases that a checkpoint lacks are zero.
+    `target` is the transformers model, where `needs_target`.
     """
 
-    kind: ClassVar[str]
-    attends: ClassVar[bool] = True
-    uses_rotary: ClassVar[bool] = True
-    needs_target: ClassVar[bool] = False
-    wrapper: ClassVar[str] = ""
+    kind: ClassVar[str]  # its name in `HeadSpec.block`
+    attends: ClassVar[bool] = True  # it sees other positions: the head keeps keys and values for it
+    uses_rotary: ClassVar[bool] = True  # it takes rotary cosines and sines from the head
+    needs_target: ClassVar[bool] = False  # it is made from the target, and converts its tensors
+    wrapper: ClassVar[str] = ""  # what names of its parameters start with, in no checkpoint
+    # A tensor that every such block has in a checkpoint; blocks are counted by it.
     sign: ClassVar[str] = "self_attn.q_proj.weight"
-    has_optional_biases: ClassVar[bool] = False
+    has_optional_biases: ClassVar[bool] = False  # biases that a checkpoint lacks are zero
 
     def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
         del spec, index, target

@@ -86,12 +86,9 @@ def _scaled_frequencies(sizes: Sizes, rope: dict[str, Any]) -> tuple[torch.Tenso
         message = f"rope_type: found {kind!r}, wanted one of: {known}"
         raise UnsupportedModelError(message, slug="unsupported_rope")
     config = LlamaConfig(
-        hidden_size=sizes.num_heads * sizes.head_dim,
-        num_attention_heads=sizes.num_heads,
-        head_dim=sizes.head_dim,
-        max_position_embeddings=sizes.max_positions,
-        rope_parameters=rope,
-    )
+        num_attention_heads=sizes.num_heads, hidden_size=sizes.num_heads * sizes.head_dim,
+        head_dim=sizes.head_dim, max_position_embeddings=sizes.max_positions, rope_parameters=rope,
+    )  # fmt: skip
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
     return frequencies, float(scale)
 
@@ -117,10 +114,8 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(inputs, kv_width, bias=sizes.qkv_bias)
         self.o_proj = nn.Linear(width, sizes.hidden_size, bias=sizes.output_bias)
         self.group = sizes.num_heads // sizes.num_kv_heads
-        self.q_norm, self.k_norm = (
-            RMSNorm(self.head_dim, sizes.norm_eps) if sizes.qk_norm else nn.Identity()
-            for _ in range(2)
-        )
+        norm = (lambda: RMSNorm(self.head_dim, sizes.norm_eps)) if sizes.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         batch, count, _ = x.shape

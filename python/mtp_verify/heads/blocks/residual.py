@@ -18,11 +18,7 @@ __all__ = ["ResidualBlock"]
 
 
 class ResidualBlock(HeadBlock):
-    """x + silu(A x + b); with A = 0 and b = 0 it passes x on.
-
-    References:
-        arXiv 2401.10774.
-    """
+    """x + silu(A x + b) (arXiv 2401.10774); with A = 0 and b = 0 it passes x on."""
 
     kind = "residual"
     attends = uses_rotary = False
@@ -40,11 +36,9 @@ class ResidualBlock(HeadBlock):
     def read_sizes(cls, source: Source) -> Sizes:
         """See `HeadBlock.read_sizes`: shapes say what a configuration leaves out."""
         config = dict(source.config)
-        for key, name in (
-            ("hidden_size", "levels.0.layers.0.linear.weight"),
-            ("vocab_size", "levels.0.output.weight"),
-        ):
-            shape = source.shape(name)
+        tensors = {"hidden_size": "layers.0.linear.weight", "vocab_size": "output.weight"}
+        for key, name in tensors.items():
+            shape = source.shape(f"levels.0.{name}")
             config.setdefault(key, shape[0] if shape else None)
         if config["vocab_size"] is None and source.target is not None:
             config["vocab_size"] = source.target.config.get_text_config(decoder=True).vocab_size

@@ -41,11 +41,7 @@ def _as_cache(layer: GrowingLayer) -> Any:
 
 
 class TargetBlock(HeadBlock):
-    """One more layer of the target's own kind.
-
-    Raises:
-        UnsupportedModelError: the target's layers cannot be found.
-    """
+    """One more layer of the target's own kind; UnsupportedModelError where those are not found."""
 
     kind = "target"
     uses_rotary = False
@@ -58,13 +54,10 @@ class TargetBlock(HeadBlock):
             message = "a block of the target's own kind of layer needs the target"
             raise ParamsError(message, slug="head_needs_target")
         decoder = target.get_decoder()
-        layers = getattr(decoder, "layers", None)
-        rotary = getattr(decoder, "rotary_emb", None)
+        layers, rotary = (getattr(decoder, name, None) for name in ("layers", "rotary_emb"))
         if not isinstance(layers, nn.ModuleList) or not len(layers) or rotary is None:
-            message = (
-                f"{type(target).__name__} does not show its layers and rotary embedding, so a head "
-                "made of one more such layer cannot be built"
-            )
+            what = "does not show its layers and rotary embedding, so a head made of one more such"
+            message = f"{type(target).__name__} {what} layer cannot be built"
             raise UnsupportedModelError(message, slug="unsupported_block")
         config, place = _config_of_head(target.config, len(layers))
         self.layer = type(layers[-1])(config, place)
@@ -98,10 +91,8 @@ class TargetBlock(HeadBlock):
 
         layer = _empty(target).layer
         holder = _Holder(target, layer)
-        mapping = getattr(target, "_weight_conversions", None)
-        options = LoadStateDictConfig(
-            weight_mapping=mapping or get_model_conversion_mapping(target)
-        )
+        known = getattr(target, "_weight_conversions", None)
+        options = LoadStateDictConfig(weight_mapping=known or get_model_conversion_mapping(target))
         state = {holder.prefix + name: tensor for name, tensor in tensors.items()}
         with _no_progress_bar():
             info, _ = convert_and_load_state_dict_in_model(holder, state, options)
@@ -110,17 +101,13 @@ class TargetBlock(HeadBlock):
             message = f"transformers cannot convert the block of the head: {what[:300]}"
             raise UnsupportedModelError(message, slug="bad_tensors")
 
-        def short(name: str) -> str:
-            return name.removeprefix(holder.prefix)
-
-        return Converted(
-            {name: tensor for name, tensor in layer.state_dict().items() if not tensor.is_meta},
-            tuple(sorted(map(short, info.unexpected_keys))),
-            tuple(
-                f"{short(name)} {list(one)} for {list(two)}"
-                for name, one, two in sorted(info.mismatched_keys)
-            ),
+        unknown = (name.removeprefix(holder.prefix) for name in info.unexpected_keys)
+        wrong = (
+            f"{name.removeprefix(holder.prefix)} {list(one)} for {list(two)}"
+            for name, one, two in sorted(info.mismatched_keys)
         )
+        found = {name: tensor for name, tensor in layer.state_dict().items() if not tensor.is_meta}
+        return Converted(found, tuple(sorted(unknown)), tuple(wrong))
 
     @classmethod
     def to_checkpoint(
@@ -187,16 +174,15 @@ def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
     the target's last layer of full attention.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
-    types = getattr(text, "layer_types", None)
     if getattr(text, "mtp_layer_types", None):
         text.layer_types = list(text.mtp_layer_types)
         if getattr(text, "mtp_mlp_layer_types", None):
             text.mlp_layer_types = list(text.mtp_mlp_layer_types)
         text.num_hidden_layers = len(text.layer_types)
         return text, 0
-    if types and "full_attention" in types:
-        return text, len(types) - 1 - list(reversed(types)).index("full_attention")
-    return text, num_layers - 1
+    types = getattr(text, "layer_types", None) or ()
+    full = [place for place, kind in enumerate(types) if kind == "full_attention"]
+    return text, full[-1] if full else num_layers - 1
 
 
 @contextlib.contextmanager

@@ -45,9 +45,7 @@ def family(name: str) -> HeadSpec:
 def block_of(spec: HeadSpec) -> type[HeadBlock]:
     """Return the class of a head's blocks.
 
-    Raises:
-        UnsupportedModelError: a family that cannot be run; says why.
-        ParamsError: no kind of block has this name.
+    UnsupportedModelError says why a family cannot be run; ParamsError: no kind has this name.
     """
     if spec.block == "foreign":
         message = f"heads of the family {spec.family} cannot be run here: {spec.obstacle}"

@@ -32,11 +32,9 @@ _EAGLE3_NAMES = {
 
 def _eagle_fields(source: Source) -> dict[str, Any]:
     """Return which norms there are: EAGLE has none, some of its successors have all."""
-    return {
-        "embed_norm": source.has("levels.0.embed_norm.weight"),
-        "hidden_norm": source.has("levels.0.hidden_norm.weight"),
-        "input_norm": source.has("levels.0.layers.0.input_layernorm.weight"),
-    }
+    norms = {"embed_norm": "embed_norm", "hidden_norm": "hidden_norm",
+             "input_norm": "layers.0.input_layernorm"}  # fmt: skip
+    return {field: source.has(f"levels.0.{part}.weight") for field, part in norms.items()}
 
 
 def _eagle_config(head: Head, base: Checkpoint | None) -> Described:
@@ -61,18 +59,14 @@ def _eagle3_fields(source: Source) -> dict[str, Any]:
         layers, shift = nested.get("eagle_aux_hidden_state_layer_ids"), 1
     if layers is None:
         if source.target is None:
-            message = (
-                f"{source.folder}: which hidden states the head reads depends on the target's "
-                "depth; give the target: mv.heads.load(path, target=model)"
-            )
+            what = "which hidden states the head reads depends on the target's depth"
+            message = f"{source.folder}: {what}; give the target: mv.heads.load(path, target=model)"
             raise ParamsError(message, slug="head_needs_target")
         text = source.target.config.get_text_config(decoder=True)
         layers, shift = list(_eagle3_layers(text.num_hidden_layers)), 0
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        bad_checkpoint(
-            source.folder / "config.json",
-            f"eagle_aux_hidden_state_layer_ids: found {layers}, wanted a list of ints",
-        )
+        what = f"eagle_aux_hidden_state_layer_ids: found {layers}, wanted a list of ints"
+        bad_checkpoint(source.folder / "config.json", what)
     before = config.get("norm_before_residual")
     fields: dict[str, Any] = {
         "aux_layers": tuple(layer + shift for layer in layers),
@@ -118,25 +112,18 @@ def _eagle3_config(head: Head, base: Checkpoint | None) -> Described:
     layers = options["eagle_aux_hidden_state_layer_ids"]
     # SGLang counts by what leaves a layer.
     nested = {"eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
-    return {
-        **_block_config(head.spec),
-        "architectures": ["LlamaForCausalLMEagle3"],
-        **options,
-        "eagle_config": {**nested, "use_aux_hidden_state": True},
-    }, tensors
+    config = {**_block_config(head.spec), "architectures": ["LlamaForCausalLMEagle3"], **options}
+    return {**config, "eagle_config": {**nested, "use_aux_hidden_state": True}}, tensors
 
 
 def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
     if base is None:
         refuse_export(head.spec, 'layout "speculators" needs the target\'s checkpoint; give base=')
     options, tensors = _eagle3_options(head, base)
-    proposal = {
-        "proposal_type": "greedy",
-        "speculative_tokens": 3,
-        # More than one would accept tokens that are not the target's choice.
-        "verifier_accept_k": 1,
-        "accept_tolerance": 0.0,
-    }
+    # More than one `verifier_accept_k` would accept tokens that are not the target's choice.
+    proposal = {"proposal_type": "greedy", "speculative_tokens": 3, "verifier_accept_k": 1,
+                "accept_tolerance": 0.0}  # fmt: skip
+    architectures = base.config.get("architectures") or []
     return {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",
@@ -149,11 +136,10 @@ def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
             "verifier": {
-                "name_or_path": str(base.folder.resolve()),
-                "architectures": base.config.get("architectures") or [],
+                "name_or_path": str(base.folder.resolve()), "architectures": architectures,
             },
         },
-    }, tensors
+    }, tensors  # fmt: skip
 
 
 def _aux_layers(spec: HeadSpec, base: Checkpoint | None) -> list[int]:
@@ -177,23 +163,15 @@ def _block_config(spec: HeadSpec) -> dict[str, Any]:
     rope = dict(sizes.rope)
     theta, factor = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
     config: dict[str, Any] = {
-        "model_type": "qwen3" if sizes.qk_norm else "llama",
-        "hidden_size": sizes.hidden_size,
-        "vocab_size": sizes.vocab_size,
-        "intermediate_size": sizes.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": sizes.num_heads,
-        "num_key_value_heads": sizes.num_kv_heads,
-        "head_dim": sizes.head_dim,
-        "rms_norm_eps": sizes.norm_eps,
-        "hidden_act": sizes.activation,
-        "attention_bias": sizes.qkv_bias,
-        "mlp_bias": sizes.mlp_bias,
-        "rope_theta": theta,
-        "rope_scaling": rope or None,
+        "model_type": "qwen3" if sizes.qk_norm else "llama", "tie_word_embeddings": False,
+        "hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size,
+        "intermediate_size": sizes.intermediate_size, "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim, "rms_norm_eps": sizes.norm_eps,
+        "hidden_act": sizes.activation, "attention_bias": sizes.qkv_bias,
+        "mlp_bias": sizes.mlp_bias, "rope_theta": theta, "rope_scaling": rope or None,
         "max_position_embeddings": sizes.max_positions,
-        "tie_word_embeddings": False,
-    }
+    }  # fmt: skip
     return config if factor is None else {**config, "partial_rotary_factor": factor}
 
 
@@ -205,13 +183,9 @@ _EAGLE = HeadSpec(
                "output": "lm_head", "block": "layers.{l}."},
     ),
 )  # fmt: skip
-EAGLE = Family(
-    _EAGLE,
-    LlamaBlock,
-    ("vllm", "sglang"),
-    {"eagle": Repository(_EAGLE.layout, _eagle_config)},
-    _eagle_fields,
-)
+_ENGINES = ("vllm", "sglang")
+_REPOSITORIES = {"eagle": Repository(_EAGLE.layout, _eagle_config)}
+EAGLE = Family(_EAGLE, LlamaBlock, _ENGINES, _REPOSITORIES, _eagle_fields)
 
 _EAGLE3 = HeadSpec(
     "eagle3", feed="aux", recycle="pre", fusion="attention", output_head="own",
@@ -224,14 +198,8 @@ _SPECULATORS = Layout(
     names={"embed_norm": "layers.0.input_layernorm", "hidden_norm": "layers.0.hidden_norm",
            "block": "layers.{l}.", **_EAGLE3_NAMES},
 )  # fmt: skip
-EAGLE3 = Family(
-    _EAGLE3,
-    LlamaBlock,
-    ("vllm", "sglang"),
-    {
-        "eagle": Repository(_EAGLE3.layout, _eagle3_config),
-        "speculators": Repository(_SPECULATORS, _speculators_config),
-    },
-    _eagle3_fields,
-    _eagle3_layers,
-)
+_REPOSITORIES3 = {
+    "eagle": Repository(_EAGLE3.layout, _eagle3_config),
+    "speculators": Repository(_SPECULATORS, _speculators_config),
+}
+EAGLE3 = Family(_EAGLE3, LlamaBlock, _ENGINES, _REPOSITORIES3, _eagle3_fields, _eagle3_layers)

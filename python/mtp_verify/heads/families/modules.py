@@ -26,23 +26,16 @@ _NEXTN = ("num_nextn_predict_layers", "num_mtp_layers")
 
 # DeepSeek's names, which most families took over.
 _DEEPSEEK = {
-    "embed_norm": "enorm",
-    "hidden_norm": "hnorm",
-    "fusion": "eh_proj",
-    "output_norm": "shared_head.norm",
-    "output": "shared_head.head",
-    "embedding": "embed_tokens",
-    "block": "",
-}
+    "embed_norm": "enorm", "hidden_norm": "hnorm", "fusion": "eh_proj",
+    "output_norm": "shared_head.norm", "output": "shared_head.head",
+    "embedding": "embed_tokens", "block": "",
+}  # fmt: skip
 _FINAL = {**_DEEPSEEK, "output_norm": "final_layernorm"}
+# Modules share all parts but the block.
 _QWEN = {
-    "embed_norm": "pre_fc_norm_embedding",
-    "hidden_norm": "pre_fc_norm_hidden",
-    "fusion": "fc",
-    "output_norm": "norm",
-    # Modules share the parts above and have a block each.
-    "block": "layers.{i}.",
-}
+    "embed_norm": "pre_fc_norm_embedding", "hidden_norm": "pre_fc_norm_hidden", "fusion": "fc",
+    "output_norm": "norm", "block": "layers.{i}.",
+}  # fmt: skip
 
 _SERVED = ("vllm", "sglang")
 _EVERYWHERE = ("transformers", *_SERVED)
@@ -82,13 +75,11 @@ def _mtp(
     **fields: Any,
 ) -> Family:
     """Return a record; a family whose blocks cannot be run here has an `obstacle` instead."""
-    layout = Layout(
-        prefix, names or _DEEPSEEK, renames or {}, infix, count_keys, model_types or (name,)
-    )
+    types, names, renames = model_types or (name,), names or _DEEPSEEK, renames or {}
+    layout = Layout(prefix, names, renames, infix, count_keys, types)
     if "obstacle" in fields:
         block = None
-    kind = "foreign" if block is None else block.kind
-    spec = HeadSpec(name, block=kind, layout=layout, **fields)
+    spec = HeadSpec(name, block=block.kind if block else "foreign", layout=layout, **fields)
     return Family(spec, block, engines, adapt_target=adapt_target)
 
 

@@ -23,17 +23,13 @@ __all__ = ["HYDRA", "MEDUSA", "META"]
 def _medusa_config(head: Head, base: Checkpoint | None) -> Described:
     del base
     spec, sizes = head.spec, head.spec.known_sizes
+    # Without `medusa_fc_bias` vLLM drops the biases, and says nothing.
     config: dict[str, Any] = {
-        "architectures": ["MedusaModel"],
-        "model_type": "medusa",
-        "hidden_size": sizes.hidden_size,
-        "vocab_size": sizes.vocab_size,
-        "num_heads": spec.num_modules,
-        "num_hidden_layers": spec.num_layers,
-        # Without this vLLM drops the biases, and says nothing.
-        "medusa_fc_bias": True,
+        "architectures": ["MedusaModel"], "model_type": "medusa", "medusa_fc_bias": True,
+        "hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size,
+        "num_heads": spec.num_modules, "num_hidden_layers": spec.num_layers,
         "truncated_vocab_size": spec.draft_vocab_size or sizes.vocab_size,
-    }
+    }  # fmt: skip
     tensors = {} if head.vocab is None else {"token_map": head.vocab}
     if spec.output_head == "shared":
         config["original_lm_head"] = True
@@ -58,18 +54,14 @@ MEDUSA = Family(
     ("vllm",),
     {"medusa": Repository(_VLLM, _medusa_config)},
 )  # fmt: skip
-HYDRA = Family(
-    HeadSpec(
-        "hydra", kind="parallel", fusion="eh", embed_norm=False, hidden_norm=False,
-        output_norm=False, block=ResidualBlock.kind, num_modules=4,
-    ),
-    ResidualBlock,
+_HYDRA = HeadSpec(
+    "hydra", kind="parallel", fusion="eh", embed_norm=False, hidden_norm=False, output_norm=False,
+    block=ResidualBlock.kind, num_modules=4,
 )  # fmt: skip
-META = Family(
-    HeadSpec(
-        "meta", kind="parallel", fusion="none", embed_norm=False, hidden_norm=False, feed="aux",
-        num_modules=3,
-    ),
-    LlamaBlock,
-    default_layers=lambda depth: (depth - 1,),  # beside the target's last layer
+HYDRA = Family(_HYDRA, ResidualBlock)
+_META = HeadSpec(
+    "meta", kind="parallel", fusion="none", embed_norm=False, hidden_norm=False, feed="aux",
+    num_modules=3,
 )  # fmt: skip
+# Its layer is beside the target's last.
+META = Family(_META, LlamaBlock, default_layers=lambda depth: (depth - 1,))

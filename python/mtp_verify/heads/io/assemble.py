@@ -46,10 +46,8 @@ class HeadTensors:
 def empty_head(spec: HeadSpec, target: Any | None) -> Head:
     """Return a head whose parameters have shapes and no memory.
 
-    Raises:
-        ParamsError: `spec` is not that of a head.
-        UnsupportedModelError: a family that cannot be run, a target of another kind, or sizes that
-            make no head.
+    ParamsError: `spec` is not that of a head. UnsupportedModelError: a family that cannot be run, a
+    target of another kind, or sizes that make no head.
     """
     try:
         with torch.device("meta"):
@@ -74,16 +72,8 @@ def assemble(
 ) -> Head:
     """Return a head made of stored tensors, attached to the target if there is one.
 
-    Args:
-        spec: with sizes.
-        tensors: of the head.
-        where: the checkpoint, for messages.
-        target: a transformers model.
-        dtype: of the parameters; None: the target's, or without one, as "auto"; "auto": each has
-            that of the file.
-
-    Raises:
-        UnsupportedModelError: tensors that are missing, not known, or of another shape, by name.
+    `where` is the checkpoint, for messages; without a target and a `dtype` parameters have that of
+    the file. UnsupportedModelError names tensors that are missing, unknown or of another shape.
     """
     if spec.num_modules * spec.num_layers > len(tensors.stored):
         claim = f"{spec.num_modules} modules of {spec.num_layers} blocks"
@@ -92,8 +82,7 @@ def assemble(
     if defects := find_defects(head, tensors):
         message = f"{where} does not hold a whole {spec.family} head: " + "; ".join(defects)
         raise UnsupportedModelError(message, slug="bad_tensors")
-    kind = None if dtype == "auto" else dtype
-    device = "cpu"
+    kind, device = None if dtype == "auto" else dtype, "cpu"
     if target is not None:
         weight = next(target.parameters())
         device, kind = weight.device, weight.dtype if dtype is None else kind
@@ -111,8 +100,7 @@ def assemble(
         try:
             head.set_vocab(_read_vocab(spec.draft_vocab_size, tensors.vocab))
         except ParamsError as error:
-            message = f"{where}: {error}"
-            raise UnsupportedModelError(message, slug="bad_tensors") from None
+            bad_checkpoint(where, str(error), "bad_tensors")
     if target is not None:
         head.attach(target)
     return head.requires_grad_().eval()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtp_verify.checkpoints.tensors import bad_checkpoint
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.checkpoints.tensors import bad_checkpoint, listed
 from mtp_verify.heads.families import block_of
 from mtp_verify.heads.io.assemble import HeadTensors, Stored, empty_head
 
@@ -25,9 +24,7 @@ _SCALE = "_scale_inv"  # of weights in blocks of eight-bit floats, as DeepSeek's
 def convert(source: Source) -> HeadTensors:
     """Return the tensor of each parameter of a recognised head, and those that belong to none.
 
-    Raises:
-        UnsupportedModelError: tensors that cannot be converted.
-        ParamsError: the head needs its target.
+    UnsupportedModelError: tensors that cannot be converted. ParamsError: the target is needed.
     """
     spec, names, target = source.spec, source.names, source.target
     if spec.num_modules * spec.num_layers > len(names):
@@ -36,13 +33,12 @@ def convert(source: Source) -> HeadTensors:
     stored: dict[str, Stored] = {}
     unknown: list[str] = []
     used: set[str] = set()  # labels
-    if block.needs_target and target is not None:
-        for module in range(spec.num_modules):
-            labels = _labels_of_block(source, module)
-            found, more = _convert_block(source, module, labels)
-            stored |= found
-            unknown += more
-            used |= set(labels.values())
+    for module in range(spec.num_modules if block.needs_target and target is not None else 0):
+        labels = _labels_of_block(source, module)
+        found, more = _convert_block(source, module, labels)
+        stored |= found
+        unknown += more
+        used |= set(labels.values())
     for parameter, tensor in empty_head(spec, target).state_dict().items():
         label = source.naming.name_of(parameter)
         if parameter in stored or label is None:
@@ -51,9 +47,8 @@ def convert(source: Source) -> HeadTensors:
             stored[parameter] = _stored(source, label)
             used.add(label)
         elif block.has_optional_biases and label.endswith("bias"):
-            weight = _stored(source, label.removesuffix("bias") + "weight")
-            shape = tuple(tensor.shape)
-            stored[parameter] = Stored(label, shape, partial(_zeros, shape, weight))
+            weight, shape = label.removesuffix("bias") + "weight", tuple(tensor.shape)
+            stored[parameter] = Stored(label, shape, partial(_zeros, shape, source, weight))
     done = {names[label] for label in used} | _VOCABS
     done |= {names[scale] for label in used if (scale := label + _SCALE) in names}
     done |= {name for name, is_same in source.copies.items() if is_same}
@@ -96,8 +91,7 @@ def _convert_block(
     tensors = {rest: _read(source, label) for rest, label in labels.items()}
     converted = block.from_checkpoint(source.target, tensors)
     if converted.wrong:
-        message = f"{source.folder}: wrong shape: {', '.join(converted.wrong[:8])}"
-        raise UnsupportedModelError(message, slug="bad_tensors")
+        bad_checkpoint(source.folder, f"wrong shape: {listed(converted.wrong)}", "bad_tensors")
     own = f"levels.{module}.layers.0.{block.wrapper}"
     stored = {
         own + name: Stored(start + name, tuple(tensor.shape), tensor.clone)
@@ -130,15 +124,13 @@ def _read(source: Source, label: str) -> torch.Tensor:
         if tuple(scale.shape) == blocks:
             wide = scale.repeat_interleave(height, -2).repeat_interleave(width, -1)
             return (tensor.float() * wide[..., : shape[-2], : shape[-1]]).to(torch.bfloat16)
-    bad_checkpoint(
-        source.folder,
-        f"{scale_name}: found shape {list(scale.shape)}, wanted a scale for each block of "
-        f"{height} x {width} of {list(shape)}",
-    )
+    wanted = f"a scale for each block of {height} x {width} of {list(shape)}"
+    what = f"{scale_name}: found shape {list(scale.shape)}, wanted {wanted}"
+    bad_checkpoint(source.folder, what)
 
 
-def _zeros(shape: tuple[int, ...], weight: Stored) -> torch.Tensor:
-    return torch.zeros(shape, dtype=weight.read().dtype)
+def _zeros(shape: tuple[int, ...], source: Source, weight: str) -> torch.Tensor:
+    return torch.zeros(shape, dtype=_read(source, weight).dtype)
 
 
 def _vocab_of(source: Source) -> Stored | None:

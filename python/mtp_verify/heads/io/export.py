@@ -89,8 +89,7 @@ def _write_inside(head: Head, path: str | Path, base: Checkpoint, target: Any | 
     spec, family = head.spec, FAMILIES.get(head.spec.family) or Family(head.spec)
     # The engines' modules draft from all tokens, with the target's own output head.
     if head.vocab is not None and spec.output_head == "own":
-        message = "an own output head over a draft vocabulary has no place in a checkpoint"
-        refuse_export(spec, message)
+        refuse_export(spec, "a checkpoint has no place for an output head over a draft vocabulary")
     layout, first = spec.layout, base.num_layers if "{layer}" in spec.layout.prefix else 0
     numbers = tuple(range(first, first + spec.num_modules))
     tensors = _name_tensors(head, Naming(spec, layout, numbers), target)
@@ -104,23 +103,16 @@ def _write_inside(head: Head, path: str | Path, base: Checkpoint, target: Any | 
 
 
 def _name_tensors(head: Head, naming: Naming, target: Any | None = None) -> dict[str, torch.Tensor]:
-    """Return the head's tensors under their published names.
-
-    Raises:
-        ParamsError: one that has none.
-    """
+    """Return the head's tensors under their published names; ParamsError if one has none."""
     spec, block = head.spec, block_of(head.spec)
     state = dict(head.state_dict())
-    if block.needs_target:
-        if target is None:
-            refuse_export(spec, "it is made of the target's own kind of layer; give target=")
-        for level in range(spec.num_modules):
-            prefix = f"levels.{level}.layers.0.{block.wrapper}"
-            own = {
-                n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)
-            }
-            converted = block.to_checkpoint(target, own)
-            state |= {prefix + name: tensor for name, tensor in converted.items()}
+    if block.needs_target and target is None:
+        refuse_export(spec, "it is made of the target's own kind of layer; give target=")
+    for level in range(spec.num_modules if block.needs_target else 0):
+        prefix = f"levels.{level}.layers.0.{block.wrapper}"
+        own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
+        converted = block.to_checkpoint(target, own)
+        state |= {prefix + name: tensor for name, tensor in converted.items()}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         label = naming.name_of(name)

@@ -89,15 +89,9 @@ def inspect_head(
 ) -> Inspection:
     """Inspect a published head.
 
-    Args:
-        checkpoint: that holds it.
-        target: the model that it drafts for; without it nothing is measured.
-        prompts: see `probe`.
-        num_tokens: written for the probe; 0 measures nothing.
-        reference: of the original head on its own target; a head that falls far below is stale.
-
-    Raises:
-        UnsupportedModelError: the checkpoint itself cannot be read.
+    Without the target that it drafts for nothing is measured, nor with `num_tokens` 0; `prompts`
+    and `num_tokens` are those of `probe`. A head that falls far below `reference`, that of the
+    original head on its own target, is stale.
     """
     found = Inspection()
     try:
@@ -132,12 +126,11 @@ def engines(spec: HeadSpec) -> dict[str, str]:
     Read in the sources of transformers 5.23, vLLM 0.32 and SGLang 0.5.23; not a promise.
     """
     name, is_inside = spec.family, spec.is_inside_target
+    inside = "if it has the target's next-token module: --speculative-algorithm NEXTN"
     answers = {
         "transformers": "yes: generate(use_mtp=True), one token a module",
         "vllm": f'yes: method "{"mtp" if is_inside else name}"',
-        "sglang": "if it has the target's next-token module: --speculative-algorithm NEXTN"
-        if is_inside
-        else f"yes: --speculative-algorithm {name.upper()}",
+        "sglang": inside if is_inside else f"yes: --speculative-algorithm {name.upper()}",
     }
     loaded_by = FAMILIES[name].engines if name in FAMILIES else ()
     answers |= {engine: "no" for engine in answers if engine not in loaded_by}
@@ -154,20 +147,18 @@ def _count(found: Inspection, source: Source) -> None:
     claims = (source.config.get(key) for key in source.naming.layout.count_keys)
     found.claimed = next((claim for claim in claims if type(claim) is int), None)
     claimed, real = found.claimed, source.spec.num_modules
-    if claimed is not None and claimed != real:
-        what = f"the configuration claims {claimed} modules and the tensors are of {real}"
-        if claimed > real:
-            found.defects.append(("missing", what))
-        else:
-            found.notes.append(what)
+    what = f"the configuration claims {claimed} modules and the tensors are of {real}"
+    if claimed is not None and claimed > real:
+        found.defects.append(("missing", what))
+    elif claimed is not None and claimed < real:
+        found.notes.append(what)
 
 
 def _wrong_tensors(source: Source, notes: list[str]) -> list[tuple[str, str]]:
     """Return defects of names and shapes; notes take what could not be checked."""
     if block_of(source.spec).needs_target and source.target is None:
-        notes.append(
-            "the blocks are of the target's own kind of layer and were not checked: no target"
-        )
+        what = "the blocks are of the target's own kind of layer and were not checked"
+        notes.append(f"{what}: no target")
         return []
     try:
         wrong = find_defects(empty_head(source.spec, source.target), convert(source))
@@ -190,7 +181,7 @@ def _wrong_weights(source: Source) -> Iterator[tuple[str, str]]:
             yield "dead", f"{name} is all zero"
         elif tensor.dim() == 1 and "norm" in name:
             untouched.append(bool((tensor == neutral).all()))
-        elif source.is_fusion(name):
+        elif name in source.of_levels("fusion"):
             untouched.append(_is_noise(tensor))
     if untouched and all(untouched):
         yield "dead", "its norms and its projection are as they were initialised: never trained"

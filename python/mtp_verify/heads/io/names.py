@@ -55,17 +55,15 @@ class Naming:
 
     def name_of(self, parameter: str) -> str | None:
         """Return the checkpoint's name of a parameter, or None if the layout has none for it."""
-        match = _PARAMETER.fullmatch(parameter)
+        match, layout, spec = _PARAMETER.fullmatch(parameter), self.layout, self.spec
         if match is None:
             return None
-        level, part = int(match["level"] or 0), match["part"]
-        index, rest = int(match["index"] or 0), match["rest"]
-        layout, spec = self.layout, self.spec
-        key = {"layers": "block", "norm": "output_norm"}.get(part, part)
-        if part == "feature_norms":
-            key = f"feature_norm_{spec.feature_norm}"
-        template = layout.names.get(key)
-        if template is None:
+        level, index = int(match["level"] or 0), int(match["index"] or 0)
+        part, rest = match["part"], match["rest"]
+        keys = {"layers": "block", "norm": "output_norm",
+                "feature_norms": f"feature_norm_{spec.feature_norm}"}  # fmt: skip
+        key = keys.get(part, part)
+        if (template := layout.names.get(key)) is None:
             return None
         if key == "block":
             rest = rest.removeprefix(block_of(spec).wrapper)
@@ -75,11 +73,9 @@ class Naming:
                     rest = theirs + rest.removeprefix(ours)
         layer = self.numbers[level]
         filled = _filled(template, i=level, layer=layer, l=index, j=index, n=spec.num_layers)
-        if key == "block":
-            return self._prefix(level) + filled + rest
         if filled.startswith("/"):
             return f"{filled[1:]}.{rest}"
-        return f"{self._prefix(level)}{filled}.{rest}"
+        return f"{self._prefix(level)}{filled}{'' if key == 'block' else '.'}{rest}"
 
     def _prefix(self, module: int) -> str:
         return _filled(self.layout.prefix, i=module, layer=self.numbers[module])
@@ -88,10 +84,8 @@ class Naming:
 def find_head(names: Collection[str], config: Mapping[str, Any]) -> Naming:
     """Recognise the head in a checkpoint by the names of all its tensors.
 
-    The spec is the family's, with the number of modules and the disputed fields.
-
-    Raises:
-        UnsupportedModelError: there is none; says where heads were looked for.
+    The spec is the family's, with the number of modules and the disputed fields. Where there is no
+    head, an UnsupportedModelError says where it was looked for.
     """
     # Large checkpoints have 10^5 names and few forms.
     forms: dict[str, list[str]] = {}
@@ -190,8 +184,6 @@ def _why_not(names: Collection[str], config: Mapping[str, Any]) -> str:
                     f"{config[key]}: it was lost, as fine-tuning and quantising tools do; "
                     "mtp-verify reattach puts it back from the original checkpoint"
                 )
-    shown = ", ".join(sorted(names)[:5])
-    return (
-        f"no head is recognised among {len(names)} tensors ({shown[:300]}, ...); known families: "
-        f"{', '.join(sorted(FAMILIES))}"
-    )
+    shown, known = ", ".join(sorted(names)[:5])[:300], ", ".join(sorted(FAMILIES))
+    what = f"no head is recognised among {len(names)} tensors ({shown}, ...)"
+    return f"{what}; known families: {known}"

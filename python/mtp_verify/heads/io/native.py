@@ -23,7 +23,7 @@ from mtp_verify.checkpoints.tensors import (
     write_atomically,
     write_tensors,
 )
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import ParamsError
 from mtp_verify.heads.families import FAMILIES
 from mtp_verify.heads.io.assemble import HeadTensors, Stored
 from mtp_verify.heads.spec import HeadSpec
@@ -96,9 +96,7 @@ def read_native(
 ) -> tuple[HeadSpec, HeadTensors, dict[str, Any]]:
     """Read what `save` wrote: the head's spec, its tensors, and how it was trained.
 
-    Raises:
-        UnsupportedModelError: a damaged head, or one for another target.
-        ParamsError: a spec that no head has.
+    UnsupportedModelError: a damaged head, or one for another target. ParamsError: a bad spec.
     """
     path = folder / HEAD_FILE
     document = read_json(path)
@@ -128,9 +126,8 @@ def read_native(
 def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
     """Return what distinguishes a target from others: sizes, some of its weights, its tokens."""
     config = model.config.get_text_config(decoder=True)
-    weights = dict(model.named_parameters())
+    weights, digest = dict(model.named_parameters()), hashlib.sha256()
     names = sorted(weights)
-    digest = hashlib.sha256()
     for name in (names[0], names[len(names) // 2], names[-1]):
         flat = weights[name].detach().reshape(-1)
         # In bfloat16, so that a model loaded as float32 counts as the same.
@@ -140,12 +137,8 @@ def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
     if tokenizer is not None:
         words = json.dumps(sorted(tokenizer.get_vocab().items()))
         tokens = hashlib.sha256(words.encode()).hexdigest()
-    return {
-        "hidden_size": config.hidden_size,
-        "vocab_size": config.vocab_size,
-        "weights": digest.hexdigest(),
-        "tokenizer": tokens,
-    }
+    sizes = {"hidden_size": config.hidden_size, "vocab_size": config.vocab_size}
+    return {**sizes, "weights": digest.hexdigest(), "tokenizer": tokens}
 
 
 def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -> None:
@@ -155,11 +148,9 @@ def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -
     found = fingerprint(target, tokenizer)
     for key in ("hidden_size", "vocab_size", "tokenizer"):
         if None not in (wanted.get(key), found[key]) and wanted[key] != found[key]:
-            message = (
-                f"{folder}: {key} of the target: found {str(found[key])[:12]}, wanted "
-                f"{str(wanted[key])[:12]}; load the head that was trained for this target"
-            )
-            raise UnsupportedModelError(message, slug="head_of_another_target")
+            what = f"{key} of the target: found {str(found[key])[:12]}, wanted "
+            what += f"{str(wanted[key])[:12]}; load the head that was trained for this target"
+            bad_checkpoint(folder, what, "head_of_another_target")
     if wanted.get("weights") != found["weights"]:
         warnings.warn(
             f"{folder}: the head was made for other weights than this target's; output stays "

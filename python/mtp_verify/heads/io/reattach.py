@@ -11,7 +11,7 @@ import torch
 
 from mtp_verify.checkpoints.extend import extend
 from mtp_verify.checkpoints.folder import Checkpoint
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.checkpoints.tensors import bad_checkpoint
 from mtp_verify.heads.io.recognise import recognise
 
 if TYPE_CHECKING:
@@ -33,19 +33,12 @@ _ROWS = 4096  # of an embedding, compared at once
 
 @dataclass(frozen=True)
 class Reattached:
-    """What `reattach` did.
+    """What `reattach` did."""
 
-    Attributes:
-        spec: of the head.
-        names: of the tensors that were put back.
-        retied: of those among them that were taken from the fine-tune itself.
-        drift: relative Frobenius distance of the two embeddings, or None if one was not found.
-    """
-
-    spec: HeadSpec
-    names: list[str]
-    retied: list[str]
-    drift: float | None
+    spec: HeadSpec  # of the head
+    names: list[str]  # of the tensors that were put back
+    retied: list[str]  # of those among them that were taken from the fine-tune itself
+    drift: float | None  # relative Frobenius distance of the embeddings; None: one was not found
 
 
 def reattach(base: str | Path, tuned: str | Path, out: str | Path) -> Reattached:
@@ -70,11 +63,8 @@ def reattach(base: str | Path, tuned: str | Path, out: str | Path) -> Reattached
     source = recognise(original)
     spec = source.spec
     if not spec.is_inside_target:
-        message = (
-            f"{base}: a {spec.family} head has a repository of its own, so fine-tuning the target "
-            "cannot lose it; nothing to reattach"
-        )
-        raise UnsupportedModelError(message, slug="nothing_to_reattach")
+        what = f"a {spec.family} head has a repository of its own, so fine-tuning the target cannot"
+        bad_checkpoint(base, f"{what} lose it; nothing to reattach", "nothing_to_reattach")
     _compare_sizes(original, new)
     names = source.own_names
     retied = [name for name in names if source.copies.get(name)]
@@ -85,8 +75,7 @@ def reattach(base: str | Path, tuned: str | Path, out: str | Path) -> Reattached
         elif (main := source.main_of(name)) in new.tensors:
             tensors[name] = new.read(main)
         else:
-            message = f"{tuned}: it holds no {main}, of which {name} is a copy"
-            raise UnsupportedModelError(message, slug="bad_tensors")
+            bad_checkpoint(tuned, f"it holds no {main}, of which {name} is a copy", "bad_tensors")
     drift = _drift_of_embedding(source, new)
     if drift is not None and drift > DRIFT:
         warnings.warn(
@@ -110,8 +99,8 @@ def _compare_sizes(original: Checkpoint, new: Checkpoint) -> None:
         if one.get(key) is not None and two.get(key) is not None and one[key] != two[key]
     ]
     if differing:
-        message = f"{new.folder}: the head does not fit: {'; '.join(differing)}"
-        raise UnsupportedModelError(message, slug="head_of_another_target")
+        what = f"the head does not fit: {'; '.join(differing)}"
+        bad_checkpoint(new.folder, what, "head_of_another_target")
 
 
 def _drift_of_embedding(source: Source, new: Checkpoint) -> float | None:
@@ -120,8 +109,8 @@ def _drift_of_embedding(source: Source, new: Checkpoint) -> float | None:
         return None
     old, now = source.checkpoint.read(name), new.read(name)
     if old.shape != now.shape:
-        message = f"{new.folder}: {name}: found shape {list(now.shape)}, wanted {list(old.shape)}"
-        raise UnsupportedModelError(message, slug="head_of_another_target")
+        what = f"{name}: found shape {list(now.shape)}, wanted {list(old.shape)}"
+        bad_checkpoint(new.folder, what, "head_of_another_target")
     moved = total = 0.0
     for was, rows in zip(torch.split(old, _ROWS), torch.split(now, _ROWS), strict=True):
         moved += float((rows.float() - was.float()).square().sum())

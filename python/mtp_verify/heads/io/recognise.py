@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.checkpoints.tensors import bad_checkpoint
-from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.errors import ParamsError
 from mtp_verify.heads.base import Shared
 from mtp_verify.heads.families import FAMILIES, block_of
 from mtp_verify.heads.io.names import Naming, find_head
@@ -88,16 +88,14 @@ class Source:
         name = self.name(parameter)
         return None if name is None else self.checkpoint.tensors[name].shape
 
-    def is_fusion(self, name: str) -> bool:
-        """Return whether a tensor of the checkpoint is a module's projection of its inputs."""
-        levels = range(self.spec.num_modules)
-        return name in [self.name(f"levels.{level}.fusion.weight") for level in levels]
+    def of_levels(self, part: str) -> list[str | None]:
+        """Return the checkpoint's tensor for the weight of a part of each module."""
+        return [self.name(f"levels.{n}.{part}.weight") for n in range(self.spec.num_modules)]
 
     def main_of(self, copy: str) -> str:
         """Return the target's own tensor that a stored copy equals; an error if there is none."""
         is_embedding = copy == self.name("embedding.weight") or copy.endswith(_EMBEDDINGS)
-        main = self._main(_EMBEDDINGS if is_embedding else _OUTPUTS)
-        if main is None:
+        if (main := self._main(_EMBEDDINGS if is_embedding else _OUTPUTS)) is None:
             bad_checkpoint(self.folder, f"it holds no tensor of which {copy} is a copy")
         return main
 
@@ -135,9 +133,8 @@ class Source:
 def recognise(checkpoint: Checkpoint, target: Any | None = None) -> Source:
     """Return what the head in a checkpoint is, for a target, a transformers model, if there is one.
 
-    Raises:
-        UnsupportedModelError: no head is recognised, or its configuration makes no sense.
-        ParamsError: the target is needed to understand it.
+    UnsupportedModelError: no head is recognised, or its configuration makes no sense. ParamsError:
+    the target is needed to understand it.
     """
     config = _in_one_table(checkpoint)
     naming = find_head(checkpoint.tensors, config)
@@ -159,8 +156,8 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
     known = [name for name, record in FAMILIES.items() if "speculators" in record.repositories]
     if kind not in known:
         found = f"speculators_model_type: found {str(kind)[:50]!r}"
-        message = f"{checkpoint.folder}: {found}, wanted one of: {', '.join(known)}"
-        raise UnsupportedModelError(message, slug="unsupported_head")
+        what = f"{found}, wanted one of: {', '.join(known)}"
+        bad_checkpoint(checkpoint.folder, what, "unsupported_head")
     return {**config, **block}
 
 
@@ -194,11 +191,9 @@ def _read_fields(source: Source) -> Source:
     if "{l}" in source.naming.layout.names.get("block", ""):
         while source.has(f"levels.0.layers.{num_layers}.{block.wrapper}{block.sign}"):
             num_layers += 1
-    fields: dict[str, Any] = {
-        "num_layers": max(num_layers, 1),
-        "fusion_bias": source.has("levels.0.fusion.bias"),
-    }
-    source = _with(source, **fields, **(read_fields(source) if read_fields else {}))
+    fields = read_fields(source) if read_fields else {}
+    bias = source.has("levels.0.fusion.bias")
+    source = _with(source, num_layers=max(num_layers, 1), fusion_bias=bias, **fields)
     return _with(source, sizes=block.read_sizes(source))
 
 
@@ -208,14 +203,11 @@ def _compare_copies(source: Source) -> Source:
     shared = None if source.target is None else Shared.of(source.target)
     copies: dict[str, bool | None] = {}
     fields: dict[str, Any] = {}
-    embedding = source.name("embedding.weight")
-    if embedding is not None:
+    if (embedding := source.name("embedding.weight")) is not None:
         weight = None if shared is None else getattr(shared.embed, "weight", None)
         copies[embedding] = source.same_as_target(embedding, weight)
         fields["own_embedding"] = not copies[embedding]
-    levels = range(spec.num_modules)
-    found = [source.name(f"levels.{level}.output.weight") for level in levels]
-    outputs = [name for name in found if name is not None]
+    outputs = [name for name in source.of_levels("output") if name is not None]
     weight = None if shared is None else shared.output_weight
     is_mapped = spec.kind == "parallel" and "token_map" in source.names and bool(outputs)
     if is_mapped:

@@ -2,8 +2,7 @@
 
 torch's CPU kernels sum in another order for other numbers of rows and of keys, so that in bfloat16
 a token may depend on the draft that it was verified with. Both numbers are therefore rounded up:
-rows here, to a multiple of eight, and keys by the caller, to `num_shown`; the mask hides what is
-too much. Products of prepacked weights (`packing`) do not depend on the number of rows.
+rows here, to a multiple of eight, and keys by the caller, to `num_shown`; the mask hides the rest.
 """
 
 from __future__ import annotations
@@ -24,12 +23,8 @@ def num_shown(num_entries: int) -> int:
 class GroupedMask:
     """The mask of `attend` for all layers of a forward, and scratch memory for the queries of one.
 
-    Args:
-        mask: (B or 1, 1, W, K), additive or True where visible.
-        group: queries that share a key.
-
-    Attributes:
-        mask: (B or 1, 1, group * W and up to seven more, K).
+    `mask` is (B or 1, 1, W, K), additive or True where visible, and becomes (B or 1, 1, group * W
+    and up to seven more, K); `group` queries share a key.
     """
 
     def __init__(self, mask: torch.Tensor, group: int) -> None:
@@ -69,7 +64,7 @@ def attend(
     Args:
         queries: (B, H, W, head_dim).
         keys: (B, G, K, head_dim), G a divisor of H: heads h with equal h // (H / G) share one.
-        values: (B, G, K, head_dim).
+        values: as `keys`.
         mask: None shows all keys to all rows.
 
     Returns:

@@ -1,11 +1,10 @@
 """Narrow forwards of Llama-shaped models on a CPU, in fewer and larger operators.
 
-A forward over a draft has a few rows, and half of its time goes into what surrounds the products:
-on SmolLM2 thirty layers of modules, small operators and copies of keys for groups of queries. Here
-a layer's query, key and value products are one, its gate and up products are one, rotary positions
-turn queries and keys together, and the queries that share a key are rows of one attention. Weights
-are prepacked (`packing`). The model's own formulas stay, and so do the places where it rounds; only
-the order of sums differs.
+A forward over a draft has a few rows, and half of its time goes into what surrounds the products.
+Here a layer's query, key and value products are one, its gate and up products are one, rotary
+positions turn queries and keys together, and the queries that share a key are rows of one
+attention. Weights are prepacked (`packing`). The model's own formulas stay, and so do the places
+where it rounds; only the order of sums differs.
 """
 
 from __future__ import annotations
@@ -28,14 +27,7 @@ if TYPE_CHECKING:
     _Rotary = tuple[torch.Tensor, torch.Tensor]
     _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
-__all__ = [
-    "FusedLayer",
-    "FusedModel",
-    "fuse",
-    "fused_layer",
-    "fused_model",
-    "is_narrow",
-]
+__all__ = ["FusedLayer", "FusedModel", "fuse", "fused_layer", "fused_model", "is_narrow"]
 
 # Their layers are Llama's but for biases and for norms of queries and keys.
 _FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -49,10 +41,7 @@ _LAYERS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedLayer]] = WeakKeyDictio
 
 
 class FusedLayer:
-    """A layer with the parts and the names of a Llama layer.
-
-    Args:
-        layer: transformers' or a head's own block; its weights are copied.
+    """A layer with the parts and the names of a Llama layer, whose weights are copied.
 
     Attributes:
         group: queries that share a key.
@@ -71,9 +60,8 @@ class FusedLayer:
         inner = [getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm")]
         self._qk_norms = None if isinstance(inner[0], nn.Identity) else [_Norm(n) for n in inner]
         self._qkv = _Joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._out = _Joined(attention.o_proj)
+        self._out, self._down = _Joined(attention.o_proj), _Joined(mlp.down_proj)
         self._gate_up = _Joined(mlp.gate_proj, mlp.up_proj)
-        self._down = _Joined(mlp.down_proj)
         self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
         self._width: int = mlp.gate_proj.out_features
         parts = (self._qkv, self._out, self._gate_up, self._down)
@@ -82,17 +70,11 @@ class FusedLayer:
     def __call__(
         self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
     ) -> torch.Tensor:
-        """Run the layer.
+        """Run the layer on `x`, hidden states (B, W, d).
 
-        Args:
-            x: (B, W, d) hidden states.
-            turn: from `rotary`.
-            mask: for `group`, or None where every row sees every key.
-            update: keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those
-                of all K entries.
-
-        Returns:
-            (B, W, d).
+        `turn` is from `rotary`, `mask` is for `group`, or None where every row sees every key.
+        `update` keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those of
+        all entries.
         """
         x = x + self._attend(self._input_norm(x), turn, mask, update)
         wide = self._gate_up(self._norm(x))
@@ -128,11 +110,7 @@ def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
 
 
 class FusedModel:
-    """The forward of a whole model over a few rows.
-
-    Args:
-        model: a transformers model of a family whose layers `FusedLayer` knows.
-    """
+    """The forward over a few rows of a whole model, whose layers `FusedLayer` knows."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
@@ -153,19 +131,15 @@ class FusedModel:
         *,
         num_logits: int | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run the model.
+        """Return logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
 
         Args:
             tokens: (B, W) int64.
             positions: (B, W) int64.
             mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
-            updates: of each layer, what keeps the keys and values of these rows; see `FusedLayer`.
-            hidden_layers: layers whose hidden states are wanted, numbered as in
-                `mtp_verify.models.hidden`.
+            updates: of each layer; see `FusedLayer`.
+            hidden_layers: as `mtp_verify.models.hidden` numbers them.
             num_logits: last rows of each sequence whose logits are wanted; None: all.
-
-        Returns:
-            Logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
         """
         check_layers(hidden_layers, len(self._layers))
         x = functional.embedding(tokens, self._embedding)
@@ -188,13 +162,12 @@ def fuse(model: nn.Module) -> int:
 
     A target itself is left as it is: its own `generate` does not change. One of another family, or
     one that a probe finds to compute something else, gets `packing.prepack` instead; so does what
-    is not a block in a head.
+    is not a block in a head. Once the weights change, its own code runs again, until the next call;
+    what is written through `.data`, and modules that are put in later, as adapters, go unnoticed.
 
     Args:
         model: a transformers causal language model, or a `mtp_verify.heads` head, on a CPU and in
-            evaluation mode. Its weights are copied. Once they change, its own code runs again,
-            until the next call; what is written through `.data`, and modules that are put in
-            later, as adapters are, go unnoticed.
+            evaluation mode.
 
     Returns:
         Bytes of the weights that were copied.
@@ -267,11 +240,7 @@ class _Norm:
 
 
 class _Joined:
-    """The products of linear layers that read the same rows, as one.
-
-    Attributes:
-        nbytes: of weights that were copied for it.
-    """
+    """The products of linear layers that read the same rows, as one; copies take `nbytes`."""
 
     def __init__(self, *layers: Any) -> None:
         first = layers[0]

@@ -1,10 +1,9 @@
 """Prepacked weights for the narrow products of speculative decoding on a CPU.
 
 In bfloat16, torch multiplies by a matrix as it lies in memory for one row at a time, and brings it
-into its kernel's layout anew at each call for more rows. A forward over a draft has a few rows, so
-that it pays for this in every layer: on a CPU with AVX-512 five rows cost 1.7 times as much as one,
-and 1.2 times with prepacked weights. The operators are those that
-`torch.compile` uses with frozen weights.
+into its kernel's layout anew at each call for more rows, such as those of a draft: with AVX-512
+five rows cost 1.7 times as much as one, and 1.2 times with prepacked weights. The operators are
+those that `torch.compile` uses with frozen weights.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class Product:
     Args:
         weight: (m, d).
         bias: (m,), or None.
-        packed: the copy, if there is one of this weight already; None makes one where the CPU has
-            kernels for it.
+        packed: the copy, if there is one of this weight already.
 
     Example:
         >>> Product(torch.eye(2))(torch.tensor([[3.0, 4.0]])).tolist()
@@ -97,8 +95,7 @@ def prepack(model: nn.Module) -> int:
     """Let every linear layer keep a second copy of its weights, as a `Product`.
 
     Args:
-        model: in evaluation mode, a target or a draft head; its linear layers get another
-            `forward`.
+        model: in evaluation mode, a target or a draft head; its linear layers change.
 
     Returns:
         Bytes of the weights that were copied; 0, and nothing changed, where `can_prepack` is false.
