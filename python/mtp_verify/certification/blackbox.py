@@ -52,7 +52,6 @@ class Certificate:
     """What a certification found.
 
     Attributes:
-        name: The engine's.
         verdict: "pass" (nothing of `min_tv` or more found, with the stated power), "biased",
             "not enough data", or "lossy": the engine declares that it changes the distribution.
         min_tv: The total variation that was looked for.
@@ -143,19 +142,16 @@ def certify(
             should generate a few tokens more than `length` (engines shorten drafts near the end).
             Strings that have ended are filled up with -1. One with an attribute `lossy` that is not
             None declares itself lossy: its bias is measured with all samples, and it never passes.
-        rows: The target: from the tokens so far to logits (V,); None takes `subject.rows`. A
-            transformers model becomes such a function by `mv.testing.model_rows`.
-        params: How the engine shapes rows; None takes `subject.params`, if there is
-            such, else plain sampling.
+        rows: The target: from the tokens so far to logits (V,). A transformers model becomes such a
+            function by `mv.testing.model_rows`. This and `params`, `eos` and `allowed` are taken
+            from the subject's attributes of these names where they are None.
+        params: How the engine shapes rows; None everywhere is plain sampling.
         prompts: Several, so that rejections and full acceptances occur.
         length: Tokens whose joint law is compared; should span at least two steps.
-        horizon: Tokens that are compared one by one; None takes all that the engine returns, at
-            most 32.
-        eos: The token at which the engine stops; None takes `subject.eos`, if there is such, else
-            the engine ignores all such tokens.
+        horizon: Tokens that are compared one by one; None: all that the engine returns, up to 32.
+        eos: The token at which the engine stops; None everywhere: it ignores all such tokens.
         allowed: The grammar that the engine obeys: from the tokens behind the prompt to
-            bool (V,), which of them may come next; where there is none, the string ends. None takes
-            `subject.allowed`, if there is such.
+            bool (V,), which of them may come next; where there is none, the string ends.
         min_tv: The bias to look for: total variation, root mean square over the prompts.
         alpha: Probability that a right engine is called biased.
         power: Probability that a bias of `min_tv` is found.
@@ -179,24 +175,26 @@ def certify(
     """
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + max_seconds
+
+    def given(what: str, value: Any) -> Any:
+        return getattr(subject, what, None) if value is None else value
+
     for what, value in (("alpha", alpha), ("power", power), ("min_tv", min_tv)):
         if not 0 < value < 1:
             message = f"{what}: found {value}, wanted 0 < {what} < 1"
             raise ParamsError(message, slug="param_out_of_range")
-    rows = getattr(subject, "rows", None) if rows is None else rows
+    rows = given("rows", rows)
     if rows is None:
         message = "rows: the target is not known; pass rows=, or a subject with an attribute rows"
         raise ParamsError(message, slug="no_target")
-    params = getattr(subject, "params", None) if params is None else params
-    params = as_params(params)
-    eos = getattr(subject, "eos", None) if eos is None else eos
-    allowed = getattr(subject, "allowed", None) if allowed is None else allowed
+    params = as_params(given("params", params))
+    eos, allowed = given("eos", eos), given("allowed", allowed)
     wanted = tuple(tuple(int(t) for t in prompt) for prompt in (prompts or _PROMPTS))
-    timed = TimedRows(rows, deadline)
+    timed = TimedRows(rows, max(deadline, started + _LEAST_SECONDS))
     tokens = TokenLaws(timed, params, eos=eos, allowed=allowed)
     with Progress() as progress:
         progress.show("enumerating the exact law")
-        laws = _laws_in_time(tokens, timed, wanted, length, max(deadline, started + _LEAST_SECONDS))
+        laws = _laws_in_time(tokens, timed, wanted, length, deadline)
         chosen = wanted[: len(laws)]
         # Before sampling: it says early whether the engine can be called at all.
         progress.show("trying the engine out")
@@ -211,7 +209,7 @@ def certify(
         controls = _controls(laws, needed, min_tv, seed)
         # Each of the two runs all tests once, as the last look at the samples will.
         deadline -= (time.monotonic() - began) / 2
-    declared = getattr(subject, "lossy", None)
+    declared = given("lossy", None)
     ties = Ties(tokens, laws[0].length, tie, dict(zip(chosen, laws, strict=True)))
     tallies = [Tally(law) for law in laws]
     kept = ties if params.is_greedy else None
@@ -238,15 +236,11 @@ def certify(
                 break
     run.save()
     is_whole = run.num_samples >= needed and len(chosen) == len(wanted)
-    verdict = "pass" if is_whole else "not enough data"
+    verdict = "biased" if is_biased else "pass" if is_whole else "not enough data"
     reached = power_of(laws, paths, num_samples=run.num_samples, min_tv=min_tv, alpha=levels[-1])
-    if is_biased:
-        verdict = "biased"
-    if declared is not None:
-        verdict = "lossy"
     return Certificate(
         name=name,
-        verdict=verdict,
+        verdict=verdict if declared is None else "lossy",
         min_tv=min_tv,
         alpha=alpha,
         power=power,
@@ -286,29 +280,18 @@ def make_prompts(count: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _laws_in_time(
-    tokens: TokenLaws,
-    rows: TimedRows,
-    prompts: Sequence[tuple[int, ...]],
-    length: int,
-    first_end: float,
+    tokens: TokenLaws, rows: TimedRows, prompts: Sequence[tuple[int, ...]], length: int, end: float
 ) -> list[JointLaw]:
-    """Compute the laws of the prompts in order until `rows.end`; the first has until `first_end`.
-
-    Raises:
-        ParamsError: There was no time for one.
-    """
+    """Compute the laws of the prompts in order until `end`; the first has until `rows.end`."""
     laws: list[JointLaw] = []
-    end, rows.end = rows.end, first_end
     try:
         for prompt in prompts:
             laws.append(exact_law(tokens, prompt, length))
             rows.end = end
     except TimeOverError as error:
         if not laws:
-            message = (
-                "max_seconds: found too little for the law of one prompt; wanted more seconds, a "
-                "smaller length or faster rows"
-            )
+            wanted = "more seconds, a smaller length or faster rows"
+            message = f"max_seconds: found too little for the law of one prompt; wanted {wanted}"
             raise ParamsError(message, slug="too_little_time") from error
     rows.end = math.inf
     return laws
@@ -317,12 +300,7 @@ def _laws_in_time(
 def _try_out(
     subject: Sampler, prompt: tuple[int, ...], seed: int, length: int
 ) -> tuple[bool, int, float]:
-    """Call an engine twice.
-
-    Returns:
-        Whether one seed gives the same strings twice, how many tokens there are, and the seconds of
-        the second call.
-    """
+    """Return whether one seed gives the same strings twice, of how many tokens, in what time."""
     calls = []
     for _ in range(2):
         start = time.monotonic()
@@ -362,12 +340,10 @@ def _controls(
 def _tilted(probs: np.ndarray[Any, Any], tv: float) -> np.ndarray[Any, Any]:
     """Return a law at a distance of `tv`; moving mass in proportion is the hardest to find."""
     order = np.argsort(-probs, kind="stable")
-    up = np.zeros(len(probs), bool)
-    up[order[::2]] = True
+    up = np.isin(np.arange(len(probs)), order[::2])
     gain, loss = probs[up].sum(), probs[~up].sum()
     if tv <= loss:
         return np.asarray(np.where(up, probs * (1 + tv / gain), probs * (1 - tv / loss)))
-    share = min(tv, 1.0)
-    mixed = probs * (1 - share)
-    mixed[order[-1]] += share
+    mixed = probs * (1 - min(tv, 1.0))
+    mixed[order[-1]] += min(tv, 1.0)
     return np.asarray(mixed)

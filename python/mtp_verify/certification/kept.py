@@ -1,14 +1,23 @@
-"""Counts that a file keeps between two runs."""
+"""Counts that a file keeps between two runs, and the test of those of ranks."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.testing import stats
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "fit_of_ranks"]
+
+
+def fit_of_ranks(seen: Any, expected: Any, impossible: int) -> stats.Fit:
+    """Test counts of ranks (R,); the likelihood ratio keeps its level where few are expected."""
+    if impossible:
+        return stats.Fit(math.inf, len(seen) - 1, 0.0, int(seen.sum()), impossible)
+    return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
 
 
 class Kept:

@@ -31,35 +31,21 @@ def generate_loop(
     *,
     batch: int | None = None,
 ) -> Sample:
-    """Return a sampler that calls `generate`.
+    """Return a sampler that calls `generate` of a target, with further `options`.
 
-    Args:
-        model: The target.
-        params: How rows are shaped.
-        setting: Length and end of each string; a grammar, where `options` say nothing of it.
-        options: More arguments of `generate`; `mtp_layers` are layers for `use_mtp`.
-        batch: Strings of each call; None draws all in one. If there are several, a longer prompt is
-            added, so that they are padded on the left.
+    Among these `mtp_layers` are layers for `use_mtp`. A call draws `batch` strings; None draws all
+    in one. If there are several, a longer prompt is added, so that they are padded on the left.
     """
     import torch
 
-    settings: dict[str, Any] = {
-        "max_new_tokens": setting.num,
-        "do_sample": not params.is_greedy,
-        "eos_token_id": setting.eos,
-        "pad_token_id": 0,
-        **options,
-    }
+    settings: dict[str, Any] = {"max_new_tokens": setting.num, "do_sample": not params.is_greedy}
+    settings |= {"eos_token_id": setting.eos, "pad_token_id": 0, **options}
     follow = setting.allowed(model.config.get_text_config().vocab_size)
     is_ours = "custom_generate" in options
     if not params.is_greedy:
         # All four, as generate's own defaults are not "off".
-        settings |= {
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p or None,
-        }
+        settings |= {"temperature": params.temperature, "top_k": params.top_k}
+        settings |= {"top_p": params.top_p, "min_p": params.min_p or None}
     # They need the history, and change the greedy token too.
     if params.repetition_penalty != 1:
         settings["repetition_penalty"] = params.repetition_penalty
@@ -93,10 +79,7 @@ def generate_loop(
 
 
 def _ended(strings: NDArray[np.int64], setting: Setting) -> NDArray[np.int64]:
-    """Write `ENDED` over the padding behind a stop token, in strings (n, at most num).
-
-    Other tokens than padding are left there, to be found.
-    """
+    """Write `ENDED` over the padding behind a stop token; other tokens stay, to be found."""
     missing = setting.num - strings.shape[1]
     found = np.pad(strings, ((0, 0), (0, missing)), constant_values=0)
     if setting.eos is not None:

@@ -43,11 +43,7 @@ _NUM_MTP_LAYERS = 2
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Folders with config, safetensors and tokenizer, and the models themselves.
-
-    The target's distribution is to be kept; the drafter has its weights plus noise. Both are in
-    float32.
-    """
+    """Folders with config, safetensors and tokenizer, and the models themselves, in float32."""
 
     target: Path
     drafter: Path

@@ -6,7 +6,7 @@ every law that drafters make.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mtp_verify.certification.loops import generate_loop
 from mtp_verify.certification.settings import NUM_DRAFTS, filled_up
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.models import Checkpoints
     from mtp_verify.certification.settings import Setting
     from mtp_verify.verifier.params import SamplingParams
-    from mtp_verify.verifier.words import HeadLaw, Rule
+    from mtp_verify.verifier.words import Rule
 
 __all__ = ["LOSSY", "MODES", "NUM_DRAFTS", "decoder_loop", "drop_in_loop", "patched"]
 
@@ -32,11 +32,8 @@ LOSSY = {
     "topk": lossy.topk(2),
     "ensemble": lossy.ensemble(0.5),
 }
-# Law -> what drafts by it; the first that a rule takes is the one that it is certified on.
-_DRAFTS = {
-    "chain": "chain", "swor": "swor", "top_plus_one": "top_plus_one", "iid": "iid",
-    "coupled": "coupled", "deterministic": "tree",
-}  # fmt: skip
+# Laws; the first that a rule takes is the one that it is certified on.
+_LAWS = ("chain", "swor", "top_plus_one", "iid", "coupled", "deterministic")
 
 
 def _rule_modes() -> dict[str, tuple[str, Rule]]:
@@ -46,9 +43,10 @@ def _rule_modes() -> dict[str, tuple[str, Rule]]:
     # Rules that others are special cases of, or that temperature 0 alone takes, are in "auto".
     general = {row["core"] for row in table if row["core"] != row["name"]} | {"greedy"}
     for row in table:
-        drafts = [_DRAFTS[law] for law in _DRAFTS if law in row["laws"]]
-        if drafts and row["name"] not in general:
-            found[row["name"]] = ("paths" if "paths" in row["shapes"] else drafts[0], row["name"])
+        law = next((law for law in _LAWS if law in row["laws"]), None)
+        if law is not None and row["name"] not in general:
+            name = "paths" if "paths" in row["shapes"] else law
+            found[row["name"]] = ("tree" if name == "deterministic" else name, row["name"])
     return found
 
 
@@ -75,12 +73,11 @@ def _drafter(name: str, checkpoints: Checkpoints, params: SamplingParams) -> Any
     def heads(law: str) -> Any:
         return _heads(law, checkpoints.target_model, params)
 
+    model = checkpoints.drafter_model
     made: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
-        "chain": lambda: Model(checkpoints.drafter_model, num_tokens=NUM_DRAFTS, params=params),
-        "tree": lambda: ModelTree(
-            checkpoints.drafter_model, max_nodes=4, max_depth=NUM_DRAFTS, max_children=2
-        ),
+        "chain": lambda: Model(model, num_tokens=NUM_DRAFTS, params=params),
+        "tree": lambda: ModelTree(model, max_nodes=4, max_depth=NUM_DRAFTS, max_children=2),
         "ngram": lambda: NGram(num_tokens=NUM_DRAFTS),
         "suffix": lambda: Suffix(num_tokens=NUM_DRAFTS),
         "recycling": Recycling,
@@ -99,13 +96,11 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
     from mtp_verify.verifier.growers import TreeShape
 
     config = target.config
+    same = ("hidden_size", "vocab_size", "intermediate_size", "head_dim")
     sizes = Sizes(
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        intermediate_size=config.intermediate_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
+        **{name: getattr(config, name) for name in same},
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -113,11 +108,10 @@ def _heads(law: str, target: Any, params: SamplingParams) -> Any:
         for weight in head.parameters():
             weight.normal_(std=0.15)
     shape = TreeShape.paths(2, NUM_DRAFTS) if law == "paths" else TreeShape.by_depth(2, 1)
-    drawn = cast("HeadLaw", "iid" if law == "paths" else law)
+    drawn: dict[str, Any] = {"law": "iid" if law == "paths" else law, "params": params}
     # Greedy heads draw nothing: at temperature 0 the same tree is the most likely tokens'.
-    if params.is_greedy:
-        return Heads(head.attach(target).eval(), shape=shape, law="deterministic")
-    return Heads(head.attach(target).eval(), shape=shape, law=drawn, params=params)
+    drawn = {"law": "deterministic"} if params.is_greedy else drawn
+    return Heads(head.attach(target).eval(), shape=shape, **drawn)
 
 
 def _planner(mode: str) -> Any:
@@ -158,20 +152,17 @@ def decoder_loop(
         )  # fmt: skip
 
     decoders: dict[int, Any] = {}  # by length of prompt
-    stops = () if setting.eos is None else setting.eos
+    options: dict[str, Any] = {"max_new_tokens": setting.num, "constraint": constraint}
+    options["eos_token_id"] = () if setting.eos is None else setting.eos
 
     def served(decoder: Any, prompt: Sequence[int], seeds: Sequence[int]) -> list[list[int]]:
-        numbers = [
-            decoder.submit(
-                list(prompt), max_new_tokens=setting.num, seed=seed, constraint=constraint,
-                eos_token_id=stops,
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        numbers = [decoder.submit(list(prompt), seed=seed, **options) for seed in seeds]
         while decoder.num_unfinished:
             decoder.step()
         found = decoder.results()
-        return [_tokens(found[number]) for number in numbers]
+        for number in numbers:
+            _refuse_all_but_dead_ends(found[number].errors[0])
+        return [list(found[number].tokens[0]) for number in numbers]
 
     def alone(decoder: Any, prompt: Sequence[int], seed: int) -> list[int]:
         from transformers import StaticCache
@@ -180,10 +171,8 @@ def decoder_loop(
         cache = StaticCache(config=checkpoints.target_model.config, max_cache_len=room)
         kept = _Kept()
         try:
-            decoder.generate(
-                list(prompt), max_new_tokens=setting.num, seed=seed, constraint=constraint,
-                eos_token_id=stops, past_key_values=cache, streamer=kept,
-            )  # fmt: skip
+            kinds = {"past_key_values": cache, "streamer": kept}
+            decoder.generate(list(prompt), seed=seed, **options, **kinds)
         except NumericsError as error:
             _refuse_all_but_dead_ends(error)
         return kept.tokens
@@ -197,9 +186,8 @@ def decoder_loop(
             return filled_up([alone(decoder, prompt, own) for own in seeds], setting.num)
         # In step with each other they run out of memory at once; else they join as others end.
         group = size if setting.cache == "tight" else n
-        found: list[list[int]] = []
-        for start in range(0, n, group):
-            found += served(decoder, prompt, seeds[start : start + group])
+        parts = [seeds[start : start + group] for start in range(0, n, group)]
+        found = [tokens for part in parts for tokens in served(decoder, prompt, part)]
         return filled_up(found, setting.num)
 
     return sample
@@ -222,12 +210,6 @@ class _Kept:
         """Nothing is to be done."""
 
 
-def _tokens(generation: Any) -> list[int]:
-    """Return the tokens that a request has emitted."""
-    _refuse_all_but_dead_ends(generation.errors[0])
-    return list(generation.tokens[0])
-
-
 def _refuse_all_but_dead_ends(error: Exception | None) -> None:
     """Raise an error, unless it is a dead end of the grammar, where a string may end."""
     if error is not None and getattr(error, "slug", None) != "dead_end":
@@ -242,14 +224,12 @@ def drop_in_loop(
 
     name, rule = MODES[mode]
     drafter = _drafter(name, checkpoints, params)
-    call = hf.speculative(
-        drafter, rule, lossy=LOSSY.get(mode), planner=_planner(mode),
-        constraint=_constraint(checkpoints, setting),
-        cache="paged" if setting.cache == "paged" else None,
-    )  # fmt: skip
-    options: dict[str, Any] = {"custom_generate": call}
-    if setting.cache == "static":
-        options["cache_implementation"] = "static"
+    constraint, cache = _constraint(checkpoints, setting), setting.cache
+    paged = "paged" if cache == "paged" else None
+    options: dict[str, Any] = {"lossy": LOSSY.get(mode), "cache": paged}
+    options |= {"planner": _planner(mode), "constraint": constraint}
+    options = {"custom_generate": hf.speculative(drafter, rule, **options)}
+    options |= {"cache_implementation": "static"} if cache == "static" else {}
     batch = setting.batch or 1
     return generate_loop(checkpoints.target_model, params, setting, options, batch=batch)
 

@@ -9,12 +9,11 @@ our own, is uniform and independent of all others: what two tokens share shows i
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mtp_verify.certification.kept import Kept
+from mtp_verify.certification.kept import Kept, fit_of_ranks
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 from mtp_verify.testing.laws import ENDED
@@ -204,12 +203,9 @@ class PathTally(Kept):
         """Test the counts of a part of the tokens."""
         seen = self.seen[part].reshape(-1, self._num_ranks).sum(axis=0)
         expected = self.expected[part].reshape(-1, self._num_ranks).sum(axis=0)
-        impossible = int(self.impossible[part].sum())
-        if impossible:
-            return stats.Fit(math.inf, self._num_ranks - 1, 0.0, int(seen.sum()), impossible)
         # Each token has a law of its own, so that ranks vary less than those of one law would: the
-        # test errs on the safe side. The likelihood ratio keeps its level where few are expected.
-        return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
+        # test errs on the safe side.
+        return fit_of_ranks(seen, expected, int(self.impossible[part].sum()))
 
     def _fit_after(self, half: int) -> stats.Fit:
         """Test tokens by the one before."""
@@ -221,19 +217,12 @@ class PathTally(Kept):
 
 
 class _Ranking(NamedTuple):
-    """A law with its tokens ranked.
+    """A law with its tokens ranked."""
 
-    Attributes:
-        law: (V,) of the tokens.
-        weights: (R,) probability of each rank, the last one's with all that follow.
-        starts: (V + 1,) what is likelier than each token, by rank, and 1.
-        ranks: (V + 1,) of each token, and of the end; -1 where it is impossible.
-    """
-
-    law: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    starts: NDArray[np.float64]
-    ranks: NDArray[np.int64]
+    law: NDArray[np.float64]  # (V,) of the tokens
+    weights: NDArray[np.float64]  # (R,) of each rank, the last one's with all that follow
+    starts: NDArray[np.float64]  # (V + 1,) what is likelier than each token, by rank, and 1
+    ranks: NDArray[np.int64]  # (V + 1,) of each token, and of the end; -1: impossible
 
 
 def _ended(vocab: int, num_ranks: int) -> _Ranking:

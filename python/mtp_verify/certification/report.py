@@ -24,6 +24,8 @@ __all__ = ["CertificateReport", "accept_report", "report"]
 _NOT_ENOUGH = "not enough data"
 _MOST_BARS = 40
 _MOST_STRINGS = 5
+# Attributes of a certificate that its data have under the same names.
+_SETTINGS = ("min_tv", "alpha", "power", "power_reached", "horizon")
 
 
 @dataclass
@@ -56,7 +58,9 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
     lossy = [c for c in certificates if c.lossy]
     status = "failed" if biased else "lossy" if lossy else "not_enough_data" if short else "ok"
     if biased:
-        summary = f"FAILED: {', '.join(f'{c.name} ({_why(c)})' for c in biased)}"
+        whys = [f"TV {_interval(c.tv)}" if c.is_sound else "a control failed" for c in biased]
+        found = [f"{c.name} ({why})" for c, why in zip(biased, whys, strict=True)]
+        summary = f"FAILED: {', '.join(found)}"
     elif lossy:
         summary = "; ".join(
             f"{c.name}: lossy by its own account ({c.lossy}), TV {_interval(c.tv)}" for c in lossy
@@ -76,10 +80,6 @@ def report(certificates: Sequence[Certificate]) -> CertificateReport:
         summary=summary,
         certificates=certificates,
     )
-
-
-def _why(certificate: Certificate) -> str:
-    return "a control failed" if not certificate.is_sound else f"TV {_interval(certificate.tv)}"
 
 
 def _missing(c: Certificate) -> str:
@@ -108,37 +108,32 @@ def _table(certificates: Sequence[Certificate]) -> Table:
     short = tuple(
         f"{c.name} ended early: {_missing(c)}." for c in certificates if c.verdict == _NOT_ENOUGH
     )
-    return Table(
-        title="",
-        columns=("engine", "verdict", "samples", "needed", "p", "TV [95 %]", "controls", "s"),
-        rows=tuple(rows),
-        left=2,
-        notes=(
-            "",
-            f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
-            f"probability {first.alpha}.",
-            *short,
-            "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
-            "mean over prompts.",
-            f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
-            "before, and their noise.",
-            "controls: plain sampling passed the same tests, and a sampler that is wrong by "
-            f"{min(1.0, 2 * first.min_tv)} failed them.",
-        ),
+    notes = (
+        "",
+        f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
+        f"probability {first.alpha}.",
+        *short,
+        "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
+        "mean over prompts.",
+        f"beside the joint law, {first.horizon} tokens were compared one by one, given those "
+        "before, and their noise.",
+        "controls: plain sampling passed the same tests, and a sampler that is wrong by "
+        f"{min(1.0, 2 * first.min_tv)} failed them.",
     )
+    columns = ("engine", "verdict", "samples", "needed", "p", "TV [95 %]", "controls", "s")
+    return Table("", columns, tuple(rows), left=2, notes=notes)
 
 
 def _where(certificate: Certificate) -> list[Table]:
     """Show which tests failed, and which strings are most off at the worst prompt."""
-    failed = sorted((c for c in certificate.checks if c.adjusted < certificate.alpha), key=_rank)
+    failed = [check for check in certificate.checks if check.adjusted < certificate.alpha]
+    failed.sort(key=lambda check: (check.adjusted, -check.fit.statistic / max(1, check.fit.df)))
     tests = tuple(
         (_place(check, certificate), f"{check.fit.statistic:.1f}", f"{check.fit.df}",
          f"{check.adjusted:.1e}")
         for check in failed[:_MOST_STRINGS]
     )  # fmt: skip
-    tables = [
-        Table(f"{certificate.name}: where", ("test", "statistic", "df", "p"), tests),
-    ]
+    tables = [Table(f"{certificate.name}: where", ("test", "statistic", "df", "p"), tests)]
     tables += _ranks(failed, certificate)
     worst = next((c.prompt for c in failed if c.prompt is not None), None)
     if worst is None and tables[1:]:
@@ -168,13 +163,8 @@ def _ranks(failed: Sequence[Check], certificate: Certificate) -> list[Table]:
         (f"{rank}", f"{number:,}", f"{wanted:,.1f}")
         for rank, (number, wanted) in enumerate(zip(seen.tolist(), expected.tolist(), strict=True))
     )
-    name = name.partition(",")[0]
-    title = f"{certificate.name}: {name}, by rank in its law (0: the likeliest)"
+    title = f"{certificate.name}: {name.split(',')[0]}, by rank in its law (0: the likeliest)"
     return [Table(title, ("rank", "seen", "expected"), rows)]
-
-
-def _rank(check: Check) -> tuple[float, float]:
-    return check.adjusted, -check.fit.statistic / max(1, check.fit.df)
 
 
 def _place(check: Check, certificate: Certificate) -> str:
@@ -192,11 +182,7 @@ def _as_data(c: Certificate) -> dict[str, Any]:
         "samples": c.num_samples,
         "samples_needed": c.num_needed,
         "samples_missing": c.num_missing,
-        "min_tv": c.min_tv,
-        "alpha": c.alpha,
-        "power": c.power,
-        "power_reached": c.power_reached,
-        "horizon": c.horizon,
+        **{name: getattr(c, name) for name in _SETTINGS},
         "seeds": {"first": c.seeds[0], "last": c.seeds[1]},
         "same_seed_same_output": c.repeats,
         "ties": c.ties,
@@ -293,20 +279,17 @@ def accept_report(certificate: AcceptCertificate) -> Report:
     found = f"largest TV {largest:.1e}, {len(bad)} of {len(c.edges)} edge cases wrong"
     if not c.is_sound:
         found = "a control failed"
-    return Report(
-        "certify",
-        ok=ok,
-        data={
-            "accept": c.name,
-            "verdict": c.verdict,
-            "total_variation": c.distances,
-            "edges": [vars(edge) for edge in c.edges],
-            "controls": c.controls,
-            "calls": c.num_calls,
-        },
-        sections=[
-            Table("law of the emitted tokens, exact in the uniforms", ("model", "TV"), laws),
-            Table("edge cases", ("case", "emitted", "verdict"), edges, left=3),
-        ],
-        summary=f"{c.name}: {'pass' if ok else 'FAILED'} ({found})",
-    )
+    data = {
+        "accept": c.name,
+        "verdict": c.verdict,
+        "total_variation": c.distances,
+        "edges": [vars(edge) for edge in c.edges],
+        "controls": c.controls,
+        "calls": c.num_calls,
+    }
+    sections: list[Table | str] = [
+        Table("law of the emitted tokens, exact in the uniforms", ("model", "TV"), laws),
+        Table("edge cases", ("case", "emitted", "verdict"), edges, left=3),
+    ]
+    summary = f"{c.name}: {'pass' if ok else 'FAILED'} ({found})"
+    return Report("certify", ok=ok, data=data, sections=sections, summary=summary)

@@ -101,8 +101,7 @@ class Run:
         progress: Progress,
     ) -> None:
         self.subject, self.rows, self.prompts = subject, rows, prompts
-        self.tallies, self.paths = tallies, paths
-        self.ties = ties
+        self.tallies, self.paths, self.ties = tallies, paths, ties
         self.needed, self.next_seed = needed, seed
         # Some 16 rounds: enough for progress and looks, few enough for engines that batch.
         share = needed // (16 * NUM_CALLS * len(prompts))
@@ -136,9 +135,7 @@ class Run:
             start = time.monotonic()
             count = self.count if deadline == inf else min(self.count, self._num_rows)
             drawn = self._draw(count, width, deadline)
-            if drawn is None:
-                return
-            if not self._count(drawn, deadline + most):
+            if drawn is None or not self._count(drawn, deadline + most):
                 return
             seconds = time.monotonic() - start
             if seconds < most / 2:
@@ -146,7 +143,10 @@ class Run:
                 self.call_seconds *= self._num_rows / count
             elif seconds > most:
                 self._num_rows = max(self._num_rows // 4 * 2, _LEAST_ROWS)
-            self._show(began, at_start)
+            done = self.num_samples
+            rate = (done - at_start) / max(1e-9, time.monotonic() - began)
+            left = max(0.0, self.needed - done) / max(1e-9, rate)
+            self._progress.show(f"{done:,} of {self.needed:,} samples, {left:.0f} s left")
             if time.monotonic() - self.saved > _SAVE_SECONDS:
                 self.save()
 
@@ -191,12 +191,6 @@ class Run:
             self.rows.end = inf
         return True
 
-    def _show(self, began: float, at_start: int) -> None:
-        done = self.num_samples
-        rate = (done - at_start) / max(1e-9, time.monotonic() - began)
-        left = max(0.0, self.needed - done) / max(1e-9, rate)
-        self._progress.show(f"{done:,} of {self.needed:,} samples, {left:.0f} s left")
-
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         """Go on from a file, if there is one.
 
@@ -209,25 +203,18 @@ class Run:
         try:
             state = json.loads(path.read_text())
             found = state["identity"]
-            state = {
-                "next_seed": int(state["next_seed"]),
-                "count": int(state["count"]),
-                "num_ties": int(state["num_ties"]),
-                "tallies": [dict(tally) for tally in state["tallies"]],
-                "paths": dict(state["paths"]),
-            }
+            state |= {name: int(state[name]) for name in ("next_seed", "count", "num_ties")}
+            state |= {"tallies": [*map(dict, state["tallies"])], "paths": dict(state["paths"])}
         except (KeyError, TypeError, ValueError) as error:
             message = f"{path}: these are not kept counts ({error!r}): take another file"
             raise ParamsError(message, slug="bad_resume") from error
+        other = ""
         if found != self.identity:
-            message = (
-                f"{path}: found {found}, wanted {self.identity}; another certification was kept "
-                "there: take another file"
-            )
-            raise ParamsError(message, slug="bad_resume")
-        num, count = len(state["tallies"]), state["count"]
-        if num != len(self.tallies) or count < 1:
-            message = f"{path}: found {num} prompts of {count} samples: take another file"
+            other = f"found {found}, wanted {self.identity}; another certification was kept there"
+        elif (num := len(state["tallies"])) != len(self.tallies) or state["count"] < 1:
+            other = f"found {num} prompts of {state['count']} samples"
+        if other:
+            message = f"{path}: {other}: take another file"
             raise ParamsError(message, slug="bad_resume")
         self._restore(state)
 

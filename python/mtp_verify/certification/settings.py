@@ -23,16 +23,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.testing.mutants import Follow
 
-__all__ = [
-    "CACHES",
-    "GRAMMARS",
-    "NUM_DRAFTS",
-    "Plan",
-    "Setting",
-    "add_options",
-    "filled_up",
-    "plans_of",
-]
+__all__ = ["NUM_DRAFTS", "Plan", "Setting", "add_options", "filled_up", "plans_of"]
 
 NUM_DRAFTS = 2  # of a chain
 CACHES = {
@@ -73,11 +64,8 @@ class Setting:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        for name, value, known in (
-            ("grammar", self.grammar, GRAMMARS),
-            ("cache", self.cache, CACHES),
-        ):
-            if value:
+        for name, known in (("grammar", GRAMMARS), ("cache", CACHES)):
+            if value := getattr(self, name):
                 check_word(name, value, tuple(filter(None, known)))
         if self.cache == "static" and self.batch:
             message = "cache: a static one serves a single sequence; leave out the batch"
@@ -88,11 +76,7 @@ class Setting:
         return follow(self.grammar, vocab)
 
     def refuse(self, engine: str, *names: str) -> None:
-        """Refuse what an engine cannot be put into.
-
-        Raises:
-            ParamsError: One of the names has another value than usual.
-        """
+        """Raise `ParamsError` if one of the names has another value than usual."""
         for name in names:
             if getattr(self, name) != getattr(Setting(0), name):
                 message = f"{engine}: it has no {name} to set; leave it out"
@@ -139,25 +123,14 @@ class Plan:
 
     def params(self) -> SamplingParams:
         """Return how rows are shaped."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
-        )
+        names = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
+        return SamplingParams(**{name: getattr(self, name) for name in names})
 
     def setting(self) -> Setting:
         """Return the engine's other parameters, and what it runs on."""
-        return Setting(
-            # Engines shorten drafts near the limit: it must lie beyond the compared tokens.
-            num=max(self.length, self.horizon) + NUM_DRAFTS,
-            batch=self.batch,
-            eos=None if self.eos < 0 else self.eos,
-            grammar=self.grammar,
-            cache=self.cache,
-            sharpness=self.sharpness,
-        )
+        # Engines shorten drafts near the limit: it must lie beyond the compared tokens.
+        num, eos = max(self.length, self.horizon) + NUM_DRAFTS, None if self.eos < 0 else self.eos
+        return Setting(num, self.batch, eos, self.grammar, self.cache, self.sharpness)
 
 
 _READ: dict[str, type] = {"str": str, "int": int, "float": float}
@@ -203,9 +176,9 @@ def plans_of(path: Path, *, seed: int | None = None) -> list[Plan]:
 
 
 def _plan(settings: Any) -> Plan:
-    given = {known.name: settings[known.name] for known in fields(Plan)}
+    given = {}
     for known in fields(Plan):
-        value = given[known.name]
+        given[known.name] = value = settings[known.name]
         kind = (int, float) if known.type == "float" else _READ[str(known.type)]
         if isinstance(value, bool) or not isinstance(value, kind):
             message = f"{known.name}: found {value!r}, wanted {known.type}"

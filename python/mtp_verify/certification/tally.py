@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.certification.kept import Kept
+from mtp_verify.certification.kept import Kept, fit_of_ranks
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 
@@ -20,15 +19,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.paths import PathTally
     from mtp_verify.testing.laws import JointLaw
 
-__all__ = [
-    "Check",
-    "Tally",
-    "checks",
-    "mean_interval",
-    "num_checks",
-    "power_of",
-    "samples_needed",
-]
+__all__ = ["Check", "Tally", "checks", "mean_interval", "num_checks", "power_of", "samples_needed"]
 
 # Cells of the first-token law in the independence tests: pairs have that many squared.
 _MAX_CLASSES = 8
@@ -41,8 +32,7 @@ class Check:
     """One test of a certificate.
 
     Attributes:
-        name: What is compared: "joint", "token 1", ..., "neighbours", "next seed", "token 1 given
-            those before", ...
+        name: What is compared: "joint", "token 1", "next seed", "token 1 given those before", ...
         prompt: Which prompt, or None for all together.
         fit: Statistic and p-value.
         adjusted: The p-value after Holm's correction over all checks.
@@ -112,10 +102,12 @@ class Tally(Kept):
         firsts = np.asarray(probs).reshape(self.law.vocab, -1).sum(axis=1)
         classes = np.bincount(self.classes, firsts, len(self.class_law))
         pairs = np.outer(classes, classes).reshape(-1)
-        for half in self.halves:
-            _draw_counts(half, count, probs, rng)
-        for table, num in ((self.neighbours, count // 2 * 2), (self.next_seed, count)):
-            _draw_counts(table, num, pairs, rng)
+        tables = [(half, count, probs) for half in self.halves]
+        tables += [(self.neighbours, count // 2 * 2, pairs), (self.next_seed, count, pairs)]
+        for table, num, law in tables:
+            possible = np.flatnonzero(law)  # rounding puts no draw where nothing can be
+            weights = np.asarray(law)[possible]
+            table[possible] += rng.multinomial(num, weights / weights.sum())
 
     def fits(self) -> list[tuple[str, stats.Fit]]:
         """Return the tests of this prompt; the joint law first."""
@@ -132,13 +124,6 @@ class Tally(Kept):
         return found
 
 
-def _draw_counts(table: NDArray[np.int64], count: int, probs: Any, rng: Any) -> None:
-    """Add to a table the counts of `count` draws; rounding puts none where nothing can be."""
-    possible = np.flatnonzero(probs)
-    weights = np.asarray(probs)[possible]
-    table[possible] += rng.multinomial(count, weights / weights.sum())
-
-
 def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Check]:
     """Run every test, corrected over all of them: the combined joint law comes first.
 
@@ -147,21 +132,15 @@ def checks(tallies: Sequence[Tally], paths: PathTally | None = None) -> list[Che
     found: list[tuple[str, int | None, stats.Fit]] = []
     for prompt, tally in enumerate(tallies):
         found += [(name, prompt, fit) for name, fit in tally.fits()]
-    joint = _total([fit for name, _, fit in found if name == "joint"])
     # A fault of every other seed is half as large in the mean of all.
-    halves = [
-        _total([stats.fit(tally.halves[half], tally.law.probs) for tally in tallies])
-        for half in range(2)
-    ]
-    fits = [joint, *halves, _fit_of_ranks(tallies)]
+    parts = [[fit for name, _, fit in found if name == "joint"]]
+    parts += [[stats.fit(t.halves[half], t.law.probs) for t in tallies] for half in range(2)]
+    fits = [*(sum(part[1:], part[0]) for part in parts), _fit_of_ranks(tallies)]
     found[:0] = [(name, None, fit) for name, fit in zip(_OVER_PROMPTS, fits, strict=True)]
     if paths is not None:
         found += [(name, None, fit) for name, fit in paths.fits()]
     adjusted = stats.holm([fit.p_value for _, _, fit in found])
-    return [
-        Check(name, prompt, fit, value)
-        for (name, prompt, fit), value in zip(found, adjusted, strict=True)
-    ]
+    return [Check(*test, value) for test, value in zip(found, adjusted, strict=True)]
 
 
 def _fit_of_ranks(tallies: Sequence[Tally]) -> stats.Fit:
@@ -176,16 +155,7 @@ def _fit_of_ranks(tallies: Sequence[Tally]) -> stats.Fit:
         seen += np.bincount(ranks, counts, _MAX_CLASSES).astype(np.int64)
         expected += np.bincount(ranks, probs, _MAX_CLASSES) * counts.sum()
         impossible += int(counts[probs == 0].sum())
-    if impossible:
-        return stats.Fit(math.inf, _MAX_CLASSES - 1, 0.0, int(seen.sum()), impossible)
-    return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
-
-
-def _total(fits: Sequence[stats.Fit]) -> stats.Fit:
-    total = fits[0]
-    for fit in fits[1:]:
-        total += fit
-    return total
+    return fit_of_ranks(seen, expected, impossible)
 
 
 def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interval:
@@ -202,9 +172,7 @@ def mean_interval(tallies: Sequence[Tally], alpha: float = 0.05) -> stats.Interv
         def sums(values: NDArray[Any]) -> NDArray[Any]:
             return np.asarray(values.reshape((vocab,) * length).sum(axis=axes)).reshape(-1)
 
-        first, second = (
-            np.concatenate([sums(tally.halves[half]) for tally in tallies]) for half in range(2)
-        )
+        first, second = (np.concatenate([sums(t.halves[i]) for t in tallies]) for i in range(2))
         law = np.concatenate([sums(tally.law.probs) for tally in tallies]) / len(tallies)
         return stats.tv_interval_of_halves(first, second, law, alpha=level)
 
@@ -231,10 +199,8 @@ def samples_needed(
     """Return how many samples let the combined joint test find a bias of `min_tv`.
 
     No fewer than the test by rank needs, which sees all prompts together; the test of one token
-    given those before it has as many cells.
-
-    The number of cells depends on the number of samples, as rare strings are pooled: a fixed point
-    is looked for from above.
+    given those before it has as many cells. Their number depends on that of the samples, as rare
+    strings are pooled: a fixed point is looked for from above.
     """
     level = alpha / num_checks(laws, paths)
     total = 0

@@ -22,11 +22,7 @@ class Ties:
     """
 
     def __init__(
-        self,
-        tokens: TokenLaws,
-        length: int,
-        gap: float,
-        laws: Mapping[tuple[int, ...], JointLaw],
+        self, tokens: TokenLaws, length: int, gap: float, laws: Mapping[tuple[int, ...], JointLaw]
     ) -> None:
         self.tokens, self.length, self.gap = tokens, length, gap
         self.greedy = {prompt: law.string(int(law.probs.argmax())) for prompt, law in laws.items()}
@@ -45,8 +41,6 @@ class Ties:
         return found
 
     def _is_tied(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
-        for place, token in enumerate(tokens):
-            tied = self.tokens.tied(prompt, tokens[:place], self.gap)
-            if not 0 <= token < len(tied) or not tied[token]:
-                return False
-        return True
+        ties = (self.tokens.tied(prompt, tokens[:at], self.gap) for at in range(len(tokens)))
+        pairs = zip(tokens, ties, strict=True)
+        return all(0 <= token < len(tied) and tied[token] for token, tied in pairs)

@@ -25,6 +25,7 @@ __all__ = ["Accept", "AcceptCertificate", "EdgeCase", "certify_accept", "transfo
 
 Accept = Callable[[Any, Any, Any, Any], Any]
 
+_Point = tuple[float, tuple[int, ...]]  # a uniform, and the output there
 # The largest uniform that float32 generators return: they never return 1.
 _LAST_UNIFORM = 1 - 2.0**-24
 # Both the steps and float32 functions are exact to about 1e-7.
@@ -37,7 +38,6 @@ class EdgeCase:
     """One call at the border of what can happen.
 
     Attributes:
-        name: What is special.
         found: The tokens returned, or the error's text.
         problem: What is wrong with them; empty if nothing.
     """
@@ -52,7 +52,6 @@ class AcceptCertificate:
     """What `certify_accept` found.
 
     Attributes:
-        name: The function's.
         distances: Total variation between the exact law of the emitted tokens, continued by the
             target, and the target's, for each model.
         edges: The edge cases.
@@ -143,11 +142,10 @@ class _Counted:
             found = np.asarray(self.accept(p, q, tokens, uniforms)).reshape(-1)
             return tuple(int(token) for token in found)
         except Exception as error:
-            message = (
-                f"the accept function raised {type(error).__name__}: {error}; wanted tokens for "
-                f"p {np.shape(p)}, q {np.shape(q)}, tokens {np.shape(tokens)}, uniforms "
-                f"{np.shape(uniforms)}"
-            )
+            given = {"p": p, "q": q, "tokens": tokens, "uniforms": uniforms}
+            shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in given.items())
+            what = f"{type(error).__name__}: {error}"
+            message = f"the accept function raised {what}; wanted tokens for {shapes}"
             raise ParamsError(message, slug="accept_raised") from error
 
 
@@ -220,43 +218,30 @@ def _integrate(accept: Accept, p: Any, q: Any, tokens: Any) -> dict[tuple[int, .
 
 
 def _steps(
-    call: Callable[[Sequence[float]], tuple[int, ...]],
-    axis: int,
-    probes: list[tuple[float, ...]],
+    call: Callable[[Sequence[float]], tuple[int, ...]], axis: int, probes: list[tuple[float, ...]]
 ) -> list[float]:
     """Return where the output changes along one uniform, 0 and 1 included."""
     found: list[float] = []
-    grid = [(i + 0.5) / _GRID for i in range(_GRID)]
+    ends = [0.0, *((i + 0.5) / _GRID for i in range(_GRID)), _LAST_UNIFORM]
     for probe in probes:
 
         def at(u: float, probe: tuple[float, ...] = probe) -> tuple[int, ...]:
             return call([*probe[:axis], u, *probe[axis:]])
 
-        ends = [0.0, *grid, _LAST_UNIFORM]
-        values = [at(u) for u in ends]
-        for (low, high), (before, after) in zip(
-            itertools.pairwise(ends), itertools.pairwise(values), strict=True
-        ):
-            if before != after:
-                found += _bisect(at, low, high, before, after)
+        for one, other in itertools.pairwise([(u, at(u)) for u in ends]):
+            found += _bisect(at, one, other)
     return [0.0, *_merge(found), 1.0]
 
 
-def _bisect(
-    at: Callable[[float], tuple[int, ...]],
-    low: float,
-    high: float,
-    before: tuple[int, ...],
-    after: tuple[int, ...],
-) -> list[float]:
-    """Return the steps between two points with different outputs, however many there are."""
-    if before == after:
+def _bisect(at: Callable[[float], tuple[int, ...]], low: _Point, high: _Point) -> list[float]:
+    """Return the steps between two points, however many there are."""
+    if low[1] == high[1]:
         return []
-    middle = (low + high) / 2
-    if high - low < 1e-9:
+    middle = (low[0] + high[0]) / 2
+    if high[0] - low[0] < 1e-9:
         return [middle]
-    value = at(middle)
-    return [*_bisect(at, low, middle, before, value), *_bisect(at, middle, high, value, after)]
+    between = middle, at(middle)
+    return [*_bisect(at, low, between), *_bisect(at, between, high)]
 
 
 def _merge(points: list[float]) -> list[float]:
@@ -285,16 +270,13 @@ def _edges(accept: Accept) -> list[EdgeCase]:
         ("subnormal target probability", [0.5, 0.5, tiny], skewed, 2, (half, half)),
         ("subnormal draft probability", even, [1.0, tiny, 0], 1, (half, half)),
     ]
-    return [
-        _edge(accept, name, [[p, even], [q]], token, uniforms)
-        for name, p, q, token, uniforms in cases
-    ]
+    return [_edge(accept, name, [p, even], [q], *case) for name, p, q, *case in cases]
 
 
 def _edge(
-    accept: Accept, name: str, rows: Any, token: int, uniforms: tuple[float, float]
+    accept: Accept, name: str, target: Any, drafter: Any, token: Any, uniforms: Any
 ) -> EdgeCase:
-    p, q = (np.asarray(table, np.float64) for table in rows)
+    p, q = np.asarray(target, np.float64), np.asarray(drafter, np.float64)
     try:
         found = accept(p, q, np.asarray([token]), np.asarray(uniforms))
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is what is reported

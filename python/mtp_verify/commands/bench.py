@@ -25,29 +25,24 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "what", nargs="?", choices=("decode",), default="decode", help="(default: decode)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("what", nargs="?", choices=("decode",), default="decode", help="(default: decode)")
+    add(
         "--prompts",
         type=Path,
         metavar="PATH",
         help='one JSON object a line with "id", "category", "prompt" (default: a small set)',
     )
-    parser.add_argument(
+    add(
         "--held-out",
         type=positive,
         metavar="N",
         help="instead, N prompts on the topics that `mtp-verify train` holds out",
     )
-    parser.add_argument(
-        "--per-category", type=positive, metavar="N", help="prompts of each (default: all)"
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=64, help="per run (default 64)")
-    parser.add_argument(
-        "--mode", action="append", choices=_MODES, help="may be repeated (default: both)"
-    )
-    parser.add_argument(
+    add("--per-category", type=positive, metavar="N", help="prompts of each (default: all)")
+    add("--max-new-tokens", type=positive, default=64, help="per run (default 64)")
+    add("--mode", action="append", choices=_MODES, help="may be repeated (default: both)")
+    add(
         "--drafter",
         action="append",
         choices=list(ENTRANTS),
@@ -55,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bound",
     )
     add_model_arguments(parser)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled runs (default 0)")
-    parser.add_argument(
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--seed", type=int, default=0, help="of the sampled runs (default 0)")
+    add(
         "--plot",
         type=output_file,
         metavar="FILE",
@@ -66,13 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Measure tau and speed of the drafters on prompts.
-
-    Raises:
-        ParamsError: an option or the file of prompts cannot be right.
-        ImportError: torch, transformers, the packaged model or matplotlib is missing.
-        OSError: a file cannot be read or written.
-    """
+    """Measure tau and speed of the drafters on prompts."""
     if args.plot is not None:
         if args.plot.suffix not in _PICTURES:
             message = f"--plot {args.plot}: wanted a name that ends in {', '.join(_PICTURES)}"
@@ -89,20 +78,15 @@ def run(args: argparse.Namespace) -> Report:
         entrants = _entrants(args.drafter, has_head=subject.load_head is not None)
         model, policy = subject.prepare(args.dtype, progress.show)
         head = subject.head_for(model)
+    texts = [subject.encode(prompt.prompt) for prompt in prompts]
+    options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "head": head}
     count = len(prompts) * len(modes) * (2 + len(entrants))
     with Progress(count, shows_time_left=True) as progress:
-        runs = list(
-            measure(
-                model,
-                [subject.encode(prompt.prompt) for prompt in prompts],
-                entrants,
-                modes,
-                max_new_tokens=args.max_new_tokens,
-                seed=args.seed,
-                head=head,
-                tell=lambda at, mode, name: progress.step(f"{prompts[at].id}: {name}, {mode}"),
-            )
-        )
+
+        def tell(at: int, mode: str, name: str) -> None:
+            progress.step(f"{prompts[at].id}: {name}, {mode}")
+
+        runs = list(measure(model, texts, entrants, modes, tell=tell, **options))
     figures = report.summarise(runs, prompts, entrants)
     data = {
         "model": subject.name,
@@ -132,7 +116,7 @@ def run(args: argparse.Namespace) -> Report:
     if args.plot is not None:
         report.draw(figures, title, args.plot)
     summary = f"{title}, {args.dtype}, {policy.best} thread(s)"
-    return Report("bench", data=data, sections=list(report.tables(figures)), summary=summary)
+    return Report("bench", data=data, sections=[*report.tables(figures)], summary=summary)
 
 
 def _prompts(args: argparse.Namespace) -> tuple[str, list[BenchPrompt]]:
@@ -148,18 +132,13 @@ def _prompts(args: argparse.Namespace) -> tuple[str, list[BenchPrompt]]:
 
 
 def _entrants(names: list[str] | None, *, has_head: bool) -> list[Entrant]:
-    """Return the drafters that were asked for, or all that can run.
-
-    Raises:
-        ParamsError: a drafter that needs a head, and there is none.
-    """
+    """Return the drafters that were asked for, or all that can run."""
     if names is None:
         return [entrant for entrant in ENTRANTS.values() if has_head or not entrant.needs_head]
     chosen = [ENTRANTS[name] for name in dict.fromkeys(names)]
-    for entrant in chosen:
-        if entrant.needs_head and not has_head:
-            message = f"--drafter {entrant.name!r} needs a trained head; give --head FOLDER"
-            raise ParamsError(message, slug="bad_options")
+    if (name := next((e.name for e in chosen if e.needs_head), None)) and not has_head:
+        message = f"--drafter {name!r} needs a trained head; give --head FOLDER"
+        raise ParamsError(message, slug="bad_options")
     return chosen
 
 
@@ -169,6 +148,5 @@ COMMAND = Command(
     "mtp-verify bench decode --per-category 1 --plot tau.svg",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -30,19 +30,21 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "add_arguments", "run"]
 
+# Fields of a plan that are arguments of `certify`.
+_PASSED_ON = ("length", "horizon", "min_tv", "alpha", "tie", "seed")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add = parser.add_argument
     known = " | ".join(engines.MODES)
-    parser.add_argument(
-        "--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)"
-    )
-    parser.add_argument(
+    add("--engine", metavar="NAME", help=f"{known} | MODULE:FUNCTION, f(prompt, n, seed) -> (n, k)")
+    add(
         "--accept",
         metavar="NAME",
         help="white box: transformers | MODULE:FUNCTION, f(p, q, tokens, uniforms) -> tokens",
     )
-    parser.add_argument(
+    add(
         "--mode",
         action="append",
         metavar="MODE",
@@ -50,29 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + "; ".join(f"{name}: {', '.join(modes)}" for name, modes in engines.MODES.items()),
     )
     add_options(parser)
-    parser.add_argument("--seed", type=int, help="of the first call (default 0)")
-    parser.add_argument(
+    add("--seed", type=int, help="of the first call (default 0)")
+    add(
         "--rerun",
         type=Path,
         metavar="FILE",
         help="run again what a --json report calls biased, with its seeds (or from --seed on)",
     )
-    parser.add_argument(
-        "--max-seconds",
-        type=float,
-        help="for all modes together, from the start of the process",
-    )
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
-    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page too")
+    add("--max-seconds", type=float, help="for all modes together, from the start of the process")
+    add("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
+    add("--html", type=output_file, metavar="FILE", help="write a page too")
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Certify what the options name.
-
-    Raises:
-        ParamsError: Options that do not go together, or a report that cannot be run again.
-        ImportError: An engine that is not installed.
-    """
+    """Certify what the options name."""
     subjects = (args.engine, args.accept, args.rerun)
     if sum(subject is not None for subject in subjects) != 1:
         message = "say what to certify: one of --engine, --accept and --rerun"
@@ -99,12 +92,9 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _accept(args: argparse.Namespace) -> Report:
-    given = (args.html, args.mode, args.max_seconds, args.resume)
-    if any(value is not None for value in given):
-        message = (
-            "--accept: --html, --mode, --max-seconds and --resume belong to --engine; leave them "
-            "out"
-        )
+    if any(value is not None for value in (args.html, args.mode, args.max_seconds, args.resume)):
+        names = "--html, --mode, --max-seconds and --resume"
+        message = f"--accept: {names} belong to --engine; leave them out"
         raise ParamsError(message, slug="bad_options")
     with Progress() as progress:
         progress.show(f"certifying {args.accept}")
@@ -120,11 +110,10 @@ def _certify(plan: Plan, resume: Path | None, max_seconds: float) -> Certificate
     end = monotonic() + max_seconds
     params = plan.params()
     with tempfile.TemporaryDirectory() as folder, _here_first():
-        options: dict[str, Any] = {"params": params, "folder": Path(folder)}
-        options["setting"] = plan.setting()
+        options: dict[str, Any] = {"params": params, "setting": plan.setting()}
+        options["folder"] = Path(folder)
         if ":" in plan.engine:
-            subject = engines.user_engine(plan.engine, **options)
-            name = plan.engine
+            name, subject = plan.engine, engines.user_engine(plan.engine, **options)
         else:
             subject = engines.make_engine(plan.engine, plan.mode, **options)
             name = subject.name
@@ -137,12 +126,7 @@ def _certify(plan: Plan, resume: Path | None, max_seconds: float) -> Certificate
             subject,
             params=getattr(subject, "params", params),
             prompts=make_prompts(plan.prompts),
-            length=plan.length,
-            horizon=plan.horizon,
-            min_tv=plan.min_tv,
-            alpha=plan.alpha,
-            tie=plan.tie,
-            seed=plan.seed,
+            **{field: getattr(plan, field) for field in _PASSED_ON},
             max_seconds=max(0.0, end - monotonic()),
             resume=counts,
             name=name,

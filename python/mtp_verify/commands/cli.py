@@ -51,9 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="The exact verifier for speculative decoding: any drafter, tree and decoder.",
         epilog="example: mtp-verify demo",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {build_info()['version']}"
-    )
+    version = f"%(prog)s {build_info()['version']}"
+    parser.add_argument("--version", action="version", version=version)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in registry.COMMANDS:
         own = parsers.add_parser(
@@ -97,7 +96,8 @@ def run_line(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[
             # Until the command itself says what it does: its libraries alone may take long to load.
             progress.show(f"{parser.prog} {args.command}")
             report: Report = args.function(args)
-        print(report.to_json() if args.json else report.to_text(_width()), flush=True)
+        width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+        print(report.to_json() if args.json else report.to_text(width), flush=True)
         return report.exit_code
     except (UsageError, ImportError, MtpVerifyError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
@@ -118,17 +118,9 @@ def run_line(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[
         return _INTERRUPTED
 
 
-def _width() -> int | None:
-    """Return the columns of the terminal, if stdout is one."""
-    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
-
-
 def _report_error(error: Exception, *, as_json: bool) -> None:
     sys.stderr.write(f"mtp-verify: {error}\n")
     if as_json:
-        found = {
-            "type": type(error).__name__,
-            "slug": getattr(error, "slug", None),
-            "message": str(error),
-        }
+        kind, slug = type(error).__name__, getattr(error, "slug", None)
+        found = {"type": kind, "slug": slug, "message": str(error)}
         print(json.dumps({"status": "error", "error": found}, indent=2), flush=True)

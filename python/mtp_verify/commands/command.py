@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtp_verify.console.libraries import need
+from mtp_verify.console.libraries import EXTRAS, need
 from mtp_verify.console.terminal import Progress
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ class Command:
         summary: One sentence, for the help.
         example: Command lines, for the help.
         add_arguments: Adds the options; `--json` is common to all commands.
-        run: From the parsed options to a report. Wrong use is an `MtpVerifyError` or an `OSError`.
-        needs: Libraries that it cannot run without.
-        extra: The extra of this package that installs them.
+        run: From the parsed options to a report. Wrong use is an `MtpVerifyError` or an `OSError`,
+            a missing library an `ImportError`.
+        extra: The extra of this package whose libraries it cannot run without.
         activity: What is shown while it runs, until it shows something itself.
     """
 
@@ -38,13 +38,13 @@ class Command:
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Report]
-    needs: tuple[str, ...] = ()
     extra: str = ""
     activity: str = ""
 
     def __call__(self, args: argparse.Namespace) -> Report:
         """Check that the libraries are there, and run."""
-        need(*self.needs, extra=self.extra)
+        # What reads the packaged model is asked for where that is loaded: others may be chosen.
+        need(*(EXTRAS["hf"] if self.extra == "demo" else ()), extra=self.extra)
         with Progress() as progress:
             if self.activity:
                 progress.show(self.activity)
@@ -71,12 +71,11 @@ def output_file(text: str) -> Path:
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     """Add the options `--model` (if wanted), `--tiny` and `--head`, which `subject_for` takes."""
+    add = parser.add_argument
     if model:
-        parser.add_argument(
-            "--model", metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)"
-        )
-    parser.add_argument("--tiny", action="store_true", help="a small random model (smoke test)")
-    parser.add_argument(
+        add("--model", metavar="FOLDER", help="a local checkpoint (default: SmolLM2-135M)")
+    add("--tiny", action="store_true", help="a small random model (smoke test)")
+    add(
         "--head",
         metavar="PATH",
         help="a trained or published draft head for the model (default: the one that comes with "

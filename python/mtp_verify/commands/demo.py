@@ -21,8 +21,6 @@ from mtp_verify.verifier.params import SamplingParams
 if TYPE_CHECKING:
     import argparse
 
-    import torch
-
     from mtp_verify.commands.shared.compare import Identity, Race
     from mtp_verify.commands.shared.entrants import Entrant
     from mtp_verify.commands.shared.prompts import BenchPrompt
@@ -48,11 +46,10 @@ PROMPTS = DEMO
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_model_arguments(parser, model=False)
-    parser.add_argument("--max-new-tokens", type=positive, help="per prompt (default 128; tiny 24)")
-    parser.add_argument(
-        "--repeats", type=positive, default=2, help="timed runs of each way; the best counts"
-    )
-    parser.add_argument("--seed", type=int, default=7, help="of the sampled comparison")
+    add = parser.add_argument
+    add("--max-new-tokens", type=positive, help="per prompt (default 128; tiny 24)")
+    add("--repeats", type=positive, default=2, help="timed runs of each way; the best counts")
+    add("--seed", type=int, default=7, help="of the sampled comparison")
     add_drafter_argument(parser)
 
 
@@ -78,23 +75,23 @@ class _Found:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
         race = self.race
+        identity = {
+            name: {
+                "identical": same.is_identical,
+                "num_tokens": same.num_tokens,
+                "first_difference": same.first_difference,
+            }
+            for name, same in self.identity.items()
+        }
         return {
             "prompt": self.prompt.category,
             "prompt_len": self.prompt_len,
             "tokens_per_second": race.tokens_per_second,
-            "speedup_over_transformers": race.speedup_over("transformers"),
-            "speedup_over_plain": race.speedup_over("plain"),
+            **{f"speedup_over_{way}": race.speedup_over(way) for way in _WAYS[:2]},
             "tau": race.stats.tau,
             "verifier_share": race.stats.share("verify"),
             "stats": race.stats.as_dict(),
-            "identity": {
-                name: {
-                    "identical": same.is_identical,
-                    "num_tokens": same.num_tokens,
-                    "first_difference": same.first_difference,
-                }
-                for name, same in self.identity.items()
-            },
+            "identity": identity,
         }
 
     def cells(self) -> tuple[str, ...]:
@@ -103,23 +100,18 @@ class _Found:
         return (
             self.prompt.category,
             *(f"{race.tokens_per_second[way]:.1f}" for way in _WAYS),
-            f"{race.speedup_over('transformers'):.2f}x",
-            f"{race.speedup_over('plain'):.2f}x",
+            *(f"{race.speedup_over(way):.2f}x" for way in _WAYS[:2]),
             f"{race.stats.tau:.2f}",
             f"{100 * race.stats.share('verify'):.1f} %",
-            *(_identity(self.identity[name]) for name, _, _ in _COMPARISONS),
+            *(
+                "identical" if same.is_identical else f"DIFFERS at {same.first_difference}"
+                for same in self.identity.values()
+            ),
         )
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Generate, measure and compare on each of `PROMPTS`; not `ok` if outputs differ in float32.
-
-    Raises:
-        ImportError: torch, transformers or the packaged model is missing; says what to install.
-        OSError: there is no `--head`.
-        UnsupportedModelError: the head is not for this model.
-        ParamsError: a head, and a drafter that makes no use of it; or the other way round.
-    """
+    """Generate, measure and compare on each of `PROMPTS`; not `ok` if outputs differ in float32."""
     import torch
 
     from mtp_verify.commands.shared.compare import identical, race
@@ -146,10 +138,13 @@ def run(args: argparse.Namespace) -> Report:
         races = []
         for prompt, ids in zip(PROMPTS, inputs, strict=True):
             progress.step(f"generating: {prompt.category}", on_terminal=False)
-            _show(prompt, subject, fast, ids, length)
-            progress.step(
-                f"timing three ways, {args.repeats} runs each: {prompt.category} (bfloat16)"
-            )
+            note = " (green: accepted draft tokens)" if has_colour(sys.stdout) else ""
+            sys.stdout.write(f"== {prompt.category}{note}\n")
+            printer = TokenPrinter(subject.decode)  # it also warms what is timed later
+            fast.generate(ids, max_new_tokens=length, seed=0, streamer=printer)
+            sys.stdout.write("\n")
+            timing = f"timing three ways, {args.repeats} runs each"
+            progress.step(f"{timing}: {prompt.category} (bfloat16)")
             races.append(race(model, fast, ids, max_new_tokens=length, repeats=args.repeats))
 
         progress.step("loading the model in float32")
@@ -160,21 +155,10 @@ def run(args: argparse.Namespace) -> Report:
             same = {}
             for kind, params, rule in _COMPARISONS:
                 progress.step(f"comparing {kind} outputs: {prompt.category} (float32)")
-                same[kind] = identical(
-                    model, decoder(params, rule), ids, max_new_tokens=length, seed=args.seed
-                )
+                options = {"max_new_tokens": length, "seed": args.seed}
+                same[kind] = identical(model, decoder(params, rule), ids, **options)
             found.append(_Found(prompt, int(ids.shape[1]), raced, same))
     return _report(found, subject, policy, args.seed, name, entrant)
-
-
-def _show(
-    prompt: BenchPrompt, subject: Subject, decoder: Decoder, ids: torch.Tensor, length: int
-) -> None:
-    """Print one speculative answer as it is generated; this also warms what is timed later."""
-    note = " (green: accepted draft tokens)" if has_colour(sys.stdout) else ""
-    sys.stdout.write(f"== {prompt.category}{note}\n")
-    decoder.generate(ids, max_new_tokens=length, seed=0, streamer=TokenPrinter(subject.decode))
-    sys.stdout.write("\n")
 
 
 def _report(
@@ -220,16 +204,11 @@ def _report(
     return Report("demo", ok=is_ok, data=data, sections=[table], summary=summary)
 
 
-def _identity(same: Identity) -> str:
-    return "identical" if same.is_identical else f"DIFFERS at {same.first_difference}"
-
-
 COMMAND = Command(
     "demo",
     "Watch a real model generate speculatively; compare speed and tokens.",
     "mtp-verify demo --max-new-tokens 64",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -49,15 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     """Examine the installation and the machine.
 
-    Returns:
-        A report that is not `ok` if the compiled core gives a wrong verdict on a known draft, or if
-        transformers is installed and what plugs into it does not give `generate`'s tokens.
+    The report is not `ok` if the compiled core gives a wrong verdict on a known draft, or if
+    transformers is installed and what plugs into it does not give `generate`'s tokens.
     """
     core = _check_core()
     engines = {
         name: {"version": _engine_version(gate), "hook": _hook(name, gate)}
         for name, gate in ENGINES.items()
     }
+    extras = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
+    # No extra can name it: it is installed with --no-deps, see requirements-model.txt.
+    extras["demo"][PACKAGE] = _version(PACKAGE)
     data: dict[str, Any] = {
         "version": build_info()["version"],
         "build": build_info(),
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> Report:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "torch": _torch(measure=not args.quick),
-        "extras": _extras(),
+        "extras": extras,
         "engines": engines,
     }
     faults = [] if core == "ok" else [f"the compiled core is broken: {core}"]
@@ -115,12 +117,7 @@ def _torch(*, measure: bool) -> dict[str, Any] | None:
         return None
     import torch
 
-    found: dict[str, Any] = {
-        "version": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "cuda": bool(torch.cuda.is_available()),
-        "policy": None,
-    }
+    policy = None
     if measure and find_spec("transformers") is not None:
         from mtp_verify.commands.shared import threads
         from mtp_verify.models.cpu.fused import fuse
@@ -131,14 +128,14 @@ def _torch(*, measure: bool) -> dict[str, Any] | None:
         model = subject_for(tiny=not is_packaged).load("bfloat16")
         fuse(model)
         seen = threads.renew(model)
-        found["policy"] = {
-            "best": seen.best,
-            "milliseconds": seen.milliseconds,
-            "others": seen.others,
-            "is_kept": seen.is_kept,
-            "model": PACKAGE if is_packaged else "tiny random model",
-        }
-    return found
+        policy = {name: value for name, value in vars(seen).items() if name != "cores"}
+        policy["model"] = PACKAGE if is_packaged else "tiny random model"
+    return {
+        "version": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": bool(torch.cuda.is_available()),
+        "policy": policy,
+    }
 
 
 def _version(distribution: str) -> str | None:
@@ -146,13 +143,6 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _extras() -> dict[str, dict[str, str | None]]:
-    found = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
-    # No extra can name it: it is installed with --no-deps, see requirements-model.txt.
-    found["demo"][PACKAGE] = _version(PACKAGE)
-    return found
 
 
 def _engine_version(gate: Gate) -> str | None:
@@ -164,14 +154,10 @@ def _hook(name: str, gate: Gate) -> str:
     version = _engine_version(gate)
     if version is None:
         return "not installed"
-    if name == "transformers":
-        return _transformers_hook(version)
-    if not gate.knows(version):
+    if name != "transformers":
+        if gate.knows(version):
+            return f"fits: set {gate.variable}=1"
         return f"unsupported version (supported: {gate.supported})"
-    return f"fits: set {gate.variable}=1"
-
-
-def _transformers_hook(version: str) -> str:
     if supported.minor_of(version) < supported.FIRST:
         return f"{_TOO_OLD}; tested are {supported.TESTED}"
     if find_spec("torch") is None:
@@ -202,15 +188,14 @@ def _failed_hooks() -> dict[str, str]:
 
 
 def _generate(**settings: Any) -> list[int]:
-    """Two tokens of a tiny random model by `generate`, behind a prompt that invites drafts."""
+    """Return two tokens of a tiny model by `generate`, behind a prompt that invites drafts."""
     import torch
 
     ids = torch.tensor([_PROMPT])
     settings |= {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     model = subject_for(tiny=True).load("float32")
     text = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    tokens: list[int] = text[0, len(_PROMPT) :].tolist()
-    return tokens
+    return list(text[0, len(_PROMPT) :].tolist())
 
 
 def _custom_generate() -> list[int]:
@@ -224,8 +209,7 @@ def _decoder() -> list[int]:
 
     model = subject_for(tiny=True).load("float32")
     decoder = Decoder(model, drafters.NGram(min_ngram=1), SamplingParams(temperature=0.0))
-    tokens: list[int] = decoder.generate(_PROMPT, max_new_tokens=2).tokens[0]
-    return tokens
+    return list(decoder.generate(_PROMPT, max_new_tokens=2).tokens[0])
 
 
 # What is tried, the library's own `generate` first.
@@ -237,37 +221,28 @@ def _policy_table(policy: dict[str, Any]) -> Table:
     """Show how long a forward takes at each thread count, by its width."""
     times: dict[int, dict[int, float]] = policy["milliseconds"]
     widths = next(iter(times.values()))
+    others = "" if policy["others"] is None else f": other programs took {policy['others']:.0%}"
+    note = f"not kept{others}; run it again on an idle machine"
     return Table(
         title=f"Threads: {policy['best']} is best here ({policy['model']}, ms a forward)",
         columns=("threads", *(f"{width} token(s)" for width in widths)),
         rows=tuple(
             (str(count), *(f"{row[width]:.1f}" for width in widths)) for count, row in times.items()
         ),
-        notes=(_kept(policy),),
+        notes=("kept for the other commands" if policy["is_kept"] else note,),
     )
-
-
-def _kept(policy: dict[str, Any]) -> str:
-    if policy["is_kept"]:
-        return "kept for the other commands"
-    others = "" if policy["others"] is None else f": other programs took {policy['others']:.0%}"
-    return f"not kept{others}; run it again on an idle machine"
-
-
-def _build_line(build: dict[str, Any]) -> str:
-    words = (
-        f"{key.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}"
-        for key, value in build.items()
-        if key != "version"
-    )
-    return "; ".join(words)
 
 
 def _sections(data: dict[str, Any]) -> list[Table | str]:
-    cpu, torch, build = data["cpu"], data["torch"], data["build"]
+    cpu, torch = data["cpu"], data["torch"]
+    build = "; ".join(
+        f"{key.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}"
+        for key, value in data["build"].items()
+        if key != "version"
+    )
     rows = [
         ("mtp-verify", data["version"]),
-        ("core", _build_line(build)),
+        ("core", build),
         ("core check", data["core_check"]),
         ("python", f"{data['python']} ({sys.executable})"),
         ("numpy", data["numpy"]),

@@ -39,24 +39,23 @@ def run(args: argparse.Namespace) -> Report:
     from mtp_verify.heads import load
 
     target, note = load_target(args.base)
-    kept = load(args.head, target, probe=False, dtype="auto")
-    stored = _dtypes(kept)
-    head, how = kept, "as in HEAD"
+    head = load(args.head, target, probe=False, dtype="auto")
+    stored, how = _dtypes(head), "as in HEAD"
     if args.dtype is not None:
-        head = kept.to(getattr(torch, args.dtype))
+        head = head.to(getattr(torch, args.dtype))
         how = f"as asked for; HEAD: {_counted(stored)}"
     written = _dtypes(head)
     write(head, args.out, args.layout, base=args.base, target=target)
-    spec = head.spec
+    family = head.spec.family
     data = {
-        "family": spec.family,
+        "family": family,
         "layout": args.layout,
         "out": args.out,
         "dtypes": written,
         "head_dtypes": stored,
         "note": note,
     }
-    line = f"a {spec.family} head as {args.layout}, {_counted(written)} ({how}): {args.out}"
+    line = f"a {family} head as {args.layout}, {_counted(written)} ({how}): {args.out}"
     return Report("export", data=data, summary=line)
 
 
@@ -79,7 +78,6 @@ COMMAND = Command(
     "mtp-verify export my-head --layout in_checkpoint --base target --out served",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="hf",
     activity="writing the head ...",
 )

@@ -24,34 +24,24 @@ __all__ = ["COMMAND", "add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("prompt", help="the user's message; - reads it from stdin")
+    add = parser.add_argument
+    add("prompt", help="the user's message; - reads it from stdin")
     add_model_arguments(parser)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--max-new-tokens", type=positive, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, help="default: a fresh one, reported")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--max-new-tokens", type=positive, default=256)
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-k", type=int, default=0, help="0 is off")
+    add("--top-p", type=float, default=1.0)
+    add("--min-p", type=float, default=0.0)
+    add("--seed", type=int, help="default: a fresh one, reported")
     names = ["auto", *(row["name"] for row in rules())]
-    parser.add_argument(
-        "--rule", choices=names, default="auto", metavar="RULE", help=f"one of: {', '.join(names)}"
-    )
+    add("--rule", choices=names, default="auto", metavar="RULE", help=f"one of: {', '.join(names)}")
     add_drafter_argument(parser, "none")
-    parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
+    add("--raw", action="store_true", help="continue the text; no chat template")
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Answer the prompt.
-
-    Returns:
-        A report with the text, the tokens and the statistics.
-
-    Raises:
-        ParamsError: the prompt is empty, or a setting is out of range; as `demo.run`.
-        ImportError, UnsupportedModelError: as `demo.run`.
-        OSError: `--model` holds no checkpoint, or there is no `--head`.
-    """
+    """Answer the prompt; report the text, the tokens and the statistics."""
     import torch
 
     from mtp_verify.commands.shared.subjects import planner_for, subject_for
@@ -80,15 +70,12 @@ def run(args: argparse.Namespace) -> Report:
         decoder = Decoder(model, draft, params, rule=args.rule, planner=planner)
         ids = subject.encode_raw(prompt) if args.raw else subject.encode(prompt)
         progress.show("generating", on_terminal=False)
+        options = {"max_new_tokens": args.max_new_tokens, "seed": seed}
         start = time.perf_counter()
-        made = decoder.generate(
-            torch.tensor([ids]),
-            max_new_tokens=args.max_new_tokens,
-            seed=seed,
-            streamer=TokenPrinter(subject.decode),
-        )
+        printer = TokenPrinter(subject.decode)
+        made = decoder.generate(torch.tensor([ids]), **options, streamer=printer)
         seconds = time.perf_counter() - start
-    tokens = made.tokens[0]
+    tokens, speed = made.tokens[0], len(made.tokens[0]) / seconds
     data = {
         "text": subject.decode(tokens),
         "tokens": tokens,
@@ -96,11 +83,11 @@ def run(args: argparse.Namespace) -> Report:
         "drafter": drafter,
         "seed": seed,
         "seconds": seconds,
-        "tokens_per_second": len(tokens) / seconds,
+        "tokens_per_second": speed,
         "stats": made.stats.as_dict(),
     }
     summary = (
-        f"{len(tokens)} tokens in {seconds:.1f} s ({len(tokens) / seconds:.1f} tokens/s), "
+        f"{len(tokens)} tokens in {seconds:.1f} s ({speed:.1f} tokens/s), "
         f"tau {made.stats.tau:.2f}, seed {seed}"
     )
     return Report("generate", data=data, summary=summary)
@@ -112,6 +99,5 @@ COMMAND = Command(
     'mtp-verify generate "Write a haiku about bridges." --temperature 0.7 --seed 7',
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -23,17 +23,12 @@ __all__ = ["COMMAND", "add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a safetensors file")
-    parser.add_argument(
-        "--target", metavar="FOLDER", help="the target's checkpoint (default: CHECKPOINT itself)"
-    )
-    parser.add_argument(
-        "--reference", metavar="FOLDER", help="the original checkpoint: is the head stale?"
-    )
-    parser.add_argument(
-        "--tokens", type=int, default=256, help="that the target writes for the probe; 0: no probe"
-    )
-    parser.add_argument("--prompt", help="text that the probe starts from")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a folder, or a safetensors file")
+    add("--target", metavar="FOLDER", help="the target's checkpoint (default: CHECKPOINT itself)")
+    add("--reference", metavar="FOLDER", help="the original checkpoint: is the head stale?")
+    add("--tokens", type=int, default=256, help="that the target writes for the probe; 0: no probe")
+    add("--prompt", help="text that the probe starts from")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -41,25 +36,22 @@ def run(args: argparse.Namespace) -> Report:
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.io.inspect import Inspection, inspect_head
 
-    report = Report("inspect")
     native = (Path(args.checkpoint) / "head.json").is_file()
     target, note = load_target(args.target or (None if native else args.checkpoint))
-    prompts = _prompts(args, target)
     found = Inspection()
+    options = {"prompts": _prompts(args, target), "num_tokens": args.tokens}
     try:
-        reference = _reference(args, prompts)
+        reference = _reference(args, options)
         if native:
-            _inspect_native(found, args, target, prompts)
+            _inspect_native(found, args, target, options)
         else:
-            found = inspect_head(
-                Checkpoint(args.checkpoint), target, prompts=prompts,
-                num_tokens=args.tokens, reference=reference,
-            )  # fmt: skip
+            checkpoint = Checkpoint(args.checkpoint)
+            found = inspect_head(checkpoint, target, reference=reference, **options)
     except MtpVerifyError as error:
         found.defects.append(("damaged", str(error)))
     if note:
         found.notes.append(note)
-    return _report(report, found, args.checkpoint)
+    return _report(found, args.checkpoint)
 
 
 def _prompts(args: argparse.Namespace, target: Any | None) -> list[list[int]] | None:
@@ -72,18 +64,17 @@ def _prompts(args: argparse.Namespace, target: Any | None) -> list[list[int]] | 
     return [list(tokenizer(args.prompt)["input_ids"])]
 
 
-def _reference(args: argparse.Namespace, prompts: list[list[int]] | None) -> Any | None:
+def _reference(args: argparse.Namespace, options: dict[str, Any]) -> Any | None:
     if args.reference is None or not args.tokens:
         return None
     from mtp_verify.heads import load, probe
 
     model, _ = load_target(args.reference)
-    head = load(args.reference, model)
-    return probe(head, model, prompts=prompts, num_tokens=args.tokens)
+    return probe(load(args.reference, model), model, **options)
 
 
 def _inspect_native(
-    found: Inspection, args: argparse.Namespace, target: Any | None, prompts: Any
+    found: Inspection, args: argparse.Namespace, target: Any | None, options: dict[str, Any]
 ) -> None:
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads import load, probe
@@ -99,13 +90,13 @@ def _inspect_native(
     stored = Checkpoint(args.checkpoint).tensors
     found.dtypes = dict(Counter(stored[name].dtype for name in head.state_dict()))
     if target is not None and args.tokens:
-        found.probe = probe(head, target, prompts=prompts, num_tokens=args.tokens)
+        found.probe = probe(head, target, **options)
         found.judge()
 
 
-def _report(report: Report, found: Inspection, checkpoint: str) -> Report:
+def _report(found: Inspection, checkpoint: str) -> Report:
     spec = found.spec
-    report.ok = found.status == "ok"
+    report = Report("inspect", ok=found.status == "ok", summary=f"status: {found.status}")
     report.data = {
         "status": found.status,
         "checkpoint": checkpoint,
@@ -113,10 +104,7 @@ def _report(report: Report, found: Inspection, checkpoint: str) -> Report:
         "num_modules": spec.num_modules if spec else 0,
         "claimed_modules": found.claimed,
         "num_layers": spec.num_layers if spec else None,
-        "tensors": found.tensors,
-        "parameters": found.parameters,
-        "dtypes": found.dtypes,
-        "copies": found.copies,
+        **{name: getattr(found, name) for name in ("tensors", "parameters", "dtypes", "copies")},
         "defects": [{"kind": kind, "what": what} for kind, what in found.defects],
         "notes": found.notes,
         "engines": found.engines,
@@ -124,7 +112,7 @@ def _report(report: Report, found: Inspection, checkpoint: str) -> Report:
         "spec": dataclasses.asdict(spec) if spec else None,
     }
     if spec is not None:
-        report.sections.append(_facts(found))
+        report.sections.append(_facts(found, spec))
     if found.engines:
         rows = tuple(found.engines.items())
         report.sections.append(Table("Would it load?", ("engine", "answer"), rows, left=2))
@@ -136,14 +124,10 @@ def _report(report: Report, found: Inspection, checkpoint: str) -> Report:
         ]
     report.sections += [f"note: {note}" for note in found.notes]
     report.sections += [f"{kind}: {what}" for kind, what in found.defects]
-    report.summary = f"status: {found.status}"
     return report
 
 
-def _facts(found: Inspection) -> Table:
-    spec = found.spec
-    if spec is None:
-        return Table("", ("head", ""), (), left=2)
+def _facts(found: Inspection, spec: Any) -> Table:
     rows = [
         ("family", spec.family),
         ("modules x blocks", f"{spec.num_modules} x {spec.num_layers}"),
@@ -169,7 +153,6 @@ COMMAND = Command(
     "mtp-verify inspect path/to/checkpoint --json",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="hf",
     activity="reading the checkpoint ...",
 )

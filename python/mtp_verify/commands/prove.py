@@ -69,11 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Enumerate every rule, every misdeclared draft and, in a build that has them, every mutant.
-
-    Raises:
-        ImportError: This build has no proof; says how to get one that has.
-    """
+    """Enumerate every rule, every misdeclared draft and, in a build that has them, every mutant."""
     del args
     if not hasattr(_core, "prove_rules"):
         message = (
@@ -145,16 +141,12 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _tables() -> tuple[Any, ...]:
-    """Run `_enumerate` in another process: Ctrl-C ends that one, but not a call here.
-
-    The core checks for no signal before its work is done.
-    """
+    """Run `_send` in another process: Ctrl-C ends that one, but no call of the core here."""
     worker = Worker(_send)
     try:
-        found: tuple[Any, ...] = worker.receive()
+        return worker.receive()  # type: ignore[no-any-return]
     finally:
         worker.stop()
-    return found
 
 
 def _send(connection: Connection) -> None:
@@ -166,22 +158,12 @@ def _send(connection: Connection) -> None:
 
 
 def _enumerate() -> tuple[Any, ...]:
-    """Return the tables: rules, floating point, draws, misdeclared drafts and mutants."""
-    return (
-        _core.prove_rules(),
-        _core.prove_floats(),
-        _core.prove_draws(),
-        _core.misdeclared(),
-        _core.mutants(),
-    )
+    tables = (_core.prove_rules, _core.prove_floats, _core.prove_draws)
+    return tuple(table() for table in (*tables, _core.misdeclared, _core.mutants))
 
 
 def _table(
-    title: str,
-    columns: _Columns,
-    lines: Iterable[_Line],
-    *notes: str,
-    left: int = 2,
+    title: str, columns: _Columns, lines: Iterable[_Line], *notes: str, left: int = 2
 ) -> Table:
     rows = tuple(tuple(_cell(line, keys) for keys in columns.values()) for line in lines)
     return Table(title, tuple(columns), rows, left=left, notes=("", *notes))

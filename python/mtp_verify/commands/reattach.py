@@ -29,20 +29,20 @@ def run(args: argparse.Namespace) -> Report:
         warnings.simplefilter("always")
         done = put_back(args.base, args.tuned, args.out)
     drift = "unknown" if done.drift is None else f"{done.drift:.2%}"
+    warned = [str(warning.message) for warning in caught]
     data = {
         "family": done.spec.family,
         "tensors": done.names,
         "retied": done.retied,
         "embedding_drift": done.drift,
-        "warnings": [str(warning.message) for warning in caught],
+        "warnings": warned,
     }
-    lines = [
+    line = (
         f"{done.spec.family}: {len(done.names)} tensors of {done.spec.num_modules} module(s) put "
         f"back, {len(done.retied)} of them tied to the fine-tune's own; drift of the embedding: "
-        f"{drift}",
-        *(str(warning.message) for warning in caught),
-    ]
-    return Report("reattach", data=data, sections=list(lines), summary=f"written: {args.out}")
+        f"{drift}"
+    )
+    return Report("reattach", data=data, sections=[line, *warned], summary=f"written: {args.out}")
 
 
 COMMAND = Command(
@@ -51,7 +51,6 @@ COMMAND = Command(
     "mtp-verify reattach --base original --tuned tuned --out tuned-with-head",
     add_arguments,
     run,
-    needs=("torch",),
     extra="torch",
     activity="writing the checkpoint ...",
 )

@@ -32,75 +32,61 @@ _HEADS: dict[str, dict[str, Any]] = {
         "family": "independent", "num_layers": 2, "plain_share": 1.0, "context_tokens": False,
     },
 }  # fmt: skip
-_TINY: dict[str, Any] = {
-    "max_rows": 256,
-    "draft_vocab_size": 256,
-    "evaluate_every": 10,
-    "dtype": "float32",
-}
+_TINY = {"max_rows": 256, "draft_vocab_size": 256, "evaluate_every": 10, "dtype": "float32"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
         default="smollm2",
         metavar="smollm2|tiny|FOLDER",
         help="the target: SmolLM2-135M (default), a small random model, or a local checkpoint",
     )
-    parser.add_argument(
+    add(
         "--head", choices=list(_HEADS), default="mtp",
         help="mtp (default), ..., or model: an independent draft model of the target's own layers",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--out", type=Path, default=Path("trained-head"), metavar="FOLDER",
         help="of the run; run the same command again to go on after a kill (default: trained-head)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--minutes",
         type=float,
         help="wall time for everything, from the start of the process (default 38; tiny 1)",
     )
-    parser.add_argument("--tokens", type=int, help="most training text (850000)")
-    parser.add_argument(
+    add("--tokens", type=int, help="most training text (850000)")
+    add(
         "--prompts", type=Path, metavar="FILE",
         help='answer these: one JSON object a line with a "prompt", or in a .txt file one prompt a '
         "line; a tenth of them is held out (default: prompts of this package)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--questions", type=float, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=float, help="most passes over it (10)")
-    parser.add_argument("--loss", help="distillation (default), hybrid, log-overlap, ...")
-    parser.add_argument(
+    add("--epochs", type=float, help="most passes over it (10)")
+    add("--loss", help="distillation (default), hybrid, log-overlap, ...")
+    add(
         "--layers", type=int, default=None,
         help="blocks per level (1; KOALA's K), or layers of the model (2)",
     )  # fmt: skip
-    parser.add_argument(
-        "--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)"
-    )
-    parser.add_argument(
+    add("--adversarial", type=float, default=0.0, metavar="WEIGHT", help="KOALA's term (eagle)")
+    add(
         "--from", dest="start", type=Path, metavar="HEAD",
         help="start from the weights of a head trained before instead of random ones",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE",
         help="any other field of the recipe, as plain_share=0; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    add("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Train a head for a target.
-
-    Raises:
-        ParamsError: options that cannot be right, a file that holds no prompts, or a folder of
-            another run.
-        ImportError: torch, transformers or the packaged model is missing.
-        OSError: the folder cannot be written, or the file of prompts cannot be read.
-        NumericsError: the loss is not a number any more.
-    """
+    """Train a head for a target."""
     import torch
 
     from mtp_verify.commands.shared.subjects import subject_for
@@ -135,18 +121,10 @@ def run(args: argparse.Namespace) -> Report:
         lines.show("loading the model")
         subject = subject_for(folder=folder, tiny=is_tiny)
         model = subject.load(recipe.dtype)
-        _, found = stages.train(
-            model,
-            subject.encode,
-            recipe,
-            budget,
-            args.out,
-            tell=lines.show,
-            own=own,
-            start=args.start,
-            load=None if is_tiny else partial(_load, folder, recipe.dtype),
-            began=args.began,
-        )
+        load = None if is_tiny else partial(_load, folder, recipe.dtype)
+        options = {"own": own, "start": args.start, "load": load, "began": args.began}
+        settled = (recipe, budget, args.out)
+        _, found = stages.train(model, subject.encode, *settled, tell=lines.show, **options)
     best, place = found["best"], str(args.out / "head")
     data = {
         "model": subject.name,
@@ -164,7 +142,11 @@ def run(args: argparse.Namespace) -> Report:
         f"acceptance of greedy chains of 4 on held-out {'topics' if own is None else 'prompts'}",
         ("step", "loss", "tau", *(f"depth {depth + 1}" for depth in range(4))),
         tuple(
-            (str(point["step"]), *(f"{value:.{digits}f}" for value, digits in _figures(point)))
+            (
+                str(point["step"]),
+                f"{point['loss']:.3f}",
+                *(f"{value:.2f}" for value in (point["tau"], *point["by_depth"])),
+            )
             for point in found["curve"]
         ),
         left=0,
@@ -176,11 +158,6 @@ def run(args: argparse.Namespace) -> Report:
     return Report("train", data=data, sections=[table], summary=summary)
 
 
-def _figures(point: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """Return the figures of a point of the curve, with their decimals."""
-    return [(point["loss"], 3), (point["tau"], 2), *((share, 2) for share in point["by_depth"])]
-
-
 def _load(folder: str | None, dtype: str) -> Any:
     """Load the target, in another process."""
     from mtp_verify.commands.shared.subjects import subject_for
@@ -189,11 +166,7 @@ def _load(folder: str | None, dtype: str) -> Any:
 
 
 def _changes(words: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """Read fields of a recipe from words like `depth=4`.
-
-    Raises:
-        ParamsError: not of that form, no such field, or one that has an option of its own.
-    """
+    """Read fields of a recipe that have no option of their own from words like `depth=4`."""
     import dataclasses
 
     from mtp_verify.training.recipe import Recipe
@@ -238,6 +211,5 @@ COMMAND = Command(
     "mtp-verify train --model smollm2 --out my-head --minutes 37",
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -16,7 +16,6 @@ from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
 
     from mtp_verify.commands.drawing.recorder import Step
 
@@ -25,28 +24,18 @@ __all__ = ["COMMAND", "add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("prompt", help="the user's message")
+    add = parser.add_argument
+    add("prompt", help="the user's message")
     add_model_arguments(parser)
-    parser.add_argument(
-        "--drafter", choices=tuple(TREES), help="(default: suffix; with --head: head)"
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=48, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--html", type=output_file, metavar="FILE", help="also write a page of pictures"
-    )
+    add("--drafter", choices=tuple(TREES), help="(default: suffix; with --head: head)")
+    add("--max-new-tokens", type=positive, default=48, metavar="N")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--seed", type=int, default=0)
+    add("--html", type=output_file, metavar="FILE", help="also write a page of pictures")
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Generate from a prompt and report every step.
-
-    Raises:
-        ParamsError: a setting is out of range, or a drafter that makes no use of the head.
-        UnsupportedModelError: the head is not for this model.
-        ImportError: torch, transformers or the packaged model is missing.
-        OSError: the page cannot be written, or there is no such head.
-    """
+    """Generate from a prompt and report every step."""
     import torch
 
     from mtp_verify.commands.shared import threads
@@ -65,13 +54,17 @@ def run(args: argparse.Namespace) -> Report:
         head = subject.load_head(model) if entrant.needs_head and subject.load_head else None
         recorder = Recorder(entrant.make(model, params, head))
         progress.show("generating")
-        made = Decoder(model, recorder, params).generate(
-            torch.tensor([subject.encode(args.prompt)]),
-            max_new_tokens=args.max_new_tokens,
-            seed=args.seed,
-        )
-    show = _shown_by(subject.decode)
+        ids = torch.tensor([subject.encode(args.prompt)])
+        options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
+        made = Decoder(model, recorder, params).generate(ids, **options)
+
+    def show(token: int) -> str:
+        # Special tokens decode to nothing, pieces of a character to the replacement character.
+        text = subject.decode([token])
+        return repr(text) if text and "\ufffd" not in text else f"<{token}>"
+
     steps = recorder.steps
+    colour = has_colour(sys.stdout)
     summary = (
         f"{sum(len(step.verdict.tokens) for step in steps)} tokens from {len(steps)} forwards: "
         f"tau {made.stats.tau:.2f} ({subject.name}, drafter {drafter}, seed {args.seed})"
@@ -79,30 +72,15 @@ def run(args: argparse.Namespace) -> Report:
     if args.html is not None:
         page = to_html(steps, subject.decode, show, title=args.prompt, summary=summary)
         args.html.write_text(page, encoding="utf-8")
-    return Report(
-        "view",
-        data={
-            "model": subject.name,
-            "drafter": drafter,
-            "tau": made.stats.tau,
-            "steps": [_data(s) for s in steps],
-        },
-        sections=[_section(step, show) for step in steps],
-        summary=summary + (f"\npictures: {args.html}" if args.html is not None else ""),
-    )
-
-
-def _section(step: Step, show: Callable[[int], str]) -> str:
-    return "\n".join([caption(step), *to_lines(step, show, colour=has_colour(sys.stdout))])
-
-
-def _shown_by(decode: Callable[[Sequence[int]], str]) -> Callable[[int], str]:
-    def show(token: int) -> str:
-        # Special tokens decode to nothing, pieces of a character to the replacement character.
-        text = decode([token])
-        return repr(text) if text and "\ufffd" not in text else f"<{token}>"
-
-    return show
+        summary += f"\npictures: {args.html}"
+    data = {
+        "model": subject.name,
+        "drafter": drafter,
+        "tau": made.stats.tau,
+        "steps": [_data(step) for step in steps],
+    }
+    texts = ["\n".join([caption(s), *to_lines(s, show, colour=colour)]) for s in steps]
+    return Report("view", data=data, sections=[*texts], summary=summary)
 
 
 def _data(step: Step) -> dict[str, Any]:
@@ -125,6 +103,5 @@ COMMAND = Command(
     'mtp-verify view "Repeat: a rose is a rose is a rose." --html steps.html',
     add_arguments,
     run,
-    needs=("torch", "transformers"),
     extra="demo",
 )

@@ -13,10 +13,9 @@ _STARTED_FIELD = 19  # of /proc/self/stat behind the command's name: its 22nd, `
 
 
 def process_start() -> float:
-    """When this process began, of `time.monotonic()`.
+    """Return when this process began, of `time.monotonic()`.
 
-    On other systems than Linux it is when this module was imported,
-    some tenths of a second later.
+    On other systems than Linux: when this module was imported, some tenths of a second later.
     """
     try:
         # The name of the command may hold blanks and brackets itself.

@@ -12,11 +12,9 @@ def cache_folder() -> Path:
     """Return the folder of converted models and measured costs; it need not exist yet.
 
     `MTP_VERIFY_CACHE` names it; otherwise it is `mtp-verify` where the system keeps a user's
-    caches: in `XDG_CACHE_HOME` or `~/.cache` on Linux, in `~/Library/Caches` on macOS, in
-    `%LOCALAPPDATA%` on Windows.
+    caches, such as `XDG_CACHE_HOME` or `~/.cache`.
     """
-    override = os.environ.get("MTP_VERIFY_CACHE")
-    if override:
+    if override := os.environ.get("MTP_VERIFY_CACHE"):
         return Path(override).expanduser()
     from platformdirs import user_cache_path
 

@@ -26,16 +26,11 @@ EXTRAS = {
 def need(
     *modules: str, extra: str = "", command: str = "", subject: str = "this command needs"
 ) -> None:
-    """Refuse to go on without libraries.
-
-    Args:
-        modules: The libraries; none means those of `extra`.
-        extra: The extra of this package that installs them.
-        command: What installs them, where no extra does.
-        subject: How the message begins.
+    """Refuse to go on without libraries; none means those of `extra`.
 
     Raises:
-        ImportError: Says what is missing and what to run.
+        ImportError: After `subject`, says what is missing, and what installs it: `command`, or
+            `extra` of this package.
     """
     missing = [name for name in modules or EXTRAS.get(extra, ()) if find_spec(name) is None]
     if missing:

@@ -85,9 +85,7 @@ class Report:
     def to_text(self, width: int | None = None) -> str:
         """Render for people: the sections, then the summary; `width` as that of a table."""
         parts = [part.to_text(width) if isinstance(part, Table) else part for part in self.sections]
-        if self.summary:
-            parts.append(self.summary)
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, self.summary] if self.summary else parts)
 
     def to_json(self) -> str:
         """Render as one JSON document with the keys `command`, `status` and those of `data`."""

@@ -45,14 +45,11 @@ class Progress:
 
     Args:
         total: Number of steps to come.
-        shows_time_left: Estimate the rest from the mean time of the steps so far; for steps of
-            about the same length.
+        shows_time_left: Estimate the rest from the mean time of the steps so far.
     """
 
     def __init__(self, total: int = 1, *, shows_time_left: bool = False) -> None:
-        self._total = total
-        self._done = 0
-        self._shows_time_left = shows_time_left
+        self._total, self._done, self._shows_time_left = total, 0, shows_time_left
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -68,13 +65,8 @@ class Progress:
         self.show(f"[{self._done}/{self._total}] {left}{text}", on_terminal=on_terminal)
 
     def show(self, text: str, *, on_terminal: bool = True) -> None:
-        """Show a line of the caller's own making; no step is counted.
-
-        Args:
-            text: The line.
-            on_terminal: False leaves a terminal to what others write to it meanwhile.
-        """
-        _line.put(self, text, self._start, on_terminal=on_terminal)
+        """Show a line; without `on_terminal` a terminal is left to what others write meanwhile."""
+        _line.put(self, (text, self._start, on_terminal))
 
     def clear(self) -> None:
         """Take the line away, so that other output can be written."""
@@ -99,9 +91,9 @@ class _Line:
         self._ended: threading.Event | None = None
         self.last_output = 0.0  # when something was written last, of `time.monotonic()`
 
-    def put(self, whose: Progress, text: str, start: float, *, on_terminal: bool) -> None:
-        """Show `text`, in place of all that is shown."""
-        self._texts[whose] = (text, start, on_terminal)
+    def put(self, whose: Progress, what: tuple[str, float, bool]) -> None:
+        """Show a text, in place of all that is shown."""
+        self._texts[whose] = what
         self._refresh()
 
     def take(self, whose: Progress) -> None:
@@ -121,13 +113,13 @@ class _Line:
             self._ended = None
         with contextlib.suppress(OSError, ValueError):  # the stream was closed
             if text and on_terminal and is_terminal(sys.stderr):
-                self._draw(text, start)
+                self._drawn = (text, start)
+                self._draw()
             elif self._live is not None:
                 live, self._live = self._live, None
                 live.stop()
 
-    def _draw(self, text: str, start: float) -> None:
-        self._drawn = (text, start)
+    def _draw(self) -> None:
         if self._live is None:
             from rich.console import Console
             from rich.live import Live
@@ -147,9 +139,8 @@ class _Line:
         """Return the line as a terminal shows it: cut at the terminal's edge."""
         from rich.text import Text
 
-        text, start = self._drawn
-        seconds = time.monotonic() - start
-        return Text(f"{text} ({seconds:.0f} s)", no_wrap=True, overflow="ellipsis")
+        text = f"{self._drawn[0]} ({time.monotonic() - self._drawn[1]:.0f} s)"
+        return Text(text, no_wrap=True, overflow="ellipsis")
 
     def _latest(self) -> tuple[str, float, bool]:
         return next(reversed(self._texts.values()), ("", 0.0, False))
@@ -188,8 +179,7 @@ class TokenPrinter:
     def __init__(
         self, decode: Callable[[Sequence[int]], str], stream: TextIO | None = None
     ) -> None:
-        self._decode = decode
-        self._stream = stream
+        self._decode, self._stream = decode, stream
         self._ids: list[int] = []
         self._num_shown = 0
 
@@ -203,25 +193,20 @@ class TokenPrinter:
 
     def end(self) -> None:
         """Print what still waits, and end the line if there is one."""
-        if not self._ids:
-            return
-        out = self._out()
-        out.write(self._decode(self._ids)[self._num_shown :] + "\n")
-        out.flush()
-
-    def _out(self) -> TextIO:
-        return sys.stdout if self._stream is None else self._stream
+        if self._ids:
+            self._write(self._decode(self._ids)[self._num_shown :] + "\n", "")
 
     def _print(self, ids: Sequence[int], colour: str) -> None:
         if not ids:
             return
         self._ids += ids
         text = self._decode(self._ids)
-        if text.endswith(_UNFINISHED):
-            return
-        out = self._out()
-        new = text[self._num_shown :]
-        out.write(f"{colour}{new}{_PLAIN}" if colour and has_colour(out) else new)
+        if not text.endswith(_UNFINISHED):
+            self._write(text[self._num_shown :], colour)
+            self._num_shown = len(text)
+
+    def _write(self, text: str, colour: str) -> None:
+        out = sys.stdout if self._stream is None else self._stream
+        out.write(f"{colour}{text}{_PLAIN}" if colour and has_colour(out) else text)
         out.flush()
         _line.last_output = time.monotonic()
-        self._num_shown = len(text)

@@ -63,10 +63,8 @@ class Worker:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment; a process that is started meanwhile never gets it.
-
-    A handler set by the work itself would come too late: the imports before it take seconds.
-    """
+    """Hold Ctrl-C back for a moment; a process that is started meanwhile never gets it."""
+    # A handler set by the work itself would come too late: the imports before it take seconds.
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -76,9 +74,7 @@ def _interrupts_wait() -> Iterator[None]:
     # take the signal, and then this one is interrupted all the same, unless the handler waits too.
     held: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()
-    handler = (
-        signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
-    )
+    handler = signal.signal(signal.SIGINT, lambda n, _: held.append(n)) if is_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -26,9 +26,8 @@ class Gate:
     Attributes:
         name: As its own documentation writes it.
         distributions: The names that it is installed under, one of them at a time.
-        first: The first release whose source was read, as its leading numbers: (5, 18) is 5.18 with
-            all its patch releases.
-        last: The last one, in the same form.
+        first, last: The releases whose source was read, as their leading numbers: (5, 18) is 5.18
+            with all its patch releases.
         function: What is replaced, for messages.
         signature: The names of its parameters, in order and with commas between them.
         variable: The environment variable that switches the hook on; empty where a call does.
@@ -63,49 +62,34 @@ class Gate:
     def check(self, version: str, function: Any) -> None:
         """Refuse an engine that is not as it was read; nothing may be replaced before this call.
 
-        Args:
-            version: Of the engine in this process.
-            function: The function that is to be replaced.
-
         Raises:
-            UnsupportedModelError: Another version, or another signature.
+            UnsupportedModelError: Another version of the engine, or another signature of the
+                function that is to be replaced.
         """
         if not self.knows(version):
             self.refuse(f"{version} is not supported (supported: {self.supported})")
-        found = "no such function"
-        if callable(function):
-            found = f"({', '.join(inspect.signature(function).parameters)})"
+        names = inspect.signature(function).parameters if callable(function) else None
+        found = "no such function" if names is None else f"({', '.join(names)})"
         if found != (wanted := f"({self.signature})"):
             self.refuse(f"{version}: {self.function}: found {found}, wanted {wanted}")
 
     def refuse(self, what: str) -> None:
-        """Raise for an engine that a hook cannot be put into.
-
-        Raises:
-            UnsupportedModelError: Always; says that the engine was left as it is.
-        """
+        """Raise `UnsupportedModelError`; it says that the engine was left as it is."""
         message = f"{self.name} {what}; it was left as it is{self.advice}"
         raise UnsupportedModelError(message, slug="unsupported_version")
 
     def switch(self) -> str | None:
-        """Read what the environment variable asks for.
-
-        Returns:
-            None for off, "auto" for on, or one of `choices`.
+        """Read what the environment variable asks for: None for off, "auto", or one of `choices`.
 
         Raises:
             ParamsError: Another value.
         """
-        value = os.environ.get(self.variable, "").strip()
-        if value in {"", "0"}:
-            return None
-        if value == "1":
-            return "auto"
-        if value not in self.choices:
-            wanted = ", ".join(("0", "1", *self.choices))
-            message = f"{self.variable}: found {value!r}, wanted one of: {wanted}"
+        value = os.environ.get(self.variable, "").strip() or "0"
+        known = {"0": None, "1": "auto"} | {choice: choice for choice in self.choices}
+        if value not in known:
+            message = f"{self.variable}: found {value!r}, wanted one of: {', '.join(known)}"
             raise ParamsError(message, slug="param_out_of_range")
-        return value
+        return known[value]
 
 
 ENGINES = {

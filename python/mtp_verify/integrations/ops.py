@@ -7,7 +7,7 @@ rule runs in the core, on the host, whenever the compiled code gets there.
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -102,8 +102,7 @@ def verify_batch(
         The verdicts, on the device of the logits.
 
     Raises:
-        DraftError, RuleError, NumericsError, ParamsError: As `mtp_verify.verify_batch`, with the
-            sequence.
+        DraftError, RuleError, NumericsError, ParamsError: As `mtp_verify.verify_batch`.
 
     Example:
         >>> logits = 9 * torch.eye(3)[torch.tensor([[2, 0, 1], [0, 2, 1]])]
@@ -118,42 +117,28 @@ def verify_batch(
         ([[2, 0, 1], [0, -1, -1]], [2, 0])
     """
     chosen = as_params(params)
-    _check_types(tokens=tokens, logits=logits, seeds=seeds, positions=positions)
+    needed = {"tokens": tokens, "logits": logits, "seeds": seeds, "positions": positions}
     optional = {"parents": parents, "probs": probs, "lengths": lengths}
-    _check_types(**{name: value for name, value in optional.items() if value is not None})
+    for name, tensor in (needed | optional).items():
+        if name in needed or tensor is not None:
+            check_type(name, tensor, Tensor)
     check_type("law", law, str)
     check_type("rule", rule, str)
     for name, default in _OTHERS.items():
         if getattr(chosen, name) != default:
             message = f"{name}: found {getattr(chosen, name)!r} in mv.ops; use mv.verify_batch"
             raise ParamsError(message, slug="not_supported")
-    return Verdicts(
-        *_operator(
-            tokens,
-            logits,
-            parents,
-            probs,
-            lengths,
-            seeds,
-            positions,
-            law,
-            rule,
-            float(chosen.temperature),
-            chosen.top_k,
-            float(chosen.top_p),
-            float(chosen.min_p),
-            chosen.preset,
-        )
-    )
+    shaping = (float(chosen.temperature), chosen.top_k, float(chosen.top_p), float(chosen.min_p))
+    given = (tokens, logits, parents, probs, lengths, seeds, positions, law, rule)
+    return Verdicts(*_operator(*given, *shaping, chosen.preset))
 
 
-def _check_types(**tensors: object) -> None:
-    for name, tensor in tensors.items():
-        check_type(name, tensor, Tensor)
-
-
-def _check_shape(name: str, tensor: Tensor, wanted: Sequence[tuple[int | None, ...]]) -> None:
-    """Refuse a tensor of none of the shapes; None is any size."""
+def _check_shape(
+    name: str, tensor: Tensor | None, wanted: Sequence[tuple[int | None, ...]]
+) -> None:
+    """Refuse a tensor, if there is one, of none of the shapes; None is any size."""
+    if tensor is None:
+        return
     shape = tuple(tensor.shape)
 
     def fits(form: tuple[int | None, ...]) -> bool:
@@ -191,15 +176,11 @@ def _operator(
         raise DraftError(message, slug="shape_mismatch")
     drafts = _drafts(tokens, parents, probs, lengths, law)  # type: ignore[arg-type]
     params = SamplingParams(temperature, top_k, top_p, min_p, preset=preset)  # type: ignore[arg-type]
-    verdicts = verify_drafts(
-        drafts, logits, params,
-        rule=rule,  # type: ignore[arg-type]
-        seeds=to_host(seeds), positions=to_host(positions),
-    )  # fmt: skip
+    options: Any = {"rule": rule, "seeds": to_host(seeds), "positions": to_host(positions)}
+    verdicts = verify_drafts(drafts, logits, params, **options)
     shape = tuple(tokens.shape)
     emitted, path, logprobs = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, np.float32)
-    accepted = verdicts.num_accepted
-    places = np.arange(shape[1])
+    accepted, places = verdicts.num_accepted, np.arange(shape[1])
     is_emitted = places <= accepted[:, None]
     emitted[is_emitted] = verdicts.tokens
     logprobs[is_emitted] = verdicts.logprobs
@@ -210,20 +191,13 @@ def _operator(
 
 
 def _drafts(
-    tokens: Tensor,
-    parents: Tensor | None,
-    probs: Tensor | None,
-    lengths: Tensor | None,
-    law: Law,
+    tokens: Tensor, parents: Tensor | None, probs: Tensor | None, lengths: Tensor | None, law: Law
 ) -> DraftBatch:
     """Pack the nodes that are drafted."""
     count, nodes = tokens.shape
-    if lengths is not None:
-        _check_shape("lengths", lengths, [(count,)])
-    if parents is not None:
-        _check_shape("parents", parents, [(nodes,), (count, nodes)])
-    if probs is not None:
-        _check_shape("probs", probs, [(count, None, None)])
+    _check_shape("lengths", lengths, [(count,)])
+    _check_shape("parents", parents, [(nodes,), (count, nodes)])
+    _check_shape("probs", probs, [(count, None, None)])
     sizes = np.full(count, nodes) if lengths is None else to_host(lengths).numpy() + 1
     for sequence, size in enumerate(sizes.tolist()):
         if not 1 <= size <= nodes:

@@ -66,7 +66,7 @@ def tree_from_links(
 
     Args:
         next_token: int (D,), the first child of each column, -1 for none.
-        next_sibling: int (D,), the next sibling of each column, -1 for none.
+        next_sibling: int (D,), the next sibling of each column, likewise.
 
     Returns:
         The tree, and int64 (N+1,): the column of each of its nodes. Columns that the root does not
@@ -83,10 +83,8 @@ def tree_from_links(
     """
     width = len(next_token)
     if width == 0 or len(next_sibling) != width:
-        message = (
-            f"links: found {width} next tokens and {len(next_sibling)} next siblings, wanted as "
-            "many of each, and the root at least"
-        )
+        found = f"{width} next tokens and {len(next_sibling)} next siblings"
+        message = f"links: found {found}, wanted as many of each, and the root at least"
         raise DraftError(message, slug="shape_mismatch")
     parents: dict[int, int] = {0: -1}
     order = [0]  # breadth first: parents before children, siblings as they are linked
@@ -96,9 +94,8 @@ def tree_from_links(
         while child != -1:
             if not 0 < child < width or child in parents:
                 what = "is linked twice" if child in parents else f"is not in 1 .. {width - 1}"
-                message = (
-                    f"links of column {before}: column {child} {what}; wanted a tree, -1 for none"
-                )
+                place = f"links of column {before}: column {child}"
+                message = f"{place} {what}; wanted a tree, -1 for none"
                 raise DraftError(message, slug="bad_parent", node=before)
             ascending = ascending and before < child
             parents[child] = node
@@ -106,8 +103,8 @@ def tree_from_links(
             child, before = int(next_sibling[child]), child
     if ascending:
         order.sort()
-    place = {column: node for node, column in enumerate(order)}
-    tree = TokenTree([-1] + [place[parents[column]] for column in order[1:]])
+    nodes = {column: node for node, column in enumerate(order)}
+    tree = TokenTree([-1] + [nodes[parents[column]] for column in order[1:]])
     return tree, np.array(order, np.int64)
 
 
@@ -216,17 +213,10 @@ def verify_trees(
             raise DraftError(message, slug=error.slug, node=error.node, sequence=b) from error
         columns.append(own)
     in_order = all(np.array_equal(own, np.arange(len(own))) for own in columns)
-    batched = verify_batch(
-        drafts,
-        rows if in_order else [rows[b, own] for b, own in enumerate(columns)],
-        params,
-        rule=rule,
-        seeds=seeds,
-        positions=positions,
-    )
+    own_rows = rows if in_order else [rows[b, own] for b, own in enumerate(columns)]
+    found = verify_batch(drafts, own_rows, params, rule=rule, seeds=seeds, positions=positions)
     room = accept_index.shape[1]
-    verdicts = [batched[b] for b in range(batch)]
-    verdicts = [verdict.cut(min(verdict.num_accepted + 1, room)) for verdict in verdicts]
+    verdicts = [found[b].cut(min(found[b].num_accepted + 1, room)) for b in range(batch)]
 
     accepted = np.full(tuple(accept_index.shape), -1, np.int64)
     for b, verdict in enumerate(verdicts):
@@ -279,10 +269,11 @@ def eagle_sample(
     """
     device = batch.device
     if batch.forward_mode.is_idle():
-        empty = [torch.empty(0, dtype=torch.int32, device=device) for _ in range(3)]
+        empty = torch.empty((3, 0), dtype=torch.int32, device=device)
         return empty[0], empty[1], empty[2]
     info = batch.sampling_info
     settings = _settings()
+    probs = verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
     _refuse_lossy(settings, info, watermark_state)
     num, width = len(batch.seq_lens), verify_input.draft_token_num
     logits = logits_output.next_token_logits
@@ -290,11 +281,9 @@ def eagle_sample(
     if grammar_mask is not None:
         grammar_mask.apply(logits)
 
-    predict = torch.zeros(num * width, dtype=torch.int32, device=device)
-    accept_index = torch.full(
-        (num, verify_input.max_tree_depth), -1, dtype=torch.int32, device=device
-    )
-    accepted = torch.zeros(num, dtype=torch.int32, device=device)
+    kind: dict[str, Any] = {"dtype": torch.int32, "device": device}
+    predict, accepted = torch.zeros(num * width, **kind), torch.zeros(num, **kind)
+    accept_index = torch.full((num, verify_input.max_tree_depth), -1, **kind)
     verify_trees(
         predicts=predict,
         accept_index=accept_index,
@@ -307,9 +296,7 @@ def eagle_sample(
         params=_params(info, num),
         seeds=_seeds(info, num),
         positions=[int(length) for length in batch.seq_lens.tolist()],
-        draft_probs=(
-            verify_input.draft_probs if settings.speculative_use_rejection_sampling else None
-        ),
+        draft_probs=probs,
         rule=_GATE.switch() or "auto",  # type: ignore[arg-type]
     )
     _synchronise(predict, accept_index, accepted)
@@ -334,11 +321,10 @@ def _refuse_lossy(settings: Any, info: Any, watermark_state: Any) -> None:
         "a watermark": watermark_state is not None and info.has_watermark_candidates,
         "simulated acceptance": SIMULATE_ACC_LEN > 0,
     }
-    names = [name for name, is_set in refused.items() if is_set]
-    if names:
+    if names := " and ".join(name for name, is_set in refused.items() if is_set):
         message = (
-            f"{' and '.join(names)}: changes the distribution of the output, and mtp-verify is "
-            f"exact; unset it, or {_GATE.variable}"
+            f"{names}: changes the distribution of the output, and mtp-verify is exact; unset it, "
+            f"or {_GATE.variable}"
         )
         raise ParamsError(message, slug="unsupported_setting")
 
@@ -356,20 +342,13 @@ def _penalise(logits: torch.Tensor, info: Any, width: int) -> None:
 
 def _params(info: Any, num: int) -> list[SamplingParams]:
     """Return the parameters of each request; for the engine, top_k = 1 means greedy."""
-    columns = [
-        tensor.reshape(-1).tolist()
-        for tensor in (info.temperatures, info.top_ks, info.top_ps, info.min_ps)
-    ]
+    settings = (info.temperatures, info.top_ks, info.top_ps, info.min_ps)
+    columns = [setting.reshape(-1).tolist()[:num] for setting in settings]
     return [
         SamplingParams(temperature=0.0)
         if info.is_all_greedy or top_k == 1
-        else SamplingParams(
-            temperature=temperature,
-            top_k=0 if top_k >= _TOP_K_ALL else int(top_k),
-            top_p=top_p,
-            min_p=min_p,
-        )
-        for temperature, top_k, top_p, min_p in zip(*(c[:num] for c in columns), strict=True)
+        else SamplingParams(temperature, 0 if top_k >= _TOP_K_ALL else int(top_k), top_p, min_p)
+        for temperature, top_k, top_p, min_p in zip(*columns, strict=True)
     ]
 
 
@@ -377,8 +356,7 @@ def _seeds(info: Any, num: int) -> list[int]:
     """Return the requests' own seeds, or fresh ones, so that no step repeats another's noise."""
     if info.sampling_seed is not None:
         return [int(seed) % (1 << 64) for seed in info.sampling_seed.tolist()]
-    drawn: list[int] = torch.randint(1 << 62, (num,)).tolist()
-    return drawn
+    return list(torch.randint(1 << 62, (num,)).tolist())
 
 
 def _synchronise(*tensors: torch.Tensor) -> None:

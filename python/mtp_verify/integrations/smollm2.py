@@ -55,12 +55,16 @@ def find_gguf() -> Path:
     Raises:
         ImportError: the package is not installed, or holds no GGUF file.
     """
-    spec = importlib.util.find_spec(_MODULE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
+    for folder in _folders(_MODULE):
+        for path in sorted(folder.glob("*.gguf")):
             return path
     message = f"SmolLM2 is not installed; run: {INSTALL}"
     raise ImportError(message, name=_MODULE)
+
+
+def _folders(module: str) -> list[Path]:
+    spec = importlib.util.find_spec(module)
+    return [] if spec is None else [Path(path) for path in spec.submodule_search_locations or ()]
 
 
 def find_head() -> Path:
@@ -69,9 +73,8 @@ def find_head() -> Path:
     Raises:
         ImportError: the package `mtp-verify-smollm2-head` is not installed.
     """
-    spec = importlib.util.find_spec(_HEAD_MODULE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        return Path(folder)
+    if folders := _folders(_HEAD_MODULE):
+        return folders[0]
     message = f"the draft head for SmolLM2 is not installed; run: pip install {_HEAD_PACKAGE}"
     raise ImportError(message, name=_HEAD_MODULE)
 
@@ -116,9 +119,8 @@ def prepare(*, progress: bool = True) -> Path:
         _sweep(root)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=root))
     except OSError as error:
-        message = (
-            f"{root} cannot be written ({error}); set MTP_VERIFY_CACHE to a folder with 600 MB free"
-        )
+        advice = "set MTP_VERIFY_CACHE to a folder with 600 MB free"
+        message = f"{root} cannot be written ({error}); {advice}"
         raise OSError(message) from error
     try:
         _convert(gguf, scratch, progress=progress)
@@ -197,20 +199,16 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
     # Early versions of transformers 5 always de-quantise, and have no setting for it.
     settings = getattr(transformers, "GgufConfig", None)
     options = {} if settings is None else {"quantization_config": settings(dequantize=True)}
+    local: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     with contextlib.nullcontext() if progress else quiet_bars():
         packed = AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            local_files_only=True,
-            **options,
+            source, dtype=torch.float32, **local, **options
         )
     if not isinstance(packed, LlamaForCausalLM):
         message = f"{gguf.name} holds a {type(packed).__name__}, not a LlamaForCausalLM"
         raise UnsupportedModelError(message, slug="unexpected_architecture")
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, local_files_only=True)
-    # The loaded model still counts as quantised and refuses to be saved: move its weights into a
-    # plain one.
+    tokenizer = AutoTokenizer.from_pretrained(source, **local)
+    # The loaded model counts as quantised and refuses to be saved: a plain one takes its weights.
     config = packed.config
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):

@@ -28,14 +28,7 @@ _MIN_PROMPTS = 3  # the spread of two says next to nothing: t is 12.7 there
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval.
-
-    Attributes:
-        value: the estimate.
-        low: end of the interval, or None with fewer than three prompts.
-        high: the other end.
-        num_prompts: that it rests on.
-    """
+    """A figure with its 95 % interval, whose ends are None with fewer than three prompts."""
 
     value: float
     low: float | None

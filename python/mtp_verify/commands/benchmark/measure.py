@@ -33,14 +33,11 @@ MODES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One generation.
+    """One generation in one of `MODES` from the prompt of an index.
 
     Attributes:
-        prompt: index of the prompt.
-        mode: of `MODES`.
         entrant: its name, `PLAIN`, or `LIBRARY` for transformers' own loop.
-        late_tokens: emitted after the first step, which reads the prompt.
-        late_seconds: in which these were emitted.
+        late_tokens: emitted after the first step, which reads the prompt, in `late_seconds`.
     """
 
     prompt: int
@@ -61,9 +58,7 @@ class _Clock:
     """A streamer that notes when the first tokens were emitted, and how many."""
 
     def __init__(self) -> None:
-        self.first = 0.0
-        self.num_first = 0
-        self._calls = 0
+        self.first, self.num_first, self._calls = 0.0, 0, 0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, then tokens."""
@@ -89,17 +84,8 @@ def measure(
     """Generate from each prompt in each mode: plainly, by transformers, and with each drafter.
 
     Runs on one prompt follow one another, in an order that rotates from prompt to prompt, so that a
-    change of the machine's load affects all of them.
-
-    Args:
-        model: a transformers causal language model in evaluation mode.
-        prompts: token ids of each.
-        entrants: the drafters.
-        modes: of `MODES`.
-        max_new_tokens: an EOS token may end a run earlier.
-        seed: prompt i takes `derive_seed(seed, i)`.
-        head: a trained head for the model, where an entrant drafts with one.
-        tell: called before each run with prompt, mode and entrant.
+    change of the machine's load affects all of them. `tell` is called before each run with prompt,
+    mode and entrant; prompt i, of token ids, takes `derive_seed(seed, i)`.
     """
     costs = MeasuredCosts(as_target(model))  # measured when they are first asked for
     for index, tokens in enumerate(prompts):
@@ -107,10 +93,9 @@ def measure(
         own = derive_seed(seed, index)
         for mode in modes:
             params = MODES[mode]
-            # Fresh drafters: nothing is known from other prompts.
-            ways: list[tuple[str, Any, Planner | None]] = [(PLAIN, None, None)]
-            ways.append((LIBRARY, None, None))
-            for entrant in entrants:
+            ways: list[tuple[str, Any, Planner | None]]
+            ways = [(PLAIN, None, None), (LIBRARY, None, None)]
+            for entrant in entrants:  # fresh drafters: nothing is known from other prompts
                 planner = Planner(costs) if entrant.is_planned else None
                 ways.append((entrant.name, entrant.make(model, params, head), planner))
             shift = index % len(ways)

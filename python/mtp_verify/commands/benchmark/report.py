@@ -36,12 +36,9 @@ _COLOURS = (
 def summarise(
     runs: Sequence[Run], prompts: Sequence[BenchPrompt], entrants: Sequence[Entrant]
 ) -> dict[str, Any]:
-    """Return the figures of each mode and drafter.
+    """Return the figures of each mode and drafter; by category, where that is a group of prompts.
 
-    They are, for each mode: `plain` and `transformers` (tokens per second), `repetition` of the
-    plain texts by category, and, per drafter, `tau` by category and over all prompts, accepted per
-    drafted token, and, unless it is an upper bound, tokens per second and its ratios to plain
-    decoding and to transformers' `generate` by category.
+    A drafter that is an upper bound has no speeds.
     """
     figures: dict[str, Any] = {}
     for mode in dict.fromkeys(run.mode for run in runs):
@@ -54,17 +51,14 @@ def summarise(
         for entrant in entrants:
             mine = [found[index, entrant.name] for index in range(len(prompts))]
             stats = [run.stats for run in mine]
+            drafted, accepted = [run.drafted for run in stats], [run.accepted for run in stats]
             entry: dict[str, Any] = {
                 "is_upper_bound": entrant.is_upper_bound,
                 "tau": {
-                    category: tau([stats[index] for index in indices])
-                    for category, indices in members.items()
+                    name: tau([stats[at] for at in places]) for name, places in members.items()
                 },
-                "drafted_per_step": ratio(
-                    [run.drafted for run in stats], [run.steps for run in stats]
-                ),
-                "accepted_per_drafted": sum(run.accepted for run in stats)
-                / max(1, sum(run.drafted for run in stats)),
+                "drafted_per_step": ratio(drafted, [run.steps for run in stats]),
+                "accepted_per_drafted": sum(accepted) / max(1, sum(drafted)),
             }
             if not entrant.is_upper_bound:
                 entry["tokens_per_second"] = _speed(mine)
@@ -75,8 +69,8 @@ def summarise(
             "plain": {"tokens_per_second": _speed(plain)},
             "transformers": {"tokens_per_second": _speed(library)},
             "repetition": {
-                category: sum(shares[index] for index in indices) / len(indices)
-                for category, indices in members.items()
+                name: sum(shares[at] for at in places) / len(places)
+                for name, places in members.items()
             },
             "drafters": by_entrant,
         }
@@ -111,10 +105,7 @@ def _over(
         a.tokens_per_second / b.tokens_per_second if a.late_tokens and b.late_tokens else 1.0
         for a, b in zip(mine, theirs, strict=True)
     ]
-    return {
-        category: geometric_mean([ratios[index] for index in indices])
-        for category, indices in members.items()
-    }
+    return {name: geometric_mean([ratios[at] for at in places]) for name, places in members.items()}
 
 
 def _speed(runs: Sequence[Run]) -> Estimate:
@@ -136,49 +127,39 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     for mode, found in figures.items():
         drafters = found["drafters"]
         names = [name + " *" * entry["is_upper_bound"] for name, entry in drafters.items()]
-        categories = list(next(iter(drafters.values()))["tau"])
-        made.append(
-            Table(
-                title=f"tau, {mode} (mean tokens per step, 95 % interval over prompts)",
-                columns=("category", "prompts", "repeats", *names),
-                rows=tuple(
-                    (
-                        category,
-                        str(next(iter(drafters.values()))["tau"][category].num_prompts),
-                        f"{100 * found['repetition'][category]:.0f} %",
-                        *(_cell(entry["tau"][category]) for entry in drafters.values()),
-                    )
-                    for category in categories
-                ),
-                notes=(
-                    "repeats: 4-grams of the plain text that occurred in it before",
-                    "* the target drafts for itself: an upper bound for trees of this size",
-                ),
+        taus = [
+            (
+                category,
+                str(estimate.num_prompts),
+                f"{100 * found['repetition'][category]:.0f} %",
+                *(_cell(entry["tau"][category]) for entry in drafters.values()),
             )
-        )
-        made.append(
-            Table(
-                title=f"speed, {mode} (decoding alone, from the first token on)",
-                columns=("drafter", "drafted/step", "kept", "tokens/s", *_RATIOS.values()),
-                rows=(
-                    *(
-                        (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
-                        for name in (LIBRARY, PLAIN)
-                    ),
-                    *(
-                        (
-                            name,
-                            f"{entry['drafted_per_step'].value:.1f}",
-                            f"{100 * entry['accepted_per_drafted']:.0f} %",
-                            _cell(entry["tokens_per_second"], 1),
-                            *(f"{_cell(entry[name][ALL])} x" for name in _RATIOS),
-                        )
-                        for name, entry in drafters.items()
-                        if not entry["is_upper_bound"]
-                    ),
-                ),
+            for category, estimate in next(iter(drafters.values()))["tau"].items()
+        ]
+        plain = [
+            (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
+            for name in (LIBRARY, PLAIN)
+        ]
+        speeds = [
+            (
+                name,
+                f"{entry['drafted_per_step'].value:.1f}",
+                f"{100 * entry['accepted_per_drafted']:.0f} %",
+                _cell(entry["tokens_per_second"], 1),
+                *(f"{_cell(entry[name][ALL])} x" for name in _RATIOS),
             )
+            for name, entry in drafters.items()
+            if not entry["is_upper_bound"]
+        ]
+        notes = (
+            "repeats: 4-grams of the plain text that occurred in it before",
+            "* the target drafts for itself: an upper bound for trees of this size",
         )
+        title = f"tau, {mode} (mean tokens per step, 95 % interval over prompts)"
+        made.append(Table(title, ("category", "prompts", "repeats", *names), (*taus,), notes=notes))
+        title = f"speed, {mode} (decoding alone, from the first token on)"
+        heads = ("drafter", "drafted/step", "kept", "tokens/s", *_RATIOS.values())
+        made.append(Table(title, heads, (*plain, *speeds)))
     return made
 
 
@@ -191,14 +172,7 @@ def _cell(estimate: Estimate, digits: int = 2) -> str:
 
 
 def draw(figures: dict[str, Any], title: str, path: Path) -> None:
-    """Draw tau and speed by category and drafter, two panels a mode.
-
-    The suffix of the path decides the format, such as .svg or .png.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        OSError: the file cannot be written.
-    """
+    """Draw tau and speed by category and drafter, two panels a mode; the suffix is the format."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -234,18 +208,13 @@ def _fill(panel: Any, drafters: dict[str, Any], kind: str, categories: Sequence[
         face = "white" if entry["is_upper_bound"] else colour
         label = name + " (upper bound)" * entry["is_upper_bound"]
         places = [place + offset for place in range(len(categories))]
-        lows = [_or(estimate.low, estimate.value) for estimate in estimates]
-        highs = [_or(estimate.high, estimate.value) for estimate in estimates]
+        lows = [e.value if e.low is None else e.low for e in estimates]
+        highs = [e.value if e.high is None else e.high for e in estimates]
         panel.hlines(places, lows, highs, color=colour, linewidth=0.8, alpha=0.6)
-        panel.plot(
-            values, places, "o", markersize=3.5, color=colour, markerfacecolor=face, label=label
-        )
+        style = {"color": colour, "markerfacecolor": face, "markersize": 3.5}
+        panel.plot(values, places, "o", label=label, **style)
     # Intervals from two or three prompts can be very wide: the points set the scale.
     values = [e.value for entry in drafters.values() for e in entry.get(kind, {}).values()]
     panel.set_xlim(min(0.9, 0.95 * min(values, default=1.0)), 1.05 * max(values, default=1.0))
     panel.axvline(1.0, color="black", linewidth=0.6)
     panel.grid(axis="x", linewidth=0.3)
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value

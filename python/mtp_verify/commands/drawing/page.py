@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from mtp_verify.commands.drawing.recorder import Step
 
+    Decode = Callable[[Sequence[int]], str]
+
 __all__ = ["to_html"]
 
 _CSS = (
@@ -29,12 +31,7 @@ _CSS = (
 
 
 def to_html(
-    steps: Sequence[Step],
-    decode: Callable[[Sequence[int]], str],
-    show: Callable[[int], str],
-    *,
-    title: str,
-    summary: str,
+    steps: Sequence[Step], decode: Decode, show: Callable[[int], str], *, title: str, summary: str
 ) -> str:
     """Render the steps of one request, in order, as a page that loads nothing."""
     pictures = "".join(
@@ -49,13 +46,12 @@ def to_html(
     )
 
 
-def _text(steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> str:
+def _text(steps: Sequence[Step], decode: Decode) -> str:
     """Render the generated text; a piece is empty if its last character ends in a later one."""
     ids: list[int] = []
     shown, parts = "", []
     for step in steps:
-        tokens = step.verdict.tokens.tolist()
-        kept = step.verdict.num_accepted
+        tokens, kept = step.verdict.tokens.tolist(), step.verdict.num_accepted
         for kind, piece in (("kept", tokens[:kept]), ("bonus", tokens[kept:])):
             ids += piece
             text = decode(ids)

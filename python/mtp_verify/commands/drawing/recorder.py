@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder", "Step"]
 
+# What the decoder reads and calls of a drafter, beside what is recorded.
+_READ = ("laws", "makes_trees", "hidden_layers")
+_CALLED = ("check_vocabulary", "check_rule", "start", "observe", "release")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -44,30 +48,14 @@ class Step:
 
 
 class Recorder(Drafter):
-    """Drafts as `drafter` does, and keeps the steps.
-
-    Args:
-        drafter: any drafter.
-    """
+    """Drafts as `drafter` does, and keeps the steps."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self.laws, self.makes_trees = drafter.laws, drafter.makes_trees
-        self.hidden_layers = drafter.hidden_layers
+        for name in (*_READ, *_CALLED):
+            setattr(self, name, getattr(drafter, name))
         self._proposed: list[tuple[int, int, Draft]] = []
         self.steps: list[Step] = []
-
-    def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Let the drafter refuse the target's vocabulary."""
-        self._drafter.check_vocabulary(vocab_size)
-
-    def check_rule(self, rule: str) -> None:
-        """Let the drafter refuse the rule."""
-        self._drafter.check_rule(rule)
-
-    def start(self, request: Request) -> None:
-        """Take a new request."""
-        self._drafter.start(request)
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """Return the drafter's own drafts."""
@@ -78,12 +66,6 @@ class Recorder(Drafter):
         ]
         return drafts
 
-    def observe(
-        self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]
-    ) -> None:
-        """Hand the target's rows to the drafter."""
-        self._drafter.observe(requests, drafts, logits)
-
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Keep the step, and tell the drafter."""
         self.steps += [
@@ -91,7 +73,3 @@ class Recorder(Drafter):
             for (position, root, draft), verdict in zip(self._proposed, verdicts, strict=False)
         ]
         self._drafter.commit(verdicts, hidden)
-
-    def release(self, request: Request) -> None:
-        """Forget a request; its steps stay."""
-        self._drafter.release(request)

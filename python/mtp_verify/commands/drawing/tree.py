@@ -76,15 +76,10 @@ def _branches(nodes: list[int], indent: str) -> list[tuple[int, str, str]]:
 def to_svg(step: Step, show: Callable[[int], str]) -> str:
     """Draw the tree from left to right: a column for each depth, a row for each leaf."""
     boxes = _boxes(step, show)
-    widths = [0.0] * (1 + max(box.column for box in boxes))
-    for box in boxes:
-        widths[box.column] = max(widths[box.column], box.width)
-    starts = [sum(widths[:column]) + _GAP * column for column in range(len(widths))]
-    curves = "".join(
-        _curve(starts[boxes[box.parent].column] + boxes[box.parent].width, boxes[box.parent].row,
-               starts[box.column], box.row, box.kind)
-        for box in boxes[1:]
-    )  # fmt: skip
+    columns = range(1 + max(box.column for box in boxes))
+    widths = [max(box.width for box in boxes if box.column == column) for column in columns]
+    starts = [sum(widths[:column]) + _GAP * column for column in columns]
+    curves = "".join(_curve(starts, boxes[box.parent], box) for box in boxes[1:])
     drawn = "".join(_rectangle(starts[box.column], box) for box in boxes)
     width = starts[-1] + widths[-1] + 2
     height = _ROW * (1 + max(box.row for box in boxes))
@@ -138,8 +133,7 @@ def _rows(tree: TokenTree) -> list[int]:
             free += 1
     # Parents come before their children, so that backwards each child is placed already.
     for node in reversed(range(len(tree))):
-        children = tree.children(node)
-        if children:
+        if children := tree.children(node):
             rows[node] = rows[children[0]]
     return rows
 
@@ -153,8 +147,9 @@ def _rectangle(x: float, box: _Box) -> str:
     )
 
 
-def _curve(x0: float, row0: int, x1: float, row1: int, kind: str) -> str:
-    y0, y1 = (_ROW * row + _ROW // 2 - 1 for row in (row0, row1))
+def _curve(starts: list[float], parent: _Box, box: _Box) -> str:
+    x0, x1 = starts[parent.column] + parent.width, starts[box.column]
+    y0, y1 = (_ROW * row + _ROW // 2 - 1 for row in (parent.row, box.row))
     middle = (x0 + x1) / 2
     points = f"M{x0:.1f} {y0} C{middle:.1f} {y0} {middle:.1f} {y1} {x1:.1f} {y1}"
-    return f'<path class="{kind}" d="{points}"/>'
+    return f'<path class="{box.kind}" d="{points}"/>'

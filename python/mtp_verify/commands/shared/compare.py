@@ -82,7 +82,7 @@ def race(
         model: the decoder's target, a transformers causal language model in evaluation mode.
         decoder: with the drafter, and the parameters of all three.
         input_ids: (1, T) int64.
-        max_new_tokens: an EOS token may end a run earlier.
+        max_new_tokens: of each run; an EOS token may end it earlier.
         seed: of our runs, and of torch's generator for transformers' ones (set for the run only).
         repeats: at least 1.
 
@@ -96,12 +96,8 @@ def race(
         made = library_generate(model, input_ids, decoder.params, max_new_tokens, seed)
         speed = (made.shape[1] - input_ids.shape[1]) / (perf_counter() - start)
         best["transformers"] = max(best["transformers"], speed)
-        plain, fast = (
-            decoder.generate(
-                input_ids, max_new_tokens=max_new_tokens, seed=seed, speculate=speculate
-            )
-            for speculate in (False, True)
-        )
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+        plain, fast = (decoder.generate(input_ids, **options, speculate=s) for s in (False, True))
         best["plain"] = max(best["plain"], plain.stats.tokens_per_second)
         if winner is None or fast.stats.tokens_per_second > best["speculative"]:
             best["speculative"], winner = fast.stats.tokens_per_second, fast
@@ -109,30 +105,15 @@ def race(
 
 
 def identical(
-    model: Any,
-    decoder: Decoder,
-    input_ids: torch.Tensor,
-    *,
-    max_new_tokens: int,
-    seed: int = 0,
+    model: Any, decoder: Decoder, input_ids: torch.Tensor, *, max_new_tokens: int, seed: int = 0
 ) -> Identity:
     """Compare the tokens of plain and speculative decoding: greedy, or with the rule "coupled".
 
-    Args:
-        model: the decoder's target, in float32 if identity is expected.
-        decoder: with the drafter. At temperatures above 0 rules other than "coupled" give the same
-            distribution, but not the same tokens.
-        input_ids: (1, T) int64.
-        max_new_tokens: an EOS token may end a run earlier.
-        seed: of both runs.
-
-    Returns:
-        Whether they are equal, and if not where they part.
+    Other rules give the same distribution, but not the same tokens. Arguments as those of `race`;
+    the model is in float32 if identity is expected.
     """
-    runs = [
-        decoder.generate(input_ids, max_new_tokens=max_new_tokens, seed=seed, speculate=speculate)
-        for speculate in (False, True)
-    ]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+    runs = [decoder.generate(input_ids, **options, speculate=s) for s in (False, True)]
     plain, fast = (run.tokens[0] for run in runs)
     if plain == fast:
         return Identity(is_identical=True, num_tokens=len(plain))
@@ -146,9 +127,7 @@ def identical(
         two = row[[plain[index], fast[index]]].double()
         gap = float((two[0] - two[1]).abs())
         scale = float(torch.finfo(row.dtype).eps * two.abs().max())
-    return Identity(
-        is_identical=False, num_tokens=len(plain), first_difference=index, gap=gap, scale=scale
-    )
+    return Identity(False, len(plain), index, gap, scale)  # noqa: FBT003
 
 
 def library_generate(
@@ -159,11 +138,10 @@ def library_generate(
     seed: int,
     **options: Any,
 ) -> torch.Tensor:
-    """Run transformers' own loop with the same settings, further `options` of `generate` aside.
+    """Run transformers' own loop with the same settings; `options` are further ones of `generate`.
 
     Returns:
-        (1, T + n) int64, prompt and new tokens. The seed of torch's generator is set for the run
-        only.
+        (1, T + n) int64, prompt and new tokens. The seed of torch's generator is set for the run.
     """
     options["do_sample"] = not params.is_greedy
     if not params.is_greedy:

@@ -22,8 +22,8 @@ class Entrant:
         kind: class of the drafter; `settings` are its arguments.
         parts: those that a `Combined` asks.
         is_planned: a planner chooses the size of its drafts.
-        is_upper_bound: it drafts with the target itself: its tau is what a drafter could reach at
-            best with these limits, and its speed means nothing.
+        is_upper_bound: it drafts with the target itself: its tau is the best that a drafter could
+            reach with these limits, and its speed means nothing.
     """
 
     name: str
@@ -68,9 +68,7 @@ for _kind, _entry in drafters.REGISTRY.items():
             _tree = f"{_entry.name} tree"
             _BY_NAME[_tree] = Entrant(_tree, _kind, dict(_entry.tree))
 
-_SUFFIX, _SUFFIX_TREE, _HEAD_TREE = (
-    _BY_NAME[name] for name in ("suffix", "suffix tree", "head tree")
-)
+_SUFFIX, _SUFFIX_TREE, _HEAD_TREE = (_BY_NAME[n] for n in ("suffix", "suffix tree", "head tree"))
 # A doubtful token is seldom right and makes the forward wider.
 _SURE_HEAD = Entrant("sure head", "Heads", {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1})
 _WIDE = {"max_nodes": 16, "max_children": 4}

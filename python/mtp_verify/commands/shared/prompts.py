@@ -21,13 +21,7 @@ _FIELDS = ("id", "category", "prompt")
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """A user's message.
-
-    Attributes:
-        id: unique in its set.
-        category: what kind of text answers it; figures are given for each.
-        prompt: the message.
-    """
+    """A user's message, with an id unique in its set, and the kind of text that answers it."""
 
     id: str
     category: str
@@ -35,13 +29,10 @@ class BenchPrompt:
 
 
 def load(path: Path) -> list[BenchPrompt]:
-    """Read a file of one JSON object a line with the texts `id`, `category` and `prompt`.
-
-    Other fields are ignored, and so are empty lines.
+    """Read a file of one JSON object a line with `id`, `category`, `prompt` and others, ignored.
 
     Raises:
         ParamsError: the file is not of that form; names the line.
-        OSError: it cannot be read.
     """
     found = [BenchPrompt(*read_object(line, where, _FIELDS)) for where, line in read_lines(path)]
     name, count = Counter(prompt.id for prompt in found).most_common(1)[0]
@@ -64,11 +55,8 @@ def pick(prompts: Sequence[BenchPrompt], per_category: int | None) -> list[Bench
 
 def held_out(count: int) -> list[BenchPrompt]:
     """Return `count` prompts, in a random order, on the topics that training holds out."""
-    texts = make_prompts(0, held_out=True)[:count]
-    return [
-        BenchPrompt(f"held-out-{number}", "held-out topics", text)
-        for number, text in enumerate(texts, 1)
-    ]
+    texts, kind = make_prompts(0, held_out=True)[:count], "held-out topics"
+    return [BenchPrompt(f"held-out-{at}", kind, text) for at, text in enumerate(texts, 1)]
 
 
 # The small set of `bench`, and what `demo` answers.

@@ -23,15 +23,13 @@ __all__ = ["Subject", "planner_for", "subject_for", "versions"]
 class Subject:
     """A model with its text side.
 
-    Args:
-        name: For reports.
+    Attributes:
         load: From the name of a dtype to a model in evaluation mode.
         encode: From a user's message to the prompt's ids, chat template included.
         encode_raw: From a text to its ids.
         decode: From ids to text, special tokens left out.
-        load_head: From a loaded model to the draft head that was asked for, or else to the one that
-            is installed for it; None where there is neither.
-        is_head_given: Whether a head was asked for.
+        load_head: From a loaded model to the draft head that was asked for (`is_head_given`), or
+            else to the one that is installed for it; None where there is neither.
     """
 
     name: str
@@ -51,11 +49,12 @@ class Subject:
             ParamsError: it is "head", and there is none; or a head was given for another drafter.
         """
         name = name or ("suffix" if self.load_head is None else "head")
+        message = ""
         if name == "head" and self.load_head is None:
             message = f"there is no trained head for {self.name}; give --head, or another drafter"
-            raise ParamsError(message, slug="bad_options")
-        if name != "head" and self.is_head_given:
+        elif name != "head" and self.is_head_given:
             message = f"--drafter {name} makes no use of what --head gives; leave one of them out"
+        if message:
             raise ParamsError(message, slug="bad_options")
         return name
 
@@ -142,10 +141,10 @@ def _head(path: str, model: Any) -> Any:
 def _smollm2() -> Subject:
     from mtp_verify.integrations import smollm2
 
-    _, tokenizer = smollm2.load("bfloat16")
-    subject = _with_tokenizer(
-        "SmolLM2-135M-Instruct", lambda dtype: smollm2.load(dtype)[0], tokenizer
-    )
+    def load(dtype: str) -> Any:
+        return smollm2.load(dtype)[0]
+
+    subject = _with_tokenizer("SmolLM2-135M-Instruct", load, smollm2.load("bfloat16")[1])
     return replace(subject, load_head=smollm2.load_head if smollm2.has_head() else None)
 
 
@@ -154,10 +153,8 @@ def _checkpoint(folder: Path) -> Subject:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def load(dtype: str) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True
-        )
-        return model.eval()
+        read = AutoModelForCausalLM.from_pretrained
+        return read(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
     if not (folder / "config.json").is_file():
         message = f"{folder}: found no config.json, wanted a folder that save_pretrained wrote"

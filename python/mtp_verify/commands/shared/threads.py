@@ -68,10 +68,8 @@ class ThreadReport:
 
 
 def num_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
@@ -84,10 +82,6 @@ def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
     Args:
         model: a transformers model or a `Target`, on the CPU.
         counts: thread counts to try; None tries 1, 2, 4, ... and the number of cores.
-
-    Returns:
-        The report; `best` has the least sum over the widths, fewer threads being preferred unless
-        more save 5 %.
 
     Raises:
         UnsupportedModelError: the model cannot decode.
@@ -114,11 +108,8 @@ def measure(model: Any, counts: Sequence[int] | None = None) -> ThreadReport:
                     samples[count][width].append(1e3 * (perf_counter() - start))
     finally:
         torch.set_num_threads(before)
-    times = {
-        count: {width: median(values) for width, values in row.items()}
-        for count, row in samples.items()
-        if all(row.values())
-    }
+    timed = {count: row for count, row in samples.items() if all(row.values())}
+    times = {n: {w: median(values) for w, values in row.items()} for n, row in timed.items()}
     return ThreadReport(_best(times), times, cores, others=meter.read())
 
 
@@ -133,8 +124,7 @@ def use_best(model: Any) -> ThreadReport:
     Raises:
         UnsupportedModelError: as `measure`; the thread count is unchanged.
     """
-    target = as_target(model)
-    cores = num_cores()
+    target, cores = as_target(model), num_cores()
     key = _key(target, cores)
     known = {} if key is None else store.load(key)
     if _is_complete(known, _default_counts(cores)):
@@ -147,10 +137,8 @@ def use_best(model: Any) -> ThreadReport:
 
 def renew(model: Any) -> ThreadReport:
     """Measure, whatever is kept, and keep it as `use_best` does; set nothing; as `measure`."""
-    target = as_target(model)
-    cores = num_cores()
-    counts = _default_counts(cores)
-    key = _key(target, cores)
+    target, cores = as_target(model), num_cores()
+    counts, key = _default_counts(cores), _key(target, cores)
     report = measure(target, counts)
     is_quiet = report.others is None or report.others <= _QUIET
     if key is None or not is_quiet or not _is_complete(report.milliseconds, counts):
@@ -183,10 +171,7 @@ class _Meter:
 
 
 def _busy_seconds() -> float | None:
-    """Return for how many seconds this process's cores have been busy; None if unknown.
-
-    Time that a host took away from a virtual machine counts as busy.
-    """
+    """Return for how many seconds this process's cores have been busy, or taken away by a host."""
     try:
         cores = os.sched_getaffinity(0)
         total = 0
@@ -210,19 +195,15 @@ def _is_complete(times: dict[int, dict[int, float]], counts: list[int]) -> bool:
 
 def _best(times: dict[int, dict[int, float]]) -> int:
     """Return the count with the least sum over the widths, with few threads at equal times."""
-    fewest, *others = sorted(times)
-    best = fewest
-    for count in others:
+    best = min(times)
+    for count in sorted(times):
         if sum(times[count].values()) < _WORTHWHILE * sum(times[best].values()):
             best = count
     return best
 
 
 def _default_counts(cores: int) -> list[int]:
-    counts = [1]
-    while counts[-1] * 2 <= cores:
-        counts.append(counts[-1] * 2)
-    return sorted({*counts, cores})
+    return sorted({*(2**power for power in range(cores.bit_length())), cores})
 
 
 def _step(target: Target, cache: Any, width: int) -> None:

@@ -124,12 +124,7 @@ class Followed:
         self._place.before = self._own
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Call copies of them, as they are after the calls for the text before.
-
-        Args:
-            input_ids: (1, T) int64.
-            scores: (1, V) float32.
-        """
+        """Call copies of them, as they are after the calls for the text before."""
         place = self._place
         shown = torch.cat([self._padding[None].to(input_ids), input_ids], dim=1)
         # Processors may write into what they are given.
@@ -149,7 +144,7 @@ class Unchanging:
         """Call them, and refuse those that it has changed."""
         scores = _run(self._called, input_ids, scores)
         for processor, first in zip(self._copies, self._first, strict=True):
-            if not _is_same(processor, first):
+            if not _is_same(processor, first, set()):
                 message = (
                     f"logits processor {_name(processor)} keeps state (a call has changed it), and "
                     "the rows of a batch are at different lengths: generate one sequence at a time"
@@ -168,45 +163,33 @@ def _name(processor: Any) -> str:
     return str(getattr(processor, "__name__", type(processor).__name__))
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
     """Return whether two copies of one object are equal; False if that cannot be known."""
-    return _compare(one, other, set())
-
-
-def _compare(one: Any, other: Any, open_pairs: set[tuple[int, int]]) -> bool:
     pair = id(one), id(other)
-    if one is other or pair in open_pairs:
+    if one is other or pair in seen:
         return True
     if type(one) is not type(other):
         return False
-    open_pairs.add(pair)
+    seen.add(pair)
+    is_same = functools.partial(_is_same, seen=seen)
     if isinstance(one, torch.Tensor):
         same: bool = one.shape == other.shape and one.dtype == other.dtype
         return same and bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            _compare(value, other[key], open_pairs) for key, value in one.items()
-        )
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(
-            _compare(a, b, open_pairs) for a, b in zip(one, other, strict=True)
-        )
+        return len(one) == len(other) and all(map(is_same, one, other))
     if isinstance(one, MethodType):
-        return _compare(one.__self__, other.__self__, open_pairs)
+        return is_same(one.__self__, other.__self__)
     if isinstance(one, functools.partial):
-        return _compare(
-            (one.func, one.args, one.keywords), (other.func, other.args, other.keywords), open_pairs
-        )
-    if not _has_equality(one) and hasattr(one, "__dict__"):
-        return _compare(vars(one), vars(other), open_pairs)
+        parts = ("func", "args", "keywords")
+        return all(is_same(getattr(one, part), getattr(other, part)) for part in parts)
+    inherited: Any = object.__eq__
+    if type(one).__eq__ is inherited and hasattr(one, "__dict__"):
+        return is_same(vars(one), vars(other))
     try:
         return bool(one == other)
     except Exception:  # noqa: BLE001 - their own comparison may raise anything
         return False
-
-
-def _has_equality(value: Any) -> bool:
-    inherited: Any = object.__eq__
-    return type(value).__eq__ is not inherited

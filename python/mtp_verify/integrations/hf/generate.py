@@ -109,21 +109,12 @@ def generate(
     if without_compiler(model) is not model:
         # `generate` of a compiled module is that of the model inside, which knows of no compiler.
         settings["compiled_model"] = model
-    # Some models call the first argument otherwise.
-    prompt = () if inputs is None else (inputs,)
+    prompt = () if inputs is None else (inputs,)  # some models call it otherwise
     return model.generate(*prompt, custom_generate=call, **settings)
 
 
 def _take(settings: dict[str, Any], own: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take out the arguments that this function handles itself.
-
-    Args:
-        settings: of the call.
-        own: the model's generation config, by which `generate` fills up what the call leaves open.
-
-    Returns:
-        What was taken, by name, and the settings without it.
-    """
+    """Return the arguments that this function handles itself, and the settings without them."""
     for name in _TAKEN:
         if getattr(own, name, None) is not None:
             message = (
@@ -161,9 +152,8 @@ def _drafter(
     named = {"drafter": drafter, "assistant_model": assistant, "prompt_lookup_num_tokens": lookup}
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
-        message = (
-            f"{' and '.join(given)} are ways to draft; give one of them, or mv.drafters.Combined"
-        )
+        names = " and ".join(given)
+        message = f"{names} are ways to draft; give one of them, or mv.drafters.Combined"
         raise ParamsError(message, slug="bad_drafters")
     if lookup is not None:
         return NGram(num_tokens=lookup, max_ngram=taken["max_matching_ngram_size"] or 2)

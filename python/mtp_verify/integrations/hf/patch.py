@@ -175,26 +175,14 @@ def _replacing(original: Any) -> Callable[..., Any]:
 def _accept(
     active: _Active, ids: torch.Tensor, draft_rows: torch.Tensor, num: int, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Verify one sampled chain.
+    """Verify one sampled chain; return what is emitted (1, n + 1), and n.
 
-    Args:
-        active: The innermost `patch`.
-        ids: (1, L + num) int64, the text and the draft.
-        draft_rows: (1, num, V), the drafter's logits as it sampled from them.
-        num: Length of the draft.
-        rows: (1, num + 1, V) float32, the target's processed logits.
-
-    Returns:
-        The emitted tokens (1, n + 1) on the device of `ids`, and n as a tensor without dimensions.
+    `ids` (1, L + num) end with the draft; `draft_rows` (1, num, V) are the drafter's logits as it
+    sampled from them, and `rows` (1, num + 1, V) the target's processed ones.
     """
     root = ids.shape[1] - num - 1
-    draft = Draft(
-        TokenTree(range(-1, num)),
-        ids[0, root:].tolist(),
-        law="chain",
-        logits=to_host(draft_rows[0]),
-        params=_AS_GIVEN,
-    )
+    rows_of_draft = {"logits": to_host(draft_rows[0]), "params": _AS_GIVEN}
+    draft = Draft(TokenTree(range(-1, num)), ids[0, root:].tolist(), law="chain", **rows_of_draft)
     seed = int(torch.randint(1 << 62, ()))
     verdict = verify(draft, rows[0], rule=active.rule, seed=seed, position=root)
     active.stats.record(num, num, verdict.num_accepted, verdict.num_accepted + 1)

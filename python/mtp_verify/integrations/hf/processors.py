@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers.generation import logits_process as hf
@@ -51,16 +51,9 @@ def split_processors(
     num_rows: int,
     eos_ids: Sequence[int],
 ) -> tuple[SamplingParams, list[Callable[..., Any]]]:
-    """Split a prepared list for one row of a batch.
+    """Split a list that transformers has prepared for one row of a batch of `num_rows`.
 
-    Args:
-        processors: as transformers prepares it, the user's own among them.
-        do_sample: False is greedy decoding.
-        prompt_width: of `input_ids`, padding included.
-        padding: (P,) the tokens before the row's own ones.
-        row: its place in the batch.
-        num_rows: of the batch.
-        eos_ids: tokens that end its text.
+    The prompt of `prompt_width` tokens has (P,) `padding` before the row's own ones.
 
     Returns:
         What the core does before and after the processors, and the processors, which are called
@@ -69,13 +62,8 @@ def split_processors(
     Raises:
         ParamsError: a processor that keeps state and cannot follow a draft; names it.
     """
-    params, rest = _split(
-        processors,
-        do_sample=do_sample,
-        prompt_width=prompt_width,
-        has_padding=len(padding) > 0,
-        eos_ids=eos_ids,
-    )
+    place = _Place(prompt_width, len(padding) > 0, eos_ids)
+    params, rest = _split(processors, place, do_sample=do_sample)
     for_row = functools.partial(_for_row, padding=padding, row=row)
 
     left: list[Callable[..., Any]] = []
@@ -90,13 +78,16 @@ def split_processors(
     return params, left
 
 
+class _Place(NamedTuple):
+    """What the core must know of a text to take a processor's place."""
+
+    prompt_width: int = 0
+    has_padding: bool = False
+    eos_ids: Sequence[int] | None = None
+
+
 def _split(
-    processors: Sequence[Any],
-    *,
-    do_sample: bool,
-    prompt_width: int,
-    has_padding: bool,
-    eos_ids: Sequence[int] | None = None,
+    processors: Sequence[Any], place: _Place, *, do_sample: bool
 ) -> tuple[SamplingParams, list[Any]]:
     """Return the part that the core does, and the processors between its first and its last."""
     for processor in processors:
@@ -110,9 +101,7 @@ def _split(
             raise ParamsError(message, slug="unsupported_processor")
     fields: dict[str, Any] = {}
     rest = list(processors)
-    while rest and _take_first(
-        rest[0], fields, prompt_width, has_padding=has_padding, eos_ids=eos_ids
-    ):
+    while rest and _take_first(rest[0], fields, place):
         del rest[0]
     warpers = _take_last(rest)
     if not do_sample:
@@ -131,7 +120,7 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
     Raises:
         ParamsError: a processor that has no counterpart in `SamplingParams`; names it.
     """
-    params, left = _split(processors, do_sample=do_sample, prompt_width=0, has_padding=False)
+    params, left = _split(processors, _Place(), do_sample=do_sample)
     if left:
         message = (
             f"logits processor {type(left[0]).__name__} has no counterpart in SamplingParams "
@@ -141,14 +130,7 @@ def params_from_processors(processors: Sequence[Any], *, do_sample: bool) -> Sam
     return params
 
 
-def _take_first(
-    processor: Any,
-    fields: dict[str, Any],
-    prompt_width: int,
-    *,
-    has_padding: bool,
-    eos_ids: Sequence[int] | None,
-) -> bool:
+def _take_first(processor: Any, fields: dict[str, Any], place: _Place) -> bool:
     """Enter a processor of the list's beginning into `fields`, if the core can do the same."""
     kind = type(processor)
     if kind is hf.SequenceBiasLogitsProcessor:
@@ -163,7 +145,7 @@ def _take_first(
         fields["repetition_penalty"] = processor.penalty
     elif kind is hf.NoRepeatNGramLogitsProcessor:
         # The library's looks for repeats in padding too.
-        if "no_repeat_ngram_size" in fields or has_padding:
+        if "no_repeat_ngram_size" in fields or place.has_padding:
             return False
         fields["no_repeat_ngram_size"] = processor.ngram_size
     elif kind is hf.NoBadWordsLogitsProcessor:
@@ -177,15 +159,14 @@ def _take_first(
     elif kind in (hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor):
         stop_ids = processor.eos_token_id.reshape(-1).tolist()
         # What the core holds back ends the text, too, and the other way round.
-        if eos_ids is not None and {*stop_ids} != {*eos_ids}:
+        if place.eos_ids is not None and {*stop_ids} != {*place.eos_ids}:
             return False
         if kind is hf.MinLengthLogitsProcessor:
-            count = max(processor.min_length - prompt_width, 0)
-        elif processor.prompt_length_to_skip == prompt_width:
-            count = processor.min_new_tokens
+            count = max(processor.min_length - place.prompt_width, 0)
         else:
-            return False
-        if fields.get("stop_ids", stop_ids) != stop_ids:
+            count = processor.min_new_tokens
+        is_here = getattr(processor, "prompt_length_to_skip", place.prompt_width)
+        if is_here != place.prompt_width or fields.get("stop_ids", stop_ids) != stop_ids:
             return False
         fields["stop_ids"] = stop_ids
         fields["min_new_tokens"] = max(count, fields.get("min_new_tokens", 0))
@@ -264,7 +245,11 @@ class RowScores:
     def __init__(
         self, processors: Sequence[Any], padding: torch.Tensor, row: int, matcher: Any
     ) -> None:
-        own = [_forked(p) if keeps_state(p) else p for p in copies_of(processors)]
+        own = copies_of(processors)
+        for at, processor in enumerate(own):
+            if keeps_state(processor):
+                fork = getattr(processor, "fork", None)
+                own[at] = copy.deepcopy(processor) if fork is None else fork()
         self._processors = [_for_row(processor, padding, row) for processor in own]
         self._with_state = list(filter(keeps_state, own))
         self._matcher = matcher
@@ -282,7 +267,3 @@ class RowScores:
                 row = processor(ids[:, : start + step], row)
             accept(self._with_state, [token])
             self.rows.append(row)
-
-
-def _forked(processor: Any) -> Any:
-    return processor.fork() if hasattr(processor, "fork") else copy.deepcopy(processor)

@@ -18,6 +18,12 @@ __all__ = ["check_context", "check_positions", "check_settings", "refuse_caches"
 
 # What `generate` always sends along, or sends as None, beside the cache.
 _KNOWN_KWARGS = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
+# Settings that are refused where they are set, some of them to False or 0.
+_FLAGS = ("penalty_alpha", "use_mtp", "is_assistant", "output_attentions", "output_hidden_states")
+_VALUES = (
+    "dola_layers", "constraints", "force_words_ids", "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+)  # fmt: skip
 # Zeros say of every token of a model of images and text that it is text.
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
@@ -43,20 +49,9 @@ def check_settings(model: Any, config: Any, model_kwargs: dict[str, Any], call: 
         model_kwargs: what it sends along for the forward, without the cache.
         call: of `generate`, as far as it can be seen.
     """
-    refused = {
-        "num_beams": (config.num_beams or 1) > 1,
-        "penalty_alpha": bool(getattr(config, "penalty_alpha", None)),
-        "dola_layers": getattr(config, "dola_layers", None) is not None,
-        "constraints": getattr(config, "constraints", None) is not None,
-        "force_words_ids": getattr(config, "force_words_ids", None) is not None,
-        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens is not None,
-        "assistant_early_exit": config.assistant_early_exit is not None,
-        "use_mtp": bool(getattr(config, "use_mtp", None)),
-        "is_assistant": bool(getattr(config, "is_assistant", None)),
-        "output_attentions": bool(config.output_attentions),
-        "output_hidden_states": bool(config.output_hidden_states),
-    }
-    names = [*call.withheld, *(name for name, is_set in refused.items() if is_set)]
+    names = [*call.withheld, *(["num_beams"] if (config.num_beams or 1) > 1 else [])]
+    names += [name for name in _FLAGS if getattr(config, name, None)]
+    names += [name for name in _VALUES if getattr(config, name, None) is not None]
     for name, value in model_kwargs.items():
         if name not in _KNOWN_KWARGS and value is not None and not _is_of_text(name, value, model):
             names += _names_of(name, model, model_kwargs, call)

@@ -129,16 +129,10 @@ def speculative(
             to_host(ids[: int((visible == 0).sum())])
             for ids, visible in zip(input_ids, shown, strict=True)
         ]
+        same = {"do_sample": generation_config.do_sample, "prompt_width": width}
+        same |= {"num_rows": num_rows, "eos_ids": eos_ids}
         splits = [
-            split_processors(
-                logits_processor,
-                do_sample=generation_config.do_sample,
-                prompt_width=width,
-                padding=padding,
-                row=row,
-                num_rows=num_rows,
-                eos_ids=eos_ids,
-            )
+            split_processors(logits_processor, padding=padding, row=row, **same)
             for row, padding in enumerate(paddings)
         ]
         as_dict = bool(generation_config.return_dict_in_generate)
@@ -151,17 +145,15 @@ def speculative(
         judges: list[Any] = [_without_rows(criterion) for criterion in criteria]
         scored: list[RowScores] = []
         if wants_scores:
-            scored = [
-                RowScores(logits_processor, padding, row, matcher)
-                for row, (padding, matcher) in enumerate(
-                    zip(paddings, _matchers(constraint, input_ids, shown), strict=True)
-                )
-            ]
+            matchers = _matchers(constraint, input_ids, shown)
+            parts = zip(paddings, range(num_rows), matchers, strict=True)
+            scored = [RowScores(logits_processor, *each) for each in parts]
             if criteria:
                 judges = [
                     [WithScores(criteria, scores, len(padding))]
                     for scores, padding in zip(scored, paddings, strict=True)
                 ]
+        pad = generation_config.pad_token_id
         generation = decoder.generate(
             input_ids,
             mask,
@@ -173,7 +165,7 @@ def speculative(
             seed=seed,
             streamer=follower,
             eos_token_id=eos_ids,
-            pad_token_id=_pad_token(generation_config),
+            pad_token_id=None if pad is None else int(pad),
             stopping_criteria=judges,
             past_key_values=_past(past, paddings),
             output_logits=wants_scores or wants_logits,
@@ -225,11 +217,6 @@ def _matchers(constraint: Any, input_ids: torch.Tensor, shown: torch.Tensor) -> 
         None if one is None else one.start(tuple(ids[visible != 0].tolist()))
         for one, ids, visible in zip(each, input_ids, shown, strict=True)
     ]
-
-
-def _pad_token(config: Any) -> int | None:
-    token = config.pad_token_id
-    return int(token) if token is not None else None
 
 
 def _past(past: Any, paddings: Sequence[torch.Tensor]) -> Any:

@@ -49,11 +49,9 @@ def call_of(call: Callable[..., Any]) -> Call:
     variables = frame.f_locals
     if variables.get("custom_generate") is not call:
         return Call()
-    found = {name: variables.get(name) for name in _NAMES}
+    found = [(name, variables.get(name)) for name in _NAMES]
     # A streamer may be an empty list; `synced_gpus=False` asks for nothing.
-    withheld = {
-        name: value for name, value in found.items() if value is not None and value is not False
-    }
+    withheld = {name: value for name, value in found if value is not None and value is not False}
     return Call(withheld, dict(variables.get("kwargs") or {}), _maker_of(frame))
 
 
@@ -62,12 +60,10 @@ def _maker_of(frame: FrameType) -> str:
     model, maker = frame.f_locals.get("self"), ""
     outer = frame.f_back
     while outer is not None:
-        if outer.f_code.co_name == "generate":
-            other = outer.f_locals.get("self")
-            if isinstance(other, torch.nn.Module) and any(
-                part is model for part in other.children()
-            ):
-                maker = type(other).__name__
+        other = outer.f_locals.get("self") if outer.f_code.co_name == "generate" else None
+        parts = other.children() if isinstance(other, torch.nn.Module) else ()
+        if any(part is model for part in parts):
+            maker = type(other).__name__
         outer = outer.f_back
     return maker
 

@@ -100,11 +100,7 @@ def is_installed() -> bool:
 
 
 def _sampler_class() -> Any:
-    """Return the class whose `forward` is replaced.
-
-    Raises:
-        UnsupportedModelError: Another version, or another signature.
-    """
+    """Return the class whose `forward` is replaced; refuse another version or signature."""
     import vllm
     from vllm.v1.sample import rejection_sampler
 
@@ -146,14 +142,10 @@ def forward(
         source = logits
         if sampler.is_processed_logprobs_mode:
             source = _shaped(rows.float(), metadata.num_draft_tokens, sampling)
-        logprobs = sampler._get_logprobs_tensors(
-            sampling.max_num_logprobs,
-            metadata,
-            logits,
-            source[metadata.target_logits_indices],
-            source[metadata.bonus_logits_indices],
-            tokens,
-        )
+        indices = (metadata.target_logits_indices, metadata.bonus_logits_indices)
+        parts = [source[each] for each in indices]
+        most = sampling.max_num_logprobs
+        logprobs = sampler._get_logprobs_tensors(most, metadata, logits, *parts, tokens)
     from vllm.v1.outputs import SamplerOutput
 
     return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
@@ -166,8 +158,7 @@ def _verify(
     drafted = metadata.draft_token_ids.tolist()
     params = _params(sampling, len(metadata.num_draft_tokens), rows.shape[-1])
     seeds = _seeds(sampling, params)
-    emitted = []
-    first = 0
+    emitted, first = [], 0
     for row, count in enumerate(metadata.num_draft_tokens):
         last = first + count
         # Drafts before request b plus one bonus row for each of the b requests.
@@ -233,14 +224,12 @@ def _processed(sampler: Any, metadata: Any, logits: torch.Tensor, sampling: Any)
     """Apply vLLM's processors to the rows; where none is active, return the same tensor."""
     if not _is_processed(sampling):
         return logits
-    rows = torch.empty_like(logits, dtype=torch.float32)
+    rows = logits.to(torch.float32, copy=True)
+    bonus, target = metadata.bonus_logits_indices, metadata.target_logits_indices
     # In vLLM's order: the bonus rows' processors bring the state up to date.
-    bonus = logits[metadata.bonus_logits_indices].float()
-    bonus = sampler.sampler.apply_logits_processors(bonus, sampling, predict_bonus_token=True)
-    target = logits[metadata.target_logits_indices].float()
-    target = sampler.apply_logits_processors(target, sampling, metadata)
-    rows[metadata.bonus_logits_indices] = bonus
-    rows[metadata.target_logits_indices] = target
+    process = sampler.sampler.apply_logits_processors
+    rows[bonus] = process(rows[bonus], sampling, predict_bonus_token=True)
+    rows[target] = sampler.apply_logits_processors(rows[target], sampling, metadata)
     return rows
 
 
@@ -271,8 +260,7 @@ def _shaped(rows: torch.Tensor, counts: Sequence[int], sampling: Any) -> torch.T
         return None if values is None else values[: len(widths)].repeat_interleave(widths)
 
     temperature = expand(sampling.temperature)
-    temperature = torch.where(temperature == 0, 1.0, temperature)
-    shaped: torch.Tensor = apply_top_k_top_p(
-        rows / temperature[:, None], expand(sampling.top_k), expand(sampling.top_p)
-    )
+    rows = rows / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    shaped: torch.Tensor
+    shaped = apply_top_k_top_p(rows, expand(sampling.top_k), expand(sampling.top_p))
     return shaped

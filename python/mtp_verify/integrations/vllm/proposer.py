@@ -25,15 +25,10 @@ __all__ = ["SuffixProposer"]
 
 @dataclass
 class _Row:
-    """A request as it was when it was last drafted for.
+    """A request as it was when it was last drafted for."""
 
-    Attributes:
-        text: (T,) its tokens; a copy.
-        request: the same for the drafter, which keeps an index of them.
-    """
-
-    text: NDArray[np.integer[Any]]
-    request: Request
+    text: NDArray[np.integer[Any]]  # (T,) its tokens; a copy
+    request: Request  # the same for the drafter, which keeps an index of them
 
     def begins(self, text: NDArray[np.integer[Any]]) -> bool:
         """Return whether `text` is a continuation of this one."""
@@ -110,11 +105,9 @@ class SuffixProposer:
         return drafts
 
     def _take(self, before: list[_Row], place: int, text: NDArray[np.integer[Any]]) -> _Row:
-        """Bring the row that `text` continues up to date, and remove it from `before`.
-
-        vLLM moves requests about in its batch, so that a row is known by its text. Two requests of
-        the same text have the same index, whichever is taken for the other.
-        """
+        """Bring the row that `text` continues up to date, and remove it from `before`."""
+        # vLLM moves requests about in its batch, so that a row is known by its text. Two requests
+        # of the same text have the same index, whichever is taken for the other.
         usual = before[place : place + 1]
         row = next((known for known in [*usual, *before] if known.begins(text)), None)
         if row is None:
