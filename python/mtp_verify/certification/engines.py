@@ -118,7 +118,7 @@ def _of_transformers(order: _Order) -> Engine:
 
 
 def _drop_in(order: _Order) -> Engine:
-    """Transformers' `generate` with this package in it."""
+    """Make the engine: transformers' `generate` with this package in it."""
     if order.mode.startswith(_PATCH):
         engine = _of_transformers(replace(order, mode=order.mode.removeprefix(_PATCH)))
         return replace(engine, sample=own.patched(engine.sample))

@@ -89,7 +89,7 @@ def _missing(c: Certificate) -> str:
 
 
 def _power_reached(c: Certificate) -> str:
-    """Rounded down: what is shown was reached."""
+    """Round down: what is shown was reached."""
     return f"{math.floor(c.power_reached * 1000) / 1000:g}"
 
 

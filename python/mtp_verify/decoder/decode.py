@@ -143,7 +143,7 @@ class Decoder:
         self._finished: dict[int, Generation] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What can be used elsewhere; a copy begins without requests.
+        """Return what can be used elsewhere; a copy begins without requests.
 
         Raises:
             TypeError: requests are in flight, or share a cache.
@@ -159,7 +159,7 @@ class Decoder:
         return {**self.__dict__, "_session": None, "_finished": {}}
 
     def __repr__(self) -> str:
-        """The settings, without the model."""
+        """Show the settings, without the model."""
         model = type(getattr(self.target, "model", self.target)).__name__
         settings = f"drafter={self.drafter!r}, params={self.params!r}, rule={self.rule!r}"
         return f"Decoder({model}, {settings})"

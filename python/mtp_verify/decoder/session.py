@@ -59,7 +59,7 @@ class Session:
         self._is_full = False
 
     def __len__(self) -> int:
-        """Number of sequences in flight or waiting."""
+        """Return the number of sequences in flight or waiting."""
         return len(self._runner.sequences) + len(self._waiting)
 
     @property

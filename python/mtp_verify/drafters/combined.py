@@ -83,7 +83,7 @@ class Combined(Drafter):
         self.is_pure = all(drafter.is_pure for drafter in drafters)
 
     def __repr__(self) -> str:
-        """The drafters, in the order in which they are asked."""
+        """Show the drafters, in the order in which they are asked."""
         return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
 
     def check_vocabulary(self, vocab_size: int | None) -> None:

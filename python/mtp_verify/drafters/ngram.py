@@ -52,7 +52,7 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
     def _look_up(self, index: AnyIndex, budget: int, stop: Sequence[int]) -> _Found: ...
 
     def __repr__(self) -> str:
-        """The length of its drafts."""
+        """Show the length of its drafts."""
         return f"{type(self).__name__}(num_tokens={self.num_tokens})"
 
     def _new_state(self, request: Request) -> _History[AnyIndex]:

@@ -126,7 +126,7 @@ class Recycling(TextDrafter[_Table]):
         self._store = _Store(num_successors) if shared else None
 
     def __repr__(self) -> str:
-        """The size of its drafts and of its tables."""
+        """Show the size of its drafts and of its tables."""
         size = f"max_nodes={self.shape.tree.num_nodes - 1}, num_successors={self.num_successors}"
         return f"Recycling({size}, shared={self._store is not None})"
 

@@ -126,7 +126,7 @@ def _masked(rng: np.random.Generator, vocab: int) -> NDArray[Any]:
 
 
 def _bfloat16(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to nearest, ties to even: the upper half of the bits."""
+    """Round to nearest, ties to even, and return the upper half of the bits."""
     bits = rows.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
     return rounded.astype(np.uint32).view(np.float32)

@@ -229,7 +229,7 @@ class Fit:
 
 
 def pool(expected: NDArray[np.float64], min_expected: float = 5.0) -> NDArray[np.int64]:
-    """Number a cell for each outcome, so that each cell expects at least `min_expected`.
+    """Give each outcome the number of a cell, so that each cell expects at least `min_expected`.
 
     The rarest outcomes share cells, outcomes that expect nothing get -1, and there is one cell if
     all together expect less. Cells depend on the expected counts (K,), never on what was observed.

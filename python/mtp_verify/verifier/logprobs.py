@@ -34,7 +34,7 @@ class TopLogprobs(NamedTuple):
         return is_equal(tuple(self), tuple(other))
 
     def __ne__(self, other: object) -> bool:
-        """A tuple has its own, which would compare the arrays."""
+        """Compare all four arrays, where a tuple would compare each as one."""
         return not self == other
 
     def __hash__(self) -> NoReturn:

@@ -104,7 +104,7 @@ class SamplingParams:
         return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
     def __repr__(self) -> str:
-        """What differs from the defaults, long collections by their lengths."""
+        """Show what differs from the defaults, long collections by their lengths."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         own = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
         texts = [f"{name}={_text(value)}" for name, value in own.items()]

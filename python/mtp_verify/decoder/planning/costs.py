@@ -78,7 +78,7 @@ class Costs:
     __hash__ = None  # type: ignore[assignment]  # A table of times can be changed.
 
     def __repr__(self) -> str:
-        """The table's sizes."""
+        """Show the table's sizes."""
         sizes = ", ".join(f"{batch}: {len(times)} widths" for batch, times in self.seconds.items())
         return f"Costs({{{sizes}}})"
 

@@ -99,7 +99,7 @@ class Planner:
         self._spent: list[tuple[Drafter, float, int]] = []  # In the step that is under way.
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings and costs; what drafting has cost belongs to drafters of this process.
+        """Keep settings and costs; what drafting has cost belongs to drafters of this process.
 
         Raises:
             TypeError: requests are in flight.
@@ -115,7 +115,7 @@ class Planner:
         self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        """The settings."""
+        """Show the settings."""
         return f"Planner({self.costs!r}, max_nodes={self.max_nodes})"
 
     def plan(

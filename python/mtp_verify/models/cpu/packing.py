@@ -47,7 +47,7 @@ class Product:
         self.packed = prepacked_copy(weight) if packed is None else packed
 
     def __reduce__(self) -> tuple[type[Product], tuple[torch.Tensor, torch.Tensor | None]]:
-        """Copies and pickles pack the weights anew: the packed form cannot be copied."""
+        """Pack the weights anew in copies and pickles: the packed form cannot be copied."""
         return Product, (self.weight, self.bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
