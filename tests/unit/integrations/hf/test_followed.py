@@ -12,6 +12,7 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList, Stoppi
 
 import mtp_verify as mv
 from mtp_verify.decoder import decode
+from mtp_verify.integrations.hf import followed
 from tests.models import VOCAB, TreeDrafter, prompt, tiny_model
 
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 5, 0]
@@ -247,3 +248,12 @@ def test_models_inside_are_not_copied(llama):
     own, ours = both(llama, prompt(), lambda: [Asks()])
     assert models == {id(own[0].model), id(ours[0].model)}
     assert ours[0].count == 12
+
+
+def test_partials_are_compared_by_all_their_parts():
+    def made(first, second):
+        return [functools.partial(max, [first], key=None), functools.partial(max, [second])]
+
+    assert followed._is_same(made(1, 2), made(1, 2), set())
+    for other in (made(1, 3), made(3, 2), made(1, 2)[::-1]):
+        assert not followed._is_same(made(1, 2), other, set())
