@@ -1,7 +1,7 @@
 //! What is done to the target's raw rows before they are shaped, each row when it is first read.
 //!
 //! Penalties touch few tokens, so a row keeps a short list of changed logits and is patched block by
-//! block as it streams; a mask is laid over each block likewise. Only functions of the caller's own get
+//! block as it streams; a mask is applied to each block in the same way. Only functions of the caller's own get
 //! whole rows, and leave whole rows.
 
 use std::sync::OnceLock;

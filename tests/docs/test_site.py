@@ -72,7 +72,7 @@ def test_pages_are_few_and_the_readme_short():
 UNCLEAR = (
     r"who(so)?ever", r"(no|any|some|every)body", r"likewise\.", r"see above\.",
     r"lies?\b", r"lay\b", r"laid", r"settles?", r"meets?", r"lent", r"what comes",
-    r"ha(s|ve) not (the|a)\b", r"one's own", r"did not help", r"the specification"
+    r"ha(s|ve) not (the|a)\b", r"one's own", r"did not help", r"the specification",
     r"hallway", r"ears?\b", r"rounds? (of|in turn)", r"makes? of it", r"is told\.", r"goes on\b",
 )  # fmt: skip
 

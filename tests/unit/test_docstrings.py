@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
+from pathlib import Path
 
 import pytest
+
+import mtp_verify
+
+ROOT = Path(mtp_verify.__file__).parent
 
 PARTS = (
     "",
@@ -105,3 +111,21 @@ def test_help_of_a_draft_says_how_it_is_made():
     for part in ("Args:", "probs: float32", "Raises:", "Example:", "swor"):
         assert part in text
     assert "root: The token before them" in inspect.getdoc(PUBLIC["mtp_verify.Draft"].chain)
+
+
+# What a reader has to guess at; tests/docs/test_site.py holds pages to more.
+UNCLEAR = re.compile(
+    r"\b(whoever|whosoever|nobody|anybody|somebody|everybody|one's own|ha(s|ve) not (the|a))\b"
+    r"|\blikewise\.|\bsee above\.",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in ROOT.iterdir() if path.is_dir()))
+def test_texts_are_plain(room):
+    found = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found += [(path.name, match[0]) for match in UNCLEAR.finditer(node.value)]
+    assert found == []

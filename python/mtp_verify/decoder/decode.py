@@ -73,8 +73,8 @@ class Decoder:
             kernels round differently. `"auto"` takes `"together"` where the model can.
         max_batch: most requests in one forward; more wait for their turn.
         cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
-            one's own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
-            and where the pool is full the youngest request waits and goes on later.
+            your own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
+            and where the pool is full the youngest request waits and continues later.
         lossy: of `mv.lossy`: gives up the distribution for more accepted tokens; the statistics
             then say `lossless=False`.
         planner: chooses the size of drafts from what they cost and what they have earned, down to

@@ -66,7 +66,7 @@ def tree_from_links(
 
     Args:
         next_token: int (D,), the first child of each column, -1 for none.
-        next_sibling: int (D,), the next sibling of each column, likewise.
+        next_sibling: int (D,), the next sibling of each column, -1 for none.
 
     Returns:
         The tree, and int64 (N+1,): the column of each of its nodes. Columns that the root does not

@@ -222,7 +222,7 @@ def _convert(gguf: Path, folder: Path, *, progress: bool) -> None:
 
 
 def _publish(scratch: Path, folder: Path) -> None:
-    """Rename a finished folder into place; keep the other one if somebody was faster."""
+    """Rename a finished folder into place; keep the one that another process made first."""
     # Temporary folders, and the weights file, are written private: give them ordinary permissions.
     umask = os.umask(0)
     os.umask(umask)
@@ -232,7 +232,7 @@ def _publish(scratch: Path, folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if folder.exists() and not _is_complete(folder):
-        # Somebody removed files from the cached copy: put it aside in one step, then drop it.
+        # Files of the cached copy were removed: put it aside in one step, then drop it.
         broken = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         with contextlib.suppress(OSError):
             folder.rename(broken / "old")

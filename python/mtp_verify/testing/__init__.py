@@ -1,6 +1,6 @@
 """Tools for tests of decoders: exact laws, statistical assertions, rows, strategies, mutants.
 
-Tables as targets and checks of one's own target need torch, `strategies` needs Hypothesis; both
+Tables as targets and checks of your own target need torch, `strategies` needs Hypothesis; both
 load when first used.
 """
 

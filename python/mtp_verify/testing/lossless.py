@@ -1,4 +1,4 @@
-"""Whether a whole decoder, a target and drafters of one's own in it, has the target's law."""
+"""Assert that a whole decoder, with your own target and drafters, keeps the target's law."""
 
 from __future__ import annotations
 

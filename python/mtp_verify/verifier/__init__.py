@@ -1,4 +1,4 @@
-"""Verify a draft: NumPy alone. Calls of the core, what goes into them, and what comes out.
+"""Verify a draft: NumPy alone. Calls of the core, their arguments and their results.
 
 What most programs call stands at the package's root (``mv.verify``); the rest is public here.
 """

@@ -1,7 +1,7 @@
 """Constraints: what the output must obey token by token, kept along every path of a draft.
 
 `XGrammar` and `LLGuidance` compile JSON schemas, regular expressions and grammars with the library
-of that name. `Constraint` and `Matcher` are what a constraint of one's own implements.
+of that name. `Constraint` and `Matcher` are what a constraint of your own implements.
 """
 
 from __future__ import annotations

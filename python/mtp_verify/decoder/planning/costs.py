@@ -143,7 +143,7 @@ def measure(
     """Time the target's forward at several widths; return the seconds by width, never falling.
 
     Widths take turns, and what counts is the median, over the repeats, of the time relative to that
-    of width 1 in the same repeat: a change of the machine's load meets all widths alike.
+    of width 1 in the same repeat: a change of the machine's load affects all widths equally.
 
     Args:
         target: a transformers model as `Target`, or any other.

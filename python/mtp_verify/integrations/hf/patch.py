@@ -128,7 +128,7 @@ def _install() -> None:
 
 def _restore() -> None:
     for owner, name, original, ours in _originals:
-        # Somebody else's replacement on top of ours stays; ours passes on to the library then.
+        # A replacement by other code on top of ours stays; ours then calls the library's.
         if getattr(owner, name) is ours:
             setattr(owner, name, original)
     _originals.clear()
