@@ -8,7 +8,15 @@ from mtp_verify.errors import MtpVerifyError
 from mtp_verify.verifier.kernels.edits import Edits
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.params import SamplingParams
-from mtp_verify.verifier.words import BuildInfo, Law, LossyName, RuleName, RuleRecord, ShapeLaw
+from mtp_verify.verifier.words import (
+    Backend,
+    BuildInfo,
+    Law,
+    LossyName,
+    RuleName,
+    RuleRecord,
+    ShapeLaw,
+)
 
 __all__ = [
     "BlockTable",
@@ -32,11 +40,14 @@ __all__ = [
     "best_rule",
     "_panic",
     "build_info",
+    "changes_of_rows",
     "check_rule",
     "commit_plan",
     "derive_seed",
     "draw",
     "expected_accepted",
+    "tables_of_drafts",
+    "tables_of_trees",
     "merge",
     "misdeclared",
     "mutants",
@@ -152,6 +163,7 @@ class Verdict:
         logprobs: Any,
         rule: RuleName | LossyName,
         top_logprobs: TopLogprobs | None = None,
+        backend: Backend = "host",
     ) -> Verdict: ...
     @property
     def tokens(self) -> NDArray[np.int64]: ...
@@ -165,6 +177,8 @@ class Verdict:
     def rule(self) -> RuleName | LossyName: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def backend(self) -> Backend: ...
     @property
     def top_logprobs(self) -> TopLogprobs | None: ...
     def cut(self, n: int) -> Verdict: ...
@@ -222,6 +236,8 @@ class VerdictBatch:
     def logprobs(self) -> NDArray[np.float32]: ...
     @property
     def rules(self) -> list[RuleName | LossyName]: ...
+    @property
+    def backends(self) -> list[Backend]: ...
     @property
     def lossless(self) -> bool: ...
     def cut(self, counts: Any) -> VerdictBatch: ...
@@ -385,11 +401,47 @@ def expected_accepted(
 def verdicts(
     draft: Draft, logits: Any, params: CoreParams, rule: str, *, edits: Edits | None = None
 ) -> list[tuple[Verdict | MtpVerifyError, float]]: ...
+
+# Nodes (9, R), requests (5, B), shaping (6, B), names of rules, and the sizes depth, children and
+# rounds: src/python/layout.rs.
+_Tables: TypeAlias = tuple[
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.float64],
+    list[RuleName],
+    tuple[int, int, int],
+]
+
+# Rows (S,), cells (E,), banned (E,) and numbers (6, E): src/batch/changes.rs.
+_Changes: TypeAlias = tuple[
+    NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32]
+]
+
 def alpha_star(p: Any, q: Any, n: int, law: str) -> float: ...
 def draw(logits: Any, params: SamplingParams, seed: int, position: int, node: int) -> int: ...
 def shaped_row(logits: Any, params: SamplingParams) -> NDArray[np.float64]: ...
 def commit_plan(tree: TokenTree, path: Any, start: int) -> CommitPlan: ...
 def check_rule(rule: str, laws: Sequence[Law], params: CoreParams, lossy: Lossy | None) -> None: ...
+def tables_of_drafts(
+    drafts: DraftBatch | Sequence[Draft],
+    params: CoreParams | Sequence[CoreParams],
+    rule: str | Sequence[str],
+) -> _Tables: ...
+def tables_of_trees(
+    offsets: Any,
+    parents: Any,
+    tokens: Any | None,
+    law: Law | Sequence[Law],
+    sampled: Any | None,
+    params: CoreParams | Sequence[CoreParams],
+    rule: str | Sequence[str],
+) -> _Tables: ...
+def changes_of_rows(
+    nodes: NDArray[np.int32],
+    params: CoreParams | Sequence[CoreParams],
+    edits: Sequence[Edits | None],
+    vocab: int,
+) -> _Changes: ...
 def derive_seed(seed: int, row: int) -> int: ...
 def rules() -> list[RuleRecord]: ...
 def best_rule(law: Law) -> RuleName: ...

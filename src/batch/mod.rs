@@ -4,7 +4,9 @@
 //! is reduced across sequences, and no number of one is drawn for another. One bad sequence refuses
 //! the whole batch, so that no step is half done.
 
+mod changes;
 pub mod fpmode;
+mod layout;
 mod packed;
 pub mod threads;
 
@@ -20,6 +22,8 @@ use crate::verify::lossy::{self, Lossy};
 use crate::verify::top::TopLogprobs;
 use crate::verify::{self, Noise, Verdict};
 
+pub use changes::Changes;
+pub use layout::Layout;
 pub use packed::{Offsets, chains, unpack};
 
 /// Values of logits for each thread below which a thread costs more than it saves: waking one takes
@@ -59,6 +63,15 @@ impl<T: Copy> Each<'_, T> {
             Self::Same(value) => *value,
             Self::Own(values) => values[sequence],
         }
+    }
+
+    /// A value for each of the sequences.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if there are more or fewer.
+    pub fn listed(&self, name: &'static str, sequences: usize) -> Result<Vec<T>> {
+        self.check(name, sequences)?;
+        Ok((0..sequences).map(|sequence| self.get(sequence)).collect())
     }
 
     fn check(&self, name: &'static str, sequences: usize) -> Result<()> {

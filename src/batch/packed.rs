@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{at, check_len};
+use super::{Each, at, check_len};
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::tree::TokenTree;
@@ -88,10 +88,11 @@ pub fn unpack(
     offsets: &Offsets,
     parents: &[i64],
     tokens: &[i64],
-    law: Law,
+    laws: Each<'_, Law>,
     sampled: Option<&[bool]>,
 ) -> Result<Vec<Draft>> {
     let total = offsets.total();
+    laws.check("law", offsets.len())?;
     let lengths = [
         ("parents", parents.len()),
         ("tokens", tokens.len()),
@@ -109,7 +110,10 @@ pub fn unpack(
     (0..offsets.len())
         .map(|sequence| {
             let part = offsets.part(sequence);
-            let flags = sampled.map(|flags| flags[part.clone()].to_vec());
+            let law = laws.get(sequence);
+            // Of different laws only some take flags.
+            let takes = matches!(laws, Each::Same(_)) || law.takes_sampled();
+            let flags = sampled.filter(|_| takes).map(|flags| flags[part.clone()].to_vec());
             TokenTree::new(&parents[part.clone()])
                 .and_then(|tree| Draft::new(tree, tokens[part].to_vec(), law, flags))
                 .map_err(at(sequence as i64))

@@ -202,12 +202,14 @@ fn arrays_that_do_not_fit_are_refused() {
 #[test]
 fn packed_drafts_are_those_given_one_by_one() {
     let offsets = Offsets::new(&[0, 2, 3]).unwrap();
-    let drafts = unpack(&offsets, &[-1, 0, -1], &[5, 6, 7], Law::Deterministic, None).unwrap();
+    let drafts =
+        unpack(&offsets, &[-1, 0, -1], &[5, 6, 7], Each::Same(Law::Deterministic), None).unwrap();
     assert_eq!(drafts[0].tokens(), [5, 6]);
     assert_eq!(drafts[1].num_nodes(), 1);
-    let error = unpack(&offsets, &[-1, 0, 0], &[5, 6, 7], Law::Deterministic, None).unwrap_err();
+    let error = unpack(&offsets, &[-1, 0, 0], &[5, 6, 7], Each::Same(Law::Deterministic), None)
+        .unwrap_err();
     assert_eq!((error.slug(), error.sequence(), error.node()), ("bad_parent", Some(1), Some(0)));
-    assert!(unpack(&offsets, &[-1, 0], &[5, 6, 7], Law::Deterministic, None).is_err());
+    assert!(unpack(&offsets, &[-1, 0], &[5, 6, 7], Each::Same(Law::Deterministic), None).is_err());
 }
 
 #[test]

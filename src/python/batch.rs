@@ -24,19 +24,29 @@ use super::plans::place;
 use super::state::Reduced;
 use super::tensor::{Stack, Tensor};
 use super::types::CoreParams;
-use super::verdict::Verdict;
+use super::verdict::{HOST, Verdict};
 
 /// The verdicts of a batch in packed arrays; `batch[b]` is the `Verdict` of its sequence b.
 ///
 /// Args:
 ///     verdicts: B verdicts, the parts of the batch.
 #[pyclass(frozen, module = "mtp_verify")]
-#[derive(PartialEq)]
-pub(super) struct VerdictBatch(pub(super) batch::VerdictBatch);
+pub(super) struct VerdictBatch {
+    pub(super) core: batch::VerdictBatch,
+    /// Where each was decided.
+    backends: Vec<&'static str>,
+}
 
 impl VerdictBatch {
+    /// What the core decided.
+    fn of_core(core: batch::VerdictBatch) -> Self {
+        let backends = vec![HOST; core.len()];
+        Self { core, backends }
+    }
+
     fn get(&self, sequence: usize) -> Verdict {
-        Verdict { verdict: self.0.get(sequence), top: self.0.tops[sequence].clone() }
+        let (core, top) = (self.core.get(sequence), self.core.tops[sequence].clone());
+        Verdict { core, top, backend: self.backends[sequence] }
     }
 }
 
@@ -45,31 +55,34 @@ impl VerdictBatch {
     #[new]
     fn new(verdicts: &Bound<'_, PyAny>) -> PyResult<Self> {
         hold(|| {
-            let mut batch = batch::VerdictBatch::default();
+            let mut core = batch::VerdictBatch::default();
+            let mut backends = Vec::new();
             for verdict in instances::<Verdict>(verdicts, "verdicts", "Verdict")? {
-                batch.push(&verdict.get().verdict, verdict.get().top.clone());
+                let Verdict { core: own, top, backend } = verdict.get();
+                core.push(own, top.clone());
+                backends.push(*backend);
             }
-            Ok(Self(batch))
+            Ok(Self { core, backends })
         })
     }
 
     /// int64 (sum(A_b + 1),): the emitted tokens of all sequences.
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.0.tokens)))
+        hold(|| Ok(PyArray1::from_slice(py, &self.core.tokens)))
     }
 
     /// int64 (B+1,): sequence b emitted `tokens[offsets[b]:offsets[b + 1]]`.
     #[getter]
     fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| Ok(PyArray1::from_iter(py, self.0.offsets.iter().map(|&offset| offset as i64))))
+        hold(|| Ok(PyArray1::from_iter(py, self.core.offsets.iter().map(|&offset| offset as i64))))
     }
 
     /// int64 (sum A_b,): the accepted nodes of each sequence's own tree; those of sequence b are
     /// `path[offsets[b] - b:offsets[b + 1] - b - 1]`.
     #[getter]
     fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.0.path)))
+        hold(|| Ok(PyArray1::from_slice(py, &self.core.path)))
     }
 
     /// int64 (B,): how many drafted tokens of each sequence were accepted.
@@ -77,26 +90,32 @@ impl VerdictBatch {
     fn num_accepted<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         hold(|| {
             let accepted = |pair: &[usize]| (pair[1] - pair[0] - 1) as i64;
-            Ok(PyArray1::from_iter(py, self.0.offsets.windows(2).map(accepted)))
+            Ok(PyArray1::from_iter(py, self.core.offsets.windows(2).map(accepted)))
         })
     }
 
     /// float32 (sum(A_b + 1),): log-probabilities of the emitted tokens under the shaped target.
     #[getter]
     fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.0.logprobs)))
+        hold(|| Ok(PyArray1::from_slice(py, &self.core.logprobs)))
     }
 
     /// B names: the rule that ran for each sequence, or the lossy acceptance.
     #[getter]
     fn rules(&self) -> PyResult<Vec<&'static str>> {
-        hold(|| Ok(self.0.rules.clone()))
+        hold(|| Ok(self.core.rules.clone()))
+    }
+
+    /// B names: where each was decided, "host" (the core), or "triton" or "torch" on a device.
+    #[getter]
+    fn backends(&self) -> PyResult<Vec<&'static str>> {
+        hold(|| Ok(self.backends.clone()))
     }
 
     /// Whether the tokens of all sequences have the target's distribution.
     #[getter]
     fn lossless(&self) -> PyResult<bool> {
-        hold(|| Ok(self.0.is_lossless()))
+        hold(|| Ok(self.core.is_lossless()))
     }
 
     /// The batch with the first `counts[b]` tokens of each sequence, as `Verdict.cut` does it.
@@ -108,36 +127,39 @@ impl VerdictBatch {
     ///     DraftError: There are more or fewer counts than sequences.
     ///     ParamsError: A count is out of range; the error's `sequence` says which.
     fn cut(&self, counts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        hold(|| Ok(Self(self.0.cut(&integers(counts, "counts")?)?)))
+        hold(|| {
+            let core = self.core.cut(&integers(counts, "counts")?)?;
+            Ok(Self { core, backends: self.backends.clone() })
+        })
     }
 
     fn __len__(&self) -> PyResult<usize> {
-        hold(|| Ok(self.0.len()))
+        hold(|| Ok(self.core.len()))
     }
 
     fn __getitem__(&self, index: isize) -> PyResult<Verdict> {
-        hold(|| Ok(self.get(place(index, self.0.len())?)))
+        hold(|| Ok(self.get(place(index, self.core.len())?)))
     }
 
     fn __eq__(&self, other: &Bound<'_, Self>) -> PyResult<bool> {
-        hold(|| Ok(self == other.get()))
+        hold(|| Ok(self.core == other.get().core))
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py, (Vec<Verdict>,)>> {
         hold(|| {
             let batch = slf.get();
-            let verdicts = (0..batch.0.len()).map(|sequence| batch.get(sequence)).collect();
+            let verdicts = (0..batch.core.len()).map(|sequence| batch.get(sequence)).collect();
             Ok((slf.get_type(), (verdicts,)))
         })
     }
 
     fn __repr__(&self) -> PyResult<String> {
         hold(|| {
-            let mark = if self.0.is_lossless() { "" } else { ", lossless=False" };
+            let mark = if self.core.is_lossless() { "" } else { ", lossless=False" };
             Ok(format!(
                 "VerdictBatch({} verdicts, {} tokens{mark})",
-                self.0.len(),
-                self.0.tokens.len()
+                self.core.len(),
+                self.core.tokens.len()
             ))
         })
     }
@@ -210,14 +232,14 @@ impl<'py> Verdicts<'py> {
             return Ok(Self::Packed(batch.clone()));
         }
         let verdicts = items::<Verdict>(given)?;
-        let offsets = Offsets::of(verdicts.iter().map(|verdict| verdict.get().verdict.path.len()));
+        let offsets = Offsets::of(verdicts.iter().map(|verdict| verdict.get().core.path.len()));
         Ok(Self::List(verdicts.iter().flat_map(|verdict| verdict.get().nodes()).collect(), offsets))
     }
 
     /// The number of verdicts.
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Packed(batch) => batch.get().0.len(),
+            Self::Packed(batch) => batch.get().core.len(),
             Self::List(_, offsets) => offsets.len(),
         }
     }
@@ -225,7 +247,7 @@ impl<'py> Verdicts<'py> {
     /// The accepted nodes of a sequence.
     pub(super) fn path(&self, sequence: usize) -> &[i64] {
         match self {
-            Self::Packed(batch) => batch.get().0.path_of(sequence),
+            Self::Packed(batch) => batch.get().core.path_of(sequence),
             Self::List(nodes, offsets) => &nodes[offsets.part(sequence)],
         }
     }
@@ -236,14 +258,14 @@ fn items<'py, T: PyClass>(list: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, T
 }
 
 /// One for all sequences, or one for each.
-enum OneOrEach<T> {
+pub(super) enum OneOrEach<T> {
     One(T),
     Each(Vec<T>),
 }
 
 impl<T> OneOrEach<T> {
     /// A list is one for each; `one` takes each of them, or the one for all.
-    fn of<'py>(
+    pub(super) fn of<'py>(
         given: &Bound<'py, PyAny>,
         what: &'static str,
         one: impl Fn(&Bound<'py, PyAny>) -> PyResult<T>,
@@ -257,14 +279,14 @@ impl<T> OneOrEach<T> {
         list(given, what, own).map(Self::Each)
     }
 
-    fn map<'a, U>(&'a self, of: impl Fn(&'a T) -> U) -> OneOrEach<U> {
+    pub(super) fn map<'a, U>(&'a self, of: impl Fn(&'a T) -> U) -> OneOrEach<U> {
         match self {
             Self::One(value) => OneOrEach::One(of(value)),
             Self::Each(values) => OneOrEach::Each(values.iter().map(of).collect()),
         }
     }
 
-    fn get(&self, sequence: usize) -> Option<&T> {
+    pub(super) fn get(&self, sequence: usize) -> Option<&T> {
         match self {
             Self::One(value) => Some(value),
             Self::Each(values) => values.get(sequence),
@@ -273,7 +295,7 @@ impl<T> OneOrEach<T> {
 }
 
 impl<T: Copy> OneOrEach<T> {
-    fn core(&self) -> Each<'_, T> {
+    pub(super) fn core(&self) -> Each<'_, T> {
         match self {
             Self::One(value) => Each::Same(*value),
             Self::Each(values) => Each::Own(values),
@@ -392,7 +414,7 @@ fn verify_drafts(
             Some(error) => Err(in_sequence(error, sequence)),
             None => result,
         };
-        given.iter().enumerate().rev().fold(result, finish).map(VerdictBatch)
+        given.iter().enumerate().rev().fold(result, finish).map(VerdictBatch::of_core)
     })
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use crate::batch::{Offsets, chains, unpack};
+use crate::batch::{Each, Offsets, chains, unpack};
 use crate::error::Result;
 use crate::verify::law::{self, Law};
 use crate::verify::lazy::DrafterRows;
@@ -134,7 +134,7 @@ impl DraftBatch {
             let offsets = Offsets::new(&integers(offsets, "offsets")?);
             let offsets = offsets?;
             let law = Law::parse(law)?;
-            let drafts = unpack(&offsets, &parents, &tokens, law, sampled.as_deref());
+            let drafts = unpack(&offsets, &parents, &tokens, Each::Same(law), sampled.as_deref());
             let drafts = drafts?;
             let given = GivenRows::new(
                 law,

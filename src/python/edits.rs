@@ -59,17 +59,7 @@ impl RowEdits {
         // Counts are kept for every token of a row: the row had better be there.
         check_rows(draft, rows.num_rows())?;
         let vocab = rows.num_cols();
-        if let (None, Some(name)) = (&self.history, penalties.and_then(Penalties::needs_history)) {
-            return Err(Error::ParamOutOfRange {
-                name: "history",
-                value: format!("None with {name}"),
-                wanted: "the tokens up to and including the root",
-            });
-        }
-        let history = self.history.as_deref().unwrap_or_default();
-        let table = penalties
-            .map(|penalties| Table::new(penalties, history, self.prompt_len, vocab))
-            .transpose()?;
+        let table = penalties.map(|penalties| self.table(penalties, vocab)).transpose()?;
         let shape = (draft.num_nodes(), vocab);
         let mask = self.bitmask.as_ref().map(|mask| {
             let (words, form) = mask.words()?;
@@ -78,6 +68,19 @@ impl RowEdits {
         let tokens = (0..draft.num_nodes()).map(|node| draft.token(node)).collect();
         let processor = self.callback.as_ref().map(|callback| callback as &dyn Processor);
         Ok(Edits::new(draft.tree(), tokens, table, mask.transpose()?, processor))
+    }
+
+    /// The tokens that penalties concern after the history.
+    pub(super) fn table<'a>(&'a self, penalties: &'a Penalties, vocab: usize) -> Result<Table<'a>> {
+        if let (None, Some(name)) = (&self.history, penalties.needs_history()) {
+            return Err(Error::ParamOutOfRange {
+                name: "history",
+                value: format!("None with {name}"),
+                wanted: "the tokens up to and including the root",
+            });
+        }
+        let history = self.history.as_deref().unwrap_or_default();
+        Table::new(penalties, history, self.prompt_len, vocab)
     }
 
     /// The result of a step; what the caller's function raised goes before what came of it.

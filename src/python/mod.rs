@@ -10,6 +10,7 @@ mod gate;
 mod given;
 mod grow;
 mod kv;
+mod layout;
 mod lossy;
 mod ngram;
 mod numbers;
@@ -81,7 +82,7 @@ fn verify_draft(
             let target = ShapedRows::new(raw, params.shaping, Side::Target).edited(&edits);
             let verdict = verify::verify_shaped(&draft.core, drafter, target, rule, lossy, noise)?;
             let top = (n > 0).then(|| TopLogprobs::new(&target, &verdict, n)).transpose()?;
-            Ok(Verdict { verdict, top })
+            Ok(Verdict::of_core(verdict, top))
         });
         given.finish(result)
     })
@@ -124,7 +125,7 @@ fn verdicts(
         })?;
         let branch = |(result, weight): (Result<verify::Verdict, Error>, f64)| {
             let object = match result {
-                Ok(verdict) => Py::new(py, Verdict { verdict, top: None })?.into_any(),
+                Ok(verdict) => Py::new(py, Verdict::of_core(verdict, None))?.into_any(),
                 Err(error) => PyErr::from(error).into_value(py).into_any(),
             };
             Ok((object, weight))
@@ -333,6 +334,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     module.add_class::<grow::Grower>()?;
     kv::register(module)?;
+    layout::register(module)?;
     ngram::register(module)?;
     #[cfg(feature = "proof")]
     proof::register(module)?;

@@ -28,6 +28,7 @@ use super::tensor::Tensor;
 ///     logprobs: float (A+1,), of each token under the shaped target.
 ///     rule: A name from `rules()`, or that of a lossy acceptance.
 ///     top_logprobs: A `TopLogprobs` of A+1 tokens, or None.
+///     backend: Where it was decided, "host", "triton" or "torch"; no part of what is compared.
 ///
 /// Raises:
 ///     DraftError: Lengths that do not fit each other.
@@ -35,16 +36,45 @@ use super::tensor::Tensor;
 ///     RuleError: An unknown rule.
 ///     ParamsError: What is no token, or no log-probability.
 #[pyclass(frozen, module = "mtp_verify")]
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub(super) struct Verdict {
-    pub(super) verdict: verify::Verdict,
+    pub(super) core: verify::Verdict,
     pub(super) top: Option<TopLogprobs>,
+    pub(super) backend: &'static str,
+}
+
+/// The names of what can decide: the core on the host, kernels on a device, operators of torch.
+const BACKENDS: [&str; 3] = [HOST, "triton", "torch"];
+
+/// The core.
+pub(super) const HOST: &str = "host";
+
+/// The name as it is kept.
+fn backend_of(name: &str) -> PyResult<&'static str> {
+    BACKENDS.into_iter().find(|&known| known == name).ok_or_else(|| {
+        PyErr::from(Error::ParamOutOfRange {
+            name: "backend",
+            value: name.to_owned(),
+            wanted: "host, triton or torch",
+        })
+    })
+}
+
+impl PartialEq for Verdict {
+    fn eq(&self, other: &Self) -> bool {
+        self.core == other.core && self.top == other.top
+    }
 }
 
 impl Verdict {
+    /// What the core decided.
+    pub(super) fn of_core(core: verify::Verdict, top: Option<TopLogprobs>) -> Self {
+        Self { core, top, backend: HOST }
+    }
+
     /// The path as plans take it.
     pub(super) fn nodes(&self) -> impl Iterator<Item = i64> {
-        self.verdict.path.iter().map(|&node| i64::from(node))
+        self.core.path.iter().map(|&node| i64::from(node))
     }
 }
 
@@ -77,13 +107,14 @@ fn top_of(given: &Bound<'_, PyAny>, count: usize) -> PyResult<TopLogprobs> {
 #[pymethods]
 impl Verdict {
     #[new]
-    #[pyo3(signature = (tokens, path, logprobs, rule, top_logprobs=None))]
+    #[pyo3(signature = (tokens, path, logprobs, rule, top_logprobs=None, backend="host"))]
     fn new(
         tokens: &Bound<'_, PyAny>,
         path: &Bound<'_, PyAny>,
         logprobs: &Bound<'_, PyAny>,
         rule: &str,
         top_logprobs: Option<&Bound<'_, PyAny>>,
+        backend: &str,
     ) -> PyResult<Self> {
         hold(|| {
             let tokens = token_ids(&integers(tokens, "tokens")?, "tokens")?;
@@ -92,16 +123,14 @@ impl Verdict {
             let verdict = verify::Verdict::new(tokens, &path, logprobs, rule)?;
             let count = verdict.tokens.len();
             let top = top_logprobs.map(|given| top_of(given, count)).transpose()?;
-            Ok(Self { verdict, top })
+            Ok(Self { core: verdict, top, backend: backend_of(backend)? })
         })
     }
 
     /// int64 (A+1,): the emitted tokens, the accepted ones and the one that follows them.
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        hold(|| {
-            Ok(PyArray1::from_iter(py, self.verdict.tokens.iter().map(|&token| i64::from(token))))
-        })
+        hold(|| Ok(PyArray1::from_iter(py, self.core.tokens.iter().map(|&token| i64::from(token)))))
     }
 
     /// int64 (A,): the accepted nodes from below the root down.
@@ -113,25 +142,31 @@ impl Verdict {
     /// How many drafted tokens were accepted: A.
     #[getter]
     fn num_accepted(&self) -> PyResult<usize> {
-        hold(|| Ok(self.verdict.path.len()))
+        hold(|| Ok(self.core.path.len()))
     }
 
     /// float32 (A+1,): the log-probability of each emitted token under the shaped target.
     #[getter]
     fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        hold(|| Ok(PyArray1::from_slice(py, &self.verdict.logprobs)))
+        hold(|| Ok(PyArray1::from_slice(py, &self.core.logprobs)))
     }
 
     /// The rule that ran, or the name of the lossy acceptance.
     #[getter]
     fn rule(&self) -> PyResult<&'static str> {
-        hold(|| Ok(self.verdict.rule))
+        hold(|| Ok(self.core.rule))
     }
 
     /// Whether the tokens have the target's distribution: False under a lossy acceptance alone.
     #[getter]
     fn lossless(&self) -> PyResult<bool> {
-        hold(|| Ok(self.verdict.is_lossless()))
+        hold(|| Ok(self.core.is_lossless()))
+    }
+
+    /// Where it was decided: "host" (the core), or "triton" or "torch" on a device.
+    #[getter]
+    fn backend(&self) -> PyResult<&'static str> {
+        hold(|| Ok(self.backend))
     }
 
     /// The most likely tokens behind each emitted one: a `TopLogprobs`, or None if not asked for.
@@ -164,7 +199,7 @@ impl Verdict {
     ///     ParamsError: `n` is out of range.
     fn cut(&self, n: &Bound<'_, PyAny>) -> PyResult<Self> {
         hold(|| {
-            let (n, length) = (integer(n, "n")?, self.verdict.tokens.len());
+            let (n, length) = (integer(n, "n")?, self.core.tokens.len());
             let Some(n) = usize::try_from(n).ok().filter(|&n| n >= 1 && n <= length) else {
                 return Err(PyErr::from(Error::ParamOutOfRange {
                     name: "n",
@@ -172,12 +207,12 @@ impl Verdict {
                     wanted: "1 <= n <= number of emitted tokens",
                 }));
             };
-            let (mut verdict, mut top) = (self.verdict.clone(), self.top.clone());
-            verdict.cut(n);
+            let (mut core, mut top) = (self.core.clone(), self.top.clone());
+            core.cut(n);
             if let Some(top) = &mut top {
                 top.cut(n);
             }
-            Ok(Self { verdict, top })
+            Ok(Self { core, top, backend: self.backend })
         })
     }
 
@@ -189,19 +224,22 @@ impl Verdict {
     fn __reduce__<'py>(
         slf: &Bound<'py, Self>,
     ) -> PyResult<
-        Reduced<'py, (Vec<u32>, Vec<u32>, Vec<f32>, &'static str, Option<Bound<'py, PyAny>>)>,
+        Reduced<
+            'py,
+            (Vec<u32>, Vec<u32>, Vec<f32>, &'static str, Option<Bound<'py, PyAny>>, &'static str),
+        >,
     > {
         hold(|| {
-            let verify::Verdict { tokens, path, logprobs, rule } = slf.get().verdict.clone();
+            let verify::Verdict { tokens, path, logprobs, rule } = slf.get().core.clone();
             let top = slf.get().top_logprobs(slf.py())?;
-            Ok((slf.get_type(), (tokens, path, logprobs, rule, top)))
+            Ok((slf.get_type(), (tokens, path, logprobs, rule, top, slf.get().backend)))
         })
     }
 
     fn __repr__(&self) -> PyResult<String> {
         hold(|| {
-            let verify::Verdict { tokens, path, rule, .. } = &self.verdict;
-            let mark = if self.verdict.is_lossless() { "" } else { ", lossless=False" };
+            let verify::Verdict { tokens, path, rule, .. } = &self.core;
+            let mark = if self.core.is_lossless() { "" } else { ", lossless=False" };
             let (tokens, path) = (shown(tokens), shown(path));
             Ok(format!("Verdict(tokens={tokens}, path={path}, rule={rule:?}{mark})"))
         })

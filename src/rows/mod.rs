@@ -2,6 +2,7 @@
 
 pub mod history;
 pub mod simd;
+pub mod sums;
 
 use std::ops::Range;
 

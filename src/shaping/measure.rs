@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::rows::simd::{Scan, Window, exp};
+use crate::rows::sums::fold;
 use crate::shaping::{Scratch, Shaped, ShapedRows};
 
 /// A block sum beyond this shows values far above the window (or NaN, or `+inf`): the block is looked
@@ -12,25 +13,31 @@ const LIMIT: f64 = 1_152_921_504_606_846_976.0;
 impl ShapedRows<'_> {
     /// The sum of weights of a row in one pass over its memory, and those of its blocks in `scratch`.
     pub(super) fn sum_whole(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
-        if let Some(shaped) = self.sum_around(row, 0.0, scratch)? {
+        if let Some(shaped) = self.sum_around(row, None, scratch)? {
             return Ok(shaped);
         }
         let max = self.max(row, scratch)?;
-        // The largest value is 0 now, so that this is never refused.
-        self.sum_around(row, max, scratch)?.ok_or_else(|| self.changed(row))
+        // The window holds the largest value now, so that this is never refused.
+        self.sum_around(row, Some(max), scratch)?.ok_or_else(|| self.changed(row))
     }
 
-    /// The same with `origin` taken off all scaled logits; `None` if the largest is still out of reach.
+    /// The same, given the row's largest scaled logit if it is known; `None` if it has to be, since that of
+    /// a block is out of reach.
     ///
-    /// The window is laid around the largest value of the first block, and moves up only where a block's
+    /// Otherwise the window is laid around the largest value of the first block, and moves up only where a block's
     /// sum shows much larger ones: that block is then read again, from L1. Block sums under different
     /// windows are brought together exactly.
-    fn sum_around(&self, row: usize, origin: f32, scratch: &mut Scratch) -> Result<Option<Shaped>> {
+    fn sum_around(
+        &self,
+        row: usize,
+        max: Option<f32>,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Shaped>> {
         let Scratch { buffers, terms, sums, exponents, .. } = scratch;
         sums.clear();
         exponents.clear();
-        // Once the largest value is the origin it is 0, wherever it stands.
-        let mut window = (origin != 0.0).then(|| Window::around(0.0));
+        let known = max.map(Shaped::around);
+        let (origin, mut window) = known.map_or((0.0, None), |row| (row.origin, Some(row.window)));
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, origin, buffers);
             let mut sum_exp =
@@ -58,14 +65,14 @@ impl ShapedRows<'_> {
             let shift = exponent - window.exponent();
             *sum *= mutate!("float/windows_not_aligned", exp::power_of_two(shift), 1.0);
         }
-        let (window, factor) = canonical(window, sums.iter().sum());
+        let (window, factor) = canonical(window, fold(sums));
         for sum in sums.iter_mut() {
             *sum *= factor;
         }
         Ok(Some(Shaped {
             origin,
             window,
-            total: sums.iter().sum(),
+            total: fold(sums),
             cut: window.floor(),
             tie_end: u32::MAX,
             only: None,
@@ -132,4 +139,38 @@ impl ShapedRows<'_> {
 pub(super) fn canonical(window: Window, total: f64) -> (Window, f64) {
     let shift = exp::even_exponent(total);
     (Window::new(window.exponent() + shift), exp::power_of_two(-shift))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::rows::RawRows;
+    use crate::rows::simd::BLOCK;
+    use crate::shaping::{Params, Scratch, ShapedRows, Side};
+
+    #[test]
+    fn blocks_out_of_reach_may_stand_anywhere() {
+        for low in [-1e9, f32::MIN, -2e6, f32::NEG_INFINITY] {
+            for max in [0.0_f32, 5.0, -5.0, 3e6, -2e6 + 1.0] {
+                let high: Vec<f32> = (0..BLOCK).map(|i| max - (i % 7) as f32).collect();
+                let row = |is_first: bool| {
+                    let parts = [vec![low; BLOCK], high.clone()];
+                    if is_first { parts.concat() } else { [&parts[1][..], &parts[0]].concat() }
+                };
+                let sum = |logits: &[f32]| {
+                    let raw = RawRows::from_f32(logits, logits.len()).unwrap();
+                    let rows = ShapedRows::new(raw, Params::default(), Side::Target);
+                    let mut scratch = Scratch::default();
+                    let shaped = rows.shape(0, &mut scratch).unwrap();
+                    let top = logits.iter().position(|&y| y >= max).unwrap();
+                    (shaped.total().to_bits(), rows.probability(0, &shaped, top as u32))
+                };
+                let (found, last) = (sum(&row(true)), sum(&row(false)));
+                assert_eq!(found, last, "{low} {max}");
+                let weights = (0..BLOCK).map(|i| (-((i % 7) as f64)).exp()).sum::<f64>();
+                let rest =
+                    if low > max - 50.0 { BLOCK as f64 * f64::from(low - max).exp() } else { 0.0 };
+                assert!((found.1 * (weights + rest) - 1.0).abs() < 1e-6, "{low} {max} {}", found.1);
+            }
+        }
+    }
 }

@@ -31,6 +31,7 @@ use crate::rows::{Buffer, RawRows};
 
 pub use edits::{Edits, Mask, Processor};
 pub use params::{Params, Preset};
+pub(crate) use scratch::List;
 pub use scratch::Scratch;
 
 /// A row after shaping: a token of scaled logit `y` has the weight `window(y - origin)` if it is kept,
@@ -219,13 +220,14 @@ impl<'a> ShapedRows<'a> {
 
     /// Reads a row (once if nothing truncates it) and returns what describes it.
     ///
-    /// A row that nothing truncates leaves the sums of its blocks' weights in `scratch`; others leave
-    /// none.
+    /// A row that nothing truncates leaves the sums of its blocks' weights in `scratch`; one of which
+    /// top-k keeps few tokens leaves these.
     ///
     /// # Errors
     /// [`Error::RowNotFinite`] for NaN and `+inf`, [`Error::RowEmpty`] if nothing is left.
     pub fn shape(&self, row: usize, scratch: &mut Scratch) -> Result<Shaped> {
         scratch.sums.clear();
+        scratch.kept.clear();
         if let Some(edits) = self.edits {
             edits.prepare(&self.raw, self.kernels, row)?;
         }
@@ -361,9 +363,7 @@ impl<'a> ShapedRows<'a> {
         }
         let is_complete = self.gather(row, shaped, scratch);
         if is_complete {
-            let list = &mut scratch.list;
-            list.retain(|y, token| shaped.keeps(y, token));
-            list.weigh(self.kernels, &shaped.window, shaped.cut);
+            self.keep(shaped, &mut scratch.list);
         }
         is_complete
     }

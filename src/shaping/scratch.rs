@@ -1,5 +1,7 @@
 //! Working memory of one verification: a few blocks, and lists of at most a row.
 
+use std::ops::Range;
+
 use crate::rows::Buffer;
 use crate::rows::simd::{BLOCK, Kernels, Window};
 
@@ -22,6 +24,8 @@ pub struct Scratch {
     pub(super) exponents: Vec<i32>,
     /// Some of a row's tokens.
     pub(crate) list: List,
+    /// The kept tokens of the row that was shaped last, if its shaping listed them; else none.
+    pub(crate) kept: List,
     /// Values to be put in order.
     pub(super) values: Vec<f32>,
     /// The best of a row's tokens so far.
@@ -39,6 +43,7 @@ impl Default for Scratch {
             sums: Vec::new(),
             exponents: Vec::new(),
             list: List::default(),
+            kept: List::default(),
             values: Vec::new(),
             ranked: Vec::new(),
         }
@@ -46,7 +51,7 @@ impl Default for Scratch {
 }
 
 /// Tokens with their scaled logits and weights, side by side.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct List {
     pub(crate) tokens: Vec<u32>,
     pub(super) values: Vec<f32>,
@@ -85,11 +90,19 @@ impl List {
         self.values.extend(places.iter().map(|&place| values[place as usize]));
     }
 
-    /// Keeps the tokens of which `is_kept(value)` holds, with their weights.
-    pub(super) fn retain_weighed(&mut self, is_kept: impl Fn(f32) -> bool) {
+    /// Keeps the tokens whose value lies in a range, with their weights.
+    pub(super) fn retain_between(
+        &mut self,
+        kernels: &Kernels,
+        range: Range<f32>,
+        places: &mut [u32; BLOCK],
+    ) {
         let mut count = 0;
-        for at in 0..self.len() {
-            if is_kept(self.values[at]) {
+        for start in (0..self.len()).step_by(BLOCK) {
+            let values = &self.values[start..self.len().min(start + BLOCK)];
+            let found = (kernels.gather_between)(values, range.start, range.end, places);
+            for &place in &places[..found] {
+                let at = start + place as usize;
                 self.values[count] = self.values[at];
                 self.tokens[count] = self.tokens[at];
                 self.weights[count] = self.weights[at];

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::mutants::mutate;
+use crate::rows::sums::{fold, sum_listed};
 use crate::shaping::measure::canonical;
 use crate::shaping::scratch::List;
 use crate::shaping::{Preset, Scratch, Shaped, ShapedRows};
@@ -37,18 +38,19 @@ impl ShapedRows<'_> {
         let k = self.params.top_k;
         let is_small = (1..self.num_cols().min(SMALL_K + 1)).contains(&k);
         let k = mutate!("float/top_k_one_more", k, (k + 1).min(self.num_cols() - 1));
-        let (mut shaped, max, mut kept) =
+        let (mut shaped, max, mut mass) =
             if is_small { self.cut_list(row, k, scratch)? } else { self.cut_row(row, scratch)? };
         if self.params.preset == Preset::Transformers && self.raise_to_min_p(&mut shaped, max) {
-            kept = None;
+            mass = None;
         }
-        let total = kept.unwrap_or_else(|| self.total_kept(row, &shaped, scratch));
+        let total = mass.unwrap_or_else(|| self.total_kept(row, &shaped, scratch));
         let (window, factor) = canonical(shaped.window, total);
         shaped.window = window;
         shaped.total = total * factor;
         shaped.is_truncated = true;
         raise(&mut shaped, mutate!("float/cut_below_the_window", window.floor(), f32::MIN));
         scratch.sums.clear();
+        self.keep(&shaped, &mut scratch.kept);
         Ok(shaped)
     }
 
@@ -63,7 +65,7 @@ impl ShapedRows<'_> {
         let (max, kth) = self.list_top(row, k, scratch)?;
         let mut shaped = Shaped::around(max);
         let (max, kth) = (max - shaped.origin, kth - shaped.origin);
-        let list = &mut scratch.list;
+        let Scratch { list, sums, .. } = scratch;
         for y in &mut list.values {
             *y -= shaped.origin;
         }
@@ -71,11 +73,14 @@ impl ShapedRows<'_> {
         if self.params.preset == Preset::Vllm {
             self.raise_to_min_p(&mut shaped, max);
         }
-        list.retain(|y, token| shaped.keeps(y, token));
-        list.weigh(self.kernels, &shaped.window, shaped.cut);
-        let mut kept = mass(list);
+        self.keep(&shaped, list);
+        scratch.kept.clone_from(list);
+        let mut kept = mass(list, sums);
         if self.params.top_p < 1.0 {
-            kept = cut_at(self.params.top_p * kept, 0.0, &mut shaped, list);
+            let goal = self.params.top_p * kept;
+            kept = self
+                .cut_at(goal, 0.0, kth..max.next_up(), true, &mut shaped, scratch)
+                .unwrap_or(kept);
         }
         Ok((shaped, max, Some(kept)))
     }
@@ -120,10 +125,21 @@ impl ShapedRows<'_> {
         rises
     }
 
+    /// Reduces a list to the kept tokens, and weighs them.
+    pub(super) fn keep(&self, shaped: &Shaped, list: &mut List) {
+        list.retain(|y, token| shaped.keeps(y, token));
+        list.weigh(self.kernels, &shaped.window, shaped.cut);
+    }
+
     /// The sum of the weights of the kept tokens.
     fn total_kept(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
+        if scratch.kept.len() > 0 {
+            let Scratch { kept, sums, .. } = scratch;
+            self.keep(shaped, kept);
+            return mass(kept, sums);
+        }
         if self.list_kept(row, shaped, scratch) {
-            return mass(&scratch.list);
+            return mass(&scratch.list, &mut scratch.sums);
         }
         self.sum_blocks(row, shaped, scratch)
     }
@@ -131,7 +147,9 @@ impl ShapedRows<'_> {
     /// The same block by block.
     fn sum_blocks(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> f64 {
         let blocks = self.raw.blocks();
-        blocks.map(|start| self.sum_block(row, shaped, start, scratch)).sum()
+        let sums: Vec<f64> =
+            blocks.map(|start| self.sum_block(row, shaped, start, scratch)).collect();
+        fold(&sums)
     }
 
     /// Lists the tokens that are not below the `k`-th largest; returns the largest scaled logit and the
@@ -181,11 +199,11 @@ impl ShapedRows<'_> {
         loop {
             let above = self.split(row, shaped, part.clone(), scratch);
             let is_last = part.start <= shaped.cut && part.end == f32::INFINITY;
-            let list = &mut scratch.list;
             if above < goal || is_last {
-                list.weigh(self.kernels, &shaped.window, shaped.cut);
-                if above + mass(list) >= goal || is_last {
-                    return cut_at(goal, above, shaped, list);
+                scratch.list.weigh(self.kernels, &shaped.window, shaped.cut);
+                if let Some(kept) = self.cut_at(goal, above, part.clone(), is_last, shaped, scratch)
+                {
+                    return kept;
                 }
             }
             let is_bracket = part.end < f32::INFINITY;
@@ -255,6 +273,79 @@ impl ShapedRows<'_> {
         above
     }
 
+    /// Keeps the largest tokens of the list while the mass before them is below `goal`, of equal ones the
+    /// lowest first, and sets the cut behind the last; returns the mass up to there. `before` is the mass
+    /// of the tokens above those of the list, whose values lie in `part`.
+    ///
+    /// None if the list ends before the goal is reached, unless that `is_last`, and all of it is kept.
+    ///
+    /// The crossing token is found by eight bits of [`key`] at a time, from the highest in which keys can
+    /// differ: the mass of each value of these bits, from the top down, says in which the goal is crossed.
+    fn cut_at(
+        &self,
+        goal: f64,
+        mut before: f64,
+        part: Range<f32>,
+        is_last: bool,
+        shaped: &mut Shaped,
+        scratch: &mut Scratch,
+    ) -> Option<f64> {
+        let Scratch { list, places, .. } = scratch;
+        let (mut base, mut last) = (key(part.start), key(part.end));
+        if part.end == f32::INFINITY {
+            // Nothing is known of the largest: the first bits would tell little.
+            last = list.values.iter().map(|&y| key(y)).max().unwrap_or(base);
+        }
+        let mut shift = (u32::BITS - (last - base).leading_zeros()).saturating_sub(8);
+        let mut is_first = true;
+        loop {
+            let mut masses = [0.0; 256];
+            let mut counts = [0_u32; 256];
+            for (&y, &weight) in list.values.iter().zip(&list.weights) {
+                let digit = ((key(y) - base) >> shift) as usize;
+                masses[digit] += f64::from(weight);
+                counts[digit] += 1;
+            }
+            let (mut crossing, mut is_reached) = (None, false);
+            for value in (0..256).rev().filter(|&value| counts[value] > 0) {
+                if let Some(above) = crossing.replace(value) {
+                    before += masses[above];
+                }
+                is_reached = before + masses[value] >= goal;
+                if is_reached {
+                    break;
+                }
+            }
+            if is_first && !is_reached && !is_last {
+                return None;
+            }
+            is_first = false;
+            let Some(crossing) = crossing else {
+                return Some(before);
+            };
+            base += (crossing as u32) << shift;
+            let end = base.saturating_add(1 << shift).min(key(f32::INFINITY));
+            list.retain_between(self.kernels, unkey(base)..unkey(end), places);
+            if shift == 0 {
+                break;
+            }
+            shift = shift.saturating_sub(8);
+        }
+        // What is left are equal values, by ascending token; at least one of them is kept.
+        let mut kept = 0;
+        let open =
+            |before: f64| mutate!("float/top_p_goes_on_at_the_goal", before < goal, before <= goal);
+        while kept < list.len() && (open(before) || kept == 0) {
+            before += f64::from(list.weights[kept]);
+            kept += 1;
+        }
+        shaped.cut = list.values[0];
+        let all = mutate!("float/ties_all_kept", list.len(), kept);
+        shaped.tie_end = if kept < all { list.tokens[kept - 1] + 1 } else { u32::MAX };
+        mutate!("float/one_tie_more", (), shaped.tie_end = shaped.tie_end.saturating_add(1));
+        Some(before)
+    }
+
     /// Lists the tokens whose scaled logit is not below the cut, ascending; false if there are more than
     /// [`MANY`], which are then not all listed.
     pub(super) fn gather(&self, row: usize, shaped: &Shaped, scratch: &mut Scratch) -> bool {
@@ -284,8 +375,8 @@ fn select_kth(values: &mut [f32], k: usize) -> f32 {
     *values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-fn mass(list: &List) -> f64 {
-    list.weights.iter().map(|&weight| f64::from(weight)).sum()
+fn mass(list: &List, sums: &mut Vec<f64>) -> f64 {
+    sum_listed(&list.tokens, |at| f64::from(list.weights[at]), sums)
 }
 
 /// Bits whose order is that of the values; 0 and -0 are the same logit.
@@ -294,58 +385,9 @@ fn key(y: f32) -> u32 {
     bits ^ (((bits as i32) >> 31) as u32 | 0x8000_0000)
 }
 
-/// Keeps the largest tokens of a list while the mass before them is below `goal`, of equal ones the
-/// lowest first, and sets the cut behind the last; returns the mass up to there. `before` is the mass of
-/// the tokens above those of the list.
-///
-/// The crossing token is found by eight bits of [`key`] at a time, from the highest in which keys
-/// differ: the mass of each value of these bits, from the top down, says in which the goal is crossed.
-fn cut_at(goal: f64, mut before: f64, shaped: &mut Shaped, list: &mut List) -> f64 {
-    let keys = list.values.iter().map(|&y| key(y));
-    let (Some(mut base), Some(last)) = (keys.clone().min(), keys.max()) else {
-        return before;
-    };
-    let mut shift = (u32::BITS - (last - base).leading_zeros()).saturating_sub(8);
-    loop {
-        let digit = |y: f32| ((key(y) - base) >> shift) as usize;
-        let mut masses = [0.0; 256];
-        let mut counts = [0_u32; 256];
-        for (&y, &weight) in list.values.iter().zip(&list.weights) {
-            masses[digit(y)] += f64::from(weight);
-            counts[digit(y)] += 1;
-        }
-        let mut crossing = None;
-        for value in (0..256).rev().filter(|&value| counts[value] > 0) {
-            if let Some(above) = crossing.replace(value) {
-                before += masses[above];
-            }
-            if before + masses[value] >= goal {
-                break;
-            }
-        }
-        let Some(crossing) = crossing else {
-            return before;
-        };
-        list.retain_weighed(|y| digit(y) == crossing);
-        if shift == 0 {
-            break;
-        }
-        base += (crossing as u32) << shift;
-        shift = shift.saturating_sub(8);
-    }
-    // What is left are equal values, by ascending token; at least one of them is kept.
-    let mut kept = 0;
-    let open =
-        |before: f64| mutate!("float/top_p_goes_on_at_the_goal", before < goal, before <= goal);
-    while kept < list.len() && (open(before) || kept == 0) {
-        before += f64::from(list.weights[kept]);
-        kept += 1;
-    }
-    shaped.cut = list.values[0];
-    let all = mutate!("float/ties_all_kept", list.len(), kept);
-    shaped.tie_end = if kept < all { list.tokens[kept - 1] + 1 } else { u32::MAX };
-    mutate!("float/one_tie_more", (), shaped.tie_end = shaped.tie_end.saturating_add(1));
-    before
+/// The value of a [`key`].
+fn unkey(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 1 { key ^ 0x8000_0000 } else { !key })
 }
 
 fn raise(shaped: &mut Shaped, cut: f32) {

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::rows::RawRows;
 use crate::rows::simd::{BLOCK, Kernels};
+use crate::rows::sums::{fold, sum_listed};
 use crate::shaping::{Scratch, Shaped, ShapedRows};
 use crate::verify::law::Draft;
 
@@ -134,7 +135,7 @@ impl DrafterRows<'_> {
                     is_sound &= !has_negative;
                     scratch.sums.push(sum);
                 }
-                let total: f64 = scratch.sums.iter().sum();
+                let total = fold(&scratch.sums);
                 if !is_sound || !total.is_finite() || total <= 0.0 {
                     check_values(&raw, row)?;
                     return Err(Error::RowNotNormalised { row, sum: total });
@@ -240,23 +241,29 @@ impl DrafterRows<'_> {
             && shaped.is_truncated()
             && rows.list_kept(drafted.row, shaped, scratch)
         {
-            let list = scratch.list.tokens.iter().zip(&scratch.list.weights);
-            let outside = list.filter(|(column, _)| columns.binary_search(column).is_err());
-            return outside.map(|(_, &weight)| f64::from(weight)).sum();
+            let Scratch { list, sums, .. } = scratch;
+            let outside = |at: usize| {
+                let is_left = columns.binary_search(&list.tokens[at]).is_err();
+                if is_left { f64::from(list.weights[at]) } else { 0.0 }
+            };
+            return sum_listed(&list.tokens, outside, sums);
         }
-        let mut rest = 0.0;
+        let mut rest = std::mem::take(&mut scratch.sums);
+        rest.clear();
         for (block, start) in (0..self.num_cols()).step_by(BLOCK).enumerate() {
             let from = columns.partition_point(|&column| (column as usize) < start);
             let to = columns.partition_point(|&column| (column as usize) < start + BLOCK);
-            rest += match sums.get(block) {
+            rest.push(match sums.get(block) {
                 Some(&sum) if from == to => sum,
                 _ => {
                     let Drafted { row, shaped, .. } = *drafted;
                     self.sum_block(row, shaped, start, &columns[from..to], kernels, scratch).0
                 }
-            };
+            });
         }
-        rest
+        let mass = fold(&rest);
+        scratch.sums = rest;
+        mass
     }
 }
 

@@ -6,9 +6,9 @@
 //! question, under the whole of that question.
 
 use std::cell::Cell;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
-use crate::shaping::{Scratch, Side};
+use crate::shaping::{List, Scratch, Side};
 use crate::verify::view::Mix;
 
 /// The sums of the weights of each block of the rows read so far.
@@ -16,7 +16,7 @@ use crate::verify::view::Mix;
 pub(super) struct RowSums {
     sums: Vec<f64>,
     /// Side, node, and where its sums are.
-    places: Vec<(Side, usize, std::ops::Range<usize>)>,
+    places: Vec<(Side, usize, Range<usize>)>,
 }
 
 impl RowSums {
@@ -33,6 +33,34 @@ impl RowSums {
 
     fn clear(&mut self) {
         self.sums.clear();
+        self.places.clear();
+    }
+}
+
+/// The kept tokens of rows that their shaping has listed, with their weights.
+#[derive(Debug, Default)]
+pub(super) struct RowLists {
+    tokens: Vec<u32>,
+    weights: Vec<f32>,
+    places: Vec<(Side, usize, Range<usize>)>,
+}
+
+impl RowLists {
+    pub(super) fn of(&self, side: Side, node: usize) -> Option<(&[u32], &[f32])> {
+        let place = self.places.iter().find(|place| (place.0, place.1) == (side, node))?;
+        Some((&self.tokens[place.2.clone()], &self.weights[place.2.clone()]))
+    }
+
+    pub(super) fn keep(&mut self, side: Side, node: usize, list: &List) {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(&list.tokens);
+        self.weights.extend_from_slice(&list.weights);
+        self.places.push((side, node, start..self.tokens.len()));
+    }
+
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.weights.clear();
         self.places.clear();
     }
 }
@@ -66,6 +94,7 @@ pub(super) struct Kept {
 pub(super) struct Memory {
     pub(super) scratch: Scratch,
     pub(super) sums: RowSums,
+    pub(super) lists: RowLists,
     pub(super) mixture: Mixture,
     pub(super) kept: Kept,
     /// The drafter's mass that was asked for last, with its node and the tokens outside of which it is.
@@ -79,6 +108,7 @@ impl Memory {
     /// Drops the answers that were given to another view.
     fn forget(&mut self) {
         self.sums.clear();
+        self.lists.clear();
         self.mixture.key = None;
         self.kept.node = None;
         self.rest = None;

@@ -170,6 +170,20 @@ fn resolve_at(rule: &str, law: Law, params: Params) -> Result<(Core, &'static st
     }
 }
 
+/// The core that runs on a draft under sampling parameters, and the reported name.
+///
+/// # Errors
+/// As [`resolve`]; [`Error::GreedyTemperature`] for greedy verification at a temperature above 0.
+pub fn resolve_draft(rule: &str, draft: &Draft, params: Params) -> Result<(Core, &'static str)> {
+    match resolve_at(rule, draft.law(), params) {
+        // Nothing was drafted, by whatever law: the target's token is drawn.
+        Err(Error::IllegalPair { .. }) if draft.num_nodes() == 1 => {
+            resolve_at("target_only", draft.law(), params)
+        }
+        found => found,
+    }
+}
+
 /// The core that runs on a draft under sampling parameters, once all rows are seen to fit.
 fn resolve_under(
     rule: &str,
@@ -177,17 +191,11 @@ fn resolve_under(
     drafter: &DrafterRows<'_>,
     target: &ShapedRows<'_>,
 ) -> Result<(Core, &'static str)> {
-    let (core, name) = match resolve_at(rule, draft.law(), target.params()) {
-        // Nothing was drafted, by whatever law: the target's token is drawn.
-        Err(Error::IllegalPair { .. }) if draft.num_nodes() == 1 => {
-            resolve_at("target_only", draft.law(), target.params())?
-        }
-        found => found?,
-    };
+    let found = resolve_draft(rule, draft, target.params())?;
     check_rows(draft, target.num_rows())?;
     draft.check_vocabulary(target.num_cols())?;
     declared::check_fit(draft, drafter, target.num_cols())?;
-    Ok((core, name))
+    Ok(found)
 }
 
 /// The exact mean of the number of accepted tokens over the verifier's noise, for a draft as it is.

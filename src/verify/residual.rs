@@ -136,7 +136,7 @@ impl<W: Weight> Residual<W> {
             self.mix.b = self.mix.b.add(&share);
         }
         // A rejected sampled child has weight 0 already, up to rounding (which would hide mutants).
-        let guarded = mutate!("any", draft.law() != Law::Iid, false);
+        let guarded = mutate!("any", true, false);
         if !sampled || mutate!("td/residual_zero_token_only", guarded, true) {
             self.mix.removed.push(token);
         }

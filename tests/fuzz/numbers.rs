@@ -1,6 +1,6 @@
 //! Everything else that takes numbers: shapes, budgets, packed arrays, bounds, trees.
 
-use mtp_verify::batch::{Offsets, chains, unpack};
+use mtp_verify::batch::{Each, Offsets, chains, unpack};
 use mtp_verify::chance::rng;
 use mtp_verify::growers::{Optimal, allocate, by_depth, merge, paths, stem};
 use mtp_verify::rows::history;
@@ -109,7 +109,13 @@ fn packed(bits: &mut Bits) -> &'static str {
     let parents: Vec<i64> = (0..total).map(|at| if at == 0 { -1 } else { any(bits) }).collect();
     let tokens: Vec<i64> = (0..total).map(|_| any(bits)).collect();
     let flags: Vec<bool> = (0..total).map(|_| bits.one_in(2)).collect();
-    outcome(&unpack(offsets, &parents, &tokens, law, bits.one_in(2).then_some(&flags[..])))
+    outcome(&unpack(
+        offsets,
+        &parents,
+        &tokens,
+        Each::Same(law),
+        bits.one_in(2).then_some(&flags[..]),
+    ))
 }
 
 fn bound(bits: &mut Bits) -> &'static str {

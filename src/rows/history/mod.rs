@@ -17,9 +17,11 @@
 //! Sources: arXiv 1909.05858 sec. 4.1 (repetition), `OpenAI`'s API reference (presence, frequency); values
 //! as `transformers.generation.logits_process` and `vllm.model_executor.layers.utils` compute them.
 
+mod change;
 mod table;
 mod weights;
 
+pub use change::Change;
 pub use table::{Concern, Table};
 pub use weights::WeightPenalties;
 
@@ -122,23 +124,26 @@ impl Penalties {
 
     /// The logit of a token concerned.
     pub fn apply(&self, concern: &Concern, x: f32) -> f32 {
-        if concern.banned {
-            return f32::NEG_INFINITY;
-        }
-        let mut y = x + concern.bias;
+        self.change(concern).apply(x)
+    }
+
+    /// What becomes of the logit of a token concerned, in numbers.
+    pub fn change(&self, concern: &Concern) -> Change {
+        let mut change = Change { banned: concern.banned, bias: concern.bias, ..Change::default() };
         if concern.seen {
             let theta = self.repetition as f32;
-            y = match (y < 0.0, self.by_reciprocal) {
-                (true, _) => y * theta,
-                (false, false) => y / theta,
-                (false, true) => y * (1.0 / theta),
-            };
+            change.below = theta;
+            if self.by_reciprocal {
+                change.above = 1.0 / theta;
+            } else {
+                change.divisor = theta;
+            }
         }
         if concern.count > 0 {
-            y -= self.frequency as f32 * concern.count as f32;
-            y -= self.presence as f32;
+            change.frequency = self.frequency as f32 * concern.count as f32;
+            change.presence = self.presence as f32;
         }
-        y
+        change
     }
 
     /// Whether tokens of history and path are penalised wherever they stand.

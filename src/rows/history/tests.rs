@@ -82,6 +82,58 @@ proptest! {
     }
 }
 
+/// The definition, step by step.
+fn penalised(penalties: &Penalties, concern: &Concern, x: f32) -> f32 {
+    if concern.banned {
+        return f32::NEG_INFINITY;
+    }
+    let theta = penalties.repetition as f32;
+    let mut y = x + concern.bias;
+    if concern.seen {
+        y = match (y < 0.0, penalties.by_reciprocal) {
+            (true, _) => y * theta,
+            (false, false) => y / theta,
+            (false, true) => y * (1.0 / theta),
+        };
+    }
+    if concern.count > 0 {
+        y -= penalties.frequency as f32 * concern.count as f32;
+        y -= penalties.presence as f32;
+    }
+    y
+}
+
+proptest! {
+    #[test]
+    fn numbers_change_a_logit_as_the_definition_does(
+        x in prop_oneof![
+            3 => -90.0_f32..90.0,
+            1 => proptest::sample::select(vec![
+                0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-45,
+            ]),
+        ],
+        (repetition, presence, frequency) in (
+            prop_oneof![Just(1.1), 0.1..3.0],
+            prop_oneof![Just(0.0), -2.0..2.0],
+            prop_oneof![Just(0.0), -2.0..2.0],
+        ),
+        (bias, seen, count, banned) in (
+            prop_oneof![2 => Just(0.0_f32), 2 => -9.0_f32..9.0, 1 => Just(f32::NEG_INFINITY)],
+            any::<bool>(), 0_u32..3, proptest::bool::weighted(0.1),
+        ),
+        by_reciprocal in any::<bool>(),
+    ) {
+        let penalties =
+            Penalties { repetition, presence, frequency, by_reciprocal, ..Penalties::default() };
+        let concern = Concern { token: 0, bias, seen, count, banned };
+        let (found, wanted) = (penalties.apply(&concern, x), penalised(&penalties, &concern, x));
+        prop_assert!(
+            found.to_bits() == wanted.to_bits() || found.is_nan() && wanted.is_nan(),
+            "{} is not {}", found, wanted
+        );
+    }
+}
+
 #[test]
 fn tokens_that_nothing_concerns_are_not_listed() {
     let penalties = Penalties { presence: 0.5, ..Penalties::default() }.check().unwrap();

@@ -9,6 +9,7 @@ mod cells;
 use crate::error::Result;
 use crate::mutants::mutate;
 use crate::rows::simd::BLOCK;
+use crate::rows::sums::{fold, sum_listed};
 use crate::shaping::{Scratch, Shaped, ShapedRows, Side};
 use crate::verify::drafted::Drafted;
 use crate::verify::law::Draft;
@@ -50,10 +51,13 @@ impl<'a> LazyView<'a> {
         if let Some(shaped) = self.shaped[node] {
             return Ok(shaped);
         }
-        let Memory { scratch, sums, .. } = &mut *self.memory;
+        let Memory { scratch, sums, lists, .. } = &mut *self.memory;
         let shaped = self.target.shape(node, scratch)?;
         if !scratch.sums.is_empty() {
             sums.keep(Side::Target, node, &scratch.sums);
+        }
+        if !scratch.kept.tokens.is_empty() {
+            lists.keep(Side::Target, node, &scratch.kept);
         }
         self.shaped[node] = Some(shaped);
         Ok(shaped)
@@ -203,11 +207,19 @@ impl LazyView<'_> {
         if !target.is_truncated() {
             return Form::Blocks;
         }
-        let Memory { scratch, kept, .. } = &mut *self.memory;
+        let Memory { scratch, kept, lists, .. } = &mut *self.memory;
         if mutate!("float/list_of_another_node", kept.node != Some(node), kept.node.is_none()) {
-            kept.is_listed = self.target.list_kept(node, target, scratch);
-            std::mem::swap(&mut kept.tokens, &mut scratch.list.tokens);
-            std::mem::swap(&mut kept.weights, &mut scratch.list.weights);
+            if let Some((tokens, weights)) = lists.of(Side::Target, node) {
+                kept.is_listed = true;
+                kept.tokens.clear();
+                kept.tokens.extend_from_slice(tokens);
+                kept.weights.clear();
+                kept.weights.extend_from_slice(weights);
+            } else {
+                kept.is_listed = self.target.list_kept(node, target, scratch);
+                std::mem::swap(&mut kept.tokens, &mut scratch.list.tokens);
+                std::mem::swap(&mut kept.weights, &mut scratch.list.weights);
+            }
             kept.node = Some(node);
         }
         if kept.is_listed { Form::List } else { Form::Blocks }
@@ -230,7 +242,7 @@ impl LazyView<'_> {
             };
             mixture.weights.push(parts.weight(token, f64::from(weight), taken));
         }
-        mixture.total = mixture.weights.iter().sum();
+        mixture.total = sum_listed(&kept.tokens, |at| mixture.weights[at], &mut mixture.sums);
         mixture.key = Some((parts.node, parts.mix.clone()));
     }
 
@@ -267,7 +279,7 @@ impl LazyView<'_> {
             if is_known { sums[block] = sum } else { sums.push(sum) }
         }
         let mixture = &mut self.memory.mixture;
-        mixture.total = mixture.sums.iter().sum();
+        mixture.total = fold(&mixture.sums);
         mixture.key = Some((node, mix.clone()));
     }
 

@@ -140,6 +140,18 @@ def test_logits_that_are_far_from_0_keep_their_order(row, temperature):
         assert verdict.tokens.tolist() == [int(np.argmax(row))]
 
 
+@pytest.mark.parametrize("low", [-1e9, -(2.0**20) - 1, np.finfo(np.float32).min])
+@pytest.mark.parametrize("largest", [0.0, 1.0, -3.0])
+def test_tokens_that_are_masked_by_low_logits_change_no_bit(low, largest, rng):
+    """Where the first block is far from 0 and the row is not, nothing is taken off its logits."""
+    row = np.float32(rng.normal(-20, 3, (1, 5000)))
+    row[0, 3000] = largest
+    row[0, :2048] = low
+    masked = np.where(row == np.float32(low), -np.inf, row).astype(np.float32)
+    wanted = _core.shaped_row(masked, PARAMS)
+    np.testing.assert_array_equal(_core.shaped_row(row, PARAMS), wanted)
+
+
 def test_callers_that_flush_denormals_change_nothing():
     rows = [np.float32([row]) for row in ([0.0] * 7, [-1e-40] * 7, [1e-40, 2e-40, 0])]
     draft = mv.Draft(mv.TokenTree([-1]), [-1])
