@@ -129,6 +129,9 @@ MORE: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...], dict[st
     "BlockTable.__setstate__": (lambda: mv.kv.BlockTable(2, 2).__setstate__, (None,), {}),
     "heads.family": (lambda: heads.family, ("eagle3",), {}),
     "set_num_threads": (lambda: mv.verifier.set_num_threads, (1,), {}),
+    "ops.DeviceVerifier": (
+        lambda: ops.DeviceVerifier, (1, 2, 4, torch.float32), {"device": "cpu"},
+    ),
     "ops.verify_batch": (
         lambda: ops.verify_batch, (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, 4)),
         {"params": None, "law": "deterministic", "parents": None, "probs": None, "lengths": None,
@@ -146,7 +149,16 @@ CALLS = {
     **MORE,
 }
 # Not to be tried: the usual seed and position of what demands them.
-_NEEDED = {"seed", "position", "seeds", "positions", "max_new_tokens", "max_nodes", "max_depth"}
+_NEEDED = {
+    "seed",
+    "position",
+    "seeds",
+    "positions",
+    "max_new_tokens",
+    "max_nodes",
+    "max_depth",
+    "device",
+}
 
 
 def arguments(name: str) -> list[str]:

@@ -112,6 +112,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "Stats": lambda: generation().stats,
     "Generation": generation,
     "Paged": lambda: decode.Paged(4),
+    "Static": lambda: decode.Static(graphs=True),
     "HeadSpec": lambda: heads.family("eagle3"),
     "Layout": lambda: heads.family("eagle3").layout,
     "Sizes": lambda: heads.Sizes(hidden_size=8, vocab_size=9),

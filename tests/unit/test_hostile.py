@@ -30,6 +30,8 @@ ELSEWHERE = {
     "LLGuidance": "a grammar of another library", "XGrammar": "a grammar of another library",
     "build_info": "no arguments", "rules": "no arguments", "certify": "certification",
     "export": "tests/unit/heads", "probe": "tests/unit/heads", "reattach": "tests/unit/heads",
+    "DeviceDrafts": "a record",
+    "verify_planned": "tests/unit/verifier/kernels/device/test_device_verifier.py",
     "save": "tests/unit/heads", "resolve_disputed": "tests/unit/heads",
 }  # fmt: skip
 

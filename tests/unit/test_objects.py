@@ -38,6 +38,8 @@ NO_DATA = {
     "Head": "a torch module", "CausalHead": "a torch module", "ParallelHead": "a torch module",
     "Shared": "parts of a model, which torch pickles",
     "Model": "runs a model", "ModelTree": "runs a model", "Heads": "runs a head",
+    "DeviceDrafts": "tensors of a device, which are not compared",
+    "DeviceVerifier": "memory of a device",
     "MeasuredCosts": "times a model", "Translation": "reads two tokenizers",
     "Drafter": "a base class", "Constraint": "a protocol", "Matcher": "a base class",
     "Target": "a protocol", "TargetCache": "a protocol",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify import _core
@@ -54,6 +55,23 @@ _DRAWS: _Columns = {
     "acceptances": "acceptances",
     "of those": ("difference", "accept_bound"),
 }
+_DEVICE: _Columns = {
+    "rule": "rule",
+    "law": "law",
+    "cases": "cases",
+    "drafts": "drafts",
+    "cells": "cells",
+    "asked": "asked",
+    "distance": ("distance", "bound"),
+    "left out": ("left_out", "bound"),
+}
+_SLIPS: _Columns = {
+    "mistake": "name",
+    "change": "change",
+    "case": "case",
+    "bias": "distance",
+    "other answers": "answers",
+}
 _TRIALS: _Columns = {
     "mistake": "name",
     "change": "change",
@@ -78,11 +96,12 @@ def run(args: argparse.Namespace) -> Report:
         )
         raise ImportError(message, name="mtp_verify._core")
     start = time.perf_counter()
-    rows, floats, draws, misdeclared, mutants = _tables()
+    rows, floats, draws, misdeclared, mutants, (device, slips) = _tables()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
     beyond = [line for line in (*floats, *draws) if not line["holds"]]
-    trials = [*misdeclared, *(mutants or [])]
+    unlike = [line for line in device if not line["holds"]]
+    trials = [*misdeclared, *(mutants or []), *slips]
     alive = [trial for trial in trials if not trial["killed"]]
     sections: list[Table | str] = [
         _table(
@@ -112,6 +131,20 @@ def run(args: argparse.Namespace) -> Report:
     ]  # fmt: skip
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
+    if device:
+        sections += [
+            _table(
+                "steps on a device, by their numbers", _DEVICE, device,
+                "cells: sets of numbers of one outcome. asked: in their middles and near ends.",
+                "distance: from a step's law, over drafts and numbers, to the target's / bound.",
+                "left out: the weight of cells too narrow to be asked about / bound.",
+            ),
+            _table(
+                "mistakes in the source of steps on a device", _SLIPS, slips,
+                "bias: total variation from the target's law. other answers: than the reference's.",
+                left=3,
+            ),
+        ]  # fmt: skip
     summary = [
         f"FAILED: {len(failed)} of {len(rows)} pairs of rule and law are not lossless"
         if failed
@@ -121,6 +154,7 @@ def run(args: argparse.Namespace) -> Report:
         if beyond
         else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
         "is within its bound",
+        _about_device(device, unlike),
         f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
         + ", ".join(trial["name"] for trial in alive)
         if alive
@@ -131,12 +165,14 @@ def run(args: argparse.Namespace) -> Report:
         "rows": rows,
         "floats": floats,
         "draws": draws,
+        "device": device,
+        "device_mistakes": slips,
         "misdeclared": misdeclared,
         "mutants": "not compiled in" if mutants is None else mutants,
         "mutant_groups": dict(Counter(mutant["group"] for mutant in mutants or [])),
         "seconds": seconds,
     }
-    ok = not (failed or beyond or alive)
+    ok = not (failed or beyond or unlike or alive)
     return Report("prove", ok=ok, data=data, sections=sections, summary="\n".join(summary))
 
 
@@ -159,7 +195,27 @@ def _send(connection: Connection) -> None:
 
 def _enumerate() -> tuple[Any, ...]:
     tables = (_core.prove_rules, _core.prove_floats, _core.prove_draws)
-    return tuple(table() for table in (*tables, _core.misdeclared, _core.mutants))
+    return tuple(table() for table in (*tables, _core.misdeclared, _core.mutants, _on_device))
+
+
+def _on_device() -> tuple[list[_Line], list[_Line]]:
+    """Enumerate steps in torch operators, and try mistakes in their source, if torch is there."""
+    if find_spec("torch") is None:
+        return [], []
+    from mtp_verify.testing import device_law, device_mutants
+    from mtp_verify.verifier.kernels.device import torch_
+
+    lines = device_law.prove_device(torch_.run, torch_.Workspace)
+    return lines, device_mutants.try_mutants(torch_.__name__, device_mutants.TORCH)
+
+
+def _about_device(device: list[_Line], unlike: list[_Line]) -> str:
+    if not device:
+        return "steps on a device: not enumerated, as torch is not installed"
+    if unlike:
+        pairs = "; ".join(f"{line['rule']} on {line['law']}" for line in unlike)
+        return f"FAILED: {len(unlike)} of {len(device)} pairs on a device are unlike: {pairs}"
+    return f"steps on a device: every distance of {len(device)} pairs is within its bound"
 
 
 def _table(

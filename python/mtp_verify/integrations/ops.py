@@ -1,8 +1,8 @@
-"""`verify_batch` as an operator of torch: for loops under `torch.compile`.
+"""Verification as operators of torch, for loops under `torch.compile`; and verifiers on a device.
 
-The operator takes and returns tensors whose shapes do not depend on what is drafted or accepted,
-so that a compiled loop is not compiled again from step to step. Tracing sees the shapes alone; the
-rule runs in the core, on the host, whenever the compiled code gets there.
+The operators take and return tensors whose shapes do not depend on what is drafted or accepted, so
+that a compiled loop is not compiled again from step to step. Tracing sees the shapes alone; the
+rule runs, on the host or on the device, whenever the compiled code gets there.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,15 @@ from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.verifier.arrays import is_equal, sizes
 from mtp_verify.verifier.batch import verify_batch as verify_drafts
 from mtp_verify.verifier.intake import check_type
-from mtp_verify.verifier.kernels import to_host
+from mtp_verify.verifier.kernels import select, to_host
+from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
+from mtp_verify.verifier.kernels.device.kernel import OnDevice
+from mtp_verify.verifier.kernels.device.layout import Outcomes
+from mtp_verify.verifier.kernels.device.verifier import DeviceVerifier
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.words import Law, Rule
 
-__all__ = ["Verdicts", "verify_batch"]
+__all__ = ["DeviceDrafts", "DeviceVerifier", "Verdicts", "verify_batch", "verify_planned"]
 
 _DEFAULT = SamplingParams()
 _TAKEN = ("temperature", "top_k", "top_p", "min_p", "preset")
@@ -81,8 +85,10 @@ def verify_batch(
 ) -> Verdicts:
     """Verify a rectangular batch; safe inside ``torch.compile(fullgraph=True)``.
 
-    The verdict of each sequence is that of `mtp_verify.verify`. Tensors on a device are copied to
-    the host, the results back: the call waits for the device, and no CUDA graph can hold it.
+    The verdict of each sequence is that of `mtp_verify.verify`. Logits and drafted tokens on a GPU
+    stay there, where the rule is covered (docs/explanation/gpu.md), and the results too; the other
+    tensors are read on the host, so the call waits for those that are not there. For a step that
+    waits for nothing see `DeviceVerifier`.
 
     Args:
         tokens: (B, N+1) integers, the root's first, node by node.
@@ -174,10 +180,15 @@ def _operator(
             "(B, N+1, V)"
         )
         raise DraftError(message, slug="shape_mismatch")
-    drafts = _drafts(tokens, parents, probs, lengths, law)  # type: ignore[arg-type]
+    packed = _packed(tokens, parents, probs, lengths, law)  # type: ignore[arg-type]
     params = SamplingParams(temperature, top_k, top_p, min_p, preset=preset)  # type: ignore[arg-type]
     options: Any = {"rule": rule, "seeds": to_host(seeds), "positions": to_host(positions)}
-    verdicts = verify_drafts(drafts, logits, params, **options)
+    kernel = select(logits)
+    if isinstance(kernel, OnDevice):
+        found = kernel.verify_in_place(packed, logits, params, **options)
+        if found is not None:
+            return _padded(found, tuple(tokens.shape))
+    verdicts = verify_drafts(_on_host(packed), logits, params, **options)
     shape = tuple(tokens.shape)
     emitted, path, logprobs = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, np.float32)
     accepted, places = verdicts.num_accepted, np.arange(shape[1])
@@ -190,10 +201,10 @@ def _operator(
     return on_device[0], on_device[1], on_device[2], on_device[3]
 
 
-def _drafts(
+def _packed(
     tokens: Tensor, parents: Tensor | None, probs: Tensor | None, lengths: Tensor | None, law: Law
-) -> DraftBatch:
-    """Pack the nodes that are drafted."""
+) -> DeviceDrafts:
+    """Pack the nodes that are drafted; tokens and rows stay where they are."""
     count, nodes = tokens.shape
     _check_shape("lengths", lengths, [(count,)])
     _check_shape("parents", parents, [(nodes,), (count, nodes)])
@@ -205,20 +216,41 @@ def _drafts(
             raise ParamsError(message, slug="param_out_of_range").in_sequence(sequence)
     is_node = np.arange(nodes) < sizes[:, None]
     tree = np.arange(-1, nodes - 1) if parents is None else to_host(parents).numpy()
-    rows = height = None
+    rows = None
     if probs is not None:
-        probs = to_host(probs)
         height = probs.shape[1]
         table = np.arange(count)[:, None] * height + np.arange(nodes)
         rows = np.where(np.arange(nodes) < height, table, -1)[is_node]
         probs = probs.reshape(-1, probs.shape[2])
-    return DraftBatch(
+    kept = torch.from_numpy(np.flatnonzero(is_node)).to(tokens.device)
+    return DeviceDrafts(
         np.concatenate([[0], np.cumsum(sizes)]),
         np.broadcast_to(tree, tuple(tokens.shape))[is_node],
-        to_host(tokens).numpy()[is_node],
+        tokens.reshape(-1)[kept],
         law,
         probs=probs,
         rows=rows,
+    )
+
+
+def _on_host(drafts: DeviceDrafts) -> DraftBatch:
+    """Return the same drafts with tokens and rows on the host."""
+    probs = None if drafts.probs is None else to_host(drafts.probs)
+    tokens, law = to_host(drafts.tokens).numpy(), drafts.law
+    assert isinstance(law, str)
+    return DraftBatch(drafts.offsets, drafts.parents, tokens, law, probs=probs, rows=drafts.rows)
+
+
+def _padded(found: Outcomes, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return outcomes on the device in the shapes of the operator; copies."""
+    count, nodes = shape
+    tokens = found.tokens[:count, :nodes].to(torch.int64)
+    path = found.path[:count, : nodes - 1].to(torch.int64)
+    return (
+        tokens,
+        path,
+        found.num_accepted[:count].to(torch.int64),
+        found.logprobs[:count, :nodes].clone(),
     )
 
 
@@ -229,3 +261,42 @@ def _shapes(tokens: Tensor, logits: Tensor, *_: object) -> tuple[Tensor, Tensor,
     path = logits.new_empty((count, nodes - 1), dtype=torch.int64)
     accepted = logits.new_empty((count,), dtype=torch.int64)
     return emitted, path, accepted, logits.new_empty((count, nodes), dtype=torch.float32)
+
+
+def verify_planned(verifier: DeviceVerifier, logits: Tensor) -> Verdicts:
+    """Verify what was planned; safe inside ``torch.compile(fullgraph=True)`` and CUDA graphs.
+
+    Args:
+        verifier: `DeviceVerifier.plan` has been called, outside of the compiled code.
+        logits: As for `DeviceVerifier.verify`; on the verifier's device, borrowed.
+
+    Returns:
+        Copies of the outcomes on the device, int32 but for the log-probabilities, padded to the
+        verifier's `max_batch` and `max_depth`. Errors are raised by `DeviceVerifier.host`.
+
+    Example:
+        >>> verifier = DeviceVerifier(1, 2, 3, torch.float32, device="cpu", max_depth=1)
+        >>> greedy = SamplingParams(temperature=0)
+        >>> verifier.plan([Draft.chain([2])], greedy, seeds=[0], positions=[4])
+        >>> verify_planned(verifier, 9 * torch.eye(3)[[2, 0]]).tokens
+        tensor([[2, 0]], dtype=torch.int32)
+    """
+    check_type("verifier", verifier, DeviceVerifier)
+    return Verdicts(*_planned(logits, verifier.key))
+
+
+@torch.library.custom_op("mtp_verify::verify_planned", mutates_args=())
+def _planned(logits: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = DeviceVerifier.of_key(key).verify(logits)
+    parts = found.tokens, found.path, found.num_accepted, found.logprobs
+    return parts[0].clone(), parts[1].clone(), parts[2].clone(), parts[3].clone()
+
+
+@_planned.register_fake
+def _planned_shapes(logits: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    capacity = DeviceVerifier.of_key(key).capacity
+    requests, depth = capacity.requests, capacity.depth
+    tokens = logits.new_empty((requests, depth + 1), dtype=torch.int32)
+    path = logits.new_empty((requests, depth), dtype=torch.int32)
+    accepted = logits.new_empty((requests,), dtype=torch.int32)
+    return tokens, path, accepted, logits.new_empty((requests, depth + 1), dtype=torch.float32)

@@ -7,7 +7,7 @@ from mtp_verify import _core
 from mtp_verify._core import Draft, Lossy, Verdict
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier import kernels
-from mtp_verify.verifier.intake import as_list, as_word, check_sequence, check_type, shown
+from mtp_verify.verifier.intake import as_list, as_word, check_history, check_type, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.processors import Processor, check_processors, row_process
 from mtp_verify.verifier.words import BuildInfo, NodeLaw, Rule, RuleName, RuleRecord
@@ -47,7 +47,8 @@ def verify(
     Args:
         draft: The drafted tree with its law; what was drawn must be what the law says.
         logits: (N+1, V) float32, float16 or bfloat16; row i follows node i. NumPy or anything with
-            DLPack; unit stride in V; borrowed, not modified. A CUDA tensor is copied to the host.
+            DLPack; unit stride in V; borrowed, not modified. A CUDA tensor is verified where it is,
+            or copied to the host where that is not covered (``Verdict.backend``).
         params: How rows are shaped; None means ``SamplingParams()``.
         rule: "auto" (the most expected tokens among the legal ones) or a name from ``rules()``.
             At temperature 0 every rule is greedy verification.
@@ -212,8 +213,8 @@ def step_edits(
     if is_plain and not processors and type(prompt_len) is int and prompt_len == 0:
         return None
     if history is not None:
-        check_sequence("history", history)
-        _check_history(history, prompt_len, draft, position)
+        root = int(draft.tokens[0])
+        check_history(history, prompt_len, root=root, position=position)
     is_list = isinstance(processors, list | tuple)
     listed = processors if is_list else as_list("processors", processors)
     process = None
@@ -225,27 +226,6 @@ def step_edits(
         process = row_process(listed, draft, history, logits)
     mask = None if bitmask is None else kernels.to_host(bitmask, "bitmask")
     return kernels.Edits(history, prompt_len, mask, process)
-
-
-def _check_history(
-    history: Sequence[int], prompt_len: int, draft: Draft, position: int | None
-) -> None:
-    if position is not None and len(history) != position + 1:
-        message = (
-            f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
-            "the tokens up to and including the root"
-        )
-        raise ParamsError(message, slug="param_out_of_range")
-    if not 0 <= prompt_len <= len(history):
-        message = f"prompt_len: found {prompt_len}, wanted 0 <= prompt_len <= {len(history)}"
-        raise ParamsError(message, slug="param_out_of_range")
-    root = int(draft.tokens[0])
-    if len(history) and root >= 0 and int(history[-1]) != root:
-        message = (
-            f"history: ends with token {int(history[-1])}, wanted the root's token {root}: "
-            "the tokens up to and including the root"
-        )
-        raise ParamsError(message, slug="param_out_of_range")
 
 
 def derive_seed(seed: int, row: int) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "as_word",
     "as_words",
     "check_callable",
+    "check_history",
     "check_instance",
     "check_sequence",
     "check_type",
@@ -134,6 +135,38 @@ def check_sequence(name: str, value: Any) -> None:
     has_length = has_both and getattr(value, "ndim", 1) != 0
     if not has_length or isinstance(value, str | bytes | Mapping):
         message = f"{name}: found {type(value).__name__}, wanted a sequence of tokens"
+        raise ParamsError(message, slug="param_out_of_range")
+
+
+def check_history(
+    history: Sequence[int], prompt_len: int, *, root: int, position: int | None
+) -> None:
+    """Refuse tokens that do not lead to a root.
+
+    Args:
+        history: The tokens up to and including the root.
+        prompt_len: How many of them are prompt.
+        root: The root's token, or -1 where it is not known.
+        position: Of the root, or None.
+
+    Raises:
+        ParamsError: The history is too short or too long, or does not end with the root.
+    """
+    check_sequence("history", history)
+    if position is not None and len(history) != position + 1:
+        message = (
+            f"history: found {len(history)} tokens, wanted position + 1 = {position + 1}: "
+            "the tokens up to and including the root"
+        )
+        raise ParamsError(message, slug="param_out_of_range")
+    if not 0 <= prompt_len <= len(history):
+        message = f"prompt_len: found {prompt_len}, wanted 0 <= prompt_len <= {len(history)}"
+        raise ParamsError(message, slug="param_out_of_range")
+    if len(history) and root >= 0 and int(history[-1]) != root:
+        message = (
+            f"history: ends with token {int(history[-1])}, wanted the root's token {root}: "
+            "the tokens up to and including the root"
+        )
         raise ParamsError(message, slug="param_out_of_range")
 
 

@@ -7,6 +7,7 @@ A type checker refuses any other word. Where a word comes from outside (a comman
 from typing import Literal, TypeAlias, TypedDict
 
 __all__ = [
+    "Backend",
     "Batching",
     "BuildInfo",
     "Combination",
@@ -40,6 +41,8 @@ HeadLaw: TypeAlias = Literal[NodeLaw, "coupled"]
 Law: TypeAlias = Literal[ShapeLaw, "coupled", "unknown"]
 
 Preset: TypeAlias = Literal["transformers", "vllm"]
+# Where a verdict was decided: by the core, by kernels on a device, by operators of torch.
+Backend: TypeAlias = Literal["host", "triton", "torch"]
 Batching: TypeAlias = Literal["auto", "together", "each"]
 # Why a sequence ended, in `Generation.finish_reasons`.
 FinishReason: TypeAlias = Literal["stop", "length", "criteria", "cancelled", "error"]

@@ -64,6 +64,35 @@ def draws(**changes):
     return made | changes
 
 
+def device(**changes):
+    made = {
+        "rule": "lifted",
+        "law": "swor",
+        "cases": 17,
+        "drafts": 300,
+        "cells": 4_000,
+        "asked": 23_456,
+        "distance": 3.9e-16,
+        "left_out": 1.5e-17,
+        "bound": 1e-12,
+        "mistakes": [],
+        "holds": True,
+    }
+    return made | changes
+
+
+def slip(**changes):
+    made = {
+        "name": "lift/some_slip",
+        "change": "a line of rounds",
+        "case": "chain 1-1, alike",
+        "distance": 0.1,
+        "answers": 18,
+        "killed": True,
+    }
+    return made | changes
+
+
 def mutant(**changes):
     made = {
         "name": "td/some_mistake",
@@ -110,6 +139,8 @@ def core(monkeypatch):
     }
     for name in tables:
         monkeypatch.setattr(_core, name, lambda name=name: tables[name], raising=False)
+    tables["device"] = ([device()], [slip()])
+    monkeypatch.setattr(prove, "_on_device", lambda: tables["device"])
     monkeypatch.setattr(prove, "_tables", prove._enumerate)  # here, where the core is replaced
     return tables
 
@@ -166,6 +197,33 @@ def test_a_mutant_that_survives_fails_and_is_named(core):
     assert report.exit_code == 1
     assert "td/survivor" in report.summary
     assert "not compiled in" not in report.to_text()
+
+
+def test_steps_on_a_device_are_shown_beside_their_bounds(core):
+    report = prove.run(None)
+    text = report.to_text()
+    assert all(cell in text for cell in ["23,456", "3.9e-16 / 1e-12", "1.5e-17 / 1e-12", "slip"])
+    assert "every distance of 1 pairs is within its bound" in report.summary
+    assert report.data["device"] == core["device"][0]
+    assert report.data["device_mistakes"] == core["device"][1]
+
+
+def test_a_device_that_is_unlike_or_a_slip_that_survives_fails_and_is_named(core):
+    core["device"] = ([device(), device(rule="topdown", holds=False)], [slip()])
+    report = prove.run(None)
+    assert report.exit_code == 1
+    assert "FAILED: 1 of 2 pairs on a device are unlike: topdown on swor" in report.summary
+    core["device"] = ([device()], [slip(killed=False)])
+    report = prove.run(None)
+    assert report.exit_code == 1
+    assert "lift/some_slip" in report.summary
+
+
+def test_without_torch_nothing_is_said_of_devices(core, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(prove, "find_spec", lambda name: None)
+    assert prove._on_device() == ([], [])
+    assert "torch is not installed" in prove._about_device([], [])
 
 
 def test_mutants_are_counted_by_what_they_are_in(core):

@@ -10,7 +10,7 @@ from mtp_verify._core import CoreParams, Draft, DraftBatch, Grower, Lossy, Verdi
 from mtp_verify.errors import DraftError
 from mtp_verify.verifier.kernels.edits import Edits
 
-__all__ = ["Host", "is_on_host", "to_host"]
+__all__ = ["Host", "is_host", "is_on_host", "to_host"]
 
 
 def to_host(tensor: Any, name: str = "logits") -> Any:
@@ -32,6 +32,11 @@ def to_host(tensor: Any, name: str = "logits") -> Any:
 def is_on_host(tensor: Any) -> bool:
     """Return whether a tensor lives on the host, where NumPy's arrays do."""
     return bool(getattr(tensor, "is_cpu", True))
+
+
+def is_host(device: Any) -> bool:
+    """Return whether a device is the host; what is there needs no copy to be read."""
+    return bool(device.type == "cpu")
 
 
 class Host:
