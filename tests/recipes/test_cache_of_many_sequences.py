@@ -127,5 +127,6 @@ def test_a_kind_of_cache_is_a_file_and_its_settings(target, named, monkeypatch):
 
 @pytest.mark.parametrize("cache", ["tyo", Toy, 3])
 def test_what_is_no_cache_is_named_with_what_there_is(cache):
-    with pytest.raises(mv.errors.ParamsError, match=r'cache: found .*, wanted None, "paged", or'):
+    message = r'cache: found .*, wanted None, "paged", "static", or'
+    with pytest.raises(mv.errors.ParamsError, match=message):
         Decoder(TARGETS["table"](), ScriptDrafter([1]), cache=cache)

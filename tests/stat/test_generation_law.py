@@ -303,7 +303,7 @@ def test_noise_shared_by_two_steps_is_noticed() -> None:
         return original(*drafts, positions=[place // 2 for place in positions], **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtp_verify.decoder.session.verify_batch", verify_batch)
+        patch.setattr("mtp_verify.decoder.verdicts.verify_batch", verify_batch)
         with pytest.raises(AssertionError, match="not the target's"):
             assert_law(decoder, target, [0], length=3, num_samples=2_000)
 

@@ -6,15 +6,14 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from mtp_verify.caches.base import DUMMY
 from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import torch
+    from collections.abc import Callable, Hashable, Sequence
 
     from mtp_verify._core import BlockTable, Draft, Verdict
 
@@ -63,6 +62,22 @@ class ManyCache(ABC):
         layers = self.kv.layers
         widths = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
         return len(widths) < len(layers), widths[0] if widths else None
+
+    def starts(self, device: torch.device) -> torch.Tensor:
+        """Return `lengths` as a tensor (B,) int64 on a device."""
+        return torch.tensor(self.lengths, device=device)
+
+    def num_shown(self, width: int) -> int:
+        """Return how many entries of each slot a forward of `width` tokens shows."""
+        return max(self.lengths) + width
+
+    def width(self, num_nodes: int) -> int:
+        """Return how wide a forward is over drafts of so many nodes at most."""
+        return num_nodes
+
+    def memory(self) -> Hashable:
+        """Return where the entries lie: forwards of one shape over the same memory are alike."""
+        return None
 
     @abstractmethod
     def add(self, tokens: Sequence[int], *, is_known: bool) -> None:

@@ -6,14 +6,9 @@ and 1 by eager attention, silently.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from mtp_verify.errors import CacheError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["slot_mask", "tree_mask"]
 
@@ -58,7 +53,8 @@ def tree_mask(
 
 
 def slot_mask(
-    starts: Sequence[int],
+    starts: torch.Tensor,
+    num_shown: int,
     positions: torch.Tensor,
     ancestors: torch.Tensor,
     dtype: torch.dtype,
@@ -67,20 +63,23 @@ def slot_mask(
 ) -> torch.Tensor:
     """Return the additive attention mask of one tree for each slot, as `tree_mask`.
 
+    All of it is made on the device of `starts`, and its shape depends on no value there.
+
     Args:
-        starts: committed entries of each of B slots, visible to all nodes of its tree.
+        starts: (B,) int64, committed entries of each slot, visible to all nodes of its tree.
+        num_shown: entries that a forward shows of each slot, at least the largest start and W.
         positions: (B, W) int64, the place of each node in its sequence.
         ancestors: (B, W, W) bool; nodes that only fill a row up see themselves.
         dtype: of the model.
         window: of a sliding-window layer: keys as old as that are hidden.
 
     Returns:
-        (B, 1, W, max(starts) + W).
+        (B, 1, W, num_shown).
     """
     count, width = positions.shape
     device = ancestors.device
-    begins = torch.tensor(starts, device=device)[:, None]
-    entries = torch.arange(max(starts) + width, device=device)[None]
+    begins = starts[:, None]
+    entries = torch.arange(num_shown, device=device)[None]
     visible = (entries < begins)[:, None].repeat(1, width, 1)
     nodes = begins + torch.arange(width, device=device)
     visible.scatter_(2, nodes[:, None].expand(count, width, width), ancestors)

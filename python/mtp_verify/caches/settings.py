@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.intake import shown
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
     from mtp_verify.caches.many import Storage
 
-__all__ = ["KINDS", "CacheKind", "CacheSettings", "Growing", "Paged", "as_settings"]
+__all__ = ["KINDS", "CacheKind", "CacheSettings", "Growing", "Paged", "Static", "as_settings"]
 
 
 class CacheSettings(ABC):
-    """Settings of one kind of cache."""
+    """Settings of one kind of cache.
+
+    Attributes:
+        is_on_device: drafts are verified where the model is, also where that is the CPU.
+    """
+
+    is_on_device: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
@@ -36,9 +42,32 @@ class Growing(CacheSettings):
 
     def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
         """See `CacheSettings.open`."""
-        from mtp_verify.caches.slots import SlotStorage
+        from mtp_verify.caches.slots import SlotCache, SlotStorage
 
-        return SlotStorage(new_kv)
+        return SlotStorage(new_kv, SlotCache)
+
+
+@dataclass(frozen=True)
+class Static(CacheSettings):
+    """As `Growing`, in forwards of few shapes, with steps that read the model's device once.
+
+    What a model on a GPU has where nothing else is asked for. On a CPU it runs the same steps there
+    (slower than `Growing`, which shows no more entries than there are).
+
+    Attributes:
+        graphs: capture the forwards of submitted requests in CUDA graphs, one for each number of
+            requests, width and size. Not tried on a GPU yet, and so left to you.
+    """
+
+    is_on_device: ClassVar[bool] = True
+
+    graphs: bool = False
+
+    def open(self, new_kv: Callable[[], DynamicCache]) -> Storage:
+        """See `CacheSettings.open`."""
+        from mtp_verify.caches.slots import SlotStorage, StaticSlots
+
+        return SlotStorage(new_kv, StaticSlots)
 
 
 @dataclass(frozen=True)
@@ -63,8 +92,8 @@ class Paged(CacheSettings):
 
 
 # The names that `Decoder(cache=...)` takes.
-CacheKind = Literal["paged"]
-KINDS: dict[CacheKind, type[CacheSettings]] = {"paged": Paged}
+CacheKind = Literal["paged", "static"]
+KINDS: dict[CacheKind, type[CacheSettings]] = {"paged": Paged, "static": Static}
 
 
 def as_settings(cache: Any) -> CacheSettings | None:

@@ -16,13 +16,16 @@ from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_laye
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from transformers.cache_utils import DynamicCache
 
     from mtp_verify._core import Draft, Verdict
 
-__all__ = ["SlotCache", "SlotStorage"]
+__all__ = ["SlotCache", "SlotStorage", "StaticSlots"]
+
+
+_LEAST = 64  # entries of a buffer: what is smaller than that grows too often.
 
 
 @dataclass
@@ -32,7 +35,8 @@ class _Aim:
     num_slots: int = 0  # that exist
     first: int = 0
     starts: list[int] = field(default_factory=list)  # of the slots from `first` on
-    end: int = 0  # entries that are shown: the longest start and the forward's width
+    end: int = 0  # entries that are shown: the longest start and the forward's width, or more
+    room: int = 0  # entries that buffers get which have to grow
     # (B, 1) and (B, W) indices of what is written; None where all starts are equal.
     index: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -63,12 +67,13 @@ class _SlotLayer(SharedLayer):
 
     def grow(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Make the buffers large enough for what is aimed at, of these dtypes and heads."""
-        slots, capacity, old = self._aim.num_slots, self._aim.end, self.buffers
+        aim, old = self._aim, self.buffers
+        slots = aim.num_slots
         held, room = (old[0].shape[0], old[0].shape[2]) if old else (0, 0)
-        if old and slots <= held and capacity <= room:
+        if old and slots <= held and aim.end <= room:
             return
         slots = held if slots <= held else max(slots, 2 * held)
-        capacity = room if capacity <= room else capacity + max(64, capacity // 4)
+        capacity = room if aim.end <= room else aim.room
         grown = []
         for index, like in enumerate((keys, values)):
             # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
@@ -136,11 +141,10 @@ class SlotCache(ManyCache):
         aim.first = slot or 0
         aim.starts = list(self.lengths) if slot is None else [self.lengths[slot]]
         aim.end = max(aim.starts) + width
+        aim.room = aim.end + max(64, aim.end // 4)
         aim.index = None
         if min(aim.starts) != max(aim.starts):
-            starts = torch.tensor(aim.starts, device=device)
-            rows = torch.arange(len(aim.starts), device=device)
-            aim.index = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
+            aim.index = _index(torch.tensor(aim.starts, device=device), width)
 
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
@@ -152,20 +156,80 @@ class SlotCache(ManyCache):
             moves += [(slot, source, target) for source, target in plan.moves.tolist()]
             self.lengths[slot] = plan.length
         if moves:
-            places, sources, targets = torch.tensor(moves).T
+            index = None
             for layer in self._layers:
                 for buffer in layer.buffers:
+                    if index is None:  # One copy to the device, for all layers.
+                        index = torch.tensor(moves, device=buffer.device).T
+                    places, sources, targets = index
                     # All sources are read before any target is written.
                     entries = buffer.transpose(1, 2)
                     entries[places, targets] = entries[places, sources]
 
 
+def _index(starts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where `width` entries behind each of some starts (B,) lie: slots and places."""
+    rows = torch.arange(len(starts), device=starts.device)
+    return rows[:, None], starts[:, None] + torch.arange(width, device=starts.device)
+
+
+def _power(count: int) -> int:
+    """Return the least power of two that is not below a count."""
+    return 1 << (count - 1).bit_length()
+
+
+class StaticSlots(SlotCache):
+    """A `SlotCache` whose forwards over all slots have few shapes, none of which depends on values.
+
+    It is as wide as a power of two, shows a power of two of entries, and finds out on the device
+    where it writes.
+    """
+
+    def __init__(self, cache: DynamicCache) -> None:
+        super().__init__(cache)
+        # The lengths on the device, in one tensor for each number of slots, and what they are.
+        self._starts: dict[int, torch.Tensor] = {}
+        self._copied: list[int] = []
+
+    def starts(self, device: torch.device) -> torch.Tensor:
+        """See `ManyCache.starts`; the same tensor at each call with so many slots."""
+        count = len(self.lengths)
+        if self._copied != self.lengths or count not in self._starts:
+            fresh = super().starts(device)
+            self._starts.setdefault(count, fresh).copy_(fresh)
+            self._copied = list(self.lengths)
+        return self._starts[count]
+
+    def num_shown(self, width: int) -> int:
+        """See `ManyCache.num_shown`."""
+        return max(_LEAST, _power(super().num_shown(width)))
+
+    def width(self, num_nodes: int) -> int:
+        """See `ManyCache.width`."""
+        return _power(num_nodes)
+
+    def memory(self) -> Hashable:
+        """See `ManyCache.memory`."""
+        buffers = (buffer for layer in self._layers for buffer in layer.buffers)
+        return tuple((buffer.data_ptr(), buffer.shape) for buffer in buffers)
+
+    def aim(self, width: int, device: torch.device, slot: int | None = None) -> None:
+        """See `ManyCache.aim`."""
+        super().aim(width, device, slot)
+        aim = self._aim
+        aim.room = max(_LEAST, _power(aim.end))
+        if slot is None:
+            aim.end = aim.room
+            aim.index = _index(self.starts(device), width)
+
+
 class SlotStorage(Storage):
     """Buffers of its own for each cache; `new_kv` makes an empty one of the library."""
 
-    def __init__(self, new_kv: Callable[[], DynamicCache]) -> None:
+    def __init__(self, new_kv: Callable[[], DynamicCache], kind: type[SlotCache]) -> None:
         self._new_kv = new_kv
+        self._kind = kind
 
     def new_cache(self) -> SlotCache:
         """See `Storage.new_cache`."""
-        return SlotCache(self._new_kv())
+        return self._kind(self._new_kv())

@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from mtp_verify.caches.settings import CacheKind, CacheSettings, Growing, Paged, as_settings
+from mtp_verify.caches.settings import (
+    CacheKind,
+    CacheSettings,
+    Growing,
+    Paged,
+    Static,
+    as_settings,
+)
 from mtp_verify.decoder.generation import Generation, Stats
+from mtp_verify.decoder.graphs import Graphs, capture_cuda
 from mtp_verify.decoder.options import Options, rule_of_request
 from mtp_verify.decoder.planning import MeasuredCosts, Planner
 from mtp_verify.decoder.prompts import as_prompts
 from mtp_verify.decoder.runners import Each, Together
 from mtp_verify.decoder.sequences import Sequence
 from mtp_verify.decoder.session import Session
+from mtp_verify.decoder.verdicts import DeviceVerdicts, Verdicts
 from mtp_verify.drafters.base import check_drafter
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import BatchTarget, as_target
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.intake import as_count, check_instance, check_type, check_word
+from mtp_verify.verifier.kernels import has_graphs, is_host
 from mtp_verify.verifier.lossy import Lossy
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.words import Batching
@@ -43,7 +53,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier import lossy
     from mtp_verify.verifier.words import Rule
 
-__all__ = ["Decoder", "Generation", "Paged", "Stats"]
+__all__ = ["Decoder", "Generation", "Paged", "Static", "Stats"]
 
 _MOST_COPIES = 1 << 16  # Of one prompt: more is a mistake.
 _GREEDY = SamplingParams(temperature=0.0)
@@ -74,7 +84,9 @@ class Decoder:
         max_batch: most requests in one forward; more wait for their turn.
         cache: None lets every sequence's cache grow with it. `"paged"`, or a `Paged` with a pool of
             your own size, keeps all requests in one pool of blocks: equal beginnings share theirs,
-            and where the pool is full the youngest request waits and continues later.
+            and where the pool is full the youngest request waits and continues later. `"static"`
+            runs forwards of few shapes and verifies where the model is, with one read of its device
+            a step: what a batch on a GPU does by itself.
         lossy: of `mv.lossy`: gives up the distribution for more accepted tokens; the statistics
             then say `lossless=False`.
         planner: chooses the size of drafts from what they cost and what they have earned, down to
@@ -124,10 +136,18 @@ class Decoder:
             message = f"requests cannot share a forward: {obstacle}"
             raise UnsupportedModelError(message, slug="no_batches")
         self._max_batch = as_count("max_batch", max_batch)
+        is_there = not is_host(self.target.device)
+        # A request alone has a cache of its own, which the user gets back, unless one was chosen.
+        self._is_chosen = settings is not None and settings.is_on_device
+        self._is_on_device = is_there or self._is_chosen
+        self._captures = (
+            has_graphs(self.target.device) and isinstance(settings, Static) and settings.graphs
+        )
         self._storage: Storage | None = None
         if obstacle is None and batching != "each":
             target: Any = self.target
-            self._storage = (settings or Growing()).open(target.new_kv)
+            default = Static() if is_there else Growing()
+            self._storage = (settings or default).open(target.new_kv)
         if isinstance(planner, str):
             check_word("planner", planner, ("auto",))
             planner = Planner(MeasuredCosts(self.target))
@@ -392,10 +412,13 @@ class Decoder:
 
     def _new_session(self, num_sequences: int) -> Session:
         runner: Runner = Each(self.target)
-        if self._storage is not None and (self._storage.is_shared or num_sequences > 1):
+        storage = self._storage
+        if storage is not None and (storage.is_shared or self._is_chosen or num_sequences > 1):
             target: Any = self.target
-            runner = Together(target, self._storage.new_cache())
-        return Session(self.target, runner, self._max_batch, self.planner)
+            graphs = Graphs(capture_cuda if self._captures else None)
+            runner = Together(target, storage.new_cache(), graphs)
+        verdicts = DeviceVerdicts() if self._is_on_device else Verdicts()
+        return Session(self.target, runner, verdicts, self._max_batch, self.planner)
 
     def _refuse_equal_seeds(self, sequences: list[Sequence]) -> None:
         """Refuse requests that share noise as well as what decides on the size of their drafts.

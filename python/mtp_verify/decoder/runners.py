@@ -17,11 +17,14 @@ import torch
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.models.interface import check_cache, check_commit, check_forward, check_slots
-from mtp_verify.verifier.kernels import is_on_host, to_host
+from mtp_verify.verifier.kernels import has_graphs
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from mtp_verify.caches.many import ManyCache
+    from mtp_verify.decoder.graphs import Graphs
     from mtp_verify.decoder.sequences import Sequence
     from mtp_verify.models.interface import BatchTarget, Target, TargetCache
 
@@ -31,10 +34,20 @@ __all__ = ["Each", "Output", "Runner", "Together"]
 class Output(NamedTuple):
     """What a forward gave one sequence."""
 
-    logits: torch.Tensor  # (N+1, V) raw rows on the host, one per node
+    # (N+1, V) raw rows, one per node; where the target is, until `Verdicts.fetch` brings them.
+    logits: torch.Tensor
     # Per layer that its drafter asked for, (m + N, d): the m tokens that were not cached yet, the
     # root last among them, then the N draft nodes; None if it asked for none.
     hidden: tuple[torch.Tensor, ...] | None
+    # (B, W, V), of which `logits` are rows, if all sequences shared a forward.
+    batch: torch.Tensor | None = None
+
+    def cut(self, num_nodes: int) -> Output:
+        """Return what belongs to the first nodes of the draft."""
+        if not (surplus := len(self.logits) - num_nodes):
+            return self
+        hidden = self.hidden and tuple(states[:-surplus] for states in self.hidden)
+        return Output(self.logits[:num_nodes], hidden)
 
 
 class Runner(ABC):
@@ -173,26 +186,28 @@ class Each(Runner):
         if len(pending) > 1 and not (is_chain and (draft.num_nodes == 1 or not cache.is_recurrent)):
             # The prompt is causal; only the tree itself needs a mask. And a recurrent state can be
             # put back to where a forward began: to the root, not to the prompt's beginning.
-            _, before = self._run(sequence, pending[:-1], None, None, 1)
+            _, before = self._run(sequence, self._ids(pending[:-1]), None, None, 1)
             pending = pending[-1:]
         if not is_chain:
             depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
             positions = (request.position + depths)[None]
             mask = torch.from_numpy(np.asarray(draft.tree.mask()))
-        pending = pending + draft.tokens[1:].tolist()
-        logits, hidden = self._run(sequence, pending, positions, mask, draft.num_nodes)
+        if sequence.sketch is None:
+            ids = self._ids(pending + draft.tokens[1:].tolist())
+        else:
+            ids = torch.cat([self._ids(pending), sequence.sketch.tokens[None]], dim=1)
+        logits, hidden = self._run(sequence, ids, positions, mask, draft.num_nodes)
         if before is not None and hidden is not None:
             hidden = tuple(torch.cat(pair) for pair in zip(before, hidden, strict=True))
         if hidden is not None and request.position >= request.prompt_len:
             # Tokens that are run again have been shown before.
             hidden = tuple(states[-draft.num_nodes :] for states in hidden)
-        # The verifier runs on the host; one copy of N+1 rows, none on the CPU.
-        return Output(to_host(logits), hidden)
+        return Output(logits, hidden)
 
     def _run(
         self,
         sequence: Sequence,
-        tokens: list[int],
+        ids: torch.Tensor,
         positions: torch.Tensor | None,
         mask: torch.Tensor | None,
         num_logits: int,
@@ -200,10 +215,13 @@ class Each(Runner):
         target, layers = self._target, sequence.hidden_layers
         cache = self._caches[sequence.request.id]
         sequence.stats.forwards += 1
-        ids, before = torch.tensor([tokens], device=target.device), cache.length
+        before, width = cache.length, ids.shape[1]
         found = target.forward(ids, positions, mask, cache, layers, num_logits=num_logits)
-        check_forward(target, found, num_logits, len(tokens), cache.length - before, len(layers))
+        check_forward(target, found, num_logits, width, cache.length - before, len(layers))
         return found
+
+    def _ids(self, tokens: list[int]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self._target.device)
 
 
 class Together(Runner):
@@ -211,10 +229,11 @@ class Together(Runner):
 
     shares_forwards = True
 
-    def __init__(self, target: BatchTarget, cache: ManyCache) -> None:
+    def __init__(self, target: BatchTarget, cache: ManyCache, graphs: Graphs) -> None:
         super().__init__()
         self._target = target
         self._cache = cache
+        self._graphs = graphs
         # Hidden states of prompts that were run for the coming forward, by request.
         self._before: dict[int, tuple[torch.Tensor, ...]] = {}
 
@@ -245,7 +264,7 @@ class Together(Runner):
         device, sequences = self._target.device, self.sequences
         counts = [sequence.draft.num_nodes for sequence in sequences]
         self._cache.reserve(counts)
-        width = max(counts)
+        width = self._cache.width(max(counts))
         tokens = np.empty((len(sequences), width), np.int64)
         positions = np.empty((len(sequences), width), np.int64)
         ancestors = np.zeros((len(sequences), width, width), bool)
@@ -260,17 +279,11 @@ class Together(Runner):
             ancestors[slot, :count, :count] = draft.tree.mask()
             sequence.stats.forwards += 1
         layers = sorted({layer for sequence in sequences for layer in sequence.hidden_layers})
-        parts = tokens, positions, ancestors
-        ids, places, seen = (torch.from_numpy(part).to(device) for part in parts)
-        found = self._target.forward_slots(ids, places, seen, self._cache, layers)
-        check_slots(self._target, found, len(sequences), width)
-        logits, hidden = found
-        # One copy of the rows that count, and so one wait for the device; none on the CPU.
-        if is_on_host(logits):
-            shares = [logits[slot, :count] for slot, count in enumerate(counts)]
-        else:
-            kept = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
-            shares = list(torch.split(to_host(logits[kept]), counts))
+        ids, places, seen = (_sent(part, device) for part in (tokens, positions, ancestors))
+        for slot, sequence in enumerate(sequences):
+            if sequence.sketch is not None:
+                ids[slot, 1 : counts[slot]] = sequence.sketch.tokens
+        logits, hidden = self._run(ids, places, seen, layers)
         for slot, sequence in enumerate(sequences):
             mine = None
             if wanted := sequence.hidden_layers:
@@ -278,7 +291,27 @@ class Together(Runner):
                 before = self._before.pop(sequence.request.id, None)
                 if before is not None:
                     mine = tuple(torch.cat(pair) for pair in zip(before, mine, strict=True))
-            sequence.output = Output(shares[slot], mine)
+            sequence.output = Output(logits[slot, : counts[slot]], mine, logits)
+
+    def _run(
+        self, ids: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, layers: list[int]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the target over all slots; a graph keeps its logits until it runs again."""
+        target, cache, (count, width) = self._target, self._cache, ids.shape
+        if self._graphs:
+            cache.starts(target.device)  # A graph finds them where they are.
+
+        def forward(ids: torch.Tensor, places: torch.Tensor, seen: torch.Tensor) -> Any:
+            return target.forward_slots(ids, places, seen, cache, layers)
+
+        def key() -> Hashable:
+            return count, width, tuple(layers), cache.num_shown(width), cache.memory()
+
+        found = self._graphs.run(key, forward, (ids, places, seen))
+        check_slots(target, found, count, width)
+        logits, hidden = found
+        # Drafters keep states for longer than a step.
+        return logits, tuple(states.clone() for states in hidden) if self._graphs else hidden
 
     def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
@@ -323,3 +356,11 @@ class Together(Runner):
         cache.extend(slot, end)
         if hidden:
             self._before[sequence.request.id] = hidden
+
+
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array on a device; the host does not wait until it is there."""
+    tensor = torch.from_numpy(array)
+    if has_graphs(device):  # Copies from other memory wait for what was started before.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

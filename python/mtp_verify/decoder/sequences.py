@@ -17,6 +17,7 @@ from mtp_verify.decoder.options import says_stop
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.prompts import check_tokens
 from mtp_verify.drafters.base import Request
+from mtp_verify.drafters.sketch import Sketch
 from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.processors import accept
@@ -60,6 +61,7 @@ class Sequence:
     past: Any = None  # its cache, where the user gives it or gets it back
     plan: Plan = _NO_PLAN  # of the step under way
     draft: Draft = field(default_factory=lambda: EMPTY)  # of that step
+    sketch: Sketch | None = None  # of which `draft` is the form, until its tokens are fetched
     is_drafted: bool = False  # a step with this draft has begun and has no verdict yet
     # (N+1, ceil(V/32)) what the constraint, if there is one, allows after each node of the draft,
     # and the nodes after which it allows nothing.
@@ -157,6 +159,11 @@ class Sequence:
     def fail(self, error: Exception) -> None:
         """End it with an error; what it has emitted stays."""
         self.error, self.finish = error, "error"
+
+    def take(self, draft: Draft | Sketch) -> None:
+        """Take what its drafter has drafted."""
+        self.sketch = draft if isinstance(draft, Sketch) else None
+        self.draft = draft.blank if isinstance(draft, Sketch) else draft
 
     def constrain(self) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.

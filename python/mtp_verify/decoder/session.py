@@ -21,18 +21,16 @@ import torch
 
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.sequences import EMPTY, check_draft
-from mtp_verify.drafters.base import drafts_of
-from mtp_verify.errors import MtpVerifyError, OutOfBlocksError
-from mtp_verify.verifier.batch import verify_batch
+from mtp_verify.errors import OutOfBlocksError
 from mtp_verify.verifier.cleanup import on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mtp_verify._core import Verdict
     from mtp_verify.decoder.planning import Planner
     from mtp_verify.decoder.runners import Runner
     from mtp_verify.decoder.sequences import Sequence
+    from mtp_verify.decoder.verdicts import Verdicts
     from mtp_verify.drafters.base import Drafter
     from mtp_verify.models.target import Target
 
@@ -47,10 +45,16 @@ class Session:
     """
 
     def __init__(
-        self, target: Target, runner: Runner, max_batch: int, planner: Planner | None = None
+        self,
+        target: Target,
+        runner: Runner,
+        verdicts: Verdicts,
+        max_batch: int,
+        planner: Planner | None = None,
     ) -> None:
         self._target = target
         self._runner = runner
+        self._verdicts = verdicts
         self._max_batch = max_batch
         self._planner = planner
         self._waiting: deque[Sequence] = deque()
@@ -146,6 +150,7 @@ class Session:
             return
         clock.tick("draft")
         self._runner.forward()
+        self._verdicts.fetch(sequences)
         forward = clock.tick("target")
         for drafter, members in _by_drafter(sequences):
             drafter.observe(
@@ -153,7 +158,11 @@ class Session:
                 [member.draft for member in members],
                 [member.output.logits for member in members],
             )
-        for sequence, verdict in _verify(sequences):
+        verdicts = self._verdicts.verify(sequences)
+        if self._verdicts.is_on_device:
+            # The forward was started only: its time, the verifier's with it, is until here.
+            forward += clock.tick("target")
+        for sequence, verdict in verdicts:
             try:
                 sequence.emit(verdict)
             except Exception as error:  # noqa: BLE001 - a user's criterion may raise anything
@@ -191,7 +200,7 @@ class Session:
                 sequence.constrain()
             except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
                 sequence.fail(error)
-                sequence.draft = EMPTY
+                sequence.take(EMPTY)
             sequence.is_drafted = True
 
     def _plan(self, sequences: list[Sequence], limits: list[int]) -> None:
@@ -210,16 +219,19 @@ class Session:
     def _propose(self, sequences: list[Sequence]) -> None:
         """Draft for each sequence, with one call per drafter."""
         for sequence in sequences:
-            sequence.draft = EMPTY
+            sequence.take(EMPTY)
         for drafter, members in _by_drafter(sequences):
             requests = [member.request for member in members]
             plans = [member.plan for member in members]
+            ask = self._verdicts.propose
             if self._planner is None:
-                drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
+                drafts = ask(drafter, requests, [plan.budget for plan in plans])
+            elif self._verdicts.is_on_device:
+                drafts = self._planner.propose(drafter, requests, plans, ask)
             else:
                 drafts = self._planner.propose(drafter, requests, plans)
             for member, draft in zip(members, drafts, strict=True):
-                member.draft = draft
+                member.take(draft)
 
     def _learn(self, planner: Planner, sequences: list[Sequence], forward: float) -> None:
         """Tell the planner what became of the drafts."""
@@ -299,36 +311,6 @@ class _Clock:
         for sequence in self._sequences:
             sequence.stats.seconds[part] += spent / len(self._sequences)
         return spent
-
-
-def _verify(sequences: list[Sequence]) -> list[tuple[Sequence, Verdict]]:
-    """Verify all sequences that have not failed, in one call; one that fails leaves it."""
-    alive = [sequence for sequence in sequences if sequence.error is None]
-    while alive:
-        try:
-            verdicts = verify_batch(
-                [sequence.draft for sequence in alive],
-                [sequence.output.logits for sequence in alive],
-                [sequence.request.params for sequence in alive],
-                rule=[sequence.options.rule for sequence in alive],
-                seeds=[sequence.request.seed for sequence in alive],
-                positions=[sequence.request.position for sequence in alive],
-                lossy=[sequence.options.lossy for sequence in alive],
-                histories=[sequence.history for sequence in alive],
-                prompt_lens=[s.request.prompt_len if s.history else 0 for s in alive],
-                bitmasks=[sequence.masks for sequence in alive],
-                processors=[sequence.options.processors for sequence in alive],
-                top_logprobs=[sequence.options.top_logprobs for sequence in alive],
-            )
-        except Exception as error:  # a user's processor may raise anything
-            place = getattr(error, "sequence", None)
-            if place is None:
-                raise
-            own = error.alone() if isinstance(error, MtpVerifyError) else error
-            alive.pop(place).fail(own)
-        else:
-            return [(sequence, verdicts[place]) for place, sequence in enumerate(alive)]
-    return []
 
 
 def _by_drafter(sequences: list[Sequence]) -> Iterable[tuple[Drafter, list[Sequence]]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mtp_verify._core import Verdict
     from mtp_verify.decoder.constraints import Matcher
+    from mtp_verify.drafters.sketch import Sketch
 
 __all__ = ["Drafter", "Request", "check_drafter", "drafts_of"]
 
@@ -98,6 +99,17 @@ class Drafter(ABC):
     is_pure: bool = False
     hidden_layers: tuple[int, ...] = ()
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether `observe` has to be called: the rows are then brought to the host."""
+        return type(self).observe is not Drafter.observe
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let a class that drafts in its own way not sketch in that of its base."""
+        super().__init_subclass__(**options)
+        if "sketch" not in vars(cls) and vars(cls).keys() & {"propose", "_draft"}:
+            cls.sketch = Drafter.sketch  # type: ignore[method-assign]
+
     def check_vocabulary(self, vocab_size: int | None) -> None:  # noqa: B027
         """Refuse a target whose rows have another width; called when a decoder is made.
 
@@ -137,6 +149,14 @@ class Drafter(ABC):
                 and the cache leave, known before anything is drawn. 0 asks for the empty draft; a
                 draft larger than its budget is an error.
         """
+
+    def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
+        """Draft as `propose` does, with tokens that may stay on the target's device.
+
+        Called in its place where the decoder runs on a device, and nothing but the target has to
+        see the tokens before they are verified. Default: `propose`.
+        """
+        return [*drafts_of(self, requests, budgets)]
 
     def observe(  # noqa: B027
         self, requests: Sequence[Request], drafts: Sequence[Draft], logits: Sequence[Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
@@ -12,13 +12,16 @@ from mtp_verify.verifier.intake import as_count, as_list, check_word, shown
 from mtp_verify.verifier.words import Combination
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.verifier.words import Law
 
 __all__ = ["Combined"]
+
+_Drafted = TypeVar("_Drafted", "Draft", "Draft | Sketch")
 
 
 class Combined(Drafter):
@@ -86,6 +89,11 @@ class Combined(Drafter):
         """Show the drafters, in the order in which they are asked."""
         return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
 
+    @property
+    def reads_rows(self) -> bool:
+        """See `Drafter.reads_rows`."""
+        return any(drafter.reads_rows for drafter in self.drafters)
+
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Let each drafter refuse the target's vocabulary."""
         for drafter in self.drafters:
@@ -103,17 +111,40 @@ class Combined(Drafter):
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """See `Drafter.propose`; a draft to be merged that is not deterministic is an error."""
-        found: list[list[Draft]] = [[] for _ in requests]
+        found = self._ask(drafts_of, requests, budgets)
+        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
+
+    def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
+        """See `Drafter.sketch`; what is merged has to be known."""
+        if self.mode != "first":
+            return super().sketch(requests, budgets)
+
+        def ask(
+            drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]
+        ) -> list[Draft | Sketch]:
+            return drafter.sketch(requests, budgets)
+
+        found = self._ask(ask, requests, budgets)
+        return [own[0] if own else Draft.chain([]) for own in found]
+
+    def _ask(
+        self,
+        ask: Callable[[Drafter, Sequence[Request], Sequence[int]], list[_Drafted]],
+        requests: Sequence[Request],
+        budgets: Sequence[int],
+    ) -> list[list[_Drafted]]:
+        """Return for each request what the drafters have for it, in their order."""
+        found: list[list[_Drafted]] = [[] for _ in requests]
         open_budgets = list(budgets)
         for drafter in self.drafters:
             # All drafters see all requests, so that `commit` finds them in one order; a budget of 0
             # asks for nothing.
-            for index, draft in enumerate(drafts_of(drafter, requests, open_budgets)):
-                if draft.tree.num_nodes > 1:
+            for index, draft in enumerate(ask(drafter, requests, open_budgets)):
+                if draft.num_nodes > 1:
                     found[index].append(draft)
                     if self.mode == "first":
                         open_budgets[index] = 0
-        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
+        return found
 
     def choose(self, request: Request, limit: int) -> Drafter:
         """Return the drafter that drafts next, or itself if several have to be asked."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft, Verdict
+from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.drafters.sketch import Picker, Sketch, level_by_level
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
 from mtp_verify.verifier import growers
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Heads"]
 
+# Laws whose draws do not depend on what else was drawn.
+_SKETCHED = ("deterministic", "chain", "iid")
+
 
 @dataclass
 class _State:
     """What the drafter keeps of a request: the head's state, and hidden states not read yet."""
 
     head: Any  # the head's own state
+    picker: Picker
     pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of committed tokens
     # The head's row after the root, from when it has read them until the draft is made: a draft
     # that failed midway can be made again.
@@ -172,21 +177,23 @@ class Heads(StateDrafter[_State]):
 
     def _new_state(self, request: Request) -> _State:
         del request
-        return _State(self.head.new_state())
+        is_drawn = self.laws[0] != "deterministic"
+        return _State(self.head.new_state(), Picker(as_params(self.params) if is_drawn else None))
 
-    @torch.inference_mode()
-    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
-        if budget < 1:
-            return Draft.chain([])
-        head = self.head
+    def _read(self, request: Request, state: _State) -> torch.Tensor | None:
+        """Read what was committed; return the row after the root, None if nothing was read."""
         if state.pending:
             hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
             count = hidden[0].shape[0]
             tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
-            state.rows = head.read(state.head, hidden, tokens)
+            state.rows = self.head.read(state.head, hidden, tokens)
             state.pending.clear()
             state.update_vocab(self._vocab)
-        rows = state.rows
+        return state.rows
+
+    @torch.inference_mode()
+    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
+        head, rows = self.head, self._read(request, state) if budget > 0 else None
         if rows is None:
             return Draft.chain([])
         grower = self._grower(request, budget, state.vocab)
@@ -203,6 +210,47 @@ class Heads(StateDrafter[_State]):
         state.rows = None
         return grower.finish()
 
+    def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
+        """See `Drafter.sketch`: chains, and fixed shapes whose children do not depend on others."""
+        law = self.laws[0]
+        is_fixed = self.max_nodes is None and not self.min_path and law in _SKETCHED
+        if not is_fixed or self.head.spec.context_tokens:
+            return super().sketch(requests, budgets)
+        self._proposed = list(requests)
+        return [
+            self._sketch(request, self._state_of(request), budget)
+            for request, budget in zip(requests, budgets, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _sketch(self, request: Request, state: _State, budget: int) -> Draft | Sketch:
+        rows = self._read(request, state) if budget > 0 else None
+        if rows is None:
+            return Draft.chain([])
+        if self._shape is None:
+            tree = TokenTree(range(-1, min(self.num_tokens, budget)))
+        else:
+            tree = level_by_level(self._cut_shape(budget).tree)
+        vocab, law = self.head.vocab, self.laws[0]
+        tokens: list[torch.Tensor] = [torch.empty(0)]  # By node; nothing reads the root's.
+        seen: list[torch.Tensor] = []
+        numbers, nodes = {0: 0}, [0]
+        while nodes:
+            if nodes != [0]:
+                above = [numbers[int(tree.parents[node])] for node in nodes]
+                first = state.head.num_nodes
+                rows = self.head.step(state.head, above, torch.cat([tokens[n] for n in nodes]))
+                numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
+            seen.append(rows)
+            below = [tree.children(node) for node in nodes]
+            for row, children in zip(torch.split(rows, 1), below, strict=True):
+                columns = state.picker.pick(row, request, children)
+                tokens += columns if vocab is None else [vocab[column] for column in columns]
+            nodes = [child for children in below for child in children if tree.children(child)]
+        state.rows = None
+        logits = None if law == "deterministic" else torch.cat(seen)
+        return Sketch(tree, torch.cat(tokens[1:]), law, logits, self.params, self._vocab)
+
     def _grower(self, request: Request, budget: int, vocab: Any | None) -> growers.Grower:
         own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
         own |= {"params": self.params, "vocab": vocab}
@@ -213,11 +261,15 @@ class Heads(StateDrafter[_State]):
         own |= {"seed": request.seed, "position": request.position}
         if self._shape is None:
             return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
-        shape = self._shape
-        if budget < shape.tree.num_nodes - 1:
-            if budget not in self._cut_shapes:
-                self._cut_shapes[budget] = shape.cut(budget, budget)
-            shape = self._cut_shapes[budget]
+        shape = self._cut_shape(budget)
         if self.law == "coupled":
             return growers.Coupled(shape, **own)
         return growers.Fixed(shape, self.law, **own)
+
+    def _cut_shape(self, budget: int) -> TreeShape:
+        """Return the fixed shape, cut to a budget."""
+        shape: Any = self._shape
+        budget = min(budget, shape.tree.num_nodes - 1)
+        if budget not in self._cut_shapes:
+            self._cut_shapes[budget] = shape.cut(budget, budget)
+        return self._cut_shapes[budget]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.drafters.sketch import Picker, Sketch
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
@@ -35,8 +36,10 @@ class ModelState:
 
     target: Target
     cache: TargetCache
+    picker: Picker
     transcript: Transcript | None = None  # where the drafter's tokens are not the target's
-    ids: list[int] = field(default_factory=list)  # of the cache's entries, and maybe more
+    # Of the cache's entries, and maybe more; fewer where drafted tokens stay on a device.
+    ids: list[int] = field(default_factory=list)
     root: int | None = None  # position, among its tokens, of this step's root; None: no draft
 
     def read(self, tokens: list[int]) -> tuple[int, list[int]]:
@@ -157,11 +160,14 @@ class Model(StateDrafter[ModelState]):
             state = self._states[request.id]
             if state.root is not None:
                 state.keep(min(state.root + 1 + verdict.num_accepted, state.cache.length))
+                if state.transcript is None:
+                    state.ids = request.tokens[: state.cache.length]
 
     def _new_state(self, request: Request) -> ModelState:
         del request
         transcript = None if self.translation is None else self.translation.start()
-        return ModelState(self.target, self.target.new_cache(), transcript)
+        picker = Picker(None if self.params.is_greedy else self.params)
+        return ModelState(self.target, self.target.new_cache(), picker, transcript)
 
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
@@ -189,6 +195,33 @@ class Model(StateDrafter[ModelState]):
             return Draft(tree, nodes)
         logits = torch.cat(rows)
         return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
+
+    def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
+        """See `Drafter.sketch`: chains over the target's own tokens."""
+        if self.min_confidence or self.translation is not None:
+            return super().sketch(requests, budgets)
+        self._proposed = list(requests)
+        return [
+            self._sketch(request, self._state_of(request), budget)
+            for request, budget in zip(requests, budgets, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _sketch(self, request: Request, state: ModelState, budget: int) -> Draft | Sketch:
+        length, pending = self._begin(request, state, budget)
+        if length < 1 or not pending:
+            return Draft.chain([])
+        ids = torch.tensor(pending, device=self.target.device)
+        tokens: list[torch.Tensor] = []
+        rows: list[torch.Tensor] = []
+        for node in range(1, length + 1):
+            row, _ = self.target.forward(ids[None], None, None, state.cache, num_logits=1)
+            (ids,) = state.picker.pick(row, request, [node])
+            tokens.append(ids)
+            rows.append(row)
+        tree, law = TokenTree(range(-1, length)), self.laws[0]
+        drawn_from = None if self.params.is_greedy else torch.cat(rows)
+        return Sketch(tree, torch.cat(tokens), law, drawn_from, self.params)
 
     def _begin(self, request: Request, state: ModelState, budget: int) -> tuple[int, list[int]]:
         """Return the most levels of a draft, and what has to be run first."""

@@ -92,7 +92,9 @@ class _Node:
     one row a node.
     """
 
-    path: list[int]  # tokens below the root, its own last
+    depth: int
+    # (k,) tokens of its path, its own last: as many as a module may read, at least that one.
+    path: torch.Tensor
     entries: list[int]  # drafted entries of its module that are on its path, its own included
     rows: torch.Tensor  # (1, k, d), what its own rows hand to the next module
     last: torch.Tensor  # (1, 1, d), the newest of them
@@ -259,7 +261,7 @@ class CausalHead(Head):
             state.num_true[module] = past + count
             if module == 0:
                 logits = self.logits(output[:, -1:], 0, state.context_tokens.rows)[0]
-                state._nodes = [_Node([], [], recycled[:, :0], recycled[:, -1:])]
+                state._nodes = [_Node(0, tokens[:0], [], recycled[:, :0], recycled[:, -1:])]
             carry = state._carry[module]
             state._carry[module] = recycled[:, -1:]
             if module + 1 < self.spec.num_modules:
@@ -274,8 +276,7 @@ class CausalHead(Head):
         nodes = state._nodes
         check_parents(parents, len(nodes))
         last = self.spec.num_modules - 1
-        modules = [min(len(nodes[parent].path) + 1, last) for parent in parents]
-        words = tokens.tolist()
+        modules = [min(nodes[parent].depth + 1, last) for parent in parents]
         if not parents:
             message = "tokens: found none, wanted at least one to run"
             raise DraftError(message, slug="shape_mismatch")
@@ -285,7 +286,8 @@ class CausalHead(Head):
         for module in sorted(set(modules)):
             mine = [index for index, other in enumerate(modules) if other == module]
             above = [nodes[parents[index]] for index in mine]
-            rows, run = self._run(state, module, above, [words[index] for index in mine])
+            words = [tokens[index : index + 1] for index in mine]
+            rows, run = self._run(state, module, above, words)
             order += mine
             fresh += run
             found.append(rows)
@@ -294,27 +296,29 @@ class CausalHead(Head):
         return found[0] if len(found) == 1 else torch.cat(found)[back]
 
     def _run(
-        self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[int]
+        self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, list[_Node]]:
-        """Run tokens below nodes of one module; return their logits, and the new nodes."""
+        """Run tokens (1,) below nodes of one module; return their logits, and the new nodes."""
         true = state.num_true[module]
         past = state.layers[module][0].get_seq_length()
-        paths = [[*node.path, word] for node, word in zip(above, words, strict=True)]
         hidden: list[torch.Tensor] = []
-        tokens: list[int] = []
+        tokens: list[torch.Tensor] = []
+        paths: list[torch.Tensor] = []
         places: list[int] = []
         seen: list[list[int]] = []
         ends: list[int] = []
-        for node, path in zip(above, paths, strict=True):
-            rows, entries = node.last, node.entries
-            if len(path) == module:
+        for node, word in zip(above, words, strict=True):
+            rows, entries, depth = node.last, node.entries, node.depth + 1
+            # Modules that are used again read one token; those before them the whole path.
+            paths.append(word if depth >= self.spec.num_modules else torch.cat((node.path, word)))
+            if depth == module:
                 carry, entries = state._carry[module - 1], []
                 rows = node.rows if carry is None else torch.cat((carry, node.rows), dim=1)
             count = rows.shape[1]
             hidden.append(rows)
-            tokens += path[-count:]
+            tokens.append(paths[-1][-count:])
             # The root's pair is at the last true position of module 0.
-            newest = state.first + state.num_true[0] - 1 + len(path)
+            newest = state.first + state.num_true[0] - 1 + depth
             places += range(newest - count + 1, newest + 1)
             for _ in range(count):
                 entries = [*entries, past - true + len(seen)]
@@ -322,14 +326,14 @@ class CausalHead(Head):
             ends.append(len(seen))
         device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
         mask = None if mask is None else mask.to(device)
-        ids, positions = (torch.tensor([row], device=device) for row in (tokens, places))
+        ids, positions = torch.cat(tokens)[None], torch.tensor([places], device=device)
         output, recycled = self(
             torch.cat(hidden, dim=1), ids, positions, mask, module, state.layers[module]
         )
         fresh: list[_Node] = []
-        for path, rows, end in zip(paths, hidden, ends, strict=True):
+        for node, path, rows, end in zip(above, paths, hidden, ends, strict=True):
             own = recycled[:, end - rows.shape[1] : end]
-            fresh.append(_Node(path, seen[end - 1], own, own[:, -1:]))
+            fresh.append(_Node(node.depth + 1, path, seen[end - 1], own, own[:, -1:]))
         last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
         return self.logits(last, module, state.context_tokens.rows)[0], fresh
 

@@ -56,7 +56,7 @@ class ParallelState:
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    _paths: list[list[int]] = field(default_factory=list)
+    _paths: list[torch.Tensor] = field(default_factory=list)  # (k,) tokens from the root down
 
     @property
     def num_nodes(self) -> int:
@@ -156,7 +156,7 @@ class ParallelHead(Head):
                 for level, layers in enumerate(state.layers)
             ]
             state._features = torch.cat(rows)
-        state._paths = [[int(tokens[-1])]]
+        state._paths = [tokens[-1:]]
         return self._rows(state, [0])
 
     def step(
@@ -169,8 +169,8 @@ class ParallelHead(Head):
             if len(state._paths[parent]) >= len(self.levels):
                 message = f"node {parent} has no level below it: the head has {len(self.levels)}"
                 raise DraftError(message, slug="draft_too_deep", node=parent)
-        paths = zip(parents, tokens.tolist(), strict=True)
-        state._paths += [[*state._paths[parent], token] for parent, token in paths]
+        paths = zip(parents, torch.split(tokens, 1), strict=True)
+        state._paths += [torch.cat((state._paths[parent], token)) for parent, token in paths]
         return self._rows(state, range(first, len(state._paths)))
 
     def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
@@ -185,7 +185,7 @@ class ParallelHead(Head):
             rows.append(row)
         return torch.cat(rows)
 
-    def _row(self, state: ParallelState, level: int, path: Sequence[int]) -> torch.Tensor:
+    def _row(self, state: ParallelState, level: int, path: torch.Tensor) -> torch.Tensor:
         features = state._features
         if features is None:
             message = "nothing was read yet; call head.read(state, hidden, tokens) first"
@@ -194,7 +194,6 @@ class ParallelHead(Head):
             return self.logits(features[level : level + 1], level, state.context_tokens.rows)
         embeds: list[torch.Tensor] = []
         if self.spec.fusion != "none":
-            ids = torch.tensor(path, device=features.device)
-            embeds = list(self.shared.embed(ids)[:, None, None])
+            embeds = list(self.shared.embed(path)[:, None, None])
         mixed = self.features(features[None], level, embeds=embeds)
         return self.logits(mixed[0], level, state.context_tokens.rows)

@@ -222,13 +222,14 @@ class TransformersTarget:
         """See `BatchTarget.forward_slots`."""
         from mtp_verify.caches.masks import slot_mask
 
-        has_full, window = cache.windows
-        shape, masks = (cache.lengths, positions, ancestors, self._dtype), {}
+        (has_full, window), width = cache.windows, tokens.shape[1]
+        starts, num_shown = cache.starts(tokens.device), cache.num_shown(width)
+        shape, masks = (starts, num_shown, positions, ancestors, self._dtype), {}
         if has_full:
             masks["full_attention"] = slot_mask(*shape)
         if window is not None:
             masks["sliding_attention"] = slot_mask(*shape, window=window)
-        cache.aim(tokens.shape[1], tokens.device)
+        cache.aim(width, tokens.device)
         fused = fused_model(self.model)
         if fused is not None and window is None and is_narrow(tokens.numel()):
             updates = [layer.update for layer in cache.kv.layers]

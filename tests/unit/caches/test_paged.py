@@ -354,7 +354,7 @@ def test_drafter_gets_hidden_states_of_everything_once():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"cache": "blocks"}, mv.errors.ParamsError, 'wanted None, "paged", or settings'),
+        ({"cache": "blocks"}, mv.errors.ParamsError, 'wanted None, "paged", "static", or settings'),
         ({"cache": "paged", "batching": "each"}, mv.errors.ParamsError, "a cache of its own"),
         ({"cache": Paged(0)}, mv.errors.ParamsError, "num_blocks"),
     ],

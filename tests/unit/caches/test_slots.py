@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import mtp_verify as mv
 from mtp_verify.caches.masks import slot_mask
-from mtp_verify.caches.slots import SlotCache
+from mtp_verify.caches.slots import SlotCache, StaticSlots
 from mtp_verify.models.target import TransformersTarget
 from tests.models import KINDS, VOCAB, WINDOW, prompt, tiny_model
 
@@ -180,12 +180,40 @@ def test_mask_hides_by_position_and_by_ancestry():
     positions = torch.tensor([[4, 5, 5], [WINDOW + 2] * 3])
     ancestors = torch.eye(3, dtype=torch.bool).repeat(2, 1, 1)
     ancestors[0, 1, 0] = ancestors[0, 2, 0] = True
-    visible = slot_mask([4, 9], positions, ancestors, torch.float32) == 0
+    shape = torch.tensor([4, 9]), 12, positions, ancestors, torch.float32
+    visible = slot_mask(*shape) == 0
     assert visible.shape == (2, 1, 3, 12)
     assert visible[0, 0, :, :4].all()
     assert visible[0, 0, :, 4:7].tolist() == ancestors[0].tolist()
     assert not visible[0, 0, :, 7:].any()
     assert visible[1, 0].tolist() == [[True] * 9 + [j == i for j in range(3)] for i in range(3)]
-    near = slot_mask([4, 9], positions, ancestors, torch.float32, window=WINDOW) == 0
+    near = slot_mask(*shape, window=WINDOW) == 0
     assert near[0].tolist() == visible[0].tolist()
     assert near[1, 0, 0].tolist() == [j >= 3 for j in range(9)] + [True, False, False]
+
+
+@torch.inference_mode()
+def test_static_slots_have_few_sizes_and_the_entries_of_the_others():
+    """Powers of two of entries; what grows keeps what it holds."""
+    target = TransformersTarget(tiny_model("gemma3"))
+    texts = [prompt(60)[0].tolist(), prompt(7, seed=4)[0].tolist()]
+    caches = SlotCache(target.new_kv()), StaticSlots(target.new_kv())
+    draft = mv.Draft(mv.TokenTree([-1, 0, 0, 2]), [5, 1, 2, 3])
+    sizes = set()
+    for cache in caches:
+        for slot, text in enumerate(texts):
+            cache.add()
+            cache.aim(len(text), target.device, slot)
+            target.forward(torch.tensor([text]), None, None, cache, num_logits=1)
+            cache.extend(slot, len(text))
+        for _ in range(3):
+            rows = run(target, cache, [draft, draft], [[0] * (n + 1) for n in cache.lengths])
+            commit(cache, 0, draft, [2, 3])
+            commit(cache, 1, draft, [])
+            sizes.add(cache.kv.layers[0].buffers[0].shape[2] if cache is caches[1] else 64)
+        assert rows.shape == (2, 4, VOCAB)
+        assert cache.starts(target.device).tolist() == cache.lengths == [69, 10]
+    assert sizes == {64, 128}
+    for slot in range(2):
+        for found, wanted in zip(entries(caches[1], slot), entries(caches[0], slot), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import mtp_verify as mv
-from mtp_verify.decoder.decode import Decoder
+from mtp_verify.decoder.decode import Decoder, Static
 from mtp_verify.decoder.planning import MeasuredCosts
 from mtp_verify.drafters import Heads, NGram, Suffix
 from mtp_verify.models.target import as_target
 from tests.heads import tiny_head
+from tests.host_reads import HostReads
 from tests.models import KINDS, prompt, tiny_model
 
 DEVICE = "cuda"
@@ -42,7 +43,7 @@ def test_drafts_do_not_change_the_tokens(kind, params):
             assert fast.sequences.device.type == DEVICE
 
 
-@pytest.mark.parametrize("cache", [None, "paged"])
+@pytest.mark.parametrize("cache", [None, "paged", "static", Static(graphs=True)])
 def test_a_batch_gives_each_request_what_it_gets_alone(cache):
     model = tiny_model("llama").to(DEVICE)
     options = {} if cache is None else {"cache": cache}
@@ -58,6 +59,21 @@ def test_a_head_drafts_from_states_that_stay_on_the_device():
     decoder = Decoder(model, Heads(head, num_tokens=3), GREEDY)
     for ids in prompts():
         assert decoder.generate([ids], max_new_tokens=14).tokens[0] == plain(model, GREEDY, ids)
+
+
+@pytest.mark.parametrize("params", [None, SAMPLED])
+@pytest.mark.parametrize("cache", ["static", Static(graphs=True)])
+def test_a_step_reads_the_device_once(cache, params):
+    model = tiny_model("llama").to(DEVICE)
+    head = tiny_head("eagle", model).to(DEVICE)
+    for drafter in (None, Suffix(min_match=1), Heads(head, params=params)):
+        decoder = Decoder(model, drafter, SAMPLED, cache=cache)
+        for seed, ids in enumerate(prompts()):
+            decoder.submit(ids, max_new_tokens=9, seed=seed, eos_token_id=())
+        while decoder.num_unfinished:
+            with HostReads() as reads:
+                decoder.step()
+            assert len(reads.places) <= 1, reads.places
 
 
 def test_costs_are_measured_on_the_device(tmp_path, monkeypatch):

@@ -309,7 +309,7 @@ def test_a_rule_chosen_by_the_draft_is_found(monkeypatch):
         rules = [by_first_token(name, draft) for name, draft in zip(rule, drafts, strict=True)]
         return original(drafts, *args, rule=rules, **options)
 
-    monkeypatch.setattr("mtp_verify.decoder.session.verify_batch", chosen)
+    monkeypatch.setattr("mtp_verify.decoder.verdicts.verify_batch", chosen)
     case = BASE.but(drafter=TWO["chain"][0], rule="token", steps=2, looked_at=3)
     assert case.distance() > 0.01
 
@@ -335,7 +335,7 @@ def test_a_position_that_is_used_twice_is_found(monkeypatch):
     def verify_batch(*drafts, positions, **options):
         return original(*drafts, positions=[place // 2 for place in positions], **options)
 
-    monkeypatch.setattr("mtp_verify.decoder.session.verify_batch", verify_batch)
+    monkeypatch.setattr("mtp_verify.decoder.verdicts.verify_batch", verify_batch)
     with pytest.raises(mv.errors.ParamsError, match="answers two questions"):
         BASE.distance()
 

@@ -53,7 +53,8 @@ class SumTarget:
         return torch.zeros(num_logits, VOCAB), ()
 
     def forward_slots(self, tokens, positions, ancestors, cache, hidden_layers=()):
-        mask = slot_mask(cache.lengths, positions, ancestors, torch.float64)
+        shape = cache.starts(self.device), cache.num_shown(tokens.shape[1]), positions, ancestors
+        mask = slot_mask(*shape, torch.float64)
         cache.aim(tokens.shape[1], self.device)
         seen = self._write(tokens, positions, cache)
         totals = ((mask == 0).double() @ seen)[:, 0, :, 0]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.decoder.planning.costs import CostModel
     from mtp_verify.drafters.base import Drafter, Request
+    from mtp_verify.drafters.sketch import Sketch
 
 __all__ = ["Plan", "Planner"]
 
@@ -167,14 +168,20 @@ class Planner:
         return plans
 
     def propose(
-        self, drafter: Drafter, requests: Sequence[Request], plans: Sequence[Plan]
-    ) -> list[Draft]:
-        """Have a drafter make the drafts of one step, and see how long it takes."""
+        self,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        plans: Sequence[Plan],
+        ask: Callable[
+            [Drafter, Sequence[Request], Sequence[int]], Sequence[Draft | Sketch]
+        ] = drafts_of,
+    ) -> Sequence[Draft | Sketch]:
+        """Have a drafter make the drafts of one step, by `ask`, and see how long it takes."""
         sources = [self._records[request.id].source for request in requests]
         if drafter.is_pure:
             return [_cut(*each) for each in zip(sources, requests, plans, strict=True)]
         start = self._clock()
-        drafts = drafts_of(drafter, requests, [plan.budget for plan in plans])
+        drafts = ask(drafter, requests, [plan.budget for plan in plans])
         spent = self._clock() - start
         # What copies is as good as free: the time is that of the others, by their nodes.
         timed = [

@@ -1,0 +1,164 @@
+"""The verification of one step on a device, for the drafts that a decoder has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtp_verify.drafters.sketch import Sketch
+from mtp_verify.errors import DraftError
+from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
+from mtp_verify.verifier.kernels.device.ends import end_chains
+from mtp_verify.verifier.kernels.device.verifier import DeviceVerifier
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from mtp_verify._core import Draft, VerdictBatch
+    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.words import Rule
+
+__all__ = ["Step", "joined"]
+
+# Laws whose rules hold no token against a drafter's row.
+_WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
+
+
+def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
+    """Return the drafts of a step in packed arrays.
+
+    Raises:
+        DraftError: drawn tokens whose rows are on the host, or rows of several drafters.
+    """
+    blanks = [draft.blank if isinstance(draft, Sketch) else draft for draft in drafts]
+    counts = [draft.num_nodes for draft in blanks]
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    rows = np.full(offsets[-1], -1)
+    drawn: list[Sketch] = []
+    seen: list[torch.Tensor] = []
+    for draft, start in zip(drafts, offsets, strict=False):
+        if not isinstance(draft, Sketch):
+            if draft.law not in _WITHOUT_ROWS and draft.num_nodes > 1:
+                message = f"found a draft of law {draft.law} whose rows are on the host"
+                raise DraftError(message, slug="law_data")
+        elif draft.logits is not None:
+            own, first = draft.rows, sum(map(len, seen))
+            rows[start : start + draft.num_nodes] = np.where(own < 0, -1, own + first)
+            seen.append(draft.logits)
+            drawn.append(draft)
+    given: dict[str, Any] = {}
+    if drawn:
+        if any(s.params != drawn[0].params or s.vocab is not drawn[0].vocab for s in drawn):
+            message = "found rows of several drafters, wanted those of one"
+            raise DraftError(message, slug="law_data")
+        given = {"logits": torch.cat(seen), "rows": rows}
+        given |= {"params": drawn[0].params, "vocab": drawn[0].vocab}
+    parents = np.concatenate([draft.tree.parents for draft in blanks])
+    laws = [draft.law for draft in drafts]
+    return DeviceDrafts(offsets, parents, _tokens(drafts, blanks), laws, **given)
+
+
+def _tokens(drafts: Sequence[Draft | Sketch], blanks: Sequence[Draft]) -> Any:
+    """Return the tokens of all nodes, on the device if some are known there alone."""
+    sketch = next((draft for draft in drafts if isinstance(draft, Sketch)), None)
+    known = np.concatenate([np.maximum(draft.tokens, 0) for draft in blanks])
+    if sketch is None:
+        return known
+    tokens, start = torch.from_numpy(known).to(sketch.tokens.device), 0
+    for draft, blank in zip(drafts, blanks, strict=True):
+        if isinstance(draft, Sketch):
+            tokens[start + 1 : start + blank.num_nodes] = draft.tokens
+        start += blank.num_nodes
+    return tokens
+
+
+class Step:
+    """A `DeviceVerifier` that is made anew where a step is larger than those before."""
+
+    def __init__(self) -> None:
+        self._verifier: DeviceVerifier | None = None
+
+    def decide(
+        self,
+        drafts: DeviceDrafts,
+        logits: torch.Tensor,
+        params: Sequence[SamplingParams],
+        *,
+        rule: Sequence[Rule],
+        seeds: Sequence[int],
+        positions: Sequence[int],
+        masks: Sequence[NDArray[np.int32] | None],
+        ends: Sequence[Collection[int]],
+    ) -> VerdictBatch:
+        """Return the verdicts: what has to be known goes there in one copy, and comes back in one.
+
+        Args:
+            drafts: of `joined`.
+            logits: (R, V), or (B, W, V) with the rows of each draft first.
+            params: as all that follows, one for each draft.
+            rule: as the others of `mv.verify_batch`.
+            seeds: of the noise.
+            positions: of the roots.
+            masks: (N+1, words) what a constraint allows after each node of a draft, or None.
+            ends: tokens below which a draft ends, where its tokens are on the device.
+
+        Raises:
+            MtpVerifyError: the device does not do this, or a row is not a distribution.
+        """
+        verifier = self._large_enough(drafts, logits)
+        height = logits.shape[1] if logits.dim() == 3 else None
+        mask = None
+        if given := [own for own in masks if own is not None]:
+            counts, words = np.diff(drafts.offsets), given[0].shape[1]
+            parts = zip(masks, counts, strict=True)
+            free = [np.full((n, words), -1, np.int32) if own is None else own for own, n in parts]
+            mask = np.concatenate(free)
+        verifier.plan(
+            drafts, list(params), rule=list(rule), seeds=seeds, positions=positions,
+            height=height, bitmask=mask,
+        )  # fmt: skip
+        if any(ends):
+            width = max(map(len, ends))
+            table = np.full((verifier.capacity.requests, width), -1, np.int32)
+            for row, own in zip(table, ends, strict=False):
+                row[: len(own)] = sorted(own)
+            end_chains(verifier.step(logits), torch.from_numpy(table).to(logits.device))
+        verifier.verify(logits)
+        return verifier.host()
+
+    def _large_enough(self, drafts: DeviceDrafts, logits: torch.Tensor) -> DeviceVerifier:
+        counts = np.diff(drafts.offsets)
+        sizes = {"requests": len(counts), "rows": int(counts.sum()), "depth": int(counts.max()) - 1}
+        rows = drafts.logits
+        sizes |= {"drafted": 0, "columns": 0} if rows is None else {
+            "drafted": len(rows), "columns": rows.shape[1],
+        }  # fmt: skip
+        old = self._verifier
+        if old is not None and _holds(old, sizes, logits):
+            return old
+        # Powers of two, so that it is done a few times; the memory of the old one is let go.
+        most = {name: 1 << max(size - 1, 0).bit_length() for name, size in sizes.items()}
+        if old is not None:
+            most = {name: max(size, vars(old.capacity)[name]) for name, size in most.items()}
+        self._verifier = DeviceVerifier(
+            most["requests"], most["rows"], logits.shape[-1], logits.dtype, device=logits.device,
+            max_depth=most["depth"], max_drafted=most["drafted"],
+            columns=sizes["columns"] or logits.shape[-1],
+        )  # fmt: skip
+        return self._verifier
+
+
+def _holds(verifier: DeviceVerifier, sizes: dict[str, int], logits: torch.Tensor) -> bool:
+    has = vars(verifier.capacity)
+    fits = all(has[name] >= size for name, size in sizes.items() if name != "columns")
+    return (
+        fits
+        and sizes["columns"] in (0, has["columns"])
+        and logits.shape[-1] == has["vocab"]
+        and logits.dtype == verifier.dtype
+        and logits.device == verifier.device
+    )
