@@ -53,7 +53,7 @@ CASES ?= 400000
 FROM ?= 0
 SEED ?= 1
 
-.PHONY: help dev demo test test-all compat compat-oldest compat-newest recipes fuzz lint fmt study bench prove prove-docs vllm docs site wheel release-check clean FORCE
+.PHONY: help dev demo test test-all compat compat-oldest compat-newest recipes fuzz lint kernels fmt study bench bench-gpu prove prove-docs vllm docs site wheel release-check clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ lint: $(EXT) ## Check format, lints, types, stubs and the direction of imports
 	$(PY) -m mypy.stubtest mtp_verify._core --mypy-config-file pyproject.toml
 	$(BIN)/lint-imports --no-logo
 
+kernels: $(EXT) ## Compile all GPU kernels for four GPUs, and check the results; needs no GPU (ARGS=--renew)
+	$(PY) scripts/check_kernels.py $(ARGS)
+
 fmt: $(DEPS) ## Format all sources, and fix what can be fixed
 	cargo fmt
 	$(PY) -m ruff check --fix-only --quiet
@@ -113,6 +116,10 @@ bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	    echo "== $$name"; \
 	    $(PY) "$$file" --json "build/bench/$$name.json" $(ARGS); \
 	done
+
+bench-gpu: $(EXT) ## Time verification on the GPU; without one, write the model of its traffic
+	@mkdir -p build/bench
+	$(PY) benches/gpu.py --json build/bench/gpu.json $(ARGS)
 
 prove: $(PROVE) ## Prove the shipped rules by exact enumeration, and find every mutant
 	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify prove $(ARGS)
