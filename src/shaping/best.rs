@@ -34,7 +34,7 @@ impl ShapedRows<'_> {
         let mut bound = shaped.cut;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, shaped.origin, buffers);
-            let count = (self.kernels.gather)(values, bound, places);
+            let count = self.kernels.gather(values, bound, places);
             for &place in &places[..count] {
                 let (y, column) = (values[place as usize], start as u32 + place);
                 if y < bound || !shaped.keeps(y, column) {

@@ -86,6 +86,17 @@ impl Shaped {
     fn keeps(&self, y: f32, token: u32) -> bool {
         y > self.cut || (y >= self.cut && token < self.tie_end)
     }
+
+    /// The cut in a block of tokens from `start` on, and from which of them on values equal to it are
+    /// below it.
+    fn cut_in(&self, start: usize, len: usize) -> (f32, usize) {
+        let tie_end = mutate!("float/tied_tokens_weighed", self.tie_end as usize, usize::MAX);
+        if tie_end <= start {
+            (self.cut.next_up(), len)
+        } else {
+            (self.cut, len.min(tie_end - start))
+        }
+    }
 }
 
 /// Whose rows they are; named in errors.
@@ -246,7 +257,7 @@ impl<'a> ShapedRows<'a> {
         let Scratch { buffers, places, .. } = scratch;
         for start in self.raw.blocks() {
             let values = self.block(row, start, &mut buffers[0]);
-            let count = (self.kernels.gather)(values, max, places);
+            let count = self.kernels.gather(values, max, places);
             let found = &places[..count];
             let place = mutate!("greedy/tie_to_higher_id", found.first(), found.last());
             if let Some(&place) = place {
@@ -320,14 +331,11 @@ impl<'a> ShapedRows<'a> {
         }
         let values = self.scaled(row, start, shaped.origin, buffers);
         let out = &mut out[..values.len()];
-        (self.kernels.weigh)(values, &shaped.window, shaped.cut, out);
-        let tie_end = (shaped.tie_end as usize).saturating_sub(start);
-        let tie_end = mutate!("float/tied_tokens_weighed", tie_end, usize::MAX);
-        if tie_end < out.len() {
-            for (weight, &y) in out[tie_end..].iter_mut().zip(&values[tie_end..]) {
-                if y <= shaped.cut {
-                    *weight = 0.0;
-                }
+        let (cut, tie_end) = shaped.cut_in(start, out.len());
+        (self.kernels.weigh)(values, &shaped.window, cut, out);
+        for (weight, &y) in out[tie_end..].iter_mut().zip(&values[tie_end..]) {
+            if y <= cut {
+                *weight = 0.0;
             }
         }
         out.len()
@@ -342,10 +350,11 @@ impl<'a> ShapedRows<'a> {
         scratch: &mut Scratch,
     ) -> f64 {
         let Scratch { buffers, terms, weights, .. } = scratch;
-        let end = start + BLOCK.min(self.num_cols() - start);
-        if shaped.only.is_none() && shaped.tie_end as usize >= end {
+        let len = BLOCK.min(self.num_cols() - start);
+        let (cut, tie_end) = shaped.cut_in(start, len);
+        if shaped.only.is_none() && tie_end == len {
             let values = self.scaled(row, start, shaped.origin, buffers);
-            return self.kernels.sum_exp(values, &shaped.window, shaped.cut, terms);
+            return self.kernels.sum_exp(values, &shaped.window, cut, terms);
         }
         let len = self.weigh(row, shaped, start, buffers, terms);
         (self.kernels.widen_f32)(&terms[..len], &mut weights[..len]);

@@ -18,6 +18,9 @@ const SMALL_K: usize = 4096;
 /// Candidates beyond twice as many as were kept last, before the bound of top-k rises again.
 const SLACK: usize = 64;
 
+/// Up to so many tokens, top-p lists all from its cut up: that is quicker than to sum them in the row.
+const FEW: f64 = 4096.0;
+
 /// Values that are taken from each block as a sample of the row.
 const SAMPLE: usize = 32;
 
@@ -162,7 +165,7 @@ impl ShapedRows<'_> {
         let mut limit = 2 * k + SLACK;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, 0.0, buffers);
-            let count = (self.kernels.gather)(values, bound, places);
+            let count = self.kernels.gather(values, bound, places);
             list.extend(start, values, &places[..count]);
             if list.len() >= limit {
                 bound = kth(&list.values, k, sorted);
@@ -201,10 +204,14 @@ impl ShapedRows<'_> {
             let is_last = part.start <= shaped.cut && part.end == f32::INFINITY;
             if above < goal || is_last {
                 scratch.list.weigh(self.kernels, &shaped.window, shaped.cut);
+                if part.end == f32::INFINITY && scratch.list.len() <= MANY {
+                    scratch.kept.clone_from(&scratch.list);
+                }
                 if let Some(kept) = self.cut_at(goal, above, part.clone(), is_last, shaped, scratch)
                 {
                     return kept;
                 }
+                scratch.kept.clear();
             }
             let is_bracket = part.end < f32::INFINITY;
             let deeper = if is_bracket { part.start - DEEPER } else { shaped.cut };
@@ -213,7 +220,8 @@ impl ShapedRows<'_> {
     }
 
     /// Two scaled logits between which top-p's cut probably lies, if tokens of the mass `spare` are left
-    /// out: below the first, a sample of the row surely has less than that, and below the second more.
+    /// out: below the first, a sample of the row surely has less than that, and below the second more. The
+    /// second is infinite where few tokens are above the first.
     fn bracket(
         &self,
         row: usize,
@@ -239,17 +247,19 @@ impl ShapedRows<'_> {
         let weights = &mut terms[..CELLS];
         (self.kernels.weigh)(&edges, &shaped.window, shaped.cut, weights);
         let (mut sum, mut squares) = (0.0, 0.0);
-        let mut low = shaped.cut;
+        let (mut low, mut num_left) = (shaped.cut, f64::from(taken));
+        let mut num_above = num_left;
         for depth in (0..CELLS).rev() {
             let (count, weight) = (f64::from(counts[depth]), f64::from(weights[depth]));
             sum += count * weight;
             squares += count * weight * weight;
+            num_left -= count;
             let (mass, error) = (share * sum, SIGMAS * share * f64::sqrt(squares));
             if mass - error >= spare {
-                return low..edges[depth];
+                return low..if share * num_above <= FEW { f32::INFINITY } else { edges[depth] };
             }
             if mass + error <= spare {
-                low = edges[depth].max(shaped.cut);
+                (low, num_above) = (edges[depth].max(shaped.cut), num_left);
             }
         }
         low..f32::INFINITY
@@ -262,12 +272,10 @@ impl ShapedRows<'_> {
         let mut above = 0.0;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, shaped.origin, buffers);
-            let count = if part.end < f32::INFINITY {
+            if part.end < f32::INFINITY {
                 above += self.kernels.sum_exp(values, &shaped.window, part.end, terms);
-                (self.kernels.gather_between)(values, part.start, part.end, places)
-            } else {
-                (self.kernels.gather)(values, part.start, places)
-            };
+            }
+            let count = (self.kernels.gather_between)(values, part.start, part.end, places);
             list.extend(start, values, &places[..count]);
         }
         above
@@ -353,7 +361,7 @@ impl ShapedRows<'_> {
         list.clear();
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, shaped.origin, buffers);
-            let count = (self.kernels.gather)(values, shaped.cut, places);
+            let count = self.kernels.gather(values, shaped.cut, places);
             if list.len() + count > MANY {
                 return false;
             }

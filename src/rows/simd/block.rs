@@ -149,53 +149,40 @@ pub(super) fn widen_f32(values: &[f32], out: &mut [f64]) {
 }
 
 /// Values that one word of flags tells apart.
-const FLAGS: usize = 64;
+pub(super) const FLAGS: usize = 64;
 
-/// Places that are written at a time.
-const FEW: usize = 4;
-
-/// Writes the places of the values that `is_in` takes; returns how many.
+/// Writes the places of the values whose flags are set, of a group at a time (the last one may be
+/// shorter); returns how many.
 #[inline(always)]
-fn filter(values: &[f32], is_in: impl Fn(f32) -> bool, out: &mut [u32]) -> usize {
+pub(super) fn filter(values: &[f32], flags_of: impl Fn(&[f32]) -> u64, out: &mut [u32]) -> usize {
     let mut count = 0;
-    let mut take = |start: usize, mut flags: u64| {
+    for (group, values) in values.chunks(FLAGS).enumerate() {
+        let mut flags = flags_of(values);
         while flags != 0 {
-            let left = flags.count_ones() as usize;
-            let mut next = || {
-                let place = start as u32 + flags.trailing_zeros();
-                flags &= flags.wrapping_sub(1);
-                place
-            };
-            let rest = &mut out[count..];
-            match rest.first_chunk_mut::<FEW>() {
-                Some(few) => *few = std::array::from_fn(|_| next()),
-                None => rest.fill_with(next),
-            }
-            count += left.min(FEW);
+            out[count] = (group * FLAGS) as u32 + flags.trailing_zeros();
+            count += 1;
+            flags &= flags - 1;
         }
-    };
-    let flags_of = |values: &[f32]| {
-        let flags = values.iter().enumerate();
-        flags.fold(0, |flags, (bit, &x)| flags | u64::from(is_in(x)) << bit)
-    };
-    let (groups, rest) = values.as_chunks::<FLAGS>();
-    for (group, values) in groups.iter().enumerate() {
-        take(group * FLAGS, flags_of(values));
     }
-    take(groups.len() * FLAGS, flags_of(rest));
     count
 }
 
+/// A bit for each value in `from..below`, and for NaN.
 // Negated comparisons let NaN in.
 #[allow(clippy::neg_cmp_op_on_partial_ord)]
 #[inline(always)]
-pub(super) fn gather(values: &[f32], from: f32, out: &mut [u32]) -> usize {
-    filter(values, |x| !(x < from), out)
+pub(super) fn flags(values: &[f32], from: f32, below: f32) -> u64 {
+    let is_in = |x: f32| !((x < from) | (x >= below));
+    // Most groups of most rows have none, which is seen before there are flags.
+    if !values.iter().fold(false, |any, &x| any | is_in(x)) {
+        return 0;
+    }
+    values.iter().enumerate().fold(0, |flags, (bit, &x)| flags | u64::from(is_in(x)) << bit)
 }
 
 #[inline(always)]
 pub(super) fn gather_between(values: &[f32], from: f32, below: f32, out: &mut [u32]) -> usize {
-    filter(values, |x| !((x < from) | (x >= below)), out)
+    filter(values, |values| flags(values, from, below), out)
 }
 
 /// `v` in `[0, 1)` for `2 * LANES` tokens from `2 * pair` on, one Philox call for two tokens.

@@ -1,7 +1,7 @@
 //! Block kernels, one source compiled for several instruction sets and chosen at run time.
 //!
 //! A kernel is written once over arrays of [`LANES`] values with a fixed striping ([`block`]), and the
-//! compiler vectorises it under each set's features. Floating-point operations are never reordered, so
+//! compiler vectorises it under each set's features (what it does not find is in [`masks`]). Floating-point operations are never reordered, so
 //! every level gives the same bits: the plain-Rust level is the scalar twin of the others.
 //!
 //! Exponentials are `f32` with a stated error ([`exp`]); sums of them are `f64`.
@@ -14,11 +14,13 @@
 
 mod block;
 pub mod exp;
+#[cfg(target_arch = "x86_64")]
+mod masks;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, gather, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow,
-    total, weigh, widen_bf16, widen_f16, widen_f32,
+    divide, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow, total,
+    weigh, widen_bf16, widen_f16, widen_f32,
 };
 
 pub use exp::Window;
@@ -60,11 +62,11 @@ macro_rules! kernels {
         /// Plain Rust: every machine has it, and the other levels give the same bits.
         pub static SCALAR: Kernels = Kernels { name: "scalar", $( $name, )* };
 
-        kernels!(@level AVX2 "avx2" "avx2,fma" $( fn $name($($arg: $type),*) $(-> $result)?; )*);
-        kernels!(@level AVX512 "avx512" "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+        kernels!(@level AVX2 "avx2" avx2 "avx2,fma" $( fn $name($($arg: $type),*) $(-> $result)?; )*);
+        kernels!(@level AVX512 "avx512" avx512 "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
             $( fn $name($($arg: $type),*) $(-> $result)?; )*);
     };
-    (@level $level:ident $label:literal $features:literal
+    (@level $level:ident $label:literal $source:ident $features:literal
         $(fn $name:ident ( $($arg:ident : $type:ty),* ) $(-> $result:ty)? ;)*) => {
         #[cfg(target_arch = "x86_64")]
         static $level: Kernels = Kernels {
@@ -73,7 +75,7 @@ macro_rules! kernels {
                 fn dispatch($($arg: $type),*) $(-> $result)? {
                     #[target_feature(enable = $features)]
                     fn compiled($($arg: $type),*) $(-> $result)? {
-                        $name($($arg),*)
+                        masks::$source::$name($($arg),*)
                     }
                     // SAFETY: `Kernels::available` hands this level out only where the processor
                     // has its features, and the table is private otherwise.
@@ -108,8 +110,6 @@ kernels! {
     fn widen_f16(values: &[u16], out: &mut [f32]);
     /// `f32` to `f64`.
     fn widen_f32(values: &[f32], out: &mut [f64]);
-    /// Writes the places of the values from `from` on, and of NaN, ascending; returns how many.
-    fn gather(values: &[f32], from: f32, out: &mut [u32]) -> usize;
     /// Writes the places of the values in `from..below`, and of NaN, ascending; returns how many.
     fn gather_between(values: &[f32], from: f32, below: f32, out: &mut [u32]) -> usize;
     /// The race's uniforms for the tokens from `2 * pair` on.
@@ -148,6 +148,11 @@ impl Kernels {
         let terms = &mut terms[..values.len()];
         (self.weigh)(values, window, cut, terms);
         (self.sum_narrow)(terms)
+    }
+
+    /// [`Kernels::gather_between`] without an end.
+    pub fn gather(&self, values: &[f32], from: f32, out: &mut [u32]) -> usize {
+        (self.gather_between)(values, from, f32::NAN, out)
     }
 
     /// The fastest level of this processor, detected once.
@@ -272,7 +277,7 @@ mod tests {
             };
             for level in Kernels::available() {
                 let mut found = vec![0; values.len()];
-                let count = (level.gather)(&values, from, &mut found);
+                let count = level.gather(&values, from, &mut found);
                 prop_assert_eq!(&found[..count], &places(&|x| x >= from)[..]);
                 let count = (level.gather_between)(&values, from, below, &mut found);
                 prop_assert_eq!(&found[..count], &places(&|x| x >= from && x < below)[..]);
