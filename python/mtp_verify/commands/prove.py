@@ -142,8 +142,7 @@ def run(args: argparse.Namespace) -> Report:
         sections += [
             _table(
                 f"steps on a device in {backend}, by their numbers", _DEVICE, own,
-                "cells: sets of numbers of one outcome. asked: in their middles"
-                + (" and near ends." if max(line["ends"] for line in own) else "."),
+                "cells: sets of numbers of one outcome. asked: in their middles and near ends.",
                 "distance: from a step's law, over drafts and numbers, to the target's / bound.",
                 "left out: the weight of cells too narrow to be asked about / bound.",
             ),

@@ -41,7 +41,7 @@ MODELS = (
     _model("apart", [[1, 2, 3, 4], [8, 1, 1, 0]], [[4, 3, 2, 1], [1, 1, 1, 5]]),
     _model("peaked", [[997, 2, 1], [1, 1, 998]], [[990, 5, 5], [2, 996, 2]]),
     # What a rejection leaves has several tokens, and the set is one of them.
-    _model("leaning", [[5, 1, 2, 2], [4, 3, 2, 1]], [[1, 7, 0, 1], [2, 1, 1, 1]]),
+    _model("leaning", [[5, 1, 3, 1], [4, 3, 2, 1]], [[14, 0, 5, 13], [2, 1, 1, 1]]),
 )
 
 # Shapes of trees: children by depth. Rules that test no drafted token need fewer of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from mtp_verify.testing.device.drafts import Drafted
     from mtp_verify.testing.device.rows import Rows
 
-__all__ = ["INSET", "SEED", "Cell", "cells", "places_in", "points"]
+__all__ = ["INSET", "SEED", "Asks", "Cell", "cells", "places_in", "points"]
+
+# Where in a cell a device is asked: in its middle; also in the corners where all numbers are near
+# their lower ends, or all near their upper ones; or also near both ends of each number.
+Asks: TypeAlias = Literal["middle", "corners", "ends"]
 
 # How near to the ends of a cell the device is asked. A threshold is a quotient of what rounding has
 # left, so where little is left its error is larger than that of a number.
@@ -120,16 +124,20 @@ def cells(case: Case, rows: Rows, draft: Drafted) -> Iterator[Cell]:
         script[-1][0] += 1
 
 
-def points(cell: Cell, *, asks_ends: bool) -> Iterator[dict[tuple[int, int], float]]:
-    """List numbers in a cell: its middle, and near both ends of each interval."""
+def points(cell: Cell, asks: Asks) -> Iterator[dict[tuple[int, int], float]]:
+    """List numbers in a cell: its middle first, then those near ends of intervals."""
     middle = {address: (low + high) / 2 for address, (low, high) in cell.intervals.items()}
+    lower = {at: low + INSET * (low > 0) for at, (low, _) in cell.intervals.items()}
+    upper = {at: high - INSET for at, (_, high) in cell.intervals.items()}
     yield middle
-    for address, (low, high) in cell.intervals.items() if asks_ends else ():
-        for number in (low + INSET * (low > 0), high - INSET):
-            yield {**middle, address: number}
+    if asks == "corners":
+        yield from (lower, upper)
+    elif asks == "ends":
+        for at in middle:
+            yield from ({**middle, at: lower[at]}, {**middle, at: upper[at]})
 
 
-def places_in(cell: Cell, *, asks_ends: bool) -> list[int]:
+def places_in(cell: Cell, asks: Asks) -> list[int]:
     """Return positions whose numbers lie in a cell: the farthest from its ends, and the nearest.
 
     There is none if the cell is too small for the positions that are looked at.
@@ -148,7 +156,7 @@ def places_in(cell: Cell, *, asks_ends: bool) -> list[int]:
     if not len(inside):
         return []
     farthest = inside[margin[inside].argmax()]
-    nearest = [inside[margin[inside].argmin()]] if asks_ends else []
+    nearest = [] if asks == "middle" else [inside[margin[inside].argmin()]]
     return [int(_POSITIONS[place]) for place in (farthest, *nearest)]
 
 

@@ -3,8 +3,8 @@
 A device's `run` takes its uniform numbers from the step where they are given. The reference says
 which numbers a rule consults on a draft, and at which thresholds its answer changes; so the space
 of numbers falls into cells of one outcome each. The device is asked in the middle of every cell,
-and close to both ends of each interval of it: if it answers as the cell says, its thresholds are
-the reference's to within `INSET`. Numbers that the reference does not consult are drawn at random:
+and close to the ends of its intervals: if it answers as the cell says, its thresholds are the
+reference's to within `INSET`. Numbers that the reference does not consult are drawn at random:
 they must not matter.
 
 Summed over all drafts that the law of the draft can give, the cells' weights are the law of what a
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mtp_verify.testing.device.cases import Case
-    from mtp_verify.testing.device.cells import Cell
+    from mtp_verify.testing.device.cells import Asks, Cell
     from mtp_verify.testing.device.drafts import Drafted
     from mtp_verify.verifier.kernels.device.layout import Capacity, Step
 
@@ -127,7 +127,7 @@ def find_law(
     workspace: Workspaces,
     device: torch.device | str = "cpu",
     *,
-    asks_ends: bool = True,
+    asks: Asks = "ends",
 ) -> Finding:
     """Enumerate one step of a case on a device.
 
@@ -136,7 +136,7 @@ def find_law(
         run: A backend's.
         workspace: Makes what it needs for steps of some capacity.
         device: Where it runs.
-        asks_ends: Whether to ask at the ends of cells, too, and not in their middles alone.
+        asks: Where in each cell.
     """
     rows = Rows(case)
     listed = list(drafts(case, rows))
@@ -145,7 +145,7 @@ def find_law(
     for draft in listed:
         for cell in cells(case, rows, draft):
             num_cells += 1
-            own = list(_questions(case, draft, cell, asks_ends=asks_ends))
+            own = list(_questions(case, draft, cell, asks))
             left_out += 0.0 if own else float(draft.weight * cell.weight)
             questions += own
     law: dict[tuple[int, ...], float] = {}
@@ -168,16 +168,16 @@ def find_law(
     return Finding(case, len(listed), num_cells, len(questions), distance, left_out, mistakes)
 
 
-def _questions(case: Case, draft: Drafted, cell: Cell, *, asks_ends: bool) -> Iterator[_Question]:
+def _questions(case: Case, draft: Drafted, cell: Cell, asks: Asks) -> Iterator[_Question]:
     """List what to ask about a cell, in its middle first: the law is that of the answers there."""
     weight = float(draft.weight * cell.weight)
     if case.has_noise:
-        for number, position in enumerate(places_in(cell, asks_ends=asks_ends)):
+        for number, position in enumerate(places_in(cell, asks)):
             yield _Question(draft, cell, 0.0 if number else weight, {}, position)
         return
     if min((high - low for low, high in cell.intervals.values()), default=1.0) < _NARROW:
         return
-    for number, numbers in enumerate(points(cell, asks_ends=asks_ends)):
+    for number, numbers in enumerate(points(cell, asks)):
         yield _Question(draft, cell, 0.0 if number else weight, numbers, 0)
 
 

@@ -20,8 +20,8 @@ __all__ = ["ROOT", "Rows"]
 
 # The token of every root: all that a sequence has before its draft.
 ROOT = 0
-# Where tokens lie in a long row, and its width: the last one is alone in a group of blocks.
-_PLACES = (5, 2047, 2050, 9000)
+# Where tokens lie in a long row, and its width: two in one block, the last in a group of its own.
+_PLACES = (5, 2050, 2060, 9000)
 _WIDTH = 9001
 
 

@@ -54,13 +54,16 @@ def test_points_are_in_the_middle_and_near_the_ends() -> None:
     case = Case(MODELS[0], "token", "chain", (1,))
     rows = Rows(case)
     cell = next(cells(case, rows, next(drafts(case, rows))))
-    middle, *ends = points(cell, asks_ends=True)
+    middle, *ends = points(cell, "ends")
     assert len(ends) == 2 * len(cell.intervals)
     for address, (low, high) in cell.intervals.items():
         assert middle[address] == (low + high) / 2
-    for point in ends:
+    corners = list(points(cell, "corners"))
+    assert corners[0] == middle
+    assert len(corners) == 3
+    for point in (*ends, *corners):
         assert all(low <= point[at] < high for at, (low, high) in cell.intervals.items())
-    assert list(points(cell, asks_ends=False)) == [middle]
+    assert list(points(cell, "middle")) == [middle]
 
 
 @pytest.mark.parametrize("rule", ["coupled", "traversal"])
@@ -77,7 +80,7 @@ def test_at_the_positions_of_a_cell_the_reference_decides_so(rule: RuleName) -> 
             case.law,
         )
         for cell in cells(case, rows, draft):
-            positions = places_in(cell, asks_ends=True)
+            positions = places_in(cell, "ends")
             assert len(positions) == 2
             for position in positions:
                 noise = reference.Noise(SEED, position)
@@ -87,6 +90,6 @@ def test_at_the_positions_of_a_cell_the_reference_decides_so(rule: RuleName) -> 
 def test_a_cell_that_is_too_small_has_no_position() -> None:
     case = Case(MODELS[3], "coupled", "chain", (1, 1), has_noise=True)
     rows = Rows(case)
-    found = [places_in(cell, asks_ends=False) for draft in drafts(case, rows)
+    found = [places_in(cell, "middle") for draft in drafts(case, rows)
              for cell in cells(case, rows, draft)]  # fmt: skip
     assert [] in found

@@ -46,7 +46,7 @@ def test_all_cases_have_the_target_s_law() -> None:
 
 def test_middles_alone_give_the_law_too() -> None:
     case = Case(MODELS[0], "token", "chain", (1, 1))
-    found = find_law(case, run, Workspace, asks_ends=False)
+    found = find_law(case, run, Workspace, asks="middle")
     assert_holds(found)
     assert found.asked == found.cells
     assert not dataclasses.replace(found, distance=1e-9).holds
@@ -54,7 +54,7 @@ def test_middles_alone_give_the_law_too() -> None:
 
 def test_what_no_position_decides_is_left_out() -> None:
     case = Case(MODELS[3], "coupled", "chain", (1, 1), has_noise=True)
-    found = find_law(case, run, Workspace, asks_ends=False)
+    found = find_law(case, run, Workspace, asks="middle")
     assert not found.mistakes
     assert found.left_out > 1e-12
     assert found.distance == pytest.approx(found.left_out / 2, rel=1e-6)
