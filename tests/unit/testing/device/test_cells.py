@@ -68,7 +68,7 @@ def test_points_are_in_the_middle_and_near_the_ends() -> None:
 
 @pytest.mark.parametrize("rule", ["coupled", "traversal"])
 def test_at_the_positions_of_a_cell_the_reference_decides_so(rule: RuleName) -> None:
-    case = Case(MODELS[0], rule, "swor", (2,), has_noise=True)
+    case = Case(MODELS[4], rule, "swor", (2,), has_noise=True)
     rows = Rows(case)
     for draft in drafts(case, rows):
         tree = reference.Tree(
