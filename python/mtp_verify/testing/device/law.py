@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from mtp_verify.testing.device.cells import INSET, SEED, cells, places_in, points
+from mtp_verify.testing.device.cells import SEED, cells, places_in, points
 from mtp_verify.testing.device.drafts import drafts
 from mtp_verify.testing.device.rows import ROOT, Rows
 from mtp_verify.verifier import reference
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Run = Callable[[Step, Any], None]
     Workspaces = Callable[[Capacity, torch.device], Any]
 
-__all__ = ["BOUND", "INSET", "Finding", "find_law"]
+__all__ = ["BOUND", "Finding", "find_law"]
 
 # How far the law of a step may be from the target's, in total variation. Cells narrower than
 # `_NARROW` are not asked about: they must weigh less than this, too.
