@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data" / "proof.json"
 OPTIMUM = ROOT / "docs" / "data" / "optimum.json"
 PAGE = ROOT / "docs" / "reference" / "proof.md"
-TABLES = ("rows", "floats", "draws", "misdeclared", "mutants")
+TABLES = ("rows", "floats", "draws", "device", "device_mistakes", "misdeclared", "mutants")
 
 HEAD = """\
 # The proof
@@ -161,6 +161,35 @@ has no finite list of branches, and the rule `coupled` on them equals plain deco
 seed, token for token (a property test).
 """
 
+DEVICE = """\
+## Steps on a device
+
+The kernels in Triton and the same steps in operators of torch are sources of their own
+([ADR 7](../adr/0007-decisions-in-triton.md)), so both are enumerated: Triton's in its interpreter,
+without a GPU. A step takes given numbers in place of its noise. The reference in Python divides the
+numbers that a rule consults into cells of one outcome each, for every draft that the law of the
+draft can give; the device is asked in the middle of each cell, and within 1e-10 of its ends
+(Triton, which takes longer, on fewer models and shapes, and in two corners of each cell). What it
+writes must be what the cell says: tokens, path, log-probabilities, the moves of a cache, the
+status. The law of the answers in the middles, weighted by their cells, is compared with the
+target's; *distance* is the largest of all cases. *Left out* is the weight of cells too narrow to be
+asked about.
+
+The race of `coupled` takes a number for each token, so none are given: each cell is asked about at
+positions whose noise lies in it. Two more cases do the same for other rules, so that the noise's
+addresses count; others have a mask, a penalty, a drafter of few tokens, shaping, or rows of several
+blocks. `greedy` has no line in the core's table: at temperature 0 every rule draws from a row of
+one token, and here the distance is exactly 0. {refused}
+"""
+
+SLIPS = """\
+### Mistakes in the sources of steps on a device
+
+Each is one changed line of a copy of the source. *Other answers* counts where it writes something
+else than it has to: a mistake may change a path, a log-probability or the end of a cell and leave
+the law of the middles alone. The right source holds on each of these cases.
+"""
+
 # Figures of single runs; the commands are beside them.
 RUN_ONCE = """\
 ## What enumeration cannot reach
@@ -218,6 +247,7 @@ def render(data: dict[str, Any]) -> str:
     """Return the page for the result of a proof."""
     rows, misdeclared, mutants = data["rows"], data["misdeclared"], data["mutants"]
     floats, draws = data["floats"], data["draws"]
+    device, slips = data["device"], data["device_mistakes"]
     groups = {name: [m for m in mutants if m["group"] == name] for name in ("rules", "float")}
     total = sum(row["branches"] for row in rows)
     cases = sum(row["cases"] + row["steps"] + row["generated"] for row in rows)
@@ -235,7 +265,9 @@ def render(data: dict[str, Any]) -> str:
         f"is {_largest(rows)}. In floating point {sum(line['cases'] for line in floats):,} cases, "
         f"{sum(line['branches'] for line in floats):,} branches: {_within([*floats, *draws])}. "
         f"{len(misdeclared) + len(mutants)} mistakes, {len(groups['float'])} of them in the code "
-        f"between a tensor and a token; {found} found.\n",
+        f"between a tensor and a token; {found} found. On a device {len(device)} lines of source, "
+        f"rule and law: {_within(device)}; {len(slips)} mistakes in its two sources, "
+        f"{sum(slip['killed'] for slip in slips)} found.\n",
         LOSSLESS.format(**bounds),
         LINES,
         _table(
@@ -261,6 +293,10 @@ def render(data: dict[str, Any]) -> str:
         _floats(floats),
         DRAWS,
         _draws(draws),
+        DEVICE.format(refused=_refused(rows, device)),
+        _device(device),
+        SLIPS,
+        _slips(slips),
         BOUNDS.format(**bounds),
         RUN_ONCE,
         EXPECTED,
@@ -281,7 +317,8 @@ def _largest(rows: list[dict[str, Any]]) -> str:
 
 
 def _within(lines: list[dict[str, Any]]) -> str:
-    beyond = [f"{line['format']}, {line['level']}" for line in lines if not line["holds"]]
+    keys = ("format", "level") if lines and "format" in lines[0] else ("backend", "rule", "law")
+    beyond = [", ".join(line[key] for key in keys) for line in lines if not line["holds"]]
     return f"NOT within their bounds: {beyond}" if beyond else "every distance within its bound"
 
 
@@ -331,6 +368,50 @@ def _draws(lines: list[dict[str, Any]]) -> str:
                 _number(line["accept_bound"]),
             ]
             for line in lines
+        ],
+    )
+
+
+def _refused(rows: list[dict[str, Any]], device: list[dict[str, Any]]) -> str:
+    """Say which pairs of the core's table a device does not decide."""
+    decided = {(line["rule"], line["law"]) for line in device}
+    pairs = [(row["rule"], row["law"]) for row in rows]
+    missing = [f"`{rule}` on `{law}`" for rule, law in pairs if (rule, law) not in decided]
+    return f"Refused there, since they look at several paths at once: {', '.join(missing)}."
+
+
+def _device(lines: list[dict[str, Any]]) -> str:
+    return _table(
+        [
+            *("source", "rule", "law", "cases", "drafts", "cells", "asked"),
+            *("distance", "left out", "bound"),
+        ],
+        [
+            [
+                line["backend"],
+                f"`{line['rule']}`",
+                f"`{line['law']}`",
+                *(f"{line[key]:,}" for key in ("cases", "drafts", "cells", "asked")),
+                *(_number(line[key]) for key in ("distance", "left_out", "bound")),
+            ]
+            for line in lines
+        ],
+    )
+
+
+def _slips(slips: list[dict[str, Any]]) -> str:
+    return _table(
+        ["source", "mistake", "change", "case", "bias", "other answers"],
+        [
+            [
+                slip["backend"],
+                f"`{slip['name']}`",
+                slip["change"],
+                slip["case"],
+                _number(slip["distance"]),
+                f"{slip['answers']:,}",
+            ]
+            for slip in slips
         ],
     )
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mtp_verify import _core
+from mtp_verify.testing.device import proof
+from mtp_verify.testing.device.cases import PAIRS
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,17 @@ def test_certificate_has_every_format_within_bounds_of_this_build():
         levels = {line["level"] for line in CERTIFICATE[table]}
         assert len(CERTIFICATE[table]) == len(levels) * 9
         assert all(line["holds"] for line in CERTIFICATE[table])
+
+
+def test_certificate_has_every_pair_and_mistake_of_both_sources_on_a_device():
+    lines, slips = CERTIFICATE["device"], CERTIFICATE["device_mistakes"]
+    for backend, mutants in proof.MUTANTS.items():
+        own = [line for line in lines if line["backend"] == backend]
+        assert [(line["rule"], line["law"]) for line in own] == list(PAIRS)
+        assert all(line["holds"] and line["asked"] for line in own)
+        names = [slip["name"] for slip in slips if slip["backend"] == backend]
+        assert names == [mutant.name for mutant in mutants]
+    assert all(slip["killed"] for slip in slips)
 
 
 def test_a_page_of_a_doctored_certificate_says_that_a_bound_is_broken():

@@ -6,6 +6,7 @@ The proof is compiled into builds with the cargo feature `proof` alone, and the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from importlib.util import find_spec
@@ -18,13 +19,16 @@ from mtp_verify.console.worker import Worker
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from multiprocessing.connection import Connection
 
 __all__ = ["COMMAND", "add_arguments", "run"]
 
 _Line = dict[str, Any]  # of a table of the core
 _Columns = dict[str, str | tuple[str, str | None]]
+
+# The sources of steps on a device.
+_BACKENDS = ("torch", "triton")
 
 # Of each table: the headings, each with the key of its figure, or of a distance and its bound.
 _PLACE: _Columns = {"target / drafter": "format", "instructions": "level"}
@@ -96,7 +100,8 @@ def run(args: argparse.Namespace) -> Report:
         )
         raise ImportError(message, name="mtp_verify._core")
     start = time.perf_counter()
-    rows, floats, draws, misdeclared, mutants, (device, slips) = _tables()
+    rows, floats, draws, misdeclared, mutants = _core_tables()
+    device, slips = _device_tables()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
     beyond = [line for line in (*floats, *draws) if not line["holds"]]
@@ -131,16 +136,18 @@ def run(args: argparse.Namespace) -> Report:
     ]  # fmt: skip
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
-    if device:
+    for backend in dict.fromkeys(line["backend"] for line in device):
+        own = [line for line in device if line["backend"] == backend]
+        found = [slip for slip in slips if slip["backend"] == backend]
         sections += [
             _table(
-                "steps on a device, by their numbers", _DEVICE, device,
+                f"steps on a device in {backend}, by their numbers", _DEVICE, own,
                 "cells: sets of numbers of one outcome. asked: in their middles and near ends.",
                 "distance: from a step's law, over drafts and numbers, to the target's / bound.",
                 "left out: the weight of cells too narrow to be asked about / bound.",
             ),
             _table(
-                "mistakes in the source of steps on a device", _SLIPS, slips,
+                f"mistakes in the source of steps on a device in {backend}", _SLIPS, found,
                 "bias: total variation from the target's law. other answers: than the reference's.",
                 left=3,
             ),
@@ -154,9 +161,9 @@ def run(args: argparse.Namespace) -> Report:
         if beyond
         else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
         "is within its bound",
-        _about_device(device, unlike),
+        *(_about_device(backend, device) for backend in _BACKENDS),
         f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
-        + ", ".join(trial["name"] for trial in alive)
+        + ", ".join(_name(trial) for trial in alive)
         if alive
         else f"all {len(trials)} mistakes are found",
         f"({seconds:.0f} s{'; mutants are not compiled in' if mutants is None else ''})",
@@ -176,46 +183,65 @@ def run(args: argparse.Namespace) -> Report:
     return Report("prove", ok=ok, data=data, sections=sections, summary="\n".join(summary))
 
 
-def _tables() -> tuple[Any, ...]:
-    """Run `_send` in another process: Ctrl-C ends that one, but no call of the core here."""
-    worker = Worker(_send)
+def _core_tables() -> list[Any]:
+    """Let the core enumerate in another process: Ctrl-C ends that one, but no call of the core."""
+    (tables,) = _in_workers(_enumerate, [()])
+    return list(tables)
+
+
+def _device_tables() -> tuple[list[_Line], list[_Line]]:
+    """Enumerate steps on devices, and try mistakes in their sources, if torch is there."""
+    if find_spec("torch") is None:
+        return [], []
+    from mtp_verify.testing.device import proof
+
+    count = min(os.cpu_count() or 1, 8)
+    shares = _in_workers(proof.work, [(share, count) for share in range(count)])
+    return _lines_of({number: finding for share in shares for number, finding in share.items()})
+
+
+def _lines_of(found: dict[int, Any]) -> tuple[list[_Line], list[_Line]]:
+    from mtp_verify.testing.device import proof
+
+    listed = proof.tasks()
+    return proof.lines_of_laws(listed, found), proof.lines_of_mutants(listed, found)
+
+
+def _in_workers(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return what some work gives for each of several arguments, each in a process of its own."""
+    workers = []
     try:
-        return worker.receive()  # type: ignore[no-any-return]
+        for own in arguments:
+            workers.append(Worker(_send, work, *own))  # noqa: PERF401  # All are stopped.
+        return [worker.receive() for worker in workers]
     finally:
-        worker.stop()
+        for worker in workers:
+            worker.stop()
 
 
-def _send(connection: Connection) -> None:
-    """Send what `_enumerate` finds, or why it failed."""
+def _send(connection: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+    """Send what some work gives, or why it failed."""
     try:
-        connection.send(_enumerate())
+        connection.send(work(*arguments))
     except Exception as error:  # noqa: BLE001 - the parent reports any error
         connection.send(error)
 
 
-def _enumerate() -> tuple[Any, ...]:
+def _enumerate() -> list[Any]:
     tables = (_core.prove_rules, _core.prove_floats, _core.prove_draws)
-    return tuple(table() for table in (*tables, _core.misdeclared, _core.mutants, _on_device))
+    return [table() for table in (*tables, _core.misdeclared, _core.mutants)]
 
 
-def _on_device() -> tuple[list[_Line], list[_Line]]:
-    """Enumerate steps in torch operators, and try mistakes in their source, if torch is there."""
-    if find_spec("torch") is None:
-        return [], []
-    from mtp_verify.testing import device_law, device_mutants
-    from mtp_verify.verifier.kernels.device import torch_
-
-    lines = device_law.prove_device(torch_.run, torch_.Workspace)
-    return lines, device_mutants.try_mutants(torch_.__name__, device_mutants.TORCH)
-
-
-def _about_device(device: list[_Line], unlike: list[_Line]) -> str:
-    if not device:
-        return "steps on a device: not enumerated, as torch is not installed"
+def _about_device(backend: str, device: list[_Line]) -> str:
+    own = [line for line in device if line["backend"] == backend]
+    unlike = [line for line in own if not line["holds"]]
+    if not own:
+        missing = "torch" if find_spec("torch") is None else backend
+        return f"steps on a device in {backend}: not run: {missing} is not installed"
     if unlike:
         pairs = "; ".join(f"{line['rule']} on {line['law']}" for line in unlike)
-        return f"FAILED: {len(unlike)} of {len(device)} pairs on a device are unlike: {pairs}"
-    return f"steps on a device: every distance of {len(device)} pairs is within its bound"
+        return f"FAILED: {len(unlike)} of {len(own)} pairs on a device in {backend}: {pairs}"
+    return f"steps on a device in {backend}: every distance of {len(own)} pairs is within its bound"
 
 
 def _table(
@@ -241,6 +267,10 @@ def _cell(line: _Line, keys: str | tuple[str, str | None]) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _name(trial: _Line) -> str:
+    return f"{trial['name']} ({trial['backend']})" if "backend" in trial else str(trial["name"])
+
+
 def _place(line: _Line) -> str:
     where = f"{line['format']}, {line['level']}"
     return f"{where} ({line['worst']})" if "worst" in line else where
@@ -252,5 +282,5 @@ COMMAND = Command(
     "make prove",
     add_arguments,
     run,
-    activity="enumerating every choice of every rule (about a minute) ...",
+    activity="enumerating every choice of every rule (some minutes) ...",
 )

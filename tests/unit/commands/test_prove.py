@@ -66,7 +66,8 @@ def draws(**changes):
 
 def device(**changes):
     made = {
-        "rule": "lifted",
+        "backend": "torch",
+        "rule": "traversal",
         "law": "swor",
         "cases": 17,
         "drafts": 300,
@@ -83,6 +84,7 @@ def device(**changes):
 
 def slip(**changes):
     made = {
+        "backend": "torch",
         "name": "lift/some_slip",
         "change": "a line of rounds",
         "case": "chain 1-1, alike",
@@ -140,8 +142,9 @@ def core(monkeypatch):
     for name in tables:
         monkeypatch.setattr(_core, name, lambda name=name: tables[name], raising=False)
     tables["device"] = ([device()], [slip()])
-    monkeypatch.setattr(prove, "_on_device", lambda: tables["device"])
-    monkeypatch.setattr(prove, "_tables", prove._enumerate)  # here, where the core is replaced
+    monkeypatch.setattr(prove, "_device_tables", lambda: tables["device"])
+    # Here, where the core is replaced.
+    monkeypatch.setattr(prove, "_core_tables", prove._enumerate)
     return tables
 
 
@@ -200,30 +203,66 @@ def test_a_mutant_that_survives_fails_and_is_named(core):
 
 
 def test_steps_on_a_device_are_shown_beside_their_bounds(core):
+    core["device"][0].append(device(backend="triton", asked=777))
+    core["device"][1].append(slip(backend="triton", name="rows/other_slip"))
     report = prove.run(None)
     text = report.to_text()
-    assert all(cell in text for cell in ["23,456", "3.9e-16 / 1e-12", "1.5e-17 / 1e-12", "slip"])
-    assert "every distance of 1 pairs is within its bound" in report.summary
+    shown = ["23,456", "3.9e-16 / 1e-12", "1.5e-17 / 1e-12", "some_slip", "777", "other_slip"]
+    assert all(cell in text for cell in shown)
+    for backend in ("torch", "triton"):
+        assert f"steps on a device in {backend}, by their numbers" in text
+        assert f"mistakes in the source of steps on a device in {backend}" in text
+        wanted = f"steps on a device in {backend}: every distance of 1 pairs is within its bound"
+        assert wanted in report.summary
     assert report.data["device"] == core["device"][0]
     assert report.data["device_mistakes"] == core["device"][1]
 
 
 def test_a_device_that_is_unlike_or_a_slip_that_survives_fails_and_is_named(core):
-    core["device"] = ([device(), device(rule="topdown", holds=False)], [slip()])
+    core["device"] = ([device(), device(rule="hu", holds=False)], [slip()])
     report = prove.run(None)
     assert report.exit_code == 1
-    assert "FAILED: 1 of 2 pairs on a device are unlike: topdown on swor" in report.summary
+    assert "FAILED: 1 of 2 pairs on a device in torch: hu on swor" in report.summary
     core["device"] = ([device()], [slip(killed=False)])
     report = prove.run(None)
     assert report.exit_code == 1
-    assert "lift/some_slip" in report.summary
+    assert "lift/some_slip (torch)" in report.summary
 
 
-def test_without_torch_nothing_is_said_of_devices(core, monkeypatch):
+def test_what_is_not_installed_is_not_run_and_named(core, monkeypatch):
+    report = prove.run(None)
+    assert report.exit_code == 0
+    assert "steps on a device in triton: not run: triton is not installed" in report.summary
     monkeypatch.undo()
     monkeypatch.setattr(prove, "find_spec", lambda name: None)
-    assert prove._on_device() == ([], [])
-    assert "torch is not installed" in prove._about_device([], [])
+    assert prove._device_tables() == ([], [])
+    assert prove._about_device("triton", []).endswith("not run: torch is not installed")
+
+
+def test_devices_are_enumerated_by_as_many_processes_as_there_are_cores(monkeypatch):
+    asked = []
+    monkeypatch.setattr(prove.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(prove, "_in_workers", lambda work, shares: asked.extend(shares) or [])
+    monkeypatch.setattr(prove, "_lines_of", lambda found: found)
+    assert prove._device_tables() == {}
+    assert asked == [(0, 3), (1, 3), (2, 3)]
+
+
+def give(*numbers):
+    return sum(numbers)
+
+
+def refuse(message):
+    raise ValueError(message)
+
+
+def test_work_is_done_in_processes_of_its_own():
+    assert prove._in_workers(give, [(1, 2), (3,)]) == [3, 3]
+
+
+def test_an_error_in_a_process_is_raised_here():
+    with pytest.raises(ValueError, match="no such thing"):
+        prove._in_workers(refuse, [("no such thing",)])
 
 
 def test_mutants_are_counted_by_what_they_are_in(core):

@@ -102,7 +102,8 @@ def add_mark(marks, blocks, token, is_marked):
 def marks_of(nodes, states, row, blocks):
     """Return the marks of a node's removed tokens, those of its set, and how many lie in blocks.
 
-    The blocks follow one another.
+    The blocks follow one another. Of a sampled token that was rejected nothing is left but for
+    rounding: it is marked so that the bits are the core's.
     """
     removed = no_marks(blocks.shape[0])
     untouched = no_marks(blocks.shape[0])

@@ -7,9 +7,15 @@ as it is.
 
 from __future__ import annotations
 
+import warnings
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
+import numpy as np
+import triton
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
@@ -17,34 +23,69 @@ from triton.runtime import interpreter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pytest
-
-__all__ = ["hastened"]
+__all__ = ["enlarged", "hastened", "numbers_as_on_a_device"]
 
 
 class _Kept:
-    """A patch of `triton.language` that stays until the session ends."""
+    """A patch of `triton.language` that stays until `hastened` ends."""
 
     def restore(self) -> None:
         """Do nothing: others still need it."""
 
 
-def hastened(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the interpreter remember what it made, until the caller goes on."""
+@contextmanager
+def hastened() -> Iterator[None]:
+    """Make the interpreter remember what it made, inside the block.
+
+    Raises:
+        RuntimeError: Kernels would be compiled: TRITON_INTERPRET was not set in time.
+    """
+    if not triton.knobs.runtime.interpret:
+        message = "TRITON_INTERPRET: not set, wanted 1 before kernels are imported"
+        raise RuntimeError(message)
     # It computes whether numbers overflow, and asserts it in its debug mode alone.
-    assert not interpreter.interpreter_builder.options.debug
     options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-    patch.setattr(interpreter.interpreter_builder, "options", options)
-    patch.setattr(tl.block_type, "__init__", _remembered_types(tl.block_type.__init__))
-    patch.setattr(tl.tensor, "__init__", _remembered_shapes(tl.tensor.__init__))
-    patch.setattr(interpreter, "_get_np_dtype", _by_name(interpreter._get_np_dtype))
-    broadcast = TritonSemantic.broadcast_impl_value
-    patch.setattr(TritonSemantic, "broadcast_impl_value", _if_shapes_differ(broadcast))
     scopes: dict[frozenset[int], Any] = {}
-    patch.setattr(interpreter, "_patch_lang", _patched_once(interpreter._patch_lang, scopes))
-    yield
-    for scope in reversed(scopes.values()):
-        scope.restore()
+    broadcast = TritonSemantic.broadcast_impl_value
+    changes = (
+        (interpreter.interpreter_builder, "options", options),
+        (tl.block_type, "__init__", _remembered_types(tl.block_type.__init__)),
+        (tl.tensor, "__init__", _remembered_shapes(tl.tensor.__init__)),
+        (interpreter, "_get_np_dtype", _by_name(interpreter._get_np_dtype)),
+        (TritonSemantic, "broadcast_impl_value", _if_shapes_differ(broadcast)),
+        (interpreter, "_patch_lang", _patched_once(interpreter._patch_lang, scopes)),
+    )
+    with ExitStack() as stack:
+        for owner, name, value in changes:
+            stack.enter_context(patch.object(owner, name, value))
+        yield
+        for scope in reversed(scopes.values()):
+            scope.restore()
+
+
+@contextmanager
+def enlarged(package: str) -> Iterator[None]:
+    """Make programs fewer and larger, and loops as short as rows: no bit depends on it."""
+    sizes = {
+        "race": {"PAIRS": 4096},
+        "stats": {"GROUP": 64, "PROGRAMS": 1},
+        "rows": {"UNROLLED": tl.constexpr(1)},
+        "residual": {"UNROLLED": tl.constexpr(1)},
+    }
+    with ExitStack() as stack:
+        for module, values in sizes.items():
+            for name, value in values.items():
+                own = import_module(f"{package}.{module}")
+                stack.enter_context(patch.object(own, name, value))
+        yield
+
+
+@contextmanager
+def numbers_as_on_a_device() -> Iterator[None]:
+    """Let infinities and NaN come up without a warning, as they do there."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        yield
 
 
 def _patched_once(patch: Any, scopes: dict[frozenset[int], Any]) -> Callable[[Any], _Kept]:
