@@ -61,7 +61,7 @@ class Sequence:
     past: Any = None  # its cache, where the user gives it or gets it back
     plan: Plan = _NO_PLAN  # of the step under way
     draft: Draft = field(default_factory=lambda: EMPTY)  # of that step
-    sketch: Sketch | None = None  # of which `draft` is the form, until its tokens are fetched
+    sketch: Sketch | None = None  # of which `draft` is the form, until the device has been read
     is_drafted: bool = False  # a step with this draft has begun and has no verdict yet
     # (N+1, ceil(V/32)) what the constraint, if there is one, allows after each node of the draft,
     # and the nodes after which it allows nothing.
@@ -165,8 +165,11 @@ class Sequence:
         self.sketch = draft if isinstance(draft, Sketch) else None
         self.draft = draft.blank if isinstance(draft, Sketch) else draft
 
-    def constrain(self) -> None:
+    def constrain(self, *, is_run: bool = False) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.
+
+        If it `is_run` already, nothing is left out: what is forbidden has the probability 0. Of a
+        sketch there are no masks before that.
 
         A node after which nothing is allowed keeps its whole row, since rules read rows of nodes
         that they do not accept; what is emitted below it is cut off by `emit`.
@@ -175,10 +178,10 @@ class Sequence:
             NumericsError: nothing may follow the root.
         """
         matcher = self.request.matcher
-        if matcher is None:
+        if matcher is None or self.sketch is not None:
             return
         masks, allowed = matcher.masks(self.draft)
-        if self.draft.law in _WITHOUT_ROWS and not allowed.all():
+        if self.draft.law in _WITHOUT_ROWS and not (is_run or allowed.all()):
             self.draft, masks = without(self.draft, ~allowed), masks[allowed]
         dead_ends = [node for node, mask in enumerate(masks) if not mask.any()]
         if 0 in dead_ends:

@@ -84,6 +84,7 @@ class Combined(Drafter):
         self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
         self.makes_trees = mode == "merge" or any(drafter.makes_trees for drafter in drafters)
         self.is_pure = all(drafter.is_pure for drafter in drafters)
+        self._is_away = False  # Whether the last drafts were merged where their tokens are.
 
     def __repr__(self) -> str:
         """Show the drafters, in the order in which they are asked."""
@@ -111,13 +112,16 @@ class Combined(Drafter):
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """See `Drafter.propose`; a draft to be merged that is not deterministic is an error."""
+        self._is_away = False
         found = self._ask(drafts_of, requests, budgets)
         return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
-        """See `Drafter.sketch`; what is merged has to be known."""
-        if self.mode != "first":
-            return super().sketch(requests, budgets)
+        """See `Drafter.sketch`.
+
+        Whether a drafter that stays on the device has nothing to say is not known here: the next
+        one is asked where it says so at once.
+        """
 
         def ask(
             drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]
@@ -125,7 +129,8 @@ class Combined(Drafter):
             return drafter.sketch(requests, budgets)
 
         found = self._ask(ask, requests, budgets)
-        return [own[0] if own else Draft.chain([]) for own in found]
+        self._is_away = self.mode == "merge"
+        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def _ask(
         self,
@@ -167,6 +172,9 @@ class Combined(Drafter):
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Tell every drafter what was emitted."""
+        if self._is_away:
+            # Whose tokens the accepted ones are is not known: each has seen its root accepted.
+            verdicts = [verdict.cut(1) for verdict in verdicts]
         for drafter in self.drafters:
             drafter.commit(verdicts, hidden)
 
@@ -175,12 +183,22 @@ class Combined(Drafter):
         for drafter in self.drafters:
             drafter.release(request)
 
-    def _join(self, drafts: list[Draft], request: Request, budget: int) -> Draft:
+    def _join(self, drafts: list[_Drafted], request: Request, budget: int) -> _Drafted | Draft:
         if not drafts:
             return Draft(TokenTree([-1]), [request.tokens[-1]])
         if len(drafts) == 1:
             return drafts[0]
-        most = sum(draft.tree.num_nodes for draft in drafts)
+        most = sum(draft.num_nodes for draft in drafts)
         limit = min(budget, most if self.max_nodes is None else self.max_nodes)
-        parents, tokens = _core.merge(drafts, limit)
+        known = [draft for draft in drafts if isinstance(draft, Draft)]
+        if len(known) < len(drafts):
+            return self._merge_on_device(drafts, limit)
+        parents, tokens = _core.merge(known, limit)
         return Draft(TokenTree(parents), tokens, law="deterministic")
+
+    @staticmethod
+    def _merge_on_device(drafts: Sequence[Draft | Sketch], limit: int) -> Any:
+        from mtp_verify.drafters.sketch import Sketch, merged  # Needs torch.
+
+        device = next(d.table.device for d in drafts if not isinstance(d, Draft))
+        return merged([Sketch.of(d, device) if isinstance(d, Draft) else d for d in drafts], limit)

@@ -39,6 +39,10 @@ class DeviceDrafts:
         vocab: int (columns,), on the host, when the rows are over a sub-vocabulary: column j is
             token ``vocab[j]``.
         sampled: bool (R,), on the host, for laws "mixed" and "top_plus_one".
+        table: int64 (4, R) on the device where it alone knows the trees: see `forest`. All that is
+            said of the nodes above then holds places for them alone: trees that are as large, and
+            whose siblings wait for each other as long, as the trees can get.
+        bounds: how deep such trees get at most, and how many children a node has.
     """
 
     offsets: ArrayLike
@@ -51,3 +55,5 @@ class DeviceDrafts:
     rows: ArrayLike | None = None
     vocab: ArrayLike | None = None
     sampled: ArrayLike | None = None
+    table: Tensor | None = None
+    bounds: tuple[int, int] = (0, 0)

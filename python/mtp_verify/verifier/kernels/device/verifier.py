@@ -17,6 +17,7 @@ from mtp_verify.verifier.intake import as_count, as_list, as_words, shown
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.arena import Arena
 from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
+from mtp_verify.verifier.kernels.device.forest import plant
 from mtp_verify.verifier.kernels.device.plan import (
     Plan,
     edits_of,
@@ -31,8 +32,9 @@ from mtp_verify.verifier.kernels.device.sizes import MOST, as_device, check_memo
 from mtp_verify.verifier.params import as_params
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtp_verify._core import CoreParams, Draft, DraftBatch
@@ -155,7 +157,7 @@ class DeviceVerifier:
     @property
     def outcomes(self) -> layout.Outcomes:
         """The outcomes of the last step, on the device."""
-        return layout.Outcomes(**self._results.tensors)
+        return _outcomes(self._results.tensors)
 
     def plan(
         self,
@@ -241,7 +243,7 @@ class DeviceVerifier:
         self._inputs.send()
         self._shadow.send(plan.changes)
         if own is not None:
-            self._send_drafts(own, int(plan.offsets[-1]))
+            self._send_drafts(own, plan)
         if bitmask is not None:
             self._mask = self._sent_mask(bitmask)
         elif self._captured is None or self._mask is None:
@@ -321,7 +323,7 @@ class DeviceVerifier:
         plan = self._planned()
         self._results.fetch()
         self._results.wait()
-        found = layout.Outcomes(**self._results.host)  # type: ignore[arg-type]
+        found = _outcomes(self._results.host)
         for request in range(len(plan.rules)):
             if error := _error(int(found.status[request]), int(found.fault[request])):
                 raise error.in_sequence(request)
@@ -338,6 +340,16 @@ class DeviceVerifier:
                 )
             )
         return VerdictBatch(verdicts)
+
+    @property
+    def trees(self) -> list[NDArray[np.int32]]:
+        """The parents of each draft's nodes, as `host` has brought them with the verdicts.
+
+        Of drafts with a `table` alone; places that hold no node are marked as there.
+        """
+        parents = self._results.host["parents"].astype(np.int32)
+        offsets = self._planned().offsets
+        return np.split(parents[: offsets[-1]], offsets[1:-1])
 
     def _planned(self) -> Plan:
         if self._plan is None:
@@ -419,10 +431,15 @@ class DeviceVerifier:
         self._masks[: len(given)].copy_(given)
         return self._masks
 
-    def _send_drafts(self, drafts: DeviceDrafts, total: int) -> None:
-        tokens, vocab = drafts.tokens, self.capacity.vocab
-        if isinstance(tokens, torch.Tensor) and not tokens.is_cpu:
-            own = nodes_of(self._inputs.tensors).token[:total]
+    def _send_drafts(self, drafts: DeviceDrafts, plan: Plan) -> None:
+        tokens, vocab, total = drafts.tokens, self.capacity.vocab, int(plan.offsets[-1])
+        nodes = nodes_of(self._inputs.tensors)
+        if drafts.table is not None:
+            requests = requests_of(self._inputs.tensors)
+            plant(nodes, requests, drafts.table, width=plan.nodes, vocab=vocab)
+            self._results.tensors["parents"][:total] = drafts.table[0]
+        elif isinstance(tokens, torch.Tensor) and not tokens.is_cpu:
+            own = nodes.token[:total]
             # What is no token must not be looked up: any other is as wrong, and in the row.
             own.copy_(tokens.clamp(0, vocab - 1))
         if drafts.vocab is not None and drafts.vocab is not self._vocab:
@@ -460,6 +477,10 @@ def _backend(name: str, device: torch.device) -> Backend:
     raise ParamsError(message, slug="param_out_of_range")
 
 
+def _outcomes(fields: Mapping[str, Any]) -> layout.Outcomes:
+    return layout.Outcomes(*(fields[name] for name in layout.Outcomes._fields))
+
+
 def _result_fields(capacity: layout.Capacity) -> dict[str, Field]:
     requests, depth = capacity.requests, capacity.depth
     i32, i64, f32, f64 = torch.int32, torch.int64, torch.float32, torch.float64
@@ -474,6 +495,7 @@ def _result_fields(capacity: layout.Capacity) -> dict[str, Field]:
         "status": ((requests,), i32),
         "fault": ((requests,), i32),
         "margin": ((requests,), f64),
+        "parents": ((capacity.rows,), i32),
     }
 
 
