@@ -58,7 +58,9 @@ def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
         given["rows"] = np.zeros(len(parents), np.int64)  # Any: the table has the true ones.
     if any(law in _WITH_FLAGS for law in laws):
         none = [np.zeros(draft.num_nodes, np.bool_) for draft in drafts]
-        flags = [d.sampled if isinstance(d, Sketch) else own for d, own in zip(drafts, none, strict=True)]
+        flags = [
+            d.sampled if isinstance(d, Sketch) else own for d, own in zip(drafts, none, strict=True)
+        ]
         given["sampled"] = np.concatenate(flags)
     depths, children = zip(*(sketch.bounds for sketch in sketches), strict=True)
     bounds = max(depths), max(children)
