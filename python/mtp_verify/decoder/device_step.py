@@ -46,14 +46,15 @@ def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
             raise DraftError(message, slug="law_data")
     sketches = [draft for draft in drafts if isinstance(draft, Sketch)]
     if not sketches:
-        tokens = np.concatenate([np.maximum(draft.tokens, 0) for draft in drafts])
+        tokens = np.concatenate([np.maximum(draft.tokens, 0) for draft in blanks])
         return DeviceDrafts(offsets, parents, tokens, laws)
     given: dict[str, Any] = {}
-    if drawn := [sketch for sketch in sketches if sketch.logits is not None]:
+    drawn = [sketch for sketch in sketches if sketch.logits is not None]
+    if drawn:
         if any(s.params != drawn[0].params or s.vocab is not drawn[0].vocab for s in drawn):
             message = "found rows of several drafters, wanted those of one"
             raise DraftError(message, slug="law_data")
-        given = {"logits": torch.cat([sketch.logits for sketch in drawn])}
+        given = {"logits": torch.cat([s.logits for s in drawn if s.logits is not None])}
         given |= {"params": drawn[0].params, "vocab": drawn[0].vocab}
         given["rows"] = np.zeros(len(parents), np.int64)  # Any: the table has the true ones.
     if any(law in _WITH_FLAGS for law in laws):

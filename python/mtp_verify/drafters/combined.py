@@ -130,7 +130,7 @@ class Combined(Drafter):
 
         found = self._ask(ask, requests, budgets)
         self._is_away = self.mode == "merge"
-        return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
+        return [self._join_away(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def _ask(
         self,
@@ -183,22 +183,26 @@ class Combined(Drafter):
         for drafter in self.drafters:
             drafter.release(request)
 
-    def _join(self, drafts: list[_Drafted], request: Request, budget: int) -> _Drafted | Draft:
+    def _join(self, drafts: list[Draft], request: Request, budget: int) -> Draft:
         if not drafts:
             return Draft(TokenTree([-1]), [request.tokens[-1]])
         if len(drafts) == 1:
             return drafts[0]
-        most = sum(draft.num_nodes for draft in drafts)
-        limit = min(budget, most if self.max_nodes is None else self.max_nodes)
-        known = [draft for draft in drafts if isinstance(draft, Draft)]
-        if len(known) < len(drafts):
-            return self._merge_on_device(drafts, limit)
-        parents, tokens = _core.merge(known, limit)
+        parents, tokens = _core.merge(drafts, self._limit(drafts, budget))
         return Draft(TokenTree(parents), tokens, law="deterministic")
 
-    @staticmethod
-    def _merge_on_device(drafts: Sequence[Draft | Sketch], limit: int) -> Any:
-        from mtp_verify.drafters.sketch import Sketch, merged  # Needs torch.
+    def _join_away(
+        self, drafts: list[Draft | Sketch], request: Request, budget: int
+    ) -> Draft | Sketch:
+        known = [draft for draft in drafts if isinstance(draft, Draft)]
+        if len(known) == len(drafts):
+            return self._join(known, request, budget)
+        if len(drafts) == 1:
+            return drafts[0]
+        from mtp_verify.drafters.sketch import merged  # Needs torch, as those that sketch do.
 
-        device = next(d.table.device for d in drafts if not isinstance(d, Draft))
-        return merged([Sketch.of(d, device) if isinstance(d, Draft) else d for d in drafts], limit)
+        return merged(drafts, self._limit(drafts, budget))
+
+    def _limit(self, drafts: Sequence[Draft | Sketch], budget: int) -> int:
+        most = sum(draft.num_nodes for draft in drafts)
+        return min(budget, most if self.max_nodes is None else self.max_nodes)

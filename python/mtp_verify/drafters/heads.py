@@ -258,8 +258,8 @@ class Heads(StateDrafter[_State]):
         own = as_params(self.params), request, vocab, device
         depth = min(self.num_tokens, budget)
         if self.max_nodes is not None:
-            limits = min(self.max_nodes, budget), depth, self.max_children
-            return Ranked(*limits, *own, min_score=self.min_path)
+            nodes, least = min(self.max_nodes, budget), self.min_path
+            return Ranked(nodes, depth, self.max_children, *own, min_score=least)
         law = self.laws[0]
         if self._shape is None:
             return FixedForm(TokenTree(range(-1, depth)), law, *own, min_path=self.min_path)

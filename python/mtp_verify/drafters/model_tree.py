@@ -110,8 +110,8 @@ class ModelTree(Model):
             return Draft.chain([])
         state.is_away = True
         position, cache, device = state.root, state.cache, self.target.device
-        limits = min(self.max_nodes, budget), length, self.max_children
-        form = Ranked(*limits, self.params, request, self._shared[0], device)
+        given = self.params, request, self._shared[0], device
+        form = Ranked(min(self.max_nodes, budget), length, self.max_children, *given)
         ids = torch.tensor(pending, device=device)
         form.extend(request.mask_rows(self._rows(ids, cache), [[]], self._vocab))
         words: list[torch.Tensor] = []

@@ -115,8 +115,13 @@ def star(num_drafted: int) -> TokenTree:
     return TokenTree([-1] + [0] * num_drafted)
 
 
-def merged(sketches: Sequence[Sketch], limit: int) -> Sketch:
-    """Return the union of deterministic drafts, as `growers.merge` makes it, of at most `limit`."""
+def merged(drafts: Sequence[Draft | Sketch], limit: int) -> Sketch:
+    """Return the union of deterministic drafts, as `growers.merge` makes it, of at most `limit`.
+
+    One of them at least is on a device.
+    """
+    device = next(draft.table.device for draft in drafts if isinstance(draft, Sketch))
+    sketches = [Sketch.of(d, device) if isinstance(d, Draft) else d for d in drafts]
     tables = [sketch.table for sketch in sketches]
     counts = [table.shape[1] - 1 for table in tables]
     # All nodes below the one root, draft after draft; parents are numbered through all of them.
@@ -148,4 +153,6 @@ def merged(sketches: Sequence[Sketch], limit: int) -> Sketch:
     table[0, spare] = torch.where(numbers > 0, own[first[above]], -1)
     table[1, spare] = torch.nn.functional.pad(token, (1, 0))
     children = sum(sketch.bounds[1] for sketch in sketches)
-    return Sketch(table[:, : size + 1], "deterministic", star(size), (depth, min(children, size)))
+    return Sketch(
+        table[:, : size + 1], "deterministic", star(size), (min(depth, size), min(children, size))
+    )

@@ -144,8 +144,9 @@ def matrix():
         chosen = fast[number % len(fast)]
         for case in grid:
             marks = () if case == chosen else (pytest.mark.slow,)
-            words = [name, mode, *case[:2], "constraint" if case[2] else ""]
-            found.append(pytest.param(name, mode, *case, marks=marks, id="-".join(words)))
+            words = [name, mode, *case[:2], "constraint" if case[2] else "free"]
+            label = "-".join(words).replace(" ", "_")
+            found.append(pytest.param(name, mode, *case, marks=marks, id=label))
     return found
 
 

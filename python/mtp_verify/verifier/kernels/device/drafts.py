@@ -29,7 +29,7 @@ class DeviceDrafts:
         offsets: int (B+1,), on the host; request b has nodes ``offsets[b]`` to ``offsets[b + 1]``.
         parents: int (R,), on the host; -1 for each root, then the parent's number in its own tree.
         tokens: int (R,), on the host or int32 or int64 on the device, tokens of the vocabulary; a
-            root's is not read.
+            root's is not read. None where there is a table.
         law: How the tokens were chosen: one name for all, or a list of one for each request.
         probs: (Q, V) float32, float16 or bfloat16 on the device, the drafter's rows; borrowed.
         logits: The same in place of `probs`, shaped with `params`.
@@ -47,7 +47,7 @@ class DeviceDrafts:
 
     offsets: ArrayLike
     parents: ArrayLike
-    tokens: ArrayLike | Tensor
+    tokens: ArrayLike | Tensor | None
     law: Law | Sequence[Law]
     probs: Tensor | None = None
     logits: Tensor | None = None

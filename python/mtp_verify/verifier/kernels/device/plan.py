@@ -157,7 +157,8 @@ def fill(
             )
             raise DraftError(message, slug="shape_mismatch")
     _check_cores(requests[2], rules)
-    _check_tokens(nodes, capacity.vocab)
+    if not _hides_tokens(drafts):
+        _check_tokens(nodes, capacity.vocab)
     _check_height(requests[1], height)
     _check_words("seeds", seeds, count)
     _check_words("positions", positions, count)
@@ -214,6 +215,9 @@ def _tables(
     if not isinstance(drafts, DeviceDrafts):
         return _core.tables_of_drafts(drafts, params, rule)
     given = drafts
+    if given.tokens is None and given.table is None:
+        message = "tokens: found None, wanted those of the nodes, or a table"
+        raise DraftError(message, slug="shape_mismatch")
     tokens = None if _hides_tokens(given) else given.tokens
     parts = given.offsets, given.parents, tokens, given.law, given.sampled
     return _core.tables_of_trees(*parts, params, rule)

@@ -48,8 +48,9 @@ class Source:
         """Scaled logits (F, C) and weights (F, C)."""
         rows, params = self._rows, self._params
         wide = wide_type(rows.device)
-        root = [0, 1], [-1], None, "deterministic", None
-        numbers = _core.tables_of_trees(*root, params._core, "auto")[2]
+        numbers = _core.tables_of_trees(
+            [0, 1], [-1], None, "deterministic", None, params._core, "auto"
+        )[2]
         fields = zip(Shaping._fields, numbers[:, 0].tolist(), strict=True)
         shaping = Shaping(
             *(
