@@ -153,7 +153,7 @@ class Each(Runner):
             cache = self._caches[sequence.request.id]
             # The emitted tokens are appended already: the root stands that much further back.
             root = sequence.request.position - len(path) - 1
-            plan = commit_plan(sequence.draft.tree, path, root)
+            plan = commit_plan(sequence.tree_run.tree, path, root)
             cache.commit(plan)
             check_commit(cache, plan)
 
@@ -324,7 +324,7 @@ class Together(Runner):
     def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
         slots = {sequence.request.id: slot for slot, sequence in enumerate(self.sequences)}
-        drafts = [sequence.draft for sequence in sequences]
+        drafts = [sequence.tree_run for sequence in sequences]
         verdicts = [sequence.verdict for sequence in sequences]
         self._cache.commit([slots[s.request.id] for s in sequences], drafts, verdicts)
 

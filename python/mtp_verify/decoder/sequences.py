@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft
+from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.constraints.base import without
 from mtp_verify.decoder.generation import Generation, Stats
 from mtp_verify.decoder.options import says_stop
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.prompts import check_tokens
 from mtp_verify.drafters.base import Request
-from mtp_verify.drafters.sketch import Sketch
+from mtp_verify.drafters.sketch import Sketch, blank
 from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.processors import accept
@@ -62,6 +62,7 @@ class Sequence:
     plan: Plan = _NO_PLAN  # of the step under way
     draft: Draft = field(default_factory=lambda: EMPTY)  # of that step
     sketch: Sketch | None = None  # of which `draft` is the form, until the device has been read
+    num_spare: int = 0  # places of that sketch that were run and held no node
     is_drafted: bool = False  # a step with this draft has begun and has no verdict yet
     # (N+1, ceil(V/32)) what the constraint, if there is one, allows after each node of the draft,
     # and the nodes after which it allows nothing.
@@ -155,6 +156,7 @@ class Sequence:
     def free_output(self) -> None:
         """Release the target's rows and hidden states: they are large."""
         vars(self).pop("output", None)
+        self.num_spare = 0
 
     def fail(self, error: Exception) -> None:
         """End it with an error; what it has emitted stays."""
@@ -164,6 +166,21 @@ class Sequence:
         """Take what its drafter has drafted."""
         self.sketch = draft if isinstance(draft, Sketch) else None
         self.draft = draft.blank if isinstance(draft, Sketch) else draft
+        self.num_spare = 0
+
+    def settle(self, draft: Draft) -> None:
+        """Take what its sketch, which has been run, turned out to be."""
+        num_run = self.draft.num_nodes
+        self.take(draft)
+        self.num_spare = num_run - draft.num_nodes
+        self.output = self.output.cut(draft.num_nodes)
+
+    @property
+    def tree_run(self) -> Draft:
+        """A draft of the form that was run: places that held no node hang from the root."""
+        if not self.num_spare:
+            return self.draft
+        return blank(TokenTree([*self.draft.tree.parents.tolist(), *[0] * self.num_spare]))
 
     def constrain(self, *, is_run: bool = False) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.

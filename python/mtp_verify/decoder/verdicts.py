@@ -122,8 +122,7 @@ class DeviceVerdicts(Verdicts):
         )
         for sequence, parents in zip(alive, self._step.trees, strict=True):
             if sequence.sketch is not None:
-                sequence.take(blank(TokenTree(parents[parents > NO_NODE])))
-                sequence.output = sequence.output.cut(sequence.draft.num_nodes)
+                sequence.settle(blank(TokenTree(parents[parents > NO_NODE])))
         return [(sequence, verdicts[place]) for place, sequence in enumerate(alive)]
 
 
@@ -152,17 +151,15 @@ def _fetch(sequences: list[Sequence]) -> None:
             wanted += [sketch.table, *([] if sketch.logits is None else [sketch.logits])]
     found = iter(_copied(wanted))
     for sequence in sequences:
-        output = sequence.output._replace(logits=next(found))
+        sequence.output = sequence.output._replace(logits=next(found))
         if (sketch := sequence.sketch) is not None:
             table = next(found).numpy()
             rows = None if sketch.logits is None else next(found)
-            sequence.take(sketch.draft(sequence.request.tokens[-1], table, rows))
-            output = output.cut(sequence.draft.num_nodes)
+            sequence.settle(sketch.draft(sequence.request.tokens[-1], table, rows))
             try:
                 sequence.constrain(is_run=True)
             except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
                 sequence.fail(error)
-        sequence.output = output
 
 
 def _copied(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -138,7 +138,7 @@ class Heads(StateDrafter[_State]):
         is_chain = self._shape is None or self._shape.tree.is_chain
         self.makes_trees = max_nodes is not None or not is_chain
         self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
-        if getattr(head, "spec", None) and head.spec.context_tokens:
+        if head.spec.context_tokens:
             head.observe_tokens(ContextTokens(), [])  # It looks its vocabulary up here, not later.
         grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
         self.laws = (grown if self._shape is None else self.law,)
@@ -186,7 +186,10 @@ class Heads(StateDrafter[_State]):
         if state.pending:
             hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
             count = hidden[0].shape[0]
-            state.rows = self.head.read(state.head, hidden, request.tokens[-count:])
+            tokens: Any = request.tokens[-count:]
+            if not self.head.spec.context_tokens:  # Else it looks them up on the host.
+                tokens = torch.tensor(tokens, device=hidden[0].device)
+            state.rows = self.head.read(state.head, hidden, tokens)
             state.pending.clear()
             state.update_vocab(self._vocab)
         return state.rows
