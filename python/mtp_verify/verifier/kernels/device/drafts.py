@@ -39,9 +39,11 @@ class DeviceDrafts:
         vocab: int (columns,), on the host, when the rows are over a sub-vocabulary: column j is
             token ``vocab[j]``.
         sampled: bool (R,), on the host, for laws "mixed" and "top_plus_one".
-        table: int64 (4, R) on the device where it alone knows the trees: see `forest`. All that is
-            said of the nodes above then holds places for them alone: trees that are as large, and
-            whose siblings wait for each other as long, as the trees can get.
+        table: int64 (4, R) on the device, where it alone knows the trees: of each node its parent
+            (-1 for a root, -2 for places that hold no node, which are a tree's last), its token, 1
+            if it was sampled, and the drafter's row that follows it, or -1. All that is said of
+            nodes above then holds places: trees that are as large, and whose siblings wait for one
+            another as long, as these can get.
         bounds: how deep such trees get at most, and how many children a node has.
     """
 

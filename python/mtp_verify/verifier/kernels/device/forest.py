@@ -45,7 +45,7 @@ def plant(nodes: Nodes, requests: Requests, table: Tensor, *, width: int, vocab:
     Args:
         nodes: Of the step; changed.
         requests: Their counts are changed.
-        table: (4, R), see above.
+        table: (4, R) as this module describes it.
         width: The most places of a tree.
         vocab: V; what is no token becomes one.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Verdict, VerdictBatch
-from mtp_verify.errors import DraftError, NumericsError, ParamsError
+from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.verifier.intake import as_count, as_list, as_words, shown
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.arena import Arena
@@ -27,19 +27,18 @@ from mtp_verify.verifier.kernels.device.plan import (
     requests_of,
     shaping_of,
 )
+from mtp_verify.verifier.kernels.device.results import error_of, outcomes_of, result_fields
 from mtp_verify.verifier.kernels.device.shadow import Shadow
 from mtp_verify.verifier.kernels.device.sizes import MOST, as_device, check_memory
 from mtp_verify.verifier.params import as_params
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from mtp_verify._core import CoreParams, Draft, DraftBatch
-    from mtp_verify.errors import MtpVerifyError
-    from mtp_verify.verifier.kernels.device.arena import Field
     from mtp_verify.verifier.kernels.edits import Edits
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Backend, Rule
@@ -135,7 +134,7 @@ class DeviceVerifier:
         self._run = module.run
         self._workspace = module.Workspace(self.capacity, self.device)
         self._inputs = Arena(fields(self.capacity), self.device)
-        self._results = Arena(_result_fields(self.capacity), self.device)
+        self._results = Arena(result_fields(self.capacity), self.device)
         self._column = torch.zeros(self.capacity.vocab, dtype=torch.int32, device=self.device)
         self._vocab: Any = None
         self._shadow = Shadow(
@@ -157,7 +156,7 @@ class DeviceVerifier:
     @property
     def outcomes(self) -> layout.Outcomes:
         """The outcomes of the last step, on the device."""
-        return _outcomes(self._results.tensors)
+        return outcomes_of(self._results.tensors)
 
     def plan(
         self,
@@ -323,9 +322,9 @@ class DeviceVerifier:
         plan = self._planned()
         self._results.fetch()
         self._results.wait()
-        found = _outcomes(self._results.host)
+        found = outcomes_of(self._results.host)
         for request in range(len(plan.rules)):
-            if error := _error(int(found.status[request]), int(found.fault[request])):
+            if error := error_of(int(found.status[request]), int(found.fault[request])):
                 raise error.in_sequence(request)
         verdicts = []
         for request, name in enumerate(plan.rules):
@@ -475,43 +474,3 @@ def _backend(name: str, device: torch.device) -> Backend:
             return known
     message = f"backend: found {shown(name)}, wanted auto, {' or '.join(_BACKENDS)}"
     raise ParamsError(message, slug="param_out_of_range")
-
-
-def _outcomes(fields: Mapping[str, Any]) -> layout.Outcomes:
-    return layout.Outcomes(*(fields[name] for name in layout.Outcomes._fields))
-
-
-def _result_fields(capacity: layout.Capacity) -> dict[str, Field]:
-    requests, depth = capacity.requests, capacity.depth
-    i32, i64, f32, f64 = torch.int32, torch.int64, torch.float32, torch.float64
-    return {
-        "tokens": ((requests, depth + 1), i32),
-        "path": ((requests, depth), i32),
-        "num_accepted": ((requests,), i32),
-        "logprobs": ((requests, depth + 1), f32),
-        "moves": ((requests, depth, 2), i64),
-        "length": ((requests,), i64),
-        "state_select": ((requests,), i32),
-        "status": ((requests,), i32),
-        "fault": ((requests,), i32),
-        "margin": ((requests,), f64),
-        "parents": ((capacity.rows,), i32),
-    }
-
-
-def _error(status: int, node: int) -> MtpVerifyError | None:
-    """Return the error that status bits stand for."""
-    row = f"row {node}"
-    if status & layout.NOT_FINITE:
-        message = f"{row}: found NaN or an infinite value, wanted logits that are finite or -inf"
-        return NumericsError(message, slug="row_not_finite", row=node)
-    if status & layout.EMPTY:
-        message = f"{row}: nothing is left to draw from, or the largest logit overflows"
-        return NumericsError(message, slug="row_empty", row=node)
-    if status & layout.NOT_NORMALISED:
-        message = f"drafter's row after node {node}: found no distribution, wanted a sum of about 1"
-        return NumericsError(message, slug="row_not_normalised", row=node)
-    if status & layout.ZERO_DRAFT:
-        message = f"node {node}: its token was sampled, and has the probability 0 in its row"
-        return DraftError(message, slug="zero_draft_probability", node=node)
-    return None
