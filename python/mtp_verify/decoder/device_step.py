@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mtp_verify._core import Draft
 from mtp_verify.drafters.sketch import Sketch
 from mtp_verify.errors import DraftError
 from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
-from mtp_verify.verifier.kernels.device.ends import end_chains
 from mtp_verify.verifier.kernels.device.verifier import DeviceVerifier
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from mtp_verify._core import Draft, VerdictBatch
+    from mtp_verify._core import VerdictBatch
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Rule
 
@@ -26,6 +26,8 @@ __all__ = ["Step", "joined"]
 
 # Laws whose rules hold no token against a drafter's row.
 _WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
+# Laws that do not say by themselves which nodes were sampled.
+_WITH_FLAGS = ("mixed", "top_plus_one")
 
 
 def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
@@ -35,45 +37,50 @@ def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
         DraftError: drawn tokens whose rows are on the host, or rows of several drafters.
     """
     blanks = [draft.blank if isinstance(draft, Sketch) else draft for draft in drafts]
-    counts = [draft.num_nodes for draft in blanks]
-    offsets = np.concatenate(([0], np.cumsum(counts)))
-    rows = np.full(offsets[-1], -1)
-    drawn: list[Sketch] = []
-    seen: list[torch.Tensor] = []
-    for draft, start in zip(drafts, offsets, strict=False):
-        if not isinstance(draft, Sketch):
-            if draft.law not in _WITHOUT_ROWS and draft.num_nodes > 1:
-                message = f"found a draft of law {draft.law} whose rows are on the host"
-                raise DraftError(message, slug="law_data")
-        elif draft.logits is not None:
-            own, first = draft.rows, sum(map(len, seen))
-            rows[start : start + draft.num_nodes] = np.where(own < 0, -1, own + first)
-            seen.append(draft.logits)
-            drawn.append(draft)
+    offsets = np.concatenate(([0], np.cumsum([draft.num_nodes for draft in blanks])))
+    parents = np.concatenate([draft.tree.parents for draft in blanks])
+    laws = [draft.law for draft in drafts]
+    for draft in drafts:
+        if isinstance(draft, Draft) and draft.law not in _WITHOUT_ROWS and draft.num_nodes > 1:
+            message = f"found a draft of law {draft.law} whose rows are on the host"
+            raise DraftError(message, slug="law_data")
+    sketches = [draft for draft in drafts if isinstance(draft, Sketch)]
+    if not sketches:
+        tokens = np.concatenate([np.maximum(draft.tokens, 0) for draft in blanks])
+        return DeviceDrafts(offsets, parents, tokens, laws)
     given: dict[str, Any] = {}
+    drawn = [sketch for sketch in sketches if sketch.logits is not None]
     if drawn:
         if any(s.params != drawn[0].params or s.vocab is not drawn[0].vocab for s in drawn):
             message = "found rows of several drafters, wanted those of one"
             raise DraftError(message, slug="law_data")
-        given = {"logits": torch.cat(seen), "rows": rows}
+        given = {"logits": torch.cat([s.logits for s in drawn if s.logits is not None])}
         given |= {"params": drawn[0].params, "vocab": drawn[0].vocab}
-    parents = np.concatenate([draft.tree.parents for draft in blanks])
-    laws = [draft.law for draft in drafts]
-    return DeviceDrafts(offsets, parents, _tokens(drafts, blanks), laws, **given)
+        given["rows"] = np.zeros(len(parents), np.int64)  # Any: the table has the true ones.
+    if any(law in _WITH_FLAGS for law in laws):
+        none = [np.zeros(draft.num_nodes, np.bool_) for draft in drafts]
+        flags = [
+            d.sampled if isinstance(d, Sketch) else own for d, own in zip(drafts, none, strict=True)
+        ]
+        given["sampled"] = np.concatenate(flags)
+    depths, children = zip(*(sketch.bounds for sketch in sketches), strict=True)
+    bounds = max(depths), max(children)
+    return DeviceDrafts(
+        offsets, parents, None, laws, **given, table=_table(drafts, sketches), bounds=bounds
+    )
 
 
-def _tokens(drafts: Sequence[Draft | Sketch], blanks: Sequence[Draft]) -> Any:
-    """Return the tokens of all nodes, on the device if some are known there alone."""
-    sketch = next((draft for draft in drafts if isinstance(draft, Sketch)), None)
-    known = np.concatenate([np.maximum(draft.tokens, 0) for draft in blanks])
-    if sketch is None:
-        return known
-    tokens, start = torch.from_numpy(known).to(sketch.tokens.device), 0
-    for draft, blank in zip(drafts, blanks, strict=True):
-        if isinstance(draft, Sketch):
-            tokens[start + 1 : start + blank.num_nodes] = draft.tokens
-        start += blank.num_nodes
-    return tokens
+def _table(drafts: Sequence[Draft | Sketch], sketches: Sequence[Sketch]) -> torch.Tensor:
+    """Return what the device knows of all nodes, and the host of some."""
+    device, start = sketches[0].table.device, 0
+    parts: list[torch.Tensor] = []
+    for draft in drafts:
+        table = (Sketch.of(draft, device) if isinstance(draft, Draft) else draft).table
+        if isinstance(draft, Sketch) and draft.logits is not None:
+            rows = torch.where(table[3:] < 0, table[3:], table[3:] + start)
+            table, start = torch.cat((table[:3], rows)), start + len(draft.logits)
+        parts.append(table)
+    return torch.cat(parts, dim=1)
 
 
 class Step:
@@ -92,7 +99,6 @@ class Step:
         seeds: Sequence[int],
         positions: Sequence[int],
         masks: Sequence[NDArray[np.int32] | None],
-        ends: Sequence[Collection[int]],
     ) -> VerdictBatch:
         """Return the verdicts: what has to be known goes there in one copy, and comes back in one.
 
@@ -104,7 +110,6 @@ class Step:
             seeds: of the noise.
             positions: of the roots.
             masks: (N+1, words) what a constraint allows after each node of a draft, or None.
-            ends: tokens below which a draft ends, where its tokens are on the device.
 
         Raises:
             MtpVerifyError: the device does not do this, or a row is not a distribution.
@@ -121,14 +126,14 @@ class Step:
             drafts, list(params), rule=list(rule), seeds=seeds, positions=positions,
             height=height, bitmask=mask,
         )  # fmt: skip
-        if any(ends):
-            width = max(map(len, ends))
-            table = np.full((verifier.capacity.requests, width), -1, np.int32)
-            for row, own in zip(table, ends, strict=False):
-                row[: len(own)] = sorted(own)
-            end_chains(verifier.step(logits), torch.from_numpy(table).to(logits.device))
         verifier.verify(logits)
         return verifier.host()
+
+    @property
+    def trees(self) -> list[NDArray[np.int32]]:
+        """See `DeviceVerifier.trees`, of the last step."""
+        assert self._verifier is not None
+        return self._verifier.trees
 
     def _large_enough(self, drafts: DeviceDrafts, logits: torch.Tensor) -> DeviceVerifier:
         counts = np.diff(drafts.offsets)

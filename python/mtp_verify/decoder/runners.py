@@ -17,7 +17,7 @@ import torch
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.models.interface import check_cache, check_commit, check_forward, check_slots
-from mtp_verify.verifier.kernels import has_graphs
+from mtp_verify.verifier.kernels.device.arena import sent
 from mtp_verify.verifier.kv import commit_plan
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Each(Runner):
             cache = self._caches[sequence.request.id]
             # The emitted tokens are appended already: the root stands that much further back.
             root = sequence.request.position - len(path) - 1
-            plan = commit_plan(sequence.draft.tree, path, root)
+            plan = commit_plan(sequence.tree_run.tree, path, root)
             cache.commit(plan)
             check_commit(cache, plan)
 
@@ -188,14 +188,18 @@ class Each(Runner):
             # put back to where a forward began: to the root, not to the prompt's beginning.
             _, before = self._run(sequence, self._ids(pending[:-1]), None, None, 1)
             pending = pending[-1:]
+        sketch = sequence.sketch
         if not is_chain:
-            depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
+            if sketch is None:
+                mask = torch.from_numpy(np.asarray(draft.tree.mask()))
+                depths = torch.from_numpy(np.asarray(draft.tree.depths)).to(self._target.device)
+            else:
+                mask, depths = sketch.ancestors, sketch.depths
             positions = (request.position + depths)[None]
-            mask = torch.from_numpy(np.asarray(draft.tree.mask()))
-        if sequence.sketch is None:
+        if sketch is None:
             ids = self._ids(pending + draft.tokens[1:].tolist())
         else:
-            ids = torch.cat([self._ids(pending), sequence.sketch.tokens[None]], dim=1)
+            ids = torch.cat([self._ids(pending), sketch.table[1:2, 1:]], dim=1)
         logits, hidden = self._run(sequence, ids, positions, mask, draft.num_nodes)
         if before is not None and hidden is not None:
             hidden = tuple(torch.cat(pair) for pair in zip(before, hidden, strict=True))
@@ -279,10 +283,14 @@ class Together(Runner):
             ancestors[slot, :count, :count] = draft.tree.mask()
             sequence.stats.forwards += 1
         layers = sorted({layer for sequence in sequences for layer in sequence.hidden_layers})
-        ids, places, seen = (_sent(part, device) for part in (tokens, positions, ancestors))
-        for slot, sequence in enumerate(sequences):
-            if sequence.sketch is not None:
-                ids[slot, 1 : counts[slot]] = sequence.sketch.tokens
+        parts = map(torch.from_numpy, (tokens, positions, ancestors))
+        ids, places, seen = (sent(part, device) for part in parts)
+        for slot, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            if (sketch := sequence.sketch) is not None:
+                ids[slot, 1:count] = sketch.table[1, 1:]
+                if not sketch.form.is_chain:  # Of chains the host knows as much.
+                    places[slot, :count] = sketch.depths + sequence.request.position
+                    seen[slot, :count, :count] = sketch.ancestors
         logits, hidden = self._run(ids, places, seen, layers)
         for slot, sequence in enumerate(sequences):
             mine = None
@@ -316,7 +324,7 @@ class Together(Runner):
     def commit(self, sequences: list[Sequence]) -> None:
         """See `Runner.commit`."""
         slots = {sequence.request.id: slot for slot, sequence in enumerate(self.sequences)}
-        drafts = [sequence.draft for sequence in sequences]
+        drafts = [sequence.tree_run for sequence in sequences]
         verdicts = [sequence.verdict for sequence in sequences]
         self._cache.commit([slots[s.request.id] for s in sequences], drafts, verdicts)
 
@@ -356,11 +364,3 @@ class Together(Runner):
         cache.extend(slot, end)
         if hidden:
             self._before[sequence.request.id] = hidden
-
-
-def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array on a device; the host does not wait until it is there."""
-    tensor = torch.from_numpy(array)
-    if has_graphs(device):  # Copies from other memory wait for what was started before.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify._core import Draft
+from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.constraints.base import without
 from mtp_verify.decoder.generation import Generation, Stats
 from mtp_verify.decoder.options import says_stop
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.prompts import check_tokens
 from mtp_verify.drafters.base import Request
-from mtp_verify.drafters.sketch import Sketch
+from mtp_verify.drafters.sketch import Sketch, blank
 from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.processors import accept
@@ -61,7 +61,8 @@ class Sequence:
     past: Any = None  # its cache, where the user gives it or gets it back
     plan: Plan = _NO_PLAN  # of the step under way
     draft: Draft = field(default_factory=lambda: EMPTY)  # of that step
-    sketch: Sketch | None = None  # of which `draft` is the form, until its tokens are fetched
+    sketch: Sketch | None = None  # of which `draft` is the form, until the device has been read
+    num_spare: int = 0  # places of that sketch that were run and held no node
     is_drafted: bool = False  # a step with this draft has begun and has no verdict yet
     # (N+1, ceil(V/32)) what the constraint, if there is one, allows after each node of the draft,
     # and the nodes after which it allows nothing.
@@ -155,6 +156,7 @@ class Sequence:
     def free_output(self) -> None:
         """Release the target's rows and hidden states: they are large."""
         vars(self).pop("output", None)
+        self.num_spare = 0
 
     def fail(self, error: Exception) -> None:
         """End it with an error; what it has emitted stays."""
@@ -164,9 +166,27 @@ class Sequence:
         """Take what its drafter has drafted."""
         self.sketch = draft if isinstance(draft, Sketch) else None
         self.draft = draft.blank if isinstance(draft, Sketch) else draft
+        self.num_spare = 0
 
-    def constrain(self) -> None:
+    def settle(self, draft: Draft) -> None:
+        """Take what its sketch, which has been run, turned out to be."""
+        num_run = self.draft.num_nodes
+        self.take(draft)
+        self.num_spare = num_run - draft.num_nodes
+        self.output = self.output.cut(draft.num_nodes)
+
+    @property
+    def tree_run(self) -> Draft:
+        """A draft of the form that was run: places that held no node hang from the root."""
+        if not self.num_spare:
+            return self.draft
+        return blank(TokenTree([*self.draft.tree.parents.tolist(), *[0] * self.num_spare]))
+
+    def constrain(self, *, is_run: bool = False) -> None:
         """Compute the masks of the draft, and leave out of it what need not be run.
+
+        If it `is_run` already, nothing is left out: what is forbidden has the probability 0. Of a
+        sketch there are no masks before that.
 
         A node after which nothing is allowed keeps its whole row, since rules read rows of nodes
         that they do not accept; what is emitted below it is cut off by `emit`.
@@ -175,10 +195,10 @@ class Sequence:
             NumericsError: nothing may follow the root.
         """
         matcher = self.request.matcher
-        if matcher is None:
+        if matcher is None or self.sketch is not None:
             return
         masks, allowed = matcher.masks(self.draft)
-        if self.draft.law in _WITHOUT_ROWS and not allowed.all():
+        if self.draft.law in _WITHOUT_ROWS and not (is_run or allowed.all()):
             self.draft, masks = without(self.draft, ~allowed), masks[allowed]
         dead_ends = [node for node, mask in enumerate(masks) if not mask.any()]
         if 0 in dead_ends:

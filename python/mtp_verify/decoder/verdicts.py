@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mtp_verify._core import TokenTree
 from mtp_verify.decoder.device_step import Step, joined
 from mtp_verify.drafters.base import drafts_of
+from mtp_verify.drafters.sketch import blank
 from mtp_verify.errors import MtpVerifyError
 from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.kernels import to_host
+from mtp_verify.verifier.kernels.device.forest import NO_NODE
 
 if TYPE_CHECKING:
     from collections import abc
@@ -84,9 +87,6 @@ class DeviceVerdicts(Verdicts):
         self, drafter: Drafter, requests: abc.Sequence[Request], budgets: abc.Sequence[int]
     ) -> abc.Sequence[Draft | Sketch]:
         """See `Verdicts.propose`."""
-        # A grammar wants to know each token before the next is drafted.
-        if any(request.matcher is not None for request in requests):
-            return super().propose(drafter, requests, budgets)
         return drafter.sketch(requests, budgets)
 
     def fetch(self, sequences: list[Sequence]) -> None:
@@ -119,22 +119,21 @@ class DeviceVerdicts(Verdicts):
             seeds=[sequence.request.seed for sequence in alive],
             positions=[sequence.request.position for sequence in alive],
             masks=[sequence.masks for sequence in alive],
-            ends=[_ends(sequence) for sequence in alive],
         )
+        for sequence, parents in zip(alive, self._step.trees, strict=True):
+            if sequence.sketch is not None:
+                sequence.settle(blank(TokenTree(parents[parents > NO_NODE])))
         return [(sequence, verdicts[place]) for place, sequence in enumerate(alive)]
-
-
-def _ends(sequence: Sequence) -> abc.Collection[int]:
-    """Return the tokens at which a chain ends that the device alone knows."""
-    sketch = sequence.sketch
-    return sequence.request.eos_ids if sketch is not None and sketch.tree.is_chain else ()
 
 
 def _needs_rows(sequence: Sequence) -> bool:
     """Return whether a sequence's rows are read on the host, or edited there."""
     options = sequence.options
+    # A constraint sees what a device has drafted when that has been run, and then masks rows.
+    is_late = sequence.sketch is not None and sequence.request.matcher is not None
     return bool(
-        options.processors
+        is_late
+        or options.processors
         or options.top_logprobs
         or options.output_logits
         or options.lossy is not None
@@ -149,17 +148,18 @@ def _fetch(sequences: list[Sequence]) -> None:
     for sequence in sequences:
         wanted.append(sequence.output.logits)
         if (sketch := sequence.sketch) is not None:
-            wanted += [sketch.tokens, *([] if sketch.logits is None else [sketch.logits])]
+            wanted += [sketch.table, *([] if sketch.logits is None else [sketch.logits])]
     found = iter(_copied(wanted))
     for sequence in sequences:
-        output = sequence.output._replace(logits=next(found))
+        sequence.output = sequence.output._replace(logits=next(found))
         if (sketch := sequence.sketch) is not None:
-            tokens = next(found).tolist()
+            table = next(found).numpy()
             rows = None if sketch.logits is None else next(found)
-            request = sequence.request
-            sequence.take(sketch.draft(request.tokens[-1], tokens, rows, request.eos_ids))
-            output = output.cut(sequence.draft.num_nodes)
-        sequence.output = output
+            sequence.settle(sketch.draft(sequence.request.tokens[-1], table, rows))
+            try:
+                sequence.constrain(is_run=True)
+            except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
+                sequence.fail(error)
 
 
 def _copied(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -107,7 +107,8 @@ class Drafter(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Let a class that drafts in its own way not sketch in that of its base."""
         super().__init_subclass__(**options)
-        if "sketch" not in vars(cls) and vars(cls).keys() & {"propose", "_draft"}:
+        own = vars(cls).keys()
+        if not own & {"sketch", "_sketch"} and own & {"propose", "_draft"}:
             cls.sketch = Drafter.sketch  # type: ignore[method-assign]
 
     def check_vocabulary(self, vocab_size: int | None) -> None:  # noqa: B027
@@ -153,8 +154,9 @@ class Drafter(ABC):
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
         """Draft as `propose` does, with tokens that may stay on the target's device.
 
-        Called in its place where the decoder runs on a device, and nothing but the target has to
-        see the tokens before they are verified. Default: `propose`.
+        Called in its place where the decoder runs on a device. Nothing but the target sees the
+        tokens before they are verified; where a constraint has to, they are run first, and its
+        masks are made behind that. Default: `propose`.
         """
         return [*drafts_of(self, requests, budgets)]
 

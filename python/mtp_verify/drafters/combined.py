@@ -84,6 +84,7 @@ class Combined(Drafter):
         self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
         self.makes_trees = mode == "merge" or any(drafter.makes_trees for drafter in drafters)
         self.is_pure = all(drafter.is_pure for drafter in drafters)
+        self._is_away = False  # Whether the last drafts were merged where their tokens are.
 
     def __repr__(self) -> str:
         """Show the drafters, in the order in which they are asked."""
@@ -111,13 +112,16 @@ class Combined(Drafter):
 
     def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
         """See `Drafter.propose`; a draft to be merged that is not deterministic is an error."""
+        self._is_away = False
         found = self._ask(drafts_of, requests, budgets)
         return [self._join(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
-        """See `Drafter.sketch`; what is merged has to be known."""
-        if self.mode != "first":
-            return super().sketch(requests, budgets)
+        """See `Drafter.sketch`.
+
+        Whether a drafter that stays on the device has nothing to say is not known here: the next
+        one is asked where it says so at once.
+        """
 
         def ask(
             drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]
@@ -125,7 +129,8 @@ class Combined(Drafter):
             return drafter.sketch(requests, budgets)
 
         found = self._ask(ask, requests, budgets)
-        return [own[0] if own else Draft.chain([]) for own in found]
+        self._is_away = self.mode == "merge"
+        return [self._join_away(*each) for each in zip(found, requests, budgets, strict=True)]
 
     def _ask(
         self,
@@ -167,6 +172,9 @@ class Combined(Drafter):
 
     def commit(self, verdicts: Sequence[Verdict], hidden: Any | None) -> None:
         """Tell every drafter what was emitted."""
+        if self._is_away:
+            # Whose tokens the accepted ones are is not known: each has seen its root accepted.
+            verdicts = [verdict.cut(1) for verdict in verdicts]
         for drafter in self.drafters:
             drafter.commit(verdicts, hidden)
 
@@ -180,7 +188,21 @@ class Combined(Drafter):
             return Draft(TokenTree([-1]), [request.tokens[-1]])
         if len(drafts) == 1:
             return drafts[0]
-        most = sum(draft.tree.num_nodes for draft in drafts)
-        limit = min(budget, most if self.max_nodes is None else self.max_nodes)
-        parents, tokens = _core.merge(drafts, limit)
+        parents, tokens = _core.merge(drafts, self._limit(drafts, budget))
         return Draft(TokenTree(parents), tokens, law="deterministic")
+
+    def _join_away(
+        self, drafts: list[Draft | Sketch], request: Request, budget: int
+    ) -> Draft | Sketch:
+        known = [draft for draft in drafts if isinstance(draft, Draft)]
+        if len(known) == len(drafts):
+            return self._join(known, request, budget)
+        if len(drafts) == 1:
+            return drafts[0]
+        from mtp_verify.drafters.sketch import merged  # Needs torch, as those that sketch do.
+
+        return merged(drafts, self._limit(drafts, budget))
+
+    def _limit(self, drafts: Sequence[Draft | Sketch], budget: int) -> int:
+        most = sum(draft.num_nodes for draft in drafts)
+        return min(budget, most if self.max_nodes is None else self.max_nodes)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.sketch import Picker, Sketch, level_by_level
+from mtp_verify.drafters.growing import FixedForm, Ranked
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
+from mtp_verify.heads.base import ContextTokens
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.verifier.kernels import to_host
+from mtp_verify.verifier.kernels.device.arena import sent
 from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import HeadLaw
@@ -23,13 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.growing import Form
+    from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.heads.base import Head
     from mtp_verify.verifier.words import Law
 
 __all__ = ["Heads"]
-
-# Laws whose draws do not depend on what else was drawn.
-_SKETCHED = ("deterministic", "chain", "iid")
 
 
 @dataclass
@@ -37,7 +38,6 @@ class _State:
     """What the drafter keeps of a request: the head's state, and hidden states not read yet."""
 
     head: Any  # the head's own state
-    picker: Picker
     pending: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of committed tokens
     # The head's row after the root, from when it has read them until the draft is made: a draft
     # that failed midway can be made again.
@@ -138,6 +138,8 @@ class Heads(StateDrafter[_State]):
         is_chain = self._shape is None or self._shape.tree.is_chain
         self.makes_trees = max_nodes is not None or not is_chain
         self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
+        if head.spec.context_tokens:
+            head.observe_tokens(ContextTokens(), [])  # It looks its vocabulary up here, not later.
         grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
         self.laws = (grown if self._shape is None else self.law,)
 
@@ -177,15 +179,16 @@ class Heads(StateDrafter[_State]):
 
     def _new_state(self, request: Request) -> _State:
         del request
-        is_drawn = self.laws[0] != "deterministic"
-        return _State(self.head.new_state(), Picker(as_params(self.params) if is_drawn else None))
+        return _State(self.head.new_state())
 
     def _read(self, request: Request, state: _State) -> torch.Tensor | None:
         """Read what was committed; return the row after the root, None if nothing was read."""
         if state.pending:
             hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
             count = hidden[0].shape[0]
-            tokens = torch.tensor(request.tokens[-count:], device=hidden[0].device)
+            tokens: Any = request.tokens[-count:]
+            if not self.head.spec.context_tokens:  # Else it looks them up on the host.
+                tokens = torch.tensor(tokens, device=hidden[0].device)
             state.rows = self.head.read(state.head, hidden, tokens)
             state.pending.clear()
             state.update_vocab(self._vocab)
@@ -211,11 +214,7 @@ class Heads(StateDrafter[_State]):
         return grower.finish()
 
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
-        """See `Drafter.sketch`: chains, and fixed shapes whose children do not depend on others."""
-        law = self.laws[0]
-        is_fixed = self.max_nodes is None and not self.min_path and law in _SKETCHED
-        if not is_fixed or self.head.spec.context_tokens:
-            return super().sketch(requests, budgets)
+        """See `Drafter.sketch`. A constraint is held against the first level alone."""
         self._proposed = list(requests)
         return [
             self._sketch(request, self._state_of(request), budget)
@@ -227,29 +226,47 @@ class Heads(StateDrafter[_State]):
         rows = self._read(request, state) if budget > 0 else None
         if rows is None:
             return Draft.chain([])
-        if self._shape is None:
-            tree = TokenTree(range(-1, min(self.num_tokens, budget)))
-        else:
-            tree = level_by_level(self._cut_shape(budget).tree)
-        vocab, law = self.head.vocab, self.laws[0]
-        tokens: list[torch.Tensor] = [torch.empty(0)]  # By node; nothing reads the root's.
-        seen: list[torch.Tensor] = []
-        numbers, nodes = {0: 0}, [0]
-        while nodes:
-            if nodes != [0]:
-                above = [numbers[int(tree.parents[node])] for node in nodes]
-                first = state.head.num_nodes
-                rows = self.head.step(state.head, above, torch.cat([tokens[n] for n in nodes]))
-                numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
-            seen.append(rows)
-            below = [tree.children(node) for node in nodes]
-            for row, children in zip(torch.split(rows, 1), below, strict=True):
-                columns = state.picker.pick(row, request, children)
-                tokens += columns if vocab is None else [vocab[column] for column in columns]
-            nodes = [child for children in below for child in children if tree.children(child)]
+        head, kept = self.head, state.head
+        vocab = self._vocab_on(rows.device, state)
+        form = self._form(request, budget, vocab, rows.device)
+        form.extend(request.mask_rows(rows, [[]], state.vocab))
+        first = 0  # The number of the frontier's first place.
+        while form.size:
+            above = form.above
+            if not isinstance(above, torch.Tensor):
+                above = [first + place for place in above]
+            first = kept.num_nodes
+            form.extend(head.step(kept, above, form.tokens))
         state.rows = None
-        logits = None if law == "deterministic" else torch.cat(seen)
-        return Sketch(tree, torch.cat(tokens[1:]), law, logits, self.params, self._vocab)
+        sketch = form.finish()
+        if vocab is None or sketch.logits is None or not head.spec.context_tokens:
+            return replace(sketch, vocab=self._vocab)
+        # Requests whose vocabularies differ are verified over the one that they have in common.
+        width = head.spec.known_sizes.vocab_size
+        whole = sketch.logits.new_full((len(sketch.logits), width), -torch.inf)
+        return replace(sketch, logits=whole.index_copy(1, vocab, sketch.logits))
+
+    def _vocab_on(self, device: torch.device, state: _State) -> torch.Tensor | None:
+        """Return the token of each column, on a device."""
+        context = state.head.context_tokens.ids
+        if self.head.vocab is None or not context:
+            return self.head.vocab
+        shown = torch.tensor(list(context), dtype=torch.int64)
+        return torch.cat((self.head.vocab, sent(shown, device)))
+
+    def _form(
+        self, request: Request, budget: int, vocab: torch.Tensor | None, device: torch.device
+    ) -> Form:
+        """Return what grows a draft on a device, as `_grower` does on the host."""
+        own = as_params(self.params), request, vocab, device
+        depth = min(self.num_tokens, budget)
+        if self.max_nodes is not None:
+            nodes, least = min(self.max_nodes, budget), self.min_path
+            return Ranked(nodes, depth, self.max_children, *own, min_score=least)
+        law = self.laws[0]
+        if self._shape is None:
+            return FixedForm(TokenTree(range(-1, depth)), law, *own, min_path=self.min_path)
+        return FixedForm(level_by_level(self._cut_shape(budget).tree), law, *own)
 
     def _grower(self, request: Request, budget: int, vocab: Any | None) -> growers.Grower:
         own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
@@ -273,3 +290,12 @@ class Heads(StateDrafter[_State]):
         if budget not in self._cut_shapes:
             self._cut_shapes[budget] = shape.cut(budget, budget)
         return self._cut_shapes[budget]
+
+
+def level_by_level(tree: TokenTree) -> TokenTree:
+    """Return the same form with its nodes in the order in which growers fill it."""
+    order = [0]
+    for node in order:  # Grows while it is read.
+        order += tree.children(node)
+    places = {node: place for place, node in enumerate(order)}
+    return TokenTree([-1, *(places[int(tree.parents[node])] for node in order[1:])])

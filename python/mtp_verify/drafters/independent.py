@@ -5,13 +5,14 @@ References: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.sketch import Picker, Sketch
+from mtp_verify.drafters.growing import FixedForm
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.models.target import Target, TargetCache
 
 __all__ = ["Model", "ModelState"]
@@ -36,10 +38,11 @@ class ModelState:
 
     target: Target
     cache: TargetCache
-    picker: Picker
     transcript: Transcript | None = None  # where the drafter's tokens are not the target's
-    # Of the cache's entries, and maybe more; fewer where drafted tokens stay on a device.
+    # Of the cache's entries, and maybe more. Of a draft that stays on a device those come when the
+    # verdict names them.
     ids: list[int] = field(default_factory=list)
+    is_away: bool = False
     root: int | None = None  # position, among its tokens, of this step's root; None: no draft
 
     def read(self, tokens: list[int]) -> tuple[int, list[int]]:
@@ -160,14 +163,14 @@ class Model(StateDrafter[ModelState]):
             state = self._states[request.id]
             if state.root is not None:
                 state.keep(min(state.root + 1 + verdict.num_accepted, state.cache.length))
-                if state.transcript is None:
-                    state.ids = request.tokens[: state.cache.length]
+                if state.is_away:
+                    accepted = verdict.tokens[: verdict.num_accepted].tolist()
+                    state.ids = [*state.ids[: state.root + 1], *self._own(accepted)]
 
     def _new_state(self, request: Request) -> ModelState:
         del request
         transcript = None if self.translation is None else self.translation.start()
-        picker = Picker(None if self.params.is_greedy else self.params)
-        return ModelState(self.target, self.target.new_cache(), picker, transcript)
+        return ModelState(self.target, self.target.new_cache(), transcript)
 
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
@@ -197,9 +200,7 @@ class Model(StateDrafter[ModelState]):
         return Draft(tree, nodes, law="chain", logits=logits, params=params, vocab=self._vocab)
 
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
-        """See `Drafter.sketch`: chains over the target's own tokens."""
-        if self.min_confidence or self.translation is not None:
-            return super().sketch(requests, budgets)
+        """See `Drafter.sketch`. A constraint is held against the first level alone."""
         self._proposed = list(requests)
         return [
             self._sketch(request, self._state_of(request), budget)
@@ -211,21 +212,19 @@ class Model(StateDrafter[ModelState]):
         length, pending = self._begin(request, state, budget)
         if length < 1 or not pending:
             return Draft.chain([])
-        ids = torch.tensor(pending, device=self.target.device)
-        tokens: list[torch.Tensor] = []
-        rows: list[torch.Tensor] = []
-        for node in range(1, length + 1):
-            row, _ = self.target.forward(ids[None], None, None, state.cache, num_logits=1)
-            (ids,) = state.picker.pick(row, request, [node])
-            tokens.append(ids)
-            rows.append(row)
+        state.is_away = True
         tree, law = TokenTree(range(-1, length)), self.laws[0]
-        drawn_from = None if self.params.is_greedy else torch.cat(rows)
-        return Sketch(tree, torch.cat(tokens), law, drawn_from, self.params)
+        own = self.params, request, self._shared[0], self.target.device
+        form = FixedForm(tree, law, *own, min_confidence=self.min_confidence)
+        ids = torch.tensor(pending, device=self.target.device)
+        form.extend(request.mask_rows(self._rows(ids, state.cache), [[]], self._vocab))
+        while form.size:
+            form.extend(self._rows(self._renumbered(form.tokens), state.cache))
+        return replace(form.finish(), vocab=self._vocab)
 
     def _begin(self, request: Request, state: ModelState, budget: int) -> tuple[int, list[int]]:
         """Return the most levels of a draft, and what has to be run first."""
-        state.root = None
+        state.root, state.is_away = None, False
         length = min(self.num_tokens, budget)
         if length < 1:
             return 0, []
@@ -243,14 +242,41 @@ class Model(StateDrafter[ModelState]):
         mask: torch.Tensor | None = None,
         num_logits: int = 1,
     ) -> torch.Tensor:
-        """Return rows on the host, of the tokens that both know; one of these stays possible."""
-        ids = torch.tensor([tokens], device=self.target.device)
-        rows = self.target.forward(ids, positions, mask, cache, num_logits=num_logits)[0]
+        """Return rows on the host, as `_rows`."""
+        ids = torch.tensor(tokens, device=self.target.device)
+        rows: torch.Tensor = to_host(self._rows(ids, cache, positions, mask, num_logits))
+        return rows
+
+    def _rows(
+        self,
+        ids: torch.Tensor,
+        cache: TargetCache,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        num_logits: int = 1,
+    ) -> torch.Tensor:
+        """Return rows of the tokens that both know; one of these stays possible."""
+        rows = self.target.forward(ids[None], positions, mask, cache, num_logits=num_logits)[0]
         if self.translation is not None:
-            rows = rows[:, torch.from_numpy(self.translation.draft_ids).to(rows.device)]
+            rows = rows[:, self._shared[1]]
             rows = rows.masked_fill(rows.amax(dim=1, keepdim=True) == -torch.inf, 0.0)
-        shared: torch.Tensor = to_host(rows)
-        return shared
+        return rows
+
+    @cached_property
+    def _shared(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The tokens that both know, on the model's device: by the target's numbers, by its own."""
+        if self.translation is None:
+            return None, None
+        ids = self.translation.target_ids, self.translation.draft_ids
+        words, columns = (torch.from_numpy(own).to(self.target.device) for own in ids)
+        return words, columns
+
+    def _renumbered(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return drafted tokens as `_own`, on the device."""
+        words, columns = self._shared
+        if words is None or columns is None:
+            return tokens
+        return columns[torch.searchsorted(words, tokens)]
 
     def _own(self, tokens: list[int]) -> list[int]:
         """Return drafted tokens as the drafter numbers them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree
+from mtp_verify.drafters.growing import Ranked
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
@@ -20,6 +21,7 @@ from mtp_verify.verifier.params import SamplingParams, as_params
 if TYPE_CHECKING:
     from mtp_verify.drafters.base import Request
     from mtp_verify.drafters.independent import ModelState
+    from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.drafters.translation import Translation
 
 __all__ = ["ModelTree"]
@@ -100,3 +102,33 @@ class ModelTree(Model):
                 paths = (heap.path(node) for node in nodes)
                 heap.extend(request.mask_rows(rows, paths, self._vocab))
         return heap.finish()
+
+    @torch.inference_mode()
+    def _sketch(self, request: Request, state: ModelState, budget: int) -> Draft | Sketch:
+        length, pending = self._begin(request, state, budget)
+        if length < 1 or not pending or state.root is None:
+            return Draft.chain([])
+        state.is_away = True
+        position, cache, device = state.root, state.cache, self.target.device
+        given = self.params, request, self._shared[0], device
+        form = Ranked(min(self.max_nodes, budget), length, self.max_children, *given)
+        ids = torch.tensor(pending, device=device)
+        form.extend(request.mask_rows(self._rows(ids, cache), [[]], self._vocab))
+        words: list[torch.Tensor] = []
+        seen = torch.ones((0, 0), dtype=torch.bool, device=device)  # Places, and those above them.
+        depths: list[int] = []
+        with at_end(lambda: cache.crop(position + 1)):
+            while size := form.size:
+                # All levels run again, below a root that the cache holds already.
+                words.append(self._renumbered(form.tokens))
+                depth = len(words)
+                depths += [depth] * size
+                last = seen[len(seen) - len(words[-2]) :] if depth > 1 else seen.new_ones((1, 0))
+                above = torch.as_tensor(form.above, device=device)
+                own = torch.eye(size, dtype=torch.bool, device=device)
+                below = torch.cat((last[above], own), dim=1)
+                seen = torch.cat((torch.nn.functional.pad(seen, (0, size)), below))
+                cache.crop(position + 1)
+                positions = torch.tensor(depths, device=device)[None] + position
+                form.extend(self._rows(torch.cat(words), cache, positions, seen, size))
+        return form.finish()

@@ -1,138 +1,158 @@
-"""A draft whose tokens stay on a device until they have been run there.
-
-What the host knows of it is its form, which no token decides: a chain, or a fixed shape.
-"""
+"""A draft that stays on a device, tokens and form, until it has been run there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree
+from mtp_verify.verifier.kernels.device.arena import sent
+from mtp_verify.verifier.kernels.device.forest import NO_NODE, ancestors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from mtp_verify.drafters.base import Request
-    from mtp_verify.verifier.kernels.device.drawer import Drawer
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Law
 
-__all__ = ["Picker", "Sketch", "level_by_level"]
-
-
-class Picker:
-    """Takes the tokens of one request from rows where these are.
-
-    Args:
-        params: how rows are shaped before tokens are drawn; None takes the most likely ones.
-    """
-
-    def __init__(self, params: SamplingParams | None) -> None:
-        self._params = params
-        self._drawer: Drawer | None = None
-
-    def pick(self, row: torch.Tensor, request: Request, nodes: Sequence[int]) -> list[torch.Tensor]:
-        """Return columns (1,) int64 of a row (1, columns), for children of a node.
-
-        They are those that a grower takes on the host.
-        """
-        if self._params is None:
-            return most_likely(row, len(nodes))
-        return [self._draw(row, self._params, request, node) for node in nodes]
-
-    def _draw(
-        self, row: torch.Tensor, params: SamplingParams, request: Request, node: int
-    ) -> torch.Tensor:
-        if self._drawer is None:
-            from mtp_verify.verifier.kernels.device.drawer import Drawer
-
-            self._drawer = Drawer(1, row.shape[1], row.dtype, row.device)
-        address = {"seeds": [request.seed], "positions": [request.position], "nodes": [node]}
-        return self._drawer.draw(row, params, **address)
+__all__ = ["Sketch", "blank", "bounds_of", "merged", "star"]
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """A draft whose form the host knows, and whose tokens it does not.
+    """A draft of which the host knows how large it gets at most.
 
     Attributes:
-        tree: its form; nodes stand level by level.
-        tokens: (N,) int64 on the target's device, of the nodes below the root, N >= 1.
-        law: how they were chosen: "deterministic", "chain" or "iid".
-        logits: (inner, columns) the drafter's rows of the nodes that have children, in their order;
-            None for a deterministic draft.
+        table: (4, N+1) int64 on the target's device, N >= 1: parents, tokens, which were sampled,
+            and which of `logits` follow, as `kernels.device.forest` describes; the root's token is
+            not read.
+        law: how its tokens were chosen.
+        form: a tree of as many nodes; a chain only if the draft is one.
+        bounds: how deep it gets at most, and how many children a node has.
+        logits: (rows, columns) those that tokens were drawn from; None where none was.
         params: how these rows are shaped.
         vocab: int (columns,), the token of each column where there is a sub-vocabulary.
     """
 
-    tree: TokenTree
-    tokens: torch.Tensor
+    table: torch.Tensor
     law: Law
+    form: TokenTree
+    bounds: tuple[int, int]
     logits: torch.Tensor | None = None
     params: SamplingParams | None = None
     vocab: Any | None = None
 
+    @classmethod
+    def of(cls, draft: Draft, device: torch.device) -> Sketch:
+        """Return a deterministic draft of the host on a device."""
+        tree = draft.tree
+        rows = [np.zeros(tree.num_nodes, np.int64), np.full(tree.num_nodes, -1)]
+        table = sent(torch.from_numpy(np.stack([tree.parents, draft.tokens, *rows])), device)
+        return cls(table, draft.law, tree, bounds_of(tree))
+
     @property
     def num_nodes(self) -> int:
-        """Of the tree, the root included."""
-        return self.tree.num_nodes
+        """The most that it has, the root included."""
+        return self.form.num_nodes
 
     @property
     def blank(self) -> Draft:
-        """A draft of this form, of tokens that mean nothing."""
-        above = self.tree.parents[1:]
-        # Siblings differ: the number of each among its own, who stand side by side.
-        return Draft(self.tree, [0, *(np.arange(len(above)) - np.searchsorted(above, above))])
+        """A draft of its form, of tokens that mean nothing."""
+        return blank(self.form)
 
     @property
-    def rows(self) -> NDArray[np.int64]:
-        """(N+1,) which of `logits` follows each node, -1 for none."""
-        inner = np.unique(self.tree.parents[1:])
-        rows = np.full(self.num_nodes, -1)
-        rows[inner] = np.arange(len(inner))
-        return rows
+    def sampled(self) -> NDArray[np.bool_]:
+        """(N+1,) a guess at which nodes were sampled: of the best siblings that follow, none."""
+        if self.law in ("deterministic", "coupled"):
+            return np.zeros(self.num_nodes, np.bool_)
+        is_first = np.append(True, np.diff(self.form.parents) != 0)
+        return is_first if self.law == "top_plus_one" else np.ones(self.num_nodes, np.bool_)
 
-    def draft(
-        self, root: int, tokens: Sequence[int], logits: Any | None, ends: Collection[int]
-    ) -> Draft:
-        """Return the draft, once its tokens and its rows are on the host.
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """(N+1, N+1) bool, whether the second node is the first or above it."""
+        return ancestors(self.table[:1])[0]
 
-        A chain goes down to the first token of `ends`, as if nothing had been drafted below.
-        """
-        tree, rows = self.tree, self.rows
-        if tree.is_chain:
-            count = next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))
-            tree, tokens, rows = TokenTree(range(-1, count)), tokens[:count], rows[: count + 1]
-            rows[count] = -1
+    @property
+    def depths(self) -> torch.Tensor:
+        """(N+1,) int64; 0 where there is no node."""
+        return self.ancestors.sum(1) - 1
+
+    def draft(self, root: int, table: NDArray[np.int64], logits: Any | None) -> Draft:
+        """Return the draft, once its table and its rows are on the host."""
+        parents, tokens, sampled, rows = table[:, table[0] > NO_NODE]
         own: dict[str, Any] = {}
-        if logits is not None:
-            own = {"logits": logits, "rows": rows, "params": self.params, "vocab": self.vocab}
-        return Draft(tree, [root, *tokens], law=self.law, **own)
+        if self.law in ("top_plus_one", "mixed"):
+            own["sampled"] = sampled > 0
+        if logits is not None and sampled.any():
+            own |= {"logits": logits, "rows": rows, "params": self.params, "vocab": self.vocab}
+        return Draft(TokenTree(parents), [root, *tokens[1:]], law=self.law, **own)
 
 
-def most_likely(row: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """Return the columns (1,) of the `count` largest entries of a row (1, columns), in order.
+def blank(tree: TokenTree) -> Draft:
+    """Return a draft of some form, of tokens that mean nothing."""
+    siblings: dict[int, int] = {}
+    tokens = [0] * tree.num_nodes
+    for node, parent in enumerate(tree.parents.tolist()):  # Siblings differ.
+        tokens[node] = siblings[parent] = siblings.get(parent, -1) + 1
+    return Draft(tree, tokens)
 
-    Of equal ones the lowest comes first, as the growers take them.
+
+def bounds_of(tree: TokenTree) -> tuple[int, int]:
+    """Return the depth of a tree, and the most children of a node."""
+    above = tree.parents[1:]
+    return int(max(tree.depths)), int(np.bincount(above).max()) if len(above) else 0
+
+
+def star(num_drafted: int) -> TokenTree:
+    """Return a form of so many nodes for trees of which nothing else is known."""
+    return TokenTree([-1] + [0] * num_drafted)
+
+
+def merged(drafts: Sequence[Draft | Sketch], limit: int) -> Sketch:
+    """Return the union of deterministic drafts, as `growers.merge` makes it, of at most `limit`.
+
+    One of them at least is on a device.
     """
-    found: list[torch.Tensor] = []
-    for _ in range(count):
-        if found:
-            row = row.scatter(1, found[-1][:, None], -torch.inf)
-        found.append(row.argmax(1))
-    return found
-
-
-def level_by_level(tree: TokenTree) -> TokenTree:
-    """Return the same form with its nodes in the order in which growers fill it."""
-    order = [0]
-    for node in order:  # Grows while it is read.
-        order += tree.children(node)
-    places = {node: place for place, node in enumerate(order)}
-    return TokenTree([-1, *(places[int(tree.parents[node])] for node in order[1:])])
+    device = next(draft.table.device for draft in drafts if isinstance(draft, Sketch))
+    sketches = [Sketch.of(d, device) if isinstance(d, Draft) else d for d in drafts]
+    tables = [sketch.table for sketch in sketches]
+    counts = [table.shape[1] - 1 for table in tables]
+    # All nodes below the one root, draft after draft; parents are numbered through all of them.
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    parent = torch.cat(
+        [
+            torch.where(table[0, 1:] > 0, table[0, 1:] + start, table[0, 1:])
+            for table, start in zip(tables, starts, strict=True)
+        ]
+    )
+    token = torch.cat([table[1, 1:] for table in tables])
+    exists = parent > NO_NODE
+    above = torch.nn.functional.pad(parent.clamp(min=0), (1, 0))
+    same_token = exists[:, None] & exists & (token[:, None] == token)
+    is_same = torch.nn.functional.pad(torch.zeros_like(same_token), (1, 0, 1, 0))
+    is_same[0, 0] = True
+    depth = max(sketch.bounds[0] for sketch in sketches)
+    for _ in range(depth):  # Equal tokens below equal parents are one node.
+        is_same[1:, 1:] = same_token & is_same[above][:, above][1:, 1:]
+    numbers = torch.arange(len(above), device=parent.device)
+    first = torch.where(is_same, numbers, len(numbers)).amin(1).clamp(max=len(numbers) - 1)
+    is_new = torch.nn.functional.pad(exists, (1, 0), value=True) & (first == numbers)
+    own = is_new.cumsum(0) - 1  # What a new node's number is.
+    size = min(limit, sum(counts))
+    is_kept = is_new & (own <= size)
+    spare = torch.where(is_kept, own, size + 1)
+    table = parent.new_full((4, size + 2), -1)
+    table[0], table[1:3] = NO_NODE, 0
+    table[0, spare] = torch.where(numbers > 0, own[first[above]], -1)
+    table[1, spare] = torch.nn.functional.pad(token, (1, 0))
+    children = sum(sketch.bounds[1] for sketch in sketches)
+    return Sketch(
+        table[:, : size + 1], "deterministic", star(size), (min(depth, size), min(children, size))
+    )

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["ContextTokens", "Head", "Shared", "check_pairs", "check_parents", "check_target",
-           "make_output"]  # fmt: skip
+__all__ = ["ContextTokens", "Head", "Shared", "as_tokens", "check_pairs", "check_parents",
+           "check_target", "make_output"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Head(nn.Module):
         """Return rows (E, d) of the target's output head for tokens (E,)."""
         return self.shared.output_weight.detach()[tokens]
 
-    def observe_tokens(self, context: ContextTokens, tokens: torch.Tensor) -> None:
+    def observe_tokens(self, context: ContextTokens, tokens: torch.Tensor | Sequence[int]) -> None:
         """Add to `context` those of a sequence's tokens (n,) that the draft vocabulary lacks."""
         if not self.spec.context_tokens:
             return
@@ -192,10 +192,11 @@ class Head(nn.Module):
         if inside is None:
             inside = self._inside = np.zeros(self.spec.known_sizes.vocab_size, bool)
             inside[[] if self.vocab is None else self.vocab.cpu().numpy()] = True
-        shown = dict.fromkeys(tokens.tolist())
+        shown = dict.fromkeys(tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens)
         fresh = [token for token in shown if not inside[token] and token not in context.ids]
         if fresh:
-            rows = self.output_rows(torch.tensor(fresh, device=tokens.device))
+            device = self.shared.output_weight.device
+            rows = self.output_rows(torch.tensor(fresh, device=device))
             old = context.rows
             context.rows = rows if old is None else torch.cat((old, rows))
             context.ids.update(dict.fromkeys(fresh))
@@ -220,14 +221,15 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def read(
-        self, state: Any, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+        self, state: Any, hidden: Sequence[torch.Tensor], tokens: torch.Tensor | Sequence[int]
     ) -> torch.Tensor:
         """Take pairs that are true, and drop all that was drafted.
 
         Args:
             state: of the sequence; changed.
             hidden: for each of `hidden_layers` (n, d), at n >= 1 consecutive positions.
-            tokens: (n,) int64, the token after each.
+            tokens: (n,) int64, the token after each; a list is one that the host has and a device
+                need not be asked for.
 
         Returns:
             Logits (1, D + E) after the root, the last token; E tokens of the context follow the
@@ -238,12 +240,16 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def step(self, state: Any, parents: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, state: Any, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
         """Run drafted tokens.
 
         Args:
             state: of the sequence; changed.
-            parents: for each of n tokens the node that it follows, 0 for the root.
+            parents: for each of n tokens the node that it follows, 0 for the root. A tensor (n,)
+                int64, which is not read on the host, counts from the first node of the last call:
+                these must then be of one level.
             tokens: (n,) int64.
 
         Returns:
@@ -280,9 +286,16 @@ def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Te
     return count
 
 
-def check_parents(parents: Sequence[int], num_nodes: int) -> None:
+def as_tokens(tokens: torch.Tensor | Sequence[int], hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tokens where the hidden states are."""
+    if isinstance(tokens, torch.Tensor):
+        return tokens
+    return torch.tensor(tokens, dtype=torch.int64, device=hidden[0].device if hidden else None)
+
+
+def check_parents(parents: Sequence[int] | torch.Tensor, num_nodes: int) -> None:
     """Refuse parents that were not run: DraftError names the first."""
-    for parent in parents:
+    for parent in [] if isinstance(parents, torch.Tensor) else parents:
         if not 0 <= parent < num_nodes:
             message = f"node {parent} was not run; {num_nodes} nodes are known"
             raise DraftError(message, slug="bad_parent", node=parent)

@@ -20,7 +20,14 @@ from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.base import (
+    ContextTokens,
+    Head,
+    as_tokens,
+    check_pairs,
+    check_parents,
+    make_output,
+)  # fmt: skip
 from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.families import block_of
@@ -95,7 +102,9 @@ class _Node:
     depth: int
     # (k,) tokens of its path, its own last: as many as a module may read, at least that one.
     path: torch.Tensor
-    entries: list[int]  # drafted entries of its module that are on its path, its own included
+    # Drafted entries of its module that are on its path, its own included: (k,) int64 where only
+    # the device knows whom it follows.
+    entries: list[int] | torch.Tensor
     rows: torch.Tensor  # (1, k, d), what its own rows hand to the next module
     last: torch.Tensor  # (1, 1, d), the newest of them
 
@@ -110,6 +119,7 @@ class CausalState:
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
     _carry: list[torch.Tensor | None] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
+    _latest: int = 0  # the first node of the last call
 
     @property
     def num_nodes(self) -> int:
@@ -124,6 +134,7 @@ class CausalState:
     def rollback(self) -> None:
         """Drop everything that was drafted; true pairs stay."""
         del self._nodes[1:]
+        self._latest = 0
         for layers, num_true in zip(self.layers, self.num_true, strict=True):
             for layer in layers:
                 if (surplus := layer.get_seq_length() - num_true) > 0:
@@ -237,16 +248,20 @@ class CausalHead(Head):
         return CausalState(layers, [0] * count, _carry=[None] * count)
 
     def read(
-        self, state: CausalState, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+        self,
+        state: CausalState,
+        hidden: Sequence[torch.Tensor],
+        tokens: torch.Tensor | Sequence[int],
     ) -> torch.Tensor:
         """See `Head.read`.
 
         Module m lags module m - 1 by one token: its last pair takes the root's token too, with
         the hidden state that module m - 1 gave at the position before.
         """
+        words, tokens = tokens, as_tokens(tokens, hidden)
         check_pairs(self.spec, hidden, tokens)
         state.rollback()
-        self.observe_tokens(state.context_tokens, tokens)
+        self.observe_tokens(state.context_tokens, words)
         passed, window = self.fuse_features(hidden)[None], self.spec.known_sizes.window
         for module in range(self.spec.num_modules):
             if not (count := passed.shape[1]):
@@ -270,14 +285,18 @@ class CausalHead(Head):
         return logits
 
     def step(
-        self, state: CausalState, parents: Sequence[int], tokens: torch.Tensor
+        self, state: CausalState, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
         """See `Head.step`; nodes of several levels may come together."""
         nodes = state._nodes
         check_parents(parents, len(nodes))
+        if isinstance(parents, torch.Tensor):
+            followed = _gather(nodes[state._latest :], parents)
+        else:
+            followed = [nodes[parent] for parent in parents]
         last = self.spec.num_modules - 1
-        modules = [min(nodes[parent].depth + 1, last) for parent in parents]
-        if not parents:
+        modules = [min(node.depth + 1, last) for node in followed]
+        if not followed:
             message = "tokens: found none, wanted at least one to run"
             raise DraftError(message, slug="shape_mismatch")
         order: list[int] = []
@@ -285,13 +304,14 @@ class CausalHead(Head):
         found: list[torch.Tensor] = []
         for module in sorted(set(modules)):
             mine = [index for index, other in enumerate(modules) if other == module]
-            above = [nodes[parents[index]] for index in mine]
+            above = [followed[index] for index in mine]
             words = [tokens[index : index + 1] for index in mine]
             rows, run = self._run(state, module, above, words)
             order += mine
             fresh += run
             found.append(rows)
         back = sorted(range(len(order)), key=order.__getitem__)
+        state._latest = len(nodes)
         nodes.extend(fresh[place] for place in back)
         return found[0] if len(found) == 1 else torch.cat(found)[back]
 
@@ -305,7 +325,7 @@ class CausalHead(Head):
         tokens: list[torch.Tensor] = []
         paths: list[torch.Tensor] = []
         places: list[int] = []
-        seen: list[list[int]] = []
+        seen: list[Any] = []
         ends: list[int] = []
         for node, word in zip(above, words, strict=True):
             rows, entries, depth = node.last, node.entries, node.depth + 1
@@ -321,7 +341,11 @@ class CausalHead(Head):
             newest = state.first + state.num_true[0] - 1 + depth
             places += range(newest - count + 1, newest + 1)
             for _ in range(count):
-                entries = [*entries, past - true + len(seen)]
+                own = past - true + len(seen)
+                if isinstance(entries, torch.Tensor):
+                    entries = torch.cat((entries, entries.new_full((1,), own)))
+                else:
+                    entries = [*entries, own]
                 seen.append(entries)
             ends.append(len(seen))
         device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
@@ -338,7 +362,7 @@ class CausalHead(Head):
         return self.logits(last, module, state.context_tokens.rows)[0], fresh
 
     def _tree_mask(
-        self, state: CausalState, module: int, seen: list[list[int]], places: list[int]
+        self, state: CausalState, module: int, seen: list[Any], places: list[int]
     ) -> torch.Tensor | None:
         past, count = state.layers[module][0].get_seq_length(), len(seen)
         true, window = state.num_true[module], self.spec.known_sizes.window
@@ -350,7 +374,26 @@ class CausalHead(Head):
         if window is not None:
             keys = np.arange(true) + (state.first + module)
             visible[:, :true] = keys > np.array(places)[:, None] - window
-        for row, entries in enumerate(seen):
-            inside = entries if window is None else entries[-window:]
-            visible[row, [true + entry for entry in inside]] = True
+        inside = seen if window is None else [entries[-window:] for entries in seen]
+        if isinstance(seen[0], torch.Tensor):
+            columns = true + torch.stack(inside)
+            mask = torch.from_numpy(visible).to(columns.device)
+            return mask.scatter_(1, columns, torch.ones_like(columns, dtype=torch.bool))[None, None]
+        for row, entries in enumerate(inside):
+            visible[row, [true + entry for entry in entries]] = True
         return torch.from_numpy(visible[None, None])
+
+
+def _gather(nodes: Sequence[_Node], index: torch.Tensor) -> list[_Node]:
+    """Return for each of (n,) numbers, which the host does not read, a node like that one."""
+    entries = [
+        torch.as_tensor(node.entries, dtype=torch.int64, device=index.device) for node in nodes
+    ]
+    fields = [
+        [node.path for node in nodes],
+        entries,
+        [node.rows for node in nodes],
+        [node.last for node in nodes],
+    ]
+    parts = [torch.stack(values)[index].unbind() for values in fields]
+    return [_Node(nodes[0].depth, *own) for own in zip(*parts, strict=True)]

@@ -18,7 +18,14 @@ from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import ContextTokens, Head, check_pairs, check_parents, make_output
+from mtp_verify.heads.base import (
+    ContextTokens,
+    Head,
+    as_tokens,
+    check_pairs,
+    check_parents,
+    make_output,
+)  # fmt: skip
 from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.families import block_of
@@ -57,6 +64,7 @@ class ParallelState:
     _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
     _paths: list[torch.Tensor] = field(default_factory=list)  # (k,) tokens from the root down
+    _latest: int = 0  # the first node of the last call
 
     @property
     def num_nodes(self) -> int:
@@ -66,6 +74,7 @@ class ParallelState:
     def rollback(self) -> None:
         """Drop everything that was drafted; true pairs stay."""
         del self._paths[1:]
+        self._latest = 0
 
 
 class ParallelHead(Head):
@@ -137,12 +146,16 @@ class ParallelHead(Head):
         return ParallelState([[GrowingLayer() for _ in range(count)] for _ in self.levels])
 
     def read(
-        self, state: ParallelState, hidden: Sequence[torch.Tensor], tokens: torch.Tensor
+        self,
+        state: ParallelState,
+        hidden: Sequence[torch.Tensor],
+        tokens: torch.Tensor | Sequence[int],
     ) -> torch.Tensor:
         """See `Head.read`."""
+        words, tokens = tokens, as_tokens(tokens, hidden)
         count = check_pairs(self.spec, hidden, tokens)
         state.rollback()
-        self.observe_tokens(state.context_tokens, tokens)
+        self.observe_tokens(state.context_tokens, words)
         state._rows.clear()
         stream = hidden[0][None]
         past, state.num_true = state.num_true, state.num_true + count
@@ -160,18 +173,23 @@ class ParallelHead(Head):
         return self._rows(state, [0])
 
     def step(
-        self, state: ParallelState, parents: Sequence[int], tokens: torch.Tensor
+        self, state: ParallelState, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
         """See `Head.step`."""
-        first = len(state._paths)
+        first, paths = len(state._paths), state._paths
         check_parents(parents, first)
-        for parent in parents:
-            if len(state._paths[parent]) >= len(self.levels):
+        places = range(state._latest, first) if isinstance(parents, torch.Tensor) else parents
+        for parent in places:
+            if len(paths[parent]) >= len(self.levels):
                 message = f"node {parent} has no level below it: the head has {len(self.levels)}"
                 raise DraftError(message, slug="draft_too_deep", node=parent)
-        paths = zip(parents, torch.split(tokens, 1), strict=True)
-        state._paths += [torch.cat((state._paths[parent], token)) for parent, token in paths]
-        return self._rows(state, range(first, len(state._paths)))
+        above: Any = [paths[parent] for parent in places]
+        if isinstance(parents, torch.Tensor):
+            above = torch.stack(above)[parents]
+        words = zip(above, torch.split(tokens, 1), strict=True)
+        state._latest = first
+        paths += [torch.cat(pair) for pair in words]
+        return self._rows(state, range(first, len(paths)))
 
     def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
         """Return logits after nodes; a row that all of a level share is computed once."""

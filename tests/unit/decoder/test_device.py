@@ -8,8 +8,9 @@ import torch
 import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder, Static
 from mtp_verify.decoder.planning import MeasuredCosts
-from mtp_verify.drafters import Heads, NGram, Suffix
+from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Suffix
 from mtp_verify.models.target import as_target
+from mtp_verify.verifier.growers import TreeShape
 from tests.heads import tiny_head
 from tests.host_reads import HostReads
 from tests.models import KINDS, prompt, tiny_model
@@ -40,7 +41,7 @@ def test_drafts_do_not_change_the_tokens(kind, params):
         for ids in prompts():
             fast = decoder.generate([ids], max_new_tokens=14, seed=5)
             assert fast.tokens[0] == plain(model, params, ids)
-            assert fast.sequences.device.type == DEVICE
+            assert fast.sequences.device.type == "cpu"  # What is emitted is the host's.
 
 
 @pytest.mark.parametrize("cache", [None, "paged", "static", Static(graphs=True)])
@@ -65,8 +66,19 @@ def test_a_head_drafts_from_states_that_stay_on_the_device():
 @pytest.mark.parametrize("cache", ["static", Static(graphs=True)])
 def test_a_step_reads_the_device_once(cache, params):
     model = tiny_model("llama").to(DEVICE)
-    head = tiny_head("eagle", model).to(DEVICE)
-    for drafter in (None, Suffix(min_match=1), Heads(head, params=params)):
+    head, small = tiny_head("eagle", model).to(DEVICE), tiny_model("llama", seed=2).to(DEVICE)
+    shape = TreeShape.by_depth(3, 2)
+    law = "deterministic" if params is None else "swor"
+    for drafter in (
+        None,
+        Suffix(min_match=1),
+        Heads(head, params=params),
+        Heads(head, max_nodes=6),
+        Heads(head, shape=shape, law=law, params=params),
+        Model(small, params=params, min_confidence=0.2),
+        ModelTree(small, max_nodes=6),
+        Combined([Suffix(min_match=1), Heads(head, max_nodes=4)], mode="merge"),
+    ):
         decoder = Decoder(model, drafter, SAMPLED, cache=cache)
         for seed, ids in enumerate(prompts()):
             decoder.submit(ids, max_new_tokens=9, seed=seed, eos_token_id=())

@@ -13,7 +13,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
+from mtp_verify.drafters import Combined, Heads, Model, ModelTree, NGram, Recycling, Suffix
 from mtp_verify.models.target import TransformersTarget
 from mtp_verify.verifier.growers import TreeShape
 from tests.heads import VARIANTS, tiny_head
@@ -140,34 +140,40 @@ def test_a_model_drafts_on_the_device(kind, params, cache, ends):
     assert sum(run.stats.drafted for run in device) > 0
 
 
-SHAPES = {
-    "deterministic": TreeShape.by_depth(3, 2, 1),
-    "iid": TreeShape.paths(2, 3),
-    "chain": TreeShape.by_depth(1, 1),
-}
+def sketched(name):
+    """Return what makes a drafter whose trees the device alone knows."""
+    head = tiny_head("eagle", tiny_model("llama"))
+    best = partial(Heads, head, max_nodes=6, max_children=3)
+    small = tiny_model("llama", seed=2)
+    return {
+        "best": best,
+        "swor": partial(Heads, head, shape=TreeShape.by_depth(3, 2), params=WARM),
+        "paths": partial(Heads, head, shape=TreeShape.paths(2, 3), law="iid", params=WARM),
+        "model tree": partial(ModelTree, small, max_nodes=6, max_depth=3),
+        "merge": lambda: Combined([Suffix(3, min_match=1), best()], mode="merge", max_nodes=7),
+        "stopped": partial(Model, small, params=WARM, min_confidence=0.3),
+    }[name]
 
 
-@pytest.mark.parametrize("law", SHAPES)
-@pytest.mark.parametrize("name", few(VARIANTS, ["deepseek-3", "hydra"]))
-def test_a_fixed_shape_is_filled_on_the_device(name, law):
-    model = tiny_model("llama")
-    head = tiny_head(name, model)
-    params = None if law == "deterministic" else WARM
-    drafter = partial(Heads, head, shape=SHAPES[law], law=law, params=params)
-    plain, device = runs(model, drafter)
+SKETCHED = ["best", "swor", "paths", "model tree", "merge", "stopped"]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=["", "ends"])
+@pytest.mark.parametrize("cache", few(["static", None, "paged"], [None, "paged"]))
+@pytest.mark.parametrize("name", few(SKETCHED, ["best", "swor"]))
+def test_trees_that_the_device_alone_knows(name, cache, ends):
+    plain, device = runs(tiny_model("llama"), sketched(name), cache=cache, eos_token_id=ends)
     assert_equal(plain, device)
-    assert device[1].stats.drafted == plain[1].stats.drafted > 0
+    assert [run.stats.drafted for run in device] == [run.stats.drafted for run in plain]
+    assert sum(run.stats.drafted for run in device) > 0
 
 
-def test_a_tree_in_which_a_text_could_end_is_run_whole():
-    """Its nodes have other numbers then, and so other noise: the law is the same."""
-    model = tiny_model("llama")
-    head = tiny_head("eagle", model)
-    drafter = partial(Heads, head, shape=SHAPES["iid"], law="iid", params=WARM)
-    _, device = runs(model, drafter, eos_token_id=ENDS[1])
-    for run in device:
-        assert run.finish_reasons[0] in ("stop", "length")
-        assert not set(run.tokens[0][:-1]) & set(ENDS[1])
+@pytest.mark.parametrize("name", few(["best", "model tree", "paths"], ["best"]))
+@pytest.mark.parametrize("kind", few(["gpt2", "gemma2", "gemma3"], ["gemma3"]))
+def test_windows_are_kept_along_a_tree_of_the_device(kind, name):
+    head = tiny_head("eagle", tiny_model(kind))
+    drafter = partial(Heads, head, max_nodes=6) if name == "best" else sketched(name)
+    assert_equal(*runs(tiny_model(kind), drafter))
 
 
 @pytest.mark.parametrize("params", few([None, WARM], [WARM]), ids=["greedy", "drawn"])
@@ -179,11 +185,11 @@ def test_copies_and_a_head_draft_side_by_side(params):
     assert_equal(plain, device)
 
 
-@pytest.mark.parametrize("name", ["suffix", "heads"])
+@pytest.mark.parametrize("name", few(["suffix", "heads", "best"], ["suffix", "best"]))
 def test_planned_drafts_stay_on_the_device_too(name):
     model = tiny_model("llama")
     head = tiny_head("eagle", model)
-    drafter = DRAFTERS.get(name, partial(Heads, head))
+    drafter = DRAFTERS.get(name, partial(Heads, head, max_nodes=6 if name == "best" else None))
     costs = Costs({1: {1: 1.0, 9: 1.05}, 4: {1: 1.0, 9: 1.05}})
     planned = {"planner": mv.Planner(costs, max_nodes=4)}
     plain, device = runs(model, drafter, "auto", planned, params=GREEDY)
@@ -264,6 +270,12 @@ ASKED = {
 def test_what_is_read_on_the_host_is_read_with_the_verdict(name, drafter):
     plain, device = runs(tiny_model("llama"), DRAFTERS[drafter], **ASKED[name])
     assert_equal(plain, device)
+
+
+@pytest.mark.parametrize("name", few([n for n in ASKED if n != "a grammar"], ["penalties"]))
+@pytest.mark.parametrize("drafter", few(SKETCHED, ["best", "swor"]))
+def test_rows_come_with_trees_of_the_device(name, drafter):
+    assert_equal(*runs(tiny_model("llama"), sketched(drafter), **ASKED[name]))
 
 
 def test_lossy_acceptances_are_decided_on_the_host():

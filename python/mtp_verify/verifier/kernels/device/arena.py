@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Arena", "Field"]
+__all__ = ["Arena", "Field", "sent"]
 
 # A tensor's shape and dtype.
 Field = tuple[tuple[int, ...], torch.dtype]
@@ -70,3 +70,10 @@ class Arena:
         """Wait until the last copy has been carried out: before the host's arrays are used."""
         if self._copied is not None:
             self._copied.synchronize()
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device; the host does not wait until it is there."""
+    if device.type == "cuda":  # Copies from other memory wait for what was started before.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

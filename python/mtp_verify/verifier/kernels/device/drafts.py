@@ -29,7 +29,7 @@ class DeviceDrafts:
         offsets: int (B+1,), on the host; request b has nodes ``offsets[b]`` to ``offsets[b + 1]``.
         parents: int (R,), on the host; -1 for each root, then the parent's number in its own tree.
         tokens: int (R,), on the host or int32 or int64 on the device, tokens of the vocabulary; a
-            root's is not read.
+            root's is not read. None where there is a table.
         law: How the tokens were chosen: one name for all, or a list of one for each request.
         probs: (Q, V) float32, float16 or bfloat16 on the device, the drafter's rows; borrowed.
         logits: The same in place of `probs`, shaped with `params`.
@@ -39,11 +39,17 @@ class DeviceDrafts:
         vocab: int (columns,), on the host, when the rows are over a sub-vocabulary: column j is
             token ``vocab[j]``.
         sampled: bool (R,), on the host, for laws "mixed" and "top_plus_one".
+        table: int64 (4, R) on the device, where it alone knows the trees: of each node its parent
+            (-1 for a root, -2 for places that hold no node, which are a tree's last), its token, 1
+            if it was sampled, and the drafter's row that follows it, or -1. All that is said of
+            nodes above then holds places: trees that are as large, and whose siblings wait for one
+            another as long, as these can get.
+        bounds: how deep such trees get at most, and how many children a node has.
     """
 
     offsets: ArrayLike
     parents: ArrayLike
-    tokens: ArrayLike | Tensor
+    tokens: ArrayLike | Tensor | None
     law: Law | Sequence[Law]
     probs: Tensor | None = None
     logits: Tensor | None = None
@@ -51,3 +57,5 @@ class DeviceDrafts:
     rows: ArrayLike | None = None
     vocab: ArrayLike | None = None
     sampled: ArrayLike | None = None
+    table: Tensor | None = None
+    bounds: tuple[int, int] = (0, 0)

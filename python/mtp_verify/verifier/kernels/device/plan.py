@@ -136,7 +136,10 @@ def fill(
     """
     nodes, requests, shaping, rules, sizes = _tables(drafts, params, rule)
     count, total = requests.shape[1], nodes.shape[1]
-    depth, largest = sizes[0], int(requests[1].max(initial=0))
+    largest = int(requests[1].max(initial=0))
+    if isinstance(drafts, DeviceDrafts) and drafts.table is not None:
+        sizes = _bounds(drafts.bounds, sizes, requests)
+    depth = sizes[0]
     reads_drafter = bool(((nodes[8] > 0) & (requests[2][nodes[0]] > COUPLED)).any())
     found = (count, total, largest, *sizes)
     most = (
@@ -154,7 +157,8 @@ def fill(
             )
             raise DraftError(message, slug="shape_mismatch")
     _check_cores(requests[2], rules)
-    _check_tokens(nodes, capacity.vocab)
+    if not _hides_tokens(drafts):
+        _check_tokens(nodes, capacity.vocab)
     _check_height(requests[1], height)
     _check_words("seeds", seeds, count)
     _check_words("positions", positions, count)
@@ -184,6 +188,16 @@ def fill(
     )  # fmt: skip
 
 
+def _bounds(
+    bounds: tuple[int, int], sizes: tuple[int, int, int], requests: NDArray[np.int32]
+) -> tuple[int, int, int]:
+    """Return depth, children and rounds of trees that only the device knows."""
+    depth, children = (max(pair) for pair in zip(bounds, sizes, strict=False))
+    lifted = requests[1][requests[2] == LIFTED]
+    # Along a path each sibling waits for those before it: for as many as there are nodes at most.
+    return depth, children, max(sizes[2], int(lifted.max(initial=1)) - 1)
+
+
 _SIZES = ("requests", "nodes", "nodes of a tree", "depth", "children of a node", "passes")
 
 
@@ -201,6 +215,9 @@ def _tables(
     if not isinstance(drafts, DeviceDrafts):
         return _core.tables_of_drafts(drafts, params, rule)
     given = drafts
+    if given.tokens is None and given.table is None:
+        message = "tokens: found None, wanted those of the nodes, or a table"
+        raise DraftError(message, slug="shape_mismatch")
     tokens = None if _hides_tokens(given) else given.tokens
     parts = given.offsets, given.parents, tokens, given.law, given.sampled
     return _core.tables_of_trees(*parts, params, rule)
@@ -208,8 +225,10 @@ def _tables(
 
 def _hides_tokens(drafts: DeviceDrafts | DraftBatch | Sequence[Draft]) -> bool:
     """Return whether the device alone knows the drafted tokens."""
-    tokens = drafts.tokens if isinstance(drafts, DeviceDrafts) else None
-    return isinstance(tokens, torch.Tensor) and not tokens.is_cpu
+    if not isinstance(drafts, DeviceDrafts):
+        return False
+    is_away = isinstance(drafts.tokens, torch.Tensor) and not drafts.tokens.is_cpu
+    return is_away or drafts.table is not None
 
 
 def _changes(

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Verdict, VerdictBatch
-from mtp_verify.errors import DraftError, NumericsError, ParamsError
+from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.verifier.intake import as_count, as_list, as_words, shown
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.arena import Arena
 from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
+from mtp_verify.verifier.kernels.device.forest import plant
 from mtp_verify.verifier.kernels.device.plan import (
     Plan,
     edits_of,
@@ -26,6 +27,7 @@ from mtp_verify.verifier.kernels.device.plan import (
     requests_of,
     shaping_of,
 )
+from mtp_verify.verifier.kernels.device.results import error_of, outcomes_of, result_fields
 from mtp_verify.verifier.kernels.device.shadow import Shadow
 from mtp_verify.verifier.kernels.device.sizes import MOST, as_device, check_memory
 from mtp_verify.verifier.params import as_params
@@ -33,11 +35,10 @@ from mtp_verify.verifier.params import as_params
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtp_verify._core import CoreParams, Draft, DraftBatch
-    from mtp_verify.errors import MtpVerifyError
-    from mtp_verify.verifier.kernels.device.arena import Field
     from mtp_verify.verifier.kernels.edits import Edits
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Backend, Rule
@@ -133,7 +134,7 @@ class DeviceVerifier:
         self._run = module.run
         self._workspace = module.Workspace(self.capacity, self.device)
         self._inputs = Arena(fields(self.capacity), self.device)
-        self._results = Arena(_result_fields(self.capacity), self.device)
+        self._results = Arena(result_fields(self.capacity), self.device)
         self._column = torch.zeros(self.capacity.vocab, dtype=torch.int32, device=self.device)
         self._vocab: Any = None
         self._shadow = Shadow(
@@ -155,7 +156,7 @@ class DeviceVerifier:
     @property
     def outcomes(self) -> layout.Outcomes:
         """The outcomes of the last step, on the device."""
-        return layout.Outcomes(**self._results.tensors)
+        return outcomes_of(self._results.tensors)
 
     def plan(
         self,
@@ -241,7 +242,7 @@ class DeviceVerifier:
         self._inputs.send()
         self._shadow.send(plan.changes)
         if own is not None:
-            self._send_drafts(own, int(plan.offsets[-1]))
+            self._send_drafts(own, plan)
         if bitmask is not None:
             self._mask = self._sent_mask(bitmask)
         elif self._captured is None or self._mask is None:
@@ -321,9 +322,9 @@ class DeviceVerifier:
         plan = self._planned()
         self._results.fetch()
         self._results.wait()
-        found = layout.Outcomes(**self._results.host)  # type: ignore[arg-type]
+        found = outcomes_of(self._results.host)
         for request in range(len(plan.rules)):
-            if error := _error(int(found.status[request]), int(found.fault[request])):
+            if error := error_of(int(found.status[request]), int(found.fault[request])):
                 raise error.in_sequence(request)
         verdicts = []
         for request, name in enumerate(plan.rules):
@@ -338,6 +339,16 @@ class DeviceVerifier:
                 )
             )
         return VerdictBatch(verdicts)
+
+    @property
+    def trees(self) -> list[NDArray[np.int32]]:
+        """The parents of each draft's nodes, as `host` has brought them with the verdicts.
+
+        Of drafts with a `table` alone; places that hold no node are marked as there.
+        """
+        parents = self._results.host["parents"].astype(np.int32)
+        offsets = self._planned().offsets
+        return np.split(parents[: offsets[-1]], offsets[1:-1])
 
     def _planned(self) -> Plan:
         if self._plan is None:
@@ -419,10 +430,15 @@ class DeviceVerifier:
         self._masks[: len(given)].copy_(given)
         return self._masks
 
-    def _send_drafts(self, drafts: DeviceDrafts, total: int) -> None:
-        tokens, vocab = drafts.tokens, self.capacity.vocab
-        if isinstance(tokens, torch.Tensor) and not tokens.is_cpu:
-            own = nodes_of(self._inputs.tensors).token[:total]
+    def _send_drafts(self, drafts: DeviceDrafts, plan: Plan) -> None:
+        tokens, vocab, total = drafts.tokens, self.capacity.vocab, int(plan.offsets[-1])
+        nodes = nodes_of(self._inputs.tensors)
+        if drafts.table is not None:
+            requests = requests_of(self._inputs.tensors)
+            plant(nodes, requests, drafts.table, width=plan.nodes, vocab=vocab)
+            self._results.tensors["parents"][:total] = drafts.table[0]
+        elif isinstance(tokens, torch.Tensor) and not tokens.is_cpu:
+            own = nodes.token[:total]
             # What is no token must not be looked up: any other is as wrong, and in the row.
             own.copy_(tokens.clamp(0, vocab - 1))
         if drafts.vocab is not None and drafts.vocab is not self._vocab:
@@ -458,38 +474,3 @@ def _backend(name: str, device: torch.device) -> Backend:
             return known
     message = f"backend: found {shown(name)}, wanted auto, {' or '.join(_BACKENDS)}"
     raise ParamsError(message, slug="param_out_of_range")
-
-
-def _result_fields(capacity: layout.Capacity) -> dict[str, Field]:
-    requests, depth = capacity.requests, capacity.depth
-    i32, i64, f32, f64 = torch.int32, torch.int64, torch.float32, torch.float64
-    return {
-        "tokens": ((requests, depth + 1), i32),
-        "path": ((requests, depth), i32),
-        "num_accepted": ((requests,), i32),
-        "logprobs": ((requests, depth + 1), f32),
-        "moves": ((requests, depth, 2), i64),
-        "length": ((requests,), i64),
-        "state_select": ((requests,), i32),
-        "status": ((requests,), i32),
-        "fault": ((requests,), i32),
-        "margin": ((requests,), f64),
-    }
-
-
-def _error(status: int, node: int) -> MtpVerifyError | None:
-    """Return the error that status bits stand for."""
-    row = f"row {node}"
-    if status & layout.NOT_FINITE:
-        message = f"{row}: found NaN or an infinite value, wanted logits that are finite or -inf"
-        return NumericsError(message, slug="row_not_finite", row=node)
-    if status & layout.EMPTY:
-        message = f"{row}: nothing is left to draw from, or the largest logit overflows"
-        return NumericsError(message, slug="row_empty", row=node)
-    if status & layout.NOT_NORMALISED:
-        message = f"drafter's row after node {node}: found no distribution, wanted a sum of about 1"
-        return NumericsError(message, slug="row_not_normalised", row=node)
-    if status & layout.ZERO_DRAFT:
-        message = f"node {node}: its token was sampled, and has the probability 0 in its row"
-        return DraftError(message, slug="zero_draft_probability", node=node)
-    return None

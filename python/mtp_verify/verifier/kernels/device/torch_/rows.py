@@ -56,9 +56,15 @@ class Shaped(NamedTuple):
         Returns:
             Wide, of float32 values.
         """
+        return self._weights(rows, y - self.origin[rows, None], tokens)
+
+    def weights_of_scaled(self, y: Tensor) -> Tensor:
+        """Return the weights (N, V), wide, of all tokens, by their logits with origins off."""
+        return self._weights(slice(None), y, torch.arange(y.shape[1], device=y.device))
+
+    def _weights(self, rows: Tensor | slice, y: Tensor, tokens: Tensor) -> Tensor:
         wide = self.total.dtype
         cut, only = self.cut[rows, None], self.only[rows, None]
-        y = y - self.origin[rows, None]
         is_kept = (y > cut) | ((y >= cut) & (tokens < self.tie_end[rows, None]))
         weights = torch.where(is_kept, weigh(y, self.exponent[rows, None], wide).to(wide), 0.0)
         return torch.where(only >= 0, (tokens == only).to(wide), weights)

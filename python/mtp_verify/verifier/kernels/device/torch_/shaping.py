@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.kernels.device.layout import Shaping
     from mtp_verify.verifier.kernels.device.torch_.workspace import Workspace
 
-__all__ = ["shape"]
+__all__ = ["keep", "shape"]
 
 # Rows whose largest logit is farther from 0 are brought near it before they are exponentiated.
 _REACH = 1048576.0
@@ -57,7 +57,13 @@ def shape(logits: Logits, *, truncates: bool, workspace: Workspace) -> Shaped:
     return Shaped(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def _shape(logits: Logits, part: slice, *, truncates: bool, wide: torch.dtype) -> Shaped:
+def keep(
+    logits: Logits, part: slice, *, truncates: bool, wide: torch.dtype
+) -> tuple[Shaped, Tensor]:
+    """Describe some rows before their weights are summed, and return them scaled, origins off.
+
+    Weights are about 1 at the largest logit; in place of sums stand the largest logits of blocks.
+    """
     shaping = logits.shaping._replace(
         **{name: values[part] for name, values in logits.shaping._asdict().items()}
     )
@@ -80,37 +86,38 @@ def _shape(logits: Logits, part: slice, *, truncates: bool, wide: torch.dtype) -
     if truncates:
         kept = _truncate(kept, y, top, exponent, shaping, wide)
     tokens = torch.arange(y.shape[1], device=y.device)
-    greedy = shaping.temperature == 0
     first = torch.where(y == top[:, None], tokens, y.shape[1]).amin(1)
-    only = torch.where(greedy, first, -1)
-    # Weights around the largest one are summed; a power of two then brings the total to [1, 4).
     rows = Shaped(
-        origin=torch.zeros_like(origin),  # It is off already.
-        exponent=exponent,
-        cut=kept.cut,
-        tie_end=kept.tie_end,
-        only=only,
-        sums=block_tops,
-        total=exponent.to(wide),
-        status=status,
-    )
-    sums = block_sums(rows.weights(slice(None), y, tokens))
-    total = fold(sums)
-    shift = torch.where(greedy, 0, even_exponent(total))
-    factor = power_of_two(-shift, wide)
-    exponent = exponent + shift
-    kept = kept.raised(lowest(exponent, wide), ~greedy)
-    # A block may have had weights below the cut that the row has now; all of them are.
-    has_kept = (block_tops >= kept.cut[:, None]) | greedy[:, None]
-    return Shaped(
         origin=origin,
         exponent=exponent,
         cut=kept.cut,
         tie_end=kept.tie_end,
-        only=only,
+        only=torch.where(shaping.temperature == 0, first, -1),
+        sums=block_tops,
+        total=exponent.to(wide),
+        status=status.to(torch.int32),
+    )
+    return rows, y
+
+
+def _shape(logits: Logits, part: slice, *, truncates: bool, wide: torch.dtype) -> Shaped:
+    rows, y = keep(logits, part, truncates=truncates, wide=wide)
+    block_tops, greedy = rows.sums, rows.only >= 0
+    # Weights around the largest one are summed; a power of two then brings the total to [1, 4).
+    sums = block_sums(rows.weights_of_scaled(y))
+    total = fold(sums)
+    shift = torch.where(greedy, 0, even_exponent(total))
+    factor = power_of_two(-shift, wide)
+    exponent = rows.exponent + shift
+    kept = _Cut(rows.cut, rows.tie_end).raised(lowest(exponent, wide), ~greedy)
+    # A block may have had weights below the cut that the row has now; all of them are.
+    has_kept = (block_tops >= kept.cut[:, None]) | greedy[:, None]
+    return rows._replace(
+        exponent=exponent,
+        cut=kept.cut,
+        tie_end=kept.tie_end,
         sums=torch.where(has_kept, sums * factor[:, None], 0.0),
         total=total * factor,
-        status=status.to(torch.int32),
     )
 
 

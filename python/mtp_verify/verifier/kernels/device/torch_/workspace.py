@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.verifier.kernels.device.layout import Capacity
 
-__all__ = ["Workspace"]
+__all__ = ["Workspace", "wide_type"]
 
 # Elements of rows that are worked on at once: on a host what its caches hold, elsewhere enough that
 # launches do not count. Their temporaries take about 50 times so many bytes.
@@ -31,11 +31,15 @@ class Workspace:
 
     def __init__(self, capacity: Capacity, device: torch.device | str = "cpu") -> None:
         del capacity  # Temporaries have the sizes of each step.
-        kind = torch.device(device).type
-        self.wide = torch.float32 if kind == "mps" else torch.float64
-        self._many = _ON_HOST if kind == "cpu" else _ON_DEVICE
+        self.wide = wide_type(device)
+        self._many = _ON_HOST if torch.device(device).type == "cpu" else _ON_DEVICE
 
     def parts(self, count: int, width: int) -> Iterator[slice]:
         """Divide `count` rows of some width into parts that are worked on one after the other."""
         size = max(1, self._many // max(1, width))
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def wide_type(device: torch.device | str) -> torch.dtype:
+    """Return the type of sums on a device."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
