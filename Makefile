@@ -124,9 +124,10 @@ bench-gpu: $(EXT) ## Time verification on the GPU; without one, write the model 
 prove: $(PROVE) ## Prove the shipped rules by exact enumeration, and find every mutant
 	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify prove $(ARGS)
 
-prove-docs: $(PROVE) ## Renew docs/proof.json and docs/proof.md from the proof
+prove-docs: $(PROVE) ## Renew the JSON and the pages of the proof and of the field's rules
 	@PYTHONPATH=$(PROVE_SITE) $(PY) -m mtp_verify prove --json > build/proof.json
 	$(PY) scripts/gen_proof_docs.py build/proof.json
+	$(PY) scripts/gen_field_page.py build/proof.json
 
 vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both
 	@mkdir -p build/vllm

@@ -4,6 +4,7 @@
 //! continued by the target to the tree's depth plus one, must equal the target's own law: difference
 //! exactly 0. The same decision code over `f64` must agree to `1e-14`.
 
+pub mod field;
 pub mod float;
 mod generated;
 mod golden;

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::proof;
+use crate::proof::field::{self, Counterexample};
 use crate::proof::float::{self, ACCEPT_BOUND, DECISION_BOUND, DRAW_BOUND, LOGITS_BOUND};
 
 use super::gate::{enter, hold};
@@ -108,6 +109,56 @@ fn misdeclared(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     })
 }
 
+/// The field's rules: one dict for each, with its cases and the smallest counterexample found, if any.
+#[pyfunction]
+fn prove_field(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    let example_of = |example: &Counterexample| {
+        let row = PyDict::new(py);
+        row.set_item("target", &example.target)?;
+        row.set_item("drafter", &example.drafter)?;
+        row.set_item("shape", example.shape)?;
+        row.set_item("tokens", &example.tokens)?;
+        row.set_item("emitted", &example.emitted)?;
+        row.set_item("wanted", &example.wanted)?;
+        row.set_item("distance", &example.distance)?;
+        PyResult::Ok(row)
+    };
+    hold(|| {
+        let lines = enter(py, field::prove_field)?;
+        lines
+            .iter()
+            .map(|line| {
+                let cases = line.cases.iter().map(|case| {
+                    let row = PyDict::new(py);
+                    row.set_item("case", &case.case)?;
+                    row.set_item("distance", &case.distance)?;
+                    row.set_item("expected", &case.expected)?;
+                    row.set_item("shipped", case.shipped.clone())?;
+                    PyResult::Ok(row)
+                });
+                let row = PyDict::new(py);
+                row.set_item("rule", line.rule)?;
+                row.set_item("source", line.source)?;
+                row.set_item("claimed_lossless", line.is_claimed_lossless)?;
+                row.set_item("lossless", line.is_lossless())?;
+                row.set_item("law", line.law)?;
+                row.set_item("cases", cases.collect::<PyResult<Vec<_>>>()?)?;
+                row.set_item("distance", &line.distance)?;
+                row.set_item("generated", line.generated.0)?;
+                row.set_item("generated_biased", line.generated.1)?;
+                row.set_item("branches", line.branches)?;
+                row.set_item("tried", line.tried)?;
+                row.set_item(
+                    "counterexample",
+                    line.counterexample.as_ref().map(example_of).transpose()?,
+                )?;
+                row.set_item("holds", line.holds())?;
+                Ok(row)
+            })
+            .collect()
+    })
+}
+
 /// The mutants: one dict for each, or None in a build without them.
 #[pyfunction]
 #[cfg_attr(not(feature = "mutants"), allow(clippy::unnecessary_wraps))]
@@ -140,5 +191,6 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(prove_floats, module)?)?;
     module.add_function(wrap_pyfunction!(prove_draws, module)?)?;
     module.add_function(wrap_pyfunction!(misdeclared, module)?)?;
+    module.add_function(wrap_pyfunction!(prove_field, module)?)?;
     module.add_function(wrap_pyfunction!(mutants, module)?)
 }

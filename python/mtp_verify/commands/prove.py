@@ -1,4 +1,4 @@
-"""`mtp-verify prove`: every rule on every law, the rows that ship, misdeclared drafts, and mutants.
+"""`mtp-verify prove`: every rule on every law, the rows that ship, the field's rules, and mistakes.
 
 The proof is compiled into builds with the cargo feature `proof` alone, and the mutants with
 `mutants`: `make prove` makes such a build; a wheel has neither.
@@ -59,6 +59,17 @@ _DRAWS: _Columns = {
     "acceptances": "acceptances",
     "of those": ("difference", "accept_bound"),
 }
+_FIELD: _Columns = {
+    "rule": "rule",
+    "drafts": "law",
+    "claimed": "claimed",
+    "found": "found",
+    "distance": "distance",
+    "generated": "generated",
+    "biased": "generated_biased",
+    "tried": "tried",
+    "smallest counterexample": "example",
+}
 _DEVICE: _Columns = {
     "rule": "rule",
     "law": "law",
@@ -84,6 +95,8 @@ _TRIALS: _Columns = {
     "stated": "stated",
 }
 
+_SIDES = ("target", "drafter")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add nothing: there is nothing to choose."""
@@ -100,11 +113,12 @@ def run(args: argparse.Namespace) -> Report:
         )
         raise ImportError(message, name="mtp_verify._core")
     start = time.perf_counter()
-    rows, floats, draws, misdeclared, mutants = _core_tables()
+    rows, floats, draws, misdeclared, mutants, field = _core_tables()
     device, slips = _device_tables()
     seconds = time.perf_counter() - start
     failed = [row for row in rows if not row["holds"]]
     beyond = [line for line in (*floats, *draws) if not line["holds"]]
+    unexpected = [line for line in field if not line["holds"]]
     unlike = [line for line in device if not line["holds"]]
     trials = [*misdeclared, *(mutants or []), *slips]
     alive = [trial for trial in trials if not trial["killed"]]
@@ -134,6 +148,18 @@ def run(args: argparse.Namespace) -> Report:
         ),
         _trials("misdeclared drafts: their law is not the one that they state", misdeclared),
     ]  # fmt: skip
+    sections.append(
+        _table(
+            "the field's rules on the bench",
+            _FIELD,
+            [line | _verdict(line) for line in field],
+            "claimed: whether its authors call it lossless. found: what enumeration says.",
+            "distance: the largest on the golden models, a rational.",
+            "generated: models of random rows. biased: how many of them show a distance.",
+            "tried: models of two tokens, from the smallest on, until one showed a distance.",
+            left=4,
+        )
+    )
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
     for backend in dict.fromkeys(line["backend"] for line in device):
@@ -161,6 +187,7 @@ def run(args: argparse.Namespace) -> Report:
         if beyond
         else f"floating point: every distance of {len(floats)} pairs of format and instruction set "
         "is within its bound",
+        _about_field(field, unexpected),
         *(_about_device(backend, device) for backend in _BACKENDS),
         f"FAILED: {len(alive)} of {len(trials)} mistakes are not found as expected: "
         + ", ".join(_name(trial) for trial in alive)
@@ -172,6 +199,7 @@ def run(args: argparse.Namespace) -> Report:
         "rows": rows,
         "floats": floats,
         "draws": draws,
+        "field": field,
         "device": device,
         "device_mistakes": slips,
         "misdeclared": misdeclared,
@@ -179,7 +207,7 @@ def run(args: argparse.Namespace) -> Report:
         "mutant_groups": dict(Counter(mutant["group"] for mutant in mutants or [])),
         "seconds": seconds,
     }
-    ok = not (failed or beyond or unlike or alive)
+    ok = not (failed or beyond or unexpected or unlike or alive)
     return Report("prove", ok=ok, data=data, sections=sections, summary="\n".join(summary))
 
 
@@ -228,8 +256,35 @@ def _send(connection: Connection, work: Callable[..., Any], *arguments: Any) -> 
 
 
 def _enumerate() -> list[Any]:
-    tables = (_core.prove_rules, _core.prove_floats, _core.prove_draws)
-    return [table() for table in (*tables, _core.misdeclared, _core.mutants)]
+    tables = (_core.prove_rules, _core.prove_floats, _core.prove_draws, _core.misdeclared)
+    return [table() for table in (*tables, _core.mutants, _core.prove_field)]
+
+
+def _about_field(field: list[_Line], unexpected: list[_Line]) -> str:
+    if unexpected:
+        names = ", ".join(line["rule"] for line in unexpected)
+        return f"FAILED: {len(unexpected)} of {len(field)} rules of the field differ: {names}"
+    count = sum(line["lossless"] for line in field)
+    biased = len(field) - count
+    return f"{len(field)} rules of the field: {count} without a distance, {biased} refuted"
+
+
+def _verdict(line: _Line) -> _Line:
+    """Return a line's verdict and its counterexample in words."""
+    return {
+        "claimed": "lossless" if line["claimed_lossless"] else "-",
+        "found": "lossless" if line["lossless"] else "biased",
+        "example": _example(line["counterexample"]),
+    }
+
+
+def _example(example: _Line | None) -> str:
+    if example is None:
+        return "-"
+    rows = [" ".join(f"({', '.join(row)})" for row in example[side]) for side in _SIDES]
+    tokens = " | ".join(" ".join(map(str, tokens)) for tokens in example["tokens"])
+    shape = f"{example['shape']}: {tokens} with {example['emitted']}, not {example['wanted']}"
+    return f"p {rows[0]}; q {rows[1]}; {shape}"
 
 
 def _about_device(backend: str, device: list[_Line]) -> str:

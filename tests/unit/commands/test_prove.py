@@ -82,6 +82,43 @@ def device(**changes):
     return made | changes
 
 
+def field(**changes):
+    made = {
+        "rule": "some_rule",
+        "source": "arXiv 0000.00000",
+        "claimed_lossless": True,
+        "lossless": True,
+        "law": "chain",
+        "cases": [],
+        "distance": "0",
+        "generated": 120,
+        "generated_biased": 0,
+        "branches": 3_591,
+        "tried": 14_880,
+        "counterexample": None,
+        "holds": True,
+    }
+    return made | changes
+
+
+REFUTED = {
+    "rule": "some_refuted_rule",
+    "lossless": False,
+    "distance": "1/36",
+    "generated_biased": 24,
+    "tried": 160,
+    "counterexample": {
+        "target": [["2/3", "1/3"]],
+        "drafter": [["1/3", "2/3"]],
+        "shape": [1, 1],
+        "tokens": [[0, 1, 0]],
+        "emitted": "2/9",
+        "wanted": "4/27",
+        "distance": "1/9",
+    },
+}
+
+
 def slip(**changes):
     made = {
         "backend": "torch",
@@ -136,6 +173,7 @@ def core(monkeypatch):
         "prove_rules": [line()],
         "prove_floats": [floats()],
         "prove_draws": [draws()],
+        "prove_field": [field(), field(**REFUTED)],
         "misdeclared": [mutant(name="law/some_draft")],
         "mutants": [mutant(), mutant(name="float/some_mistake", group="float")],
     }
@@ -227,6 +265,23 @@ def test_a_device_that_is_unlike_or_a_slip_that_survives_fails_and_is_named(core
     report = prove.run(None)
     assert report.exit_code == 1
     assert "lift/some_slip (torch)" in report.summary
+
+
+def test_rules_of_the_field_are_shown_with_their_counterexamples(core):
+    report = prove.run(None)
+    assert report.exit_code == 0
+    text = report.to_text()
+    shown = "p (2/3, 1/3); q (1/3, 2/3); [1, 1]: 0 1 0 with 2/9, not 4/27"
+    assert all(cell in text for cell in [shown, "1/36", "14,880", "biased"])
+    assert "2 rules of the field: 1 without a distance, 1 refuted" in report.summary
+    assert report.data["field"] == core["prove_field"]
+
+
+def test_a_rule_of_the_field_that_is_not_as_stated_fails_and_is_named(core):
+    core["prove_field"].append(field(rule="a_surprise", lossless=False, holds=False))
+    report = prove.run(None)
+    assert report.exit_code == 1
+    assert "FAILED: 1 of 3 rules of the field differ: a_surprise" in report.summary
 
 
 def test_what_is_not_installed_is_not_run_and_named(core, monkeypatch):
