@@ -180,7 +180,9 @@ The race of `coupled` takes a number for each token, so none are given: each cel
 positions whose noise lies in it. Two more cases do the same for other rules, so that the noise's
 addresses count; others have a mask, a penalty, a drafter of few tokens, shaping, or rows of several
 blocks. `greedy` has no line in the core's table: at temperature 0 every rule draws from a row of
-one token, and here the distance is exactly 0. {refused}
+one token. It gives that token on every draft; its distance is the rounding of the drafts' weights.
+
+{refused}
 """
 
 SLIPS = """\

@@ -33,7 +33,7 @@ def test_a_mistake_is_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", few_cases(), ids=lambda case: f"{case.rule} on {case}")
+@pytest.mark.parametrize("case", list(few_cases()), ids=lambda case: f"{case.rule} on {case}")
 def test_more_steps_have_the_target_s_law(case: Case) -> None:
     assert_law_of(case)
 
