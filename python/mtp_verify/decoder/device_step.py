@@ -50,12 +50,14 @@ def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
         return DeviceDrafts(offsets, parents, tokens, laws)
     given: dict[str, Any] = {}
     drawn = [sketch for sketch in sketches if sketch.logits is not None]
+    rows = [sketch.logits for sketch in drawn if sketch.logits is not None]
     if drawn:
-        if any(s.params != drawn[0].params or s.vocab is not drawn[0].vocab for s in drawn):
+        first, width = drawn[0], rows[0].shape[1]
+        is_mixed = any(own.shape[1] != width for own in rows)
+        if is_mixed or any(s.params != first.params or s.vocab is not first.vocab for s in drawn):
             message = "found rows of several drafters, wanted those of one"
             raise DraftError(message, slug="law_data")
-        given = {"logits": torch.cat([s.logits for s in drawn if s.logits is not None])}
-        given |= {"params": drawn[0].params, "vocab": drawn[0].vocab}
+        given = {"logits": torch.cat(rows), "params": first.params, "vocab": first.vocab}
         given["rows"] = np.zeros(len(parents), np.int64)  # Any: the table has the true ones.
     if any(law in _WITH_FLAGS for law in laws):
         none = [np.zeros(draft.num_nodes, np.bool_) for draft in drafts]

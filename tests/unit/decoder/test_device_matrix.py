@@ -162,7 +162,7 @@ def run(drafter, rule, params, *, is_constrained, is_device):
         options["constraint"] = Allowed(VOCAB, obeys, frozenset({ENDS[0]}))
     for index, length in enumerate((9, 3)):
         ids = prompt(length, seed=20 + index)[0]
-        decoder.submit(ids, max_new_tokens=8, seed=50 + index, **options)
+        decoder.submit(ids, max_new_tokens=6, seed=50 + index, **options)
     done = {}
     while decoder.num_unfinished:
         with HostReads() as reads:

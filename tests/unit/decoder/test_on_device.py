@@ -168,6 +168,24 @@ def test_trees_that_the_device_alone_knows(name, cache, ends):
     assert sum(run.stats.drafted for run in device) > 0
 
 
+def test_each_request_may_have_a_drafter_of_its_own():
+    """Also those whose rows have other widths, so that the host verifies them."""
+    model, pair = tiny_model("llama"), []
+    eagle3 = tiny_head("eagle3", model)
+    for cache in (None, "static"):
+        own = [sketched("best")(), sketched("swor")(), sketched("merge")(), sketched("stopped")()]
+        for last in (own[3], Heads(eagle3, shape=TreeShape.by_depth(2, 2), params=WARM)):
+            decoder = mv.Decoder(model, None, batching="together", cache=cache)
+            for index, drafter in enumerate([*own[:3], last]):
+                decoder.submit(
+                    prompt(LENGTHS[index], seed=20 + index)[0], max_new_tokens=COUNT, seed=index,
+                    params=PARAMS[index], eos_token_id=(3, 9, 17), drafter=drafter,
+                )  # fmt: skip
+            pair.append(finish(decoder, guarded=cache is not None))
+    for plain, device in zip(pair[:2], pair[2:], strict=True):
+        assert_equal(plain, device)
+
+
 @pytest.mark.parametrize("name", few(["best", "model tree", "paths"], ["best"]))
 @pytest.mark.parametrize("kind", few(["gpt2", "gemma2", "gemma3"], ["gemma3"]))
 def test_windows_are_kept_along_a_tree_of_the_device(kind, name):

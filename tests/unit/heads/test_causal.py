@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import mtp_verify as mv
 from mtp_verify.heads import CausalHead, family
-from tests.heads import CAUSAL, SIZES, random_hidden, randomised, tiny_head
+from tests.heads import CAUSAL, SIZES, VARIANTS, random_hidden, randomised, tiny_head
+from tests.host_reads import HostReads
 from tests.models import VOCAB, tiny_model
 
 
@@ -342,3 +343,23 @@ def test_draft_vocabulary_is_checked(model):
         ):
             head.set_vocab(bad)
     assert randomised(head).vocab.shape == (20,)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parents_may_be_known_to_the_device_alone(name):
+    """A tensor of parents gives the rows, and the nodes, of the same list."""
+    head = tiny_head(name, tiny_model("llama"))
+    states = [head.new_state(), head.new_state()]
+    tokens = torch.tensor([4, 9, 2, 7, 1])
+    for state in states:
+        head.read(state, random_hidden(head, len(tokens)), tokens)
+    levels = [[0, 0, 0], [2, 0, 2, 1], [3, 1], [0, 1, 1, 0]]
+    first = 0
+    for above in levels[: head.max_depth and head.max_depth - 1]:
+        words = torch.tensor([5, 3, 11, 8][: len(above)])
+        begin, first = first, states[0].num_nodes
+        wanted = head.step(states[0], [begin + place for place in above], words)
+        with HostReads() as reads:
+            found = head.step(states[1], torch.tensor(above), words)
+        assert reads.places == []
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
