@@ -66,6 +66,13 @@ _FIELD: _Columns = {
     "tried": "tried",
     "smallest counterexample": "example",
 }
+_LENGTHS: _Columns = {
+    "rule": "rule",
+    "model, shape": "case",
+    "distance": "distance",
+    "mean length": "expected",
+    "rules that ship": "beside",
+}
 _DEVICE: _Columns = {
     "rule": "rule",
     "law": "law",
@@ -155,6 +162,19 @@ def run(args: argparse.Namespace) -> Report:
             left=4,
         )
     )
+    sections.append(
+        _table(
+            "mean lengths of the field's rules, one step",
+            _LENGTHS,
+            [
+                case | {"rule": line["rule"], "beside": _beside(case)}
+                for line in field
+                for case in line["cases"]
+                if case["expected"]
+            ],
+            "rules that ship: on the same drafts. No lossless rule is above block on chains.",
+        )
+    )
     if mutants is not None:
         sections.append(_trials("mutants: one line of the code changed", mutants))
     if device:
@@ -242,6 +262,10 @@ def _verdict(line: _Line) -> _Line:
         "found": "lossless" if line["lossless"] else "biased",
         "example": _example(line["counterexample"]),
     }
+
+
+def _beside(case: _Line) -> str:
+    return ", ".join(f"{name} {mean}" for name, mean in case["shipped"])
 
 
 def _example(example: _Line | None) -> str:
