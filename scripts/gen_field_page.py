@@ -158,11 +158,12 @@ NOT_RUN = """\
 
 ## What follows for this package
 
-`traversal` is below the optimum of one level, which Global Resolution reaches, on A, B, D and E (on
-E 43/25 against 179/100), `gbv` on B and D (on D 15/8 against 2). With an exact flow the rule is
-lossless, and on two levels it is longer than any of ours on B and D: 887/324 and 2961/1024, where `gbv`
-has 287/108 and 11123/4096. What is missing for a rule of the package: the flow at the size of a
-vocabulary without a tolerance, and a recursion that keeps its gain over the levels on A, C and E.
+`traversal` is below the optimum of one level, which Global Resolution reaches, on A, B, D and E
+(on E 43/25 against 179/100), `gbv` on B and D (on D 15/8 against 2). With an exact flow the rule
+is lossless, and on two levels it is longer than any of ours on B and D: 887/324 and 2961/1024,
+where `gbv` has 287/108 and 11123/4096. What is missing for a rule of the package: the flow at the
+size of a vocabulary without a tolerance, and a recursion that keeps its gain over the levels on
+A, C and E.
 """
 
 
