@@ -172,8 +172,8 @@ def run(args: argparse.Namespace) -> Report:
                 for case in line["cases"]
                 if case["expected"]
             ],
-            "rules that ship: on the same drafts. On chains block is the longest lossless rule of one",
-            "call of the target; hsd_naive makes more calls.",
+            "rules that ship: on the same drafts. On chains block is the longest lossless one with",
+            "one call of the target; hsd_naive makes more calls.",
         )
     )
     if mutants is not None:
