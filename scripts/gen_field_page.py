@@ -141,8 +141,8 @@ and no public claim of it was found; the figure shows how far it is. It is `loss
 The likeliest siblings (or paths of a beam search), each accepted with `min(1, p/q)`, as in
 [apple/ml-recurrent-drafter](https://github.com/apple/ml-recurrent-drafter/issues/6) at d4f4a72,
 whose documentation derives it from speculative sampling. The tokens were not drawn from `q`, so
-`p/q` is the wrong test: `[1]` accepts a token that is likelier under the target every time. Issue
-6 of the repository says the same. `target_only` is the best possible rule on such drafts.
+`p/q` is the wrong test: one sibling is accepted every time if the target has it at least as likely.
+Issue 6 of the repository says the same. `target_only` is the best possible rule on such drafts.
 """,
 }
 
@@ -158,9 +158,12 @@ NOT_RUN = """\
 
 ## What follows for this package
 
-`gbv` and `traversal` are below the optimum of one level that Global Resolution reaches: on E with
-two independent drafts 43/25 (`traversal`) against 179/100, on D 123/64 against 2. A rule that
-combines its flow with the lifted recursion is open.
+`traversal` is below the optimum of one level, which Global Resolution reaches, on A, B, D and E
+(on E 43/25 against 179/100), `gbv` on B and D (on D 15/8 against 2). With an exact flow the rule
+is lossless, and on two levels it is longer than any of ours on B and D: 887/324 and 2961/1024,
+where `gbv` has 287/108 and 11123/4096. What is missing for a rule of the package: the flow at the
+size of a vocabulary without a tolerance, and a recursion that keeps its gain over the levels on
+A, C and E.
 """
 
 

@@ -29,7 +29,7 @@ def test_bench_has_the_rules_of_the_sources():
         name
         for file in folder.glob("*.rs")
         if file.name not in {"tests.rs", "table.rs", "search.rs"}
-        for name in re.findall(r'(?:name:|rule\()\s*"(\w+)"', file.read_text())
+        for name in re.findall(r'(?:name:|Rule::chain\()\s*"(\w+)"', file.read_text())
     }
     assert names == set(LINES)
     assert all(line["holds"] for line in BENCH)
@@ -71,9 +71,21 @@ def test_what_the_page_says_of_means_is_so():
         assert mean >= shipped["traversal"]
         model, _, shape = case["case"].partition(" ")
         if shape == "[2]":
+            assert (mean > shipped["traversal"]) == (model in "ABDE")
+            assert (mean > shipped["gbv"]) == (model in "BD")
             assert float(mean) == pytest.approx(OPTIMUM["iid"][case["case"]], abs=1e-6)
         else:
             assert (mean > shipped["gbv"]) == (model in "BD")
+    walked = {case["case"]: case for case in LINES["global_resolution"]["cases"]}
+    for case, mean, traversal, gbv in [
+        ("E [2]", "179/100", "43/25", "179/100"),
+        ("D [2]", "2", "123/64", "15/8"),
+        ("B [2, 1]", "887/324", "271/108", "287/108"),
+        ("D [2, 1]", "2961/1024", "1397/512", "11123/4096"),
+    ]:
+        assert walked[case]["expected"] == mean
+        shipped = dict(walked[case]["shipped"])
+        assert (shipped["traversal"], shipped["gbv"]) == (traversal, gbv)
     released = {case["case"]: case for case in LINES["hsd_released"]["cases"]}
     assert released["A [1, 1]"]["expected"] == "7/3"
 

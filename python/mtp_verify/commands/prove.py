@@ -70,6 +70,13 @@ _FIELD: _Columns = {
     "tried": "tried",
     "smallest counterexample": "example",
 }
+_LENGTHS: _Columns = {
+    "rule": "rule",
+    "model, shape": "case",
+    "distance": "distance",
+    "mean length": "expected",
+    "rules that ship": "beside",
+}
 _DEVICE: _Columns = {
     "rule": "rule",
     "law": "law",
@@ -158,6 +165,20 @@ def run(args: argparse.Namespace) -> Report:
             "generated: models of random rows. biased: how many of them show a distance.",
             "tried: models of two tokens, from the smallest on, until one showed a distance.",
             left=4,
+        )
+    )
+    sections.append(
+        _table(
+            "mean lengths of the field's rules, one step",
+            _LENGTHS,
+            [
+                case | {"rule": line["rule"], "beside": _beside(case)}
+                for line in field
+                for case in line["cases"]
+                if case["expected"]
+            ],
+            "rules that ship: on the same drafts. On chains block is the longest lossless one with",
+            "one call of the target; hsd_naive makes more calls.",
         )
     )
     if mutants is not None:
@@ -276,6 +297,10 @@ def _verdict(line: _Line) -> _Line:
         "found": "lossless" if line["lossless"] else "biased",
         "example": _example(line["counterexample"]),
     }
+
+
+def _beside(case: _Line) -> str:
+    return ", ".join(f"{name} {mean}" for name, mean in case["shipped"])
 
 
 def _example(example: _Line | None) -> str:

@@ -1,7 +1,7 @@
-//! Drafts cut by a confidence that is computed from the drafted tokens: DSpark and vLLM.
+//! Drafts cut by a confidence that is computed from the drafted tokens: `DSpark` and vLLM.
 //!
 //! The confidence `c_j` of the drafted token `j` looks at the tokens before it, not at itself. Here it is
-//! what DSpark's head is trained to say (arXiv 2607.05147, equation 8): the probability that the token
+//! what `DSpark`'s head is trained to say (arXiv 2607.05147, equation 8): the probability that the token
 //! is accepted, `sum_x min(p(x), q(x))` after the tokens before it. `a_j = c_1 .. c_j`. What is left
 //! of a draft is verified token by token.
 //!
@@ -31,7 +31,6 @@ use crate::error::Result;
 use crate::number::Weight;
 use crate::number::fraction::Fraction;
 use crate::proof::golden::Rows;
-use crate::verify::law::Law;
 use crate::verify::{self, Core};
 
 /// The rate of steps over 1, 2, .. tokens.
@@ -41,41 +40,21 @@ const LENGTH: usize = 3;
 /// The places that two sequences share.
 const PLACES: usize = 2;
 
-const CHAINS: &[&[usize]] = &[&[1], &[1, 1], &[1, 1, 1]];
-
-const fn rule(
-    name: &'static str,
-    source: &'static str,
-    run: fn(&Rows<Fraction>, &'static [usize], &mut Enumerator<Fraction>) -> Result<Run>,
-) -> Rule {
-    Rule {
-        name,
-        source,
-        is_claimed_lossless: true,
-        is_lossless: true,
-        law: Law::Chain,
-        shapes: CHAINS,
-        sequences: 1,
-        length: None,
-        run,
-    }
-}
-
-pub(super) static THRESHOLD: Rule = rule(
+pub(super) static THRESHOLD: Rule = Rule::chain(
     "dspark_threshold",
     "deepseek-ai/DeepSpec at afdfa7c, draft_ops.py",
     |rows, shape, choices| single(rows, shape, choices, below_threshold),
 );
 
 pub(super) static SCHEDULER: Rule =
-    rule("dspark_scheduler", "arXiv 2607.05147, algorithm 1", |rows, shape, choices| {
+    Rule::chain("dspark_scheduler", "arXiv 2607.05147, algorithm 1", |rows, shape, choices| {
         single(rows, shape, choices, |survival| scheduled(survival, CURVE))
     });
 
 pub(super) static UNSTOPPED: Rule = Rule {
     is_claimed_lossless: false,
     is_lossless: false,
-    ..rule("dspark_unstopped", "arXiv 2607.05147, appendix A", |rows, shape, choices| {
+    ..Rule::chain("dspark_unstopped", "arXiv 2607.05147, appendix A", |rows, shape, choices| {
         single(rows, shape, choices, |survival| best(survival, CURVE))
     })
 };
@@ -83,12 +62,12 @@ pub(super) static UNSTOPPED: Rule = Rule {
 pub(super) static RANKED: Rule = Rule {
     shapes: &[&[1], &[1, 1]],
     sequences: 2,
-    ..rule("adaptive_ranked", "vllm-project/vllm#47808, two sequences", ranked)
+    ..Rule::chain("adaptive_ranked", "vllm-project/vllm#47808, two sequences", ranked)
 };
 
 pub(super) static STALE: Rule = Rule {
     length: Some(LENGTH),
-    ..rule("adaptive_stale", "vllm-project/vllm#47808, steps", |rows, shape, choices| {
+    ..Rule::chain("adaptive_stale", "vllm-project/vllm#47808, steps", |rows, shape, choices| {
         stale(rows, shape.len(), Key::Step, choices)
     })
 };
@@ -96,7 +75,7 @@ pub(super) static STALE: Rule = Rule {
 pub(super) static STALE_BY_POSITION: Rule = Rule {
     is_lossless: false,
     length: Some(LENGTH),
-    ..rule(
+    ..Rule::chain(
         "adaptive_stale_by_position",
         "vllm-project/vllm#47808 and #54282, steps whose drafts are keyed by (seed, position)",
         |rows, shape, choices| stale(rows, shape.len(), Key::Position, choices),

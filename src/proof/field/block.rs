@@ -19,46 +19,35 @@ use crate::error::Result;
 use crate::number::Weight;
 use crate::number::fraction::Fraction;
 use crate::proof::golden::Rows;
-use crate::verify::law::Law;
 
 /// How many tokens are followed over several steps.
 const LENGTH: usize = 3;
 
-pub(super) static STEP: Rule = Rule {
-    name: "vllm_block",
-    source: "vllm-project/vllm#46781, one step",
-    is_claimed_lossless: true,
-    is_lossless: true,
-    law: Law::Chain,
-    shapes: &[&[1], &[1, 1], &[1, 1, 1]],
-    sequences: 1,
-    length: None,
-    run: |rows, shape, choices| {
+pub(super) static STEP: Rule =
+    Rule::chain("vllm_block", "vllm-project/vllm#46781, one step", |rows, shape, choices| {
         let (mut emitted, mut accepted) = (Vec::new(), 0);
         step(rows, shape.len(), &mut Noise::fresh(choices), &mut emitted, &mut accepted)?;
         Ok(Run { emitted: vec![emitted], accepted, fallbacks: 0 })
-    },
-};
+    });
 
 pub(super) static STEPS: Rule = Rule {
-    name: "vllm_block_steps",
-    source: "vllm-project/vllm#46781, steps whose acceptances are keyed by (seed, position)",
-    is_claimed_lossless: true,
     is_lossless: false,
-    law: Law::Chain,
     shapes: &[&[1], &[1, 1]],
-    sequences: 1,
     length: Some(LENGTH),
-    run: |rows, shape, choices| {
-        let (mut emitted, mut accepted) = (Vec::new(), 0);
-        while emitted.len() < LENGTH {
-            let root = emitted.len();
-            let mut noise = Noise { choices, root, draft: Key::Step, accept: Key::Position };
-            step(rows, shape.len(), &mut noise, &mut emitted, &mut accepted)?;
-        }
-        emitted.truncate(LENGTH);
-        Ok(Run { emitted: vec![emitted], accepted, fallbacks: 0 })
-    },
+    ..Rule::chain(
+        "vllm_block_steps",
+        "vllm-project/vllm#46781, steps whose acceptances are keyed by (seed, position)",
+        |rows, shape, choices| {
+            let (mut emitted, mut accepted) = (Vec::new(), 0);
+            while emitted.len() < LENGTH {
+                let root = emitted.len();
+                let mut noise = Noise { choices, root, draft: Key::Step, accept: Key::Position };
+                step(rows, shape.len(), &mut noise, &mut emitted, &mut accepted)?;
+            }
+            emitted.truncate(LENGTH);
+            Ok(Run { emitted: vec![emitted], accepted, fallbacks: 0 })
+        },
+    )
 };
 
 fn step(

@@ -26,41 +26,20 @@ use crate::error::Result;
 use crate::number::Weight;
 use crate::number::fraction::Fraction;
 use crate::proof::golden::Rows;
-use crate::verify::law::Law;
-
-const SHAPES: &[&[usize]] = &[&[1], &[1, 1], &[1, 1, 1]];
-
-const fn rule(
-    name: &'static str,
-    source: &'static str,
-    run: fn(&Rows<Fraction>, &'static [usize], &mut Enumerator<Fraction>) -> Result<Run>,
-) -> Rule {
-    Rule {
-        name,
-        source,
-        is_claimed_lossless: true,
-        is_lossless: true,
-        law: Law::Chain,
-        shapes: SHAPES,
-        sequences: 1,
-        length: None,
-        run,
-    }
-}
 
 pub(super) static NAIVE: Rule =
-    rule("hsd_naive", "arXiv 2601.05724, algorithm 1", |rows, shape, choices| {
+    Rule::chain("hsd_naive", "arXiv 2601.05724, algorithm 1", |rows, shape, choices| {
         scan(rows, shape.len(), Variant::Naive, choices)
     });
 
 pub(super) static CAPPED: Rule =
-    rule("hsd", "arXiv 2601.05724, algorithm 2", |rows, shape, choices| {
+    Rule::chain("hsd", "arXiv 2601.05724, algorithm 2", |rows, shape, choices| {
         scan(rows, shape.len(), Variant::Capped, choices)
     });
 
 pub(super) static RELEASED: Rule = Rule {
     is_lossless: false,
-    ..rule(
+    ..Rule::chain(
         "hsd_released",
         "the repository of arXiv 2601.05724 at b8575e2",
         |rows, shape, choices| scan(rows, shape.len(), Variant::Released, choices),

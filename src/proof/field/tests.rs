@@ -151,7 +151,7 @@ fn cuts_by_what_came_before_are_lossless() {
     }
 }
 
-/// The model of DSpark's appendix A: the first token tells how sure the second one is.
+/// The model of `DSpark`'s appendix A: the first token tells how sure the second one is.
 fn appendix() -> Rows<R> {
     rows(
         &[&[(7, 10), (3, 10)], &[(1, 2), (1, 2)], &[(1, 1), (0, 1)]],

@@ -89,7 +89,15 @@ def field(**changes):
         "claimed_lossless": True,
         "lossless": True,
         "law": "chain",
-        "cases": [],
+        "cases": [
+            {
+                "case": "B [1, 1]",
+                "distance": "0",
+                "expected": "887/324",
+                "shipped": [("specinfer", "67/27"), ("gbv", "287/108")],
+            },
+            {"case": "B, in steps", "distance": "0", "expected": "", "shipped": []},
+        ],
         "distance": "0",
         "generated": 120,
         "generated_biased": 0,
@@ -273,6 +281,8 @@ def test_rules_of_the_field_are_shown_with_their_counterexamples(core):
     text = report.to_text()
     shown = "p (2/3, 1/3); q (1/3, 2/3); [1, 1]: 0 1 0 with 2/9, not 4/27"
     assert all(cell in text for cell in [shown, "1/36", "14,880", "biased"])
+    assert all(cell in text for cell in ["887/324", "specinfer 67/27, gbv 287/108"])
+    assert "in steps" not in text.partition("mean lengths")[2].partition("mutants")[0]
     assert "2 rules of the field: 1 without a distance, 1 refuted" in report.summary
     assert report.data["field"] == core["prove_field"]
 
