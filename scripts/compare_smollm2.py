@@ -156,13 +156,13 @@ def alarms(count: int = 200) -> dict[str, Any]:
     """Compare a right engine with itself, with other seeds each time."""
     engine, began = mutants.engine(), time.monotonic()
     found = [
-        compare(engine, engine, [(1, 2, 3), (0, 3)], min_tv=0.1, alpha=0.01, seed=100_000 * run)
+        compare(engine, engine, [(1, 2, 3), (0, 3)], min_tv=0.15, alpha=0.01, seed=100_000 * run)
         for run in range(count)
     ]
     return {
         "runs": count,
         "alpha": 0.01,
-        "min_tv": 0.1,
+        "min_tv": 0.15,
         "alarms": sum(result.verdict == "biased" for result in found),
         "samples_each": found[0].num_samples,
         "seconds": round(time.monotonic() - began, 1),

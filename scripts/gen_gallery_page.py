@@ -62,9 +62,8 @@ Three of these need a word:
 - **bf16-draft** depends on the size of the logits: bfloat16 has steps of 1/8 near 30, and the
   drafter's row moves by some per cent.
 
-Engines whose draft model never samples (greedy drafts) have none of the faults that concern q, and
-a fault in a grammar's masks shows only under a grammar: the option that sets the condition must be
-given.
+A fault shows only under the condition that it needs: one in a grammar's masks under a grammar, one
+of a batch in a batch. The options of the command set them.
 """
 
 

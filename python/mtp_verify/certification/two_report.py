@@ -125,12 +125,11 @@ def _where(c: Comparison) -> list[Table]:
         )
         for check in failed[:_MOST_ROWS]
     )
-    prompts = range(len(c.prompts))
-    worst = min(prompts, key=lambda p: c.checks[1 + p].fit.p_value)
-    tally = c.tallies[worst]
+    of_prompts = [(k.fit.p_value, k.prompt) for k in c.checks if k.prompt is not None]
+    worst = min(of_prompts)[1]
     rows = tuple(
-        (tally.cells.name(cell), f"{one:.4f}", f"{other:.4f}")
-        for cell, one, other in tally.most_off(_MOST_ROWS)
+        (cell, f"{one:.4f}", f"{other:.4f}")
+        for cell, one, other in c.tallies[worst].most_off(_MOST_ROWS)
     )
     title = f"{c.name}: cells most off behind prompt {worst + 1}, {c.prompts[worst]}"
     return [
@@ -167,7 +166,7 @@ def _as_data(c: Comparison) -> dict[str, Any]:
 
 def _worst(tally: Any) -> dict[str, Any]:
     cell, one, other = tally.most_off(1)[0]
-    return {"cell": tally.cells.name(cell), **dict(zip(SIDES, (one, other), strict=True))}
+    return {"cell": cell, **dict(zip(SIDES, (one, other), strict=True))}
 
 
 def _html(table: Table) -> str:

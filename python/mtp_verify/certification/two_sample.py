@@ -66,7 +66,7 @@ class Comparison:
         tv: Total variation between the sides, the mean over the prompts; 95 %. Its lower bound
             holds for whole strings, estimate and upper bound for the cells alone.
         intervals: The same of each prompt alone.
-        num_cells: Cells over all prompts.
+        num_cells: Cells of whole strings over all prompts.
         resolved: Share of the strings that have a cell of their own.
         served_tv: Total variation of the first token's law as both sides serve it, the largest over
             the prompts; None where one does not serve it.
@@ -120,11 +120,12 @@ def compare(
     """Test whether two samplers have one distribution.
 
     The first `length` tokens behind each prompt are put into some 50 cells: strings that a pilot
-    sample shows to be frequent have one each, rarer ones share. A chi-square test compares the
-    counts of both sides, over all prompts and for each; neighbouring strings and consecutive seeds
-    of each side are tested for independence. The samples are looked at four times, so that a clear
-    difference ends early; Holm's correction over the tests and the split of `alpha` over the looks
-    keep the probability of a false alarm below `alpha`.
+    sample shows to be frequent have one each, rarer ones share; so are the first token, the first
+    two, and so on. A chi-square test compares the counts of both sides, over all prompts and for
+    each; neighbouring strings and consecutive seeds of each side are tested for independence. The
+    samples are looked at four times, so that a clear difference ends early; Holm's correction over
+    the tests and the split of `alpha` over the looks keep the probability of a false alarm below
+    `alpha`.
 
     What it cannot see: a difference inside a cell (between strings too rare for one of their own),
     behind the first `length` tokens, behind prompts that were not asked, and below `min_tv`.
@@ -134,7 +135,8 @@ def compare(
             that have ended are filled up with -1. An attribute `first_law`, a function from a
             prompt to a mapping from tokens to probabilities, is the law of the first token as that
             side serves it, shaped as its samples are; it may leave out unlikely tokens. The first
-            tokens of both sides are then compared with it, and two served laws with each other.
+            tokens of both sides are then compared with it, and two served laws with each other:
+            apart by `min_tv` or more they are a difference.
         other: The same of the other side.
         prompts: Token ids of each; at least one.
         length: Tokens whose joint law is compared.
@@ -191,7 +193,11 @@ def compare(
     served = run.served_tv()
     is_biased = is_biased or (served is not None and served >= min_tv)
     is_whole = run.num_samples >= needed
-    single = sum(int(t.counts[..., t.cells.is_single()].sum()) for t in run.tallies)
+    single = sum(
+        int(tally.counts[-1][..., : len(cells)][..., cells.is_single()].sum())
+        for tally in run.tallies
+        for cells in tally.cells[-1:]
+    )
     seconds = time.monotonic() - started
     return Comparison(
         name=shown,
@@ -207,7 +213,7 @@ def compare(
         checks=tuple(found),
         tv=tv_of_two(run.tallies),
         intervals=tuple(tally.interval() for tally in run.tallies),
-        num_cells=sum(len(tally.cells) for tally in run.tallies),
+        num_cells=sum(len(tally.cells[-1]) for tally in run.tallies),
         resolved=single / max(1, 2 * run.num_samples),
         served_tv=served,
         seeds=(seed, run.next_seed - 1),
@@ -224,7 +230,7 @@ def _name(sampler: Sampler) -> str:
 
 def _needed(tallies: Sequence[TwoTally], min_tv: float, alpha: float, power: float) -> int:
     """Return the samples of each side with which the test of all prompts finds `min_tv`."""
-    df = sum(len(tally.cells) - 1 for tally in tallies)
+    df = sum(len(tally.cells[-1]) - 1 for tally in tallies)
     level = alpha / num_checks_of_two(tallies)
     return num_samples_of_two(df + 1, min_tv, level, power)
 
@@ -266,8 +272,9 @@ class _Run:
             self._progress.show(f"pilot, prompt {index + 1} of {len(self.prompts)}")
             served = [self._law(sampler, prompt) for sampler in self.samplers]
             # Half of it from each side, so that what is frequent on either has a cell.
-            pilot = [self._call(side, prompt, self.num_pilot) for side in range(2)]
-            cells = Cells.of_pilot(np.concatenate(pilot), _MOST_CELLS)
+            calls = [self._call(side, prompt, self.num_pilot) for side in range(2)]
+            pilot, ends = np.concatenate(calls), range(1, self.length + 1)
+            cells = [Cells.of_pilot(pilot[:, :end], _MOST_CELLS) for end in ends]
             self.tallies.append(TwoTally(cells, served))
         self.save()
 
@@ -326,7 +333,7 @@ class _Run:
         if self._path is not None:
             tallies = [
                 {
-                    "cells": tally.cells.state(),
+                    "cells": [cells.state() for cells in tally.cells],
                     "served": [
                         law and dict(zip(law.tokens.tolist(), law.probs.tolist(), strict=False))
                         for law in tally.served
@@ -346,7 +353,8 @@ class _Run:
                     law and ServedLaw.of({int(token): p for token, p in law.items()})
                     for law in kept["served"]
                 ]
-                self.tallies.append(TwoTally(Cells(**kept["cells"]), laws))
+                cells = [Cells(**state) for state in kept["cells"]]
+                self.tallies.append(TwoTally(cells, laws))
                 self.tallies[-1].restore(kept["counts"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise bad_file(path, f"these are not kept counts ({error!r})") from error

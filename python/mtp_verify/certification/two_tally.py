@@ -1,8 +1,10 @@
 """Counts of two samplers behind one prompt, and the tests of those counts.
 
-Cells compare the two; the strings of each are compared with their neighbours too, since dependent
-strings would make every figure look more certain than it is. Where a side serves the law of the
-first token, first tokens are compared with that: a known law needs half the samples.
+Cells compare the two, those of whole strings and those of their beginnings: what befalls a token is
+seen best where no later ones split its counts. The strings of each are compared with their
+neighbours too, since dependent strings would make every figure look more certain than it is. Where
+a side serves the law of the first token, first tokens are compared with that: a known law needs
+half the samples.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ _MAX_CLASSES = 8
 # Mass of what was not served, at least: log-probabilities are rounded.
 _LEAST_REST = 1e-6
 _RELATIONS = ("neighbours", "next seed")
+_BOUNDS = ("estimate", "low", "high")
 
 
 class ServedLaw(NamedTuple):
@@ -75,15 +78,19 @@ class ServedLaw(NamedTuple):
 class TwoTally(Kept):
     """Counts behind one prompt: of cells by side and half, of pairs, and of first tokens.
 
-    `served` are the laws of the first token, one a side, None where it is not served.
+    `cells` are those of the first token, of the first two, ..., of whole strings at last; `served`
+    are the laws of the first token, one a side, None where it is not served.
     """
 
     kept = ("counts", "pairs", "firsts")
 
-    def __init__(self, cells: Cells, served: Sequence[ServedLaw | None] = (None, None)) -> None:
-        self.cells, self.served = cells, tuple(served)
-        self.counts = np.zeros((2, 2, len(cells)), np.int64)
-        self._num_classes = min(len(cells), _MAX_CLASSES)
+    def __init__(
+        self, cells: Sequence[Cells], served: Sequence[ServedLaw | None] = (None, None)
+    ) -> None:
+        self.cells, self.served = tuple(cells), tuple(served)
+        # By length, side, half, cell.
+        self.counts = np.zeros((len(cells), 2, 2, max(map(len, cells))), np.int64)
+        self._num_classes = min(len(cells[-1]), _MAX_CLASSES)
         # By side and relation: of classes of two strings.
         shape = (2, len(_RELATIONS), self._num_classes, self._num_classes)
         self.pairs = np.zeros(shape, np.int64)
@@ -94,52 +101,61 @@ class TwoTally(Kept):
     @property
     def num_samples(self) -> int:
         """How many strings of each side have been counted."""
-        return int(self.counts[0].sum())
+        return int(self.counts[0, 0].sum())
 
     def add(self, side: int, calls: Sequence[NDArray[np.int64]]) -> None:
         """Count two calls of consecutive seeds, int (n, >= length) each."""
-        cells = [self.cells.of(call) for call in calls]
-        for half, found in enumerate(cells):
-            self.counts[side, half] += np.bincount(found, minlength=len(self.cells))
-        classes = [np.minimum(found, self._num_classes - 1) for found in cells]
+        for half, call in enumerate(calls):
+            for counts, cells in zip(self.counts, self.cells, strict=True):
+                counts[side, half] += np.bincount(cells.of(call), minlength=counts.shape[-1])
+        found = [self.cells[-1].of(call) for call in calls]
+        classes = [np.minimum(cells, self._num_classes - 1) for cells in found]
         even = len(classes[0]) // 2 * 2
         for rows in classes:
             np.add.at(self.pairs[side, 0], (rows[:even:2], rows[1:even:2]), 1)
         np.add.at(self.pairs[side, 1], (classes[0], classes[1]), 1)
         for known, law in enumerate(self.served):
             if law is not None:
-                counts = sum(law.counts(call[:, 0]) for call in calls)
-                self.firsts[side, known, : len(law.probs)] += counts
+                for call in calls:
+                    self.firsts[side, known, : len(law.probs)] += law.counts(call[:, 0])
 
-    def fit(self) -> stats.Fit:
-        """Compare the cells of both sides."""
-        return fit_of_two(*self.counts.sum(axis=1))
+    def fit(self, place: int) -> stats.Fit:
+        """Compare the cells of one length on both sides, `place` being 0 for the first token."""
+        return fit_of_two(*self.counts[place].sum(axis=1))
 
     def independence(self, side: int, relation: int) -> stats.Fit:
         """Test whether strings of one side depend on their neighbours, or on the next seed's."""
-        counts = self.counts[side].sum(axis=0)
+        counts = self.counts[-1, side].sum(axis=0)
         last = self._num_classes - 1
         law = np.append(counts[:last], counts[last:].sum()) / max(1, counts.sum())
         return stats.independence(self.pairs[side, relation], law)
 
     def interval(self) -> stats.Interval:
         """Estimate the total variation between both sides."""
-        return tv_interval_of_two(*self.counts)
+        return tv_of_two([self])
 
-    def most_off(self, count: int) -> list[tuple[int, float, float]]:
+    def most_off(self, count: int) -> list[tuple[str, float, float]]:
         """Return the cells that differ most for their size, and their shares on both sides."""
-        shares = self.counts.sum(axis=1) / max(1, self.num_samples)
-        total = shares.sum(axis=0)
-        off = np.abs(shares[0] - shares[1]) / np.sqrt(np.where(total > 0, total, 1.0))
-        cells = np.argsort(-off, kind="stable")[:count].tolist()
-        return [(cell, float(shares[0, cell]), float(shares[1, cell])) for cell in cells]
+        shares = self.counts.sum(axis=2) / max(1, self.num_samples)
+        total = shares.sum(axis=1)
+        off = np.abs(shares[:, 0] - shares[:, 1]) / np.sqrt(np.where(total > 0, total, 1.0))
+        found = []
+        for index in np.argsort(-off, axis=None, kind="stable")[:count].tolist():
+            place, cell = divmod(index, off.shape[1])
+            name = self.cells[place].name(cell)
+            name += "" if place == len(self.cells) - 1 else ", whatever follows"
+            found.append((name, float(shares[place, 0, cell]), float(shares[place, 1, cell])))
+        return found
 
 
 def checks_of_two(tallies: Sequence[TwoTally]) -> list[Check]:
     """Run every test, corrected over all of them: that of all prompts together comes first."""
-    fits = [tally.fit() for tally in tallies]
-    found: list[tuple[str, int | None, stats.Fit]] = [("strings", None, sum(fits[1:], fits[0]))]
-    found += [("strings", prompt, fit) for prompt, fit in enumerate(fits)]
+    found: list[tuple[str, int | None, stats.Fit]] = []
+    for place in reversed(range(len(tallies[0].cells))):
+        name = f"first {place + 1} tokens" if place else "first token"
+        fits = [tally.fit(place) for tally in tallies]
+        found.append((name, None, sum(fits[1:], fits[0])))
+        found += [(name, prompt, fit) for prompt, fit in enumerate(fits)]
     for side, word in enumerate(SIDES):
         for relation, name in enumerate(_RELATIONS):
             parts = [tally.independence(side, relation) for tally in tallies]
@@ -164,6 +180,13 @@ def num_checks_of_two(tallies: Sequence[TwoTally]) -> int:
 
 
 def tv_of_two(tallies: Sequence[TwoTally], alpha: float = 0.05) -> stats.Interval:
-    """Estimate the mean over the prompts of the total variation between both sides."""
-    first, second = (np.concatenate([t.counts[side] for t in tallies], axis=1) for side in range(2))
-    return tv_interval_of_two(first, second, alpha=alpha)
+    """Estimate the mean over the prompts of the total variation between both sides.
+
+    That of beginnings is never above that of whole strings, and is measured better: the largest of
+    all bounds counts.
+    """
+    found = []
+    for place in range(len(tallies[0].cells)):
+        sides = (np.concatenate([t.counts[place, i] for t in tallies], axis=1) for i in range(2))
+        found.append(tv_interval_of_two(*sides, alpha=alpha / len(tallies[0].cells)))
+    return stats.Interval(*(max(getattr(each, name) for each in found) for name in _BOUNDS))

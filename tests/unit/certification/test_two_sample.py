@@ -51,8 +51,8 @@ def test_a_difference_of_five_percent_is_found_in_a_large_vocabulary():
     assert found.verdict == "biased"
     assert found.tv.low <= 0.05 <= found.tv.high
     cell, one, other = found.tallies[0].most_off(1)[0]
-    assert found.tallies[0].cells.name(cell).split()[0] in {"0", "1"}
-    assert abs(one - other) > 0.005
+    assert cell in {"0, whatever follows", "1, whatever follows"}
+    assert abs(one - other) == pytest.approx(0.05, abs=0.03)
     alike = compare(zipf(), zipf(), [(1, 2)], length=2, min_tv=0.1)
     assert alike.verdict == "pass"
     assert 0 < alike.resolved < 1
@@ -124,13 +124,15 @@ def served(engine, most=4):
 def test_first_tokens_are_tested_by_a_served_law_with_fewer_samples():
     wrong = mutants.engine("biased", tv=0.05)
     options = {"prompts": [(1, 2, 3)], "min_tv": 0.05, "alpha": 0.01}
-    least = {}
-    for name, one in (("unknown", RIGHT), ("served", served(RIGHT, most=3))):
-        for most in (400, 800, 1_600, 3_200, 6_400, 12_800):
-            if compare(one, wrong, **options, max_samples=most).verdict == "biased":
-                least[name] = most
-                break
-    assert least["served"] < least["unknown"]
+    # 10 runs with too few samples for most.
+    num_found = {
+        name: sum(
+            compare(one, wrong, **options, max_samples=600, seed=1_000 * run).verdict == "biased"
+            for run in range(10)
+        )
+        for name, one in (("unknown", RIGHT), ("served", served(RIGHT, most=3)))
+    }
+    assert num_found["served"] >= num_found["unknown"] + 4
     found = compare(served(RIGHT), wrong, **options)
     assert 'first token of "other" by the law that "one" serves' in failed(found)
     assert 'first token of "one" by the law that "one" serves' not in failed(found)
