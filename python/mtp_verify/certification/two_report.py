@@ -20,7 +20,9 @@ __all__ = ["ComparisonReport", "comparison_report"]
 
 _NOT_ENOUGH = "not enough data"
 _MOST_ROWS = 5
-_SETTINGS = ("min_tv", "alpha", "power", "length", "num_cells", "resolved", "served_tv")
+# Attributes of a comparison that its data have under the same names.
+_SETTINGS = ("min_tv", "alpha", "power", "length", "num_cells")
+_SEEN = ("resolved", "resolved_first", "served_tv")
 
 
 @dataclass
@@ -96,8 +98,9 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
     ]
     for c in comparisons:
         notes.append(
-            f"{c.name}: {c.num_cells} cells behind {len(c.prompts)} prompts; {c.resolved:.0%} of "
-            f"the strings of {c.length} tokens have a cell of their own, the others share."
+            f"{c.name}: {c.num_cells} cells behind {len(c.prompts)} prompts; "
+            f"{c.resolved_first:.0%} of the first tokens and {c.resolved:.0%} of the strings of "
+            f"{c.length} have a cell of their own, the others share."
         )
         if c.served_tv is not None:
             notes.append(
@@ -147,7 +150,7 @@ def _as_data(c: Comparison) -> dict[str, Any]:
         "samples_needed": c.num_needed,
         "samples_missing": c.num_missing,
         "samples_of_pilot": c.num_pilot,
-        **{name: getattr(c, name) for name in _SETTINGS},
+        **{name: getattr(c, name) for name in (*_SETTINGS, *_SEEN)},
         "seeds": {"first": c.seeds[0], "last": c.seeds[1]},
         "prompts": [
             {"tokens": prompt, "total_variation": vars(interval), "worst": _worst(tally)}

@@ -23,6 +23,7 @@ from mtp_verify.certification.two_tally import (
     TwoTally,
     checks_of_two,
     num_checks_of_two,
+    resolved_share,
     tv_of_two,
 )
 from mtp_verify.console.terminal import Progress
@@ -68,6 +69,7 @@ class Comparison:
         intervals: The same of each prompt alone.
         num_cells: Cells of whole strings over all prompts.
         resolved: Share of the strings that have a cell of their own.
+        resolved_first: Share of the strings whose first token has one.
         served_tv: Total variation of the first token's law as both sides serve it, the largest over
             the prompts; None where one does not serve it.
         seeds: First and last seed used; the two sides never share one.
@@ -88,6 +90,7 @@ class Comparison:
     intervals: tuple[stats.Interval, ...]
     num_cells: int
     resolved: float
+    resolved_first: float
     served_tv: float | None
     seeds: tuple[int, int]
     seconds: float
@@ -193,11 +196,6 @@ def compare(
     served = run.served_tv()
     is_biased = is_biased or (served is not None and served >= min_tv)
     is_whole = run.num_samples >= needed
-    single = sum(
-        int(tally.counts[-1][..., : len(cells)][..., cells.is_single()].sum())
-        for tally in run.tallies
-        for cells in tally.cells[-1:]
-    )
     seconds = time.monotonic() - started
     return Comparison(
         name=shown,
@@ -214,7 +212,8 @@ def compare(
         tv=tv_of_two(run.tallies),
         intervals=tuple(tally.interval() for tally in run.tallies),
         num_cells=sum(len(tally.cells[-1]) for tally in run.tallies),
-        resolved=single / max(1, 2 * run.num_samples),
+        resolved=resolved_share(run.tallies, -1),
+        resolved_first=resolved_share(run.tallies, 0),
         served_tv=served,
         seeds=(seed, run.next_seed - 1),
         seconds=seconds,

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from mtp_verify.certification.cells import Cells
 
-__all__ = ["SIDES", "ServedLaw", "TwoTally", "checks_of_two", "num_checks_of_two", "tv_of_two"]
+__all__ = [
+    "SIDES",
+    "ServedLaw",
+    "TwoTally",
+    "checks_of_two",
+    "num_checks_of_two",
+    "resolved_share",
+    "tv_of_two",
+]
 
 SIDES = ("one", "other")
 # Cells of the independence tests: pairs have that many squared.
@@ -177,6 +185,16 @@ def checks_of_two(tallies: Sequence[TwoTally]) -> list[Check]:
 def num_checks_of_two(tallies: Sequence[TwoTally]) -> int:
     """Return how many tests `checks_of_two` runs."""
     return len(checks_of_two(tallies))
+
+
+def resolved_share(tallies: Sequence[TwoTally], place: int) -> float:
+    """Return the share of strings whose cell, of one length, holds nothing else."""
+    single = sum(
+        int(tally.counts[place][..., : len(cells)][..., cells.is_single()].sum())
+        for tally in tallies
+        for cells in [tally.cells[place]]
+    )
+    return single / max(1, 2 * sum(tally.num_samples for tally in tallies))
 
 
 def tv_of_two(tallies: Sequence[TwoTally], alpha: float = 0.05) -> stats.Interval:
