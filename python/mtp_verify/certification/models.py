@@ -28,7 +28,7 @@ _CONFIG: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.15,
     "bos_token_id": None,
     "eos_token_id": None,

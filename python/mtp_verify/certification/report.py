@@ -33,6 +33,7 @@ class CertificateReport(Report):
     """A report with an HTML page; its exit code is 2 if there was not enough data to decide."""
 
     certificates: Sequence[Certificate] = field(default=())
+    appendix: Sequence[Table] = field(default=())  # of the page; `sections` has them for the text
 
     @property
     def exit_code(self) -> int:
@@ -43,7 +44,8 @@ class CertificateReport(Report):
 
     def to_html(self) -> str:
         """Render one page that loads nothing: tables, and bars of expected and observed."""
-        body = "".join(_section(certificate) for certificate in self.certificates)
+        body = "".join(_as_html(table) for table in self.appendix)
+        body += "".join(_section(certificate) for certificate in self.certificates)
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8">'
             f"<title>mtp-verify certify</title><style>{_CSS}</style>"
@@ -208,6 +210,12 @@ _CSS = (
     "th{border-bottom:1px solid #888}svg text{font:11px monospace}.seen{fill:#d97706}"
     ".want{fill:#2563eb}.biased,.lossy{color:#b91c1c}.pass{color:#15803d}"
 )
+
+
+def _as_html(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}" for name in table.columns)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in table.rows)
+    return f"<h2>{escape(table.title)}</h2><table><tr>{head}{rows}</table>"
 
 
 def _section(certificate: Certificate) -> str:
