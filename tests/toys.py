@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -10,7 +11,10 @@ from mtp_verify.certification.server.client import Client, Limits
 from mtp_verify.certification.server.loads import LOADS
 from mtp_verify.certification.server.sampler import ServerSampler
 from mtp_verify.testing import mutants
-from mtp_verify.testing.server import ToyServer
+from mtp_verify.testing.server import ToyServer, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROWS = mutants.table_rows(4, 7)
 PROMPTS = ((1, 2, 3, 1, 2), (0, 3, 0, 3), (2, 2, 1))
@@ -42,3 +46,14 @@ def sampler_of(*faults: str, load: str = "n", **options: Any) -> ServerSampler:
     """A sampler of a toy server; `sampler.client` is to be closed by whoever made it."""
     client = client_of(ToyServer(ROWS, faults, eos=options.get("eos")))
     return ServerSampler(client, ROWS, load=LOADS[load], **options)
+
+
+@contextmanager
+def served(app: ToyServer) -> Iterator[str]:
+    """The address of a toy server on a port of this machine."""
+    server = serve(app)
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -94,11 +94,10 @@ class ToyServer:
         model: str = "toy",
         eos: int | None = None,
     ) -> None:
-        for fault in faults:
-            if fault not in FAULTS:
-                message = f"fault {fault!r}: wanted one of: {', '.join(FAULTS)}"
-                raise ParamsError(message, slug="unknown_fault")
         self.rows, self.faults, self.model, self.eos = rows, frozenset(faults), model, eos
+        for fault in self.faults - FAULTS.keys():
+            message = f"fault {fault!r}: wanted one of: {', '.join(FAULTS)}"
+            raise ParamsError(message, slug="unknown_fault")
         self.num_requests = self.most_at_once = 0
         self._num_now, self._refused = 0, set[str]()
         self._rng = np.random.default_rng(0)
@@ -340,8 +339,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, help="a folder of --make-checkpoint")
     parser.add_argument("--port", type=int, default=8000)
     known = "; ".join(f"{name}: {words}" for name, words in FAULTS.items())
-    options = {"action": "append", "default": [], "choices": FAULTS, "metavar": "FAULT"}
-    parser.add_argument("--fault", help=known, **options)
+    parser.add_argument(
+        "--fault", action="append", default=[], choices=FAULTS, metavar="FAULT", help=known
+    )
     parser.add_argument("--model", default="toy", help="the name under which it is served")
     args = parser.parse_args(argv)
     from transformers import AutoModelForCausalLM

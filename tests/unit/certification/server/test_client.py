@@ -12,8 +12,8 @@ import pytest
 
 from mtp_verify.certification.server.client import Client, Limits
 from mtp_verify.errors import ParamsError, ServerError
-from mtp_verify.testing.server import ToyServer, serve
-from tests.toys import QUICK, ROWS, client_of
+from mtp_verify.testing.server import ToyServer
+from tests.toys import QUICK, ROWS, client_of, served
 
 BODY = {"prompt": [1, 2], "max_tokens": 3, "n": 1, "seed": 1, "return_token_ids": True}
 
@@ -189,13 +189,9 @@ def test_a_stream_that_is_cut_off_is_asked_for_again():
 
 
 def test_over_a_network():
-    server = serve(ToyServer(ROWS))
-    try:
-        with Client(f"http://127.0.0.1:{server.server_address[1]}/v1") as client:
+    with served(ToyServer(ROWS)) as url:
+        with Client(url) as client:
             assert client.models() == ["toy"]
             found = client.complete([BODY] * 8)
         with client_of(ToyServer(ROWS)) as other:
             assert found == other.complete([BODY] * 8)
-    finally:
-        server.shutdown()
-        server.server_close()
