@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
 
-__all__ = ["Kept", "fit_of_ranks"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Kept", "bad_file", "fit_of_ranks", "read_file", "write_file"]
 
 
 def fit_of_ranks(seen: Any, expected: Any, impossible: int) -> stats.Fit:
@@ -18,6 +22,37 @@ def fit_of_ranks(seen: Any, expected: Any, impossible: int) -> stats.Fit:
     if impossible:
         return stats.Fit(math.inf, len(seen) - 1, 0.0, int(seen.sum()), impossible)
     return stats.fit(seen, expected / max(expected.sum(), 1e-300), statistic="g")
+
+
+def bad_file(path: Path, found: str) -> ParamsError:
+    """Return the error of a file that cannot be gone on from."""
+    return ParamsError(f"{path}: {found}: take another file", slug="bad_resume")
+
+
+def read_file(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `write_file` wrote for an identity, or None where there is no file.
+
+    Raises:
+        ParamsError: It was written for another identity, or not by `write_file`.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = json.loads(path.read_text())
+        found = state["identity"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise bad_file(path, f"these are not kept counts ({error!r})") from error
+    if found != (wanted := json.loads(json.dumps(identity))):
+        other = f"found {found}, wanted {wanted}; another certification was kept there"
+        raise bad_file(path, other)
+    return dict(state)
+
+
+def write_file(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write counts, so that no moment leaves half a file."""
+    draft = path.with_suffix(path.suffix + ".part")
+    draft.write_text(json.dumps({"identity": identity, **state}))
+    draft.replace(path)
 
 
 class Kept:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.whitebox import AcceptCertificate
     from mtp_verify.testing import stats
 
-__all__ = ["CertificateReport", "accept_report", "report"]
+__all__ = ["PAGE_STYLE", "CertificateReport", "accept_report", "report"]
 
 _NOT_ENOUGH = "not enough data"
 _MOST_BARS = 40
@@ -48,7 +48,7 @@ class CertificateReport(Report):
         body += "".join(_section(certificate) for certificate in self.certificates)
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8">'
-            f"<title>mtp-verify certify</title><style>{_CSS}</style>"
+            f"<title>mtp-verify certify</title><style>{PAGE_STYLE}</style>"
             f"<h1>mtp-verify certify</h1><p>{escape(self.summary)}</p>{body}</html>\n"
         )
 
@@ -204,7 +204,7 @@ def _as_data(c: Certificate) -> dict[str, Any]:
     }
 
 
-_CSS = (
+PAGE_STYLE = (
     "body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:2px 10px;text-align:left}"
     "th{border-bottom:1px solid #888}svg text{font:11px monospace}.seen{fill:#d97706}"

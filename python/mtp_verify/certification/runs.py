@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from math import inf
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtp_verify.certification.kept import bad_file, read_file, write_file
 from mtp_verify.certification.paths import NUM_CALLS
 from mtp_verify.errors import ParamsError, ServerError
 from mtp_verify.testing.laws import ENDED
@@ -201,36 +201,23 @@ class Run:
         Raises:
             ParamsError: It is of another certification, or was not written by this class.
         """
-        self.path, self.identity = path, json.loads(json.dumps(identity))
-        if not path.exists():
+        self.path, self.identity = path, identity
+        if (state := read_file(path, identity)) is None:
             return
         try:
-            state = json.loads(path.read_text())
-            found = state["identity"]
             state |= {name: int(state[name]) for name in ("next_seed", "count", "num_ties")}
             state |= {"tallies": [*map(dict, state["tallies"])], "paths": dict(state["paths"])}
         except (KeyError, TypeError, ValueError) as error:
-            message = f"{path}: these are not kept counts ({error!r}): take another file"
-            raise ParamsError(message, slug="bad_resume") from error
-        other = ""
-        if found != self.identity:
-            other = f"found {found}, wanted {self.identity}; another certification was kept there"
-        elif (num := len(state["tallies"])) != len(self.tallies) or state["count"] < 1:
-            other = f"found {num} prompts of {state['count']} samples"
-        if other:
-            message = f"{path}: {other}: take another file"
-            raise ParamsError(message, slug="bad_resume")
+            raise bad_file(path, f"these are not kept counts ({error!r})") from error
+        if (num := len(state["tallies"])) != len(self.tallies) or state["count"] < 1:
+            raise bad_file(path, f"found {num} prompts of {state['count']} samples")
         self._restore(state)
 
     def save(self) -> None:
-        """Write the counts, so that no moment leaves half a file."""
+        """Write the counts to the file of `load`, if there is one."""
         self.saved = time.monotonic()
-        if self.path is None:
-            return
-        state = {"identity": self.identity, **self._state()}
-        draft = self.path.with_suffix(self.path.suffix + ".part")
-        draft.write_text(json.dumps(state))
-        draft.replace(self.path)
+        if self.path is not None:
+            write_file(self.path, self.identity, self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
