@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.certification import Certificate
     from mtp_verify.certification.report import CertificateReport
+    from mtp_verify.certification.two_report import ComparisonReport
     from mtp_verify.console.report import Report
 
 __all__ = ["COMMAND", "add_arguments", "run"]
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> Report:
     return _written(report(found), args.html)
 
 
-def _written(made: CertificateReport, html: Path | None) -> Report:
+def _written(made: CertificateReport | ComparisonReport, html: Path | None) -> Report:
     """Write the page, if one is wanted."""
     if html is not None:
         html.write_text(made.to_html(), encoding="utf-8")

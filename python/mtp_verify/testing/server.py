@@ -49,6 +49,7 @@ FAULTS = {
     "restarts": "is away for a moment after the 50th request",
     "dies": "is away for good after the 50th request",
 }
+_NO_IDS = {"no_token_ids", "text_prompts"}
 _SHIFT = 0.3
 _BLOCK = 32
 _AWAY = 5  # requests that are refused during a restart
@@ -225,7 +226,7 @@ class ToyServer:
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": finish}
         if "logprobs" in asked:
             choice["logprobs"] = self._logprobs(asked, prompt, string)
-        if asked.get("return_token_ids") and not self.faults & {"no_token_ids", "text_prompts"}:
+        if asked.get("return_token_ids") and not self.faults & _NO_IDS:
             choice["token_ids"] = list(string)
         return choice
 
@@ -263,7 +264,7 @@ class ToyServer:
     def _logprobs(
         self, asked: dict[str, Any], prompt: tuple[int, ...], string: tuple[int, ...]
     ) -> dict[str, Any]:
-        has_ids = asked.get("return_tokens_as_token_ids") and "no_token_ids" not in self.faults
+        has_ids = asked.get("return_tokens_as_token_ids") and not self.faults & _NO_IDS
         start = "token_id:" if has_ids else "t"
         heat = 2.0 if "wrong_logprobs" in self.faults else 1.0
         values, tops = [], []

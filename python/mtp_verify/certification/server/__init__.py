@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtp_verify.certification.server.against import compare_servers
 from mtp_verify.certification.server.checkpoint import (
     Reference,
     load_reference,
@@ -21,6 +22,7 @@ __all__ = [
     "ServerPlan",
     "ServerSampler",
     "certify_server",
+    "compare_servers",
     "load_reference",
     "write_checkpoints",
 ]

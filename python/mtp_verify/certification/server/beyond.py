@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtp_verify.certification.server.sampler import body_of, find_form, seed_of
+from mtp_verify.certification.server.sampler import TOP, body_of, find_form, seed_of
 from mtp_verify.errors import ServerError
 from mtp_verify.testing import stats
 from mtp_verify.verifier.params import SamplingParams
@@ -26,7 +26,6 @@ __all__ = ["Finding", "look_beyond", "refuse_other_checkpoint"]
 
 _NUM_TOKENS = 16
 _NUM_SEEDS = 4
-_TOP = 5  # as many as OpenAI's API serves
 # In nats. float32 differs by 1e-5, bfloat16 by a few hundredths.
 _TOLERANCE = 0.1
 _GREEDY = SamplingParams(temperature=0)
@@ -51,20 +50,28 @@ class Finding:
 
 
 def look_beyond(
-    sampler: ServerSampler, prompts: Sequence[Sequence[int]], *, tie: float = 1e-4
+    sampler: ServerSampler,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tie: float = 1e-4,
+    other: ServerSampler | None = None,
 ) -> list[Finding]:
     """Check what a server promises beside the law.
 
     Args:
-        sampler: The server, with `rows`.
+        sampler: The server, with `rows` unless there is an `other`.
         prompts: Token ids; each check asks for texts after each of them.
         tie: Logits this close to the largest are as good, at temperature 0.
+        other: A server whose greedy texts must be the same.
 
     Raises:
         ServerError: The server does not answer.
     """
     asked = _Asked(sampler, [tuple(prompt) for prompt in prompts], tie)
-    return [check(asked) for check in (_seeds, _greedy, _lengths, _stops, _logprobs)]
+    if other is None:
+        return [check(asked) for check in (_seeds, _greedy, _lengths, _stops, _logprobs)]
+    found = [_greedy_of_two(asked, _Asked(other, asked.prompts, tie))]
+    return [_seeds(asked), *found, _lengths(asked), _stops(asked)]
 
 
 class _Asked:
@@ -88,7 +95,7 @@ class _Asked:
 
     def tokens(self, choice: Choice) -> tuple[int, ...]:
         """Return the tokens of a choice."""
-        if choice.tokens is None and self.sampler.texts is not None:
+        if self.form.name == "text" and self.sampler.texts is not None:
             return self.sampler.texts.tokens_of(choice.text)
         return choice.tokens or ()
 
@@ -136,10 +143,37 @@ def _greedy(asked: _Asked) -> Finding:
     return Finding(name, ok=True, words=words)
 
 
+def _greedy_of_two(asked: _Asked, other: _Asked) -> Finding:
+    """Compare greedy texts up to the first difference, which may be a tie by the served laws."""
+    name = "greedy texts are the other server's"
+    wrong: list[str] = []
+    ties: list[str] = []
+    fields: dict[str, Any] = {}
+    if other.form.name != "text":
+        fields = {"logprobs": TOP, "return_tokens_as_token_ids": True}
+    wanted = other.choices(_GREEDY, _NUM_TOKENS, **fields)
+    found = asked.choices(_GREEDY, _NUM_TOKENS)
+    for number, (one, two) in enumerate(zip(found, wanted, strict=True)):
+        pairs = list(zip(asked.tokens(one), other.tokens(two), strict=False))
+        place = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), None)
+        if place is None:
+            continue
+        top = two.top[place] if place < len(two.top) else {}
+        gap = abs(top.get(pairs[place][0], -np.inf) - top.get(pairs[place][1], np.inf))
+        where = f"token {place + 1} after prompt {number + 1}: {pairs[place][0]}, not "
+        where += f"{pairs[place][1]} (log-probabilities differ by {gap:.2g})"
+        (ties if gap <= other.tie else wrong).append(where)
+    near = f"; near ties: {'; '.join(ties)}" if ties else ""
+    words = "; ".join(wrong) or f"{_NUM_TOKENS} tokens after {len(asked.prompts)} prompts"
+    return Finding(name, ok=not wrong, words=words + near)
+
+
 def _lengths(asked: _Asked) -> Finding:
     name = "max_tokens ends texts, with the reason 'length'"
     if asked.sampler.eos is not None:
         return Finding(name, None, "texts may end by themselves")
+    if asked.sampler.texts is not None and not asked.sampler.texts.has_ids:
+        return Finding(name, None, "the server gives characters, not tokens")
     wrong = []
     for num in (1, 2, 3, 5, 8):
         for params in (_PLAIN, _GREEDY):
@@ -173,7 +207,7 @@ def _stops(asked: _Asked) -> Finding:
 
 def _logprobs(asked: _Asked) -> Finding:
     name = "log-probabilities are those of the law"
-    fields: dict[str, Any] = {"logprobs": _TOP, "return_tokens_as_token_ids": True}
+    fields: dict[str, Any] = {"logprobs": TOP, "return_tokens_as_token_ids": True}
     try:
         found = [
             choice
@@ -220,7 +254,7 @@ def refuse_other_checkpoint(sampler: ServerSampler, prompts: Sequence[Sequence[i
     """
     asked = _Asked(sampler, [tuple(prompt) for prompt in prompts], 0.0)
     try:
-        found = asked.choices(_PLAIN, 1, logprobs=_TOP, return_tokens_as_token_ids=True)
+        found = asked.choices(_PLAIN, 1, logprobs=TOP, return_tokens_as_token_ids=True)
     except ServerError as error:
         if error.slug != "refused_request":
             raise

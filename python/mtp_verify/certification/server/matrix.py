@@ -14,7 +14,7 @@ from mtp_verify.certification.report import CertificateReport, report
 from mtp_verify.certification.server.beyond import look_beyond, refuse_other_checkpoint
 from mtp_verify.certification.server.loads import matrix, words_of
 from mtp_verify.certification.server.sampler import ServerSampler, find_form
-from mtp_verify.console.report import Table
+from mtp_verify.console.report import Report, Table
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError, ServerError
 from mtp_verify.verifier.params import SamplingParams
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mtp_verify.certification.server.client import Client
     from mtp_verify.certification.server.loads import Case
 
-__all__ = ["ServerPlan", "certify_server"]
+__all__ = ["ServerPlan", "add_findings", "certify_server", "counts_file"]
 
 _MARGIN = 2  # tokens behind those that are compared, where engines shorten drafts
 
@@ -151,10 +151,6 @@ def _certify(
     client = sampler.client
     requests, retries, start = client.num_requests, client.num_retries, time.monotonic()
     sys.stderr.write(f"certifying {sampler.name} ...\n")
-    counts = None
-    if plan.resume is not None:
-        plan.resume.mkdir(parents=True, exist_ok=True)
-        counts = plan.resume / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', sampler.name)}.json"
     found = certify(
         sampler,
         prompts=case.load.lengthened(prompts),
@@ -166,7 +162,7 @@ def _certify(
         tie=plan.tie,
         seed=plan.seed,
         max_seconds=None if seconds == inf else seconds,
-        resume=counts,
+        resume=counts_file(plan.resume, sampler.name),
     )
     asked, passed = client.num_requests - requests, time.monotonic() - start
     details = {
@@ -181,6 +177,14 @@ def _certify(
     return replace(found, details=found.details | details)
 
 
+def counts_file(folder: Path | None, name: str) -> Path | None:
+    """Return the file for the counts of a case, in a folder that is made if it is not there."""
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.json"
+
+
 def _report(
     client: Client,
     certificates: list[Certificate],
@@ -189,20 +193,26 @@ def _report(
     left_out: list[str],
 ) -> CertificateReport:
     made = report(certificates)
-    words = {True: "ok", False: "FAILED", None: "not served"}
-    notes = ["", f"tokens: {form}; {client.num_requests:,} requests, {client.num_retries:,} again."]
+    notes = [f"{client.num_requests:,} requests, {client.num_retries:,} again."]
     if left_out:
         notes.append(f"loads left out, too long for the model: {', '.join(left_out)}.")
+    made.appendix = (add_findings(made, findings, form, notes),)
+    return made
+
+
+def add_findings(made: Report, findings: list[Finding], form: str, notes: list[str]) -> Table:
+    """Add what was found beside the law to a report, and return its table."""
+    words = {True: "ok", False: "FAILED", None: "not served"}
     rows = tuple((words[f.ok], f.name, f.words) for f in findings)
+    notes = ["", f"tokens: {form}.", *notes]
     table = Table("beside the law", ("", "promise", "found"), rows, left=3, notes=tuple(notes))
     made.sections.append(table)
-    made.appendix = (table,)
     made.data["beside_the_law"] = [vars(finding) for finding in findings]
     made.data["tokens_from"] = form
     broken = [finding.name for finding in findings if finding.ok is False]
     if broken:
-        words_of_failure = f"not kept: {'; '.join(broken)}"
-        made.summary = f"{made.summary}; {words_of_failure}" if not made.ok else words_of_failure
+        failure = f"FAILED: not kept: {'; '.join(broken)}"
+        made.summary = failure if made.ok else f"{made.summary}; {failure}"
         made.ok = False
         made.data["status"] = "failed"
-    return made
+    return table

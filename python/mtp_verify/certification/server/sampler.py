@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from mtp_verify.certification.server.client import Client
     from mtp_verify.certification.server.texts import Texts
 
-__all__ = ["Form", "ServerSampler", "body_of", "find_form", "seed_of"]
+__all__ = ["TOP", "Form", "ServerSampler", "body_of", "find_form", "seed_of"]
 
 # Fields by which servers are asked for token ids; each knows its own and leaves out the others.
 _IDS = {"return_token_ids": True, "return_tokens": True}
 _IDS_BY_LOGPROBS = {"logprobs": 1, "return_tokens_as_token_ids": True}
+TOP = 5  # log-probabilities of a place, as many as OpenAI's API serves
 _SEED_BITS = 31  # as much as every server takes
 _ROW_BITS = 12  # of these, for the continuations of a call
 _STEPS = {
@@ -50,6 +52,10 @@ class Form:
     has_text_prompts: bool = False
     is_strict: bool = False
 
+    def without_ids(self) -> Form:
+        """Return the same form with text alone."""
+        return replace(self, name="text", fields=())
+
 
 def find_form(client: Client, prompt: Sequence[int], texts: Texts | None) -> Form:
     """Try in which form a server takes prompts and gives tokens.
@@ -65,11 +71,11 @@ def find_form(client: Client, prompt: Sequence[int], texts: Texts | None) -> For
     forms = [Form("token ids", tuple(_IDS.items()))]
     forms += [Form("token ids among log-probabilities", tuple((_IDS | _IDS_BY_LOGPROBS).items()))]
     forms += [Form("text"), Form("text", is_strict=True)]
-    forms += [replace(form, has_text_prompts=True) for form in forms[-2:]]
+    as_text = [replace(form, has_text_prompts=True) for form in forms]
+    if texts is not None:
+        forms = [*forms, *as_text] if texts.has_ids else as_text
     refusal: ServerError | None = None
     for form in forms:
-        if form.has_text_prompts and texts is None:
-            continue
         body = body_of(form, prompt, SamplingParams(), 2, texts)
         try:
             ((choice,),) = client.complete([body])
@@ -149,7 +155,8 @@ class ServerSampler:
         form: In which form it takes prompts and gives tokens; None: tried out with the first call.
 
     Attributes:
-        name: The model, its server, the load and the shaping.
+        name: The model and its server, unless another was given.
+        first_law: `served_law`, where first tokens are to be compared with it, else None.
     """
 
     def __init__(
@@ -169,6 +176,29 @@ class ServerSampler:
         self.num, self.eos, self.texts, self.form = num, eos, texts, form
         self.load = load or LOADS["batch"]
         self.name = name or f"{client.model} at {client.url}"
+        self.first_law: Callable[[Sequence[int]], dict[int, float]] | None = None
+
+    def served_law(self, prompt: Sequence[int]) -> dict[int, float]:
+        """Return the probabilities of the likeliest first tokens as served; none if none are.
+
+        They are those of rows that are not shaped.
+        """
+        self._find_form(prompt)
+        fields: dict[str, Any] = {"logprobs": TOP, "return_tokens_as_token_ids": True}
+        body = self._body(prompt, SamplingParams(), 1, eos=self.eos, **fields)
+        try:
+            ((choice,),) = self.client.complete([body])
+        except ServerError as error:
+            if error.slug != "refused_request":
+                raise
+            return {}
+        if not choice.top or choice.tokens is None:
+            return {}
+        return {token: math.exp(min(0.0, value)) for token, value in choice.top[0].items()}
+
+    def _find_form(self, prompt: Sequence[int]) -> None:
+        if self.form is None:
+            self.form = find_form(self.client, prompt, self.texts)
 
     def __call__(self, prompt: Sequence[int], n: int, seed: int) -> NDArray[np.int64]:
         """Draw n continuations of a prompt.
@@ -176,8 +206,7 @@ class ServerSampler:
         Raises:
             ServerError: The server does not answer, or with something else than was asked for.
         """
-        if self.form is None:
-            self.form = find_form(self.client, prompt, self.texts)
+        self._find_form(prompt)
         size = min(self.load.n, n)
         bodies, is_counted = [], []
         for start in range(0, n, size):
@@ -192,7 +221,7 @@ class ServerSampler:
         found = self.client.complete(bodies, concurrency=self.load.concurrency)
         kept = [choices for choices, counts in zip(found, is_counted, strict=True) if counts]
         rows = [self._tokens(choice) for choices in kept for choice in choices]
-        return filled_up(rows, self.num)
+        return filled_up(rows, max(self.num, *map(len, rows)))
 
     def _body(
         self, prompt: Sequence[int], params: SamplingParams, num: int, **more: Any
@@ -210,11 +239,13 @@ class ServerSampler:
     def _tokens(self, choice: Choice) -> list[int]:
         """Return the tokens of a continuation, its end among them."""
         tokens = choice.tokens
-        if tokens is None:
-            if self.texts is None:
-                message = f"{self.client.url}: found an answer without token ids, wanted them again"
-                raise ServerError(message, slug="no_token_ids")
+        if self.texts is not None and self.form is not None and self.form.name == "text":
             tokens = self.texts.tokens_of(choice.text)
+            if not self.texts.has_ids:
+                return list(tokens)
+        if tokens is None:
+            message = f"{self.client.url}: found an answer without token ids, wanted them again"
+            raise ServerError(message, slug="no_token_ids")
         found = list(tokens)
         has_stopped = choice.finish == "stop"
         if self.eos is not None and has_stopped and found[-1:] != [self.eos]:

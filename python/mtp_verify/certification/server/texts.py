@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.testing.laws import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,13 @@ _TRIAL_LENGTH = 6
 
 
 class Texts:
-    """From tokens to text, and back."""
+    """From tokens to text, and back.
+
+    Attributes:
+        has_ids: Whether the tokens are the server's own; else prompts go to it as text.
+    """
+
+    has_ids = True
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of a prompt."""
@@ -67,11 +74,14 @@ class Characters(Texts):
     """Texts as their characters: to compare two servers whose tokenizer is not at hand.
 
     Args:
-        prompts: The prompts, which are then numbers of these.
+        prompts: The texts of the prompts, whose tokens are then their numbers.
+        num: Characters of a text that are read, at most.
     """
 
-    def __init__(self, prompts: Sequence[str]) -> None:
-        self._prompts = list(prompts)
+    has_ids = False
+
+    def __init__(self, prompts: Sequence[str], num: int) -> None:
+        self._prompts, self._num = list(prompts), num
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the prompt of a number."""
@@ -79,5 +89,6 @@ class Characters(Texts):
         return self._prompts[number]
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
-        """Return the characters' numbers."""
-        return tuple(ord(character) for character in text)
+        """Return the first characters' numbers; what is missing is `ENDED`."""
+        found = [ord(character) for character in text[: self._num]]
+        return (*found, *[ENDED] * (self._num - len(found)))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.certification.report import CertificateReport
     from mtp_verify.certification.server import ServerPlan
+    from mtp_verify.certification.two_report import ComparisonReport
 
 __all__ = ["add_server_arguments", "certify_url", "make_checkpoint"]
 
@@ -42,6 +43,8 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write tiny random models that servers load, and say how (with --sharpness, --seed)",
     )
+    add("--against", metavar="URL", help="compare with this server instead: no law is needed")
+    add("--prompt", action="append", metavar="TEXT", help="for --against; may be repeated")
     add("--load", action="append", metavar="LOAD", help="may be repeated: batch (default), alone, "
         "n, mixed, stream, cache, long, free")  # fmt: skip
     add("--matrix", action="store_true", help="all loads, and every kind of shaping")
@@ -73,18 +76,34 @@ def make_checkpoint(args: argparse.Namespace) -> Report:
     return Report("certify", data=data, sections=["\n".join(["serve one of them:", *lines])])
 
 
-def certify_url(args: argparse.Namespace) -> CertificateReport:
+def certify_url(args: argparse.Namespace) -> CertificateReport | ComparisonReport:
     """Certify the server."""
     _refuse_others(args)
-    need(extra="server")
-    need(extra="hf")
-    from mtp_verify.certification.server import Client, Limits, certify_server, load_reference
-
-    if args.checkpoint is None:
-        message = "--url: say which checkpoint it serves (--checkpoint FOLDER)"
+    if (args.checkpoint is None) == (args.against is None):
+        message = (
+            "--url: say what its law is, by the checkpoint that it serves (--checkpoint FOLDER), "
+            "or by another server (--against URL)"
+        )
         raise ParamsError(message, slug="bad_options")
+    need(extra="server")
+    from mtp_verify.certification.server import (
+        Client,
+        Limits,
+        certify_server,
+        compare_servers,
+        load_reference,
+    )
+
     limits = Limits(args.concurrency, args.rate, args.timeout, args.retries)
     plan = _plan(args)
+    if args.against is not None:
+        prompts = {} if args.prompt is None else {"prompts": args.prompt}
+        with (
+            Client(args.url, args.model, limits=limits) as one,
+            Client(args.against, args.model, limits=limits) as other,
+        ):
+            return compare_servers(one, other, plan, **prompts)
+    need(extra="hf")
     # Before the reference is loaded: it says early whether the server can be asked at all.
     with Client(args.url, args.model, limits=limits) as client:
         return certify_server(client, load_reference(args.checkpoint), plan)
