@@ -17,7 +17,12 @@ from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.certification.settings import Plan, add_options, plans_of
 from mtp_verify.certification.whitebox import transformers_accept
 from mtp_verify.commands.command import Command, output_file
-from mtp_verify.commands.shared.served import add_server_arguments, certify_url, make_checkpoint
+from mtp_verify.commands.shared.served import (
+    add_server_arguments,
+    certify_url,
+    make_checkpoint,
+    refuse_server_options,
+)
 from mtp_verify.console.libraries import need
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -74,12 +79,13 @@ def run(args: argparse.Namespace) -> Report:
     if sum(subject is not None for subject in subjects) != 1:
         message = "say what to certify: one of --engine, --accept, --url and --rerun"
         raise ParamsError(message, slug="bad_options")
-    if args.accept is not None:
-        return _accept(args)
     if args.make_checkpoint is not None:
         return make_checkpoint(args)
     if args.url is not None:
         return _written(certify_url(args), args.html)
+    refuse_server_options(args)
+    if args.accept is not None:
+        return _accept(args)
     if args.rerun is not None:
         plans = plans_of(args.rerun, seed=args.seed)
     else:

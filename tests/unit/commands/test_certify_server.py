@@ -47,6 +47,17 @@ def test_a_report_is_written(tmp_path, capsys, checkpoint, rows, faults, code):
     assert "beside the law" in page.read_text()
 
 
+@pytest.mark.parametrize(("faults", "code"), [((), 0), (("shared_noise",), 1)])
+def test_two_servers_are_compared(tmp_path, capsys, rows, faults, code):
+    page = tmp_path / "report.html"
+    with served(ToyServer(rows, faults)) as url, served(ToyServer(rows)) as other:
+        words = ["--url", url, "--against", other, "--html", page, "--prompt", "t1 t2", *QUICK]
+        found, document = run(capsys, *words)
+    assert found == code
+    assert document["comparisons"][0]["servers"] == [url, other]
+    assert "greedy texts are the other server" in page.read_text()
+
+
 def test_text_alone_is_read_by_the_checkpoint_s_tokenizer(capsys, checkpoint, rows):
     with served(ToyServer(rows, ["text_prompts"])) as url:
         code, document = run(capsys, "--url", url, "--checkpoint", checkpoint, *QUICK)
@@ -67,6 +78,10 @@ def test_text_alone_is_read_by_the_checkpoint_s_tokenizer(capsys, checkpoint, ro
         (["--url", "http://127.0.0.1:9/v1", "--checkpoint", "FOLDER", "--retries", "0"],
          "server_unreachable"),
         (["--url", "URL", "--engine", "vllm"], "bad_options"),
+        (["--engine", "mutants", "--min-p", "0.1"], "bad_options"),
+        (["--accept", "transformers", "--load", "n"], "bad_options"),
+        (["--url", "URL", "--checkpoint", "FOLDER", "--against", "URL"], "bad_options"),
+        (["--url", "URL", "--against", "URL", "--load", "cache"], "unknown_load"),
         (["--url", "BROKEN", "--checkpoint", "FOLDER"], "wrong_checkpoint"),
     ],
     ids=" ".join,

@@ -193,7 +193,7 @@ def _report(
     left_out: list[str],
 ) -> CertificateReport:
     made = report(certificates)
-    notes = [f"{client.num_requests:,} requests, {client.num_retries:,} again."]
+    notes = [f"{client.num_requests:,} requests, {client.num_retries:,} retries."]
     if left_out:
         notes.append(f"loads left out, too long for the model: {', '.join(left_out)}.")
     made.appendix = (add_findings(made, findings, form, notes),)

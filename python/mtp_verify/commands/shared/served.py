@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from mtp_verify.certification.settings import Plan
 from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
 from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
-    import argparse
-
     from mtp_verify.certification.report import CertificateReport
     from mtp_verify.certification.server import ServerPlan
     from mtp_verify.certification.two_report import ComparisonReport
 
-__all__ = ["add_server_arguments", "certify_url", "make_checkpoint"]
+__all__ = ["add_server_arguments", "certify_url", "make_checkpoint", "refuse_server_options"]
 
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _SHAPING = ("temperature", "top_k", "top_p", "min_p", *_PENALTIES, "preset")
@@ -124,8 +124,17 @@ def _plan(args: argparse.Namespace) -> ServerPlan:
     )
 
 
+def refuse_server_options(args: argparse.Namespace) -> None:
+    """Refuse options of a server where something else is certified."""
+    parser = argparse.ArgumentParser()
+    add_server_arguments(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        if getattr(args, name) != usual:
+            message = f"--{name.replace('_', '-')}: it belongs to --url; leave it out"
+            raise ParamsError(message, slug="bad_options")
+
+
 def _refuse_others(args: argparse.Namespace) -> None:
-    from mtp_verify.certification.settings import Plan
 
     plain = Plan("", "")
     for name in _ELSEWHERE:
