@@ -148,7 +148,8 @@ def certify(
         params: How the engine shapes rows; None everywhere is plain sampling.
         prompts: Several, so that rejections and full acceptances occur.
         length: Tokens whose joint law is compared; should span at least two steps.
-        horizon: Tokens that are compared one by one; None: all that the engine returns, up to 32.
+        horizon: Tokens that are compared one by one, hundreds if need be: each costs a row of the
+            target for each string. None: all that the engine returns, up to 32.
         eos: The token at which the engine stops; None everywhere: it ignores all such tokens.
         allowed: The grammar that the engine obeys: from the tokens behind the prompt to
             bool (V,), which of them may come next; where there is none, the string ends.

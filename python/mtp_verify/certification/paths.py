@@ -32,6 +32,10 @@ NUM_CALLS = 4
 # The likeliest tokens have a rank of their own; the others share the last.
 _MAX_RANKS = 8
 _MOST_TOKENS = 16  # of a vocabulary whose tokens are counted by the one before
+# Tokens are counted by their number too, those of a larger vocabulary by its remainder.
+_NUM_CLASSES = 16
+# Strings of one length whose laws are kept: longer ones are too many, and seldom occur twice.
+_MOST_KEPT = 4096
 # Parts of the unit interval that places are put into.
 _NUM_PLACES = 4
 # What the noise of two tokens is compared by; no token is in two pairs of one name at one place.
@@ -55,7 +59,16 @@ class PathTally(Kept):
     At temperature 0, logits as close as `tie` to the largest are as good.
     """
 
-    kept = ("seen", "expected", "seen_after", "expected_after", "impossible", "pairs")
+    kept = (
+        "seen",
+        "expected",
+        "seen_class",
+        "expected_class",
+        "seen_after",
+        "expected_after",
+        "impossible",
+        "pairs",
+    )
 
     def __init__(self, laws: TokenLaws, vocab: int, horizon: int, tie: float) -> None:
         self.laws, self.horizon, self.tie = laws, horizon, tie
@@ -65,6 +78,10 @@ class PathTally(Kept):
         shape = (2, 2, horizon, self._num_ranks)
         self.seen = np.zeros(shape, np.int64)
         self.expected = np.zeros(shape)
+        # By token, class of its number: what befalls one token, of whatever rank, is seen here.
+        self._classes = np.arange(vocab) % _NUM_CLASSES
+        self.seen_class = np.zeros((horizon, min(vocab, _NUM_CLASSES)), np.int64)
+        self.expected_class = np.zeros(self.seen_class.shape)
         # By half of the string, token, token that follows it.
         follows = (2, vocab, vocab) if vocab <= _MOST_TOKENS else (2, 0, 0)
         self.seen_after = np.zeros(follows, np.int64)
@@ -72,7 +89,7 @@ class PathTally(Kept):
         # Tokens that could not have followed, and ends where none could be.
         self.impossible = np.zeros((2, 2, horizon), np.int64)
         self.pairs = np.zeros((len(_PAIRS), _NUM_PLACES, _NUM_PLACES), np.int64)
-        self._known: dict[Any, _Ranking] = {}
+        self._known: dict[Any, NDArray[np.float64] | None] = {}
 
     def add(self, prompt: tuple[int, ...], calls: Sequence[NDArray[np.int64]], seed: int) -> None:
         """Count the results, int (n, >= horizon), of `NUM_CALLS` calls with seeds from `seed` on.
@@ -104,52 +121,73 @@ class PathTally(Kept):
         noise = np.random.default_rng((seed, *prompt)).random(strings.shape)
         seeds, rows = (index.reshape(-1) for index in np.indices(calls.shape[:2]))
         part: tuple[NDArray[np.int64], NDArray[np.int64]] = (seed + seeds) % 2, rows % 2
+        # Strings that begin alike are a group, and have one law.
+        groups: list[tuple[int, ...]] = [()]
+        which = np.zeros(len(strings), np.int64)
         for depth in range(self.horizon):
             tokens = strings[:, depth]
-            before, which = np.unique(strings[:, :depth], axis=0, return_inverse=True)
-            which = which.reshape(-1)
-            known = [self._ranking(prompt, tuple(string)) for string in before.tolist()]
-            laws, weights, starts, ranks = (np.array(each) for each in zip(*known, strict=True))
+            laws, weights, starts, ranks = self._rankings(prompt, groups)
             # The end has a rank like a token; behind it nothing else has.
             rank = ranks[which, tokens]
             where: Any = (*part, depth)
             np.add.at(self.impossible, where, rank < 0)
             np.add.at(self.expected, where, weights[which])
+            sizes = np.bincount(which, minlength=len(groups))
+            self.expected_class[depth] += np.bincount(self._classes, sizes @ laws)
             mine = np.flatnonzero((rank >= 0) & (tokens != ENDED))
-            rank, which, tokens = rank[mine], which[mine], tokens[mine]
-            cells = (*(parity[mine] for parity in part), depth)
+            rank, group, token = rank[mine], which[mine], tokens[mine]
+            cells: Any = (*(parity[mine] for parity in part), depth)
             np.add.at(self.seen, (*cells, np.minimum(rank, self._num_ranks - 1)), 1)
+            np.add.at(self.seen_class[depth], self._classes[token], 1)
             if self.seen_after.size:
                 half = int(2 * depth >= self.horizon)
-                last = before[which, -1] if depth else np.full(len(which), prompt[-1])
-                np.add.at(self.seen_after[half], (last, tokens), 1)
-                np.add.at(self.expected_after[half], last, laws[which])
-            start, end = starts[which, rank], starts[which, rank + 1]
+                last = strings[mine, depth - 1] if depth else np.full(len(mine), prompt[-1])
+                np.add.at(self.seen_after[half], (last, token), 1)
+                np.add.at(self.expected_after[half], last, laws[group])
+            start, end = starts[group, rank], starts[group, rank + 1]
             place = (start + noise[mine, depth] * (end - start)) * _NUM_PLACES
             places[mine, depth] = np.minimum(place.astype(np.int64), _NUM_PLACES - 1)
+            grown, which = np.unique(which * (self._vocab + 1) + tokens + 1, return_inverse=True)
+            before, added = np.divmod(grown, self._vocab + 1)
+            groups = [
+                (*groups[group], token - 1)
+                for group, token in zip(before.tolist(), added.tolist(), strict=True)
+            ]
         return places.reshape(calls.shape)
 
-    def _ranking(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> _Ranking:
-        """Return the law behind a string, with its tokens ranked."""
-        key = (prompt, string)
-        if key not in self._known:
-            law = None if ENDED in string else self.laws.after(prompt, string)
-            ranking = _ended(self._vocab, self._num_ranks) if law is None else self._rank(law)
-            if law is not None and self.laws.params.is_greedy:
-                tied = self.laws.tied(prompt, string, self.tie)
-                ranking.ranks[:-1] = np.where(tied, 0, -1)
-            self._known[key] = ranking
-        return self._known[key]
-
-    def _rank(self, law: NDArray[np.float64]) -> _Ranking:
-        order = np.argsort(-law, kind="stable")
-        falling = law[order]
+    def _rankings(self, prompt: tuple[int, ...], strings: Sequence[tuple[int, ...]]) -> _Rankings:
+        """Return the laws behind strings of one length, with their tokens ranked."""
+        laws = np.zeros((len(strings), self._vocab))
+        has_law = np.zeros(len(strings), bool)
+        ranks = np.full((len(strings), self._vocab + 1), -1)
+        for group, string in enumerate(strings):
+            if (law := self._law(prompt, string)) is not None:
+                laws[group], has_law[group] = law, True
+        # Behind the end of a string there is only that.
+        ranks[~has_law, ENDED] = 0
+        order = np.argsort(-laws, axis=1, kind="stable")
+        falling = np.take_along_axis(laws, order, axis=1)
+        np.put_along_axis(ranks, order, np.arange(self._vocab)[None], axis=1)
+        ranks[:, :-1][laws == 0] = -1
+        if self.laws.params.is_greedy:
+            for group in np.flatnonzero(has_law).tolist():
+                tied = self.laws.tied(prompt, strings[group], self.tie)
+                ranks[group, :-1] = np.where(tied, 0, -1)
         last = self._num_ranks - 1
-        ranks = np.full(self._vocab + 1, -1)
-        ranks[order] = np.arange(self._vocab)
-        ranks[:-1][law == 0] = -1
-        weights = np.append(falling[:last], falling[last:].sum())
-        return _Ranking(law, weights, np.append(0.0, falling.cumsum()), ranks)
+        rest = falling[:, last:].sum(axis=1, keepdims=True)
+        starts = np.concatenate([np.zeros((len(laws), 1)), falling.cumsum(axis=1)], axis=1)
+        return _Rankings(laws, np.concatenate([falling[:, :last], rest], axis=1), starts, ranks)
+
+    def _law(self, prompt: tuple[int, ...], string: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """Return the law behind a string, None behind its end; those of short ones are kept."""
+        if ENDED in string:
+            return None
+        if self._vocab ** len(string) > _MOST_KEPT:
+            return self.laws.after(prompt, string)  # which hardly occurs again
+        key = prompt, string
+        if key not in self._known:
+            self._known[key] = self.laws.after(prompt, string)
+        return self._known[key]
 
     def _pair(self, places: NDArray[np.int64]) -> None:
         """Count pairs of places (NUM_CALLS, n, horizon)."""
@@ -188,6 +226,11 @@ class PathTally(Kept):
             found.append((f"tokens of {word} seeds", self._fit(np.s_[parity])))
             found.append((f"tokens of {word} rows", self._fit(np.s_[:, parity])))
         if not self.laws.params.is_greedy:
+            for depth in range(self.horizon):
+                counts = self.seen_class[depth], self.expected_class[depth]
+                impossible = int(self.impossible[:, :, depth].sum())
+                fit = fit_of_ranks(*counts, impossible)
+                found.append((f"token {depth + 1} by its number", fit))
             for half, word in enumerate(("first", "second")):
                 found.append((f"tokens by the one before, {word} half", self._fit_after(half)))
             uniform = np.full(_NUM_PLACES, 1 / _NUM_PLACES)
@@ -216,17 +259,10 @@ class PathTally(Kept):
         return total
 
 
-class _Ranking(NamedTuple):
-    """A law with its tokens ranked."""
+class _Rankings(NamedTuple):
+    """Laws (G, V) of the tokens behind G beginnings, with their tokens ranked."""
 
-    law: NDArray[np.float64]  # (V,) of the tokens
-    weights: NDArray[np.float64]  # (R,) of each rank, the last one's with all that follow
-    starts: NDArray[np.float64]  # (V + 1,) what is likelier than each token, by rank, and 1
-    ranks: NDArray[np.int64]  # (V + 1,) of each token, and of the end; -1: impossible
-
-
-def _ended(vocab: int, num_ranks: int) -> _Ranking:
-    """Behind the end of a string there is only that."""
-    ranks = np.full(vocab + 1, -1)
-    ranks[ENDED] = 0
-    return _Ranking(np.zeros(vocab), np.zeros(num_ranks), np.zeros(vocab + 1), ranks)
+    laws: NDArray[np.float64]  # (G, V)
+    weights: NDArray[np.float64]  # (G, R) of each rank, the last one's with all that follow
+    starts: NDArray[np.float64]  # (G, V + 1) what is likelier than each token, by rank, and 1
+    ranks: NDArray[np.int64]  # (G, V + 1) of each token, and of the end; -1: impossible

@@ -24,6 +24,8 @@ __all__ = ["ENDED", "MAX_OUTCOMES", "JointLaw", "TokenLaws", "exact_law", "model
 # Past this, neither enumeration nor a test with a useful number of samples is practical.
 MAX_OUTCOMES = 1 << 16
 _BATCH = 256  # texts of one forward
+# Rows of a model that are kept: those along long strings are many, and seldom asked for twice.
+_MOST_ROWS = 1 << 16
 # Fills up a string that ends before the others.
 ENDED = -1
 
@@ -196,7 +198,7 @@ def exact_law(
 
 
 class _ModelRows:
-    """The rows of a transformers model in float64, each path computed once."""
+    """The rows of a transformers model in float64, each path computed once while they are few."""
 
     def __init__(self, model: Any) -> None:
         import copy
@@ -217,6 +219,8 @@ class _ModelRows:
 
     def prefetch(self, prompt: tuple[int, ...], strings: NDArray[np.int64]) -> None:
         """Compute the rows behind all beginnings of many strings (n, k), which may have ended."""
+        if len(self._known) > _MOST_ROWS:
+            self._known.clear()
         texts = dict.fromkeys(
             (*prompt, *(token for token in string if token != ENDED))
             for string in np.unique(strings, axis=0).tolist()
@@ -244,6 +248,6 @@ def model_rows(model: Any) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
         model: A causal language model; is copied, so that its dtype stays.
 
     Returns:
-        A function for `exact_law`; each path is computed once, without a cache.
+        A function for `exact_law`; rows are kept while they are few, and computed without a cache.
     """
     return _ModelRows(model)

@@ -27,9 +27,11 @@ __all__ = [
     "HIDDEN",
     "Follow",
     "TableEngine",
+    "TableRun",
     "accept",
     "engine",
     "follow",
+    "next_place",
     "place_of",
     "softmax",
     "table_rows",
@@ -44,7 +46,7 @@ ENGINES = {
     "emits_argmax": "commits the target's most likely token although sampling was asked for",
     "noise_reused": "the uniform of a token serves the next one too",
     "rows_share_noise": "consecutive seeds share their noise",
-    "biased": "moves a stated mass from the most to the least likely first token",
+    "biased": "moves a stated mass from the most to the least likely token, at one place",
 }
 
 # Mistakes that the joint law of the first three tokens, one string after the other, does not show.
@@ -145,6 +147,7 @@ class TableEngine:
         num_drafts: Length of a draft.
         mistake: A key of `ENGINES` or `HIDDEN`.
         tv: The total variation of the mistake "biased".
+        biased_at: The place of the token, 0 being the first, that the mistake "biased" moves.
         temperature: Of all rows.
         eos: The token at which a string ends, or None.
         grammar: "pairs", "dead-ends", or "" for none: which token may follow which.
@@ -155,6 +158,7 @@ class TableEngine:
     num_drafts: int = 2
     mistake: str = "none"
     tv: float = 0.02
+    biased_at: int = 0
     table_seed: int = 7
     temperature: float = 1.0
     eos: int | None = None
@@ -179,7 +183,7 @@ class TableEngine:
         """Draw n independent strings that follow `prompt`."""
         shared = self.mistake == "rows_share_noise"
         own = (seed + 1) // 2 if self.mistake == "odd_seeds" else seed
-        run = _Run(self, prompt, -(-n // 2) if shared else n, own)
+        run = TableRun(self, prompt, -(-n // 2) if shared else n, own)
         if self.mistake == "late_seeds":
             run.late = np.random.default_rng((seed // 2, 1)).random((self.length + 1, n))
         elif self.mistake == "late_rows":
@@ -188,8 +192,15 @@ class TableEngine:
         return np.repeat(out, 2, axis=0)[:n] if shared else out
 
 
-class _Run:
-    """One call of a `TableEngine`: n strings, advanced a step at a time until all are full."""
+class TableRun:
+    """One call of a `TableEngine`: n strings, advanced a step at a time until all are full.
+
+    Attributes:
+        target: Rows (places, V) of probabilities of the target.
+        draft: The same of the drafter.
+        places: The row (n,) behind each string.
+        last: The last token (n,) of each, -1 where there is none.
+    """
 
     def __init__(self, engine: TableEngine, prompt: Sequence[int], n: int, seed: int) -> None:
         self.engine, self.mistake = engine, engine.mistake
@@ -209,16 +220,18 @@ class _Run:
         self.late: NDArray[np.float64] | None = None
 
     def tokens(self) -> NDArray[np.int64]:
+        """Return the strings (n, length), once they are full."""
         most = self.engine.length
         while (rows := np.flatnonzero((self.lengths < most) & ~self.has_ended)).size:
             lengths = self.lengths[rows]
             for length in np.unique(lengths):
-                self._step(rows[lengths == length], int(length))
+                self.step(rows[lengths == length], int(length))
         return self.out[:, :most]
 
-    def _emit(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+    def emit(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Append a token each to the strings `rows`."""
         self.out[rows, self.lengths[rows]] = tokens
-        self.places[rows] = _next_place(self.places[rows], tokens)
+        self.places[rows] = next_place(self.places[rows], tokens)
         self.last[rows] = tokens
         self.lengths[rows] += 1
         if self.engine.eos is not None:
@@ -226,7 +239,7 @@ class _Run:
         if self.engine.allowed is not None:
             self.has_ended[rows] |= ~self.engine.allowed.matrix[tokens].any(axis=1)
 
-    def _rows(
+    def laws(
         self, table: NDArray[np.float64], rows: NDArray[np.int64], *, is_masked: bool = True
     ) -> NDArray[np.float64]:
         """Return the law of what follows each string, by the target's table or the drafter's."""
@@ -236,7 +249,8 @@ class _Run:
         laws = np.where(self.engine.allowed.matrix[self.last[rows]], laws, 0.0)
         return np.asarray(laws / laws.sum(axis=1, keepdims=True))
 
-    def _draw(self, rows: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    def draw(self, rows: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Draw a token for each of the strings `rows` from its weights (., V)."""
         if self.mistake == "emits_argmax":
             return np.asarray(weights.argmax(axis=1))
         length = int(self.lengths[rows[0]]) if rows.size else 0
@@ -251,16 +265,18 @@ class _Run:
         place = self.uniform[rows, None] * cumulative[:, -1:]
         return np.asarray((cumulative <= place).sum(axis=1).clip(max=weights.shape[1] - 1))
 
-    def _step(self, rows: NDArray[np.int64], length: int) -> None:
+    def step(self, rows: NDArray[np.int64], length: int) -> None:
         """Take one step of the strings `rows`, all of which have `length` tokens."""
-        if self.mistake == "biased" and length == 0:
-            law = self._rows(self.target, rows)
-            most, least = law[0].argmax(), law[0].argmin()
-            law[:, most] -= self.engine.tv
-            law[:, least] += self.engine.tv
-            self._emit(rows, self._draw(rows, law))
+        if self.mistake == "biased" and length <= self.engine.biased_at:
+            law, each = self.laws(self.target, rows), np.arange(len(rows))
+            if length == self.engine.biased_at:
+                most, least = law.argmax(axis=1), law.argmin(axis=1)
+                moved = np.minimum(self.engine.tv, law[each, most])
+                law[each, most] -= moved
+                law[each, least] += moved
+            self.emit(rows, self.draw(rows, law))
         elif self.mistake in _PLAIN:
-            self._emit(rows, self._draw(rows, self._rows(self.target, rows)))
+            self.emit(rows, self.draw(rows, self.laws(self.target, rows)))
         elif self.mistake == "cancels":
             self._step_with_siblings(rows)
         else:
@@ -270,10 +286,10 @@ class _Run:
         is_late = length >= _LATE
         is_masked = self.mistake != "masks_late"
         for depth in range(self.engine.num_drafts):
-            p = self._rows(self.target, rows, is_masked=is_masked)
-            q = self._rows(self.draft, rows, is_masked=is_masked)
+            p = self.laws(self.target, rows, is_masked=is_masked)
+            q = self.laws(self.draft, rows, is_masked=is_masked)
             greedy = self.mistake == "greedy_claimed_chain"
-            drafted = q.argmax(axis=1) if greedy else self._draw(rows, q)
+            drafted = q.argmax(axis=1) if greedy else self.draw(rows, q)
             each = np.arange(len(rows))
             kept = self.rng.random(len(rows)) * q[each, drafted] < p[each, drafted]
             residual = p if self.mistake == "residual_is_p" else np.maximum(p - q, 0)
@@ -289,10 +305,10 @@ class _Run:
                 if self.engine.allowed is not None:
                     weights = weights * self.engine.allowed.matrix[self.last[rows[lost]]]
                     none = weights.sum(axis=1) == 0
-                    weights[none] = self._rows(self.target, rows[lost])[none]
-                self._emit(rows[lost], self._draw(rows[lost], weights))
+                    weights[none] = self.laws(self.target, rows[lost])[none]
+                self.emit(rows[lost], self.draw(rows[lost], weights))
             rows = rows[~lost]
-            self._emit(rows, drafted[~lost])
+            self.emit(rows, drafted[~lost])
             if self.mistake != "runs_past_stop":
                 rows = rows[~self.has_ended[rows]]
             if not rows.size:
@@ -300,31 +316,32 @@ class _Run:
         late = self.mistake == "late_bonus" or (self.mistake == "even_seeds" and self.is_even)
         late = late and int(self.lengths[rows[0]]) >= _LATE
         from_draft = late or self.mistake == "bonus_from_draft"
-        laws = self._rows(self.draft if from_draft else self.target, rows)
-        self._emit(rows, self._draw(rows, laws))
+        laws = self.laws(self.draft if from_draft else self.target, rows)
+        self.emit(rows, self.draw(rows, laws))
 
     def _step_with_siblings(self, rows: NDArray[np.int64]) -> None:
         """Draft a sibling drawn outside the drafter's most likely token, then that token."""
-        p, q = self._rows(self.target, rows), self._rows(self.draft, rows)
+        p, q = self.laws(self.target, rows), self.laws(self.draft, rows)
         each, top = np.arange(len(rows)), q.argmax(axis=1)
         left = q.copy()
         left[each, top] = 0
         truth = left / left.sum(axis=1, keepdims=True)
-        drafted = self._draw(rows, truth)
+        drafted = self.draw(rows, truth)
         # The mistake.
         rest = np.float32(1) - q[each, top].astype(np.float32)
         claimed = np.where(rest > 0, q[each, drafted] / np.maximum(rest, 1e-30), np.inf)
         kept = self.rng.random(len(rows)) * claimed < p[each, drafted]
         residual = np.maximum(p - truth, 0)
-        tokens = self._draw(rows, residual)
-        self._emit(rows, np.where(kept, drafted, tokens))
+        tokens = self.draw(rows, residual)
+        self.emit(rows, np.where(kept, drafted, tokens))
 
 
 def _table(vocab: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(size=(_NUM_PLACES, vocab))
 
 
-def _next_place(place: Any, token: Any, size: int = _NUM_PLACES) -> Any:
+def next_place(place: Any, token: Any, size: int = _NUM_PLACES) -> Any:
+    """Return the place of paths that are one token longer."""
     return (place * 31 + token + 1) % size
 
 
@@ -332,7 +349,7 @@ def place_of(path: Sequence[int], size: int = _NUM_PLACES) -> int:
     """Return a path's place in a table of rows: a wrong path or order has another one."""
     place = 0
     for token in path:
-        place = int(_next_place(place, int(token), size))
+        place = int(next_place(place, int(token), size))
     return place
 
 

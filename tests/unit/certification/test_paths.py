@@ -172,6 +172,59 @@ def test_more_tokens_than_the_engine_returns_are_refused():
         certify(mutants.engine(length=8), min_tv=0.3, horizon=9)
 
 
+def markov(tv=0.0, place=49, vocab=4, length=52):
+    """An engine whose rows depend on the last token; at `place` token 0 becomes 3, for `tv`."""
+    table = mutants.softmax(np.random.default_rng(5).normal(size=(vocab, vocab)))
+
+    def sample(prompt, n, seed):
+        rng = np.random.default_rng(seed)
+        out = np.full((n, length + 1), prompt[-1])
+        for depth in range(length):
+            below = rng.random((n, 1)) >= table[out[:, depth]].cumsum(axis=1)
+            token = below[:, :-1].sum(axis=1)
+            if depth == place:
+                share = max(float((token == 0).mean()), tv, 1e-9)
+                token[(token == 0) & (rng.random(n) < tv / share)] = 3
+            out[:, depth + 1] = token
+        return out[:, 1:]
+
+    return sample, lambda path: np.log(table[path[-1]])
+
+
+# A fault of the 50th token alone, TV 0.2: found with the first quarter of the samples.
+def test_a_bias_of_the_fiftieth_token_alone_is_found():
+    wrong = mutants.engine("biased", tv=0.2, biased_at=49, length=52)
+    found = certify(wrong, min_tv=0.2, horizon=52, prompts=[(1, 2)])
+    assert found.verdict == "biased"
+    assert "token 50 given those before" in failed(found)
+    assert all("token 50 " in name for name in failed(found))
+    assert certify(wrong, min_tv=0.2, horizon=49, prompts=[(1, 2)]).verdict == "pass"
+
+
+def test_a_bias_of_one_token_of_whatever_rank_is_found_by_its_number():
+    sample, rows = markov(tv=0.2)
+    found = certify(sample, rows, min_tv=0.2, horizon=52, prompts=[(1, 2)])
+    assert found.verdict == "biased"
+    assert "token 50 by its number" in failed(found)
+    sample, rows = markov()
+    assert certify(sample, rows, min_tv=0.2, horizon=52, prompts=[(1, 2)]).verdict == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.stat
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("biased_at", "horizon"), [(49, 60), (199, 220)])
+def test_a_late_bias_of_ten_percent_is_found(biased_at, horizon):
+    options = {"min_tv": 0.1, "horizon": horizon}
+    wrong = mutants.engine("biased", tv=0.1, biased_at=biased_at, length=horizon)
+    found = certify(wrong, **options)
+    print(f"token {biased_at + 1}: {found.num_samples} samples, {found.seconds:.0f} s")
+    assert found.verdict == "biased"
+    assert f"token {biased_at + 1} given those before" in failed(found)
+    if horizon == 60:
+        assert certify(mutants.engine(length=horizon), **options).verdict == "pass"
+
+
 # False alarms: at level 0.01 a right certifier fails 2 of 200 in the mean, and more than 7 with
 # probability 1e-3.
 @pytest.mark.slow
