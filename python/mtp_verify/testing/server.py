@@ -45,6 +45,7 @@ FAULTS = {
     "text_prompts": "takes no token ids, and gives none",
     "ignores_n": "gives one continuation, however many are asked for",
     "strict": "refuses fields that OpenAI's API has not",
+    "forbids_extras": "refuses fields that are llama.cpp's alone",
     "busy": "refuses every third request once, with status 429",
     "restarts": "is away for a moment after the 50th request",
     "dies": "is away for good after the 50th request",
@@ -58,6 +59,7 @@ _OPENAI = {
     "echo", "stop", "presence_penalty", "frequency_penalty", "best_of", "logit_bias", "user",
     "seed", "stream_options",
 }  # fmt: skip
+_LLAMA_CPP = {"repeat_penalty", "repeat_last_n", "samplers", "return_tokens"}
 _SHAPING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
 
 
@@ -140,6 +142,8 @@ class ToyServer:
             raise _RefusalError(404, f"the model {asked.get('model')} does not exist")
         if "strict" in self.faults and asked.keys() - _OPENAI:
             raise _RefusalError(400, f"unknown fields: {sorted(asked.keys() - _OPENAI)}")
+        if "forbids_extras" in self.faults and asked.keys() & _LLAMA_CPP:
+            raise _RefusalError(400, "extra inputs are not permitted")
         if "text_prompts" in self.faults and not isinstance(asked["prompt"], str):
             raise _RefusalError(422, "prompt: a string is required")
         is_new = text not in self._refused

@@ -44,13 +44,14 @@ class Form:
         name: Where the ids are: "token ids", "token ids among log-probabilities", or "text".
         fields: What a request has beside the usual.
         has_text_prompts: Whether prompts are sent as text.
-        is_strict: Whether the server refuses fields that OpenAI's API has not.
+        dialect: Which fields it takes: "any"; "common", those that most engines have beside
+            OpenAI's; or "openai", no others.
     """
 
     name: str
     fields: tuple[tuple[str, Any], ...] = ()
     has_text_prompts: bool = False
-    is_strict: bool = False
+    dialect: str = "any"
 
     def without_ids(self) -> Form:
         """Return the same form with text alone."""
@@ -70,7 +71,9 @@ def find_form(client: Client, prompt: Sequence[int], texts: Texts | None) -> For
     """
     forms = [Form("token ids", tuple(_IDS.items()))]
     forms += [Form("token ids among log-probabilities", tuple((_IDS | _IDS_BY_LOGPROBS).items()))]
-    forms += [Form("text"), Form("text", is_strict=True)]
+    forms += [Form("text")]
+    forms += [Form("token ids", (("return_token_ids", True),), dialect="common")]
+    forms += [Form("text", dialect="common"), Form("text", dialect="openai")]
     as_text = [replace(form, has_text_prompts=True) for form in forms]
     if texts is not None:
         forms = [*forms, *as_text] if texts.has_ids else as_text
@@ -106,7 +109,7 @@ def body_of(
     eos: int | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return a request for `num` tokens: every kind of shaping is named, as servers have defaults.
+    """Return a request for `num` tokens; shaping that is off is named too: servers have defaults.
 
     Args:
         form: What the server takes.
@@ -122,16 +125,23 @@ def body_of(
     body: dict[str, Any] = {"prompt": sent, "max_tokens": num, "n": 1}
     body |= {"temperature": params.temperature, "top_p": params.top_p}
     body |= {name: getattr(params, name) for name in ("presence_penalty", "frequency_penalty")}
-    if not form.is_strict:
-        body |= {"top_k": params.top_k or -1, "min_p": params.min_p}
-        # The second name is llama.cpp's, which looks back at 64 tokens unless told to take all, and
-        # has an order of its own.
-        body |= dict.fromkeys(("repetition_penalty", "repeat_penalty"), params.repetition_penalty)
-        body |= {"repeat_last_n": -1, "samplers": ["penalties", *_STEPS[params.preset]]}
-        body |= {"ignore_eos": True} if eos is None else {}
-    elif params.top_k or params.min_p or params.repetition_penalty != 1:
-        message = "params: the server refuses top_k, min_p and repetition_penalty; leave them out"
-        raise ParamsError(message, slug="bad_options")
+    shaping = {"top_k": params.top_k or -1, "min_p": params.min_p}
+    shaping |= {"repetition_penalty": params.repetition_penalty}
+    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
+    changed = {name: value for name, value in shaping.items() if value != neutral[name]}
+    if form.dialect == "openai":
+        if changed:
+            message = f"params: the server refuses top_k, min_p and repetition_penalty: {changed}"
+            raise ParamsError(message, slug="bad_options")
+    elif form.dialect == "common":
+        body |= changed
+    else:
+        # llama.cpp's name of the penalty, for which it looks back at 64 tokens unless told to take
+        # all; and it has an order of its own.
+        body |= {**shaping, "repeat_penalty": params.repetition_penalty, "repeat_last_n": -1}
+        body |= {"samplers": ["penalties", *_STEPS[params.preset]]}
+    if eos is None and form.dialect != "openai":
+        body["ignore_eos"] = True
     return body | dict(form.fields) | more
 
 

@@ -52,9 +52,10 @@ def test_nothing_is_found_where_nothing_is(fault, load):
     [
         ((), Form("token ids", (("return_token_ids", True), ("return_tokens", True)))),
         (("no_token_ids",), Form("text")),
-        (("strict",), Form("text", is_strict=True)),
+        (("strict",), Form("text", dialect="openai")),
+        (("forbids_extras",), Form("token ids", (("return_token_ids", True),), dialect="common")),
         (("text_prompts",), Form("text", has_text_prompts=True)),
-        (("text_prompts", "strict"), Form("text", has_text_prompts=True, is_strict=True)),
+        (("text_prompts", "strict"), Form("text", has_text_prompts=True, dialect="openai")),
     ],
 )
 def test_each_form_of_answers_has_the_same_tokens(faults, form):
@@ -143,13 +144,17 @@ def test_every_kind_of_shaping_is_named_in_a_request():
     assert body["samplers"] == ["penalties", "temperature", "min_p", "top_k", "top_p"]
     assert (body["top_k"], body["min_p"], body["top_p"], body["temperature"]) == (-1, 0, 1, 1)
     assert body["ignore_eos"]
-    strict = body_of(Form("text", is_strict=True), (1, 2), SamplingParams(), 5, eos=3)
+    strict = body_of(Form("text", dialect="openai"), (1, 2), SamplingParams(), 5, eos=3)
     assert strict.keys() == {
         "prompt", "max_tokens", "n", "temperature", "top_p", "presence_penalty",
         "frequency_penalty",
     }  # fmt: skip
+    common = body_of(Form("text", dialect="common"), (1, 2), SamplingParams(top_k=3), 5)
+    assert common["top_k"] == 3
+    assert "min_p" not in common
+    assert common["ignore_eos"]
     with pytest.raises(ParamsError, match="refuses top_k"):
-        body_of(Form("text", is_strict=True), (1, 2), SamplingParams(top_k=2), 5)
+        body_of(Form("text", dialect="openai"), (1, 2), SamplingParams(top_k=2), 5)
 
 
 def test_seeds_of_calls_do_not_overlap_and_servers_can_take_them():
