@@ -30,6 +30,7 @@ _NUM_SEEDS = 4
 _TOLERANCE = 0.1
 _GREEDY = SamplingParams(temperature=0)
 _PLAIN = SamplingParams()
+_IMPOSSIBLE = -1000.0
 _FIRST_SAMPLES = 128
 _FIRST_ALPHA = 1e-9
 
@@ -228,7 +229,7 @@ def _logprobs(asked: _Asked) -> Finding:
                 served[token] = choice.logprobs[place]
             for one, value in served.items():
                 count += 1
-                gap = abs(value - law[one]) if 0 <= one < len(law) else np.inf
+                gap = _gap(law, one, value)
                 if not gap <= worst:
                     worst = gap
                     where = (
@@ -262,7 +263,7 @@ def refuse_other_checkpoint(sampler: ServerSampler, prompts: Sequence[Sequence[i
     gaps, fits = [], []
     for number, (prompt, choice) in enumerate(zip(asked.prompts, found, strict=True)):
         law = _log_law(asked.logits(prompt))
-        gaps += [abs(v - law[t]) if t < len(law) else np.inf for t, v in _served(asked, choice)]
+        gaps += [_gap(law, token, value) for token, value in _served(asked, choice)]
         fits.append(_first_tokens(asked, prompt, np.exp(law), number))
     if not gaps or max(gaps) <= _TOLERANCE or sum(fits[1:], fits[0]).p_value > _FIRST_ALPHA:
         return
@@ -307,6 +308,15 @@ def _steps(
 def _log_law(row: Any) -> Any:
     shifted = row - row.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def _gap(law: Any, token: int, value: float) -> float:
+    """Return how far a served log-probability is from the law's."""
+    wanted = float(law[token]) if 0 <= token < len(law) else -np.inf
+    # Servers have numbers of their own for what cannot be: -9999 or the lowest float32.
+    if max(wanted, value) < _IMPOSSIBLE:
+        return 0.0
+    return abs(value - wanted)
 
 
 def _shown(prompt: tuple[int, ...]) -> str:

@@ -315,6 +315,10 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run to the end; whatever interrupts the wait ends the work too."""
+        if not self.is_running:
+            work.close()
+            message = "client: found a closed one, wanted one that is open"
+            raise ParamsError(message, slug="client_closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

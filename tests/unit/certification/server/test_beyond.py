@@ -72,6 +72,20 @@ def test_what_is_not_served_is_no_failure():
     assert looked(eos=3)[2].ok is None
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+@pytest.mark.parametrize("masked", [0, 1, 3])
+def test_peaked_and_masked_rows_keep_their_promises(spread, masked):
+    def rows(path):
+        allowed = (np.arange(4) + len(path)) % 4 >= masked
+        return np.where(allowed, spread * np.asarray(ROWS(path)), -np.inf)
+
+    with client_of(ToyServer(rows)) as client:
+        found = look_beyond(ServerSampler(client, rows), PROMPTS)
+        refuse_other_checkpoint(ServerSampler(client, rows), PROMPTS)
+    assert [finding.ok for finding in found] == [True] * 5
+
+
 def test_another_checkpoint_is_refused():
     sampler = sampler_of("other_weights")
     with sampler.client, pytest.raises(ServerError, match="is not this checkpoint") as caught:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import threading
 import time
 from email.utils import formatdate
 
@@ -186,6 +189,25 @@ def test_a_stream_that_is_cut_off_is_asked_for_again():
     with client_with(cut, httpx2.Response(200, text=whole)) as client:
         assert client.complete([BODY | {"stream": True}])[0][0].text == "t1"
         assert client.num_retries == 1
+
+
+def test_ctrl_c_ends_the_requests_and_the_client_can_be_closed(ctrl_c):
+    class Slow(ToyServer):
+        async def respond(self, method, path, body):
+            if method == "POST":
+                await asyncio.sleep(30)
+            return await super().respond(method, path, body)
+
+    with client_of(Slow(ROWS)) as client:
+        timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            client.complete([BODY] * 50)
+    timer.join()
+    assert time.monotonic() - start < 20
+    with pytest.raises(ParamsError, match="found a closed one"):
+        client.complete([BODY])
 
 
 def test_over_a_network():
