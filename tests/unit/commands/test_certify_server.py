@@ -102,18 +102,6 @@ def test_checkpoints_are_written_with_the_lines_that_serve_them(tmp_path, capsys
         assert (tmp_path / "made" / "drafter" / name).is_file()
 
 
-def test_both_layouts_hold_the_same_model(checkpoint):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    one = AutoModelForCausalLM.from_pretrained(checkpoint)
-    other = AutoModelForCausalLM.from_pretrained(checkpoint, gguf_file="model.gguf")
-    tokens = torch.arange(8).repeat(1, 4)
-    with torch.inference_mode():
-        difference = (one(tokens).logits - other(tokens).logits).abs().max()
-    assert difference < 1e-5
-
-
 PLUGIN = ("-p", "mtp_verify.commands.pytest_plugin", "-p", "no:cacheprovider")
 
 
