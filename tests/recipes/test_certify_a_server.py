@@ -16,6 +16,8 @@ from time import monotonic, sleep
 import pytest
 import yaml
 
+from tests.toys import PLUGIN
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +88,7 @@ def test_the_plug_in_fails_on_bias_alone(repository):
     folder, url, is_biased = repository
     options = f"--checkpoint checkpoint/target {OPTIONS}"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    # By its name: an environment that was set up before the entry point was has it not by itself.
-    command += ["-p", "mtp_verify.commands.pytest_plugin", "--mtp-verify-url", url]
+    command += [*PLUGIN, "--mtp-verify-url", url]
     done = subprocess.run(
         [*command, "--mtp-verify-options", options],
         cwd=folder, capture_output=True, text=True, check=False,

@@ -10,7 +10,7 @@ from mtp_verify.certification.server import load_reference, write_checkpoints
 from mtp_verify.commands import cli
 from mtp_verify.testing.server import ToyServer
 from tests.packaging.test_import import imported_after
-from tests.toys import served
+from tests.toys import PLUGIN, served
 
 pytest_plugins = "pytester"
 
@@ -102,7 +102,7 @@ def test_checkpoints_are_written_with_the_lines_that_serve_them(tmp_path, capsys
         assert (tmp_path / "made" / "drafter" / name).is_file()
 
 
-PLUGIN = ("-p", "mtp_verify.commands.pytest_plugin", "-p", "no:cacheprovider")
+PYTEST = (*PLUGIN, "-p", "no:cacheprovider")
 
 
 @pytest.mark.parametrize(("fault", "outcome"), [(None, "passed"), ("bias", "failed")])
@@ -111,7 +111,7 @@ def test_the_plug_in_adds_a_test_that_fails_on_bias(pytester, checkpoint, rows, 
     with served(ToyServer(rows, filter(None, [fault]))) as url:
         words = f"--checkpoint {checkpoint} {' '.join(QUICK)}"
         options = ("--mtp-verify-url", url, "--mtp-verify-options", words)
-        result = pytester.runpytest_inprocess(*PLUGIN, *options)
+        result = pytester.runpytest_inprocess(*PYTEST, *options)
     expected = {"passed": 2} if outcome == "passed" else {"passed": 1, "failed": 1}
     result.assert_outcomes(**expected)
     if outcome == "failed":
@@ -121,14 +121,14 @@ def test_the_plug_in_adds_a_test_that_fails_on_bias(pytester, checkpoint, rows, 
 def test_the_plug_in_alone_is_a_run_too_and_names_what_is_wrong(pytester, checkpoint):
     options = ("--mtp-verify-url", "http://127.0.0.1:9/v1")
     words = f"--checkpoint {checkpoint} --retries 0"
-    result = pytester.runpytest_inprocess(*PLUGIN, *options, "--mtp-verify-options", words)
+    result = pytester.runpytest_inprocess(*PYTEST, *options, "--mtp-verify-options", words)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["http://127.0.0.1:9/v1: it does not answer*"])
 
 
 def test_the_plug_in_does_nothing_unless_asked(pytester):
     pytester.makepyfile("def test_of_the_repository(): pass")
-    pytester.runpytest_inprocess(*PLUGIN).assert_outcomes(passed=1)
+    pytester.runpytest_inprocess(*PYTEST).assert_outcomes(passed=1)
     added = imported_after("import mtp_verify.commands.pytest_plugin")
     assert added.isdisjoint({"httpx2", "torch", "transformers", "asyncio.tasks", "rich"})
     assert not {name for name in added if name.startswith("mtp_verify.certification")}
