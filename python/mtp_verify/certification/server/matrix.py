@@ -121,7 +121,7 @@ def certify_server(
     with Progress() as progress:
         progress.show("looking beside the law: seeds, greedy texts, ends, log-probabilities")
         findings = look_beyond(first, prompts, tie=plan.tie)
-    return _report(client, found, findings, form.name, left_out)
+    return _report(client, found, findings, form.name, left_out, time.monotonic() - began)
 
 
 def _fitting(
@@ -191,9 +191,11 @@ def _report(
     findings: list[Finding],
     form: str,
     left_out: list[str],
+    seconds: float,
 ) -> CertificateReport:
     made = report(certificates)
-    notes = [f"{client.num_requests:,} requests, {client.num_retries:,} retries."]
+    rate = client.num_requests / seconds
+    notes = [f"{client.num_requests:,} requests, {rate:,.0f}/s, {client.num_retries:,} retries."]
     if left_out:
         notes.append(f"loads left out, too long for the model: {', '.join(left_out)}.")
     made.appendix = (add_findings(made, findings, form, notes),)
