@@ -43,10 +43,10 @@ mtp-verify certify --engine gallery --mode misdeclared-q-fixed    # the same, me
 TABLE = """\
 ## Samples needed
 
-Samples: strings over all prompts until a certification called the engine biased, the most of {seeds}
-runs with other seeds; it looks at an eighth, a quarter, a half and all of the samples that a pass
-takes. TV: of the joint distribution of the compared tokens, mean over prompts, by those samples. A
-right engine fails once in ten thousand.
+Samples: strings over all prompts until a certification called the engine biased, the most of
+{seeds} runs with other seeds; it looks at an eighth, a quarter, a half and all of the samples that
+a pass takes. TV: of the joint distribution of the compared tokens, mean over prompts, by those
+samples. A right engine fails with probability {alpha:g}.
 """
 
 NOTES = """\
