@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,12 +56,13 @@ def write_checkpoints(folder: Path, *, seed: int = 0, sharpness: float = 1.0) ->
     if has_gguf:
         for model, where in ((made.target_model, made.target), (made.drafter_model, made.drafter)):
             write_gguf(model, where / GGUF)
-    model = f"llama-server -m {made.target / GGUF}"
+    target = shlex.quote(str(made.target))
+    model = f"llama-server -m {shlex.quote(str(made.target / GGUF))}"
     return [
-        f"vllm serve {made.target} --dtype float32 --max-model-len 1024",
-        f"python -m sglang.launch_server --model-path {made.target} --dtype float32",
+        f"vllm serve {target} --dtype float32 --max-model-len 1024",
+        f"python -m sglang.launch_server --model-path {target} --dtype float32",
         model if has_gguf else 'no GGUF: pip install "mtp-verify[demo]" brings the package gguf',
-        f"mtp-verify certify --url http://127.0.0.1:8000/v1 --checkpoint {made.target}",
+        f"mtp-verify certify --url http://127.0.0.1:8000/v1 --checkpoint {target}",
     ]
 
 
