@@ -113,7 +113,7 @@ def _table(certificates: Sequence[Certificate]) -> Table:
     notes = (
         "",
         f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
-        f"probability {first.alpha}.",
+        f"probability {first.alpha:.2g}.",
         *short,
         "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
         "mean over prompts.",
@@ -226,7 +226,7 @@ def _section(certificate: Certificate) -> str:
         ("lossy", c.lossy or "no"),
         ("total variation [95 %]", _interval(c.tv)),
         ("samples", f"{c.num_samples:,} of {c.num_needed:,} needed"),
-        ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),
+        ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha:.2g}"),
         ("power reached", _power_reached(c)),
         ("prompts whose law was known in time", f"{len(c.prompts)} of {c.num_prompts}"),
         ("controls", ", ".join(f"{name}: {ok}" for name, ok in c.controls.items())),
