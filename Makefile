@@ -129,11 +129,12 @@ prove-docs: $(PROVE) ## Renew the JSON and the pages of the proof and of the fie
 	$(PY) scripts/gen_proof_docs.py build/proof.json
 	$(PY) scripts/gen_field_page.py build/proof.json
 
-vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm) without and with the plug-in, and time both
+vllm: $(VLLM) ## Certify vLLM's CPU build (in .venv-vllm), its server too, without and with the plug-in; time both
 	@mkdir -p build/vllm
 	-$(VLLM_RUN) -m mtp_verify certify --engine vllm --html build/vllm/stock.html $(ARGS)
 	MTP_VERIFY_VLLM=1 $(VLLM_RUN) -m mtp_verify certify --engine vllm --html build/vllm/plugin.html $(ARGS)
 	$(VLLM_RUN) scripts/vllm_report.py --json build/vllm/speed.json
+	$(VLLM_RUN) scripts/certify_vllm_server.py --json build/vllm/server.json
 
 docs: $(EXT) ## Run every example of the README and the docs pages
 	$(TEST) tests/docs -m "$(NOT_HERE)" $(ARGS)

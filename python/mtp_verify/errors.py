@@ -16,6 +16,7 @@ __all__ = [
     "OutOfBlocksError",
     "ParamsError",
     "RuleError",
+    "ServerError",
     "UnsupportedModelError",
 ]
 
@@ -101,6 +102,10 @@ class OutOfBlocksError(CacheError):
 
 class UnsupportedModelError(MtpVerifyError, ValueError):
     """A model cannot be decoded speculatively as it is."""
+
+
+class ServerError(MtpVerifyError, RuntimeError):
+    """A server does not answer, refuses, or answers something else than was asked for."""
 
 
 class InternalError(MtpVerifyError, RuntimeError):

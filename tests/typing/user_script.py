@@ -244,7 +244,7 @@ def catch() -> list[str]:
         for kind in (
             mv.errors.CacheError, mv.errors.DraftError, mv.errors.InternalError,
             mv.errors.NumericsError, mv.errors.ParamsError, mv.errors.RuleError,
-            mv.errors.UnsupportedModelError,
+            mv.errors.ServerError, mv.errors.UnsupportedModelError,
         )
     ]  # fmt: skip
     try:

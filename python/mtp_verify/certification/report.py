@@ -33,6 +33,7 @@ class CertificateReport(Report):
     """A report with an HTML page; its exit code is 2 if there was not enough data to decide."""
 
     certificates: Sequence[Certificate] = field(default=())
+    appendix: Sequence[Table] = field(default=())  # of the page; `sections` has them for the text
 
     @property
     def exit_code(self) -> int:
@@ -43,7 +44,8 @@ class CertificateReport(Report):
 
     def to_html(self) -> str:
         """Render one page that loads nothing: tables, and bars of expected and observed."""
-        body = "".join(_section(certificate) for certificate in self.certificates)
+        body = "".join(_as_html(table) for table in self.appendix)
+        body += "".join(_section(certificate) for certificate in self.certificates)
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8">'
             f"<title>mtp-verify certify</title><style>{PAGE_STYLE}</style>"
@@ -111,7 +113,7 @@ def _table(certificates: Sequence[Certificate]) -> Table:
     notes = (
         "",
         f"looked for: TV >= {first.min_tv} with power {first.power}; a right engine fails with "
-        f"probability {first.alpha}.",
+        f"probability {first.alpha:.2g}.",
         *short,
         "p: the least p-value after Holm's correction. TV: total variation of the joint law, "
         "mean over prompts.",
@@ -210,6 +212,12 @@ PAGE_STYLE = (
 )
 
 
+def _as_html(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}" for name in table.columns)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in table.rows)
+    return f"<h2>{escape(table.title)}</h2><table><tr>{head}{rows}</table>"
+
+
 def _section(certificate: Certificate) -> str:
     """Render one certificate as HTML."""
     c = certificate
@@ -218,7 +226,7 @@ def _section(certificate: Certificate) -> str:
         ("lossy", c.lossy or "no"),
         ("total variation [95 %]", _interval(c.tv)),
         ("samples", f"{c.num_samples:,} of {c.num_needed:,} needed"),
-        ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha}"),
+        ("looked for", f"TV {c.min_tv}, power {c.power}, false alarms {c.alpha:.2g}"),
         ("power reached", _power_reached(c)),
         ("prompts whose law was known in time", f"{len(c.prompts)} of {c.num_prompts}"),
         ("controls", ", ".join(f"{name}: {ok}" for name, ok in c.controls.items())),

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtp_verify.certification.kept import bad_file, read_file, write_file
 from mtp_verify.certification.paths import NUM_CALLS
-from mtp_verify.errors import ParamsError
+from mtp_verify.errors import ParamsError, ServerError
 from mtp_verify.testing.laws import ENDED
 
 if TYPE_CHECKING:
@@ -134,7 +134,11 @@ class Run:
         while self.num_samples < goal and time.monotonic() < deadline:
             start = time.monotonic()
             count = self.count if deadline == inf else min(self.count, self._num_rows)
-            drawn = self._draw(count, width, deadline)
+            try:
+                drawn = self._draw(count, width, deadline)
+            except ServerError:  # gone or busy: what was counted is kept, and the run can continue
+                self.save()
+                raise
             if drawn is None or not self._count(drawn, deadline + most):
                 return
             seconds = time.monotonic() - start

@@ -93,7 +93,7 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
     notes = [
         "",
         f"looked for: TV >= {first.min_tv} of the cells with power {first.power}; two samplers of "
-        f"one law fail with probability {first.alpha}.",
+        f"one law fail with probability {first.alpha:.2g}.",
         "samples: of each side, beside the pilot's; p: the least p-value after Holm's correction.",
     ]
     for c in comparisons:

@@ -27,7 +27,7 @@ from mtp_verify.certification.two_tally import (
     tv_of_two,
 )
 from mtp_verify.console.terminal import Progress
-from mtp_verify.errors import ParamsError
+from mtp_verify.errors import ParamsError, ServerError
 from mtp_verify.testing import stats
 from mtp_verify.testing.two_samples import num_samples_of_two
 from mtp_verify.verifier.intake import as_count
@@ -185,7 +185,11 @@ def compare(
         is_biased = False
         for look, level in enumerate(levels):
             goal = -(-needed // 2 ** (_NUM_LOOKS - 1 - look))
-            run.sample(min(goal, most), needed, deadline)
+            try:
+                run.sample(min(goal, most), needed, deadline)
+            except ServerError:  # gone or busy: what was counted is kept, and the run can continue
+                run.save()
+                raise
             found = checks_of_two(run.tallies)
             is_last = run.num_samples < goal or look == _NUM_LOOKS - 1
             # A sample that ends early takes the last look's level: looks already spent stay spent.

@@ -17,6 +17,12 @@ from mtp_verify.certification.blackbox import make_prompts
 from mtp_verify.certification.settings import Plan, add_options, plans_of
 from mtp_verify.certification.whitebox import transformers_accept
 from mtp_verify.commands.command import Command, output_file
+from mtp_verify.commands.shared.served import (
+    add_server_arguments,
+    certify_url,
+    make_checkpoint,
+    refuse_server_options,
+)
 from mtp_verify.console.libraries import need
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mtp_verify.certification import Certificate
+    from mtp_verify.certification.report import CertificateReport
+    from mtp_verify.certification.two_report import ComparisonReport
     from mtp_verify.console.report import Report
 
 __all__ = ["COMMAND", "add_arguments", "run"]
@@ -62,14 +70,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-seconds", type=float, help="for all modes together, from the start of the process")
     add("--resume", type=Path, metavar="FOLDER", help="keep counts here, and go on")
     add("--html", type=output_file, metavar="FILE", help="write a page too")
+    add_server_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> Report:
     """Certify what the options name."""
-    subjects = (args.engine, args.accept, args.rerun)
+    subjects = (args.engine, args.accept, args.rerun, args.url, args.make_checkpoint)
     if sum(subject is not None for subject in subjects) != 1:
-        message = "say what to certify: one of --engine, --accept and --rerun"
+        message = "say what to certify: one of --engine, --accept, --url and --rerun"
         raise ParamsError(message, slug="bad_options")
+    if args.make_checkpoint is not None:
+        return make_checkpoint(args)
+    if args.url is not None:
+        return _written(certify_url(args), args.html)
+    refuse_server_options(args)
     if args.accept is not None:
         return _accept(args)
     if args.rerun is not None:
@@ -85,9 +99,13 @@ def run(args: argparse.Namespace) -> Report:
         # What a mode leaves over is shared out among those that follow.
         share = max(0.0, end - monotonic()) / (len(plans) - index)
         found.append(_certify(plan, args.resume, share))
-    made = report(found)
-    if args.html is not None:
-        args.html.write_text(made.to_html(), encoding="utf-8")
+    return _written(report(found), args.html)
+
+
+def _written(made: CertificateReport | ComparisonReport, html: Path | None) -> Report:
+    """Write the page, if one is wanted."""
+    if html is not None:
+        html.write_text(made.to_html(), encoding="utf-8")
     return made
 
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "xgrammar": ("torch", "xgrammar"),
     "llguidance": ("torch", "llguidance"),
     "testing": ("hypothesis",),
+    "server": ("httpx2",),
 }
 
 
