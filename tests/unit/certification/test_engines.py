@@ -204,7 +204,10 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
         (["--engine", f"{__name__}:without_target"], "parameter target="),
         (["--accept", "nothing"], "wanted MODULE:FUNCTION"),
         (["--accept", f"{__name__}:without_target"], "the accept function raised TypeError"),
-        (["--accept", "f", "--engine", "transformers"], "one of --engine, --accept, --url and --rerun"),
+        (
+            ["--accept", "f", "--engine", "transformers"],
+            "one of --engine, --accept, --url and --rerun",
+        ),
         (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
         (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
     ],
