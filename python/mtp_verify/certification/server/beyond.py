@@ -173,7 +173,8 @@ def _lengths(asked: _Asked) -> Finding:
     name = "max_tokens ends texts, with the reason 'length'"
     if asked.sampler.eos is not None:
         return Finding(name, None, "texts may end by themselves")
-    if asked.sampler.texts is not None and not asked.sampler.texts.has_ids:
+    texts = asked.sampler.texts
+    if asked.form.name == "text" and texts is not None and not texts.has_ids:
         return Finding(name, None, "the server gives characters, not tokens")
     wrong = []
     for num in (1, 2, 3, 5, 8):

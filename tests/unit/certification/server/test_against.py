@@ -27,6 +27,8 @@ def test_two_right_servers_agree_whatever_form_their_answers_have(others):
     made = compared(others=others)
     assert (made.exit_code, made.data["status"]) == (0, "ok")
     assert made.data["tokens_from"] == ("text" if others else "token ids")
+    wanted = [True, True, None if others else True, True]
+    assert [entry["ok"] for entry in made.data["beside_the_law"]] == wanted
     (one,) = made.comparisons
     assert (one.served_tv is None) == bool(others)
     assert json.loads(made.to_json())["comparisons"][0]["served_tv"] in (None, 0)
