@@ -28,6 +28,7 @@ def test_every_fault_was_found_and_every_mended_engine_passed():
 
 def test_the_figures_of_two_samplers_hold_what_the_docs_promise():
     assert TWO["biased"]["verdict"] == "biased"
+    assert TWO["power"]["found"] == TWO["power"]["runs"] == 5
     assert TWO["right"]["verdict"] == "pass"
     assert (TWO["false_alarms"]["runs"], TWO["false_alarms"]["alpha"]) == (200, 0.01)
     assert TWO["false_alarms"]["alarms"] <= 7

@@ -30,7 +30,7 @@ def failed(found):
 # Mistake -> a test that finds it.
 LATE = {
     "even_seeds": "tokens of even seeds",
-    "late_bonus": "token 6 given those before",
+    "late_bonus": "token 5 given those before",
     "late_noise": "tokens by the one before, second half",
     "late_rows": "noise of the next row",
     "late_seeds": "noise of the next seed",
