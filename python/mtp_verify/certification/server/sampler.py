@@ -28,6 +28,7 @@ __all__ = ["TOP", "Form", "ServerSampler", "body_of", "find_form", "seed_of"]
 _IDS = {"return_token_ids": True, "return_tokens": True}
 _IDS_BY_LOGPROBS = {"logprobs": 1, "return_tokens_as_token_ids": True}
 TOP = 5  # log-probabilities of a place, as many as OpenAI's API serves
+_LAST = 4096  # tokens, more than any prompt here has; some versions refuse -1, which means all
 _SEED_BITS = 31  # as much as every server takes
 _ROW_BITS = 12  # of these, for the continuations of a call
 _STEPS = {
@@ -127,18 +128,18 @@ def body_of(
     body |= {name: getattr(params, name) for name in ("presence_penalty", "frequency_penalty")}
     shaping = {"top_k": params.top_k or -1, "min_p": params.min_p}
     shaping |= {"repetition_penalty": params.repetition_penalty}
-    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
-    changed = {name: value for name, value in shaping.items() if value != neutral[name]}
     if form.dialect == "openai":
+        neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
+        changed = {name: value for name, value in shaping.items() if value != neutral[name]}
         if changed:
             message = f"params: the server refuses top_k, min_p and repetition_penalty: {changed}"
             raise ParamsError(message, slug="bad_options")
     elif form.dialect == "common":
-        body |= changed
+        body |= shaping
     else:
         # llama.cpp's name of the penalty, for which it looks back at 64 tokens unless told to take
-        # all; and it has an order of its own.
-        body |= {**shaping, "repeat_penalty": params.repetition_penalty, "repeat_last_n": -1}
+        # more; and it has an order of its own.
+        body |= {**shaping, "repeat_penalty": params.repetition_penalty, "repeat_last_n": _LAST}
         body |= {"samplers": ["penalties", *_STEPS[params.preset]]}
     if eos is None and form.dialect != "openai":
         body["ignore_eos"] = True
