@@ -25,6 +25,8 @@ from mtp_verify.verifier.params import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mtp_verify.certification.runs import Sampler
+
 __all__ = ["FAULTS", "ToyServer", "main", "serve"]
 
 # What can be wrong with it.
@@ -80,6 +82,8 @@ class ToyServer:
         faults: Keys of `FAULTS`.
         model: The name under which it is served.
         eos: The token at which texts end, or None.
+        engine: What draws the tokens of a request instead, an engine of `gallery` for one; it has
+            its own shaping.
 
     Attributes:
         num_requests: Completions asked for so far, refused ones included.
@@ -96,8 +100,10 @@ class ToyServer:
         *,
         model: str = "toy",
         eos: int | None = None,
+        engine: Sampler | None = None,
     ) -> None:
         self.rows, self.faults, self.model, self.eos = rows, frozenset(faults), model, eos
+        self.engine = engine
         for fault in self.faults - FAULTS.keys():
             message = f"fault {fault!r}: wanted one of: {', '.join(FAULTS)}"
             raise ParamsError(message, slug="unknown_fault")
@@ -190,37 +196,52 @@ class ToyServer:
         is_biased = any(causes[fault] for fault in self.faults & causes.keys())
         eos = None if asked.get("ignore_eos") else self.eos
         number = 1 if "ignores_n" in self.faults else asked.get("n", 1)
-        shared = "shared_noise" in self.faults
+        num = asked.get("max_tokens", 16) + ("one_too_many" in self.faults)
+        if self.engine is not None:
+            seed = asked.get("seed", self.num_requests)
+            strings = np.asarray(self.engine(prompt, number, seed))[:, :num].tolist()
+        else:
+            shared = "shared_noise" in self.faults
+            noises = [self._noise(asked, 0 if shared else index) for index in range(number)]
+            strings = [
+                self._string(prompt, params, noise.random(num).tolist(), eos, is_biased=is_biased)
+                for noise in noises
+            ]
         return [
-            self._choice(asked, index, prompt, params, self._noise(asked, 0 if shared else index),
-                         eos=eos, is_biased=is_biased)
-            for index in range(number)
-        ]  # fmt: skip
+            self._choice(asked, index, prompt, tuple(string), eos)
+            for index, string in enumerate(strings)
+        ]
 
     def _noise(self, asked: dict[str, Any], index: int) -> np.random.Generator:
         if "seed" not in asked or "ignores_seed" in self.faults:
             return self._rng
         return np.random.default_rng(asked["seed"] + index)
 
+    def _string(
+        self,
+        prompt: tuple[int, ...],
+        params: SamplingParams,
+        uniforms: list[float],
+        eos: int | None,
+        *,
+        is_biased: bool,
+    ) -> tuple[int, ...]:
+        string: tuple[int, ...] = ()
+        for uniform in uniforms:
+            string += (self._draw(prompt, string, params, uniform, is_biased=is_biased),)
+            if string[-1] == eos:
+                break
+        return string
+
     def _choice(
         self,
         asked: dict[str, Any],
         index: int,
         prompt: tuple[int, ...],
-        params: SamplingParams,
-        rng: np.random.Generator,
-        *,
+        string: tuple[int, ...],
         eos: int | None,
-        is_biased: bool,
     ) -> dict[str, Any]:
-        num = asked.get("max_tokens", 16) + ("one_too_many" in self.faults)
-        string: tuple[int, ...] = ()
-        finish = "length"
-        for uniform in rng.random(num).tolist():
-            string += (self._draw(prompt, string, params, uniform, is_biased=is_biased),)
-            if string[-1] == eos:
-                finish = "stop"
-                break
+        finish = "stop" if string[-1] == eos else "length"
         text = _text(string)
         stops = [stop for stop in _listed(asked.get("stop")) if stop in text]
         if stops and "runs_past_stop" not in self.faults:

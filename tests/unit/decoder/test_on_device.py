@@ -20,16 +20,12 @@ from tests.heads import VARIANTS, tiny_head
 from tests.host_reads import HostReads
 from tests.loops import Allowed
 from tests.models import KINDS, VOCAB, StubDrafter, TreeDrafter, prompt, tiny_model
+from tests.slow import few
 
 GREEDY = mv.SamplingParams(temperature=0.0)
 WARM = mv.SamplingParams(temperature=0.9, top_k=12, top_p=0.95)
 PARAMS = [GREEDY, WARM, mv.SamplingParams(min_p=0.02), mv.SamplingParams(temperature=0.5)]
 LENGTHS = (9, 3, 17, 6)
-
-
-def few(values, fast):
-    """Return values for a test, of which all but some run among the slow ones."""
-    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 CACHES = few(["static", None, "paged"], ["static"])

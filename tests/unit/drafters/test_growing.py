@@ -16,6 +16,7 @@ from mtp_verify.drafters.sketch import Sketch, merged
 from mtp_verify.verifier import growers
 from mtp_verify.verifier.growers import TreeShape
 from tests.host_reads import HostReads
+from tests.slow import few
 
 CPU = torch.device("cpu")
 PARAMS = {
@@ -39,11 +40,6 @@ FILLED = [
 SIZES = (2, 9)
 SPREADS = (0.0, 2.0, 90.0)
 ENDS = [frozenset(), frozenset({0, 3, 9})]
-
-
-def few(values, fast):
-    """Return values for a test, of which all but some run among the slow ones."""
-    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def test_nothing_is_read_on_the_host():

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 
+import httpx2
 import numpy as np
 import pytest
 
 import mtp_verify as mv
 from mtp_verify.certification import certify, certify_accept
 from mtp_verify.certification.blackbox import make_prompts
+from mtp_verify.certification.server import LOADS, Client, ServerSampler
+from mtp_verify.certification.server.sampler import seed_of
 from mtp_verify.commands import cli
 from mtp_verify.testing import exact_law, gallery
+from mtp_verify.testing.server import ToyServer
+from tests.slow import few
 
 SAMPLED = [name for name, fault in gallery.FAULTS.items() if fault.found_by == "samples"]
 # Found with few samples at the usual options.
@@ -39,6 +44,32 @@ def test_faults_that_move_much_are_found_quickly(name):
 def test_every_fault_is_found_and_without_it_the_engine_passes(name):
     assert certify(gallery.engine(name), **options(name)).verdict == "biased"
     assert certify(gallery.engine(name, is_fixed=True), **options(name)).verdict == "pass"
+
+
+def served(engine):
+    app = ToyServer(engine.rows, engine=engine)
+    client = Client("http://toy/v1", transport=httpx2.ASGITransport(app))
+    num = min(5, engine.length)
+    return ServerSampler(client, engine.rows, num=num, load=LOADS["n"])
+
+
+def test_a_faulty_engine_is_the_same_behind_a_server():
+    engine = gallery.engine("block-residual")
+    sampler = served(engine)
+    with sampler.client:
+        found = sampler((1, 2), 8, 5)
+    assert (found == engine((1, 2), 8, seed_of(5, 0))[:, : found.shape[1]]).all()
+
+
+@pytest.mark.parametrize("name", few(SAMPLED, QUICK[-1:]))
+@pytest.mark.timeout(1200)
+def test_faults_are_found_over_http(name):
+    for is_fixed in (False, True):
+        engine = gallery.engine(name, is_fixed=is_fixed)
+        sampler = served(engine)
+        with sampler.client:
+            found = certify(sampler, allowed=engine.allowed, **options(name))
+        assert found.verdict == ("pass" if is_fixed else "biased")
 
 
 def test_the_boundary_is_seen_from_inside_alone():
