@@ -2,11 +2,6 @@
 //!
 //! Each module is [`super::block`] for one level, with the kernels in their place that do better so.
 
-use std::arch::x86_64::{
-    _CMP_NGE_UQ, _CMP_NLT_UQ, _mm256_and_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_movemask_ps,
-    _mm256_set1_ps, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask, _mm512_set1_ps,
-};
-
 use crate::rows::simd::block::FLAGS;
 
 /// The values of a group in parts of `N`, each with the place of its first bit; `None` of fewer values.
@@ -17,7 +12,12 @@ fn parts<const N: usize>(values: &[f32]) -> Option<impl Iterator<Item = (usize, 
 }
 
 pub(super) mod avx512 {
-    use super::*;
+    use std::arch::x86_64::{
+        _CMP_NGE_UQ, _CMP_NLT_UQ, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask,
+        _mm512_set1_ps,
+    };
+
+    use super::parts;
     pub(in super::super) use crate::rows::simd::block::*;
 
     #[inline]
@@ -46,7 +46,12 @@ pub(super) mod avx512 {
 }
 
 pub(super) mod avx2 {
-    use super::*;
+    use std::arch::x86_64::{
+        _CMP_NGE_UQ, _CMP_NLT_UQ, _mm256_and_ps, _mm256_cmp_ps, _mm256_loadu_ps,
+        _mm256_movemask_ps, _mm256_set1_ps,
+    };
+
+    use super::parts;
     pub(in super::super) use crate::rows::simd::block::*;
 
     #[inline]
