@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ComparisonReport", "comparison_report"]
 
-_NOT_ENOUGH = "not enough data"
+_NOT_ENOUGH, _TOO_RARE = "not enough data", "too rare"
+_UNDECIDED = (_NOT_ENOUGH, _TOO_RARE)
 _MOST_ROWS = 5
 # Attributes of a comparison that its data have under the same names.
 _SETTINGS = ("min_tv", "alpha", "power", "length", "num_cells")
@@ -33,10 +34,10 @@ class ComparisonReport(Report):
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 biased, 2 not enough data."""
+        """0 pass, 1 biased, 2 not enough data, or strings too rare to tell."""
         if not self.ok:
             return 1
-        return 2 if any(c.verdict == _NOT_ENOUGH for c in self.comparisons) else 0
+        return 2 if any(c.verdict in _UNDECIDED for c in self.comparisons) else 0
 
     def to_html(self) -> str:
         """Render one page that loads nothing."""
@@ -51,12 +52,12 @@ class ComparisonReport(Report):
 def comparison_report(comparisons: Sequence[Comparison]) -> ComparisonReport:
     """Make one report of one or several comparisons."""
     biased = [c for c in comparisons if c.verdict == "biased"]
-    short = [c for c in comparisons if c.verdict == _NOT_ENOUGH]
+    short = [c for c in comparisons if c.verdict in _UNDECIDED]
     if biased:
         found = ", ".join(f"{c.name} (TV {_interval(c.tv)})" for c in biased)
         summary = f"FAILED: the distributions differ: {found}"
     elif short:
-        summary = "; ".join(f"{c.name}: not enough data, {_missing(c)}" for c in short)
+        summary = "; ".join(f"{c.name}: {c.verdict}, {_missing(c)}" for c in short)
     else:
         least = min(c.min_tv for c in comparisons)
         summary = f"no difference of total variation {least} or more found between the cells"
@@ -64,7 +65,7 @@ def comparison_report(comparisons: Sequence[Comparison]) -> ComparisonReport:
         "certify",
         ok=not biased,
         data={
-            "status": "failed" if biased else "not_enough_data" if short else "ok",
+            "status": "failed" if biased else short[0].verdict.replace(" ", "_") if short else "ok",
             "comparisons": [_as_data(c) for c in comparisons],
         },
         sections=[_table(comparisons), *(part for c in biased for part in _where(c))],
@@ -74,6 +75,11 @@ def comparison_report(comparisons: Sequence[Comparison]) -> ComparisonReport:
 
 
 def _missing(c: Comparison) -> str:
+    if c.verdict == _TOO_RARE:
+        return (
+            f"{c.resolved_first:.1%} of the first tokens have a cell of their own; wanted "
+            f"{c.min_tv:.1%} or more: take a lower temperature or top-k"
+        )
     return f"{c.num_missing:,} samples of each side missing"
 
 

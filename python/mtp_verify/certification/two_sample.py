@@ -55,8 +55,9 @@ class Comparison:
     """What a comparison of two samplers found.
 
     Attributes:
-        verdict: "pass" (no difference of `min_tv` or more found, with the stated power), "biased"
-            or "not enough data".
+        verdict: "pass" (no difference of `min_tv` or more found, with the stated power), "biased",
+            "not enough data", or "too rare": less than `min_tv` of the first tokens have a cell of
+            their own, so that nearly any difference would hide in one cell.
         min_tv: The total variation of the cells that was looked for.
         alpha: Probability that two samplers of one law are called biased.
         power: Probability that a difference of `min_tv` is found with all the samples needed.
@@ -200,10 +201,12 @@ def compare(
     served = run.served_tv()
     is_biased = is_biased or (served is not None and served >= min_tv)
     is_whole = run.num_samples >= needed
+    resolved_first = resolved_share(run.tallies, 0)
+    passed = "pass" if resolved_first >= min_tv else "too rare"
     seconds = time.monotonic() - started
     return Comparison(
         name=shown,
-        verdict="biased" if is_biased else "pass" if is_whole else "not enough data",
+        verdict="biased" if is_biased else passed if is_whole else "not enough data",
         min_tv=min_tv,
         alpha=alpha,
         power=power,
@@ -217,7 +220,7 @@ def compare(
         intervals=tuple(tally.interval() for tally in run.tallies),
         num_cells=sum(len(tally.cells[-1]) for tally in run.tallies),
         resolved=resolved_share(run.tallies, -1),
-        resolved_first=resolved_share(run.tallies, 0),
+        resolved_first=resolved_first,
         served_tv=served,
         seeds=(seed, run.next_seed - 1),
         seconds=seconds,

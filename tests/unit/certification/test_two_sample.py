@@ -68,8 +68,11 @@ def test_a_difference_inside_a_cell_is_not_seen():
         return sample
 
     found = compare(rare(0), rare(1), [(1,)], length=1, min_tv=0.1)
-    assert (found.verdict, found.resolved, found.resolved_first) == ("pass", 0.0, 0.0)
-    assert "0% of the first tokens" in comparison_report([found]).to_text()
+    assert (found.verdict, found.resolved, found.resolved_first) == ("too rare", 0.0, 0.0)
+    report = comparison_report([found])
+    assert report.exit_code == 2
+    assert "0% of the first tokens" in report.to_text()
+    assert "too rare, 0.0% of the first tokens" in report.summary
 
 
 def test_strings_that_depend_on_their_neighbours_are_named():
