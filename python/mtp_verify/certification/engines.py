@@ -20,6 +20,7 @@ from mtp_verify.console.libraries import need
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import gallery, mutants
 from mtp_verify.testing.laws import model_rows
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mtp_verify.certification.settings import Setting
-    from mtp_verify.verifier.params import SamplingParams
 
 __all__ = ["MODES", "Engine", "default_modes", "load_function", "make_engine", "user_engine"]
 
@@ -168,8 +168,17 @@ def _of_vllm(order: _Order) -> Engine:
     return order.engine(sample, checkpoints.target_model, order.batched())
 
 
+def _temperature_alone(order: _Order, engine: str) -> float:
+    """Return the temperature of an engine that has no other shaping."""
+    temperature = order.params.temperature
+    if order.params != SamplingParams(temperature=temperature):
+        message = f"{engine}: found {order.params}; it shapes rows by a temperature alone"
+        raise ParamsError(message, slug="bad_options")
+    return temperature
+
+
 def _mutant(order: _Order) -> Engine:
-    setting, temperature = order.setting, order.params.temperature
+    setting, temperature = order.setting, _temperature_alone(order, "mutants")
     setting.refuse("mutants", "cache", "sharpness", "batch")
     options: dict[str, Any] = {"tv": _MUTANT_TV, "length": setting.num}
     options |= {} if temperature == 1 else {"temperature": temperature}
@@ -181,7 +190,7 @@ def _mutant(order: _Order) -> Engine:
 
 
 def _of_gallery(order: _Order) -> Engine:
-    setting, temperature = order.setting, order.params.temperature
+    setting, temperature = order.setting, _temperature_alone(order, "gallery")
     setting.refuse("gallery", "cache", "sharpness", "batch", "eos", "grammar")
     fault = order.mode.removesuffix(_FIXED)
     given: dict[str, Any] = {"length": setting.num, "temperature": temperature}

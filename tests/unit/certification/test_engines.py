@@ -208,6 +208,8 @@ def test_command_certifies_an_accept_function_from_inside(capsys):
             ["--accept", "f", "--engine", "transformers"],
             "one of --engine, --accept, --url and --rerun",
         ),
+        (["--engine", "mutants", "--top-k", "3"], "a temperature alone"),
+        (["--engine", "gallery", "--top-p", "0.5"], "a temperature alone"),
         (["--engine", f"{__name__}:biased", "--length", "40"], "the limit for an exact law"),
         (["--engine", f"{__name__}:biased", "--alpha", "2"], "alpha"),
     ],
