@@ -109,20 +109,21 @@ fn misdeclared(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     })
 }
 
+fn example_of<'py>(py: Python<'py>, example: &Counterexample) -> PyResult<Bound<'py, PyDict>> {
+    let row = PyDict::new(py);
+    row.set_item("target", &example.target)?;
+    row.set_item("drafter", &example.drafter)?;
+    row.set_item("shape", example.shape)?;
+    row.set_item("tokens", &example.tokens)?;
+    row.set_item("emitted", &example.emitted)?;
+    row.set_item("wanted", &example.wanted)?;
+    row.set_item("distance", &example.distance)?;
+    Ok(row)
+}
+
 /// The field's rules: one dict for each, with its cases and the smallest counterexample found, if any.
 #[pyfunction]
 fn prove_field(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    let example_of = |example: &Counterexample| {
-        let row = PyDict::new(py);
-        row.set_item("target", &example.target)?;
-        row.set_item("drafter", &example.drafter)?;
-        row.set_item("shape", example.shape)?;
-        row.set_item("tokens", &example.tokens)?;
-        row.set_item("emitted", &example.emitted)?;
-        row.set_item("wanted", &example.wanted)?;
-        row.set_item("distance", &example.distance)?;
-        PyResult::Ok(row)
-    };
     hold(|| {
         let lines = enter(py, field::prove_field)?;
         lines
@@ -150,7 +151,7 @@ fn prove_field(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
                 row.set_item("tried", line.tried)?;
                 row.set_item(
                     "counterexample",
-                    line.counterexample.as_ref().map(example_of).transpose()?,
+                    line.counterexample.as_ref().map(|found| example_of(py, found)).transpose()?,
                 )?;
                 row.set_item("holds", line.holds())?;
                 Ok(row)
