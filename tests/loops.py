@@ -130,6 +130,7 @@ class TableHead:
     hidden_layers = (-1,)
     max_depth = None
     vocab = None
+    context_tokens = False
 
     def __init__(self, table: Table) -> None:
         self.table = table

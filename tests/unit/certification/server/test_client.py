@@ -92,7 +92,9 @@ def test_a_server_says_how_long_to_wait():
         assert time.monotonic() - start > 0.19
 
 
-@pytest.mark.parametrize("value", ["30", formatdate(time.time() + 600, usegmt=True)])
+@pytest.mark.parametrize(
+    "value", ["30", formatdate(time.time() + 600, usegmt=True)], ids=["seconds", "date"]
+)
 def test_a_wait_that_is_too_long_ends_the_run_at_once(value):
     busy = httpx2.Response(429, headers={"Retry-After": value})
     with client_with(busy, longest_wait=5) as client, pytest.raises(ServerError) as caught:
