@@ -177,7 +177,7 @@ target's; *distance* is the largest of all cases. *Left out* is the weight of ce
 asked about.
 
 The race of `coupled` takes a number for each token, so none are given: each cell is asked about at
-positions whose noise lies in it. Two more cases do the same for other rules, so that the noise's
+positions whose noise falls in it. Two more cases do the same for other rules, so that the noise's
 addresses count; others have a mask, a penalty, a drafter of few tokens, shaping, or rows of several
 blocks. `greedy` has no line in the core's table: at temperature 0 every rule draws from a row of
 one token. It gives that token on every draft; its distance is the rounding of the drafts' weights.
