@@ -111,7 +111,7 @@ study: $(EXT) ## Run the experiments of studies/ (ARGS="choice-points --quick"; 
 
 bench: $(EXT) ## Time the verifier against its peers; JSON goes to build/bench/
 	@mkdir -p build/bench
-	@for file in benches/*.py; do \
+	@set -e; for file in benches/*.py; do \
 	    name=$$(basename "$$file" .py); \
 	    echo "== $$name"; \
 	    $(PY) "$$file" --json "build/bench/$$name.json" $(ARGS); \

@@ -225,7 +225,10 @@ def main() -> None:
     options = parser.parse_args()
     trace = Trace(options.steps + 1)
     ours = Ours(trace, prefix_cache=False)
-    rivals = {"ours": ours, "ours, prefix cache": Ours(trace, prefix_cache=True)}
+    rivals: dict[str, Ours | Vllm | Floor] = {
+        "ours": ours,
+        "ours, prefix cache": Ours(trace, prefix_cache=True),
+    }
     theirs, standing = peer(trace)
     if theirs is not None:
         rivals["vllm"] = theirs
@@ -237,7 +240,7 @@ def main() -> None:
             if index:  # The first turn warms up.
                 times[name].append(phases)
     ours.table.check_integrity()
-    lines = {}
+    lines: dict[str, dict[str, Any]] = {}
     print(f"B={SEQUENCES}, {DRAFTED}-node trees, blocks of {BLOCK_SIZE}; microseconds a step")
     for name, steps in times.items():
         totals = [1e6 * sum(phases) for phases in steps]

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -78,7 +78,7 @@ def measure(model: Any, rows: list[list[int]], count: int, rounds: int) -> dict[
 
     def ours(name: str) -> Callable[[], Stats]:
         drafter = None if name == "plain" else mv.drafters.Suffix()
-        planner = "auto" if name == "planned" else None
+        planner: Literal["auto"] | None = "auto" if name == "planned" else None
         decoder = Decoder(model, drafter, GREEDY, planner=planner)
         return lambda: decoder.generate(ids, mask, max_new_tokens=count, eos_token_id=()).stats
 

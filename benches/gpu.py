@@ -31,13 +31,14 @@ import numpy as np
 import torch
 
 import mtp_verify as mv
+from mtp_verify.verifier.words import Law, Rule
 
 BATCHES = (1, 8, 64)
 DRAFTED = (4, 8, 16, 64)
 VOCABS = (32_000, 128_256, 151_936, 262_144)
 ELEMENTS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # A rule, the law of its drafts, and how many children a node has.
-RULES = {
+RULES: dict[Rule, tuple[Law, int]] = {
     "greedy": ("deterministic", 1),
     "target_only": ("deterministic", 1),
     "coupled": ("coupled", 1),
@@ -63,7 +64,7 @@ KERNELS = Path(__file__).parents[1] / "docs" / "data" / "kernels.json"
 class Case(NamedTuple):
     """One line of the report."""
 
-    rule: str
+    rule: Rule
     shaping: str
     element: str
     batch: int
@@ -71,7 +72,7 @@ class Case(NamedTuple):
     vocab: int
 
     @property
-    def law(self) -> str:
+    def law(self) -> Law:
         """How the tokens were chosen."""
         return RULES[self.rule][0]
 
@@ -221,7 +222,8 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.is_cuda = device.type == "cuda"
         if self.is_cuda:
-            self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            event: Any = torch.cuda.Event
+            self.start, self.end = (event(enable_timing=True) for _ in range(2))
             self.flushed = torch.empty(FLUSHED, dtype=torch.uint8, device=device)
 
     def time(self, call: Callable[[], object], *, cold: bool) -> float:
@@ -237,7 +239,7 @@ class Clock:
         call()
         self.end.record()
         self.end.synchronize()
-        return 1e3 * self.start.elapsed_time(self.end)
+        return 1e3 * float(self.start.elapsed_time(self.end))
 
 
 def graph_of(call: Callable[[], object]) -> Callable[[], object]:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def main() -> None:
     print(f"cost of a forward by width: {shape}")
     prompts = pick(load(options.prompts) if options.prompts else OWN, options.per_category)
     rivals = ways(model, costs)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for prompt in prompts:
         ids = subject.encode(prompt.prompt)
         speeds, last = measure(rivals, ids, options.max_new_tokens, options.rounds)
@@ -133,9 +134,9 @@ def main() -> None:
             {
                 "prompt": prompt.id,
                 "category": prompt.category,
-                "over_plain": {name: ratio.as_dict() for name, ratio in ratios.items()},
+                "over_plain": {name: asdict(ratio) for name, ratio in ratios.items()},
                 "best_fixed": best,
-                "planned_over_best_fixed": over(speeds[PLANNED], speeds[best]).as_dict(),
+                "planned_over_best_fixed": asdict(over(speeds[PLANNED], speeds[best])),
                 "tau": {name: stats.tau for name, stats in last.items()},
                 "budgets": last[PLANNED].budgets,
             }
@@ -162,7 +163,7 @@ def main() -> None:
         "rounds": options.rounds,
         "max_new_tokens": options.max_new_tokens,
         "costs": curve,
-        "over_plain": {name: estimate.as_dict() for name, estimate in whole.items()},
+        "over_plain": {name: asdict(estimate) for name, estimate in whole.items()},
         "lines": lines,
     }
     if options.json:

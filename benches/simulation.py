@@ -35,7 +35,7 @@ NODES, RATE = 4, 0.7
 GREEDY = mv.SamplingParams(temperature=0.0)
 
 
-class Knowing:
+class Knowing(mv.Drafter):
     """Drafts the known continuation, each token right with probability `RATE`."""
 
     makes_trees = False
@@ -44,18 +44,9 @@ class Knowing:
         self._texts = texts
         self._draws = np.random.default_rng(0)
 
-    def start(self, request: Any) -> None:
-        """Nothing to prepare."""
-
     def propose(self, requests: Sequence[Any], budgets: Sequence[int]) -> list[mv.Draft]:
         """Draft chains."""
         return [self._draft(r, min(b, NODES)) for r, b in zip(requests, budgets, strict=True)]
-
-    def commit(self, verdicts: Any, hidden: Any) -> None:
-        """Nothing to learn."""
-
-    def release(self, request: Any) -> None:
-        """Nothing to forget."""
 
     def _draft(self, request: Any, count: int) -> mv.Draft:
         place, size = len(request.tokens), request.prompt_len

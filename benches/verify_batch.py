@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mtp_verify.commands.shared.threads import num_cores
 VOCAB = 151_936
 SEQUENCES, DRAFTED = 8, 8
 DRAFTERS = {"good": 0.25, "fair": 0.6, "bad": 2.0}
-SHAPINGS = {
+SHAPINGS: dict[str, dict[str, Any]] = {
     "T=1": {},
     "top-p 0.9": {"top_p": 0.9},
     "top-k 50, top-p 0.9": {"top_k": 50, "top_p": 0.9},
@@ -59,6 +60,10 @@ class Setting:
         verdicts = mv.verify_batch(drafts, self.packed, params, seeds=seeds, positions=positions)
         return len(verdicts.tokens)
 
+    def floor(self, _step: int) -> int:
+        """Reads the logits once."""
+        return int(self.packed.sum() * 0)
+
 
 class Vllm:
     """vLLM's sampler of rejections, as its model runner calls it."""
@@ -73,13 +78,13 @@ class Vllm:
         sampler = part("vllm.v1.sample.sampler").Sampler()
         rejection = part("vllm.v1.sample.rejection_sampler")
         # Its own, on CPUs, leaves the expanded temperatures unwritten (version 0.32).
-        rejection.expand_batch_to_tokens = expanded
+        vars(rejection)["expand_batch_to_tokens"] = expanded
         self.sampler = rejection.RejectionSampler(sampler)
         self.sampling = part("vllm.v1.sample.metadata").SamplingMetadata
         self.processors = part("vllm.v1.sample.logits_processor").LogitsProcessors
         self.make = metadata.make_dummy
 
-    def step(self, setting: Setting, shaping: dict[str, float]) -> Callable[[int], int]:
+    def step(self, setting: Setting, shaping: dict[str, Any]) -> Callable[[int], int]:
         """One call of it, everything that does not change from step to step at hand."""
         spec = self.make(setting.tokens.tolist(), torch.device("cpu"))
         rows = torch.arange(SEQUENCES * (DRAFTED + 1), dtype=torch.int32).view(SEQUENCES, -1)
@@ -177,8 +182,8 @@ def main() -> None:
         for shaping, values in SHAPINGS.items():
             params = mv.SamplingParams(**values, preset="vllm")
             runs: dict[str, Callable[[int], int]] = {
-                "ours": lambda step, s=setting, p=params: s.ours(p, step),
-                "floor": lambda _step, s=setting: int(s.packed.sum() * 0),
+                "ours": partial(setting.ours, params),
+                "floor": setting.floor,
             }
             if theirs is not None:
                 runs["vllm"] = theirs.step(setting, values)

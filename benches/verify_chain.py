@@ -33,6 +33,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.utils import _speculative_sampling
 
 import mtp_verify as mv
+from mtp_verify.verifier.words import Rule
 
 VOCAB = 151_936
 DRAFTED = 8
@@ -59,7 +60,7 @@ class Setting:
         self.tokens = torch.multinomial(self.probs, 1, generator=generator)[:, 0]
         self.ids = torch.cat([torch.zeros(4, dtype=torch.long), self.tokens])[None]
 
-    def ours(self, params: mv.SamplingParams, rule: str, seed: int) -> mv.Verdict:
+    def ours(self, params: mv.SamplingParams, rule: Rule, seed: int) -> mv.Verdict:
         """Draft and verify, as a decoder's step would."""
         draft = mv.Draft.chain(self.tokens, self.probs)
         return mv.verify(draft, self.raw, params, rule=rule, seed=seed, position=POSITION)
@@ -73,7 +74,9 @@ class Setting:
                 for row in range(DRAFTED + 1)
             ]
             logits = torch.stack(rows, dim=1)
-        return _speculative_sampling(self.ids, self.draft_logits, DRAFTED, logits)[0]
+        found = _speculative_sampling(self.ids, self.draft_logits, DRAFTED, logits)
+        tokens: torch.Tensor = found[0]
+        return tokens
 
 
 def milliseconds(rivals: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
