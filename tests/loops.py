@@ -150,6 +150,12 @@ class TableHead:
         state.places += places
         return self.table.pool[places]
 
+    def read_batch(self, states: Any, hidden: Any, tokens: Any) -> list[torch.Tensor]:
+        return [self.read(*own) for own in zip(states, hidden, tokens, strict=True)]
+
+    def step_batch(self, states: Any, parents: Any, tokens: Any) -> list[torch.Tensor]:
+        return [self.step(*own) for own in zip(states, parents, tokens, strict=True)]
+
 
 class _HeadState:
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 # The fewest turns of each.
 SMALLEST = {
     "block_table": ["--steps", "3"],
+    "draft_batch": ["--rounds", "1"],
     "decode_batch": ["--rounds", "1", "--max-new-tokens", "4"],
     "forward": ["--rounds", "1", "--widths", "1", "2"],
     "gpu": ["--turns", "1"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -50,6 +50,31 @@ class _State:
             context = self.head.context_tokens.ids
             if self.vocab is None or len(self.vocab) != len(base) + len(context):
                 self.vocab = np.concatenate((base, np.fromiter(context, np.int64, len(context))))
+
+
+class _Growth:
+    """A draft that grows: which of the head's nodes the grower's are."""
+
+    def __init__(self, request: Request, state: _State, grower: growers.Grower) -> None:
+        self.request, self.state, self.grower = request, state, grower
+        self._numbers = {0: 0}
+        self.nodes = grower.frontier()
+
+    def take(self) -> tuple[list[int], torch.Tensor]:
+        """Return parents and tokens of the frontier's nodes, as the head takes them."""
+        grower, state = self.grower, self.state
+        above = [self._numbers[int(grower.parents[node])] for node in self.nodes]
+        first, rows = state.head.num_nodes, cast("torch.Tensor", state.rows)
+        self._numbers.update(zip(self.nodes, range(first, first + len(self.nodes)), strict=True))
+        return above, torch.from_numpy(grower.tokens[self.nodes]).to(rows.device)
+
+    def extend(self, rows: Any) -> None:
+        """Grow by the rows of the frontier; nothing where it is empty."""
+        if not self.nodes:
+            return
+        paths = (self.grower.path(node) for node in self.nodes)
+        self.grower.extend(self.request.mask_rows(rows, paths, self.state.vocab))
+        self.nodes = self.grower.frontier()
 
 
 class Heads(StateDrafter[_State]):
@@ -100,7 +125,7 @@ class Heads(StateDrafter[_State]):
         min_path: float = 0.0,
     ) -> None:
         super().__init__()
-        calls = ("new_state", "read", "step")
+        calls = ("new_state", "read_batch", "step_batch")
         check_instance("head", head, calls, "a head, such as mv.heads.load(path, model)")
         limits = {"num_tokens": num_tokens, "max_nodes": max_nodes, "max_children": max_children}
         for name, value in limits.items():
@@ -181,68 +206,111 @@ class Heads(StateDrafter[_State]):
         del request
         return _State(self.head.new_state())
 
-    def _read(self, request: Request, state: _State) -> torch.Tensor | None:
-        """Read what was committed; return the row after the root, None if nothing was read."""
-        if state.pending:
-            hidden = [torch.cat(layer) for layer in zip(*state.pending, strict=True)]
-            count = hidden[0].shape[0]
-            tokens: Any = request.tokens[-count:]
-            if not self.head.spec.context_tokens:  # Else it looks them up on the host.
-                tokens = torch.tensor(tokens, device=hidden[0].device)
-            state.rows = self.head.read(state.head, hidden, tokens)
-            state.pending.clear()
-            state.update_vocab(self._vocab)
-        return state.rows
+    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
+        return self._drafts([request], [state], [budget])[0]
+
+    def propose(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:
+        """See `Drafter.propose`. The drafts of all requests share the head's forwards."""
+        self._proposed = list(requests)
+        return self._drafts(requests, [self._state_of(request) for request in requests], budgets)
+
+    def _read(
+        self, requests: Sequence[Request], states: Sequence[_State], budgets: Sequence[int]
+    ) -> list[int]:
+        """Read what was committed; return which requests have a row after the root."""
+        wanted = [index for index, budget in enumerate(budgets) if budget > 0]
+        fresh = [index for index in wanted if states[index].pending]
+        if fresh:
+            read = [
+                [torch.cat(layer) for layer in zip(*states[index].pending, strict=True)]
+                for index in fresh
+            ]
+            tokens: list[Any] = []
+            for index, hidden in zip(fresh, read, strict=True):
+                own: Any = requests[index].tokens[-hidden[0].shape[0] :]
+                if not self.head.spec.context_tokens:  # Else it looks them up on the host.
+                    own = torch.tensor(own, device=hidden[0].device)
+                tokens.append(own)
+            rows = self.head.read_batch([states[index].head for index in fresh], read, tokens)
+            for index, row in zip(fresh, rows, strict=True):
+                state = states[index]
+                state.rows = row
+                state.pending.clear()
+                state.update_vocab(self._vocab)
+        return [index for index in wanted if states[index].rows is not None]
 
     @torch.inference_mode()
-    def _draft(self, request: Request, state: _State, budget: int) -> Draft:
-        head, rows = self.head, self._read(request, state) if budget > 0 else None
-        if rows is None:
-            return Draft.chain([])
-        grower = self._grower(request, budget, state.vocab)
-        numbers = {0: 0}
-        while nodes := grower.frontier():
-            if nodes != [0]:
-                parents, words = grower.parents, grower.tokens
-                above = [numbers[int(parents[node])] for node in nodes]
-                first = state.head.num_nodes
-                rows = head.step(state.head, above, torch.from_numpy(words[nodes]).to(rows.device))
-                numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
-            paths = (grower.path(node) for node in nodes)
-            grower.extend(request.mask_rows(rows, paths, state.vocab))
-        state.rows = None
-        return grower.finish()
+    def _drafts(
+        self, requests: Sequence[Request], states: Sequence[_State], budgets: Sequence[int]
+    ) -> list[Draft]:
+        drafts = [Draft.chain([]) for _ in requests]
+        grown = {
+            index: _Growth(
+                requests[index],
+                states[index],
+                self._grower(requests[index], budgets[index], states[index].vocab),
+            )
+            for index in self._read(requests, states, budgets)
+        }
+        for growth in grown.values():
+            growth.extend(growth.state.rows)
+        while going := [growth for growth in grown.values() if growth.nodes]:
+            parents, tokens = zip(*(growth.take() for growth in going), strict=True)
+            heads = [growth.state.head for growth in going]
+            for growth, rows in zip(
+                going, self.head.step_batch(heads, parents, tokens), strict=True
+            ):
+                growth.extend(rows)
+        for index, growth in grown.items():
+            growth.state.rows = None
+            drafts[index] = growth.grower.finish()
+        return drafts
 
     def sketch(self, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft | Sketch]:
         """See `Drafter.sketch`. A constraint is held against the first level alone."""
         self._proposed = list(requests)
-        return [
-            self._sketch(request, self._state_of(request), budget)
-            for request, budget in zip(requests, budgets, strict=True)
-        ]
+        return self._sketches(requests, [self._state_of(request) for request in requests], budgets)
 
     @torch.inference_mode()
-    def _sketch(self, request: Request, state: _State, budget: int) -> Draft | Sketch:
-        rows = self._read(request, state) if budget > 0 else None
-        if rows is None:
-            return Draft.chain([])
-        head, kept = self.head, state.head
-        vocab = self._vocab_on(rows.device, state)
-        form = self._form(request, budget, vocab, rows.device)
-        form.extend(request.mask_rows(rows, [[]], state.vocab))
-        first = 0  # The number of the frontier's first place.
-        while form.size:
-            above = form.above
-            if not isinstance(above, torch.Tensor):
-                above = [first + place for place in above]
-            first = kept.num_nodes
-            form.extend(head.step(kept, above, form.tokens))
-        state.rows = None
-        sketch = form.finish()
-        if vocab is None or sketch.logits is None or not head.spec.context_tokens:
+    def _sketches(
+        self, requests: Sequence[Request], states: Sequence[_State], budgets: Sequence[int]
+    ) -> list[Draft | Sketch]:
+        drafts: list[Draft | Sketch] = [Draft.chain([]) for _ in requests]
+        grown: list[tuple[int, Any, Form]] = []
+        for index in self._read(requests, states, budgets):
+            request, state = requests[index], states[index]
+            rows: Any = state.rows
+            vocab = self._vocab_on(rows.device, state)
+            form = self._form(request, budgets[index], vocab, rows.device)
+            form.extend(request.mask_rows(rows, [[]], state.vocab))
+            grown.append((index, vocab, form))
+        firsts = [0] * len(grown)  # The number of each frontier's first place.
+        while going := [place for place, (_, _, form) in enumerate(grown) if form.size]:
+            heads = [states[grown[place][0]].head for place in going]
+            forms = [grown[place][2] for place in going]
+            parents = [
+                form.above
+                if isinstance(form.above, torch.Tensor)
+                else [firsts[place] + above for above in form.above]
+                for place, form in zip(going, forms, strict=True)
+            ]
+            for place, head in zip(going, heads, strict=True):
+                firsts[place] = head.num_nodes
+            found = self.head.step_batch(heads, parents, [form.tokens for form in forms])
+            for form, rows in zip(forms, found, strict=True):
+                form.extend(rows)
+        for index, vocab, form in grown:
+            drafts[index] = self._whole(form.finish(), vocab)
+            states[index].rows = None
+        return drafts
+
+    def _whole(self, sketch: Sketch, vocab: torch.Tensor | None) -> Sketch:
+        """Bring a sketch's rows to the vocabulary that all requests have in common."""
+        spec = self.head.spec
+        if vocab is None or sketch.logits is None or not spec.context_tokens:
             return replace(sketch, vocab=self._vocab)
         # Requests whose vocabularies differ are verified over the one that they have in common.
-        width = head.spec.known_sizes.vocab_size
+        width = spec.known_sizes.vocab_size
         whole = sketch.logits.new_full((len(sketch.logits), width), -torch.inf)
         return replace(sketch, logits=whole.index_copy(1, vocab, sketch.logits))
 

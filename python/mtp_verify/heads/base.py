@@ -163,22 +163,14 @@ class Head(nn.Module):
         for level in levels:
             level.spec = self.spec
 
-    def shared_logits(
-        self, hidden: torch.Tensor, extra: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the target's logits (..., D + E) of (..., d), over the draft vocabulary if any.
-
-        The logits of further tokens, whose rows are `extra` (E, d), come last.
-        """
+    def shared_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits (..., D) of (..., d), over the draft vocabulary if any."""
         if self.vocab is None:
             return self.shared.output(hidden)
         if self._shared_rows is None:
             # One compact copy: gathered rows would be read from all over the matrix at each step.
             self._shared_rows = Product(self.output_rows(self.vocab))
-        logits = self._shared_rows(hidden)
-        if extra is None:
-            return logits
-        return torch.cat((logits, nn.functional.linear(hidden, extra)), dim=-1)
+        return self._shared_rows(hidden)
 
     def output_rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return rows (E, d) of the target's output head for tokens (E,)."""
@@ -208,13 +200,32 @@ class Head(nn.Module):
         size = len(self.vocab)
         return int(self.vocab[column]) if column < size else list(context.ids)[column - size]
 
+    def output_input(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what an output head reads of features (..., d)."""
+        return features
+
     def logits(
         self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return logits (..., D + E) of a level's features; `extra` as in `shared_logits`."""
+        """Return logits (..., D + E) of a level's features (..., d).
+
+        The last E are those of further tokens, whose rows of the output head are `extra` (E, d).
+        """
+        rows = self.output_input(features)
+        return _with_extra(self._logits(rows, level), rows, extra)
+
+    def logits_batch(
+        self, features: Sequence[torch.Tensor], level: int, extras: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor]:
+        """Return `logits` of the features (n, d) of several sequences, by one product."""
+        rows, counts = self.output_input(torch.cat([*features])), [len(own) for own in features]
+        parts = torch.split(self._logits(rows, level), counts), torch.split(rows, counts), extras
+        return [_with_extra(*part) for part in zip(*parts, strict=True)]
+
+    def _logits(self, rows: torch.Tensor, level: int) -> torch.Tensor:
         levels: Any = self.levels
         own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
-        return self.shared_logits(features, extra) if own is None else own(features)
+        return self.shared_logits(rows) if own is None else own(rows)
 
     def new_state(self) -> Any:
         """Return the state of a new sequence."""
@@ -238,7 +249,7 @@ class Head(nn.Module):
         Raises:
             DraftError: shapes that do not fit together.
         """
-        raise NotImplementedError
+        return self.read_batch([state], [hidden], [tokens])[0]
 
     def step(
         self, state: Any, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
@@ -258,7 +269,33 @@ class Head(nn.Module):
         Raises:
             DraftError: a parent that was not run, or a level that the head does not have.
         """
+        return self.step_batch([state], [parents], [tokens])[0]
+
+    def read_batch(
+        self,
+        states: Sequence[Any],
+        hidden: Sequence[Sequence[torch.Tensor]],
+        tokens: Sequence[torch.Tensor | Sequence[int]],
+    ) -> list[torch.Tensor]:
+        """Do what `read` does for one or more sequences, with one forward for all of them."""
         raise NotImplementedError
+
+    def step_batch(
+        self,
+        states: Sequence[Any],
+        parents: Sequence[Sequence[int] | torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Do what `step` does for one or more sequences, with one forward for all of them."""
+        raise NotImplementedError
+
+
+def _with_extra(
+    logits: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor | None
+) -> torch.Tensor:
+    if extra is None:
+        return logits
+    return torch.cat((logits, nn.functional.linear(rows, extra)), dim=-1)
 
 
 def check_target(spec: HeadSpec, shared: Shared) -> None:

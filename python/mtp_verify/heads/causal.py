@@ -11,25 +11,17 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import (
-    ContextTokens,
-    Head,
-    as_tokens,
-    check_pairs,
-    check_parents,
-    make_output,
-)  # fmt: skip
-from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
+from mtp_verify.heads.base import Head, as_tokens, check_pairs, check_parents, make_output
+from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
+from mtp_verify.heads.causal_state import CausalState, Node, Run
 from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
@@ -37,7 +29,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["CausalHead", "CausalModule", "CausalState"]
+__all__ = ["CausalHead", "CausalModule"]
 
 
 class CausalModule(nn.Module):
@@ -63,11 +55,7 @@ class CausalModule(nn.Module):
         self.output = make_output(spec)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        embeds: torch.Tensor,
-        inputs: BlockInputs,
-        layers: Sequence[GrowingLayer | None],
+        self, hidden: torch.Tensor, embeds: torch.Tensor, inputs: BlockInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the output head reads, and the next level's hidden state, both (B, n, d).
 
@@ -82,63 +70,11 @@ class CausalModule(nn.Module):
         else:
             parts = (embeds, normed) if spec.fusion == "eh" else (normed, embeds)
             x = self.fusion(torch.cat(parts, dim=-1))
-        for block, layer in zip(self.layers, layers, strict=True):
-            x = block(x, inputs._replace(layer=layer, residual=residual))
+        for index, block in enumerate(self.layers):
+            x = block(x, inputs._replace(block=index, residual=residual))
             residual = None
         normed = self.norm(x)
         return normed, normed if spec.recycle == "post" else x
-
-
-@dataclass
-class _Node:
-    """A node that was run.
-
-    While levels move from module to module, a pair's token is further ahead than its hidden state:
-    module m first reads the path's token at depth 1 in the row m positions before its newest. A
-    node at depth d therefore runs the d newest rows of module d; a module that is used again runs
-    one row a node.
-    """
-
-    depth: int
-    # (k,) tokens of its path, its own last: as many as a module may read, at least that one.
-    path: torch.Tensor
-    # Drafted entries of its module that are on its path, its own included: (k,) int64 where only
-    # the device knows whom it follows.
-    entries: list[int] | torch.Tensor
-    rows: torch.Tensor  # (1, k, d), what its own rows hand to the next module
-    last: torch.Tensor  # (1, 1, d), the newest of them
-
-
-@dataclass
-class CausalState:
-    """State of a sequence in a causal head."""
-
-    layers: list[list[GrowingLayer]]  # keys and values by module and block
-    num_true: list[int]  # by module: entries that come from true pairs
-    first: int = 0  # position of the first pair's hidden state
-    context_tokens: ContextTokens = field(default_factory=ContextTokens)
-    _carry: list[torch.Tensor | None] = field(default_factory=list)
-    _nodes: list[_Node] = field(default_factory=list)
-    _latest: int = 0  # the first node of the last call
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes run since the last `read`, the root included."""
-        return len(self._nodes)
-
-    @property
-    def num_entries(self) -> list[int]:
-        """Entries of each module, drafted ones included."""
-        return [layers[0].get_seq_length() for layers in self.layers]
-
-    def rollback(self) -> None:
-        """Drop everything that was drafted; true pairs stay."""
-        del self._nodes[1:]
-        self._latest = 0
-        for layers, num_true in zip(self.layers, self.num_true, strict=True):
-            for layer in layers:
-                if (surplus := layer.get_seq_length() - num_true) > 0:
-                    layer.crop(-surplus)
 
 
 class CausalHead(Head):
@@ -212,9 +148,9 @@ class CausalHead(Head):
         hidden: torch.Tensor,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | None = None,
         level: int = 0,
-        layers: Sequence[GrowingLayer | None] | None = None,
+        segments: Sequence[Segment] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one level over pairs, in training and drafting alike.
 
@@ -224,7 +160,8 @@ class CausalHead(Head):
             positions: (B, n), of the hidden states in level 0 and one more for each further level.
             mask: broadcastable to (B, heads, n, keys), True where visible; None shows all.
             level: of the draft; from the last module on it is used again.
-            layers: keys and values of each block that are extended, or None.
+            segments: whose the rows are, and what they see, in place of the mask, where keys and
+                values are kept; B is 1 where there are several.
 
         Returns:
             (B, n, d) output, for `logits`, and (B, n, d) hidden state for the next level.
@@ -237,163 +174,149 @@ class CausalHead(Head):
         if spec.pair_position == "token":
             positions = positions + 1
         rotation = None if self.rotary is None else self.rotary(positions, hidden.dtype)
-        inputs, layers = BlockInputs(positions, rotation, mask), layers or [None] * spec.num_layers
-        output: tuple[torch.Tensor, torch.Tensor] = module(hidden, embeds, inputs, layers)
+        inputs = BlockInputs(positions, rotation, mask, segments)
+        output: tuple[torch.Tensor, torch.Tensor] = module(hidden, embeds, inputs)
         return output
 
     def new_state(self) -> CausalState:
         """See `Head.new_state`."""
         count, blocks = self.spec.num_modules, range(self.spec.num_layers)
         layers = [[GrowingLayer() for _ in blocks] for _ in range(count)]
-        return CausalState(layers, [0] * count, _carry=[None] * count)
+        return CausalState(layers, [0] * count, carry=[None] * count)
 
-    def read(
+    def read_batch(
         self,
-        state: CausalState,
-        hidden: Sequence[torch.Tensor],
-        tokens: torch.Tensor | Sequence[int],
-    ) -> torch.Tensor:
-        """See `Head.read`.
+        states: Sequence[CausalState],
+        hidden: Sequence[Sequence[torch.Tensor]],
+        tokens: Sequence[torch.Tensor | Sequence[int]],
+    ) -> list[torch.Tensor]:
+        """See `Head.read_batch`.
 
         Module m lags module m - 1 by one token: its last pair takes the root's token too, with
         the hidden state that module m - 1 gave at the position before.
         """
-        words, tokens = tokens, as_tokens(tokens, hidden)
-        check_pairs(self.spec, hidden, tokens)
-        state.rollback()
-        self.observe_tokens(state.context_tokens, words)
-        passed, window = self.fuse_features(hidden)[None], self.spec.known_sizes.window
+        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
+        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        for state, own in zip(states, tokens, strict=True):
+            state.rollback()
+            self.observe_tokens(state.context_tokens, own)
+        fused = self.fuse_features([torch.cat(layer) for layer in zip(*hidden, strict=True)])
+        passed = list(torch.split(fused[None], counts, dim=1))
+        logits: list[torch.Tensor] = []
         for module in range(self.spec.num_modules):
-            if not (count := passed.shape[1]):
+            reading = [index for index, rows in enumerate(passed) if rows.shape[1]]
+            if not reading:
                 break
-            past = state.num_true[module]
-            positions = torch.arange(past, past + count, device=passed.device) + state.first
-            see_all = count == 1 and window is None
-            mask = None if see_all else causal_mask(past, count, window, passed.device)
-            read = tokens[None, tokens.shape[0] - count :]
-            places = (positions + module)[None]
-            output, recycled = self(passed, read, places, mask, module, state.layers[module])
-            state.num_true[module] = past + count
+            mine = [states[index] for index in reading]
+            rows = [passed[index] for index in reading]
+            read = [ids[index][len(ids[index]) - passed[index].shape[1] :] for index in reading]
+            places, segments = zip(
+                *map(self._true_pairs, mine, rows, [module] * len(rows)), strict=True
+            )
+            outputs, found = self._run(module, rows, read, places, segments)
             if module == 0:
-                logits = self.logits(output[:, -1:], 0, state.context_tokens.rows)[0]
-                state._nodes = [_Node(0, tokens[:0], [], recycled[:, :0], recycled[:, -1:])]
-            carry = state._carry[module]
-            state._carry[module] = recycled[:, -1:]
-            if module + 1 < self.spec.num_modules:
-                passed = recycled if carry is None else torch.cat((carry, recycled), dim=1)
-                passed = passed[:, :-1]
+                extras = [state.context_tokens.rows for state in states]
+                logits = self.logits_batch([output[0, -1:] for output in outputs], 0, extras)
+            for index, state, own, recycled in zip(reading, mine, read, found, strict=True):
+                state.num_true[module] += len(own)
+                if module == 0:
+                    root = Node(0, own[:0], [], recycled[:, :0], recycled[:, -1:])
+                    state.nodes = [root]
+                carry = state.carry[module]
+                state.carry[module] = recycled[:, -1:]
+                joined = recycled if carry is None else torch.cat((carry, recycled), dim=1)
+                passed[index] = joined[:, :-1]
         return logits
 
-    def step(
-        self, state: CausalState, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """See `Head.step`; nodes of several levels may come together."""
-        nodes = state._nodes
-        check_parents(parents, len(nodes))
-        if isinstance(parents, torch.Tensor):
-            followed = _gather(nodes[state._latest :], parents)
-        else:
-            followed = [nodes[parent] for parent in parents]
+    def _true_pairs(
+        self, state: CausalState, rows: torch.Tensor, module: int
+    ) -> tuple[torch.Tensor, Segment]:
+        """Return the positions of true pairs in a module, and what they see."""
+        past, count, window = state.num_true[module], rows.shape[1], self.spec.known_sizes.window
+        start = past + state.first + module
+        positions = torch.arange(start, start + count, device=rows.device)
+        see_all = count == 1 and window is None
+        mask = None if see_all else causal_mask(past, count, window, rows.device)
+        return positions, Segment(count, mask, state.layers[module])
+
+    def step_batch(
+        self,
+        states: Sequence[CausalState],
+        parents: Sequence[Sequence[int] | torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """See `Head.step_batch`; nodes of several levels may come together."""
+        for state, above in zip(states, parents, strict=True):
+            check_parents(above, state.num_nodes)
+            if not len(above):
+                message = "tokens: found none, wanted at least one to run"
+                raise DraftError(message, slug="shape_mismatch")
+        followed = [state.followed(above) for state, above in zip(states, parents, strict=True)]
         last = self.spec.num_modules - 1
-        modules = [min(node.depth + 1, last) for node in followed]
-        if not followed:
-            message = "tokens: found none, wanted at least one to run"
-            raise DraftError(message, slug="shape_mismatch")
-        order: list[int] = []
-        fresh: list[_Node] = []
-        found: list[torch.Tensor] = []
-        for module in sorted(set(modules)):
-            mine = [index for index, other in enumerate(modules) if other == module]
-            above = [followed[index] for index in mine]
-            words = [tokens[index : index + 1] for index in mine]
-            rows, run = self._run(state, module, above, words)
-            order += mine
-            fresh += run
-            found.append(rows)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        state._latest = len(nodes)
-        nodes.extend(fresh[place] for place in back)
-        return found[0] if len(found) == 1 else torch.cat(found)[back]
+        modules = [[min(node.depth + 1, last) for node in nodes] for nodes in followed]
+        # Of each sequence: which of its tokens a module ran, their nodes and their rows.
+        made: list[list[tuple[list[int], list[Node], torch.Tensor]]] = [[] for _ in states]
+        for module in sorted({module for own in modules for module in own}):
+            runs: dict[int, Run] = {}
+            mine = [[i for i, own in enumerate(taken) if own == module] for taken in modules]
+            for index, places in enumerate(mine):
+                if places:
+                    nodes = [followed[index][place] for place in places]
+                    words = [tokens[index][place : place + 1] for place in places]
+                    runs[index] = Run(states[index], module, nodes, words)
+            rows, recycled = self._run_nodes(module, list(runs.values()))
+            for (index, run), own, handed in zip(runs.items(), rows, recycled, strict=True):
+                made[index].append((mine[index], run.nodes(handed), own))
+        return [_append(state, parts) for state, parts in zip(states, made, strict=True)]
+
+    def _run_nodes(
+        self, module: int, runs: Sequence[Run]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the logits of each run's nodes, and what their rows hand on."""
+        device, window = runs[0].hidden.device, self.spec.known_sizes.window
+        outputs, recycled = self._run(
+            module,
+            [run.hidden for run in runs],
+            [run.tokens for run in runs],
+            [torch.tensor(run.places, device=device) for run in runs],
+            [run.segment(window) for run in runs],
+        )
+        last = [
+            output[0]
+            if len(run.ends) == output.shape[1]
+            else output[0, [end - 1 for end in run.ends]]
+            for output, run in zip(outputs, runs, strict=True)
+        ]
+        return self.logits_batch(last, module, [run.extra for run in runs]), recycled
 
     def _run(
-        self, state: CausalState, module: int, above: Sequence[_Node], words: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[_Node]]:
-        """Run tokens (1,) below nodes of one module; return their logits, and the new nodes."""
-        true = state.num_true[module]
-        past = state.layers[module][0].get_seq_length()
-        hidden: list[torch.Tensor] = []
-        tokens: list[torch.Tensor] = []
-        paths: list[torch.Tensor] = []
-        places: list[int] = []
-        seen: list[Any] = []
-        ends: list[int] = []
-        for node, word in zip(above, words, strict=True):
-            rows, entries, depth = node.last, node.entries, node.depth + 1
-            # Modules that are used again read one token; those before them the whole path.
-            paths.append(word if depth >= self.spec.num_modules else torch.cat((node.path, word)))
-            if depth == module:
-                carry, entries = state._carry[module - 1], []
-                rows = node.rows if carry is None else torch.cat((carry, node.rows), dim=1)
-            count = rows.shape[1]
-            hidden.append(rows)
-            tokens.append(paths[-1][-count:])
-            # The root's pair is at the last true position of module 0.
-            newest = state.first + state.num_true[0] - 1 + depth
-            places += range(newest - count + 1, newest + 1)
-            for _ in range(count):
-                own = past - true + len(seen)
-                if isinstance(entries, torch.Tensor):
-                    entries = torch.cat((entries, entries.new_full((1,), own)))
-                else:
-                    entries = [*entries, own]
-                seen.append(entries)
-            ends.append(len(seen))
-        device, mask = hidden[0].device, self._tree_mask(state, module, seen, places)
-        mask = None if mask is None else mask.to(device)
-        ids, positions = torch.cat(tokens)[None], torch.tensor([places], device=device)
+        self,
+        module: int,
+        hidden: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+        positions: Sequence[torch.Tensor],
+        segments: Sequence[Segment],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Run rows of several sequences in one forward; return what `forward` does for each."""
         output, recycled = self(
-            torch.cat(hidden, dim=1), ids, positions, mask, module, state.layers[module]
+            torch.cat([*hidden], dim=1),
+            torch.cat([*tokens])[None],
+            torch.cat([*positions])[None],
+            level=module,
+            segments=segments,
         )
-        fresh: list[_Node] = []
-        for node, path, rows, end in zip(above, paths, hidden, ends, strict=True):
-            own = recycled[:, end - rows.shape[1] : end]
-            fresh.append(_Node(node.depth + 1, path, seen[end - 1], own, own[:, -1:]))
-        last = output if len(ends) == len(seen) else output[:, [end - 1 for end in ends]]
-        return self.logits(last, module, state.context_tokens.rows)[0], fresh
-
-    def _tree_mask(
-        self, state: CausalState, module: int, seen: list[Any], places: list[int]
-    ) -> torch.Tensor | None:
-        past, count = state.layers[module][0].get_seq_length(), len(seen)
-        true, window = state.num_true[module], self.spec.known_sizes.window
-        if window is None and all(len(entries) == past + count - true for entries in seen):
-            return None
-        # On the host: a few rows are filled there before an operator of a device has started.
-        visible = np.zeros((count, past + count), bool)
-        visible[:, :true] = True
-        if window is not None:
-            keys = np.arange(true) + (state.first + module)
-            visible[:, :true] = keys > np.array(places)[:, None] - window
-        inside = seen if window is None else [entries[-window:] for entries in seen]
-        if isinstance(seen[0], torch.Tensor):
-            columns = true + torch.stack(inside)
-            mask = torch.from_numpy(visible).to(columns.device)
-            return mask.scatter_(1, columns, torch.ones_like(columns, dtype=torch.bool))[None, None]
-        for row, entries in enumerate(inside):
-            visible[row, [true + entry for entry in entries]] = True
-        return torch.from_numpy(visible[None, None])
+        counts = [segment.num_rows for segment in segments]
+        return list(torch.split(output, counts, dim=1)), list(torch.split(recycled, counts, dim=1))
 
 
-def _gather(nodes: Sequence[_Node], index: torch.Tensor) -> list[_Node]:
-    """Return for each of (n,) numbers, which the host does not read, a node like that one."""
-    entries = [
-        torch.as_tensor(node.entries, dtype=torch.int64, device=index.device) for node in nodes
-    ]
-    fields = [
-        [node.path for node in nodes],
-        entries,
-        [node.rows for node in nodes],
-        [node.last for node in nodes],
-    ]
-    parts = [torch.stack(values)[index].unbind() for values in fields]
-    return [_Node(nodes[0].depth, *own) for own in zip(*parts, strict=True)]
+def _append(
+    state: CausalState, parts: Sequence[tuple[Sequence[int], Sequence[Node], torch.Tensor]]
+) -> torch.Tensor:
+    """Give the nodes that modules have run the next numbers, in their order; return their rows."""
+    order = [place for places, _, _ in parts for place in places]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    fresh = [node for _, nodes, _ in parts for node in nodes]
+    state.latest = state.num_nodes
+    state.nodes += [fresh[place] for place in back]
+    rows = [own for _, _, own in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)[back]

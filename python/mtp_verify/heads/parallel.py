@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from mtp_verify.heads.base import (
     check_parents,
     make_output,
 )  # fmt: skip
-from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
+from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.families import block_of
 
@@ -61,20 +61,44 @@ class ParallelState:
     num_true: int = 0  # pairs read
     first: int = 0  # position of the first pair's hidden state
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
-    _features: torch.Tensor | None = None  # (J or 1, d) of the last pair
-    _rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    _paths: list[torch.Tensor] = field(default_factory=list)  # (k,) tokens from the root down
-    _latest: int = 0  # the first node of the last call
+    features: torch.Tensor | None = None  # (J or 1, d) of the last pair
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)  # of levels whose nodes share one
+    paths: list[torch.Tensor] = field(default_factory=list)  # (k,) tokens from the root down
+    latest: int = 0  # the first node of the last call
 
     @property
     def num_nodes(self) -> int:
         """Nodes run since the last `read`, the root included."""
-        return len(self._paths)
+        return len(self.paths)
 
     def rollback(self) -> None:
         """Drop everything that was drafted; true pairs stay."""
-        del self._paths[1:]
-        self._latest = 0
+        del self.paths[1:]
+        self.latest = 0
+
+    def named(self, parents: Sequence[int] | torch.Tensor) -> Sequence[int]:
+        """Return nodes that parents are among, or the parents where the host knows them."""
+        is_away = isinstance(parents, torch.Tensor)
+        return range(self.latest, self.num_nodes) if is_away else cast("Sequence[int]", parents)
+
+    def append(self, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor) -> Sequence[int]:
+        """Give nodes with tokens (n,) below parents, as `Head.step` takes them, their numbers."""
+        first = self.num_nodes
+        above: Any = [self.paths[parent] for parent in self.named(parents)]
+        if isinstance(parents, torch.Tensor):
+            above = torch.stack(above)[parents]
+        words = zip(above, torch.split(tokens, 1), strict=True)
+        self.latest = first
+        self.paths += [torch.cat(pair) for pair in words]
+        return range(first, self.num_nodes)
+
+    def level_features(self, level: int) -> torch.Tensor:
+        """Return (1, d), what a level makes its row of."""
+        features = self.features
+        if features is None:
+            message = "nothing was read yet; call head.read(state, hidden, tokens) first"
+            raise DraftError(message, slug="nothing_read")
+        return features if len(features) == 1 else features[level : level + 1]
 
 
 class ParallelHead(Head):
@@ -103,7 +127,7 @@ class ParallelHead(Head):
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         embeds: Sequence[torch.Tensor] = (),
-        layers: Sequence[GrowingLayer | None] | None = None,
+        segments: Sequence[Segment] = (),
     ) -> torch.Tensor:
         """Return what the output head of a level reads, in training and drafting alike.
 
@@ -113,7 +137,8 @@ class ParallelHead(Head):
             positions: (B, n), for transformer blocks.
             mask: broadcastable to (B, heads, n, keys), for transformer blocks.
             embeds: for Hydra the embeddings (B, n, d) of the tokens at i + 1 ... i + 1 + level.
-            layers: keys and values of each transformer block that are extended, or None.
+            segments: whose the rows are, and what they see, in place of the mask, where keys and
+                values are kept; B is 1 where there are several.
 
         Returns:
             (B, n, d).
@@ -126,92 +151,127 @@ class ParallelHead(Head):
                 message = "transformer blocks need the positions of the hidden states"
                 raise DraftError(message, slug="missing_positions")
             rotation = self.rotary(positions, x.dtype)
-        cached = layers or [None] * len(module.layers)
-        for block, layer in zip(module.layers, cached, strict=True):
-            x = block(x, BlockInputs(positions, rotation, mask, layer))
+        for index, block in enumerate(module.layers):
+            x = block(x, BlockInputs(positions, rotation, mask, segments, index))
         return x
 
-    def logits(
-        self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See `Head.logits`."""
+    def output_input(self, features: torch.Tensor) -> torch.Tensor:
+        """See `Head.output_input`: Meta's heads end before the target's final norm."""
         if self.rotary is not None and self.shared.norm is not None:
-            # Meta's heads end where the target's last layer does: before its final norm.
             features = self.shared.norm(features)
-        return super().logits(features, level, extra)
+        return features
 
     def new_state(self) -> ParallelState:
         """See `Head.new_state`."""
         count = 0 if self.rotary is None else self.spec.num_layers
         return ParallelState([[GrowingLayer() for _ in range(count)] for _ in self.levels])
 
-    def read(
+    def read_batch(
         self,
-        state: ParallelState,
-        hidden: Sequence[torch.Tensor],
-        tokens: torch.Tensor | Sequence[int],
-    ) -> torch.Tensor:
-        """See `Head.read`."""
-        words, tokens = tokens, as_tokens(tokens, hidden)
-        count = check_pairs(self.spec, hidden, tokens)
-        state.rollback()
-        self.observe_tokens(state.context_tokens, words)
-        state._rows.clear()
-        stream = hidden[0][None]
-        past, state.num_true = state.num_true, state.num_true + count
+        states: Sequence[ParallelState],
+        hidden: Sequence[Sequence[torch.Tensor]],
+        tokens: Sequence[torch.Tensor | Sequence[int]],
+    ) -> list[torch.Tensor]:
+        """See `Head.read_batch`."""
+        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
+        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        for state, own in zip(states, tokens, strict=True):
+            state.rollback()
+            self.observe_tokens(state.context_tokens, own)
+            state.rows.clear()
         if self.rotary is None:
-            state._features = stream[0, -1:]
+            for state, rows in zip(states, hidden, strict=True):
+                state.features = rows[0][-1:]
         else:
-            mask = causal_mask(past, count, None, stream.device)
-            positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
-            rows = [
-                self.features(stream, level, positions, mask, layers=layers)[0, -1:]
-                for level, layers in enumerate(state.layers)
-            ]
-            state._features = torch.cat(rows)
-        state._paths = [tokens[-1:]]
-        return self._rows(state, [0])
+            self._read_blocks(states, torch.cat([rows[0] for rows in hidden])[None], counts)
+        for state, count, own in zip(states, counts, ids, strict=True):
+            state.num_true += count
+            state.paths = [own[-1:]]
+        return self._rows_of(states, [[0] for _ in states])
 
-    def step(
-        self, state: ParallelState, parents: Sequence[int] | torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """See `Head.step`."""
-        first, paths = len(state._paths), state._paths
-        check_parents(parents, first)
-        places = range(state._latest, first) if isinstance(parents, torch.Tensor) else parents
-        for parent in places:
-            if len(paths[parent]) >= len(self.levels):
+    def _read_blocks(
+        self, states: Sequence[ParallelState], stream: torch.Tensor, counts: Sequence[int]
+    ) -> None:
+        """Run every level's blocks over true pairs, (1, n, d) of all sequences."""
+        pairs = list(zip(states, counts, strict=True))
+        device = stream.device
+        starts = [state.num_true + state.first for state in states]
+        places = [
+            torch.arange(at, at + n, device=device) for at, n in zip(starts, counts, strict=True)
+        ]
+        masks = [causal_mask(state.num_true, count, None, device) for state, count in pairs]
+        levels = []
+        for level in range(len(self.levels)):
+            segments = [
+                Segment(count, mask, state.layers[level])
+                for (state, count), mask in zip(pairs, masks, strict=True)
+            ]
+            found = self.features(stream, level, torch.cat(places)[None], segments=segments)
+            levels.append([own[-1:] for own in torch.split(found[0], [*counts])])
+        for state, *rows in zip(states, *levels, strict=True):
+            state.features = torch.cat(rows)
+
+    def step_batch(
+        self,
+        states: Sequence[ParallelState],
+        parents: Sequence[Sequence[int] | torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """See `Head.step_batch`."""
+        for state, above in zip(states, parents, strict=True):
+            self._check_step(state, above)
+        nodes = [
+            state.append(above, words)
+            for state, above, words in zip(states, parents, tokens, strict=True)
+        ]
+        return self._rows_of(states, nodes)
+
+    def _check_step(self, state: ParallelState, parents: Sequence[int] | torch.Tensor) -> None:
+        check_parents(parents, state.num_nodes)
+        for parent in state.named(parents):
+            if len(state.paths[parent]) >= len(self.levels):
                 message = f"node {parent} has no level below it: the head has {len(self.levels)}"
                 raise DraftError(message, slug="draft_too_deep", node=parent)
-        above: Any = [paths[parent] for parent in places]
-        if isinstance(parents, torch.Tensor):
-            above = torch.stack(above)[parents]
-        words = zip(above, torch.split(tokens, 1), strict=True)
-        state._latest = first
-        paths += [torch.cat(pair) for pair in words]
-        return self._rows(state, range(first, len(paths)))
 
-    def _rows(self, state: ParallelState, nodes: Sequence[int]) -> torch.Tensor:
+    def _rows_of(
+        self, states: Sequence[ParallelState], nodes: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
         """Return logits after nodes; a row that all of a level share is computed once."""
+        is_shared = self.spec.fusion == "none"
+        # What is computed: of each level the paths, or one of them where they share their row.
+        wanted: dict[int, list[tuple[ParallelState, torch.Tensor]]] = {}
+        for state, own in zip(states, nodes, strict=True):
+            seen: set[int] = set(state.rows)
+            for path in (state.paths[node] for node in own):
+                level = len(path) - 1
+                if not (is_shared and level in seen):
+                    seen.add(level)
+                    wanted.setdefault(level, []).append((state, path))
+        found = {level: iter(self._rows(level, paths)) for level, paths in wanted.items()}
         rows = []
-        for path in (state._paths[node] for node in nodes):
-            level = len(path) - 1
-            if (row := state._rows.get(level)) is None:
-                row = self._row(state, level, path)
-                if self.spec.fusion == "none":
-                    state._rows[level] = row
-            rows.append(row)
-        return torch.cat(rows)
+        for state, own in zip(states, nodes, strict=True):
+            mine = []
+            for level in (len(state.paths[node]) - 1 for node in own):
+                row = state.rows.get(level)
+                if row is None:
+                    row = next(found[level])
+                    if is_shared:
+                        state.rows[level] = row
+                mine.append(row)
+            rows.append(torch.cat(mine))
+        return rows
 
-    def _row(self, state: ParallelState, level: int, path: torch.Tensor) -> torch.Tensor:
-        features = state._features
-        if features is None:
-            message = "nothing was read yet; call head.read(state, hidden, tokens) first"
-            raise DraftError(message, slug="nothing_read")
-        if self.rotary is not None:
-            return self.logits(features[level : level + 1], level, state.context_tokens.rows)
-        embeds: list[torch.Tensor] = []
-        if self.spec.fusion != "none":
-            embeds = list(self.shared.embed(path)[:, None, None])
-        mixed = self.features(features[None], level, embeds=embeds)
-        return self.logits(mixed[0], level, state.context_tokens.rows)
+    def _rows(
+        self, level: int, paths: Sequence[tuple[ParallelState, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return the logits (1, D + E) of a level after each path."""
+        features = [state.level_features(level) for state, _ in paths]
+        extras = [state.context_tokens.rows for state, _ in paths]
+        if self.rotary is None:
+            embeds: list[torch.Tensor] = []
+            if self.spec.fusion != "none":
+                words = torch.stack([path for _, path in paths])
+                embeds = list(self.shared.embed(words)[None].unbind(2))
+            mixed = self.features(torch.cat(features)[None], level, embeds=embeds)
+            features = list(torch.split(mixed[0], 1))
+        return self.logits_batch(features, level, extras)

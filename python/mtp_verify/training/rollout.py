@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from mtp_verify.heads.blocks.base import causal_mask
+from mtp_verify.heads.blocks.base import Segment, causal_mask
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.training.independent import IndependentDraft
 
@@ -81,7 +81,8 @@ def _causal(
         tokens = batch.shifted(batch.tokens, level)
         places = (positions + level)[None].expand_as(tokens)
         cached = cast("list[GrowingLayer]", layers)
-        output, passed = head(passed, tokens, places, mask, level, cached)
+        segments = [Segment(count, mask, cached)]
+        output, passed = head(passed, tokens, places, level=level, segments=segments)
         yield output
 
 

@@ -13,7 +13,7 @@ from mtp_verify.drafters import Heads, Request
 from mtp_verify.models.hidden import HiddenStates
 from mtp_verify.testing import TableTarget
 from mtp_verify.verifier.growers import TreeShape
-from tests.heads import VARIANTS, tiny_head
+from tests.heads import VARIANTS, random_hidden, tiny_head
 from tests.models import KINDS, prompt, tiny_model
 
 GREEDY = mv.SamplingParams(temperature=0.0)
@@ -59,11 +59,11 @@ def test_head_reads_the_targets_own_states_of_every_token(name, way):
     head = tiny_head(name, model)
     seen = []
 
-    def read(state, hidden, tokens):
-        seen.append((state.first, [h.clone() for h in hidden], tokens.tolist()))
-        return type(head).read(head, state, hidden, tokens)
+    def read(states, hidden, tokens):
+        seen.append((states[0].first, [h.clone() for h in hidden[0]], tokens[0].tolist()))
+        return type(head).read_batch(head, states, hidden, tokens)
 
-    head.read = read
+    head.read_batch = read
     decoder = Decoder(model, Heads(head, **WAYS[way]), GREEDY)
     result = decoder.generate(prompt(), max_new_tokens=20)
     text = result.sequences[0]
@@ -76,6 +76,49 @@ def test_head_reads_the_targets_own_states_of_every_token(name, way):
         found = torch.cat([hidden[layer] for _, hidden, _ in seen])
         torch.testing.assert_close(found, wanted[0, :count], rtol=1e-4, atol=1e-4)
     assert count >= 20
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["deepseek-2", "eagle3", "hydra", "meta"])
+def test_requests_share_the_forwards_of_their_drafts(name, way):
+    head = tiny_head(name, tiny_model("llama"))
+    calls = []
+    for call in ("read_batch", "step_batch"):
+        setattr(head, call, counted(getattr(head, call), calls))
+    lengths, budgets = [5, 1, 9, 3, 4], [9, 2, 9, 0, 9]
+    requests = [
+        Request(id=n, tokens=list(range(2, 3 + n + length)), prompt_len=1, seed=8 + n)
+        for n, length in enumerate(lengths)
+    ]
+    states = [tuple(random_hidden(head, n, seed=n)) for n in lengths]
+
+    def drafts_of(groups):
+        drafter, drafts = Heads(head, **WAYS[way]), []
+        for group in groups:
+            mine = [requests[n] for n in group]
+            for request in mine:
+                drafter.start(request)
+            drafter.propose(mine, [0] * len(mine))
+            drafter.commit([None] * len(mine), [states[n] for n in group])
+            calls.clear()
+            drafts += drafter.propose(mine, [budgets[n] for n in group])
+        return drafts
+
+    alone = drafts_of([n] for n in range(len(lengths)))
+    together = drafts_of([range(len(lengths))])
+    assert calls[0] == ("read_batch", 4)  # One of the five has no budget.
+    assert len(calls) <= 1 + max(int(max(draft.tree.depths)) for draft in alone)
+    for one, other in zip(alone, together, strict=True):
+        assert one.tree.parents.tolist() == other.tree.parents.tolist()
+        assert one.tokens.tolist() == other.tokens.tolist()
+
+
+def counted(call, calls):
+    def wrapped(states, *args):
+        calls.append((call.__name__, len(states)))
+        return call(states, *args)
+
+    return wrapped
 
 
 def test_perfect_head_is_accepted_whole():

@@ -7,16 +7,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from mtp_verify.models.cpu.attention import GroupedMask, attend
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import HeadSpec, Sizes
 
-__all__ = ["BlockInputs", "Converted", "HeadBlock", "Rotation", "causal_mask"]
+__all__ = ["BlockInputs", "Converted", "HeadBlock", "Rotation", "Segment", "causal_mask"]
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
+
+
+class Segment(NamedTuple):
+    """Consecutive rows of a forward that are one sequence's, and what they see.
+
+    Drafts of several sequences share a forward: their rows stand side by side in one row of a
+    batch, as each sequence has as many entries, and as many rows, as it has.
+    """
+
+    num_rows: int
+    mask: torch.Tensor | None  # (1, 1, num_rows, keys), True where visible; None shows all
+    layers: Sequence[GrowingLayer]  # by block: keys and values; those of these rows are appended
 
 
 class BlockInputs(NamedTuple):
@@ -24,10 +38,27 @@ class BlockInputs(NamedTuple):
 
     positions: torch.Tensor | None  # (B, n)
     rotation: Rotation | None  # of these positions, where `uses_rotary`
-    # Broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all.
-    mask: torch.Tensor | None
-    layer: GrowingLayer | None = None  # earlier keys and values; those of x are appended
+    # Broadcastable to (B, heads, n, keys), True (or 0) where visible; None shows all. Without
+    # segments, the rows see each other alone.
+    mask: torch.Tensor | None = None
+    segments: Sequence[Segment] = ()  # their rows are the n; B is 1 where there are several
+    block: int = 0  # the block's number in its module
     residual: torch.Tensor | None = None  # (B, n, d), the stream that is added to; None: x
+
+    def mix(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Append keys and values (B, heads, n, head_dim) to each segment's, and attend to them.
+
+        Returns:
+            (B, n, heads * head_dim), as `attend`.
+        """
+        counts, group = [own.num_rows for own in self.segments], queries.shape[1] // keys.shape[1]
+        parts = (torch.split(tensor, counts, dim=2) for tensor in (queries, keys, values))
+        mixed = []
+        for segment, own, *fresh in zip(self.segments, *parts, strict=True):
+            mask = None if segment.mask is None else GroupedMask(segment.mask, group)
+            all_keys, all_values = segment.layers[self.block].update(*fresh)
+            mixed.append(attend(own, all_keys, all_values, mask))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
 
 
 class Converted(NamedTuple):

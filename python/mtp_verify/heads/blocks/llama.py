@@ -15,7 +15,6 @@ from torch.nn import functional
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import BlockInputs, HeadBlock, Rotation
 from mtp_verify.heads.spec import HeadSpec, Sizes
-from mtp_verify.models.cpu.attention import GroupedMask, attend
 from mtp_verify.models.cpu.fused import fused_layer, is_narrow
 
 if TYPE_CHECKING:
@@ -122,18 +121,16 @@ class _Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         batch, count, _ = x.shape
-        shape, mask = (batch, count, -1, self.head_dim), inputs.mask
+        shape = batch, count, -1, self.head_dim
         rotation = cast("Rotation", inputs.rotation)
         queries = _rotate(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rotation)
         keys = _rotate(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rotation)
         values = self.v_proj(x).view(shape).transpose(1, 2)
-        if inputs.layer is not None:
-            keys, values = inputs.layer.update(keys, values)
-            shared = None if mask is None else GroupedMask(mask, self.group)
-            mixed = attend(queries, keys, values, shared)
+        if inputs.segments:
+            mixed = inputs.mix(queries, keys, values)
         else:
             by_head = functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, enable_gqa=self.group > 1
+                queries, keys, values, attn_mask=inputs.mask, enable_gqa=self.group > 1
             )
             mixed = by_head.transpose(1, 2).reshape(batch, count, -1)
         output: torch.Tensor = self.o_proj(mixed)
@@ -191,10 +188,9 @@ class LlamaBlock(HeadBlock):
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`."""
-        fused, layer, mask = fused_layer(self), inputs.layer, inputs.mask
-        if fused is not None and layer is not None and is_narrow(x.shape[0] * x.shape[1]):
-            shared = None if mask is None else GroupedMask(mask, fused.group)
-            return fused(x, cast("Rotation", inputs.rotation), shared, layer.update)
+        fused = fused_layer(self)
+        if fused is not None and inputs.segments and is_narrow(x.shape[0] * x.shape[1]):
+            return fused(x, cast("Rotation", inputs.rotation), inputs.mix)
         stream = x if inputs.residual is None else inputs.residual
         stream = stream + self.self_attn(self.input_layernorm(x), inputs)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import re
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -126,7 +126,29 @@ class TargetBlock(HeadBlock):
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`; the layer has its own input norm and residual stream."""
-        positions, mask, layer = inputs.positions, inputs.mask, inputs.layer
+        if not inputs.segments:
+            return self._run(x, inputs.positions, inputs.mask, None)
+        counts, places = [own.num_rows for own in inputs.segments], cast("Any", inputs.positions)
+        parts = zip(
+            inputs.segments,
+            torch.split(x, counts, dim=1),
+            torch.split(places, counts, dim=1),
+            strict=True,
+        )
+        found = [
+            self._run(rows, own, segment.mask, segment.layers[inputs.block])
+            for segment, rows, own in parts
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        layer: GrowingLayer | None,
+    ) -> torch.Tensor:
+        """Run the library's layer, which knows of one cache, on rows of one sequence or of many."""
         if mask is not None and mask.dtype is torch.bool:
             # Floats are the one form that eager and SDPA attention both take.
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(

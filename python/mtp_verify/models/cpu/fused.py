@@ -9,6 +9,7 @@ where it rounds; only the order of sums differs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,9 +24,11 @@ from mtp_verify.models.hidden import BEFORE_NORM, check_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # What `rotary` returns, and what takes new keys and values and returns those of all entries.
+    # What `rotary` returns; what takes new keys and values and returns those of all entries; what
+    # takes queries, new keys and new values and returns what the queries see, as `attend`.
     _Rotary = tuple[torch.Tensor, torch.Tensor]
     _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    _Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 __all__ = ["FusedLayer", "FusedModel", "fuse", "fused_layer", "fused_model", "is_narrow"]
 
@@ -67,23 +70,18 @@ class FusedLayer:
         parts = (self._qkv, self._out, self._gate_up, self._down)
         self.nbytes = sum(part.nbytes for part in parts)
 
-    def __call__(
-        self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, turn: _Rotary, mix: _Mix) -> torch.Tensor:
         """Run the layer on `x`, hidden states (B, W, d).
 
-        `turn` is from `rotary`, `mask` is for `group`, or None where every row sees every key.
-        `update` keeps the keys and values (B, heads, W, head_dim) of these rows, and gives those of
-        all entries.
+        `turn` is from `rotary`. `mix` takes the queries, keys and values (B, heads, W, head_dim) of
+        these rows, keeps the last two, and returns (B, W, d), what the queries see in all entries.
         """
-        x = x + self._attend(self._input_norm(x), turn, mask, update)
+        x = x + self._attend(self._input_norm(x), turn, mix)
         wide = self._gate_up(self._norm(x))
         gate, up = wide[..., : self._width], wide[..., self._width :]
         return x + self._down(self._activation(gate).mul_(up))
 
-    def _attend(
-        self, x: torch.Tensor, turn: _Rotary, mask: GroupedMask | None, update: _Update
-    ) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, turn: _Rotary, mix: _Mix) -> torch.Tensor:
         batch, width, _ = x.shape
         dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
         num_queries = num_turned - num_kv
@@ -95,8 +93,8 @@ class FusedLayer:
             turned = torch.cat((q_norm(queries), k_norm(keys)), dim=1)
         cos, sin = turn
         turned = (turned * cos).add_(turned.roll(dim // 2, -1).mul_(sin))
-        keys, values = update(turned[:, num_queries:], heads[:, num_turned:])
-        return self._out(attend(turned[:, :num_queries], keys, values, mask))
+        queries, keys = turned[:, :num_queries], turned[:, num_queries:]
+        return self._out(mix(queries, keys, heads[:, num_turned:]))
 
 
 def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
@@ -107,6 +105,16 @@ def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
     half = sin.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
     return cos[:, None], signed[:, None]
+
+
+def _mix(
+    update: _Update,
+    mask: GroupedMask | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor:
+    return attend(queries, *update(keys, values), mask)
 
 
 class FusedModel:
@@ -137,7 +145,8 @@ class FusedModel:
             tokens: (B, W) int64.
             positions: (B, W) int64.
             mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
-            updates: of each layer; see `FusedLayer`.
+            updates: of each layer: takes keys and values (B, heads, W, head_dim) of these rows,
+                keeps them, and returns those of all entries.
             hidden_layers: as `mtp_verify.models.hidden` numbers them.
             num_logits: last rows of each sequence whose logits are wanted; None: all.
         """
@@ -147,7 +156,7 @@ class FusedModel:
         shared = None if mask is None else GroupedMask(mask, self._layers[0].group)
         states = [x]
         for layer, update in zip(self._layers, updates, strict=True):
-            x = layer(x, turn, shared, update)
+            x = layer(x, turn, partial(_mix, update, shared))
             states.append(x)
         last = self._norm(x)
         # As transformers numbers them: the last layer's state is the one behind the final norm.
