@@ -10,6 +10,8 @@ use crate::rows::simd::{BLOCK, Kernels, Window};
 pub struct Scratch {
     /// Raw and scaled logits of a block.
     pub(crate) buffers: [Buffer; 2],
+    /// Some of a block's values.
+    pub(super) some: Buffer,
     /// A block's weights as they are computed.
     pub(crate) terms: Buffer,
     /// A block's weights in `f64`.
@@ -36,6 +38,7 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             buffers: [[0.0; BLOCK]; 2],
+            some: [0.0; BLOCK],
             terms: [0.0; BLOCK],
             weights: [0.0; BLOCK],
             taken: [0.0; BLOCK],

@@ -185,6 +185,19 @@ pub(super) fn gather_between(values: &[f32], from: f32, below: f32, out: &mut [u
     filter(values, |values| flags(values, from, below), out)
 }
 
+/// Writes the values that are not below `from`, in their order; returns how many.
+#[inline(always)]
+pub(super) fn take_from(values: &[f32], from: f32, out: &mut [f32]) -> usize {
+    let out = &mut out[..values.len()];
+    let mut count = 0;
+    for &x in values {
+        // What does not count is written over by the next value: no branch.
+        out[count] = x;
+        count += usize::from(x >= from);
+    }
+    count
+}
+
 /// `v` in `[0, 1)` for `2 * LANES` tokens from `2 * pair` on, one Philox call for two tokens.
 #[inline(always)]
 fn race_stripe(noise: &crate::chance::RaceNoise, pair: u32) -> [f64; 2 * LANES] {

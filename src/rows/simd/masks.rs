@@ -2,24 +2,18 @@
 //!
 //! Each module is [`super::block`] for one level, with the kernels in their place that do better so.
 
-use crate::rows::simd::block::FLAGS;
-
-/// The values of a group in parts of `N`, each with the place of its first bit; `None` of fewer values.
-#[inline(always)]
-fn parts<const N: usize>(values: &[f32]) -> Option<impl Iterator<Item = (usize, &[f32; N])>> {
-    let group = <&[f32; FLAGS]>::try_from(values).ok()?;
-    Some(group.as_chunks().0.iter().enumerate().map(|(at, part)| (N * at, part)))
-}
-
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        _CMP_NGE_UQ, _CMP_NLT_UQ, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask,
-        _mm512_set1_ps,
+        __mmask16, _CMP_GE_OQ, _CMP_NGE_UQ, _CMP_NLT_UQ, _mm512_add_epi32, _mm512_cmp_ps_mask,
+        _mm512_loadu_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_compress_epi32,
+        _mm512_maskz_compress_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+        _mm512_storeu_ps, _mm512_storeu_si512,
     };
 
-    use super::parts;
     pub(in super::super) use crate::rows::simd::block::*;
 
+    /// The places of a part are moved together and written all at once: what is behind the last one
+    /// that counts is written over by the next part.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in super::super) fn gather_between(
@@ -28,20 +22,55 @@ pub(super) mod avx512 {
         below: f32,
         out: &mut [u32],
     ) -> usize {
+        let out = &mut out[..values.len()];
         let (first, end) = (_mm512_set1_ps(from), _mm512_set1_ps(below));
-        let flags_of = |values: &[f32]| {
-            let Some(parts) = parts::<16>(values) else {
-                return flags(values, from, below);
-            };
-            parts.fold(0, |flags, (bit, part)| {
+        let mut places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let (step, mut count) = (_mm512_set1_epi32(16), 0);
+        let (groups, rest) = values.as_chunks::<FLAGS>();
+        for group in groups {
+            let mut masks: [__mmask16; FLAGS / 16] = [0; FLAGS / 16];
+            for (mask, part) in masks.iter_mut().zip(group.as_chunks::<16>().0) {
                 // SAFETY: a part holds as many values as are read.
                 let x = unsafe { _mm512_loadu_ps(part.as_ptr()) };
-                let is_in = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, first);
-                let is_in = _mm512_mask_cmp_ps_mask::<_CMP_NGE_UQ>(is_in, x, end);
-                flags | u64::from(is_in) << bit
-            })
-        };
-        filter(values, flags_of, out)
+                let is_from = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, first);
+                *mask = _mm512_mask_cmp_ps_mask::<_CMP_NGE_UQ>(is_from, x, end);
+            }
+            let is_empty = masks == [0; FLAGS / 16];
+            for mask in masks {
+                if !is_empty {
+                    let found = _mm512_maskz_compress_epi32(mask, places);
+                    let room = &mut out[count..count + 16];
+                    // SAFETY: the room holds as many places as are written.
+                    unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), found) };
+                    count += mask.count_ones() as usize;
+                }
+                places = _mm512_add_epi32(places, step);
+            }
+        }
+        let start = (values.len() - rest.len()) as u32;
+        let tail = filter(rest, |values| flags(values, from, below), &mut out[count..]);
+        for place in &mut out[count..count + tail] {
+            *place += start;
+        }
+        count + tail
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn take_from(values: &[f32], from: f32, out: &mut [f32]) -> usize {
+        let out = &mut out[..values.len()];
+        let (first, mut count) = (_mm512_set1_ps(from), 0);
+        let (parts, rest) = values.as_chunks::<16>();
+        for part in parts {
+            // SAFETY: a part holds as many values as are read.
+            let x = unsafe { _mm512_loadu_ps(part.as_ptr()) };
+            let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, first);
+            let room = &mut out[count..count + 16];
+            // SAFETY: the room holds as many values as are written.
+            unsafe { _mm512_storeu_ps(room.as_mut_ptr(), _mm512_maskz_compress_ps(mask, x)) };
+            count += mask.count_ones() as usize;
+        }
+        count + crate::rows::simd::block::take_from(rest, from, &mut out[count..])
     }
 }
 
@@ -51,7 +80,6 @@ pub(super) mod avx2 {
         _mm256_movemask_ps, _mm256_set1_ps,
     };
 
-    use super::parts;
     pub(in super::super) use crate::rows::simd::block::*;
 
     #[inline]
@@ -64,15 +92,16 @@ pub(super) mod avx2 {
     ) -> usize {
         let (first, end) = (_mm256_set1_ps(from), _mm256_set1_ps(below));
         let flags_of = |values: &[f32]| {
-            let Some(parts) = parts::<8>(values) else {
+            let Ok(group) = <&[f32; FLAGS]>::try_from(values) else {
                 return flags(values, from, below);
             };
-            parts.fold(0, |flags, (bit, part)| {
+            let parts = group.as_chunks::<8>().0.iter().enumerate();
+            parts.fold(0, |flags, (at, part)| {
                 // SAFETY: a part holds as many values as are read.
                 let x = unsafe { _mm256_loadu_ps(part.as_ptr()) };
                 let is_from = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, first);
                 let is_in = _mm256_and_ps(is_from, _mm256_cmp_ps::<_CMP_NGE_UQ>(x, end));
-                flags | (_mm256_movemask_ps(is_in) as u64) << bit
+                flags | (_mm256_movemask_ps(is_in) as u64) << (8 * at)
             })
         };
         filter(values, flags_of, out)

@@ -19,8 +19,8 @@ mod masks;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow, total,
-    weigh, widen_bf16, widen_f16, widen_f32,
+    divide, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow,
+    take_from, total, weigh, widen_bf16, widen_f16, widen_f32,
 };
 
 pub use exp::Window;
@@ -112,6 +112,9 @@ kernels! {
     fn widen_f32(values: &[f32], out: &mut [f64]);
     /// Writes the places of the values in `from..below`, and of NaN, ascending; returns how many.
     fn gather_between(values: &[f32], from: f32, below: f32, out: &mut [u32]) -> usize;
+    /// Writes the values that are not below `from`, in their order; returns how many. What `out` holds
+    /// behind them is of no use.
+    fn take_from(values: &[f32], from: f32, out: &mut [f32]) -> usize;
     /// The race's uniforms for the tokens from `2 * pair` on.
     fn race_noise(noise: &RaceNoise, pair: u32, out: &mut [f64]);
 }
@@ -281,6 +284,10 @@ mod tests {
                 prop_assert_eq!(&found[..count], &places(&|x| x >= from)[..]);
                 let count = (level.gather_between)(&values, from, below, &mut found);
                 prop_assert_eq!(&found[..count], &places(&|x| x >= from && x < below)[..]);
+                let mut taken = vec![0.0; values.len()];
+                let count = (level.take_from)(&values, from, &mut taken);
+                let wanted: Vec<f32> = values.iter().copied().filter(|&x| x >= from).collect();
+                prop_assert_eq!(&taken[..count], &wanted[..]);
             }
         }
     }
