@@ -369,7 +369,8 @@ def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
         return lambda: kind(TableTarget(other.rows, vocab), **options)
 
     def head(**options):
-        return lambda: Heads(TableHead(other), params=WARM, **options)
+        options = {"params": WARM, **options}
+        return lambda: Heads(TableHead(other), **options)
 
     def grown(law, make):
         return lambda: Grown(other, (law,), make)
@@ -395,6 +396,12 @@ def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
         "suffix": (lambda: Suffix(3, max_nodes=3, min_match=1), ["auto"]),
         "recycling": (lambda: Recycling(max_nodes=3), ["auto"]),
         "head chain": (head(num_tokens=2), ["block"]),
+        "chain shaped like the target": (model(params="target"), ["token"]),
+        "head shaped like the target": (head(num_tokens=2, params="target"), ["block"]),
+        "head tree shaped like the target": (
+            head(shape=TreeShape.by_depth(2, 1), law="top_plus_one", params="target"),
+            ["lifted_hu"],
+        ),
         "head heap": (head(max_nodes=3), ["auto"]),
         "head swor": (head(shape=TreeShape.by_depth(2, 1)), ["rrsw", "traversal", "coupled"]),
         "head iid": (

@@ -52,7 +52,7 @@ import json, runpy
 import mtp_verify as mv
 from mtp_verify.commands.shared.entrants import CHAINS, ENTRANTS, TREES
 table = runpy.run_path({str(SCRIPT)!r})["render"]()
-drafter = CHAINS["toy"].make(None, mv.SamplingParams())
+drafter = CHAINS["toy"].make(None)
 print(json.dumps([mv.__file__, mv.drafters.__all__, list(CHAINS), list(TREES), list(ENTRANTS),
                   type(drafter).__name__, drafter.num_tokens, table]))
 """

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> Report:
         def decoder(params: SamplingParams, rule: Rule) -> Decoder:
             return Decoder(model, draft, params, rule, planner=planner)
 
-        draft = entrant.make(model, _GREEDY, subject.head_for(model))
+        draft = entrant.make(model, subject.head_for(model))
         inputs = [torch.tensor([subject.encode(prompt.prompt)]) for prompt in PROMPTS]
         fast = decoder(_GREEDY, "auto")
         races = []
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> Report:
 
         progress.step("loading the model in float32")
         model = subject.load("float32")
-        draft = entrant.make(model, _GREEDY, subject.head_for(model))
+        draft = entrant.make(model, subject.head_for(model))
         found = []
         for prompt, ids, raced in zip(PROMPTS, inputs, races, strict=True):
             same = {}

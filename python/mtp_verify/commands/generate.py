@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Report:
         draft = planner = None
         if drafter != "none":
             entrant = CHAINS[drafter]
-            draft = entrant.make(model, params, subject.head_for(model))
+            draft = entrant.make(model, subject.head_for(model))
             # Plans depend on measured times: only where tokens do not depend on plans does a seed
             # still name a text.
             if entrant.needs_head and (params.is_greedy or args.rule == "coupled"):

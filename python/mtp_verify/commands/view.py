@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Report:
         threads.use_best(model)
         entrant = TREES[drafter]
         head = subject.load_head(model) if entrant.needs_head and subject.load_head else None
-        recorder = Recorder(entrant.make(model, params, head))
+        recorder = Recorder(entrant.make(model, head))
         progress.show("generating")
         ids = torch.tensor([subject.encode(args.prompt)])
         options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}

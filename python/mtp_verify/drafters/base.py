@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mtp_verify._core import Draft
 from mtp_verify.errors import DraftError
-from mtp_verify.verifier.intake import shown
-from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.intake import check_word, shown
+from mtp_verify.verifier.params import SamplingParams, as_params
 from mtp_verify.verifier.words import Law
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from mtp_verify.decoder.constraints import Matcher
     from mtp_verify.drafters.sketch import Sketch
 
-__all__ = ["Drafter", "Request", "check_drafter", "drafts_of"]
+__all__ = ["DraftParams", "Drafter", "Request", "as_draft_params", "check_drafter", "drafts_of",
+           "is_greedy", "shaping_of"]  # fmt: skip
+
+# How a drafter's rows are shaped: "target" as the target's own, request by request; None: no token
+# is drawn.
+DraftParams: TypeAlias = SamplingParams | Literal["target"] | None
 
 
 @dataclass(eq=False)
@@ -183,6 +188,30 @@ class Drafter(ABC):
 
     def release(self, request: Request) -> None:  # noqa: B027
         """Forget a request; unknown ones are ignored."""
+
+
+def as_draft_params(params: Any) -> DraftParams:
+    """Return how a drafter's rows are shaped, as a user said it.
+
+    Raises:
+        ParamsError: another word than "target".
+        TypeError: neither a word nor `SamplingParams`.
+    """
+    if isinstance(params, str):
+        check_word("params", params, ("target",))
+        return "target"
+    return None if params is None else as_params(params)
+
+
+def is_greedy(params: DraftParams) -> bool:
+    """Return whether no draft is drawn, whatever the request."""
+    return params is None or (params != "target" and params.is_greedy)
+
+
+def shaping_of(params: DraftParams, request: Request) -> SamplingParams | None:
+    """Return how rows are shaped for a request, None where its draft is greedy."""
+    chosen = request.params if params == "target" else params
+    return None if chosen is None or chosen.is_greedy else chosen
 
 
 def check_drafter(name: str, drafter: Any) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Law
 
-__all__ = ["FixedForm", "Form", "Ranked"]
+__all__ = ["FixedForm", "Form", "Ranked", "confidence"]
 
 
 class Form:
@@ -122,7 +122,7 @@ class FixedForm(Form):
         limit = _ids(counts, device)
         source = Source(rows, self._params)
         if self._min_confidence:
-            is_sure = _confidence(rows, self._params) >= self._min_confidence
+            is_sure = confidence(rows, self._params) >= self._min_confidence
             self._is_open = self._is_open & is_sure
         columns, grown, sampled = self._children(source, most, limit)
         first = self._next + grown.cumsum(0) - grown
@@ -316,9 +316,7 @@ def _ids(values: Sequence[int], device: torch.device) -> torch.Tensor:
     return sent(torch.tensor(values, dtype=torch.int64), device)
 
 
-def _confidence(rows: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Return the largest probability of each row at its temperature, or 1 for 0."""
-    if params.is_greedy:
-        return rows.new_ones(len(rows))
-    scaled = rows.float() / params.temperature
+def confidence(rows: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Return the largest probability of each row at its temperature, at 1 where that is greedy."""
+    scaled = rows.float() / (1.0 if params.is_greedy else params.temperature)
     return torch.exp(scaled.amax(1) - torch.logsumexp(scaled, 1))

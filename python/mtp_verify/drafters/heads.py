@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
+from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of
 from mtp_verify.drafters.growing import FixedForm, Ranked
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
@@ -17,14 +18,14 @@ from mtp_verify.verifier import growers
 from mtp_verify.verifier.intake import as_count, as_float, check_instance, check_type, shown
 from mtp_verify.verifier.kernels import to_host
 from mtp_verify.verifier.kernels.device.arena import sent
-from mtp_verify.verifier.params import SamplingParams, as_params
+from mtp_verify.verifier.params import as_params
 from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import HeadLaw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.base import DraftParams, Request
     from mtp_verify.drafters.growing import Form
     from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.heads.base import Head
@@ -91,13 +92,15 @@ class Heads(StateDrafter[_State]):
         head: a `mtp_verify.heads` head, attached to the target.
         num_tokens: greatest depth of a draft.
         params: how the head's rows are shaped before tokens are drawn from them; None drafts
-            greedily. They need not be the target's.
+            greedily. They need not be the target's, but drafts are accepted best where they are:
+            "target" takes each request's own, and drafts greedily where that is.
         max_nodes: grow a best-first tree of that many nodes (EAGLE-2's way of growing), whatever
             `params` is: it shapes the rows that rank the nodes.
         max_children: of a node of the best-first tree.
         shape: fill this fixed shape instead.
         law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
-            "coupled"; None is "swor", or "deterministic" where `params` is None.
+            "coupled"; None is "swor". Where rows are not drawn from it is "deterministic", unless
+            "coupled" was asked for.
         min_path: of a chain or a best-first tree; nothing is drafted below a path that the head
             gives less than this probability, and a tree leaves such nodes out.
 
@@ -117,7 +120,7 @@ class Heads(StateDrafter[_State]):
         head: Head,
         *,
         num_tokens: int = 4,
-        params: SamplingParams | None = None,
+        params: DraftParams = None,
         max_nodes: int | None = None,
         max_children: int = 8,
         shape: TreeShape | None = None,
@@ -149,7 +152,7 @@ class Heads(StateDrafter[_State]):
         self.head = head
         self.hidden_layers = head.hidden_layers
         self.num_tokens = min(num_tokens, head.max_depth or num_tokens)
-        self.params = None if params is None else as_params(params)
+        self.params = as_draft_params(params)
         self.max_nodes = max_nodes
         self.max_children = max_children
         self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
@@ -165,8 +168,13 @@ class Heads(StateDrafter[_State]):
         self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
         if head.spec.context_tokens:
             head.observe_tokens(ContextTokens(), [])  # It looks its vocabulary up here, not later.
-        grown: Law = "deterministic" if self.params is None or max_nodes is not None else "chain"
-        self.laws = (grown if self._shape is None else self.law,)
+        self._law = self.law  # Of drafts for requests that are not greedy.
+        if shape is None:
+            is_drawn = max_nodes is None and not is_greedy(self.params)
+            self._law = "chain" if is_drawn else "deterministic"
+        self.laws: tuple[Law, ...] = (self._law,)
+        if self.params == "target":
+            self.laws = tuple(dict.fromkeys(("deterministic", *self.laws)))
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target that does not know the head's tokens."""
@@ -326,30 +334,36 @@ class Heads(StateDrafter[_State]):
         self, request: Request, budget: int, vocab: torch.Tensor | None, device: torch.device
     ) -> Form:
         """Return what grows a draft on a device, as `_grower` does on the host."""
-        own = as_params(self.params), request, vocab, device
+        own = as_params(shaping_of(self.params, request)), request, vocab, device
         depth = min(self.num_tokens, budget)
         if self.max_nodes is not None:
             nodes, least = min(self.max_nodes, budget), self.min_path
             return Ranked(nodes, depth, self.max_children, *own, min_score=least)
-        law = self.laws[0]
+        law = self._law_of(request)
         if self._shape is None:
             return FixedForm(TokenTree(range(-1, depth)), law, *own, min_path=self.min_path)
         return FixedForm(level_by_level(self._cut_shape(budget).tree), law, *own)
 
     def _grower(self, request: Request, budget: int, vocab: Any | None) -> growers.Grower:
         own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
-        own |= {"params": self.params, "vocab": vocab}
+        own |= {"params": shaping_of(self.params, request), "vocab": vocab}
         depth = min(self.num_tokens, budget)
         if self.max_nodes is not None:
             own |= {"max_children": self.max_children, "min_score": self.min_path}
             return growers.Heap(min(self.max_nodes, budget), max_depth=depth, **own)
         own |= {"seed": request.seed, "position": request.position}
         if self._shape is None:
-            return growers.Chain(depth, greedy=self.params is None, min_path=self.min_path, **own)
-        shape = self._cut_shape(budget)
-        if self.law == "coupled":
+            is_greedy = own["params"] is None
+            return growers.Chain(depth, greedy=is_greedy, min_path=self.min_path, **own)
+        shape, law = self._cut_shape(budget), self._law_of(request)
+        if law == "coupled":
             return growers.Coupled(shape, **own)
-        return growers.Fixed(shape, self.law, **own)
+        return growers.Fixed(shape, law, **own)
+
+    def _law_of(self, request: Request) -> HeadLaw:
+        """Return the law of a request's draft."""
+        is_greedy = self.params == "target" and request.params.is_greedy
+        return "deterministic" if is_greedy else self._law
 
     def _cut_shape(self, budget: int) -> TreeShape:
         """Return the fixed shape, cut to a budget."""

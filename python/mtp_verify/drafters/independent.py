@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.growing import FixedForm
+from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of
+from mtp_verify.drafters.growing import FixedForm, confidence
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
 from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
@@ -20,14 +21,15 @@ from mtp_verify.models.target import as_target
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_count, as_float, check_type
 from mtp_verify.verifier.kernels import to_host
-from mtp_verify.verifier.params import SamplingParams, as_params
+from mtp_verify.verifier.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.base import DraftParams, Request
     from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.models.target import Target, TargetCache
+    from mtp_verify.verifier.words import Law
 
 __all__ = ["Model", "ModelState"]
 
@@ -82,6 +84,9 @@ def _num_equal(held: list[int], ids: list[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), len(ids))
 
 
+_GREEDY = SamplingParams(temperature=0.0)
+
+
 class Model(StateDrafter[ModelState]):
     """Drafts a chain with a second, smaller model.
 
@@ -94,7 +99,8 @@ class Model(StateDrafter[ModelState]):
     Args:
         model: a transformers causal language model in evaluation mode, or a `Target`.
         num_tokens: length of the chain; a step runs the model that many times.
-        params: how the drafter's rows are shaped.
+        params: how the drafter's rows are shaped; "target": as the request's, which is greedy where
+            that is.
         min_confidence: stop before drawing from a row whose largest probability (at the drafter's
             temperature, before truncation) is below this; 0 never stops. A stop that looks at the
             row but not at the token drawn from it keeps the chain's law.
@@ -118,7 +124,7 @@ class Model(StateDrafter[ModelState]):
         model: Any,
         *,
         num_tokens: int = 4,
-        params: SamplingParams | None = None,
+        params: DraftParams = None,
         min_confidence: float = 0.0,
         translation: Translation | None = None,
     ) -> None:
@@ -128,7 +134,7 @@ class Model(StateDrafter[ModelState]):
             raise ParamsError(message, slug="bad_min_confidence")
         self.target: Target = as_target(model)
         self.num_tokens = as_count("num_tokens", num_tokens)
-        self.params = SamplingParams(temperature=0.0) if params is None else as_params(params)
+        self.params = as_draft_params(params)
         self.min_confidence = min_confidence
         self.translation = translation
         self._vocab = None
@@ -136,7 +142,9 @@ class Model(StateDrafter[ModelState]):
             check_type("translation", translation, Translation)
             self._vocab = translation.target_ids
             _check_width("drafter", translation.draft_ids.max(), self.target.vocab_size)
-        self.laws = ("deterministic" if self.params.is_greedy else "chain",)
+        self.laws = ("deterministic",) if is_greedy(self.params) else ("chain",)
+        if self.params == "target":
+            self.laws = "deterministic", "chain"
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target whose rows have another width, or lack a token of the translation."""
@@ -175,13 +183,13 @@ class Model(StateDrafter[ModelState]):
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
         length, pending = self._begin(request, state, budget)
-        params = self.params
+        params = shaping_of(self.params, request) or _GREEDY
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
         while pending and len(tokens) < length:
             row = request.mask_rows(self._run(pending, state.cache), [tokens], self._vocab)
-            if self.min_confidence and self._confidence(row) < self.min_confidence:
+            if self.min_confidence and float(confidence(row, params)) < self.min_confidence:
                 break
             column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
             tokens.append(column if self._vocab is None else int(self._vocab[column]))
@@ -213,8 +221,10 @@ class Model(StateDrafter[ModelState]):
         if length < 1 or not pending:
             return Draft.chain([])
         state.is_away = True
-        tree, law = TokenTree(range(-1, length)), self.laws[0]
-        own = self.params, request, self._shared[0], self.target.device
+        params = shaping_of(self.params, request) or _GREEDY
+        law: Law = "deterministic" if params.is_greedy else "chain"
+        tree = TokenTree(range(-1, length))
+        own = params, request, self._shared[0], self.target.device
         form = FixedForm(tree, law, *own, min_confidence=self.min_confidence)
         ids = torch.tensor(pending, device=self.target.device)
         form.extend(request.mask_rows(self._rows(ids, state.cache), [[]], self._vocab))
@@ -281,8 +291,3 @@ class Model(StateDrafter[ModelState]):
     def _own(self, tokens: list[int]) -> list[int]:
         """Return drafted tokens as the drafter numbers them."""
         return tokens if self.translation is None else self.translation.to_draft(tokens)
-
-    def _confidence(self, row: torch.Tensor) -> float:
-        """Return the largest probability of a row at the drafter's temperature, or 1 for 0."""
-        scaled = row[0].float() / (self.params.temperature or 1.0)
-        return float(torch.exp(scaled.max() - torch.logsumexp(scaled, 0)))

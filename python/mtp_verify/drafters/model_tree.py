@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree
+from mtp_verify.drafters.base import shaping_of
 from mtp_verify.drafters.growing import Ranked
 from mtp_verify.drafters.independent import Model
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.verifier.cleanup import at_end
 from mtp_verify.verifier.growers import Heap
 from mtp_verify.verifier.intake import as_count
-from mtp_verify.verifier.params import SamplingParams, as_params
+from mtp_verify.verifier.params import as_params
 
 if TYPE_CHECKING:
-    from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.base import DraftParams, Request
     from mtp_verify.drafters.independent import ModelState
     from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.drafters.translation import Translation
@@ -38,9 +39,9 @@ class ModelTree(Model):
         max_nodes: most drafted nodes.
         max_depth: most levels, and so forwards of the model a step.
         max_children: most children of a node.
-        params: how the model's rows are shaped before candidates are ranked; the target's own
-            params rank best, save that temperature 0 leaves one candidate a node. None is
-            temperature 1.
+        params: how the model's rows are shaped before candidates are ranked; "target", each
+            request's own, ranks best. None is temperature 1, and so is temperature 0, which would
+            leave one candidate a node.
         translation: for a model whose tokenizer is not the target's; see `Model`.
 
     Raises:
@@ -61,13 +62,12 @@ class ModelTree(Model):
         max_nodes: int = 16,
         max_depth: int = 6,
         max_children: int = 4,
-        params: SamplingParams | None = None,
+        params: DraftParams = None,
         translation: Translation | None = None,
     ) -> None:
         limits = {"max_nodes": max_nodes, "max_depth": max_depth, "max_children": max_children}
         for name, value in limits.items():
             as_count(name, value)
-        params = as_params(params)
         super().__init__(model, num_tokens=max_depth, params=params, translation=translation)
         if self.target.tree_obstacle:
             message = f"the drafter drafts trees, and {self.target.tree_obstacle}"
@@ -83,7 +83,11 @@ class ModelTree(Model):
             return Draft.chain([])
         position, cache, device = state.root, state.cache, self.target.device
         own: dict[str, Any] = {"root": request.tokens[-1], "eos_ids": request.eos_ids}
-        own |= {"params": self.params, "vocab": self._vocab, "max_children": self.max_children}
+        own |= {
+            "params": shaping_of(self.params, request),
+            "vocab": self._vocab,
+            "max_children": self.max_children,
+        }
         heap = Heap(min(self.max_nodes, budget), max_depth=length, **own)
         heap.frontier()
         heap.extend(request.mask_rows(self._run(pending, cache), [[]], self._vocab))
@@ -110,7 +114,8 @@ class ModelTree(Model):
             return Draft.chain([])
         state.is_away = True
         position, cache, device = state.root, state.cache, self.target.device
-        given = self.params, request, self._shared[0], device
+        shaping = as_params(shaping_of(self.params, request))
+        given = shaping, request, self._shared[0], device
         form = Ranked(min(self.max_nodes, budget), length, self.max_children, *given)
         ids = torch.tensor(pending, device=device)
         form.extend(request.mask_rows(self._rows(ids, cache), [[]], self._vocab))

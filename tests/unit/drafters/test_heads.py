@@ -319,3 +319,45 @@ def test_unknown_request_is_refused():
     drafter = Heads(tiny_head("eagle", tiny_model("llama")))
     with pytest.raises(mv.errors.DraftError, match="never started"):
         drafter.propose([Request(id=3, tokens=[1], prompt_len=1, seed=0)], [4])
+
+
+DRAWN = {
+    "chain": {},
+    "shape": {"shape": TreeShape.by_depth(2, 1), "law": "top_plus_one"},
+    "tree": {"max_nodes": 5},
+}
+
+
+@pytest.mark.parametrize("way", DRAWN)
+def test_drafts_shaped_like_the_target_are_those_of_each_requests_own_shaping(way):
+    head = tiny_head("eagle3", tiny_model("llama"))
+    shapings = [mv.SamplingParams(temperature=0.6, top_k=3), GREEDY, mv.SamplingParams(top_p=0.5)]
+    shapings = 4 * shapings
+    greedy = {"chain": {}, "shape": {"shape": DRAWN["shape"].get("shape")}, "tree": DRAWN["tree"]}
+
+    def draft(requests, settings):
+        drafter = Heads(head, **settings)
+        for request in requests:
+            drafter.start(request)
+        drafter.propose(requests, [0] * len(requests))
+        drafter.commit([None] * len(requests), [tuple(random_hidden(head, 3)) for _ in requests])
+        return drafter, drafter.propose(requests, [9] * len(requests))
+
+    requests = [
+        Request(id=n, tokens=[3, 7, 9, 2], prompt_len=3, params=params, seed=8 + n)
+        for n, params in enumerate(shapings)
+    ]
+    drafter, found = draft(requests, {**DRAWN[way], "params": "target"})
+    laws = {draft.law for draft in found}
+    assert laws <= set(drafter.laws)
+    assert laws == ({"deterministic"} if way == "tree" else set(drafter.laws))
+    for request, own, params in zip(requests, found, shapings, strict=True):
+        settings = {**DRAWN[way], "params": params} if params is not GREEDY else greedy[way]
+        _, [wanted] = draft([request], settings)
+        assert own.law == wanted.law
+        assert own.tokens.tolist() == wanted.tokens.tolist()
+
+
+def test_another_word_than_target_is_refused():
+    with pytest.raises(mv.errors.ParamsError, match="params"):
+        Heads(tiny_head("eagle3", tiny_model("llama")), params="draft")

@@ -97,7 +97,7 @@ def measure(
             ways = [(PLAIN, None, None), (LIBRARY, None, None)]
             for entrant in entrants:  # fresh drafters: nothing is known from other prompts
                 planner = Planner(costs) if entrant.is_planned else None
-                ways.append((entrant.name, entrant.make(model, params, head), planner))
+                ways.append((entrant.name, entrant.make(model, head), planner))
             shift = index % len(ways)
             for name, drafter, planner in ways[shift:] + ways[:shift]:
                 if tell is not None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtp_verify import drafters
-
-if TYPE_CHECKING:
-    from mtp_verify.verifier.params import SamplingParams
+from mtp_verify.verifier.tree_shape import TreeShape
 
 __all__ = ["CHAINS", "ENTRANTS", "TREES", "Entrant"]
 
@@ -38,18 +36,21 @@ class Entrant:
         """Whether it drafts with a trained head."""
         return self.kind == "Heads" or any(part.needs_head for part in self.parts)
 
-    def make(self, model: Any, params: SamplingParams, head: Any | None = None) -> Any:
+    def make(self, model: Any, head: Any | None = None) -> Any:
         """Return a fresh drafter for a target, with a trained head for it where `needs_head`."""
         make = getattr(drafters, self.kind)
         if self.parts:
-            return make([part.make(model, params, head) for part in self.parts], **self.settings)
+            return make([part.make(model, head) for part in self.parts], **self.settings)
         if self.kind == "Heads":
-            # A tree is deterministic however it is ranked; a chain is drawn as the target draws.
-            is_chain = "max_nodes" not in self.settings and not params.is_greedy
-            return make(head, **self.settings, params=params if is_chain else None)
+            settings = dict(self.settings)
+            if "shape" in settings:
+                settings["shape"] = TreeShape.by_depth(*settings["shape"])
+            # A best-first tree is deterministic however it is ranked; all else is drawn as the
+            # target draws.
+            is_ranked = "max_nodes" in settings
+            return make(head, **settings, params=None if is_ranked else "target")
         if self.is_upper_bound:
-            # Greedy rows have one candidate; a tree of them would be a chain.
-            return make(model, **self.settings, params=None if params.is_greedy else params)
+            return make(model, **self.settings, params="target")
         return make(**self.settings)
 
     def describe(self) -> dict[str, Any]:
@@ -78,6 +79,8 @@ ENTRANTS = _BY_NAME | {
     for entrant in (
         Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
         Entrant("planned", "Combined", parts=(_SUFFIX_TREE, _SURE_HEAD), is_planned=True),
+        Entrant("head tree of 3 levels", "Heads", {"max_nodes": 8, "num_tokens": 3}),
+        Entrant("top-plus-one tree", "Heads", {"shape": (3, 2, 1), "law": "top_plus_one"}),
         Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX_TREE)),
         Entrant("self", "ModelTree", {**_WIDE, "max_depth": 6}, is_upper_bound=True),
     )
