@@ -16,7 +16,7 @@ use crate::verify::law::Law;
 use crate::verify::{self, Core};
 
 /// What happens to a tree after its tokens were drawn, before a law is declared.
-type Change = fn(&mut Grown<Fraction>);
+type Change = fn(&mut Grown<Fraction>, &Rows<Fraction>);
 
 /// A draft that is not what it says, under a rule that believes it.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ const fn own(draft: Misdeclared) -> Misdeclared {
 }
 
 /// Every misdeclared draft.
-pub static MISDECLARED: [Misdeclared; 26] = [
+pub static MISDECLARED: [Misdeclared; 30] = [
     claim(
         ("law/swor_claimed_iid", "drawn without replacement, declared independent"),
         ("E", Law::Swor, &[2]),
@@ -105,21 +105,21 @@ pub static MISDECLARED: [Misdeclared; 26] = [
     claim(
         ("law/pruned_after_sampling", "the two most likely nodes of a drawn tree"),
         ("A", Law::Swor, &[2, 1]),
-        Grown::keep_two_likeliest,
+        |grown, _| grown.keep_two_likeliest(),
         (Law::Swor, Core::TopDown),
         (1, 9),
     ),
     claim(
         ("law/pruned_after_sampling (lifted)", "the two most likely nodes of a drawn tree"),
         ("A", Law::Swor, &[2, 1]),
-        Grown::keep_two_likeliest,
+        |grown, _| grown.keep_two_likeliest(),
         (Law::Swor, Core::Lifted),
         (4, 27),
     ),
     claim(
         ("law/pruned_after_sampling (four tokens)", "the two most likely nodes of a drawn tree"),
         ("D", Law::Swor, &[2, 1]),
-        Grown::keep_two_likeliest,
+        |grown, _| grown.keep_two_likeliest(),
         (Law::Swor, Core::TopDown),
         (31, 224),
     ),
@@ -129,28 +129,28 @@ pub static MISDECLARED: [Misdeclared; 26] = [
             "the two most likely nodes of a drawn tree",
         ),
         ("D", Law::Swor, &[2, 1]),
-        Grown::keep_two_likeliest,
+        |grown, _| grown.keep_two_likeliest(),
         (Law::Swor, Core::Lifted),
         (23, 160),
     ),
     claim(
         ("law/discard_low_prob_token", "a chain without the drawn tokens below 2/5"),
         ("A", Law::Chain, &[1, 1]),
-        |grown| cut_before(grown, &Fraction::ratio(2, 5), false),
+        |grown, _| cut_before(grown, &Fraction::ratio(2, 5), false),
         (Law::Chain, Core::TopDown),
         (1, 9),
     ),
     claim(
         ("law/discard_low_prob_token (four tokens)", "a chain without the drawn tokens below 2/5"),
         ("E", Law::Chain, &[1, 1]),
-        |grown| cut_before(grown, &Fraction::ratio(2, 5), false),
+        |grown, _| cut_before(grown, &Fraction::ratio(2, 5), false),
         (Law::Chain, Core::TopDown),
         (1, 8),
     ),
     claim(
         ("law/cut_in_hindsight", "a chain cut where its path's probability fell below 1/5"),
         ("D", Law::Chain, &[1, 1]),
-        |grown| cut_before(grown, &Fraction::ratio(1, 5), true),
+        |grown, _| cut_before(grown, &Fraction::ratio(1, 5), true),
         (Law::Chain, Core::TopDown),
         (3, 16),
     ),
@@ -252,6 +252,40 @@ pub static MISDECLARED: [Misdeclared; 26] = [
         (Law::Iid, Core::Gbv),
         (3, 4),
     )),
+    own(claim(
+        ("law/one_draw_per_depth (lifted)", "one draw for each depth, hung below every node above"),
+        ("A", Law::Swor, &[2, 1]),
+        share_draws,
+        (Law::Swor, Core::Lifted),
+        (1, 18),
+    )),
+    own(claim(
+        (
+            "law/one_draw_per_depth (independent, lifted)",
+            "one draw for each depth, hung below every node above",
+        ),
+        ("A", Law::Iid, &[2, 1]),
+        share_draws,
+        (Law::Iid, Core::Lifted),
+        (1, 54),
+    )),
+    own(claim(
+        (
+            "law/one_draw_per_depth (top-plus-one, lifted)",
+            "one draw for each depth, hung below every node above",
+        ),
+        ("by depth", Law::TopPlusOne, &[3, 1]),
+        share_draws,
+        (Law::TopPlusOne, Core::Lifted),
+        (11, 72),
+    )),
+    own(claim(
+        ("law/one_draw_per_depth (gbv)", "one draw for each depth, hung below every node above"),
+        ("A", Law::Iid, &[2, 1]),
+        share_draws,
+        (Law::Iid, Core::Gbv),
+        (4, 45),
+    )),
 ];
 
 /// Every misdeclared draft with the total variation that it causes.
@@ -296,7 +330,7 @@ impl Misdeclared {
         let rows = self.rows();
         let outcomes = enumerate(|choices| {
             let mut grown = grow(&rows, &self.grown, choices)?;
-            (self.change)(&mut grown);
+            (self.change)(&mut grown, &rows);
             let (draft, mut view) = grown.declare(self.declared)?;
             verify::decide(self.core, &draft, &mut view, choices)
         })?;
@@ -308,6 +342,7 @@ impl Misdeclared {
         match self.model {
             "tempered" => Rows::new(&[B0], &[B0_SQUARED], &plain),
             "masked" => Rows::new(&[MASKED], &[UNMASKED], &plain),
+            "by depth" => Rows::new(BY_DEPTH, &[B0], &plain),
             name => MODELS
                 .iter()
                 .find(|model| model.name == name)
@@ -322,10 +357,13 @@ const B0_SQUARED: &[(i64, i64)] = &[(9, 14), (4, 14), (1, 14)];
 // A fair row of three tokens whose first one a grammar forbids, and a drafter that does not know.
 const MASKED: &[(i64, i64)] = &[(0, 1), (1, 2), (1, 2)];
 const UNMASKED: &[(i64, i64)] = &[(1, 2), (1, 2), (0, 1)];
+// A target whose rows depend on the path, and a drafter with one row.
+const BY_DEPTH: &[&[(i64, i64)]] =
+    &[&[(1, 6), (1, 2), (1, 3)], &[(1, 4), (1, 4), (1, 2)], &[(1, 2), (1, 3), (1, 6)]];
 
-fn nothing(_: &mut Grown<Fraction>) {}
+fn nothing(_: &mut Grown<Fraction>, _: &Rows<Fraction>) {}
 
-fn merge_duplicates(grown: &mut Grown<Fraction>) {
+fn merge_duplicates(grown: &mut Grown<Fraction>, _: &Rows<Fraction>) {
     let seen = |node: usize| (1..node).any(|other| grown.tokens[other] == grown.tokens[node]);
     let nodes: Vec<usize> = (0..grown.tokens.len()).filter(|&node| !seen(node)).collect();
     grown.keep(&nodes);
@@ -342,13 +380,13 @@ fn cut_before(grown: &mut Grown<Fraction>, bound: &Fraction, by_path: bool) {
     grown.keep(&(0..end).collect::<Vec<_>>());
 }
 
-fn drop_forbidden(grown: &mut Grown<Fraction>) {
+fn drop_forbidden(grown: &mut Grown<Fraction>, _: &Rows<Fraction>) {
     let allowed = |node: usize| grown.rows[0].0[grown.tokens[node] as usize] > Fraction::zero();
     let nodes: Vec<usize> = (0..grown.tokens.len()).filter(|&n| n == 0 || allowed(n)).collect();
     grown.keep(&nodes);
 }
 
-fn sort_by_target(grown: &mut Grown<Fraction>) {
+fn sort_by_target(grown: &mut Grown<Fraction>, _: &Rows<Fraction>) {
     let mut nodes: Vec<usize> = (1..grown.tokens.len()).collect();
     nodes.sort_by(|&a, &b| {
         let p = |node: usize| &grown.rows[0].0[grown.tokens[node] as usize];
@@ -358,7 +396,33 @@ fn sort_by_target(grown: &mut Grown<Fraction>) {
     grown.keep(&nodes);
 }
 
-fn report_untempered(grown: &mut Grown<Fraction>) {
+/// Gives all nodes of a depth the tokens that the first of them got: one draw for each depth, as a
+/// drafter makes it whose rows depend on the depth alone.
+fn share_draws(grown: &mut Grown<Fraction>, rows: &Rows<Fraction>) {
+    let count = grown.tokens.len();
+    let mut paths: Vec<Vec<u32>> = vec![Vec::new(); count];
+    // The children of the first node of each depth, from which the others take theirs.
+    let mut drawn: Vec<(usize, Vec<i64>)> = Vec::new();
+    for node in 0..count {
+        let depth = paths[node].len();
+        let children: Vec<usize> =
+            (1..count).filter(|&child| grown.parents[child] == node as i64).collect();
+        if children.is_empty() {
+            continue;
+        }
+        if drawn.len() <= depth {
+            drawn.push((node, children.iter().map(|&child| grown.tokens[child]).collect()));
+        }
+        for (&child, &token) in children.iter().zip(&drawn[depth].1) {
+            grown.tokens[child] = token;
+            paths[child] = [&paths[node][..], &[token as u32]].concat();
+            // The target's row after another token is another one.
+            grown.rows[child].0 = rows.target(&paths[child]).to_vec();
+        }
+    }
+}
+
+fn report_untempered(grown: &mut Grown<Fraction>, _: &Rows<Fraction>) {
     for (target, drafter) in &mut grown.rows {
         drafter.clone_from(target);
     }
@@ -381,6 +445,31 @@ mod tests {
         let kept = Misdeclared { change: nothing, ..MISDECLARED[14] };
         assert_eq!(kept.name, "law/forbidden_token_dropped");
         assert_eq!(kept.distance().unwrap(), Fraction::zero());
+    }
+
+    #[test]
+    fn one_draw_for_each_depth_is_lossless_from_the_root_down() {
+        // What hangs below a node is looked at after the node is accepted, and the siblings' children
+        // never: given all that was looked at, its children have the law of children drawn anew.
+        for (law, core) in [
+            (Law::Swor, Core::TopDown),
+            (Law::Iid, Core::TopDown),
+            (Law::Iid, Core::KSeq),
+            (Law::TopPlusOne, Core::TopDown),
+        ] {
+            for model in ["A", "by depth"] {
+                for shape in [&[2, 1][..], &[3, 1], &[2, 2]] {
+                    if law == Law::TopPlusOne && shape == [2, 2] {
+                        continue; // More children than the rest of two tokens has.
+                    }
+                    let grown = Case { law, shape };
+                    let draft = Misdeclared { model, grown, change: share_draws, ..MISDECLARED[0] };
+                    let draft = Misdeclared { declared: law, core, ..draft };
+                    let found = draft.distance().unwrap();
+                    assert_eq!(found, Fraction::zero(), "{law:?} {core:?} {model} {shape:?}");
+                }
+            }
+        }
     }
 
     #[test]
