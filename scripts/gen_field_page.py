@@ -73,9 +73,11 @@ acceptance for independent drafts at one level, a flow from tokens to sets of dr
 paper computes the flow by a convex minimisation to a tolerance `tau` and bounds what that costs
 by `15 tau` in L1; here the flow is solved exactly, so that the rule itself is judged. With an
 exact flow it is lossless by construction. At one level it reaches the best possible mean
-everywhere, which none of the rules that ship does on B and D. On two levels, walked from the root
-as in SpecTr ([arXiv 2310.15141](https://arxiv.org/abs/2310.15141)), it is above `traversal`
-everywhere tried, above `gbv` on B and D, below `gbv` on A, C and E, and not optimal.
+everywhere. On two levels, walked from the root as in SpecTr ([arXiv
+2310.15141](https://arxiv.org/abs/2310.15141)), it is above `traversal` everywhere tried, above
+`gbv` on B and D, below `gbv` on A, C and E, and not optimal. The rule `global_resolution` of this
+package solves the same transport in closed form, without sets of tokens, and puts it inside block
+verification: the same mean at one level, and at two levels never a smaller one.
 """,
     "vllm_block": """\
 Block verification in vLLM ([#46781](https://github.com/vllm-project/vllm/pull/46781)), one step
@@ -159,11 +161,13 @@ NOT_RUN = """\
 ## What follows for this package
 
 `traversal` is below the optimum of one level, which Global Resolution reaches, on A, B, D and E
-(on E 43/25 against 179/100), `gbv` on B and D (on D 15/8 against 2). With an exact flow the rule
-is lossless, and on two levels it is longer than any of ours on B and D: 887/324 and 2961/1024,
-where `gbv` has 287/108 and 11123/4096. What is missing for a rule of the package: the flow at the
-size of a vocabulary without a tolerance, and a recursion that keeps its gain over the levels on
-A, C and E.
+(on E 43/25 against 179/100), `gbv` on B and D (on D 15/8 against 2). So it became a rule,
+[`global_resolution`](rules.md), with two changes. The flow is not solved over sets of tokens: the
+best law of the emitted token is `min(p, c q)` for one number `c`, and a sort of the tokens by `p/q`
+tells how drafts change places so that one of them has it. And the levels are put together by block
+verification, which needs only the law of the selected path. It is optimal at one level, and on two
+levels on A and C; on B and D it is the longest of ours (887/324 and 2961/1024, where `gbv` has
+287/108 and 11123/4096), on E `gbv` is longer (294/125 against 9401/4000).
 """
 
 

@@ -137,8 +137,9 @@ for each rule). Given the rows as they are read,
 - a draw from a row is off by {draw} for each token.
 
 The largest cases have four tests on a path and draws from four rows of four tokens: 8.1e-13. A
-draw from a row of 262,144 tokens adds up to 9e-11, and the distribution of `gbv`'s path is within
-2e-11 there: also on large vocabularies, decisions are far below the bound of the rows.
+draw from a row of 262,144 tokens adds up to 9e-11, and the distribution of the path that `gbv` or
+`global_resolution` selects is within 2e-11 there: also on large vocabularies, decisions are far
+below the bound of the rows.
 
 ### Draws: {draw} for each token, acceptances: {accept}
 
@@ -227,7 +228,8 @@ A rule is a theorem about the law of the draft. These drafts declare another law
 were made by, or were changed after their tokens were drawn, and the rule uses the declared law. The
 bias (total variation) is the reason why such pairs are refused, and why the growers never remove a
 drawn token. `pair/` are rules on laws that they are refused for. Not every refused pair is biased:
-`kseq` on a chain is token verification under another name.
+`kseq` on a chain is token verification under another name, and `global_resolution` is block
+verification.
 """
 
 MUTANTS = """\

@@ -405,9 +405,12 @@ def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
         "head heap": (head(max_nodes=3), ["auto"]),
         "head swor": (head(shape=TreeShape.by_depth(2, 1)), ["rrsw", "traversal", "coupled"]),
         "head iid": (
-            head(shape=TreeShape.by_depth(2, 1), law="iid"), ["specinfer", "kseq", "lifted"],
+            head(shape=TreeShape.by_depth(2, 1), law="iid"),
+            ["specinfer", "kseq", "lifted", "global_resolution"],
         ),
-        "head paths": (head(shape=TreeShape.paths(2, 2), law="iid"), ["gbv"]),
+        "head paths": (
+            head(shape=TreeShape.paths(2, 2), law="iid"), ["gbv", "global_resolution"],
+        ),
         "head top-plus-one": (
             head(shape=TreeShape.by_depth(2, 1), law="top_plus_one"), ["hu", "lifted_hu"],
         ),

@@ -33,7 +33,7 @@ pub struct Layout {
 }
 
 /// The cores in the order of their numbers.
-const CORES: [Core; 7] = [
+const CORES: [Core; 8] = [
     Core::Greedy,
     Core::TargetOnly,
     Core::Coupled,
@@ -41,6 +41,7 @@ const CORES: [Core; 7] = [
     Core::Lifted,
     Core::KSeq,
     Core::Gbv,
+    Core::GlobalResolution,
 ];
 
 impl Layout {

@@ -24,6 +24,8 @@ pub enum Purpose {
     Sample = 2,
     /// The exponential race of the coupled mode.
     Gumbel = 3,
+    /// Which of a node's children is looked at.
+    Select = 4,
 }
 
 /// An address within one step: a node and a purpose.
@@ -259,7 +261,13 @@ mod tests {
         let mut seen = Vec::new();
         for position in 0..4 {
             for node in 0..4 {
-                for purpose in [Purpose::Draft, Purpose::Accept, Purpose::Sample, Purpose::Gumbel] {
+                for purpose in [
+                    Purpose::Draft,
+                    Purpose::Accept,
+                    Purpose::Sample,
+                    Purpose::Gumbel,
+                    Purpose::Select,
+                ] {
                     seen.push(Philox::new(1, position).uniform(Site::new(node, purpose)).to_bits());
                 }
             }

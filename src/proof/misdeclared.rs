@@ -66,7 +66,7 @@ const fn own(draft: Misdeclared) -> Misdeclared {
 }
 
 /// Every misdeclared draft.
-pub static MISDECLARED: [Misdeclared; 30] = [
+pub static MISDECLARED: [Misdeclared; 34] = [
     claim(
         ("law/swor_claimed_iid", "drawn without replacement, declared independent"),
         ("E", Law::Swor, &[2]),
@@ -286,6 +286,43 @@ pub static MISDECLARED: [Misdeclared; 30] = [
         (Law::Iid, Core::Gbv),
         (4, 45),
     )),
+    own(claim(
+        (
+            "pair/global_resolution_on_deterministic",
+            "the two most likely tokens under global_resolution",
+        ),
+        ("E", Law::Deterministic, &[2]),
+        nothing,
+        (Law::Iid, Core::GlobalResolution),
+        (67, 165),
+    )),
+    own(claim(
+        ("pair/global_resolution_on_swor", "drawn without replacement under global_resolution"),
+        ("E", Law::Swor, &[2]),
+        nothing,
+        (Law::Iid, Core::GlobalResolution),
+        (1, 10),
+    )),
+    own(claim(
+        (
+            "pair/global_resolution_on_top_plus_one",
+            "one drawn child before the top one under global_resolution",
+        ),
+        ("E", Law::TopPlusOne, &[2]),
+        nothing,
+        (Law::Iid, Core::GlobalResolution),
+        (61, 528),
+    )),
+    own(claim(
+        (
+            "pair/global_resolution_on_mixed",
+            "children of a set and drawn ones under global_resolution",
+        ),
+        ("E", Law::Mixed, &[2]),
+        nothing,
+        (Law::Iid, Core::GlobalResolution),
+        (61, 528),
+    )),
 ];
 
 /// Every misdeclared draft with the total variation that it causes.
@@ -474,21 +511,22 @@ mod tests {
 
     #[test]
     fn every_refused_rule_of_its_own_is_shown_to_be_biased() {
-        for core in [Core::KSeq, Core::Gbv] {
+        for core in [Core::KSeq, Core::Gbv, Core::GlobalResolution] {
             for law in [Law::Deterministic, Law::Swor, Law::TopPlusOne, Law::Mixed] {
-                let name = if core == Core::KSeq { "kseq" } else { "gbv" };
-                assert!(verify::resolve(name, law).is_err());
+                assert!(verify::resolve(core.name(), law).is_err());
                 assert!(
                     MISDECLARED.iter().any(|draft| draft.core == core && draft.grown.law == law)
                 );
             }
         }
-        // Refused, and not biased: one sibling is token verification under another name.
-        assert!(verify::resolve("kseq", Law::Chain).is_err());
-        let chain =
-            Misdeclared { grown: Case { law: Law::Chain, shape: &[1, 1] }, ..MISDECLARED[0] };
-        let chain = Misdeclared { declared: Law::Iid, core: Core::KSeq, ..chain };
-        assert_eq!(chain.distance().unwrap(), Fraction::zero());
+        // Refused, and not biased: one sibling is token or block verification under another name.
+        for core in [Core::KSeq, Core::GlobalResolution] {
+            assert!(verify::resolve(core.name(), Law::Chain).is_err());
+            let chain =
+                Misdeclared { grown: Case { law: Law::Chain, shape: &[1, 1] }, ..MISDECLARED[0] };
+            let chain = Misdeclared { declared: Law::Iid, core, ..chain };
+            assert_eq!(chain.distance().unwrap(), Fraction::zero());
+        }
     }
 
     #[test]

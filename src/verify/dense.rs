@@ -60,6 +60,14 @@ impl<W: Weight> View<W> for DenseView<W> {
     }
 }
 
+/// The whole row of the target after a node, one weight for each token.
+pub(super) fn target_row<W: Weight, V: View<W>>(view: &mut V, node: usize) -> Result<Vec<W>> {
+    let mut row = vec![W::zero(); view.vocab()];
+    let mix = Mix::target();
+    view.mixture(node, &mix)?.visit(&mut |token, weight| row[token as usize] = weight.clone())?;
+    Ok(row)
+}
+
 /// The sum of a row outside some tokens.
 pub(super) fn rest<W: Weight>(row: &[W], without: &[u32]) -> W {
     let outside = (0..).zip(row).filter(|(token, _)| !without.contains(token));

@@ -77,6 +77,9 @@ impl<W: Weight> Choices<W> for Lumped<'_, W> {
     }
 
     fn draw(&mut self, site: Site, cells: &mut dyn Cells<W>) -> Result<u32> {
+        if site.purpose == Purpose::Select {
+            return self.choices.draw(site, cells);
+        }
         let children = self.draft.tree().children(site.node as usize);
         let mut tokens: Vec<u32> = children
             .iter()

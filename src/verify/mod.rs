@@ -13,6 +13,7 @@ pub mod lazy;
 pub mod lossy;
 mod memory;
 pub mod optimum;
+mod places;
 pub mod residual;
 pub mod rules;
 pub mod top;

@@ -74,8 +74,13 @@ def test_what_the_page_says_of_means_is_so():
             assert (mean > shipped["traversal"]) == (model in "ABDE")
             assert (mean > shipped["gbv"]) == (model in "BD")
             assert float(mean) == pytest.approx(OPTIMUM["iid"][case["case"]], abs=1e-6)
+            assert mean == shipped["global_resolution"]
         else:
             assert (mean > shipped["gbv"]) == (model in "BD")
+            assert mean <= shipped["global_resolution"]
+            assert (shipped["global_resolution"] >= shipped["gbv"]) == (model != "E")
+            is_optimal = float(shipped["global_resolution"]) > OPTIMUM["iid"][case["case"]] - 1e-6
+            assert is_optimal == (model in "AC")
     walked = {case["case"]: case for case in LINES["global_resolution"]["cases"]}
     for case, mean, traversal, gbv in [
         ("E [2]", "179/100", "43/25", "179/100"),
@@ -86,6 +91,8 @@ def test_what_the_page_says_of_means_is_so():
         assert walked[case]["expected"] == mean
         shipped = dict(walked[case]["shipped"])
         assert (shipped["traversal"], shipped["gbv"]) == (traversal, gbv)
+    assert dict(walked["E [2, 1]"]["shipped"])["gbv"] == "294/125"
+    assert dict(walked["E [2, 1]"]["shipped"])["global_resolution"] == "9401/4000"
     released = {case["case"]: case for case in LINES["hsd_released"]["cases"]}
     assert released["A [1, 1]"]["expected"] == "7/3"
 

@@ -282,6 +282,16 @@ fn target_rows(bits: &mut Bits, count: usize, vocab: usize) -> Matrix {
     Matrix::new(bits, &rows, vocab, kind)
 }
 
+/// Whether two children of a node carry one token.
+fn has_equal_siblings(draft: &Draft) -> bool {
+    (0..draft.num_nodes()).any(|node| {
+        let children = draft.tree().children(node);
+        let mut tokens: Vec<u32> = children.iter().map(|&c| draft.token(c as usize)).collect();
+        tokens.sort_unstable();
+        tokens.windows(2).any(|pair| pair[0] == pair[1])
+    })
+}
+
 /// The rules that verify a draft's law, by the table of all.
 fn legal_rule(bits: &mut Bits, draft: &Draft, params: Params) -> &'static str {
     let is_chain = draft.tree().is_chain();
@@ -289,6 +299,8 @@ fn legal_rule(bits: &mut Bits, draft: &Draft, params: Params) -> &'static str {
         "greedy" => params.is_greedy(),
         // Needs paths of one length.
         "gbv" => is_chain,
+        // Reads the rows of equal paths as equal, and here they are not.
+        "global_resolution" => !has_equal_siblings(draft),
         _ => true,
     };
     let rules: Vec<&'static str> = RULES

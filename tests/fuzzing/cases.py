@@ -262,9 +262,11 @@ def sound(rng: random.Random) -> str:
         temperature=rng.choice((0, 0.2, 1, 1.5)), top_k=rng.choice((0, 0, 2)),
         top_p=rng.choice((1, 1, 0.8)), preset=rng.choice(("vllm", "transformers")),
     )  # fmt: skip
-    legal = [
-        r["name"] for r in mv.rules() if law in r["laws"] and r["name"] not in ("greedy", "gbv")
-    ]
+    besides = {"greedy", "gbv"}
+    siblings = [[tokens[child] for child in tree.children(node)] for node in range(count + 1)]
+    if any(len(set(family)) < len(family) for family in siblings):
+        besides.add("global_resolution")  # It reads rows of equal paths as equal.
+    legal = [r["name"] for r in mv.rules() if law in r["laws"] and r["name"] not in besides]
     rule = rng.choice(["auto", *legal])
     seed, position = rng.getrandbits(64), rng.randrange(1000)
     noise = {"seed": seed, "position": position}

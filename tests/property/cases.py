@@ -34,7 +34,7 @@ RULES = {
     "chain": ["target_only", "coupled", "topdown", "lifted", "token", "block"],
     "iid": ["target_only", "coupled", "topdown", "lifted", "kseq"],
     # An iid draft of several paths of one length.
-    "paths": ["topdown", "lifted", "kseq", "gbv"],
+    "paths": ["topdown", "lifted", "kseq", "gbv", "global_resolution"],
     "swor": ["target_only", "coupled", "topdown", "lifted"],
     "top_plus_one": ["target_only", "coupled", "topdown", "lifted"],
     "mixed": ["target_only", "coupled", "topdown", "lifted"],

@@ -12,9 +12,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mtp_verify.verifier import reference
+from mtp_verify.verifier import alpha_star, reference
 from mtp_verify.verifier.reference import Noise
-from tests.property.models import cases, pairs, step
+from tests.property.models import MODELS, P, Q, cases, pairs, row, step
 
 # From the specification's table: model, shape, law: E[emitted] of target_only, topdown, lifted.
 EXPECTED = {
@@ -71,12 +71,28 @@ def test_mean_lengths_are_the_table(model, shape, law):
 
 
 @pytest.mark.parametrize(
-    ("model", "length"),
-    [("A", "212/81"), ("B", "287/108"), ("C", "65/36"), ("D", "11123/4096"), ("E", "294/125")],
+    ("model", "best", "selected"),
+    [
+        ("A", "212/81", "212/81"),
+        ("B", "287/108", "887/324"),
+        ("C", "65/36", "65/36"),
+        ("D", "11123/4096", "2961/1024"),
+        ("E", "294/125", "9401/4000"),
+    ],
 )
-def test_two_paths_give_the_stated_lengths(model, length):
-    _, found = step(model, (2, 1), "iid", "gbv", float)
-    assert found == pytest.approx(float(Fraction(length)), abs=1e-12)
+def test_two_paths_give_the_stated_lengths(model, best, selected):
+    for core, length in (("gbv", best), ("global_resolution", selected)):
+        _, found = step(model, (2, 1), "iid", core, float)
+        assert found == pytest.approx(float(Fraction(length)), abs=1e-12), core
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_one_level_is_the_best_there_is(model):
+    target, drafter = row(model, P, ()), row(model, Q, ())
+    for n in (1, 2, 3):
+        _, found = step(model, (n,), "iid", "global_resolution", float)
+        best = alpha_star(target.astype(float), (drafter / drafter.sum()).astype(float), n, "iid")
+        assert found == pytest.approx(1 + best, abs=1e-12), n
 
 
 def test_kseq_finds_the_root_of_e():

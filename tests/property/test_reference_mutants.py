@@ -175,6 +175,36 @@ MUTANTS = {
         ("iid",),
         ("law",),  # rows of six tokens hardly ever show it
     ),
+    "selection without exchanges": Mutant(
+        "np.where(shared > 0, shared, 0 * gap)", "0 * shared", "global_resolution", ("iid",)
+    ),
+    "selection counts a place once": Mutant(
+        "comb(n, j) * q ** (j - 1)", "q ** (j - 1)", "global_resolution", ("iid",)
+    ),
+    "selection forgets w": Mutant(
+        "min(w * row[token] / law[token], lam)",
+        "min(row[token] / law[token], lam)",
+        "global_resolution",
+        ("iid",),
+    ),
+    "selection tested by its own place": Mutant(
+        "(places[front] @ lead)", "lead[ranks[front]]", "global_resolution", ("iid",)
+    ),
+    "selection loses ties": Mutant(
+        "front * (law + _after(law))", "front * _after(law)", "global_resolution", ("iid",)
+    ),
+    "selection draws from p": Mutant(
+        "if owed > 0 else 0, _left(rest, row)",
+        "if owed > 0 else 0, row",
+        "global_resolution",
+        ("iid",),
+    ),
+    "selection keeps one node": Mutant(
+        "live = [child for child in children if tree.tokens[child] == token]",
+        "live = [children[front]]",
+        "global_resolution",
+        ("iid",),
+    ),
     "plain walk stops at the first child": Mutant(
         "if child is None:\n            return node, token\n        node, depth",
         "if child is None or depth > 0:\n            return node, token\n        node, depth",
@@ -185,8 +215,8 @@ MUTANTS = {
         "node, depth = child, depth + 1", "node, depth = child, depth", "coupled", ("chain",)
     ),
     "one number for two purposes": Mutant(
-        "DRAFT, ACCEPT, SAMPLE, GUMBEL = range(4)",
-        "DRAFT, ACCEPT, SAMPLE, GUMBEL = 0, 1, 1, 3",
+        "DRAFT, ACCEPT, SAMPLE, GUMBEL, SELECT = range(5)",
+        "DRAFT, ACCEPT, SAMPLE, GUMBEL, SELECT = 0, 1, 1, 3, 4",
         "topdown",
         ("chain",),
         ("core",),
@@ -253,7 +283,7 @@ def parts_from_the_core(twin, core, laws, count=120):
     params = mv.SamplingParams()
     for seed in range(count * len(laws)):
         law = laws[seed % len(laws)]
-        law = "paths" if core == "gbv" else law
+        law = "paths" if core in ("gbv", "global_resolution") else law
         kind = ("normal", "normal", *KINDS)[seed % 7]
         # A drafter at a low temperature: what it has left beside its likely tokens is little.
         cold = mv.SamplingParams(temperature=(1.0, 0.2)[seed % 2])

@@ -129,8 +129,8 @@ def test_optimum_of_the_documentation_is_current(law):
 @pytest.mark.parametrize("model", sorted(GOLDEN))
 def test_no_rule_is_above_the_optimum_of_independent_paths(model):
     best = optimum(model, (2, 1), "iid")
-    for core in ("topdown", "lifted", "kseq", "gbv"):
+    for core in ("topdown", "lifted", "kseq", "gbv", "global_resolution"):
         _, length = step(model, (2, 1), "iid", core, float)
         assert length <= best + 1e-9, core
-        if model in "AC" and core == "gbv":
+        if model in "AC" and core in ("gbv", "global_resolution"):
             assert length == pytest.approx(best, abs=1e-9)

@@ -84,7 +84,7 @@ RECIPE = {
         ('    Rule {\n        name: "kseq"', ENTRY),
         ("        Core::Gbv => gbv::", ARM),
     ],
-    "python/mtp_verify/verifier/words.py": [('"kseq", "gbv"\n]', '"root_only", ')],
+    "python/mtp_verify/verifier/words.py": [('"kseq", "gbv", ', '"root_only", ')],
     "python/mtp_verify/verifier/reference.py": [
         ("def _topdown(", TWIN), ('"kseq": _kseq', '"root_only": _root_only, '),
     ],

@@ -91,6 +91,9 @@ def cases(params: mv.SamplingParams):
         "iid, kseq": (head(shape=TreeShape.by_depth(3, 1), law="iid"), "kseq"),
         "iid, traversal": (fixed("iid", 3, 1), "traversal"),
         "paths, gbv": (head(shape=TreeShape.paths(3, 2), law="iid"), "gbv"),
+        "iid, selected": (
+            head(shape=TreeShape.by_depth(3, 2), law="iid"), "global_resolution",
+        ),
         "top-plus-one, hu": (head(shape=TreeShape.by_depth(3, 2), law="top_plus_one"), "hu"),
         "top-plus-one, lifted": (
             head(shape=TreeShape.by_depth(3, 2), law="top_plus_one"), "lifted_hu",

@@ -31,7 +31,7 @@ Row = Any  # (V,) array of float64, or of Fractions
 Number = Any  # what rows consist of
 
 # What a number is used for. Two purposes never share one.
-DRAFT, ACCEPT, SAMPLE, GUMBEL = range(4)
+DRAFT, ACCEPT, SAMPLE, GUMBEL, SELECT = range(5)
 # A token with less than this share of the most likely one's probability is impossible.
 FLOOR = 2.0**-124
 
@@ -437,6 +437,106 @@ def _gbv(tree: Tree, noise: Noise) -> tuple[int, int]:
     return nodes[depth], token
 
 
+def _global_resolution(tree: Tree, noise: Noise) -> tuple[int, int]:
+    """Block verification of a path that is selected level by level, with the law that it has.
+
+    A node owes w row. The child selected below it has token x with q lead, and delivers
+    min(q lead, w row) = min(lam q, w row) of that: the most that any selection can. All nodes that
+    carry the token stay, and their children are the next level's drafts. A node whose row is no
+    distribution is a leaf.
+    """
+    live, w, visits = [0], 1, []
+    while w > 0:
+        node, row = live[0], tree.target[live[0]]
+        children = [child for parent in live for child in tree.children(parent)]
+        if not children or not row.any():
+            visits.append((node, w, row))
+            break
+        law = tree.q(node)
+        (drafted,) = np.nonzero(law > 0)
+        order = drafted[noise.rank(row[drafted] / law[drafted], law[drafted])]
+        ranks = [int(np.nonzero(order == tree.tokens[child])[0][0]) for child in children]
+        lam, places, lead = _places(w * row[order], law[order], ranks)
+        rest = np.maximum(w * row - lam * law, 0)
+        owed = rest.sum()
+        visits.append((node, owed / (owed + (1 - w)) if owed > 0 else 0, _left(rest, row)))
+        front = noise.draw(node, _fronts(places), SELECT)
+        token = tree.tokens[children[front]]
+        w = min(1, min(w * row[token] / law[token], lam) / (places[front] @ lead))
+        live = [child for child in children if tree.tokens[child] == token]
+    for node, w, row in reversed(visits):
+        if node == 0 or noise.accept(node, w):
+            return node, noise.draw(node, row)
+    raise AssertionError  # the root always stops
+
+
+def _places(p: Row, q: Row, ranks: list[int]) -> tuple[Number, Row, Row]:
+    """Give the children's places among the tokens, of which the first one taken is selected.
+
+    Args:
+        p: (L,) what is owed of each token, by p / q descending.
+        q: (L,) what each child was drawn from.
+        ranks: Those of the n children's tokens.
+
+    Returns:
+        Up to how many times q a token is delivered; the law of each child's place, (n, L); how
+        often a place is the first one, per q, (L,).
+    """
+    n, ratio, behind = len(ranks), p / q, _after(q)
+    # A place is the first one if j children are in it, and all others behind.
+    lead = sum(comb(n, j) * q ** (j - 1) * behind ** (n - j) for j in range(1, n + 1))
+    # Outside a set H at most 1 - q(H)^n is delivered, and of H what is owed. The sets for which
+    # that is least are ends of the order.
+    missed = max(0 * p[0], (p.sum() - _after(p) - 1 + behind**n).max())
+    # sum (p - lam q)+ = missed
+    above = np.cumsum(p) - ratio * np.cumsum(q)
+    i = max(int((above <= missed).sum()) - 1, 0)
+    lam = ratio[i] - max(0, missed - above[i]) / q[: i + 1].sum()
+    wish = np.minimum(ratio, lam)
+    # In its own place a token leads too often, or too rarely. The first of these change places with
+    # the first of those, as often as it takes.
+    over, under = _ends(q * np.maximum(lead - wish, 0)), _ends(q * np.maximum(wish - lead, 0))
+    is_ahead = np.less.outer(ranks, np.arange(len(q)))
+    between, back = _overlap(over[:, ranks], under), _overlap(under[:, ranks], over)
+    shared: Row = np.where(is_ahead, between, back)
+    gap = abs(np.subtract.outer(lead[ranks], lead))
+    moved = np.where(shared > 0, shared, 0 * gap) / np.where(shared > 0, gap, 1 + 0 * gap)
+    places = moved / q[ranks][:, None]
+    places[np.arange(n), ranks] += 1 - places.sum(axis=1)
+    return lam, places, lead
+
+
+def _ends(masses: Row) -> Row:
+    """Return where each mass begins and ends if they are laid out one after the other, (2, L)."""
+    ends = np.cumsum(masses)
+    return np.stack([ends - masses, ends])
+
+
+def _overlap(some: Row, others: Row) -> Row:
+    """Return what each of some intervals has in common with each of the others, (n, L)."""
+    (begin, end), (other_begin, other_end) = some[:, :, None], others[:, None, :]
+    return np.maximum(np.minimum(end, other_end) - np.maximum(begin, other_begin), 0)
+
+
+def _fronts(laws: Row) -> Row:
+    """Return how often each child's place is the first one: of equal places the first child's.
+
+    Args:
+        laws: (n, L) the law of each child's place.
+    """
+    # For each child before, how often it is in front, and where.
+    fronts = laws[:1]
+    for law in laws[1:]:
+        overtakes = law * sum(_after(front) for front in fronts)
+        fronts = np.stack([*(front * (law + _after(law)) for front in fronts), overtakes])
+    return fronts.sum(axis=1)
+
+
+def _after(row: Row) -> Row:
+    """Return the sum of what follows each entry."""
+    return np.cumsum(np.concatenate([row[1:], 0 * row[:1]])[::-1])[::-1]
+
+
 def _longest(tree: Tree, noise: Noise, lossy: Lossy) -> tuple[int, int]:
     """Find the deepest node whose whole path meets a criterion, the first of equally deep ones."""
 
@@ -481,7 +581,13 @@ def decide(tree: Tree, rule: str, noise: Noise) -> tuple[int, int]:
     """Return the node at which a rule stops and the token that it emits there."""
     if rule in ("target_only", "coupled") or tree.law == "deterministic":
         return _target_only(tree, noise, coupled=rule == "coupled")
-    rules: dict[str, Any] = {"topdown": _topdown, "lifted": _lifted, "kseq": _kseq, "gbv": _gbv}
+    rules: dict[str, Any] = {
+        "topdown": _topdown,
+        "lifted": _lifted,
+        "kseq": _kseq,
+        "gbv": _gbv,
+        "global_resolution": _global_resolution,
+    }
     node, token = rules[rule](tree, noise)
     return node, token
 
@@ -495,7 +601,8 @@ def verify(
         tree: The draft with shaped rows. For temperature 0 the rows are one-hot, and every rule
             gives greedy decoding.
         rule: "target_only", "coupled", "topdown" (on a chain: token-level rejection), "lifted"
-            (on a chain: block verification), "kseq", or "gbv" (paths of one length).
+            (on a chain: block verification), "kseq", "gbv" (paths of one length), or
+            "global_resolution".
         seed: 0 <= seed < 2**64.
         position: Index of the root token in its sequence.
         lossy: One of `mtp_verify.verifier.lossy`, which decides in the rule's place.

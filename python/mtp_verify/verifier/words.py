@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 RuleCore: TypeAlias = Literal[
-    "greedy", "target_only", "coupled", "topdown", "lifted", "kseq", "gbv"
+    "greedy", "target_only", "coupled", "topdown", "lifted", "kseq", "gbv", "global_resolution"
 ]
 RuleName: TypeAlias = Literal[
     RuleCore, "token", "block", "specinfer", "rrsw", "traversal", "hu", "lifted_hu"

@@ -43,7 +43,7 @@ impl<'a> Noise<'a> {
         let key = match purpose {
             Purpose::Draft => self.draft,
             Purpose::Accept => self.accept,
-            Purpose::Sample | Purpose::Gumbel => Key::Step,
+            Purpose::Sample | Purpose::Gumbel | Purpose::Select => Key::Step,
         };
         match key {
             Key::Step => {

@@ -78,9 +78,12 @@ fn is_small(rule: &Rule, vocab: usize, shape: &'static [usize]) -> bool {
 fn shipped(law: Law) -> &'static [(&'static str, Core)] {
     match law {
         Law::Chain => &[("token", Core::TopDown), ("block", Core::Lifted)],
-        Law::Iid => {
-            &[("specinfer", Core::TopDown), ("traversal", Core::Lifted), ("gbv", Core::Gbv)]
-        }
+        Law::Iid => &[
+            ("specinfer", Core::TopDown),
+            ("traversal", Core::Lifted),
+            ("gbv", Core::Gbv),
+            ("global_resolution", Core::GlobalResolution),
+        ],
         _ => &[("target_only", Core::TargetOnly)],
     }
 }

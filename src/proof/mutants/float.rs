@@ -270,7 +270,7 @@ pub(super) static FLOAT_MUTANTS: &[Mutant] = &[
             params: (1.0, 0, 1.0, 0.0),
             measure: Decisions(TopDown, Case { law: Chain, shape: &[1, 1] }),
         },
-        (3, 500_000_000),
+        (7, 1_000_000_000),
     ),
     own(
         "float/uniforms_of_24_bits",

@@ -5,7 +5,7 @@ use super::checks;
 use super::{Listed, Mutant};
 use crate::proof::float::trials::Trial;
 use crate::proof::past::Setting;
-use crate::verify::Core::{Coupled, Gbv, Lifted, TargetOnly, TopDown};
+use crate::verify::Core::{Coupled, Gbv, GlobalResolution, Lifted, TargetOnly, TopDown};
 use crate::verify::law::Law::{Chain, Deterministic, Iid, Mixed, Swor, TopPlusOne};
 
 /// A mutant of the specification's list, with the bias that is stated there.
@@ -55,6 +55,10 @@ const E_PAIR: Check = Step("E", Swor, &[2], TopDown);
 const E_TREE: Check = Step("E", Swor, &[2, 1], Lifted);
 
 const BATCH: Check = Other("B chain[1] and chain[1, 1] in one batch", checks::batch_of_two_seeds);
+
+/// One level on which all can be delivered, and two on which not.
+const B_SELECTED: Check = Step("B", Iid, &[2], GlobalResolution);
+const E_SELECTED: Check = Step("E", Iid, &[2, 1], GlobalResolution);
 
 const PAIR_AT_TWO: Check = Other("E iid[2] KSeq, rho=2", checks::sequence_at_two);
 
@@ -135,6 +139,17 @@ pub(super) static MUTANTS: &[Mutant] = &[
         Step("A", Iid, &[2, 1], Gbv),
         (5, 81),
     ),
+    own("global/one_draft_more", "places as if one more had been drafted", B_SELECTED, (11, 162)),
+    own(
+        "global/ties_counted_twice",
+        "each of several drafts in one place is in front",
+        B_SELECTED,
+        (7, 468),
+    ),
+    own("global/lead_of_own_place", "tested for the law of its own place", B_SELECTED, (1, 40)),
+    own("global/residual_is_p", "residual row = p", E_SELECTED, (17_108_561, 88_000_000)),
+    own("global/forgets_w", "later levels selected as if w = 1", E_SELECTED, (12, 125)),
+    own("global/h_is_w", "no update of w after a rejection", E_SELECTED, (385_147, 3_520_000)),
     own(
         "lift/hopeless_child_not_taken_out",
         "a child with w_c = 0 leaves the residual as it is",

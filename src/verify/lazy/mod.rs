@@ -177,7 +177,16 @@ impl<'a> View<f64> for LazyView<'a> {
     }
 
     fn drafter_row(&mut self, node: usize) -> Result<Vec<f64>> {
-        (0..self.vocab() as u32).map(|token| self.drafter(node, token)).collect()
+        let mut row = vec![0.0; self.vocab()];
+        if let Some(drafted) = self.drafted(node)? {
+            for (block, start) in row.chunks_mut(BLOCK).zip((0..).step_by(BLOCK)) {
+                self.take(&drafted, start);
+                for (q, &weight) in block.iter_mut().zip(&self.memory.scratch.taken) {
+                    *q = if weight < LEAST { 0.0 } else { weight / drafted.total };
+                }
+            }
+        }
+        Ok(row)
     }
 
     fn mixture<'s>(&'s mut self, node: usize, mix: &'s Mix<f64>) -> Result<LazyCells<'s, 'a>> {

@@ -46,14 +46,15 @@
 
 use std::cmp::Ordering;
 
-use crate::chance::{Cells, Choices};
+use crate::chance::Choices;
 use crate::error::{Error, Result};
 use crate::mutants::mutate;
 use crate::number::Weight;
 use crate::tree::TokenTree;
-use crate::verify::dense::{DenseCells, rest};
+use crate::verify::dense::{DenseCells, rest, target_row};
 use crate::verify::law::{Draft, Law};
-use crate::verify::rules::lifted;
+use crate::verify::places::power_sum;
+use crate::verify::rules::{is_dead_end, lifted};
 use crate::verify::view::{Mix, Outcome, View};
 
 pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
@@ -128,9 +129,8 @@ impl<'v, V: View<W>, W: Weight> Selected<'v, V, W> {
         let mut selected = Self { view, num_paths: paths.len(), levels: Vec::new() };
         let mut level = Level { node: 0, low: W::zero(), width: W::one(), next: None };
         for depth in 0..paths[0].len() {
-            match selected.view.check_target(level.node) {
-                Err(Error::RowEmpty { .. } | Error::RowNotFinite { .. }) if depth > 0 => break,
-                other => other?,
+            if depth > 0 && is_dead_end(selected.view, level.node)? {
+                break;
             }
             let tokens: Vec<u32> =
                 left.iter().map(|path| draft.token(path[depth] as usize)).collect();
@@ -228,13 +228,6 @@ impl<V: View<W>, W: Weight> View<W> for Selected<'_, V, W> {
     }
 }
 
-fn target_row<W: Weight, V: View<W>>(view: &mut V, node: usize) -> Result<Vec<W>> {
-    let mut row = vec![W::zero(); view.vocab()];
-    let mix = Mix::target();
-    view.mixture(node, &mix)?.visit(&mut |token, weight| row[token as usize] = weight.clone())?;
-    Ok(row)
-}
-
 /// The tokens that can be drafted, by `p / q` descending, equal ones by ascending id.
 fn ranked<W: Weight>(p: &[W], q: &[W]) -> Vec<usize> {
     let mut order: Vec<(W, usize)> = (0..q.len())
@@ -243,15 +236,4 @@ fn ranked<W: Weight>(p: &[W], q: &[W]) -> Vec<usize> {
         .collect();
     order.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal));
     order.into_iter().map(|(_, token)| token).collect()
-}
-
-/// `(x^k - y^k) / (x - y) = x^(k-1) + x^(k-2) y + ... + y^(k-1)`, without the cancellation.
-fn power_sum<W: Weight>(x: &W, y: &W, k: usize) -> W {
-    let mut sum = W::zero();
-    let mut power = W::one();
-    for _ in 0..k {
-        sum = sum.mul(x).add(&power);
-        power = power.mul(y);
-    }
-    sum
 }

@@ -44,11 +44,12 @@
 //! sibling scheme of Hu et al. (2502.18779).
 
 use crate::chance::{Choices, Purpose, Site};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mutants::mutate;
 use crate::number::Weight;
 use crate::verify::law::Draft;
 use crate::verify::residual::Residual;
+use crate::verify::rules::is_dead_end;
 use crate::verify::view::{Outcome, View};
 
 struct Frame<W> {
@@ -61,20 +62,12 @@ struct Frame<W> {
 impl<W: Weight> Frame<W> {
     /// A node that was delivered with probability `w`.
     ///
-    /// The row after a node is read here before the node is accepted, and plain decoding might never
-    /// come there. So a row that is no distribution (a grammar's dead end, NaN) is no error yet: the node
-    /// counts as a leaf, which depends on its path alone, and the error is raised by the draw, if the
-    /// walk stops here.
+    /// Its row is read here before it is accepted: see [`is_dead_end`].
     fn new<V: View<W>>(draft: &Draft, view: &mut V, node: usize, w: W) -> Result<Self> {
         let mut tested = 0;
         let children = draft.tree().children(node).len();
-        if node > 0 && children > 0 {
-            match view.check_target(node) {
-                Err(Error::RowEmpty { .. } | Error::RowNotFinite { .. }) => {
-                    tested = mutate!("lift/unreadable_row_raises", children, 0);
-                }
-                other => other?,
-            }
+        if node > 0 && children > 0 && is_dead_end(view, node)? {
+            tested = mutate!("lift/unreadable_row_raises", children, 0);
         }
         Ok(Self { node, w, residual: Residual::start(draft, node), tested })
     }

@@ -5,6 +5,7 @@
 
 mod coupled;
 mod gbv;
+mod global_resolution;
 pub(crate) mod kseq;
 mod lifted;
 mod target_only;
@@ -34,6 +35,8 @@ pub enum Core {
     KSeq,
     /// The best of several independent paths, verified as a chain.
     Gbv,
+    /// A path of tokens that are selected at each level as well as can be, verified as a chain.
+    GlobalResolution,
 }
 
 impl Core {
@@ -47,6 +50,7 @@ impl Core {
             Self::Lifted => "lifted",
             Self::KSeq => "kseq",
             Self::Gbv => "gbv",
+            Self::GlobalResolution => "global_resolution",
         }
     }
 
@@ -154,6 +158,13 @@ pub const RULES: &[Rule] = &[
         source: "greedy multi-path block verification, arXiv 2602.16961",
     },
     Rule {
+        name: "global_resolution",
+        core: Core::GlobalResolution,
+        laws: &[Law::Iid],
+        shapes: "any tree; equal paths have equal rows",
+        source: "Global Resolution in closed form, arXiv 2511.15898, inside block verification",
+    },
+    Rule {
         name: "token",
         core: Core::TopDown,
         laws: &[Law::Deterministic, Law::Chain],
@@ -258,6 +269,18 @@ pub fn resolve(name: &str, law: Law) -> Result<(Core, &'static str)> {
     Ok((rule.core, literature_name(rule, law)))
 }
 
+/// Whether nothing can follow a node, as its row is no distribution (a grammar's dead end, NaN).
+///
+/// Some rules read a node's row before they accept the node, and plain decoding might never come there.
+/// So this is no error yet: the node counts as a leaf, which depends on its path alone, and the error is
+/// raised by the draw, if the walk stops there.
+fn is_dead_end<W: Weight, V: View<W>>(view: &mut V, node: usize) -> Result<bool> {
+    match view.check_target(node) {
+        Err(Error::RowEmpty { .. } | Error::RowNotFinite { .. }) => Ok(true),
+        other => other.map(|()| false),
+    }
+}
+
 /// The literature's name for a core on a law, where there is one: it stands below the core's own.
 fn literature_name(rule: &'static Rule, law: Law) -> &'static str {
     let names = RULES.iter().rev().filter(|other| other.core == rule.core);
@@ -285,5 +308,6 @@ pub fn decide<W: Weight, V: View<W>, C: Choices<W>>(
         Core::Lifted => lifted::decide(draft, view, choices),
         Core::KSeq => kseq::decide(draft, view, choices),
         Core::Gbv => gbv::decide(draft, view, choices),
+        Core::GlobalResolution => global_resolution::decide(draft, view, choices),
     }
 }

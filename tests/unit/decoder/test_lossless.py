@@ -63,7 +63,8 @@ def test_every_drafter_and_rule_with_an_end(name, rule):
 QUICK = [
     ("plain", "auto"), ("chain", "token"), ("chain", "block"), ("n-gram", "auto"),
     ("head swor", "traversal"), ("head iid", "kseq"), ("head paths", "gbv"),
-    ("head top-plus-one", "lifted_hu"), ("best-first tree", "auto"),
+    ("head iid", "global_resolution"), ("head top-plus-one", "lifted_hu"),
+    ("best-first tree", "auto"),
 ]  # fmt: skip
 
 
@@ -83,7 +84,12 @@ class Torn(Table):
 
 
 @one_of(
-    [("chain", "token"), ("head swor", "traversal"), ("head paths", "gbv")],
+    [
+        ("chain", "token"),
+        ("head swor", "traversal"),
+        ("head paths", "gbv"),
+        ("head iid", "global_resolution"),
+    ],
     slow=[("chain", "block"), ("stochastic", "auto"), ("union", "auto"), ("head iid", "kseq")],
 )
 def test_rows_that_are_no_distribution_matter_only_where_the_text_gets_to_them(name, rule):

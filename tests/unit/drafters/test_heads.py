@@ -253,7 +253,10 @@ def test_target_without_hidden_states_is_refused():
         Decoder(TableTarget(lambda path: [0.0] * 8, 8), Heads(head))
 
 
-@pytest.mark.parametrize(("rule", "shape"), [("kseq", (2, 1)), ("gbv", (2, 1)), ("kseq", (2,))])
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [("kseq", (2, 1)), ("gbv", (2, 1)), ("kseq", (2,)), ("global_resolution", (3, 2))],
+)
 def test_rules_of_drawn_trees_take_steps_without_a_draft(rule, shape):
     # The first step has no hidden states to draft from, and the last one no room.
     model = tiny_model("llama")

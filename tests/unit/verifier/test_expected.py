@@ -26,6 +26,8 @@ def two(law, tokens, **given):
         ("swor", [0, 1], "rrsw", 1 / 4),
         # rho = 3/2: the first is accepted with 1/6, the second with 4/9.
         ("iid", [0, 1], "kseq", 1 / 6 + 5 / 6 * 4 / 9),
+        # Token 1 is in front, where it is wished for with 2/3 and leads with 11/10.
+        ("iid", [0, 1], "global_resolution", 2 / 3 / (11 / 10)),
         # The sampled token is accepted with 2/5; else the draw from the residual may hit token 0.
         ("top_plus_one", [1, 0], "hu", 2 / 5 + 3 / 5 * 3 / 10),
         ("deterministic", [0, 1], "target_only", 3 / 10),
@@ -64,7 +66,7 @@ def test_a_coupled_draft_tells_about_the_noise_of_its_rule():
 
 def test_multi_path_rules_refuse_by_law_and_by_shape():
     draft, logits = two("swor", [0, 1], probs=Q[None])
-    for rule in ("kseq", "gbv"):
+    for rule in ("kseq", "gbv", "global_resolution"):
         with pytest.raises(mv.errors.RuleError, match="traversal") as caught:
             mv.verify(draft, logits, rule=rule, seed=0, position=0)
         assert caught.value.slug == "illegal_pair"

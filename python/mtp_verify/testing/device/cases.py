@@ -78,7 +78,12 @@ PAIRS: dict[tuple[RuleName, Law], tuple[tuple[int, ...], ...]] = {
     },
 }
 # Pairs of the core's proof that a device refuses: rules that look at several paths at once.
-REFUSED: tuple[tuple[RuleName, Law], ...] = (("gbv", "chain"), ("kseq", "iid"), ("gbv", "iid"))
+REFUSED: tuple[tuple[RuleName, Law], ...] = (
+    ("gbv", "chain"),
+    ("kseq", "iid"),
+    ("gbv", "iid"),
+    ("global_resolution", "iid"),
+)
 
 _SHAPED = SamplingParams(temperature=0.5, top_k=3, top_p=0.95, min_p=0.01)
 _CORES: dict[RuleName, RuleCore] = {record["name"]: record["core"] for record in rules()}

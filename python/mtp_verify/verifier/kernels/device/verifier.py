@@ -180,7 +180,7 @@ class DeviceVerifier:
             params: How rows are shaped: one for all, or a list of B. Penalties, biases and bans
                 need the drafted tokens on the host; a captured step applies as many of them as
                 were planned before it was captured.
-            rule: One for all, or a list of B; not "kseq" and "gbv".
+            rule: One for all, or a list of B; not "kseq", "gbv" and "global_resolution".
             seeds: (B,) integers on the host, as for `mtp_verify.verify_batch`.
             positions: (B,) integers on the host, the index of each root in its sequence.
             starts: (B,) integers on the host, the cache's entry of each root, those of the other

@@ -18,7 +18,11 @@ from tests.steps import Request, assert_equal_to_core, step_of
 CORES = ("greedy", "target_only", "coupled")
 RULES_OF_DEVICES = [
     "auto",
-    *(name for name, rule in RULES.items() if rule["core"] not in ("kseq", "gbv")),
+    *(
+        name
+        for name, rule in RULES.items()
+        if rule["core"] not in ("kseq", "gbv", "global_resolution")
+    ),
 ]
 # Widths of rows: within a block, and beyond.
 SHORT = (1, 2, 3, 5, 17, 33, 130)
