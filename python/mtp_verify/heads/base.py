@@ -213,6 +213,8 @@ class Head(nn.Module):
     ) -> torch.Tensor:
         """Return logits (..., D + E) of a level's features; `extra` as in `shared_logits`."""
         levels: Any = self.levels
+        if self.spec.target_norm and (norm := self.shared.norm) is not None:
+            features = norm(features)
         own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
         return self.shared_logits(features, extra) if own is None else own(features)
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import (
     ContextTokens,
@@ -35,6 +34,7 @@ from mtp_verify.heads.families import block_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.spec import HeadSpec
 
 __all__ = ["CausalHead", "CausalModule", "CausalState"]
@@ -243,8 +243,9 @@ class CausalHead(Head):
 
     def new_state(self) -> CausalState:
         """See `Head.new_state`."""
-        count, blocks = self.spec.num_modules, range(self.spec.num_layers)
-        layers = [[GrowingLayer() for _ in blocks] for _ in range(count)]
+        levels: Any = self.levels
+        layers = [[block.new_layer() for block in level.layers] for level in levels]
+        count = self.spec.num_modules
         return CausalState(layers, [0] * count, _carry=[None] * count)
 
     def read(

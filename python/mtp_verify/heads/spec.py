@@ -36,6 +36,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_kind": ("rms", "rms1p"),
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
+    "layer_like": ("last", "first"),
+    "layer_attention": ("", "sliding_attention"),
+    "layer_mlp": ("", "dense", "sparse"),
 }
 _LEAST = {
     "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
@@ -182,7 +185,6 @@ class Layout:
         names: our name of a part -> its name after the prefix; `{l}` is the block's number, `{n}`
             the number of blocks. A name that starts with `/` has no prefix.
         renames: our name of a part of the block -> its name there, where they differ.
-        infix: text that may follow the prefix; names with and without it mean the same.
         count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
     """
@@ -190,7 +192,6 @@ class Layout:
     prefix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
-    infix: str = ""
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
 
@@ -218,8 +219,14 @@ class HeadSpec:
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
         block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
             layer), "residual" (Medusa's); or "foreign" (known, and not supported).
+        layer_like: which of the target's layers a block of its own kind is like: the "last" (of
+            full attention, where there are several kinds) or the "first". `mtp_layer_types` of a
+            configuration goes before it.
+        layer_attention, layer_mlp: where the block differs from that layer, the kind that it has,
+            in transformers' names; otherwise "".
         input_norm: the first block has its input norm.
         output_norm: the module's output is normalised before the output head.
+        target_norm: the target's final norm is what comes before the output head.
         fusion_bias: the fusion's projection has a bias.
         feature_norm: with "aux" a norm before the layers are projected: "none", "all" (over all of
             them) or "each".
@@ -251,8 +258,12 @@ class HeadSpec:
     hidden_norm: bool = True
     norm_kind: str = "rms"
     block: str = "llama"
+    layer_like: str = "last"
+    layer_attention: str = ""
+    layer_mlp: str = ""
     input_norm: bool = True
     output_norm: bool = True
+    target_norm: bool = False
     fusion_bias: bool = False
     feature_norm: str = "none"
     norm_before_residual: bool = False
@@ -314,6 +325,7 @@ class HeadSpec:
         try:
             fields = json.loads(text)
             layout, sizes = fields["layout"], fields["sizes"]
+            layout.pop("infix", None)  # in heads that were saved before 2026-12
             for table, name in (
                 (layout, "count_keys"),
                 (layout, "model_types"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import BlockInputs, Converted, HeadBlock
@@ -24,20 +25,43 @@ from mtp_verify.heads.spec import HeadSpec, Sizes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.io.recognise import Source
 
 __all__ = ["TargetBlock"]
 
+_KINDS = ("layer_types", "mlp_layer_types")
+# Bounds of some of the target's last layers, which no module has.
+_LIMITS = ("swiglu_limits", "swiglu_limits_shared")
 _LAYER = re.compile(r"^(?:.*?\.)?layers\.0\.")
+
+
+class _IndexedLayer(GrowingLayer):
+    """Keys and values, and the keys (B, n, width) by which a sparse attention picks among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._index = GrowingLayer()
+
+    def update_indexer(self, keys: torch.Tensor) -> torch.Tensor:
+        """Append keys by which is picked, and return all of them."""
+        kept, _ = self._index.update(keys[:, None], keys[:, None, :, :0])
+        return kept[:, 0]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """See `GrowingLayer.crop`."""
+        super().crop(tokens_to_remove)
+        self._index.crop(tokens_to_remove)
 
 
 def _as_cache(layer: GrowingLayer) -> Any:
     """Return what a transformers layer uses of a cache: one layer, whatever index it asks for."""
-    return SimpleNamespace(
+    cache = SimpleNamespace(
         update=lambda keys, values, *_, **__: layer.update(keys, values),
         get_seq_length=lambda *_: layer.get_seq_length(),
     )
+    if isinstance(layer, _IndexedLayer):
+        cache.update_indexer = lambda keys, *_, **__: layer.update_indexer(keys)
+    return cache
 
 
 class TargetBlock(HeadBlock):
@@ -59,7 +83,7 @@ class TargetBlock(HeadBlock):
             what = "does not show its layers and rotary embedding, so a head made of one more such"
             message = f"{type(target).__name__} {what} layer cannot be built"
             raise UnsupportedModelError(message, slug="unsupported_block")
-        config, place = _config_of_head(target.config, len(layers))
+        config, place = _config_of_head(spec, target.config, len(layers))
         self.layer = type(layers[-1])(config, place)
         self._cache_name = cache_name(self.layer.forward)
         if self._cache_name is None:
@@ -73,23 +97,27 @@ class TargetBlock(HeadBlock):
         self._rope_options = {"layer_type": kind} if is_nested else {}
         # Width of its sliding attention, or None where it sees all.
         self.window: int | None = config.sliding_window if kind == "sliding_attention" else None
+        attention = getattr(self.layer, "self_attn", None)
+        self._is_indexed = getattr(attention, "indexer", None) is not None
         # The target's own, without weights of its own; outside of this module's parameters.
         self._shared = (rotary,)
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:
         """See `HeadBlock.read_sizes`; the sliding window is the target's."""
-        window = None if source.target is None else _empty(source.target).window
+        window = None if source.target is None else _empty(source.spec, source.target).window
         return Sizes.from_table(source.config, window=window)
 
     @classmethod
-    def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
+    def from_checkpoint(
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> Converted:
         """See `HeadBlock.from_checkpoint`."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        layer = _empty(target).layer
+        layer = _empty(spec, target).layer
         holder = _Holder(target, layer)
         known = getattr(target, "_weight_conversions", None)
         options = LoadStateDictConfig(weight_mapping=known or get_model_conversion_mapping(target))
@@ -111,22 +139,30 @@ class TargetBlock(HeadBlock):
 
     @classmethod
     def to_checkpoint(
-        cls, target: Any, tensors: Mapping[str, torch.Tensor]
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """See `HeadBlock.to_checkpoint`."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import revert_weight_conversion
 
-        layer = _empty(target).layer
+        layer = _empty(spec, target).layer
         holder = _Holder(target, layer)
         holder._weight_conversions = get_model_conversion_mapping(target, add_legacy=False)
         state = {holder.prefix + name: tensor for name, tensor in tensors.items()}
         found = revert_weight_conversion(holder, state)
         return {_LAYER.sub("", name, count=1): tensor for name, tensor in found.items()}
 
+    def new_layer(self) -> GrowingLayer:
+        """See `HeadBlock.new_layer`."""
+        return _IndexedLayer() if self._is_indexed else GrowingLayer()
+
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`; the layer has its own input norm and residual stream."""
         positions, mask, layer = inputs.positions, inputs.mask, inputs.layer
+        if mask is None and self._is_indexed:
+            # It picks among the keys that a mask shows.
+            past = 0 if layer is None else layer.get_seq_length()
+            mask = x.new_zeros((1, 1, x.shape[1], past + x.shape[1]))
         if mask is not None and mask.dtype is torch.bool:
             # Floats are the one form that eager and SDPA attention both take.
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(
@@ -144,10 +180,10 @@ class TargetBlock(HeadBlock):
         return result
 
 
-def _empty(target: Any) -> TargetBlock:
+def _empty(spec: HeadSpec, target: Any) -> TargetBlock:
     """Return a block whose parameters have shapes and no memory."""
     with torch.device("meta"):
-        return TargetBlock(HeadSpec("empty"), 0, target)
+        return TargetBlock(spec, 0, target)
 
 
 class _Holder(nn.Module):
@@ -167,22 +203,45 @@ class _Holder(nn.Module):
         place.add_module("0", layer)
 
 
-def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
+def _config_of_head(spec: HeadSpec, config: Any, num_layers: int) -> tuple[Any, int]:
     """Return the configuration and layer number from which the target's class builds the block.
 
-    Where lists give the kind of each layer, the head's are those for multi-token prediction, or
-    the target's last layer of full attention.
+    The block is like a layer that the target has, so that whatever a configuration says layer by
+    layer (numbers of heads, rotary parameters) is said of it too.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
-    if getattr(text, "mtp_layer_types", None):
-        text.layer_types = list(text.mtp_layer_types)
-        if getattr(text, "mtp_mlp_layer_types", None):
-            text.mlp_layer_types = list(text.mtp_mlp_layer_types)
-        text.num_hidden_layers = len(text.layer_types)
-        return text, 0
-    types = getattr(text, "layer_types", None) or ()
-    full = [place for place, kind in enumerate(types) if kind == "full_attention"]
-    return text, full[-1] if full else num_layers - 1
+    attention, mlp = (
+        _only_kind(text, name) or kind
+        for name, kind in (
+            ("mtp_layer_types", spec.layer_attention),
+            ("mtp_mlp_layer_types", spec.layer_mlp),
+        )
+    )
+    place = 0 if spec.layer_like == "first" else num_layers - 1
+    types, mlps = (list(getattr(text, name, None) or ()) for name in _KINDS)
+    if types and (attention or spec.layer_like == "last"):
+        wanted = attention or "full_attention"
+        alike = [number for number, kind in enumerate(types) if kind == wanted]
+        if not alike and attention:
+            message = f"layer_types: found {types}, wanted {wanted}, which the head's block has"
+            raise UnsupportedModelError(message, slug="unsupported_block")
+        exact = [number for number in alike if mlps and mlps[number] == mlp]
+        place = [place, *alike, *exact][-1]
+    changes = {"mlp_layer_types": mlp, "indexer_types": "full", **dict.fromkeys(_LIMITS, 0.0)}
+    for name, value in changes.items():
+        values = getattr(text, name, None)
+        if values and value != "":
+            setattr(text, name, [*values[:place], value, *values[place + 1 :]])
+    return text, place
+
+
+def _only_kind(text: Any, name: str) -> str:
+    """Return the kind that a configuration gives all modules, or "" where it gives none."""
+    kinds = set(getattr(text, name, None) or ())
+    if len(kinds) > 1:
+        message = f"{name}: found {sorted(kinds)}, wanted one kind for all modules"
+        raise UnsupportedModelError(message, slug="unsupported_block")
+    return kinds.pop() if kinds else ""
 
 
 @contextlib.contextmanager

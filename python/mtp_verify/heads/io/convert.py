@@ -89,7 +89,7 @@ def _convert_block(
     """Return a module's block as the target's layer class has it, and unknown tensors."""
     block, start = block_of(source.spec), source.naming.block_prefix(module)
     tensors = {rest: _read(source, label) for rest, label in labels.items()}
-    converted = block.from_checkpoint(source.target, tensors)
+    converted = block.from_checkpoint(source.spec, source.target, tensors)
     if converted.wrong:
         bad_checkpoint(source.folder, f"wrong shape: {listed(converted.wrong)}", "bad_tensors")
     own = f"levels.{module}.layers.0.{block.wrapper}"

@@ -111,7 +111,7 @@ def _name_tensors(head: Head, naming: Naming, target: Any | None = None) -> dict
     for level in range(spec.num_modules if block.needs_target else 0):
         prefix = f"levels.{level}.layers.0.{block.wrapper}"
         own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
-        converted = block.to_checkpoint(target, own)
+        converted = block.to_checkpoint(spec, target, own)
         state |= {prefix + name: tensor for name, tensor in converted.items()}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():

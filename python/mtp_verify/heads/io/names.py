@@ -16,7 +16,7 @@ from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.heads.families import FAMILIES, block_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from mtp_verify.heads.spec import HeadSpec, Layout
 
@@ -25,6 +25,9 @@ __all__ = ["Naming", "find_head"]
 # Parts by which a layout is recognised; what is in every checkpoint proves nothing.
 _PROJECTIONS = ("fusion", "embed_proj", "hidden_proj", "features")
 _SIGNS = (*_PROJECTIONS, "embed_norm", "hidden_norm", "output_norm")
+# Fields that decide what the parameters mean.
+_DECISIVE = ("norm_kind", "block", "fusion", "output_norm")
+_PLAIN = (("block", "target"), ("layer_like", "last"), ("layer_attention", ""), ("layer_mlp", ""))
 _WEAK = {"norm", "lm_head", "embed_tokens"}
 _NUMBER = re.compile(r"\d+")
 _PARAMETER = re.compile(
@@ -84,11 +87,14 @@ class Naming:
         return _filled(self.layout.prefix, i=module, layer=self.numbers[module])
 
 
-def find_head(names: Collection[str], config: Mapping[str, Any]) -> Naming:
+def find_head(
+    names: Collection[str], config: Mapping[str, Any], model_types: Sequence[str] = ()
+) -> Naming:
     """Recognise the head in a checkpoint by the names of all its tensors.
 
-    The spec is the family's, with the number of modules and the disputed fields. Where there is no
-    head, an UnsupportedModelError says where it was looked for.
+    The spec is the family's, with the number of modules and the disputed fields. `model_types` are
+    of the checkpoint and then of its language model. Where there is no head, or one that may be of
+    several families, an UnsupportedModelError says why.
     """
     # Large checkpoints have 10^5 names and few forms.
     forms: dict[str, list[str]] = {}
@@ -106,18 +112,36 @@ def find_head(names: Collection[str], config: Mapping[str, Any]) -> Naming:
         raise UnsupportedModelError(_why_not(names, config), slug="no_head")
     best = max(score for score, _ in matches)
     equal = [naming for score, naming in matches if score == best]
-    named = [n for n in equal if config.get("model_type") in n.layout.model_types]
-    found = (named or equal)[0]
-    rivals = [found.spec] if named else [naming.spec for naming in equal]
-    disputed = found.spec.disputed + tuple(
-        field
-        for field in ("feed", "recycle", "zero_first")
-        if len({getattr(rival, field) for rival in rivals}) > 1 and field not in found.spec.disputed
-    )
-    changes: dict[str, Any] = {"disputed": disputed}
+    named = [n for kind in model_types for n in equal if kind in n.layout.model_types]
+    rivals = named[:1] or _plainest(equal, model_types)
+    found = rivals[0]
+    disputed = dict.fromkeys(found.spec.disputed)
+    for field in ("feed", "recycle", "zero_first"):
+        if len({getattr(rival.spec, field) for rival in rivals}) > 1:
+            disputed[field] = None
+    changes: dict[str, Any] = {"disputed": tuple(disputed)}
     if found.layout.prefix or "{i}" in found.layout.names.get("block", ""):
         changes["num_modules"] = len(found.numbers)
     return Naming(found.spec.replace(**changes), found.layout, found.numbers)
+
+
+def _plainest(rivals: list[Naming], model_types: Sequence[str]) -> list[Naming]:
+    """Return families that a checkpoint of none of their configurations may be of.
+
+    Blocks that are not simply one more layer of their target are those of its own configurations
+    alone. UnsupportedModelError: the others differ in what no probe decides.
+    """
+    plain = [n for n in rivals if all(getattr(n.spec, name) == kind for name, kind in _PLAIN)]
+    plain = plain or rivals
+    apart = [name for name in _DECISIVE if len({getattr(n.spec, name) for n in plain}) > 1]
+    if apart:
+        found = ", ".join(sorted(set(model_types))) or "none"
+        wanted = ", ".join(sorted({kind for n in rivals for kind in n.layout.model_types}))
+        families = ", ".join(naming.spec.family for naming in plain)
+        why = f"its tensors are named as those of {families}, which differ in {', '.join(apart)}"
+        message = f"model_type: found {found}, wanted one of {wanted}: {why}"
+        raise UnsupportedModelError(message, slug="unsupported_head")
+    return plain
 
 
 def _match(
@@ -131,9 +155,7 @@ def _match(
         # Parallel heads: their blocks are all that they have.
         linear = layout.renames.get("linear.weight", "linear.weight")
         templates = [layout.prefix + block + linear.removesuffix(".weight").removesuffix("weight")]
-    hits = {
-        template: _hits(f"{template.rstrip('.')}.weight", layout, forms) for template in templates
-    }
+    hits = {template: _hits(f"{template.rstrip('.')}.weight", forms) for template in templates}
     found = [template for template, numbers in hits.items() if numbers]
     projected = any(layout.prefix + layout.names.get(part, "?") in found for part in _PROJECTIONS)
     if not set(found) - _WEAK or (len(templates) > 1 and len(found) < 2 and not projected):
@@ -141,32 +163,25 @@ def _match(
     numbers = set().union(*hits.values()) - {-1}
     if "{i}" in block and "{i}" not in layout.prefix and numbers == set():
         # Modules that share all parts but the block: count the blocks.
-        pattern = _pattern(layout.prefix + block, layout.prefix, layout.infix, ".*")
+        pattern = _pattern(layout.prefix + block, ".*")
         names = (name for form in forms.values() for name in form)
         numbers = {int(match["number"]) for match in map(pattern.fullmatch, names) if match}
     # As many signs as can be; among equals, the layout that misses the fewest.
     return (len(found), len(found) - len(templates)), tuple(sorted(numbers)) or (0,)
 
 
-def _hits(template: str, layout: Layout, forms: Mapping[str, list[str]]) -> set[int]:
+def _hits(template: str, forms: Mapping[str, list[str]]) -> set[int]:
     """Return numbers of the modules that have such a tensor; -1 if the name has no number."""
-    pattern = _pattern(template, layout.prefix, layout.infix)
-    form, prefix = (_NUMBER.sub("#", re.sub(r"\{\w+\}", "#", t)) for t in (template, layout.prefix))
-    names = list(forms.get(form, []))
-    if layout.infix:
-        names += forms.get(prefix + layout.infix + form.removeprefix(prefix), [])
+    pattern, form = _pattern(template), _NUMBER.sub("#", re.sub(r"\{\w+\}", "#", template))
+    names = forms.get(form, [])
     matches = [match for match in map(pattern.fullmatch, names) if match]
     return {int(match["number"]) if "number" in match.groupdict() else -1 for match in matches}
 
 
 @cache
-def _pattern(template: str, prefix: str, infix: str, rest: str = "") -> re.Pattern[str]:
-    """Return a template as a pattern: the module's number is a group, the infix is optional."""
-    start = prefix if template.startswith(prefix) else ""
-    text = re.escape(start)
-    if infix:
-        text += f"(?:{re.escape(infix)})?"
-    text += re.escape(template.removeprefix(start))
+def _pattern(template: str, rest: str = "") -> re.Pattern[str]:
+    """Return a template as a pattern, the module's number as a group."""
+    text = re.escape(template)
     for field in (r"\{layer\}", r"\{i\}"):
         text = text.replace(field, r"(?P<number>\d{1,9})", 1)
     return re.compile(text.replace(r"\{l\}", r"\d{1,9}") + rest)

@@ -137,7 +137,11 @@ def recognise(checkpoint: Checkpoint, target: Any | None = None) -> Source:
     the target is needed to understand it.
     """
     config = _in_one_table(checkpoint)
-    naming = find_head(checkpoint.tensors, config)
+    tables: list[Any] = [checkpoint.config, config]
+    if target is not None:
+        tables.append({"model_type": target.config.model_type})
+    model_types = [kind for table in tables if isinstance(kind := table.get("model_type"), str)]
+    naming = find_head(checkpoint.tensors, config, model_types)
     source = Source(checkpoint, config, target, naming, _names_in(checkpoint, naming))
     try:
         return _compare_copies(_read_fields(source))
@@ -164,13 +168,6 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
 def _names_in(checkpoint: Checkpoint, naming: Naming) -> dict[str, str]:
     layout = naming.layout
     names = {name: name for name in checkpoint.tensors}
-    if layout.infix:
-        for prefix in naming.prefixes:
-            start = prefix + layout.infix
-            names = {
-                prefix + label.removeprefix(start) if label.startswith(start) else label: name
-                for label, name in names.items()
-            }
     # All modules may share one output head.
     if (shared := names.pop(f"{layout.names.get('shared_output')}.weight", None)) is not None:
         for module in range(naming.spec.num_modules):
