@@ -60,7 +60,6 @@ class Case:
         feed, recycle, order: what goes in, what is handed on, what stands first in the fusion.
         target_norm: the target's final norm stands before its output head.
         text_alone: the class is that of the language model, without pictures.
-        undecodable: why `Decoder` refuses the target, or "".
     """
 
     kind: str
@@ -77,7 +76,6 @@ class Case:
     order: str = "eh"
     target_norm: bool = False
     text_alone: bool = False
-    undecodable: str = ""
 
     @property
     def class_name(self) -> str:
@@ -105,7 +103,7 @@ _SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _MROPE = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 }
-_INDEX = {"index_topk": 4, "index_n_heads": 2, "index_head_dim": 8}
+_INDEX = {"index_topk": 4, "index_n_heads": 16, "index_head_dim": 8}
 _DOTS = {
     "layer_types": ["sliding_attention", "indexed_attention"] * 2, "head_dim": 16,
     "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
@@ -129,12 +127,10 @@ CASES: dict[str, Case] = {
     case.kind: case
     for case in (
         _nextn("deepseek_v3", fields=_MLA, module=_SPARSE),
-        _nextn("deepseek_v32", "deepseek_v3", fields={**_MLA, **_INDEX}, module=_mlp("sparse"),
-               undecodable="DynamicIndexedLayer"),
+        _nextn("deepseek_v32", "deepseek_v3", fields={**_MLA, **_INDEX}, module=_mlp("sparse")),
         _nextn("glm4_moe", module=_SPARSE, recycle="pre"),
         _nextn("glm4_moe_lite", fields=_MLA, module=_mlp("sparse"), recycle="pre"),
-        _nextn("glm_moe_dsa", fields={**_MLA, **_INDEX}, module=_mlp("sparse"),
-               undecodable="DynamicIndexedLayer"),
+        _nextn("glm_moe_dsa", fields={**_MLA, **_INDEX}, module=_mlp("sparse")),
         Case(
             "glm_ocr", "glm_ocr", _named("model.language_model.layers.{layer}.", _DEEPSEEK),
             "model.language_model.layers.{layer}.", fields=_MROPE, recycle="pre",
@@ -142,8 +138,7 @@ CASES: dict[str, Case] = {
         _nextn("hy_v3", "hunyuan_v3", _FINAL, module=_mlp("sparse")),
         _nextn("bailing_hybrid", "bailing", _FINAL, fields={**_MLA, **_LINEAR},
                module={**_FULL, **_mlp("sparse")}),
-        _nextn("dots3_note", fields={**_MLA, **_INDEX, **_DOTS}, module=_DOT, text_alone=True,
-               undecodable="DynamicIndexedLayer"),
+        _nextn("dots3_note", fields={**_MLA, **_INDEX, **_DOTS}, module=_DOT, text_alone=True),
         Case("qwen2", "mimo",
              _named("model.mtp_layers.{i}.",
                     "token_layernorm hidden_layernorm input_proj final_layernorm"),

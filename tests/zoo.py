@@ -114,9 +114,12 @@ FAMILIES: dict[str, Family] = {
     **{
         kind: Family(kind, _MLA)
         for kind in (
-            "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
-            "glm_moe_dsa", "minicpm3", "youtu",
+            "axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
         )
+    },
+    **{
+        kind: Family(kind, {**_MLA, "index_topk": 8})
+        for kind in ("axk2", "deepseek_v32", "glm_moe_dsa")
     },
     **{
         kind: Family(kind, _PADDED)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mtp_verify.caches.dynamic import GrowingLayer
+from mtp_verify.caches.indexed import IndexedLayer
 from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import BlockInputs, Converted, HeadBlock
@@ -35,31 +36,13 @@ _LIMITS = ("swiglu_limits", "swiglu_limits_shared")
 _LAYER = re.compile(r"^(?:.*?\.)?layers\.0\.")
 
 
-class _IndexedLayer(GrowingLayer):
-    """Keys and values, and the keys (B, n, width) by which a sparse attention picks among them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._index = GrowingLayer()
-
-    def update_indexer(self, keys: torch.Tensor) -> torch.Tensor:
-        """Append keys by which is picked, and return all of them."""
-        kept, _ = self._index.update(keys[:, None], keys[:, None, :, :0])
-        return kept[:, 0]
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """See `GrowingLayer.crop`."""
-        super().crop(tokens_to_remove)
-        self._index.crop(tokens_to_remove)
-
-
 def _as_cache(layer: GrowingLayer) -> Any:
     """Return what a transformers layer uses of a cache: one layer, whatever index it asks for."""
     cache = SimpleNamespace(
         update=lambda keys, values, *_, **__: layer.update(keys, values),
         get_seq_length=lambda *_: layer.get_seq_length(),
     )
-    if isinstance(layer, _IndexedLayer):
+    if isinstance(layer, IndexedLayer):
         cache.update_indexer = lambda keys, *_, **__: layer.update_indexer(keys)
     return cache
 
@@ -154,7 +137,7 @@ class TargetBlock(HeadBlock):
 
     def new_layer(self) -> GrowingLayer:
         """See `HeadBlock.new_layer`."""
-        return _IndexedLayer() if self._is_indexed else GrowingLayer()
+        return IndexedLayer() if self._is_indexed else GrowingLayer()
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`; the layer has its own input norm and residual stream."""
