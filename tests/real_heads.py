@@ -153,6 +153,12 @@ CASES: dict[str, Case] = {
               "num_nextn_predict_layers": 0, **dict.fromkeys(_LIMITS)},
              modules=2, output=_LAST + "transformer.shared_head.output",
              feed="pre", recycle="pre"),
+        Case("nemotron_h", "nemotron_h",
+             _named("mtp.layers.", "0.enorm 0.hnorm 0.eh_proj 1.final_layernorm"), "mtp.layers.",
+             {"layers_block_type": ["mamba", "attention", "mamba", "moe"], "mamba_num_heads": 8,
+              "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16,
+              "moe_shared_expert_intermediate_size": 16, "num_nextn_predict_layers": 1},
+             {"layers_block_type": ["attention", "moe"]}),
         Case("qwen3_next", "qwen3_next", _QWEN, "mtp.layers.0.", _LINEAR, _FULL),
         Case("qwen3_5", "qwen3_5", _QWEN, "mtp.layers.0.", _LINEAR, _FULL),
         Case("qwen3_5_text", "qwen3_5", _QWEN, "mtp.layers.0.", _LINEAR, _FULL),
@@ -227,7 +233,7 @@ class Real:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (V,) after the last pair, and what all of them hand on."""
         case, module, model = self.case, self.modules[index], self.model
-        norm = module.donor.get_decoder().norm
+        norm = _norm(module.donor)
         norm = type(norm)(_WIDTH, getattr(norm, "variance_epsilon", None) or norm.eps)
         pair = []
         embeds = model.get_input_embeddings()(tokens)
@@ -240,16 +246,23 @@ class Real:
         after, before = _around_norm(module.donor, inputs_embeds=fused)
         output = after if case.parts[3] else before
         if case.target_norm:
-            output = model.get_decoder().norm(output)
+            output = _norm(model)(output)
         weight = model.get_output_embeddings().weight if module.output is None else module.output
         logits = nn.functional.linear(output[0, -1], weight)
         return logits, output if case.recycle == "post" else before
 
 
+def _norm(model: Any) -> nn.Module:
+    """Return a target's final norm."""
+    decoder = model.get_decoder()
+    norm: nn.Module = decoder.norm_f if hasattr(decoder, "norm_f") else decoder.norm
+    return norm
+
+
 def _around_norm(model: Any, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a target's hidden states behind its final norm, and those before it."""
     decoder, before = model.get_decoder(), []
-    hook = decoder.norm.register_forward_pre_hook(lambda _, entered: before.append(entered[0]))
+    hook = _norm(model).register_forward_pre_hook(lambda _, entered: before.append(entered[0]))
     after = decoder(**inputs, use_cache=False).last_hidden_state
     hook.remove()
     return after, before[0]
@@ -277,7 +290,8 @@ def write_real(name: str, folder: Path) -> Real:
 def _make_module(case: Case, folder: Path) -> tuple[Module, dict[str, torch.Tensor]]:
     donor = _build(case, case.module | {"num_hidden_layers": 1})
     donor.save_pretrained(folder)
-    layers = re.compile(r"^(?:.*\.)?layers\.0\.")
+    within = "" if case.block.endswith("layers.") else r"0\."
+    layers = re.compile(rf"^(?:.*\.)?layers\.{within}")
     tensors = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         if (match := layers.match(key)) and not key.startswith(_BESIDE):
@@ -289,7 +303,7 @@ def _make_module(case: Case, folder: Path) -> tuple[Module, dict[str, torch.Tens
         torch.randn(_WIDTH) * 0.3 + 1.0,
         torch.randn(_WIDTH) * 0.3 + 1.0,
         torch.randn(_WIDTH, 2 * _WIDTH) * 0.3,
-        donor.get_decoder().norm.weight.detach().clone(),
+        _norm(donor).weight.detach().clone(),
     ]
     tensors |= {
         f"{label}.weight": weight.clone()
@@ -312,6 +326,9 @@ def _build(case: Case, changes: dict[str, Any]) -> Any:
         text = type(made().text_config)
         fields = tiny_sizes(text) | {"model_type": text.model_type} | case.fields | changes
         config = made(text_config=fields, **{part: _small(kind) for part, kind in others.items()})
+    text = config.get_text_config()
+    # Far from every default: it must be read where it stands.
+    setattr(text, "rms_norm_eps" if hasattr(text, "rms_norm_eps") else "layer_norm_epsilon", 0.05)
     model = getattr(transformers, case.class_name)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,9 @@ class CausalHead(Head):
             RMSNorm(wide, eps) for wide in widths[spec.feature_norm if layers else "none"]
         )
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
+        if block.needs_target:
+            made: Any = self.levels[0]
+            self.choose(sizes=dataclasses.replace(sizes, window=made.layers[0].window))
         self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)

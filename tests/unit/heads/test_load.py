@@ -60,7 +60,8 @@ def test_module_inside_a_targets_checkpoint(name, tmp_path):
 def test_every_family_has_a_test_or_a_reason():
     native_only = {"hydra", "meta"}  # no published layout is known
     repositories = {"eagle", "eagle3", "medusa"}
-    known = set(IN_CHECKPOINT) | native_only | repositories
+    # A Llama cannot stand for a hybrid target; `test_real_families` has the real one.
+    known = set(IN_CHECKPOINT) | native_only | repositories | {"nemotron_h"}
     assert {name for name, record in FAMILIES.items() if record.block} == known
 
 
@@ -271,7 +272,6 @@ FOREIGN = {
     "qwen4_exp": ("mtp.fc_embedding", "mtp.fc_hidden", "mtp.pre_fc_norm_embedding"),
     "longcat_flash": ("model.mtp.layers.0.eh_proj", "model.mtp.layers.0.enorm.m",
                       "model.mtp.layers.0.hnorm.m", "model.mtp.norm"),
-    "nemotron_h": ("mtp.layers.0.enorm", "mtp.layers.0.hnorm", "mtp.layers.0.eh_proj"),
     "inkling": ("model.mtp.layers.0.hidden_norm", "model.mtp.layers.0.embed_norm",
                 "model.mtp.layers.0.input_proj", "model.mtp.chain_norm"),
     "kimi_k3": tuple(f"language_model.model.layers.2.{part}" for part in _DEEPSEEK),

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 import mtp_verify as mv
 from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.decoder.decode import Decoder
-from mtp_verify.heads import FAMILIES, export, load
+from mtp_verify.heads import FAMILIES, CausalHead, Sizes, export, family, load
 from mtp_verify.heads.io.inspect import inspect_head
 from mtp_verify.models.hidden import HiddenStates
 from tests.models import prompt
@@ -73,6 +73,21 @@ def test_logits_do_not_depend_on_how_the_text_is_cut_nor_on_other_branches(real)
                 head.step(state, [0, 0], torch.tensor([7, 9]))
         second = head.step(state, [0, 0], torch.tensor([9, DRAFTED]))[1:]
     assert_equal(torch.cat((first, second)), levels(head, real, ids))
+
+
+def test_what_norms_add_is_the_targets_whatever_a_release_calls_it(tmp_path):
+    real, ids = write_real("mimo_v2_flash", tmp_path), text()
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps"', '"layernorm_epsilon"'))
+    assert_equal(levels(loaded(real), real, ids), real.levels(ids, DRAFTED))
+
+
+def test_window_of_a_new_head_is_that_of_its_blocks(tmp_path):
+    real = write_real("mimo_v2_flash", tmp_path)
+    config = real.model.config
+    head = CausalHead(family("mimo_v2").replace(sizes=Sizes.of(config)), real.model)
+    assert head.spec.sizes.window == config.sliding_window < len(text())
+    assert head.spec == head.levels[0].spec
 
 
 def test_greedy_text_with_drafts_is_the_targets(real):

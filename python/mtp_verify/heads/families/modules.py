@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.heads.blocks.llama import LlamaBlock
+from mtp_verify.heads.blocks.sublayers import SublayersBlock
 from mtp_verify.heads.blocks.target import TargetBlock
 from mtp_verify.heads.spec import Family, HeadSpec, Layout
 
@@ -150,13 +151,15 @@ MODULES = (
          names={**_FINAL, "block": "transformer_layer."},
          obstacle="its attention picks keys by their place in the cache, where a tree has several "
                   "at one position"),
-    _mtp("nemotron_h", prefix="mtp.layers.{i}.", names=_FINAL,
-         obstacle="one step of it spans several sublayers of the hybrid pattern",
-         engines=_EVERYWHERE),
+    _mtp("nemotron_h", prefix="mtp.", block=SublayersBlock, engines=_EVERYWHERE,
+         names={"embed_norm": "layers.0.enorm", "hidden_norm": "layers.0.hnorm",
+                "fusion": "layers.0.eh_proj", "output_norm": "layers.1.final_layernorm",
+                "block": "layers."}),
     _mtp("inkling", ("inkling", "inkling2"), prefix="model.mtp.layers.{i}.", fusion="he",
          names={"embed_norm": "embed_norm", "hidden_norm": "hidden_norm", "fusion": "input_proj",
                 "output_norm": "/model.mtp.chain_norm", "block": "transformer_block."},
-         obstacle="its positions are learned biases of the attention", engines=_EVERYWHERE),
+         obstacle="its blocks have short convolutions, whose one state branches cannot share",
+         engines=_EVERYWHERE),
     _mtp("deepseek_v4", prefix="mtp.{i}.", feed="streams", fusion="sum",
          names={**_DEEPSEEK, "embed_proj": "e_proj", "hidden_proj": "h_proj"},
          obstacle="its hidden state is several streams of hyper-connections"),
