@@ -54,9 +54,10 @@ class Case:
         block: what the names of the block's tensors start with.
         fields: of the target's configuration.
         module: of the configuration of a target whose one layer is the block.
-        renames: endings of names in a layer of the target -> in the module, where they differ.
+        renames: beginnings of names in a layer of the target -> in the module, where they differ.
+        half: the module is the first half of a double layer, and `renames` name all of that.
         modules: how many; each has a block of its own.
-        output: the name of a module's own output head, or "".
+        embedding, output: the names of a module's own embedding and output head, or "".
         feed, recycle, order: what goes in, what is handed on, what stands first in the fusion.
         target_norm: the target's final norm stands before its output head.
         text_alone: the class is that of the language model, without pictures.
@@ -69,7 +70,9 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     module: dict[str, Any] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
+    half: bool = False
     modules: int = 1
+    embedding: str = ""
     output: str = ""
     feed: str = "post"
     recycle: str = "post"
@@ -153,6 +156,16 @@ CASES: dict[str, Case] = {
               "num_nextn_predict_layers": 0, **dict.fromkeys(_LIMITS)},
              modules=2, output=_LAST + "transformer.shared_head.output",
              feed="pre", recycle="pre"),
+        Case("longcat_flash", "longcat_flash",
+             _named("model.mtp.", "layers.0.enorm.m layers.0.hnorm.m layers.0.eh_proj norm"),
+             "model.mtp.layers.0.",
+             {**_MLA, "zero_expert_num": 0, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 32,
+              "moe_topk": 2, "num_layers": 2},
+             {"num_layers": 1, "num_hidden_layers": 2},
+             {"self_attn.0": "self_attn", "input_layernorm.0": "input_layernorm",
+              "post_attention_layernorm.0": "post_attention_layernorm",
+              "mlps.0": "transformer_layer.mlp"},
+             half=True, embedding="model.mtp.embed_tokens"),
         Case("nemotron_h", "nemotron_h",
              _named("mtp.layers.", "0.enorm 0.hnorm 0.eh_proj 1.final_layernorm"), "mtp.layers.",
              {"layers_block_type": ["mamba", "attention", "mamba", "moe"], "mamba_num_heads": 8,
@@ -193,6 +206,7 @@ class Module:
     hidden_norm: torch.Tensor
     fusion: torch.Tensor
     donor: Any
+    embedding: torch.Tensor | None
     output: torch.Tensor | None
 
 
@@ -237,6 +251,8 @@ class Real:
         norm = type(norm)(_WIDTH, getattr(norm, "variance_epsilon", None) or norm.eps)
         pair = []
         embeds = model.get_input_embeddings()(tokens)
+        if module.embedding is not None:
+            embeds = nn.functional.embedding(tokens, module.embedding)
         for weight, x in ((module.embed_norm, embeds), (module.hidden_norm, hidden)):
             norm.weight.data = weight
             pair.append(norm(x))
@@ -288,17 +304,20 @@ def write_real(name: str, folder: Path) -> Real:
 
 
 def _make_module(case: Case, folder: Path) -> tuple[Module, dict[str, torch.Tensor]]:
-    donor = _build(case, case.module | {"num_hidden_layers": 1})
+    donor = _build(case, {"num_hidden_layers": 1} | case.module)
+    if case.half:
+        _silence_all_but_the_first_half(donor.get_decoder().layers[0])
     donor.save_pretrained(folder)
     within = "" if case.block.endswith("layers.") else r"0\."
-    layers = re.compile(rf"^(?:.*\.)?layers\.{within}")
+    layers = re.compile(rf"^(?:.*\.)?layers\.{within}(?P<name>.*)")
     tensors = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
-        if (match := layers.match(key)) and not key.startswith(_BESIDE):
-            rest = key[match.end() :]
-            for ours, theirs in case.renames.items():
-                rest = rest.replace(ours, theirs)
-            tensors[case.block + rest] = tensor
+        if key.startswith(_BESIDE) or not (match := layers.match(key)):
+            continue
+        name = match["name"]
+        start = next((start for start in case.renames if name.startswith(f"{start}.")), "")
+        if start or not case.half:
+            tensors[case.block + case.renames.get(start, "") + name.removeprefix(start)] = tensor
     weights = [
         torch.randn(_WIDTH) * 0.3 + 1.0,
         torch.randn(_WIDTH) * 0.3 + 1.0,
@@ -313,7 +332,17 @@ def _make_module(case: Case, folder: Path) -> tuple[Module, dict[str, torch.Tens
     output = torch.randn(VOCAB, _WIDTH) * 0.3 if case.output else None
     if output is not None:
         tensors[f"{case.output}.weight"] = output.clone()
-    return Module(*weights[:3], donor, output), tensors
+    embedding = torch.randn(VOCAB, _WIDTH) if case.embedding else None
+    if embedding is not None:
+        tensors[f"{case.embedding}.weight"] = embedding.clone()
+    return Module(*weights[:3], donor, embedding, output), tensors
+
+
+@torch.no_grad()
+def _silence_all_but_the_first_half(layer: Any) -> None:
+    for part in (layer.self_attn[1].o_proj, layer.mlps[1].down_proj):
+        part.weight.zero_()
+    layer.mlp.experts.down_proj.zero_()
 
 
 def _build(case: Case, changes: dict[str, Any]) -> Any:

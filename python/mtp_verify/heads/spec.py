@@ -218,8 +218,8 @@ class HeadSpec:
         embed_norm, hidden_norm: the embedding, the hidden state is normalised first.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
         block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
-            layer), "sublayers" (several of them), "residual" (Medusa's); or "foreign" (known, and
-            not supported).
+            layer), "half" (of one), "sublayers" (several), "residual" (Medusa's); or "foreign"
+            (known, and not supported).
         layer_like: which of the target's layers a block of its own kind is like: the "last" (of
             full attention, where there are several kinds) or the "first". `mtp_layer_types` of a
             configuration goes before it.

@@ -32,7 +32,7 @@ def test_record_and_spec_of_a_family_agree(name):
 
 
 def test_kinds_of_blocks_come_from_the_families():
-    assert set(BLOCKS) == {"llama", "target", "sublayers", "residual"}
+    assert set(BLOCKS) == {"llama", "target", "half", "sublayers", "residual"}
     assert block_of(family("medusa")) is BLOCKS["residual"]
     with pytest.raises(mv.errors.ParamsError, match="found 'linear', wanted one of: target, llama"):
         block_of(HeadSpec("test", block="linear"))

@@ -65,7 +65,7 @@ class TargetBlock(HeadBlock):
             message = f"{type(model).__name__} {what} cannot be built"
             raise UnsupportedModelError(message, slug="unsupported_block")
         config, place = _config_of_head(spec, model.config, len(layers))
-        self.layer: nn.Module = type(layers[-1])(config, place)
+        self.layer = self._part(type(layers[-1])(config, place))
         self._cache_name = name_of_cache(self.layer)
         types = getattr(config, "layer_types", None)
         kind = types[place] if types else "full_attention"
@@ -79,6 +79,11 @@ class TargetBlock(HeadBlock):
         self._is_indexed = getattr(attention, "indexer", None) is not None
         # The target's own, without weights of its own; outside of this module's parameters.
         self._shared = (rotary,)
+
+    @staticmethod
+    def _part(layer: nn.Module) -> nn.Module:
+        """Return what of a layer of the target is the block."""
+        return layer
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.heads.blocks.half import HalfBlock
 from mtp_verify.heads.blocks.llama import LlamaBlock
 from mtp_verify.heads.blocks.sublayers import SublayersBlock
 from mtp_verify.heads.blocks.target import TargetBlock
@@ -136,11 +137,11 @@ MODULES = (
          output_norm=False, target_norm=True, disputed=("feed", "target_norm"),
          names={"embed_norm": "emb_norm.{i}", "hidden_norm": "hidden_norm.{i}",
                 "fusion": "linear_proj.{i}", "block": "block.{i}."}),
-    _mtp("longcat_flash", prefix="model.mtp.", own_embedding=True, count_keys=(),
+    _mtp("longcat_flash", prefix="model.mtp.", block=HalfBlock, own_embedding=True, count_keys=(),
          names={"embed_norm": "layers.0.enorm.m", "hidden_norm": "layers.0.hnorm.m",
                 "fusion": "layers.0.eh_proj", "output_norm": "norm", "embedding": "embed_tokens",
                 "block": "layers.0."},
-         obstacle="its block is one half of the target's double layer"),
+         renames={"mlp": "transformer_layer.mlp"}),
     _mtp("step3p5", ("step3p5", "step3p7"), feed="pre", recycle="pre", norm_kind="rms1p",
          output_head="own", disputed=_RECYCLE,
          names={**_DEEPSEEK, "output_norm": "transformer.shared_head.norm",
