@@ -213,6 +213,13 @@ def test_equal_names_that_no_probe_tells_apart_are_refused(tmp_path):
         load(tmp_path, model)
 
 
+def test_exaone_module_of_full_attention_is_refused(tmp_path):
+    model, _ = write_in_checkpoint("exaone_moe", tmp_path)
+    renamed(tmp_path, mtp_layer_types=["full_attention"])
+    with pytest.raises(mv.errors.UnsupportedModelError, match="has rotary positions"):
+        load(tmp_path, model)
+
+
 def test_model_type_of_the_whole_goes_before_that_of_its_language_model(tmp_path):
     model, _ = write_in_checkpoint("exaone_moe", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "qwen3_next"}
@@ -276,7 +283,7 @@ FOREIGN = {
     "glm5_next": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
     "openpangu": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
     "hunyuan_v4": tuple(f"model.mtp_layers.0.{part}" for part in _FINAL),
-    "minimax_m3": tuple(f"model.mtp.layers.0.{part}" for part in _FINAL),
+    "minimax_m3": tuple(f"language_model.model.mtp.layers.0.{part}" for part in _FINAL),
     "gemma4_assistant": ("pre_projection", "post_projection", "norm"),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.heads.blocks.half import HalfBlock
 from mtp_verify.heads.blocks.llama import LlamaBlock
 from mtp_verify.heads.blocks.sublayers import SublayersBlock
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.blocks.base import HeadBlock
+    from mtp_verify.heads.io.recognise import Source
 
 __all__ = ["MODULES"]
 
@@ -74,6 +76,16 @@ def _as_mimo(config: dict[str, Any], base: Checkpoint) -> dict[str, torch.Tensor
     return biases
 
 
+def _refuse_full_attention(source: Source) -> dict[str, Any]:
+    """Refuse full attention with rotary positions, which transformers' EXAONE does not have."""
+    kinds = source.config.get("mtp_layer_types")
+    if isinstance(kinds, list) and "full_attention" in kinds:
+        why = "a module of full attention has rotary positions, which the target's such layers lack"
+        message = f"mtp_layer_types: found {kinds}: {why}"
+        raise UnsupportedModelError(message, slug="unsupported_head")
+    return {}
+
+
 def _mtp(
     name: str,
     model_types: tuple[str, ...] = (),
@@ -85,6 +97,7 @@ def _mtp(
     block: type[HeadBlock] | None = TargetBlock,
     engines: tuple[str, ...] = _SERVED,
     adapt_target: Callable[..., Any] | None = None,
+    read_fields: Callable[[Source], dict[str, Any]] | None = None,
     **fields: Any,
 ) -> Family:
     """Return a record; a family whose blocks cannot be run here has an `obstacle` instead."""
@@ -93,7 +106,7 @@ def _mtp(
     if "obstacle" in fields:
         block = None
     spec = HeadSpec(name, block=block.kind if block else "foreign", layout=layout, **fields)
-    return Family(spec, block, engines, adapt_target=adapt_target)
+    return Family(spec, block, engines, read_fields=read_fields, adapt_target=adapt_target)
 
 
 _RECYCLE = ("recycle",)
@@ -130,7 +143,7 @@ MODULES = (
          prefix="mtp.", names=_QWEN, norm_kind="rms1p",
          count_keys=("mtp_num_hidden_layers", *_NEXTN)),
     _mtp("exaone_moe", ("exaone_moe", "exaone4_5"), prefix="mtp.", names=_QWEN,
-         layer_like="first", layer_mlp="dense"),
+         layer_like="first", layer_mlp="dense", read_fields=_refuse_full_attention),
     _mtp("mellum", prefix="mtp.", names=_QWEN, engines=("transformers",)),
     # As the model is defined; vLLM feeds it "post", and knows no norm behind it.
     _mtp("ernie4_5_moe", prefix="model.mtp_", layer_like="first", feed="pre", recycle="pre",
@@ -147,8 +160,8 @@ MODULES = (
          names={**_DEEPSEEK, "output_norm": "transformer.shared_head.norm",
                 "output": "transformer.shared_head.output"},
          engines=_EVERYWHERE),
-    _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), prefix="model.mtp.layers.{i}.",
-         recycle="pre", norm_kind="rms1p", count_keys=("num_mtp_modules", *_NEXTN),
+    _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), recycle="pre", norm_kind="rms1p",
+         prefix="language_model.model.mtp.layers.{i}.", count_keys=("num_mtp_modules", *_NEXTN),
          names={**_FINAL, "block": "transformer_layer."},
          obstacle="its attention picks keys by their place in the cache, where a tree has several "
                   "at one position"),
