@@ -127,7 +127,11 @@ class Sizes:
         known = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads",
                  "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
                  "max_position_embeddings")  # fmt: skip
-        return cls.from_table({key: getattr(text, key, None) for key in known})
+        # Where layers differ, attributes may not be asked for; some have another name in the table.
+        table = text.to_dict()
+        return cls.from_table(
+            {key: table[key] if key in table else getattr(text, key, None) for key in known}
+        )
 
     @classmethod
     def from_table(cls, config: Mapping[str, Any], **found: Any) -> Sizes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,10 +77,14 @@ def test_logits_do_not_depend_on_how_the_text_is_cut_nor_on_other_branches(real)
     assert_equal(torch.cat((first, second)), levels(head, real, ids))
 
 
-def test_what_norms_add_is_the_targets_whatever_a_release_calls_it(tmp_path):
-    real, ids = write_real("mimo_v2_flash", tmp_path), text()
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"rms_norm_eps"', '"layernorm_epsilon"'))
+def test_sizes_are_the_targets_whatever_a_release_calls_them(tmp_path):
+    real, ids = write_real("step3p7", tmp_path), text()
+    # The release of Step-3.5 has a list of bases, one a layer.
+    table = {
+        "model_type": "step3p7",
+        "text_config": {"hidden_size": 32, "num_hidden_layers": 4, "rope_theta": [1e4] * 6},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(table))
     assert_equal(levels(loaded(real), real, ids), real.levels(ids, DRAFTED))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TargetBlock", "additive", "as_cache", "layers_of", "name_of_cache"]
 
+_WIDTHS = ("hidden_size", "vocab_size")
 _KINDS = ("layer_types", "mlp_layer_types")
 # Bounds of some of the target's last layers, which no module has.
 _LIMITS = ("swiglu_limits", "swiglu_limits_shared")
@@ -87,14 +89,16 @@ class TargetBlock(HeadBlock):
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:
-        """See `HeadBlock.read_sizes`; the target knows what its norms add.
-
-        Releases call that by several names; transformers' norms by two.
-        """
-        norm = None if source.target is None else final_norm(source.target.get_decoder())
-        found = (getattr(norm, name, None) for name in ("variance_epsilon", "eps"))
-        eps = next((eps for eps in found if isinstance(eps, float)), None)
-        return Sizes.from_table(source.config, **({} if eps is None else {"norm_eps": eps}))
+        """See `HeadBlock.read_sizes`; the target knows them, whatever a release calls them."""
+        if source.target is None:
+            return Sizes.from_table(source.config)
+        norm = final_norm(source.target.get_decoder())
+        # Widths are those of the file: by them another target is known.
+        known = {name: source.config[name] for name in _WIDTHS if name in source.config}
+        for name in ("variance_epsilon", "eps"):
+            if isinstance(eps := getattr(norm, name, None), float):
+                known["norm_eps"] = eps
+        return dataclasses.replace(Sizes.of(source.target.config), **known)
 
     @classmethod
     def from_checkpoint(
