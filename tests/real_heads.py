@@ -222,7 +222,7 @@ class Real:
     @property
     def pattern(self) -> str:
         """What the names of the modules' tensors match; transformers must know it to read them."""
-        return r"^mtp\." if self.case.block.startswith("mtp.") else r"^model\.layers\.4\."
+        return r"^mtp\." if self.case.block.startswith("mtp.") else r"^model\.layers\.[45]\."
 
     @torch.no_grad()
     def levels(self, ids: torch.Tensor, drafted: int) -> torch.Tensor:
@@ -284,9 +284,9 @@ def _around_norm(model: Any, **inputs: torch.Tensor) -> tuple[torch.Tensor, torc
     return after, before[0]
 
 
-def write_real(name: str, folder: Path) -> Real:
-    """Write a target of a case with modules inside, all weights random."""
-    case = CASES[name]
+def write_real(name: str, folder: Path, **changes: Any) -> Real:
+    """Write a target of a case (with other fields) with modules inside, all weights random."""
+    case = dataclasses.replace(CASES[name], **changes)
     torch.manual_seed(3)
     target = _build(case, {})
     target.save_pretrained(folder)

@@ -139,6 +139,22 @@ def test_logits_equal_transformers_own_mtp_forward(name, tmp_path):
     assert_equal(levels(head, real, ids)[:1], wanted[0, :1])
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+@torch.no_grad()
+def test_logits_of_two_modules_equal_transformers_own_mtp_forward(name, tmp_path):
+    fields = CASES[name].fields | {"num_mtp_layers": 2}
+    real, ids = write_real(name, tmp_path, modules=2, fields=fields), text()
+    real.model._keys_to_ignore_on_load_unexpected = [real.pattern]
+    head, reference = loaded(real, recycle="post"), MtpModel.from_pretrained(real.model).eval()
+    hidden, state = hidden_of(head, real.model, ids)[:-1], head.new_state()
+    drafted, wanted, _ = reference(
+        ids[None, 1:], hidden[None], None, torch.arange(1, len(ids))[None], MtpCache(config=None)
+    )
+    first = head.read(state, [hidden], ids[1:])
+    second = head.step(state, [0], drafted[0, :1])
+    assert_equal(torch.cat((first, second)), wanted[0])
+
+
 def test_every_family_is_exact_or_refused_with_its_reason():
     exact = {case.family for case in CASES.values()}
     inside = {name for name, record in FAMILIES.items() if record.spec.is_inside_target}
