@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> Report:
     """Say what a checkpoint's head is, what is wrong with it, and what it is worth."""
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.io.inspect import Inspection, inspect_head
+    from mtp_verify.heads.io.native import is_native
 
-    native = (Path(args.checkpoint) / "head.json").is_file()
+    native = is_native(Path(args.checkpoint))
     target, note = load_target(args.target or (None if native else args.checkpoint))
     found = Inspection()
     options = {"prompts": _prompts(args, target), "num_tokens": args.tokens}

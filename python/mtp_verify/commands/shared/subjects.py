@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.api import build_info
+from mtp_verify.verifier.files import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,6 +112,7 @@ def subject_for(
 
     Raises:
         ImportError: A library or the packaged model is missing; says what to install.
+        ParamsError: `folder` holds what is no file, such as a named pipe.
         OSError: `folder` holds no checkpoint that transformers can read, or there is no `head`.
     """
     message = ""
@@ -156,6 +158,7 @@ def _checkpoint(folder: Path) -> Subject:
         read = AutoModelForCausalLM.from_pretrained
         return read(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
+    check_folder(folder)
     if not (folder / "config.json").is_file():
         message = f"{folder}: found no config.json, wanted a folder that save_pretrained wrote"
         raise FileNotFoundError(message)

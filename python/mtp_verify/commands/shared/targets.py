@@ -18,8 +18,10 @@ def load_target(folder: str | None) -> tuple[Any | None, str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.verifier.files import check_folder
 
     try:
+        check_folder(folder)
         held = sum(math.prod(info.shape) for info in Checkpoint(folder).tensors.values())
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):

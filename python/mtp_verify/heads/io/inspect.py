@@ -106,7 +106,9 @@ def inspect_head(
     found.spec, found.copies = source.spec, dict(source.copies)
     found.engines = engines(source.spec)
     _count(found, source)
-    found.defects += _wrong_tensors(source, found.notes) + list(_wrong_weights(source))
+    found.defects += _wrong_tensors(source, found.notes)
+    if found.status != "damaged":  # Of another shape, and maybe of any size.
+        found.defects += _wrong_weights(source)
     if found.status != "ok" or target is None or not num_tokens:
         return found
     try:
