@@ -19,6 +19,7 @@ _KINDS = {
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
 
+_SHOWN = 1000  # Of a path, in a message.
 _AnyPath = str | PathLike[str]
 
 
@@ -102,6 +103,6 @@ def _kind(mode: int) -> str:
 
 def _refuse(path: _AnyPath, found: object) -> NoReturn:
     if isinstance(found, OSError):
-        found = f"one that cannot be read ({found.strerror})"
-    message = f"{os.fspath(path)}: found {found}, wanted a file"
+        found = f"a path that cannot be read ({found.strerror})"
+    message = f"{os.fspath(path)[:_SHOWN]}: found {found}, wanted a file"
     raise ParamsError(message, slug="not_a_file")
