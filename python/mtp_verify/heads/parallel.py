@@ -162,7 +162,7 @@ class ParallelHead(Head):
         if self.rotary is None:
             state._features = stream[0, -1:]
         else:
-            mask = causal_mask(past, count, None, stream.device)
+            mask = causal_mask(past, count, self.spec.known_sizes.window, stream.device)
             positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
             rows = [
                 self.features(stream, level, positions, mask, layers=layers)[0, -1:]

@@ -90,7 +90,7 @@ def _parallel(
 ) -> Iterator[torch.Tensor]:
     count, device = batch.tokens.shape[1], batch.tokens.device
     positions = torch.arange(count, device=device)[None].expand_as(batch.tokens)
-    visible = causal_mask(0, count, None, device)
+    visible = causal_mask(0, count, head.spec.known_sizes.window, device)
     embeds: list[torch.Tensor] = []
     for level in range(min(depth, head.spec.num_modules)):
         if head.spec.fusion != "none":

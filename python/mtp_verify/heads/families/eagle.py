@@ -188,7 +188,12 @@ def _block_config(spec: HeadSpec) -> dict[str, Any]:
         "rope_scaling": rope or None,
         "max_position_embeddings": sizes.max_positions,
     }
-    return config if factor is None else {**config, "partial_rotary_factor": factor}
+    if factor is not None:
+        config["partial_rotary_factor"] = factor
+    if sizes.window is not None:
+        config |= {"sliding_window": sizes.window, "use_sliding_window": True}
+        config["layer_types"] = ["sliding_attention"] * spec.num_layers
+    return config
 
 
 _EAGLE = HeadSpec(
