@@ -50,9 +50,21 @@ def run(args: argparse.Namespace) -> Report:
             found = inspect_head(checkpoint, target, reference=reference, **options)
     except MtpVerifyError as error:
         found.defects.append(("damaged", str(error)))
-    if note:
+    if note and _wants_target(found, args):
+        found.defects.append(("unchecked", note))
+    elif note:
         found.notes.append(note)
     return _report(found, args.checkpoint)
+
+
+def _wants_target(found: Inspection, args: argparse.Namespace) -> bool:
+    """Return whether a target that could not be loaded should have been."""
+    from mtp_verify.heads.families import block_of
+
+    spec = found.spec
+    if spec is None or not spec.is_inside_target:
+        return args.target is not None
+    return bool(args.tokens) or block_of(spec).needs_target
 
 
 def _prompts(args: argparse.Namespace, target: Any | None) -> list[list[int]] | None:

@@ -185,6 +185,8 @@ class Layout:
         infix: text that may follow the prefix; names with and without it mean the same.
         count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
+        marks: tensors that no other layout has, with `#` for each number in their names; where all
+            of them are there, it is this layout.
     """
 
     prefix: str = ""
@@ -193,6 +195,7 @@ class Layout:
     infix: str = ""
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -317,6 +320,7 @@ class HeadSpec:
             for table, name in (
                 (layout, "count_keys"),
                 (layout, "model_types"),
+                (layout, "marks"),
                 (fields, "aux_layers"),
                 (fields, "disputed"),
             ):
@@ -366,9 +370,11 @@ class Family:
     # Configuration of the target, its checkpoint -> further tensors for the target. The
     # configuration changes, so that an engine serves another architecture with such a head inside.
     adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
+    aliases: tuple[Layout, ...] = ()  # further layouts, which are read and not written
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout in which such a head is recognised."""
         others = (repository.layout for repository in self.repositories.values())
-        return (self.spec.layout, *(other for other in others if other is not self.spec.layout))
+        written = (other for other in others if other is not self.spec.layout)
+        return (self.spec.layout, *written, *self.aliases)

@@ -435,6 +435,12 @@ def test_unsupported_speculators_are_named(tmp_path):
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        mv.errors.UnsupportedModelError, match="found 'dflash', wanted one of: eagle3"
+        mv.errors.UnsupportedModelError, match=r"found 'dflash', and its tensors .* of eagle3"
+    ):
+        load(tmp_path)
+    config["speculators_model_type"] = "other"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"found 'other', wanted one of: .*eagle3"
     ):
         load(tmp_path)

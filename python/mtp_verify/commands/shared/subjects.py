@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.commands.shared.targets import language_class
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.api import build_info
 from mtp_verify.verifier.files import check_folder
@@ -152,10 +153,11 @@ def _smollm2() -> Subject:
 
 def _checkpoint(folder: Path) -> Subject:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     def load(dtype: str) -> Any:
-        read = AutoModelForCausalLM.from_pretrained
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        read = language_class(config).from_pretrained
         return read(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
     check_folder(folder)

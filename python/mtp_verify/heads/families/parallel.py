@@ -55,8 +55,11 @@ MEDUSA = Family(
                       count_keys=("medusa_num_heads",)),
     ),
     ResidualBlock,
-    ("vllm",),
+    (),
     {"medusa": Repository(_VLLM, _medusa_config)},
+    # Behind the target, as tools that train both save them.
+    aliases=(Layout(prefix="medusa_head.{i}.", names={"block": "{l}.", "output": "{n}"},
+                    count_keys=("medusa_num_heads",)),),
 )  # fmt: skip
 _HYDRA = HeadSpec(
     "hydra", kind="parallel", fusion="eh", embed_norm=False, hidden_norm=False, output_norm=False,

@@ -138,6 +138,10 @@ def recognise(checkpoint: Checkpoint, target: Any | None = None) -> Source:
     """
     config = _in_one_table(checkpoint)
     naming = find_head(checkpoint.tensors, config)
+    kind = config.get("speculators_model_type")
+    if kind is not None and kind != naming.spec.family:
+        what = f"its tensors are those of {naming.spec.family}"
+        bad_checkpoint(checkpoint.folder, f"speculators_model_type: found {kind!r}, and {what}")
     source = Source(checkpoint, config, target, naming, _names_in(checkpoint, naming))
     try:
         return _compare_copies(_read_fields(source))
@@ -153,7 +157,8 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
     block, kind = config.get("transformer_layer_config"), config.get("speculators_model_type")
     if kind is None or not isinstance(block, dict):
         return config
-    known = [name for name, record in FAMILIES.items() if "speculators" in record.repositories]
+    # Whether it can be run is found by its tensors.
+    known = [name for name, record in FAMILIES.items() if not record.spec.is_inside_target]
     if kind not in known:
         found = f"speculators_model_type: found {str(kind)[:50]!r}"
         what = f"{found}, wanted one of: {', '.join(known)}"
@@ -163,7 +168,7 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _names_in(checkpoint: Checkpoint, naming: Naming) -> dict[str, str]:
     layout = naming.layout
-    names = {name: name for name in checkpoint.tensors}
+    names = {name.removeprefix(naming.start): name for name in checkpoint.tensors}
     if layout.infix:
         for prefix in naming.prefixes:
             start = prefix + layout.infix
@@ -214,7 +219,7 @@ def _compare_copies(source: Source) -> Source:
         shape = checkpoint.tensors[outputs[0]].shape
         fields["draft_vocab_size"] = shape[0] if shape else None
         if weight is not None:
-            tokens = checkpoint.read("token_map").to(weight.device, torch.int64)
+            tokens = checkpoint.read(source.names["token_map"]).to(weight.device, torch.int64)
             is_sound = tokens.numel() and tokens.min() >= 0 and tokens.max() < len(weight)
             weight = weight[tokens] if is_sound else None
     if spec.draft_vocab_size is not None and not is_mapped:
