@@ -37,7 +37,8 @@ _HEADLIKE = re.compile(
 )
 _PARAMETER = re.compile(
     r"(?:levels\.(?P<level>\d+)\.)?"
-    r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers)"
+    r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers|"
+    r"prefix_norm|prefix)"
     r"(?:\.(?P<index>\d+))?\.(?P<rest>.+)"
 )
 
@@ -84,7 +85,8 @@ class Naming:
                 if rest.startswith(f"{ours}."):
                     rest = theirs + rest.removeprefix(ours)
         layer = self.numbers[level]
-        filled = _filled(template, i=level, layer=layer, l=index, j=index, n=spec.num_layers)
+        places = {"l": index, "j": index, "k": index + 1, "m": 2 * index + 3}
+        filled = _filled(template, i=level, layer=layer, n=spec.num_layers, **places)
         if filled.startswith("/"):
             return f"{filled[1:]}.{rest}"
         return f"{self._prefix(level)}{filled}{'' if key == 'block' else '.'}{rest}"
@@ -144,7 +146,12 @@ def _match(
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
     """Return how many signs of a layout are there, and the modules' numbers."""
     if layout.marks:
-        return (_MARKED, len(layout.marks)) if forms.keys() >= {*layout.marks} else (0, 0), (0,)
+        if not forms.keys() >= {*layout.marks}:
+            return (0, 0), ()
+        inside = _pattern(layout.prefix, layout.prefix, layout.infix, ".*")
+        each = map(inside.fullmatch, (name for form in forms.values() for name in form))
+        counted = {int(match["number"]) for match in each if match and layout.prefix}
+        return (_MARKED, len(layout.marks)), tuple(sorted(counted)) or (0,)
     block = layout.names.get("block", "")
     signs = [layout.names[part] for part in _SIGNS if part in layout.names]
     templates = [layout.prefix + sign for sign in signs if not sign.startswith("/")]

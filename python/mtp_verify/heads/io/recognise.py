@@ -198,7 +198,7 @@ def _read_fields(source: Source) -> Source:
             num_layers += 1
     fields = read_fields(source) if read_fields else {}
     bias = source.has("levels.0.fusion.bias")
-    source = _with(source, num_layers=max(num_layers, 1), fusion_bias=bias, **fields)
+    source = _with(source, **{"num_layers": max(num_layers, 1), "fusion_bias": bias, **fields})
     return _with(source, sizes=block.read_sizes(source))
 
 
@@ -227,7 +227,7 @@ def _compare_copies(source: Source) -> Source:
     else:
         copies |= {name: source.same_as_target(name, weight) for name in outputs}
         is_shared = all(copies[name] for name in outputs)
-        fields["output_head"] = "shared" if is_shared else "own"
+        fields["output_head"] = "shared" if is_shared and not spec.output_bias else "own"
     compared = {name: same for name, same in copies.items() if same is not None}
     return dataclasses.replace(_with(source, **fields), copies=compared)
 
