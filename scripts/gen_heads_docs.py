@@ -51,6 +51,8 @@ def _row(spec: HeadSpec) -> list[str]:
     signs = ("embed_proj", "fusion", "features", "block")
     names = [layout.names[part] for part in signs if part in layout.names]
     first = f"`{layout.prefix}{names[0]}`" if names else "none published"
+    if layout.marks:
+        first = f"`{layout.marks[-1]}`"
     place = "the target" if spec.is_inside_target else "its own repository"
     disputed = f" (disputed: {', '.join(spec.disputed)})" if spec.disputed else ""
     return [

@@ -209,7 +209,8 @@ class Heads(StateDrafter[_State]):
                 rows = head.step(state.head, above, torch.from_numpy(words[nodes]).to(rows.device))
                 numbers.update(zip(nodes, range(first, first + len(nodes)), strict=True))
             paths = (grower.path(node) for node in nodes)
-            grower.extend(request.mask_rows(rows, paths, state.vocab))
+            if not self._extend(grower, request.mask_rows(rows, paths, state.vocab)):
+                break
         state.rows = None
         return grower.finish()
 

@@ -308,4 +308,5 @@ def make_output(spec: HeadSpec) -> nn.Linear | None:
     if spec.output_head == "shared":
         return None
     sizes = spec.known_sizes
-    return nn.Linear(sizes.hidden_size, spec.draft_vocab_size or sizes.vocab_size, bias=False)
+    size = spec.draft_vocab_size or sizes.vocab_size
+    return nn.Linear(sizes.hidden_size, size, bias=spec.output_bias)

@@ -27,7 +27,8 @@ from mtp_verify.heads.base import (
     make_output,
 )  # fmt: skip
 from mtp_verify.heads.blocks.base import BlockInputs, causal_mask
-from mtp_verify.heads.blocks.llama import Rotary
+from mtp_verify.heads.blocks.llama import LlamaBlock, RMSNorm, Rotary
+from mtp_verify.heads.blocks.residual import Conditioned
 from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ class ParallelModule(nn.Module):
         super().__init__()
         width = spec.known_sizes.hidden_size
         # Hydra reads the root's embedding and those of the tokens drafted above.
-        self.fusion: nn.Linear | None = None
-        if spec.fusion != "none":
+        self.fusion: nn.Module | None = None
+        is_residual = spec.fusion == "residual"
+        if is_residual:
+            self.fusion = Conditioned((2 + index) * width, width)
+        elif spec.fusion != "none":
             self.fusion = nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
         block = block_of(spec)
-        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers))
+        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers - is_residual))
         self.output = make_output(spec)
 
 
@@ -58,6 +62,7 @@ class ParallelState:
     """State of a sequence in a parallel head."""
 
     layers: list[list[GrowingLayer]]  # keys and values by level and block
+    prefix: GrowingLayer = field(default_factory=GrowingLayer)  # of the block before all levels
     num_true: int = 0  # pairs read
     first: int = 0  # position of the first pair's hidden state
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
@@ -94,7 +99,32 @@ class ParallelHead(Head):
             message = f"{what} (for Meta's heads, which replace the target's last: (L - 1,))"
             raise ParamsError(message, slug="bad_head_spec")
         self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
-        self.rotary: Rotary | None = Rotary(spec.known_sizes) if block.uses_rotary else None
+        self.attends = block.uses_rotary
+        needs_rotary = block.uses_rotary or spec.prefix
+        self.rotary: Rotary | None = Rotary(spec.known_sizes) if needs_rotary else None
+        self.prefix: nn.Module | None = None
+        if spec.prefix:
+            sizes = spec.known_sizes
+            self.prefix = LlamaBlock(spec.replace(fusion="none"))
+            self.prefix_norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
+
+    def prefixed(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        layer: GrowingLayer | None = None,
+    ) -> torch.Tensor:
+        """Return hidden states (B, n, d) as the levels read them, in training and drafting alike.
+
+        The other arguments are those of a block; without a block before the levels, `hidden`.
+        """
+        if self.prefix is None or self.rotary is None:
+            return hidden
+        rotation = self.rotary(positions, hidden.dtype)
+        mixed: torch.Tensor = self.prefix(hidden, BlockInputs(positions, rotation, mask, layer))
+        normed: torch.Tensor = self.prefix_norm(mixed)
+        return normed
 
     def features(
         self,
@@ -108,7 +138,7 @@ class ParallelHead(Head):
         """Return what the output head of a level reads, in training and drafting alike.
 
         Args:
-            hidden: (B, n, d).
+            hidden: (B, n, d), of `prefixed`.
             level: from 0; its row at position i predicts the token at i + 2 + level.
             positions: (B, n), for transformer blocks.
             mask: broadcastable to (B, heads, n, keys), for transformer blocks.
@@ -121,7 +151,7 @@ class ParallelHead(Head):
         module: Any = self.levels[level]
         fusion, rotation = module.fusion, None
         x = hidden if fusion is None else fusion(torch.cat((hidden, *embeds), dim=-1))
-        if self.rotary is not None:
+        if self.attends and self.rotary is not None:
             if positions is None:
                 message = "transformer blocks need the positions of the hidden states"
                 raise DraftError(message, slug="missing_positions")
@@ -135,14 +165,14 @@ class ParallelHead(Head):
         self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Head.logits`."""
-        if self.rotary is not None and self.shared.norm is not None:
+        if self.attends and self.shared.norm is not None:
             # Meta's heads end where the target's last layer does: before its final norm.
             features = self.shared.norm(features)
         return super().logits(features, level, extra)
 
     def new_state(self) -> ParallelState:
         """See `Head.new_state`."""
-        count = 0 if self.rotary is None else self.spec.num_layers
+        count = self.spec.num_layers if self.attends else 0
         return ParallelState([[GrowingLayer() for _ in range(count)] for _ in self.levels])
 
     def read(
@@ -162,8 +192,11 @@ class ParallelHead(Head):
         if self.rotary is None:
             state._features = stream[0, -1:]
         else:
-            mask = causal_mask(past, count, None, stream.device)
+            mask = causal_mask(past, count, self.spec.known_sizes.window, stream.device)
             positions = torch.arange(past, past + count, device=stream.device)[None] + state.first
+            stream = self.prefixed(stream, positions, mask, state.prefix)
+            state._features = stream[0, -1:]
+        if self.attends:
             rows = [
                 self.features(stream, level, positions, mask, layers=layers)[0, -1:]
                 for level, layers in enumerate(state.layers)
@@ -208,7 +241,7 @@ class ParallelHead(Head):
         if features is None:
             message = "nothing was read yet; call head.read(state, hidden, tokens) first"
             raise DraftError(message, slug="nothing_read")
-        if self.rotary is not None:
+        if self.attends:
             return self.logits(features[level : level + 1], level, state.context_tokens.rows)
         embeds: list[torch.Tensor] = []
         if self.spec.fusion != "none":

@@ -32,7 +32,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("causal", "parallel"),
     "feed": ("post", "pre", "aux", "streams"),
     "recycle": ("post", "pre"),
-    "fusion": ("eh", "he", "sum", "attention", "none"),
+    "fusion": ("eh", "he", "sum", "attention", "residual", "none"),
     "norm_kind": ("rms", "rms1p"),
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
@@ -186,11 +186,14 @@ class Layout:
     Attributes:
         prefix: of a module's tensors; `{i}` is the module's number and `{layer}` the number that
             follows the target's own layers.
-        names: our name of a part -> its name after the prefix; `{l}` is the block's number, `{n}`
-            the number of blocks. A name that starts with `/` has no prefix.
+        names: our name of a part -> its name after the prefix; `{l}` is the block's number, which
+            is 1 with `{k}` for the first one and 3 with `{m}`, where every second number counts;
+            `{n}` is the number of blocks. A name that starts with `/` has no prefix.
         renames: our name of a part of the block -> its name there, where they differ.
         count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
+        marks: tensors that no other layout has, with `#` for each number in their names; where all
+            of them are there, it is this layout.
     """
 
     prefix: str = ""
@@ -198,6 +201,7 @@ class Layout:
     renames: Mapping[str, str] = field(default_factory=dict)
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,8 @@ class HeadSpec:
         recycle: a level's hidden state for the next: its output "post" or "pre" the output norm.
         fusion: how embedding and hidden state meet: one projection of both, embedding first ("eh")
             or hidden state first ("he"); two projections, added ("sum"); side by side at the
-            attention's input ("attention"); "none".
+            attention's input ("attention"); side by side in a residual block whose stream is
+            projected to the width too ("residual"), which counts as the first block; "none".
         embed_norm, hidden_norm: the embedding, the hidden state is normalised first.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
         block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
@@ -238,6 +243,9 @@ class HeadSpec:
         norm_before_residual: with fusion "attention" the residual stream starts from the normalised
             hidden state.
         output_head: the target's ("shared") or "own".
+        output_bias: the own output head has a bias.
+        prefix: of a parallel head, one transformer block with an output norm over the hidden states
+            of the text, before all levels.
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
         context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
@@ -273,6 +281,8 @@ class HeadSpec:
     feature_norm: str = "none"
     norm_before_residual: bool = False
     output_head: str = "shared"
+    output_bias: bool = False
+    prefix: bool = False
     own_embedding: bool = False
     draft_vocab_size: int | None = None
     context_tokens: bool = False
@@ -334,6 +344,7 @@ class HeadSpec:
             for table, name in (
                 (layout, "count_keys"),
                 (layout, "model_types"),
+                (layout, "marks"),
                 (fields, "aux_layers"),
                 (fields, "disputed"),
             ):
@@ -383,9 +394,11 @@ class Family:
     # Configuration of the target, its checkpoint -> further tensors for the target. The
     # configuration changes, so that an engine serves another architecture with such a head inside.
     adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
+    aliases: tuple[Layout, ...] = ()  # further layouts, which are read and not written
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout in which such a head is recognised."""
         others = (repository.layout for repository in self.repositories.values())
-        return (self.spec.layout, *(other for other in others if other is not self.spec.layout))
+        written = (other for other in others if other is not self.spec.layout)
+        return (self.spec.layout, *written, *self.aliases)

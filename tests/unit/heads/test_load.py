@@ -58,10 +58,12 @@ def test_module_inside_a_targets_checkpoint(name, tmp_path):
 
 
 def test_every_family_has_a_test_or_a_reason():
-    native_only = {"hydra", "meta"}  # no published layout is known
+    native_only = {"meta"}  # no published layout is known
+    elsewhere = {"hydra", "mtp"}  # test_hydra.py, test_trained.py
     repositories = {"eagle", "eagle3", "medusa"}
     # A Llama cannot stand for these targets; `test_real_families` has the real ones.
-    known = set(IN_CHECKPOINT) | native_only | repositories | {"nemotron_h", "longcat_flash"}
+    real = {"nemotron_h", "longcat_flash"}
+    known = set(IN_CHECKPOINT) | native_only | elsewhere | repositories | real
     assert {name for name, record in FAMILIES.items() if record.block} == known
 
 
@@ -468,6 +470,12 @@ def test_unsupported_speculators_are_named(tmp_path):
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        mv.errors.UnsupportedModelError, match="found 'dflash', wanted one of: eagle3"
+        mv.errors.UnsupportedModelError, match=r"found 'dflash', and its tensors .* of eagle3"
+    ):
+        load(tmp_path)
+    config["speculators_model_type"] = "other"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"found 'other', wanted one of: .*eagle3"
     ):
         load(tmp_path)

@@ -41,6 +41,8 @@ class HeadTensors:
     vocab: Stored | None = None  # (D,) int64, the draft vocabulary
     unknown: tuple[str, ...] = ()  # further tensors that such a checkpoint should not hold
     label: Callable[[str], str] = str  # name of a parameter -> in such a checkpoint
+    # Refuses content that is damaged; called when names and shapes are right, since it reads all.
+    check: Callable[[], None] | None = None
 
 
 def empty_head(spec: HeadSpec, target: Any | None) -> Head:
@@ -82,6 +84,8 @@ def assemble(
     if defects := find_defects(head, tensors):
         message = f"{where} does not hold a whole {spec.family} head: " + "; ".join(defects)
         raise UnsupportedModelError(message, slug="bad_tensors")
+    if tensors.check is not None:
+        tensors.check()
     kind, device = None if dtype == "auto" else dtype, "cpu"
     if target is not None:
         weight = next(target.parameters())
@@ -91,6 +95,8 @@ def assemble(
         if not state[name].is_floating_point():
             what = f"{tensors.stored[name].label}: found {state[name].dtype}, wanted floats"
             bad_checkpoint(where, f"{what}: quantised weights cannot be read")
+    if torn := [tensors.stored[n].label for n, tensor in state.items() if _is_torn(tensor)]:
+        bad_checkpoint(where, f"numbers that are not finite in: {listed(torn)}", "bad_tensors")
     moved = {name: tensor.to(device, kind) for name, tensor in state.items()}
     head.load_state_dict(moved, assign=True)
     if getattr(head, "rotary", None) is not None:
@@ -104,6 +110,10 @@ def assemble(
     if target is not None:
         head.attach(target)
     return head.requires_grad_().eval()
+
+
+def _is_torn(tensor: torch.Tensor) -> bool:
+    return not bool(tensor.isfinite().all())
 
 
 def find_defects(head: Head, tensors: HeadTensors) -> list[str]:

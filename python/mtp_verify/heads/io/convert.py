@@ -49,7 +49,7 @@ def convert(source: Source) -> HeadTensors:
         elif block.has_optional_biases and label.endswith("bias"):
             weight, shape = label.removesuffix("bias") + "weight", tuple(tensor.shape)
             stored[parameter] = Stored(label, shape, partial(_zeros, shape, source, weight))
-    done = {names[label] for label in used} | _VOCABS
+    done = {names[label] for label in used} | {names[vocab] for vocab in _VOCABS & names.keys()}
     done |= {names[scale] for label in used if (scale := label + _SCALE) in names}
     done |= {name for name, is_same in source.copies.items() if is_same}
     prefixes = source.naming.prefixes
@@ -137,18 +137,19 @@ def _vocab_of(source: Source) -> Stored | None:
     """Return the draft vocabulary: EAGLE-3 stores offsets, vLLM's Medusa the tokens."""
     checkpoint, names = source.checkpoint, source.names
     if "token_map" in names:
-        shape = checkpoint.tensors["token_map"].shape
-        return Stored("token_map", shape, lambda: checkpoint.read("token_map").to(torch.int64))
+        name = names["token_map"]
+        shape = checkpoint.tensors[name].shape
+        return Stored(name, shape, lambda: checkpoint.read(name).to(torch.int64))
     if "d2t" not in names or source.spec.draft_vocab_size is None:
         return None
 
     def read() -> torch.Tensor:
-        offsets = checkpoint.read("d2t").to(torch.int64)
+        offsets = checkpoint.read(names["d2t"]).to(torch.int64)
         tokens = offsets + torch.arange(offsets.numel())
         if "t2d" in names:
-            drafted = checkpoint.read("t2d").to(torch.bool).reshape(-1)
+            drafted = checkpoint.read(names["t2d"]).to(torch.bool).reshape(-1)
             if not torch.equal(drafted.nonzero()[:, 0], tokens):
                 bad_checkpoint(checkpoint.folder, "d2t and t2d name different tokens")
         return tokens
 
-    return Stored("d2t", checkpoint.tensors["d2t"].shape, read)
+    return Stored(names["d2t"], checkpoint.tensors[names["d2t"]].shape, read)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.checkpoints.tensors import listed
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.heads.families import FAMILIES, block_of
 
@@ -28,11 +29,19 @@ _SIGNS = (*_PROJECTIONS, "embed_norm", "hidden_norm", "output_norm")
 # Fields that decide what the parameters mean.
 _DECISIVE = ("norm_kind", "block", "fusion", "output_norm")
 _PLAIN = (("block", "target"), ("layer_like", "last"), ("layer_attention", ""), ("layer_mlp", ""))
+_MARKED = 100  # more than any number of signs
 _WEAK = {"norm", "lm_head", "embed_tokens"}
 _NUMBER = re.compile(r"\d+")
+# What tools put before all names of a head or of a language model, the shortest first.
+_STARTS = ("", "model.", "language_model.", "speculator.", "drafter.", "draft_model.")
+# Parts of names that only heads have, in whatever layout.
+_HEADLIKE = re.compile(
+    r"(?:^|[._])(?:mtp|nextn|eagle|medusa|hydra|draft|drafter|speculator)(?:[._\d]|$)|eh_proj"
+)
 _PARAMETER = re.compile(
     r"(?:levels\.(?P<level>\d+)\.)?"
-    r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers)"
+    r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers|"
+    r"prefix_norm|prefix)"
     r"(?:\.(?P<index>\d+))?\.(?P<rest>.+)"
 )
 
@@ -44,6 +53,7 @@ class Naming:
     spec: HeadSpec  # as far as it is known
     layout: Layout
     numbers: tuple[int, ...]  # of the modules, as the names have them
+    start: str = ""  # what stands before the names of the head, and maybe before all others
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -78,7 +88,8 @@ class Naming:
                 if rest.startswith(f"{ours}."):
                     rest = theirs + rest.removeprefix(ours)
         layer = self.numbers[level]
-        filled = _filled(template, i=level, layer=layer, l=index, j=index, n=spec.num_layers)
+        places = {"l": index, "j": index, "k": index + 1, "m": 2 * index + 3}
+        filled = _filled(template, i=level, layer=layer, n=spec.num_layers, **places)
         if filled.startswith("/"):
             return f"{filled[1:]}.{rest}"
         return f"{self._prefix(level)}{filled}{'' if key == 'block' else '.'}{rest}"
@@ -96,20 +107,31 @@ def find_head(
     of the checkpoint and then of its language model. Where there is no head, or one that may be of
     several families, an UnsupportedModelError says why.
     """
+    for start in _STARTS:
+        if start and not any(name.startswith(start) for name in names):
+            continue
+        found = _find([name.removeprefix(start) for name in names], model_types, start)
+        if found is not None:
+            return found
+    raise UnsupportedModelError(_why_not(names, config), slug="no_head")
+
+
+def _find(names: Collection[str], model_types: Sequence[str], start: str) -> Naming | None:
     # Large checkpoints have 10^5 names and few forms.
     forms: dict[str, list[str]] = {}
     for name in names:
         forms.setdefault(_NUMBER.sub("#", name), []).append(name)
     matches = [
-        (score, Naming(family.spec, layout, numbers))
+        (score, Naming(family.spec, layout, numbers, start))
         for family in FAMILIES.values()
         for layout in family.layouts
         if layout.names
-        for score, numbers in [_match(layout, forms)]
+        # Without what stands before it, every target has the names of a few parts of a head.
+        for score, numbers in [_match(layout, forms, needs_projection=bool(start))]
         if score > (0, 0)
     ]
     if not matches:
-        raise UnsupportedModelError(_why_not(names, config), slug="no_head")
+        return None
     best = max(score for score, _ in matches)
     equal = [naming for score, naming in matches if score == best]
     named = [n for kind in model_types for n in equal if kind in n.layout.model_types]
@@ -122,7 +144,7 @@ def find_head(
     changes: dict[str, Any] = {"disputed": tuple(disputed)}
     if found.layout.prefix or "{i}" in found.layout.names.get("block", ""):
         changes["num_modules"] = len(found.numbers)
-    return Naming(found.spec.replace(**changes), found.layout, found.numbers)
+    return Naming(found.spec.replace(**changes), found.layout, found.numbers, start)
 
 
 def _plainest(rivals: list[Naming], model_types: Sequence[str]) -> list[Naming]:
@@ -145,9 +167,16 @@ def _plainest(rivals: list[Naming], model_types: Sequence[str]) -> list[Naming]:
 
 
 def _match(
-    layout: Layout, forms: Mapping[str, list[str]]
+    layout: Layout, forms: Mapping[str, list[str]], *, needs_projection: bool
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
     """Return how many signs of a layout are there, and the modules' numbers."""
+    if layout.marks:
+        if not forms.keys() >= {*layout.marks}:
+            return (0, 0), ()
+        inside = _pattern(layout.prefix, ".*")
+        each = map(inside.fullmatch, (name for form in forms.values() for name in form))
+        counted = {int(match["number"]) for match in each if match and layout.prefix}
+        return (_MARKED, len(layout.marks)), tuple(sorted(counted)) or (0,)
     block = layout.names.get("block", "")
     signs = [layout.names[part] for part in _SIGNS if part in layout.names]
     templates = [layout.prefix + sign for sign in signs if not sign.startswith("/")]
@@ -158,6 +187,8 @@ def _match(
     hits = {template: _hits(f"{template.rstrip('.')}.weight", forms) for template in templates}
     found = [template for template, numbers in hits.items() if numbers]
     projected = any(layout.prefix + layout.names.get(part, "?") in found for part in _PROJECTIONS)
+    if needs_projection and not projected:
+        return (0, 0), ()
     if not set(found) - _WEAK or (len(templates) > 1 and len(found) < 2 and not projected):
         return (0, 0), ()
     numbers = set().union(*hits.values()) - {-1}
@@ -194,6 +225,8 @@ def _filled(template: str, **fields: int) -> str:
 
 
 def _why_not(names: Collection[str], config: Mapping[str, Any]) -> str:
+    if headlike := sorted(name for name in names if _HEADLIKE.search(name)):
+        return f"it has tensors of a head, in names that no known family has: {listed(headlike)}"
     for family in FAMILIES.values():
         for key in family.spec.layout.count_keys:
             if config.get(key):
@@ -202,6 +235,11 @@ def _why_not(names: Collection[str], config: Mapping[str, Any]) -> str:
                     f"{config[key]}: it was lost, as fine-tuning and quantising tools do; "
                     "mtp-verify reattach puts it back from the original checkpoint"
                 )
+    if config.get("pard_token") is not None:
+        return (
+            "it is a PARD drafter: a language model that drafts at mask tokens, which this version "
+            "does not run"
+        )
     shown, known = ", ".join(sorted(names)[:5])[:300], ", ".join(sorted(FAMILIES))
     what = f"no head is recognised among {len(names)} tensors ({shown}, ...)"
     return f"{what}; known families: {known}"
