@@ -165,7 +165,7 @@ MODULES = (
          names={**_FINAL, "block": "transformer_layer."},
          obstacle="its attention picks keys by their place in the cache, where a tree has several "
                   "at one position"),
-    _mtp("nemotron_h", prefix="mtp.", block=SublayersBlock,
+    _mtp("nemotron_h", prefix="mtp.", block=SublayersBlock, engines=_EVERYWHERE,
          names={"embed_norm": "layers.0.enorm", "hidden_norm": "layers.0.hnorm",
                 "fusion": "layers.0.eh_proj", "output_norm": "layers.1.final_layernorm",
                 "block": "layers."}),
