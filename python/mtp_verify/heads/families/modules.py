@@ -161,7 +161,7 @@ MODULES = (
                 "output": "transformer.shared_head.output"},
          engines=_EVERYWHERE),
     _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), recycle="pre", norm_kind="rms1p",
-         prefix="language_model.model.mtp.layers.{i}.", count_keys=("num_mtp_modules", *_NEXTN),
+         prefix="model.mtp.layers.{i}.", count_keys=("num_mtp_modules", *_NEXTN),
          names={**_FINAL, "block": "transformer_layer."},
          obstacle="its attention picks keys by their place in the cache, where a tree has several "
                   "at one position"),
