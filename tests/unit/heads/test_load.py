@@ -284,7 +284,7 @@ FOREIGN = {
     "kimi_k3": tuple(f"language_model.model.layers.2.{part}" for part in _DEEPSEEK),
     "glm5_next": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
     "openpangu": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
-    "hunyuan_v4": tuple(f"language_model.model.mtp.layers.0.{part}" for part in _FINAL),
+    "hunyuan_v4": tuple(f"model.mtp_layers.0.{part}" for part in _FINAL),
     "minimax_m3": tuple(f"language_model.model.mtp.layers.0.{part}" for part in _FINAL),
     "gemma4_assistant": ("pre_projection", "post_projection", "norm"),
 }  # fmt: skip
