@@ -73,6 +73,12 @@ class HeadBlock(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def find_copies(cls, source: Source) -> set[str]:
+        """Return labels of stored tensors that equal others, where levels share their weights."""
+        del source
+        return set()
+
+    @classmethod
     def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
         """Convert a block's tensors to parameters, where `needs_target`."""
         raise NotImplementedError
