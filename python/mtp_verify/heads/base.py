@@ -150,7 +150,7 @@ class Head(nn.Module):
     @property
     def max_depth(self) -> int | None:
         """The deepest level that the head can draft, or None."""
-        return self.spec.num_modules if self.spec.kind == "parallel" else None
+        return None if self.spec.kind == "causal" else self.spec.num_modules
 
     def choose(self, **choices: Any) -> None:
         """Change fields of the spec that no parameter depends on, as `feed` or `recycle`.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Family", "HeadSpec", "Layout", "Repository", "Sizes", "refuse_export"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "kind": ("causal", "parallel"),
+    "kind": ("causal", "parallel", "recurrent"),
+    "state": ("none", "sum", "lstm"),
     "feed": ("post", "pre", "aux", "streams"),
     "recycle": ("post", "pre"),
     "fusion": ("eh", "he", "sum", "attention", "residual", "none"),
@@ -210,10 +211,11 @@ class HeadSpec:
 
     Attributes:
         family: its name.
-        kind: "causal" (a level sees the tokens drafted before it) or "parallel" (all levels are
-            predicted from one hidden state).
+        kind: "causal" (a level sees the tokens drafted before it), "parallel" (all levels are
+            predicted from one hidden state) or "recurrent" (a level reads the state of the one
+            before, and a token).
         num_modules: distinct modules of a causal head (the last is used again for deeper levels);
-            predicted levels of a parallel one.
+            levels of the others.
         num_layers: blocks of a module.
         feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
             layers' at once, "streams" (hyper-connections).
@@ -248,6 +250,8 @@ class HeadSpec:
             of the text, before all levels.
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
+        state: of a recurrent head, how a state comes about: a "sum" through a norm, or an "lstm".
+        is_tied: all levels of a recurrent head share their weights, but for the first projection.
         context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
             has shown. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
@@ -285,6 +289,8 @@ class HeadSpec:
     prefix: bool = False
     own_embedding: bool = False
     draft_vocab_size: int | None = None
+    state: str = "none"
+    is_tied: bool = False
     context_tokens: bool = False
     zero_first: bool = False
     pair_position: str = "hidden"
@@ -348,7 +354,7 @@ class HeadSpec:
                 (fields, "aux_layers"),
                 (fields, "disputed"),
             ):
-                table[name] = tuple(table[name])
+                table[name] = tuple(table.get(name, ()))
             fields["layout"] = Layout(**layout)
             fields["sizes"] = None if sizes is None else Sizes(**sizes)
             return cls(**fields)

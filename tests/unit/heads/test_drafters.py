@@ -65,16 +65,6 @@ KNOWN = {
         ".mask_hidden", "fc", "norm", "lm_head",
         *(f"midlayer.{part}" for part in ["hidden_norm", *BLOCK]),
     ]),
-    "mlp_speculator": ({"model_type": "mlp_speculator", "n_predict": 2}, [
-        f"speculator.{part}.{n}" for part in ("emb", "proj", "ln", "head") for n in range(2)
-    ]),
-    "mlp_speculator, plain": ({"architectures": ["MLPSpeculatorPreTrainedModel"]}, [
-        f"{part}.{n}" for part in ("emb", "proj", "ln", "head") for n in range(2)
-    ]),
-    "arctic_lstm": ({"model_type": "mlp_speculator", "method": "sum_lstm"},
-                    ["forget_emb.0", "projs.0", "projs.1", "cell_ln.0", "state_ln.0", "head.0"]),
-    "arctic_lstm, as a sum": ({"method": "sum_rnn"},
-                              ["emb.0.0", "proj.0.0", "proj.1.0", "ln.0.0", "head.0"]),
     "redrafter": ({"model_type": "recurrent_drafting_drafter", "rnn": True}, [
         "input_proj", ".input_proj.bias", "rnn_u", ".rnn_u.bias", "rnn_w", "lm_head.0.linear",
         "lm_head.1",

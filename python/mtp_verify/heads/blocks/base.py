@@ -74,6 +74,12 @@ class HeadBlock(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def find_copies(cls, source: Source) -> set[str]:
+        """Return labels of stored tensors that equal others, where levels share their weights."""
+        del source
+        return set()
+
+    @classmethod
     def from_checkpoint(
         cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
     ) -> Converted:

@@ -9,6 +9,7 @@ from mtp_verify.heads.families.eagle import EAGLE, EAGLE3
 from mtp_verify.heads.families.foreign import FOREIGN
 from mtp_verify.heads.families.modules import MODULES
 from mtp_verify.heads.families.parallel import HYDRA, MEDUSA, META
+from mtp_verify.heads.families.recurrent import LSTM, MLP
 from mtp_verify.heads.families.trained import MTP
 from mtp_verify.verifier.intake import check_type, shown
 
@@ -20,7 +21,7 @@ __all__ = ["BLOCKS", "FAMILIES", "block_of", "family"]
 
 FAMILIES: dict[str, Family] = {
     record.spec.family: record
-    for record in (*MODULES, EAGLE, EAGLE3, MTP, MEDUSA, HYDRA, META, *FOREIGN)
+    for record in (*MODULES, EAGLE, EAGLE3, MTP, MEDUSA, HYDRA, META, MLP, LSTM, *FOREIGN)
 }
 BLOCKS: dict[str, type[HeadBlock]] = {
     record.block.kind: record.block for record in FAMILIES.values() if record.block is not None

@@ -13,6 +13,7 @@ from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.heads.families import block_of
 from mtp_verify.heads.parallel import ParallelHead
+from mtp_verify.heads.recurrent import RecurrentHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ def empty_head(spec: HeadSpec, target: Any | None) -> Head:
         with torch.device("meta"):
             if spec.kind == "parallel":
                 return ParallelHead(spec)
+            if spec.kind == "recurrent":
+                return RecurrentHead(spec)
             return CausalHead(spec, target if block_of(spec).needs_target else None)
     except MtpVerifyError:
         raise
@@ -77,7 +80,7 @@ def assemble(
     `where` is the checkpoint, for messages; without a target and a `dtype` parameters have that of
     the file. UnsupportedModelError names tensors that are missing, unknown or of another shape.
     """
-    if spec.num_modules * spec.num_layers > len(tensors.stored):
+    if not spec.is_tied and spec.num_modules * spec.num_layers > len(tensors.stored):
         claim = f"{spec.num_modules} modules of {spec.num_layers} blocks"
         bad_checkpoint(where, f"it claims {claim} and holds {len(tensors.stored)} tensors")
     head = empty_head(spec, target)

@@ -27,7 +27,7 @@ def convert(source: Source) -> HeadTensors:
     UnsupportedModelError: tensors that cannot be converted. ParamsError: the target is needed.
     """
     spec, names, target = source.spec, source.names, source.target
-    if spec.num_modules * spec.num_layers > len(names):
+    if not spec.is_tied and spec.num_modules * spec.num_layers > len(names):
         bad_checkpoint(source.folder, f"it claims {spec.num_modules} modules")
     block = block_of(spec)
     stored: dict[str, Stored] = {}
@@ -52,6 +52,7 @@ def convert(source: Source) -> HeadTensors:
     done = {names[label] for label in used} | {names[vocab] for vocab in _VOCABS & names.keys()}
     done |= {names[scale] for label in used if (scale := label + _SCALE) in names}
     done |= {name for name, is_same in source.copies.items() if is_same}
+    done |= {names[label] for label in block.find_copies(source)}
     prefixes = source.naming.prefixes
     unknown += sorted(
         name

@@ -41,7 +41,7 @@ _HEADLIKE = re.compile(
 _PARAMETER = re.compile(
     r"(?:levels\.(?P<level>\d+)\.)?"
     r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers|"
-    r"prefix_norm|prefix)"
+    r"prefix_norm|prefix|token|state|state_norm|cell_norm)"
     r"(?:\.(?P<index>\d+))?\.(?P<rest>.+)"
 )
 
@@ -87,7 +87,7 @@ class Naming:
             for ours, theirs in layout.renames.items():
                 if rest.startswith(f"{ours}."):
                     rest = theirs + rest.removeprefix(ours)
-        layer = self.numbers[level]
+        layer = self._number(level)
         places = {"l": index, "j": index, "k": index + 1, "m": 2 * index + 3}
         filled = _filled(template, i=level, layer=layer, n=spec.num_layers, **places)
         if filled.startswith("/"):
@@ -95,7 +95,11 @@ class Naming:
         return f"{self._prefix(level)}{filled}{'' if key == 'block' else '.'}{rest}"
 
     def _prefix(self, module: int) -> str:
-        return _filled(self.layout.prefix, i=module, layer=self.numbers[module])
+        return _filled(self.layout.prefix, i=module, layer=self._number(module))
+
+    def _number(self, module: int) -> int:
+        # Levels that share their weights need not be there by number.
+        return self.numbers[module] if module < len(self.numbers) else module
 
 
 def find_head(
