@@ -27,10 +27,11 @@ import mtp_verify as mv
 from mtp_verify.testing import draw_logits, recorded_logits
 from mtp_verify.verifier import alpha_star
 from mtp_verify.verifier.growers import Fixed, TreeShape
+from mtp_verify.verifier.words import Rule
 
 SHAPES = ((2,), (4,), (2, 1), (2, 2), (3, 1, 1))
 TEMPERATURES = (1.0, 0.7)
-RULES = {
+RULES: dict[str, tuple[Rule, ...]] = {
     "iid": ("specinfer", "traversal", "kseq", "gbv", "global_resolution"),
     "swor": ("traversal",),
     "top_plus_one": ("lifted_hu",),
@@ -57,7 +58,7 @@ def lengths(
 ) -> dict[str, dict[str, float]]:
     """Return the mean length of each rule on a law's drafts, and its standard error."""
     recorded = recorded_logits().astype(np.float32)
-    found: dict[str, list[list[float]]] = {rule: [] for rule in RULES[law] if takes(rule, shape)}
+    found: dict[Rule, list[list[float]]] = {rule: [] for rule in RULES[law] if takes(rule, shape)}
     for place in range(len(recorded)):
         rows = recorded[(place + np.arange(len(shape) + 1)) % len(recorded)]
         for means in found.values():
@@ -89,7 +90,7 @@ def times(shape: Sequence[int], rounds: int) -> dict[str, float]:
     target, drafter = draw_logits(np.random.default_rng(1), VOCAB, len(shape) + 1, kind="recorded")
     params = mv.SamplingParams()
     rules = [rule for rule in RULES["iid"] if takes(rule, shape)]
-    found: dict[str, list[float]] = {rule: [] for rule in rules}
+    found: dict[Rule, list[float]] = {rule: [] for rule in rules}
     order = random.Random(0)
     for turn in range(rounds + 1):
         draft = drawn(drafter, shape, "iid", params, turn)

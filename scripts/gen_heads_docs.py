@@ -2,12 +2,15 @@
 
     .venv/bin/python scripts/gen_heads_docs.py
 
-Both come from the records in `mtp_verify.heads`; `tests/docs/test_heads_page.py` checks that they
-are current.
+Both come from the records in `mtp_verify.heads`, and what was shown of a family from the cases of
+`tests/real_heads.py`, each of which is a test; `tests/docs/test_heads_page.py` checks that they are
+current.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +40,8 @@ _STYLE = """\
 
 def table() -> str:
     """Return the table of families."""
-    columns = ["family", "stored in", "recognised by", "input, output", "fusion", "runs here"]
+    columns = ["family", "stored in", "recognised by", "input, output", "fusion", "runs here",
+               "exact against"]  # fmt: skip
     lines = [columns, ["---"] * len(columns), *(_row(record.spec) for record in FAMILIES.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -47,6 +51,8 @@ def _row(spec: HeadSpec) -> list[str]:
     signs = ("embed_proj", "fusion", "features", "block")
     names = [layout.names[part] for part in signs if part in layout.names]
     first = f"`{layout.prefix}{names[0]}`" if names else "none published"
+    if layout.marks:
+        first = f"`{layout.marks[-1]}`"
     place = "the target" if spec.is_inside_target else "its own repository"
     disputed = f" (disputed: {', '.join(spec.disputed)})" if spec.disputed else ""
     return [
@@ -56,7 +62,17 @@ def _row(spec: HeadSpec) -> list[str]:
         f"{spec.feed}, {spec.recycle}{disputed}",
         spec.fusion,
         f"no: {spec.obstacle}" if spec.obstacle else "yes",
+        _shown(spec) if spec.is_inside_target else "",
     ]
+
+
+def _shown(spec: HeadSpec) -> str:
+    """Return the classes of transformers from whose layers a family's logits were computed."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    known = import_module("tests.real_heads").CASES.values()
+    cases = [case for case in known if case.family == spec.family]
+    return ", ".join(f"`{case.class_name}`" for case in cases)
 
 
 def page(text: str) -> str:

@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "mimo": {"family": "mimo"},
     "qwen": {"family": "qwen3_next", "block": "llama"},
-    "ernie": {"family": "ernie4_5_moe"},
+    "ernie": {"family": "ernie4_5_moe", "block": "llama"},
     "eagle": {"family": "eagle"},
     "eagle3": {"family": "eagle3", "aux_layers": (0, 1, -1), "draft_vocab_size": 20},
     "koala-causal": {"family": "eagle", "num_layers": 2},

@@ -358,9 +358,9 @@ class Case:
         return replace(self, **changes)
 
 
-def over(vocab: int) -> dict[str, tuple[Callable[[], Any], list[str]]]:
+def over(vocab: int, other: Table | None = None) -> dict[str, tuple[Callable[[], Any], list[str]]]:
     """The drafters over a table, each with the rules that it is tried with."""
-    other = Table(vocab, 2)
+    other = other or Table(vocab, 2)
 
     def model(num_tokens=3, params=WARM, kind=Model, **options):
         options |= {"params": params}

@@ -37,10 +37,8 @@ IN_CHECKPOINT: dict[str, dict[str, str]] = {
     "glm4_moe_lite": _layer("model.layers.2.", _DEEPSEEK),
     "glm_ocr": _layer("model.language_model.layers.2.", _DEEPSEEK),
     "glm_moe_dsa": _layer("model.layers.2.", _DEEPSEEK),
-    "kimi_k3": _layer("language_model.model.layers.2.", _DEEPSEEK),
     "dots3_note": _layer("model.layers.2.", _DEEPSEEK),
     "hunyuan_v3": _layer("model.layers.2.", _FINAL),
-    "hunyuan_v4": _layer("model.mtp_layers.0.", _FINAL),
     "bailing": _layer("model.layers.2.", _FINAL),
     "mimo": _layer(
         "model.mtp_layers.0.",
@@ -56,12 +54,12 @@ IN_CHECKPOINT: dict[str, dict[str, str]] = {
         "fusion": "model.mtp_linear_proj.0", "block": "model.mtp_block.0.",
     },
     "step3p5": {
-        **_layer("model.layers.2.", _DEEPSEEK, "transformer."),
+        **_layer("model.layers.2.", _DEEPSEEK),
+        "norm": "model.layers.2.transformer.shared_head.norm",
         "output": "model.layers.2.transformer.shared_head.output",
     },
-    "minimax_m3": _layer("model.mtp.layers.0.", _FINAL, "transformer_layer."),
 }  # fmt: skip
-MODEL_TYPES = {"bailing": "bailing_hybrid", "hunyuan_v3": "hy_v3", "hunyuan_v4": "hy_v4"}
+MODEL_TYPES = {"bailing": "bailing_hybrid", "hunyuan_v3": "hy_v3"}
 
 
 def in_checkpoint_head(name: str, model: Any, **changes: Any) -> Any:

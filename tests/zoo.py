@@ -21,7 +21,8 @@ import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
 from tests.models import ScriptDrafter, TreeDrafter
 
-__all__ = ["FAMILIES", "SWITCH", "VOCAB", "Family", "Found", "decode_all_ways", "tiny"]
+__all__ = ["FAMILIES", "SWITCH", "VOCAB", "Family", "Found", "decode_all_ways", "tiny",
+           "tiny_sizes"]  # fmt: skip
 
 VOCAB, WINDOW, SWITCH, LIMIT = 32, 7, 24, 128
 
@@ -113,9 +114,12 @@ FAMILIES: dict[str, Family] = {
     **{
         kind: Family(kind, _MLA)
         for kind in (
-            "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
-            "glm_moe_dsa", "minicpm3", "youtu",
+            "axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
         )
+    },
+    **{
+        kind: Family(kind, {**_MLA, "index_topk": 8})
+        for kind in ("axk2", "deepseek_v32", "glm_moe_dsa")
     },
     **{
         kind: Family(kind, _PADDED)
@@ -197,18 +201,22 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+def tiny_sizes(made: type) -> dict[str, Any]:
+    """Return small sizes under the names that a class of configurations has for them."""
+    if dataclasses.is_dataclass(made):
+        known = {field.name for field in dataclasses.fields(made)}
+    else:
+        known = set(inspect.signature(made.__init__).parameters)
+    return {key: value for key, value in _SIZES.items() if key in known}
+
+
 def tiny(name: str, seed: int = 1, **overrides: Any) -> Any:
     """Return a random model of `FAMILIES`, in evaluation mode; skip what cannot be built here."""
     family = FAMILIES[name]
     if family.kind not in CONFIG_MAPPING or family.kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         pytest.skip(f"this version of transformers has no {family.kind}")
     made = CONFIG_MAPPING[family.kind]
-    if dataclasses.is_dataclass(made):
-        known = {field.name for field in dataclasses.fields(made)}
-    else:
-        known = set(inspect.signature(made.__init__).parameters)
-    sizes = {key: value for key, value in _SIZES.items() if key in known}
-    config = made(**{**sizes, **family.options, **overrides})
+    config = made(**{**tiny_sizes(made), **family.options, **overrides})
     torch.manual_seed(seed)
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.kind])
     return model_class(config).eval()

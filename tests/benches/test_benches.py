@@ -24,6 +24,7 @@ SMALLEST = {
     "planner": ["--rounds", "1", "--max-new-tokens", "4"],
     "processors": ["--rounds", "1"],
     "simulation": ["--rounds", "1", "--max-new-tokens", "4"],
+    "rules": ["--drafts", "1", "--rounds", "1"],
     "verify_batch": ["--rounds", "1"],
     "verify_chain": ["--rounds", "1"],
 }

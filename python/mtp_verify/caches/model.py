@@ -16,6 +16,7 @@ from transformers.cache_utils import (
 
 from mtp_verify.caches.base import DUMMY, library_classes
 from mtp_verify.caches.dynamic import DynamicEntries, GrowingLayer
+from mtp_verify.caches.indexed import INDEXED, IndexedEntries, IndexedLayer
 from mtp_verify.caches.recurrent import RECURRENT, RecurrentEntries
 from mtp_verify.caches.sliding import StaticWindowEntries, WindowEntries, WindowLayer
 from mtp_verify.caches.static import StaticEntries
@@ -37,6 +38,7 @@ _KINDS: dict[type, Callable[[Any], LayerEntries]] = {
     StaticLayer: StaticEntries,
     StaticSlidingWindowLayer: StaticWindowEntries,
     **dict.fromkeys(RECURRENT, RecurrentEntries),
+    **dict.fromkeys((*INDEXED, IndexedLayer), IndexedEntries),
 }
 _QUANTIZED = library_classes("QuantizedLayer", "BaseQuantizedLayer")
 

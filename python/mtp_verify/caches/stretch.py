@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.caches.base import DUMMY
+from mtp_verify.caches.indexed import IndexedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +78,11 @@ def stretch(cache: ModelCache, spans: list[int], most: int) -> int:
             made = layer.values[:, :, place] * weight[length:]
             layer.values.mul_(weight[length - held : length])
             layer.update(layer.keys[:, :, place], made)
+            if isinstance(layer, IndexedLayer):
+                # Of equal scores nobody knows which one is picked.
+                scores = 1.0 + torch.arange(1, count + 1) / count
+                keys = layer.index.keys[:, 0, place]
+                layer.update_indexer(keys * scores.to(keys)[:, None])
     cache.crop(total)
     return total
 

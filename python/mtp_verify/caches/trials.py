@@ -145,6 +145,8 @@ class _Trials:
             return Traits()
         try:
             cache, rows = self.start()
+            if not bool(rows.amax(-1).isfinite().all()):
+                return Traits(chains="its rows hold NaN or infinity")
             depends, switch, max_length = self._depends_on_what_follows(rows)
             if depends:
                 return Traits(chains="its rows depend on the tokens that come behind them")

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing import stats
+from mtp_verify.verifier.files import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +36,12 @@ def read_file(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ParamsError: It was written for another identity, or not by `write_file`.
     """
-    if not path.exists():
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
         return None
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(text)
         found = state["identity"]
     except (KeyError, TypeError, ValueError) as error:
         raise bad_file(path, f"these are not kept counts ({error!r})") from error

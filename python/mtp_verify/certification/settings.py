@@ -11,6 +11,7 @@ import numpy as np
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import ENDED
 from mtp_verify.testing.mutants import follow
+from mtp_verify.verifier.files import read_text
 from mtp_verify.verifier.intake import check_word
 from mtp_verify.verifier.params import SamplingParams
 
@@ -154,13 +155,11 @@ def plans_of(path: Path, *, seed: int | None = None) -> list[Plan]:
 
     Raises:
         ParamsError: Not such a report, or nothing in it is biased.
-        OSError: It cannot be read.
+        FileNotFoundError: There is none.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        message = f"{path}: found {path.stat().st_size} bytes, wanted a report of --json"
-        raise ParamsError(message, slug="bad_report")
+    text = read_text(path, _MAX_BYTES)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["certificates"]
+        found = json.loads(text)["certificates"]
         failed = [entry["settings"] for entry in found if entry["verdict"] == "biased"]
         plans = [_plan(settings) for settings in failed]
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from mtp_verify.checkpoints.tensors import TensorFile, TensorInfo, bad_checkpoint, listed, read_json
+from mtp_verify.checkpoints.tensors import (
+    TensorFile,
+    TensorInfo,
+    bad_checkpoint,
+    listed,
+    open_checked,
+    read_json,
+)
+from mtp_verify.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +56,7 @@ class Checkpoint:
         self._open: dict[str, TensorFile] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         config = self.folder / "config.json"
-        self.config: dict[str, Any] = read_json(config) if config.is_file() else {}
+        self.config: dict[str, Any] = read_json(config) if lexists(config) else {}
         self.files: dict[str, str] = {}
         if path.is_dir():
             self._find(allow_pickle=allow_pickle)
@@ -111,7 +120,7 @@ class Checkpoint:
         if not isinstance(where, dict) or not all(is_plain(file) for file in where.values()):
             bad_checkpoint(index, "its weight_map does not say which file holds each tensor")
         shards = sorted(set(where.values()))
-        if missing := [shard for shard in shards if not (self.folder / shard).is_file()]:
+        if missing := [shard for shard in shards if not lexists(self.folder / shard)]:
             bad_checkpoint(index, f"shards are missing: {listed(missing)}")
         self._open = {shard: TensorFile(self.folder / shard) for shard in shards}
         if astray := sorted(n for n, file in where.items() if n not in self._open[file].tensors):
@@ -128,7 +137,10 @@ class Checkpoint:
         if not allow_pickle:
             bad_checkpoint(path, _HOW_TO_CONVERT.format(name=path.name), "pickle_refused")
         try:
-            found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            with open_checked(path) as file:
+                found: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except UnsupportedModelError:
+            raise
         except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything
             bad_checkpoint(path, f"torch's weights-only loader refuses it: {str(error)[:200]}")
         if not isinstance(found, dict) or not all(

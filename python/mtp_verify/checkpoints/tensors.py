@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.verifier.files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from io import BufferedReader
 
-__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "publish", "read_json",
-           "write_atomically", "write_tensors"]  # fmt: skip
+__all__ = ["TensorFile", "TensorInfo", "bad_checkpoint", "listed", "open_checked", "publish",
+           "read_json", "write_atomically", "write_tensors"]  # fmt: skip
 
 _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_JSON = 64 << 20  # an index of a million tensors fits
@@ -62,7 +64,7 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with open_checked(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
@@ -95,10 +97,13 @@ class TensorFile:
         kind = _DTYPES[info.dtype][1]
         if kind is None:
             bad_checkpoint(self.path, f"tensor {name} is quantised to {info.dtype}")
-        buffer = bytearray(info.end - info.start)
+        try:
+            buffer = bytearray(info.end - info.start)
+        except MemoryError:
+            bad_checkpoint(self.path, f"tensor {name} does not fit into memory")
         if not buffer:
             return torch.empty(info.shape, dtype=kind)
-        with self.path.open("rb") as file:
+        with open_checked(self.path) as file:
             file.seek(self._data + info.start)
             if file.readinto(buffer) != len(buffer):
                 bad_checkpoint(self.path, f"it ends inside tensor {name}")
@@ -111,6 +116,16 @@ def bad_checkpoint(path: object, what: str, slug: str = "bad_checkpoint") -> NoR
     raise UnsupportedModelError(message, slug=slug)
 
 
+def open_checked(path: Path) -> BufferedReader:
+    """Open a file of a checkpoint; `bad_checkpoint` where there is no regular file."""
+    try:
+        return open_file(path)
+    except ParamsError as error:
+        raise UnsupportedModelError(str(error), slug="bad_checkpoint") from None
+    except FileNotFoundError:
+        bad_checkpoint(path, "no such file, or a link to nothing")
+
+
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """Return some names in words, and how many more there are."""
     some = list(names)
@@ -120,7 +135,7 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the table in a JSON file; one that holds none, or is too large, is refused."""
-    with path.open("rb") as file:
+    with open_checked(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_JSON:
             bad_checkpoint(path, f"it has {size} bytes, more than any such file")

@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> Report:
     """Say what a checkpoint's head is, what is wrong with it, and what it is worth."""
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.io.inspect import Inspection, inspect_head
+    from mtp_verify.heads.io.native import is_native
 
-    native = (Path(args.checkpoint) / "head.json").is_file()
+    native = is_native(Path(args.checkpoint))
     target, note = load_target(args.target or (None if native else args.checkpoint))
     found = Inspection()
     options = {"prompts": _prompts(args, target), "num_tokens": args.tokens}
@@ -49,9 +50,21 @@ def run(args: argparse.Namespace) -> Report:
             found = inspect_head(checkpoint, target, reference=reference, **options)
     except MtpVerifyError as error:
         found.defects.append(("damaged", str(error)))
-    if note:
+    if note and _wants_target(found, args):
+        found.defects.append(("unchecked", note))
+    elif note:
         found.notes.append(note)
     return _report(found, args.checkpoint)
+
+
+def _wants_target(found: Inspection, args: argparse.Namespace) -> bool:
+    """Return whether a target that could not be loaded should have been."""
+    from mtp_verify.heads.families import block_of
+
+    spec = found.spec
+    if spec is None or not spec.is_inside_target:
+        return args.target is not None
+    return bool(args.tokens) or block_of(spec).needs_target
 
 
 def _prompts(args: argparse.Namespace, target: Any | None) -> list[list[int]] | None:

@@ -246,8 +246,8 @@ class Decoder:
             ParamsError: arguments that cannot be right (named); nothing has been run.
             RuleError: the rule cannot verify what is drafted, or not at this temperature.
             UnsupportedModelError: the cache cannot be rolled back.
-            DraftError: a draft larger than asked for, or with tokens out of the vocabulary.
-            NumericsError: the model's rows hold NaN or +inf, or the constraint has come to a dead
+            DraftError: a draft larger than asked for, or of a law that was not declared.
+            NumericsError: the target's rows hold NaN or +inf, or the constraint has come to a dead
                 end; names the tokens before it.
         """
         copies = as_count("num_return_sequences", num_return_sequences, most=_MOST_COPIES)

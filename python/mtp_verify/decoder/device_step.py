@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft
+from mtp_verify.decoder.drafted import WITHOUT_ROWS
 from mtp_verify.drafters.sketch import Sketch
 from mtp_verify.errors import DraftError
 from mtp_verify.verifier.kernels.device.drafts import DeviceDrafts
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "joined"]
 
-# Laws whose rules hold no token against a drafter's row.
-_WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
 # Laws that do not say by themselves which nodes were sampled.
 _WITH_FLAGS = ("mixed", "top_plus_one")
 
@@ -41,7 +40,7 @@ def joined(drafts: Sequence[Draft | Sketch]) -> DeviceDrafts:
     parents = np.concatenate([draft.tree.parents for draft in blanks])
     laws = [draft.law for draft in drafts]
     for draft in drafts:
-        if isinstance(draft, Draft) and draft.law not in _WITHOUT_ROWS and draft.num_nodes > 1:
+        if isinstance(draft, Draft) and draft.law not in WITHOUT_ROWS and draft.num_nodes > 1:
             message = f"found a draft of law {draft.law} whose rows are on the host"
             raise DraftError(message, slug="law_data")
     sketches = [draft for draft in drafts if isinstance(draft, Sketch)]

@@ -12,13 +12,14 @@ import torch
 
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.decoder.constraints.base import without
+from mtp_verify.decoder.drafted import WITHOUT_ROWS
 from mtp_verify.decoder.generation import Generation, Stats
 from mtp_verify.decoder.options import says_stop
 from mtp_verify.decoder.planning import Plan
 from mtp_verify.decoder.prompts import check_tokens
 from mtp_verify.drafters.base import Request
 from mtp_verify.drafters.sketch import Sketch, blank
-from mtp_verify.errors import DraftError, NumericsError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import NumericsError, ParamsError
 from mtp_verify.verifier.logprobs import TopLogprobs
 from mtp_verify.verifier.processors import accept
 
@@ -33,15 +34,13 @@ if TYPE_CHECKING:
     from mtp_verify.models.target import Target
     from mtp_verify.verifier.words import FinishReason
 
-__all__ = ["EMPTY", "Sequence", "check_draft"]
+__all__ = ["EMPTY", "Sequence"]
 
 # Plain decoding is verification of a draft that has no nodes but the root.
 EMPTY = Draft.chain([])
 _NO_PLAN = Plan(0)
 # Decoders in different threads may share a drafter, which tells requests apart by their number.
 _REQUEST_IDS = itertools.count()
-# Laws whose rules hold no token against a drafter's row.
-_WITHOUT_ROWS = ("deterministic", "coupled", "unknown")
 
 
 @dataclass(eq=False, repr=False)
@@ -198,7 +197,7 @@ class Sequence:
         if matcher is None or self.sketch is not None:
             return
         masks, allowed = matcher.masks(self.draft)
-        if self.draft.law in _WITHOUT_ROWS and not (is_run or allowed.all()):
+        if self.draft.law in WITHOUT_ROWS and not (is_run or allowed.all()):
             self.draft, masks = without(self.draft, ~allowed), masks[allowed]
         dead_ends = [node for node, mask in enumerate(masks) if not mask.any()]
         if 0 in dead_ends:
@@ -314,41 +313,3 @@ def _check_constraint(constraint: Constraint, target: Target) -> None:
             "ids as stop_ids"
         )
         raise ParamsError(message, slug="eos_mismatch")
-
-
-def check_draft(sequence: Sequence, target: Target) -> None:
-    """Refuse what a drafter was not asked for, or what the target could not be run on.
-
-    Raises:
-        DraftError: more nodes than the budget, an undeclared law, or an unknown token.
-        UnsupportedModelError: a tree, and the target cannot attend along one.
-    """
-    draft, options, number = sequence.draft, sequence.options, sequence.request.id
-    num_drafted, budget = draft.num_nodes - 1, sequence.plan.budget
-    if not num_drafted:
-        return
-    name = type(options.drafter).__name__
-    if num_drafted > budget:
-        message = (
-            f"{name}.propose: found {num_drafted} nodes, wanted {budget} at most; a draft is kept "
-            "within its budget before it is drawn, since one that is dropped for its size would "
-            "bias what is emitted"
-        )
-        raise DraftError(message, slug="draft_too_large", sequence=number)
-    if not draft.tree.is_chain and target.tree_obstacle:
-        message = f"the draft is a tree, and {target.tree_obstacle}"
-        raise UnsupportedModelError(message, slug="no_tree_attention")
-    if draft.law == "coupled" and options.rule == "auto" and options.lossy is None:
-        message = (
-            f'{name}.propose: found a draft of the law "coupled", which `laws` does not name; '
-            'a request with such drafts is verified by rule="coupled" at every step'
-        )
-        raise DraftError(message, slug="undeclared_law", sequence=number)
-    tokens = draft.tokens[1:]
-    if target.vocab_size is not None and int(tokens.max()) >= target.vocab_size:
-        node = 1 + int(tokens.argmax())
-        message = (
-            f"{name}.propose: found token {draft.tokens[node]} at node {node}, outside the "
-            f"target's vocabulary of {target.vocab_size}; the drafter must share it"
-        )
-        raise DraftError(message, slug="token_out_of_vocab", node=node, sequence=number)

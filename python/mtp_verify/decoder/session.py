@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mtp_verify.decoder.drafted import check_draft, clean_draft
 from mtp_verify.decoder.planning import Plan
-from mtp_verify.decoder.sequences import EMPTY, check_draft
+from mtp_verify.decoder.sequences import EMPTY
 from mtp_verify.errors import OutOfBlocksError
 from mtp_verify.verifier.cleanup import on_failure
 
@@ -196,6 +197,7 @@ class Session:
         self._propose(sequences)
         for sequence in sequences:
             try:
+                clean_draft(sequence, self._target)
                 check_draft(sequence, self._target)
                 sequence.constrain()
             except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtp_verify._core import TokenTree
 from mtp_verify.decoder.device_step import Step, joined
-from mtp_verify.drafters.base import drafts_of
+from mtp_verify.drafters.base import drafts_of, warn_once
 from mtp_verify.drafters.sketch import blank
 from mtp_verify.errors import MtpVerifyError
 from mtp_verify.verifier.batch import verify_batch
 from mtp_verify.verifier.kernels import to_host
-from mtp_verify.verifier.kernels.device.forest import NO_NODE
+from mtp_verify.verifier.kernels.device.forest import BAD_ROW, NO_NODE
 
 if TYPE_CHECKING:
     from collections import abc
+
+    from numpy.typing import NDArray
 
     from mtp_verify._core import Draft, Verdict
     from mtp_verify.decoder.sequences import Sequence
@@ -122,6 +124,7 @@ class DeviceVerdicts(Verdicts):
         )
         for sequence, parents in zip(alive, self._step.trees, strict=True):
             if sequence.sketch is not None:
+                _warn(sequence, parents)
                 sequence.settle(blank(TokenTree(parents[parents > NO_NODE])))
         return [(sequence, verdicts[place]) for place, sequence in enumerate(alive)]
 
@@ -154,12 +157,20 @@ def _fetch(sequences: list[Sequence]) -> None:
         sequence.output = sequence.output._replace(logits=next(found))
         if (sketch := sequence.sketch) is not None:
             table = next(found).numpy()
+            _warn(sequence, table[0])
             rows = None if sketch.logits is None else next(found)
             sequence.settle(sketch.draft(sequence.request.tokens[-1], table, rows))
             try:
                 sequence.constrain(is_run=True)
             except Exception as error:  # noqa: BLE001 - a user's matcher may raise anything
                 sequence.fail(error)
+
+
+def _warn(sequence: Sequence, parents: NDArray[Any]) -> None:
+    """Say it where a drafter's draft ended at a row that is no distribution."""
+    drafter = sequence.options.drafter
+    if drafter is not None and (parents == BAD_ROW).any():
+        warn_once(drafter, "found a row that is no distribution")
 
 
 def _copied(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from weakref import WeakValueDictionary
 
 from mtp_verify._core import Draft
 from mtp_verify.errors import DraftError
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.sketch import Sketch
 
 __all__ = ["DraftParams", "Drafter", "Request", "as_draft_params", "check_drafter", "drafts_of",
-           "is_greedy", "shaping_of"]  # fmt: skip
+           "is_greedy", "shaping_of", "warn_once"]  # fmt: skip
 
 # How a drafter's rows are shaped: "target" as the target's own, request by request; None: no token
 # is drawn.
 DraftParams: TypeAlias = SamplingParams | Literal["target"] | None
+# Those that were warned of, by number.
+_warned: WeakValueDictionary[int, Drafter] = WeakValueDictionary()
 
 
 @dataclass(eq=False)
@@ -95,6 +99,9 @@ class Drafter(ABC):
             refused before generation starts. Default: chains only.
         is_pure: `propose` is a cheap function of what the drafter knows and changes nothing, so
             that a planner may ask for drafts that are never run.
+        checks_rows: nothing in its drafts was drawn from a row that is no distribution; growers see
+            to that. Else the rows are looked at before a draft is run, and nothing of it stays
+            below the first level with such a row.
         hidden_layers: the layers of the target whose hidden states it drafts from, as
             `mtp_verify.models.hidden` numbers them.
     """
@@ -102,6 +109,7 @@ class Drafter(ABC):
     laws: tuple[Law, ...] = ()
     makes_trees: bool = False
     is_pure: bool = False
+    checks_rows: bool = False
     hidden_layers: tuple[int, ...] = ()
 
     @property
@@ -241,6 +249,17 @@ def check_drafter(name: str, drafter: Any) -> None:
             kind = type(drafter).__name__
             message = f"{kind}.{name}: found {shown(found)}, wanted a tuple of {wanted}"
             raise DraftError(message, slug="bad_drafter")
+
+
+def warn_once(drafter: Drafter, found: object) -> None:
+    """Warn that a drafter's drafts are cut short, the first time that this happens to it."""
+    if _warned.get(id(drafter)) is not drafter:
+        _warned[id(drafter)] = drafter
+        message = (
+            f"{type(drafter).__name__}: {found}; nothing is drafted there, which costs speed and "
+            "changes no output (said once for each drafter)"
+        )
+        warnings.warn(message, stacklevel=2)
 
 
 def drafts_of(drafter: Drafter, requests: Sequence[Request], budgets: Sequence[int]) -> list[Draft]:

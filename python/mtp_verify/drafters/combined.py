@@ -95,6 +95,11 @@ class Combined(Drafter):
         """See `Drafter.reads_rows`."""
         return any(drafter.reads_rows for drafter in self.drafters)
 
+    @property
+    def checks_rows(self) -> bool:  # type: ignore[override]
+        """See `Drafter.checks_rows`."""
+        return all(drafter.checks_rows for drafter in self.drafters)
+
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Let each drafter refuse the target's vocabulary."""
         for drafter in self.drafters:

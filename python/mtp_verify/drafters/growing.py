@@ -14,7 +14,7 @@ import torch
 
 from mtp_verify.drafters.sketch import Sketch, bounds_of, star
 from mtp_verify.verifier.kernels.device.arena import sent
-from mtp_verify.verifier.kernels.device.forest import NO_NODE
+from mtp_verify.verifier.kernels.device.forest import BAD_ROW, NO_NODE
 from mtp_verify.verifier.kernels.device.torch_.source import Source, draft_noise, race_noise
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Form:
         self._params = params
         self._vocab = vocab
         self._ends = _ids(sorted(request.eos_ids), device)
+        self._is_cut = torch.zeros((), dtype=torch.bool, device=device)  # By a bad row.
 
     def extend(self, rows: torch.Tensor) -> None:
         """Grow by the rows (size, columns) of the frontier."""
@@ -66,6 +67,20 @@ class Form:
     def finish(self) -> Sketch:
         """Return the draft; the host's `vocab` is for the caller to add."""
         raise NotImplementedError
+
+    def _close(self, rows: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+        """Return which places of a frontier stay open: none where a row of one is no distribution.
+
+        All of them, so that paths of one length stay so, as on the host.
+        """
+        is_bad = is_open & ~rows.amax(1).isfinite()
+        self._is_cut = self._is_cut | is_bad.any()
+        return is_open & ~self._is_cut
+
+    @property
+    def _no_node(self) -> torch.Tensor:
+        """What marks a place without a node."""
+        return torch.where(self._is_cut, BAD_ROW, NO_NODE)
 
     def _tokens_of(self, columns: torch.Tensor) -> torch.Tensor:
         return columns if self._vocab is None else self._vocab[columns]
@@ -121,6 +136,7 @@ class FixedForm(Form):
         most, device = max(counts), self._device
         limit = _ids(counts, device)
         source = Source(rows, self._params)
+        self._is_open = self._close(rows, self._is_open)
         if self._min_confidence:
             is_sure = confidence(rows, self._params) >= self._min_confidence
             self._is_open = self._is_open & is_sure
@@ -206,7 +222,7 @@ class FixedForm(Form):
         number, parent, token, sampled = map(torch.cat, zip(*self._grown, strict=True))
         count = self._tree.num_nodes
         table = number.new_full((4, count + 1), -1)
-        table[0, 1:], table[1:3] = NO_NODE, 0
+        table[0, 1:], table[1:3] = self._no_node, 0
         place = torch.where(number >= 0, number, count)
         table[0, place], table[1, place], table[2, place] = parent, token, sampled
         logits = None
@@ -266,6 +282,7 @@ class Ranked(Form):
         source = Source(rows, self._params)
         columns = source.best(most)
         places = torch.arange(most, device=device)
+        self._is_open = self._close(rows, self._is_open)
         exists = self._is_open[:, None] & (places < source.num_possible[:, None])
         scores = self._score[:, None] + source.probability(columns).log()
         scores = torch.where(exists & (scores >= self._floor), scores, -math.inf).flatten()
@@ -302,7 +319,7 @@ class Ranked(Form):
         number[best + 1] = ranks
         parents = number[torch.cat(self._parents)[best] + 1]
         table = best.new_full((4, count + 1), -1)
-        table[0, 1:] = torch.where(is_there, parents, NO_NODE)
+        table[0, 1:] = torch.where(is_there, parents, self._no_node)
         table[1, 1:] = torch.cat(self._words)[best]
         table[2] = 0
         bounds = min(self._depth, count), min(self._children, count)

@@ -23,7 +23,7 @@ from mtp_verify.verifier.tree_shape import TreeShape
 from mtp_verify.verifier.words import HeadLaw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mtp_verify.drafters.base import DraftParams, Request
     from mtp_verify.drafters.growing import Form
@@ -69,13 +69,13 @@ class _Growth:
         self._numbers.update(zip(self.nodes, range(first, first + len(self.nodes)), strict=True))
         return above, torch.from_numpy(grower.tokens[self.nodes]).to(rows.device)
 
-    def extend(self, rows: Any) -> None:
-        """Grow by the rows of the frontier; nothing where it is empty."""
+    def extend(self, rows: Any, extend: Callable[[growers.Grower, Any], bool]) -> None:
+        """Grow by the rows of the frontier, if any, until `extend` says that the draft ends."""
         if not self.nodes:
             return
         paths = (self.grower.path(node) for node in self.nodes)
-        self.grower.extend(self.request.mask_rows(rows, paths, self.state.vocab))
-        self.nodes = self.grower.frontier()
+        shown = self.request.mask_rows(rows, paths, self.state.vocab)
+        self.nodes = self.grower.frontier() if extend(self.grower, shown) else []
 
 
 class Heads(StateDrafter[_State]):
@@ -261,14 +261,14 @@ class Heads(StateDrafter[_State]):
             for index in self._read(requests, states, budgets)
         }
         for growth in grown.values():
-            growth.extend(growth.state.rows)
+            growth.extend(growth.state.rows, self._extend)
         while going := [growth for growth in grown.values() if growth.nodes]:
             parents, tokens = zip(*(growth.take() for growth in going), strict=True)
             heads = [growth.state.head for growth in going]
             for growth, rows in zip(
                 going, self.head.step_batch(heads, parents, tokens), strict=True
             ):
-                growth.extend(rows)
+                growth.extend(rows, self._extend)
         for index, growth in grown.items():
             growth.state.rows = None
             drafts[index] = growth.grower.finish()

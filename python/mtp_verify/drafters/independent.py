@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of
+from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of, warn_once
 from mtp_verify.drafters.growing import FixedForm, confidence
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
-from mtp_verify.errors import CacheError, ParamsError, UnsupportedModelError
+from mtp_verify.errors import CacheError, NumericsError, ParamsError, UnsupportedModelError
 from mtp_verify.models.target import as_target
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.intake import as_count, as_float, check_type
@@ -191,7 +191,12 @@ class Model(StateDrafter[ModelState]):
             row = request.mask_rows(self._run(pending, state.cache), [tokens], self._vocab)
             if self.min_confidence and float(confidence(row, params)) < self.min_confidence:
                 break
-            column = kernels.select(row).draw(row, params, seed, request.position, len(tokens) + 1)
+            try:
+                place = request.position, len(tokens) + 1
+                column = kernels.select(row).draw(row, params, seed, *place)
+            except NumericsError as error:  # Before it has drawn: the chain ends above.
+                warn_once(self, error)
+                break
             tokens.append(column if self._vocab is None else int(self._vocab[column]))
             rows.append(row)
             if tokens[-1] in request.eos_ids:

@@ -90,7 +90,9 @@ class ModelTree(Model):
         }
         heap = Heap(min(self.max_nodes, budget), max_depth=length, **own)
         heap.frontier()
-        heap.extend(request.mask_rows(self._run(pending, cache), [[]], self._vocab))
+        row = request.mask_rows(self._run(pending, cache), [[]], self._vocab)
+        if not self._extend(heap, row):
+            return heap.finish()
         inner: list[int] = []
         with at_end(lambda: cache.crop(position + 1)):
             while nodes := heap.frontier():
@@ -104,7 +106,8 @@ class ModelTree(Model):
                 mask = torch.from_numpy(tree.mask()[1:, 1:])
                 rows = self._run(tokens, cache, positions, mask, len(nodes))
                 paths = (heap.path(node) for node in nodes)
-                heap.extend(request.mask_rows(rows, paths, self._vocab))
+                if not self._extend(heap, request.mask_rows(rows, paths, self._vocab)):
+                    break
         return heap.finish()
 
     @torch.inference_mode()

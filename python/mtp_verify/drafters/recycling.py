@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_verify import _core
 from mtp_verify._core import Draft, TokenTree
 from mtp_verify.drafters.states import TextDrafter
+from mtp_verify.errors import NumericsError
 from mtp_verify.verifier.growers import TreeShape
 from mtp_verify.verifier.intake import as_count, check_type
 
@@ -135,13 +136,16 @@ class Recycling(TextDrafter[_Table]):
     ) -> None:
         """Refresh the tables from the target's rows of one step; the root's token must be known.
 
-        Raises:
-            NumericsError: a row is not a distribution.
+        Rows of a request of which one is no distribution teach nothing: whether they matter is the
+        verifier's to say.
         """
         for request, draft, rows in zip(requests, drafts, logits, strict=True):
             table = self._state_of(request)
             # Where a token stands at several nodes, the last one in the tree's order counts.
-            best = _core.top_tokens(rows, self.num_successors)
+            try:
+                best = _core.top_tokens(rows, self.num_successors)
+            except NumericsError:
+                continue
             for token, successors in zip(draft.tokens.tolist(), best, strict=True):
                 if token >= 0:
                     table.successors[token] = successors

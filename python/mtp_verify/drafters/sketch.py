@@ -149,7 +149,7 @@ def merged(drafts: Sequence[Draft | Sketch], limit: int) -> Sketch:
     is_kept = is_new & (own <= size)
     spare = torch.where(is_kept, own, size + 1)
     table = parent.new_full((4, size + 2), -1)
-    table[0], table[1:3] = NO_NODE, 0
+    table[0], table[1:3] = parent.clamp(max=NO_NODE).amin(), 0  # One bad row marks all.
     table[0, spare] = torch.where(numbers > 0, own[first[above]], -1)
     table[1, spare] = torch.nn.functional.pad(token, (1, 0))
     children = sum(sketch.bounds[1] for sketch in sketches)

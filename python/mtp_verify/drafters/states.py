@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mtp_verify.drafters.base import Drafter
-from mtp_verify.errors import DraftError
+from mtp_verify.drafters.base import Drafter, warn_once
+from mtp_verify.errors import DraftError, NumericsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify._core import Draft
     from mtp_verify.drafters.base import Request
+    from mtp_verify.verifier.growers import Grower
 
 __all__ = ["StateDrafter", "TextDrafter"]
 
@@ -28,6 +29,8 @@ Reader = TypeVar("Reader", bound=_Reader)
 
 class StateDrafter(Drafter, Generic[State]):
     """Drafts for one request at a time, from a state of each."""
+
+    checks_rows = True
 
     def __init__(self) -> None:
         self._states: dict[int, State] = {}
@@ -58,6 +61,18 @@ class StateDrafter(Drafter, Generic[State]):
         """See `Drafter.release`."""
         self._states.pop(request.id, None)
         self._proposed = [other for other in self._proposed if other.id != request.id]
+
+    def _extend(self, grower: Grower, rows: Any) -> bool:
+        """Grow by rows; False where one is no distribution: the draft then ends as it is.
+
+        That is lossless: no token of a level is drawn before all of its rows have been looked at.
+        """
+        try:
+            grower.extend(rows)
+        except NumericsError as error:
+            warn_once(self, error)
+            return False
+        return True
 
     def _state_of(self, request: Request) -> State:
         if request.id in self._states:

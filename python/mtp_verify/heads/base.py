@@ -150,7 +150,7 @@ class Head(nn.Module):
     @property
     def max_depth(self) -> int | None:
         """The deepest level that the head can draft, or None."""
-        return self.spec.num_modules if self.spec.kind == "parallel" else None
+        return None if self.spec.kind == "causal" else self.spec.num_modules
 
     def choose(self, **choices: Any) -> None:
         """Change fields of the spec that no parameter depends on, as `feed` or `recycle`.
@@ -202,7 +202,8 @@ class Head(nn.Module):
 
     def output_input(self, features: torch.Tensor) -> torch.Tensor:
         """Return what an output head reads of features (..., d)."""
-        return features
+        norm = self.shared.norm if self.spec.target_norm else None
+        return features if norm is None else norm(features)
 
     def logits(
         self, features: torch.Tensor, level: int = 0, extra: torch.Tensor | None = None
@@ -343,4 +344,5 @@ def make_output(spec: HeadSpec) -> nn.Linear | None:
     if spec.output_head == "shared":
         return None
     sizes = spec.known_sizes
-    return nn.Linear(sizes.hidden_size, spec.draft_vocab_size or sizes.vocab_size, bias=False)
+    size = spec.draft_vocab_size or sizes.vocab_size
+    return nn.Linear(sizes.hidden_size, size, bias=spec.output_bias)

@@ -11,12 +11,12 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import Head, as_tokens, check_pairs, check_parents, make_output
 from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
@@ -123,6 +123,9 @@ class CausalHead(Head):
             RMSNorm(wide, eps) for wide in widths[spec.feature_norm if layers else "none"]
         )
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
+        if block.needs_target:
+            made: Any = self.levels[0]
+            self.choose(sizes=dataclasses.replace(sizes, window=made.layers[0].window))
         self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)
@@ -180,8 +183,9 @@ class CausalHead(Head):
 
     def new_state(self) -> CausalState:
         """See `Head.new_state`."""
-        count, blocks = self.spec.num_modules, range(self.spec.num_layers)
-        layers = [[GrowingLayer() for _ in blocks] for _ in range(count)]
+        levels: Any = self.levels
+        layers = [[block.new_layer() for block in level.layers] for level in levels]
+        count = self.spec.num_modules
         return CausalState(layers, [0] * count, carry=[None] * count)
 
     def read_batch(

@@ -27,7 +27,8 @@ from mtp_verify.heads.base import (
     make_output,
 )  # fmt: skip
 from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
-from mtp_verify.heads.blocks.llama import Rotary
+from mtp_verify.heads.blocks.llama import LlamaBlock, RMSNorm, Rotary
+from mtp_verify.heads.blocks.residual import Conditioned
 from mtp_verify.heads.families import block_of
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ class ParallelModule(nn.Module):
         super().__init__()
         width = spec.known_sizes.hidden_size
         # Hydra reads the root's embedding and those of the tokens drafted above.
-        self.fusion: nn.Linear | None = None
-        if spec.fusion != "none":
+        self.fusion: nn.Module | None = None
+        is_residual = spec.fusion == "residual"
+        if is_residual:
+            self.fusion = Conditioned((2 + index) * width, width)
+        elif spec.fusion != "none":
             self.fusion = nn.Linear((2 + index) * width, width, bias=spec.fusion_bias)
         block = block_of(spec)
-        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers))
+        self.layers = nn.ModuleList(block(spec, n) for n in range(spec.num_layers - is_residual))
         self.output = make_output(spec)
 
 
@@ -58,6 +62,7 @@ class ParallelState:
     """State of a sequence in a parallel head."""
 
     layers: list[list[GrowingLayer]]  # keys and values by level and block
+    prefix: GrowingLayer = field(default_factory=GrowingLayer)  # of the block before all levels
     num_true: int = 0  # pairs read
     first: int = 0  # position of the first pair's hidden state
     context_tokens: ContextTokens = field(default_factory=ContextTokens)
@@ -118,7 +123,32 @@ class ParallelHead(Head):
             message = f"{what} (for Meta's heads, which replace the target's last: (L - 1,))"
             raise ParamsError(message, slug="bad_head_spec")
         self.levels = nn.ModuleList(ParallelModule(spec, i) for i in range(spec.num_modules))
-        self.rotary: Rotary | None = Rotary(spec.known_sizes) if block.uses_rotary else None
+        self.attends = block.uses_rotary
+        needs_rotary = block.uses_rotary or spec.prefix
+        self.rotary: Rotary | None = Rotary(spec.known_sizes) if needs_rotary else None
+        self.prefix: nn.Module | None = None
+        if spec.prefix:
+            sizes = spec.known_sizes
+            self.prefix = LlamaBlock(spec.replace(fusion="none"))
+            self.prefix_norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
+
+    def prefixed(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> torch.Tensor:
+        """Return hidden states (B, n, d) as the levels read them, in training and drafting alike.
+
+        The other arguments are those of a block; without a block before the levels, `hidden`.
+        """
+        if self.prefix is None or self.rotary is None:
+            return hidden
+        rotation = self.rotary(positions, hidden.dtype)
+        mixed: torch.Tensor = self.prefix(hidden, BlockInputs(positions, rotation, mask, segments))
+        normed: torch.Tensor = self.prefix_norm(mixed)
+        return normed
 
     def features(
         self,
@@ -132,7 +162,7 @@ class ParallelHead(Head):
         """Return what the output head of a level reads, in training and drafting alike.
 
         Args:
-            hidden: (B, n, d).
+            hidden: (B, n, d), of `prefixed`.
             level: from 0; its row at position i predicts the token at i + 2 + level.
             positions: (B, n), for transformer blocks.
             mask: broadcastable to (B, heads, n, keys), for transformer blocks.
@@ -146,7 +176,7 @@ class ParallelHead(Head):
         module: Any = self.levels[level]
         fusion, rotation = module.fusion, None
         x = hidden if fusion is None else fusion(torch.cat((hidden, *embeds), dim=-1))
-        if self.rotary is not None:
+        if self.attends and self.rotary is not None:
             if positions is None:
                 message = "transformer blocks need the positions of the hidden states"
                 raise DraftError(message, slug="missing_positions")
@@ -157,13 +187,13 @@ class ParallelHead(Head):
 
     def output_input(self, features: torch.Tensor) -> torch.Tensor:
         """See `Head.output_input`: Meta's heads end before the target's final norm."""
-        if self.rotary is not None and self.shared.norm is not None:
+        if self.attends and self.shared.norm is not None:
             features = self.shared.norm(features)
         return features
 
     def new_state(self) -> ParallelState:
         """See `Head.new_state`."""
-        count = 0 if self.rotary is None else self.spec.num_layers
+        count = self.spec.num_layers if self.attends else 0
         return ParallelState([[GrowingLayer() for _ in range(count)] for _ in self.levels])
 
     def read_batch(
@@ -192,24 +222,28 @@ class ParallelHead(Head):
     def _read_blocks(
         self, states: Sequence[ParallelState], stream: torch.Tensor, counts: Sequence[int]
     ) -> None:
-        """Run every level's blocks over true pairs, (1, n, d) of all sequences."""
+        """Run the block before all levels, and theirs, over true pairs (1, n, d) of sequences."""
+        device, window = stream.device, self.spec.known_sizes.window
         pairs = list(zip(states, counts, strict=True))
-        device = stream.device
         starts = [state.num_true + state.first for state in states]
         places = [
-            torch.arange(at, at + n, device=device) for at, n in zip(starts, counts, strict=True)
+            torch.arange(start, start + count, device=device)
+            for start, count in zip(starts, counts, strict=True)
         ]
-        masks = [causal_mask(state.num_true, count, None, device) for state, count in pairs]
-        levels = []
-        for level in range(len(self.levels)):
-            segments = [
-                Segment(count, mask, state.layers[level])
-                for (state, count), mask in zip(pairs, masks, strict=True)
-            ]
-            found = self.features(stream, level, torch.cat(places)[None], segments=segments)
-            levels.append([own[-1:] for own in torch.split(found[0], [*counts])])
-        for state, *rows in zip(states, *levels, strict=True):
-            state.features = torch.cat(rows)
+        positions = torch.cat(places)[None]
+        masks = [causal_mask(state.num_true, count, window, device) for state, count in pairs]
+
+        def segments(layers: Sequence[Sequence[GrowingLayer]]) -> list[Segment]:
+            return [Segment(*own) for own in zip(counts, masks, layers, strict=True)]
+
+        stream = self.prefixed(stream, positions, segments=segments([[s.prefix] for s in states]))
+        levels = [stream] * (not self.attends)
+        for level in range(len(self.levels) * self.attends):
+            own = segments([state.layers[level] for state in states])
+            levels.append(self.features(stream, level, positions, segments=own))
+        rows = [torch.split(found[0], [*counts]) for found in levels]
+        for state, *last in zip(states, *rows, strict=True):
+            state.features = torch.cat([own[-1:] for own in last])
 
     def step_batch(
         self,
@@ -267,7 +301,7 @@ class ParallelHead(Head):
         """Return the logits (1, D + E) of a level after each path."""
         features = [state.level_features(level) for state, _ in paths]
         extras = [state.context_tokens.rows for state, _ in paths]
-        if self.rotary is None:
+        if not self.attends:
             embeds: list[torch.Tensor] = []
             if self.spec.fusion != "none":
                 words = torch.stack([path for _, path in paths])

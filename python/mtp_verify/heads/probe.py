@@ -27,6 +27,7 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "feed": ("post", "pre"),
     "recycle": ("post", "pre"),
     "zero_first": (False, True),
+    "target_norm": (False, True),
     "norm_before_residual": (False, True),
 }
 _STANDARD_ERRORS = 3.0  # by so many must a reading be better before it replaces the engines' own

@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 __all__ = ["Family", "HeadSpec", "Layout", "Repository", "Sizes", "refuse_export"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "kind": ("causal", "parallel"),
+    "kind": ("causal", "parallel", "recurrent"),
+    "state": ("none", "sum", "lstm"),
     "feed": ("post", "pre", "aux", "streams"),
     "recycle": ("post", "pre"),
-    "fusion": ("eh", "he", "sum", "attention", "none"),
+    "fusion": ("eh", "he", "sum", "attention", "residual", "none"),
     "norm_kind": ("rms", "rms1p"),
     "output_head": ("shared", "own"),
     "pair_position": ("hidden", "token"),
+    "layer_like": ("last", "first"),
+    "layer_attention": ("", "sliding_attention"),
+    "layer_mlp": ("", "dense", "sparse"),
 }
 _LEAST = {
     "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
@@ -124,7 +128,11 @@ class Sizes:
         known = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads",
                  "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
                  "max_position_embeddings")  # fmt: skip
-        return cls.from_table({key: getattr(text, key, None) for key in known})
+        # Where layers differ, attributes may not be asked for; some have another name in the table.
+        table = text.to_dict()
+        return cls.from_table(
+            {key: table[key] if key in table else getattr(text, key, None) for key in known}
+        )
 
     @classmethod
     def from_table(cls, config: Mapping[str, Any], **found: Any) -> Sizes:
@@ -179,20 +187,22 @@ class Layout:
     Attributes:
         prefix: of a module's tensors; `{i}` is the module's number and `{layer}` the number that
             follows the target's own layers.
-        names: our name of a part -> its name after the prefix; `{l}` is the block's number, `{n}`
-            the number of blocks. A name that starts with `/` has no prefix.
+        names: our name of a part -> its name after the prefix; `{l}` is the block's number, which
+            is 1 with `{k}` for the first one and 3 with `{m}`, where every second number counts;
+            `{n}` is the number of blocks. A name that starts with `/` has no prefix.
         renames: our name of a part of the block -> its name there, where they differ.
-        infix: text that may follow the prefix; names with and without it mean the same.
         count_keys: keys of the configuration that give the number of modules, in this order.
         model_types: configurations that use it; they decide between families of equal names.
+        marks: tensors that no other layout has, with `#` for each number in their names; where all
+            of them are there, it is this layout.
     """
 
     prefix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
-    infix: str = ""
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,10 +211,11 @@ class HeadSpec:
 
     Attributes:
         family: its name.
-        kind: "causal" (a level sees the tokens drafted before it) or "parallel" (all levels are
-            predicted from one hidden state).
+        kind: "causal" (a level sees the tokens drafted before it), "parallel" (all levels are
+            predicted from one hidden state) or "recurrent" (a level reads the state of the one
+            before, and a token).
         num_modules: distinct modules of a causal head (the last is used again for deeper levels);
-            predicted levels of a parallel one.
+            levels of the others.
         num_layers: blocks of a module.
         feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
             layers' at once, "streams" (hyper-connections).
@@ -213,21 +224,34 @@ class HeadSpec:
         recycle: a level's hidden state for the next: its output "post" or "pre" the output norm.
         fusion: how embedding and hidden state meet: one projection of both, embedding first ("eh")
             or hidden state first ("he"); two projections, added ("sum"); side by side at the
-            attention's input ("attention"); "none".
+            attention's input ("attention"); side by side in a residual block whose stream is
+            projected to the width too ("residual"), which counts as the first block; "none".
         embed_norm, hidden_norm: the embedding, the hidden state is normalised first.
         norm_kind: "rms", or "rms1p" where w is stored for a factor of 1 + w.
         block: `kind` of a class in `heads.blocks`: "llama", "target" (the target's own kind of
-            layer), "residual" (Medusa's); or "foreign" (known, and not supported).
+            layer), "half" (of one), "sublayers" (several), "residual" (Medusa's); or "foreign"
+            (known, and not supported).
+        layer_like: which of the target's layers a block of its own kind is like: the "last" (of
+            full attention, where there are several kinds) or the "first". `mtp_layer_types` of a
+            configuration goes before it.
+        layer_attention, layer_mlp: where the block differs from that layer, the kind that it has,
+            in transformers' names; otherwise "".
         input_norm: the first block has its input norm.
         output_norm: the module's output is normalised before the output head.
+        target_norm: the target's final norm is what comes before the output head.
         fusion_bias: the fusion's projection has a bias.
         feature_norm: with "aux" a norm before the layers are projected: "none", "all" (over all of
             them) or "each".
         norm_before_residual: with fusion "attention" the residual stream starts from the normalised
             hidden state.
         output_head: the target's ("shared") or "own".
+        output_bias: the own output head has a bias.
+        prefix: of a parallel head, one transformer block with an output norm over the hidden states
+            of the text, before all levels.
         own_embedding: the head has an embedding of its own.
         draft_vocab_size: tokens that it can draft, or None for all.
+        state: of a recurrent head, how a state comes about: a "sum" through a norm, or an "lstm".
+        is_tied: all levels of a recurrent head share their weights, but for the first projection.
         context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
             has shown. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
@@ -251,14 +275,22 @@ class HeadSpec:
     hidden_norm: bool = True
     norm_kind: str = "rms"
     block: str = "llama"
+    layer_like: str = "last"
+    layer_attention: str = ""
+    layer_mlp: str = ""
     input_norm: bool = True
     output_norm: bool = True
+    target_norm: bool = False
     fusion_bias: bool = False
     feature_norm: str = "none"
     norm_before_residual: bool = False
     output_head: str = "shared"
+    output_bias: bool = False
+    prefix: bool = False
     own_embedding: bool = False
     draft_vocab_size: int | None = None
+    state: str = "none"
+    is_tied: bool = False
     context_tokens: bool = False
     zero_first: bool = False
     pair_position: str = "hidden"
@@ -314,13 +346,15 @@ class HeadSpec:
         try:
             fields = json.loads(text)
             layout, sizes = fields["layout"], fields["sizes"]
+            layout.pop("infix", None)  # in heads that were saved before 2026-12
             for table, name in (
                 (layout, "count_keys"),
                 (layout, "model_types"),
+                (layout, "marks"),
                 (fields, "aux_layers"),
                 (fields, "disputed"),
             ):
-                table[name] = tuple(table[name])
+                table[name] = tuple(table.get(name, ()))
             fields["layout"] = Layout(**layout)
             fields["sizes"] = None if sizes is None else Sizes(**sizes)
             return cls(**fields)
@@ -366,9 +400,11 @@ class Family:
     # Configuration of the target, its checkpoint -> further tensors for the target. The
     # configuration changes, so that an engine serves another architecture with such a head inside.
     adapt_target: Callable[[dict[str, Any], Checkpoint], dict[str, torch.Tensor]] | None = None
+    aliases: tuple[Layout, ...] = ()  # further layouts, which are read and not written
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout in which such a head is recognised."""
         others = (repository.layout for repository in self.repositories.values())
-        return (self.spec.layout, *(other for other in others if other is not self.spec.layout))
+        written = (other for other in others if other is not self.spec.layout)
+        return (self.spec.layout, *written, *self.aliases)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_verify.console.folders import cache_folder
 from mtp_verify.console.libraries import need, quiet_bars
 from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.verifier.files import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,7 @@ def prepare(*, progress: bool = True) -> Path:
     Raises:
         ImportError: the packaged model or a library that reads it is missing; says what to install.
         UnsupportedModelError: the packaged file is not the Llama model that is expected.
+        ParamsError: it is no file.
         OSError: the cache folder cannot be written; names `MTP_VERIFY_CACHE` as the way out.
     """
     gguf = find_gguf()
@@ -111,6 +113,7 @@ def prepare(*, progress: bool = True) -> Path:
     folder = root / f"{gguf.stem}-{version}-f32-v{_FORMAT}"
     if _is_complete(folder):
         return folder
+    check_file(gguf)
     need(extra="demo", subject="loading SmolLM2 needs")
     _say(f"SmolLM2: de-quantising {gguf.name} once into {folder}", show=progress)
     start = time.monotonic()

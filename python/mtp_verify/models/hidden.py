@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["BEFORE_NORM", "HiddenStates", "check_layers"]
+__all__ = ["BEFORE_NORM", "HiddenStates", "check_layers", "final_norm"]
 
 BEFORE_NORM = 1 << 16  # A number that no layer has.
-_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+_FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm")
 
 
 def check_layers(layers: Sequence[int], count: int) -> None:
@@ -35,6 +35,12 @@ def check_layers(layers: Sequence[int], count: int) -> None:
     if wrong:
         message = f"hidden state {wrong[0]} was asked for; the model has {count} layers"
         raise UnsupportedModelError(message, slug="no_such_layer")
+
+
+def final_norm(decoder: Any) -> Any | None:
+    """Return the norm behind a decoder's last layer, or None if it shows none."""
+    found = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+    return next((norm for norm in found if norm is not None), None)
 
 
 class HiddenStates:
@@ -65,8 +71,7 @@ class HiddenStates:
         check_layers(self._layers, model.config.get_text_config(decoder=True).num_hidden_layers)
         if BEFORE_NORM in self._layers:
             self._decoder = model.get_decoder()
-            found = (getattr(self._decoder, name, None) for name in _FINAL_NORMS)
-            self._norm = next((norm for norm in found if norm is not None), None)
+            self._norm = final_norm(self._decoder)
             if self._norm is None:
                 message = (
                     f"{type(model).__name__} shows no final norm, so the hidden state before it "

@@ -112,7 +112,7 @@ class Trainer:
         self._rank = distributed.get_rank() if shared else 0
         self._world = distributed.get_world_size() if shared else 1
         self._plans: dict[int, list[list[int]]] = {}
-        if (folder / _STATE).is_file():
+        if (folder / _STATE).exists():
             progress = load_state(folder / _STATE, self._modules, self._optimizers)
             self.step, self.curve = progress["step"], progress["curve"]
 

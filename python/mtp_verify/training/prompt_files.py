@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ def read_prompts(path: Path) -> OwnPrompts:
 
     A file whose name ends in `.txt` holds one prompt a line. Any other holds one JSON object a
     line, whose text `prompt` is a prompt; other fields are ignored. Empty lines are skipped.
-    ParamsError names the line that is not of that form. OSError: the file cannot be read.
+    ParamsError names the line that is not of that form, or says why it cannot be read.
     """
     is_plain = path.suffix.lower() == ".txt"
     found: dict[str, str] = {}
@@ -76,12 +77,9 @@ def read_prompts(path: Path) -> OwnPrompts:
 def read_lines(path: Path) -> list[tuple[str, str]]:
     """Return the lines of a text file that are not empty, each with its place in words.
 
-    ParamsError: it is too large, is not UTF-8, or has no such line. OSError: it cannot be read.
+    ParamsError: it is no file, too large, not UTF-8, or has no such line.
     """
-    size = path.stat().st_size
-    if size > _MAX_BYTES:
-        _refuse(f"{path}: found {size:,} bytes, wanted at most {_MAX_BYTES:,}")
-    content = path.read_bytes()
+    content = read_file(path, _MAX_BYTES)
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

@@ -91,9 +91,10 @@ def _parallel(
 ) -> Iterator[torch.Tensor]:
     count, device = batch.tokens.shape[1], batch.tokens.device
     positions = torch.arange(count, device=device)[None].expand_as(batch.tokens)
-    visible = causal_mask(0, count, None, device)
+    visible = causal_mask(0, count, head.spec.known_sizes.window, device)
+    hidden = head.prefixed(states[0], positions, visible)
     embeds: list[torch.Tensor] = []
     for level in range(min(depth, head.spec.num_modules)):
         if head.spec.fusion != "none":
             embeds.append(head.shared.embed(batch.shifted(batch.tokens, level)))
-        yield head.features(states[0], level, positions, visible, embeds)
+        yield head.features(hidden, level, positions, visible, embeds)

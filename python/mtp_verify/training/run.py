@@ -28,6 +28,7 @@ from mtp_verify.training.questions import frame_of
 from mtp_verify.training.shards import Shards, shard_path
 from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of, start_from
 from mtp_verify.training.writers import Job, write_shards
+from mtp_verify.verifier.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,12 +252,13 @@ def _read_plan(folder: Path, recipe: Recipe, prompts: str | None) -> dict[str, A
     """Return what the folder's run has decided; `prompts` is the digest of own ones, or None."""
     path = folder / "plan.json"
     wanted = recipe.as_dict()
-    if not path.is_file():
+    if not path.exists():
         plan: dict[str, Any] = {"recipe": wanted, "prompts": prompts}
         _write_plan(folder, plan)
         return plan
+    text = read_text(path)
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(text)
         different = [name for name in wanted if plan["recipe"].get(name) != wanted[name]]
         before = plan.get("prompts")
     except (ValueError, KeyError, AttributeError) as error:

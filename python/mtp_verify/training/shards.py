@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from mtp_verify.checkpoints.tensors import write_tensors
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.files import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,10 +76,11 @@ class Shards:
         self.temperatures: list[float] = []
         for number, path in enumerate(paths):
             try:
+                check_file(path)
                 file: Any = safe_open(path, "pt")
                 lengths = file.get_tensor("lengths").tolist()
                 self.temperatures += file.get_tensor("temperatures").tolist()
-            except (OSError, SafetensorError) as error:
+            except (OSError, ParamsError, SafetensorError) as error:
                 what = f"{path} is not a shard of training text ({error})"
                 message = f"{what}; remove it and run again"
                 raise ParamsError(message, slug="bad_shard") from None

@@ -48,7 +48,7 @@ class Job:
 
     def run(self, model: Any) -> None:
         """Write the shard; OSError if the disk is full or cannot be written."""
-        if self.path.is_file():
+        if self.path.exists():
             return
         prompts, seed = self.prompts, self.seed + _MESSAGE_SEED
         if self.closing:

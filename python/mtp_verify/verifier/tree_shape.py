@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_verify import _core
 from mtp_verify._core import TokenTree
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.files import read_text
 from mtp_verify.verifier.intake import as_float, as_list, as_path, as_word, check_type, shown
 
 if TYPE_CHECKING:
@@ -172,12 +173,13 @@ class TreeShape:
         """Read a shape that `save` wrote.
 
         Raises:
-            ParamsError: the file is not such a JSON document, or holds what is no number.
+            ParamsError: there is no file, no such JSON document in it, or what is no number.
             TypeError: its rates are no list.
             DraftError: its parents are not a tree.
         """
+        text = read_text(as_path("path", path))
         try:
-            document = json.loads(as_path("path", path).read_text(encoding="utf-8"))
+            document = json.loads(text)
         except (ValueError, RecursionError) as error:
             message = f"{path}: not JSON ({error}); wanted a file that TreeShape.save wrote"
             raise ParamsError(message, slug="bad_shape_file") from error

@@ -232,8 +232,8 @@ def test_foreign_family_is_named(tmp_path, capsys):
     tensors = {f"mtp.0.{part}.weight": torch.zeros(2, 2) for part in ("e_proj", "h_proj", "enorm")}
     write(tmp_path, {"model_type": "deepseek_v4"}, tensors)
     code, found = run(capsys, "inspect", tmp_path)
-    assert code == 0
-    assert any("hyper-connections" in note for note in found["notes"])
+    assert (code, found["status"]) == (1, "unsupported")
+    assert "hyper-connections" in found["defects"][0]["what"]
 
 
 def test_repository_is_measured_on_its_target(tmp_path, capsys):
@@ -358,3 +358,70 @@ def test_drift_of_ernies_target_is_measured(tmp_path):
     done = reattach(tmp_path / "original", tmp_path / "tuned", tmp_path / "out")
     assert done.drift is not None
     assert 0.0 < done.drift < 0.05
+
+
+def sees_and_writes():
+    """A tiny model whose only class is one for conditional generation, around a Llama."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sight = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4, projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    config = LlavaConfig(text_config=tiny_model("llama").config, vision_config=sight,
+                         image_token_index=31, image_seq_length=4)  # fmt: skip
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def test_a_target_that_is_only_for_conditional_generation_is_loaded(tmp_path, capsys):
+    model = sees_and_writes()
+    write_eagle(tmp_path / "head", model)
+    model.save_pretrained(tmp_path / "target")
+    words = ("inspect", tmp_path / "head", "--target", tmp_path / "target", "--tokens", 40)
+    _, found = run(capsys, *words)
+    assert (found["notes"], len(found["probe"])) == ([], 1)
+    assert found["status"] in ("ok", "dead")  # It is random, and was measured.
+
+
+def test_a_target_that_cannot_be_loaded_is_no_success(tmp_path, capsys):
+    model, _ = write_in_checkpoint("glm_ocr", tmp_path / "inside")
+    config = json.loads((tmp_path / "inside/config.json").read_text())
+    (tmp_path / "inside/config.json").write_text(json.dumps(config | {"model_type": "nobody_s"}))
+    code, found = run(capsys, "inspect", tmp_path / "inside")
+    assert (code, found["status"]) == (1, "unchecked")
+    assert "transformers cannot load the target" in found["defects"][0]["what"]
+    write_eagle(tmp_path / "head", model)
+    words = ("inspect", tmp_path / "head", "--target", tmp_path / "inside")
+    code, found = run(capsys, *words)
+    assert (code, found["status"]) == (1, "unchecked")
+    code, found = run(capsys, "inspect", tmp_path / "head")  # No target was asked for.
+    assert (code, found["status"]) == (0, "ok")
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "answer"),
+    [
+        ("deepseek_v3", "deepseek_v3", "yes"), ("deepseek_v3", "axk1", "no: it has no"),
+        ("deepseek_v3", "youtu", "no: it has no"), ("glm4_moe", "solar_open", "no: it has no"),
+        ("glm4_moe", "glm4_moe", "yes"), ("step3p5", "step3p7", "yes"), ("mellum", "mellum", "yes"),
+        ("nemotron_h", "nemotron_h", "no: it has no"), ("bailing", "nobody_s", "no: it has no"),
+        ("qwen3_next", "qwen3_next", "no: the tensors are dropped"),
+    ],
+)  # fmt: skip
+def test_transformers_is_asked_what_it_does_with_a_type(name, model_type, answer):
+    assert engines(family(name), model_type)["transformers"].startswith(answer)
+
+
+def test_the_type_is_that_of_the_language_model(tmp_path):
+    write_in_checkpoint("deepseek_v3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "axk1"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = inspect_head(Checkpoint(tmp_path), None, num_tokens=0)
+    assert found.engines["transformers"] == "no: it has no next-token modules for axk1"
+
+
+def test_no_engine_of_today_is_named_for_medusa():
+    answers = engines(family("medusa"))
+    assert not any(answer.startswith("yes") for answer in answers.values())
+    assert "0.32" in answers["vllm"]

@@ -206,7 +206,7 @@ def test_request_that_fails_fails_alone(policy):
     class Careless(StubDrafter):
         def draft(self, request, budget):
             if len(request.tokens) >= len(prompts()[0]) + 4:
-                return mv.Draft.chain([99], root=request.tokens[-1])
+                return mv.Draft.chain([9] * (budget + 1), root=request.tokens[-1])
             return super().draft(request, budget)
 
     def complain(ids, _):

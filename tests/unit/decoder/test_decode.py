@@ -431,18 +431,6 @@ def test_draft_larger_than_asked_for_is_refused(form):
     assert error.value.slug == "draft_too_large"
 
 
-def test_draft_token_outside_the_vocabulary_is_refused():
-    class Foreign(StubDrafter):
-        def draft(self, request, budget):
-            return mv.Draft.chain([1, 9])
-
-    with pytest.raises(
-        mv.errors.DraftError, match=r"found token 9 at node 2, .* vocabulary of 8"
-    ) as error:
-        Decoder(counting_target(), Foreign(), GREEDY).generate([0], max_new_tokens=4)
-    assert error.value.node == 2
-
-
 def test_rows_with_nan_are_refused_and_the_drafter_released():
     drafter = StubDrafter()
     target = TableTarget(lambda path: [float("nan")] * 8, 8)

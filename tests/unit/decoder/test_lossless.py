@@ -99,6 +99,73 @@ def test_rows_that_are_no_distribution_matter_only_where_the_text_gets_to_them(n
     assert case.but(merges_errors=True).distance() < BOUND
 
 
+class Doomed(Table):
+    """A drafter's table with rows that are no distributions, behind some tokens only."""
+
+    bad = (float("nan"), float("inf"), -float("inf"))
+
+    def rows(self, path):
+        row = super().rows(path)
+        place = self.place(path) % 5
+        return torch.full_like(row, self.bad[place % 3]) if path[-1] == 1 and place < 4 else row
+
+
+class Whole(mv.Drafter):
+    """Draws two tokens by itself, the second one from a row of NaN behind a one; looks at none."""
+
+    laws = ("chain",)
+
+    def __init__(self, drops=False):
+        self.drops = drops
+
+    def propose(self, requests, budgets):
+        return [self.draft(*each) for each in zip(requests, budgets, strict=True)]
+
+    def draft(self, request, budget):
+        if budget < 2:
+            return EMPTY
+        own = {"seed": request.seed, "position": request.position, "greedy": False}
+        chain = growers.Chain(2, root=request.tokens[-1], **own)
+        chain.extend(Table(2, 2).rows(request.tokens)[None])
+        first = int(chain.tokens[1])
+        row = Table(2, 2).rows((*request.tokens, first))[None]
+        if first == 0:
+            chain.extend(row)
+            return chain.finish()
+        if self.drops:
+            return EMPTY
+        return mv.Draft(
+            mv.TokenTree([-1, 0, 1]), [request.tokens[-1], 1, 0], law="chain",
+            logits=torch.cat([Table(2, 2).rows(request.tokens)[None], row * float("nan")]),
+            params=mv.SamplingParams(),
+        )  # fmt: skip
+
+
+DOOMED = over(2, Doomed(2, 2))
+SPOILT = [pair for pair in PAIRS if pair[0].startswith(("chain", "doub", "greedy", "best", "head"))]
+QUICK_SPOILT = [
+    ("chain", "token"), ("chain", "gbv"), ("doubtful chain", "auto"), ("best-first tree", "auto"),
+    ("head swor", "traversal"), ("head swor", "coupled"), ("head paths", "gbv"),
+    ("head top-plus-one", "lifted_hu"), ("head heap", "auto"),
+]  # fmt: skip
+
+
+@one_of(QUICK_SPOILT, slow=[pair for pair in SPOILT if pair not in QUICK_SPOILT])
+@pytest.mark.filterwarnings("ignore:.*costs speed")
+def test_bad_rows_of_a_drafter_cost_speed_and_nothing_else(name, rule):
+    case = BASE.but(drafter=DOOMED[name][0], rule=rule)
+    assert case.distance() < BOUND
+    assert case.but(eos=1, steps=None, looked_at=None, length=4).distance() < BOUND
+
+
+@pytest.mark.filterwarnings("ignore:.*costs speed")
+def test_what_was_drawn_above_a_bad_row_stays():
+    # The second token is not drawn from its row, so the noise of the first one decides nothing.
+    case = BASE.but(drafter=Whole, rule="token", length=4, looked_at=None, steps=None)
+    assert case.distance() < BOUND
+    assert case.but(drafter=lambda: Whole(drops=True)).distance() > 0.01
+
+
 PROMPTS = ((1, 0, 1), (0, 0))
 POOLED = Case(TWO["chain"][0], "token", prompts=PROMPTS, eos=1)
 

@@ -58,9 +58,13 @@ def test_module_inside_a_targets_checkpoint(name, tmp_path):
 
 
 def test_every_family_has_a_test_or_a_reason():
-    native_only = {"hydra", "meta"}  # no published layout is known
+    native_only = {"meta"}  # no published layout is known
+    # test_hydra.py, test_recurrent.py, test_trained.py
+    elsewhere = {"hydra", "mlp_speculator", "arctic_lstm", "mtp"}
     repositories = {"eagle", "eagle3", "medusa"}
-    known = set(IN_CHECKPOINT) | native_only | repositories
+    # A Llama cannot stand for these targets; `test_real_families` has the real ones.
+    real = {"nemotron_h", "longcat_flash"}
+    known = set(IN_CHECKPOINT) | native_only | elsewhere | repositories | real
     assert {name for name, record in FAMILIES.items() if record.block} == known
 
 
@@ -192,12 +196,40 @@ def test_other_copies_are_kept(tmp_path):
     assert found.embedding.weight[3, 0] == model.model.embed_tokens.weight[3, 0] + 1.0
 
 
+def renamed(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def test_equal_names_are_resolved_by_model_type_or_disputed(tmp_path):
     model, _ = write_in_checkpoint("glm4_moe", tmp_path)
     assert load(tmp_path, model, probe=False).spec.recycle == "pre"
-    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "unheard_of"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    renamed(tmp_path, model_type="unheard_of")
     assert "recycle" in load(tmp_path, model, probe=False).spec.disputed
+
+
+def test_equal_names_that_no_probe_tells_apart_are_refused(tmp_path):
+    # Norms of w and of 1 + w.
+    model, _ = write_in_checkpoint("qwen3_next", tmp_path)
+    renamed(tmp_path, model_type="unheard_of")
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"unheard_of.*differ in norm_kind"):
+        load(tmp_path, model)
+
+
+def test_exaone_module_of_full_attention_is_refused(tmp_path):
+    model, _ = write_in_checkpoint("exaone_moe", tmp_path)
+    renamed(tmp_path, mtp_layer_types=["full_attention"])
+    with pytest.raises(mv.errors.UnsupportedModelError, match="has rotary positions"):
+        load(tmp_path, model)
+
+
+def test_model_type_of_the_whole_goes_before_that_of_its_language_model(tmp_path):
+    model, _ = write_in_checkpoint("exaone_moe", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "qwen3_next"}
+    for whole, wanted in (("exaone4_5", "exaone_moe"), ("qwen3_5", "qwen3_5")):
+        together = {"model_type": whole, "text_config": config}
+        (tmp_path / "config.json").write_text(json.dumps(together))
+        assert load(tmp_path, model, probe=False).spec.family == wanted
 
 
 def test_eight_bit_blocks_are_scaled(tmp_path):
@@ -243,14 +275,18 @@ def test_weights_of_integers_are_refused(with_target, tmp_path):
         load(tmp_path, model if with_target else None)
 
 
+_DEEPSEEK = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
+_FINAL = ("enorm", "hnorm", "eh_proj", "final_layernorm")
 FOREIGN = {
     "deepseek_v4": ("mtp.0.e_proj", "mtp.0.h_proj", "mtp.0.enorm", "mtp.0.hnorm"),
     "qwen4_exp": ("mtp.fc_embedding", "mtp.fc_hidden", "mtp.pre_fc_norm_embedding"),
-    "longcat_flash": ("model.mtp.layers.0.eh_proj", "model.mtp.layers.0.enorm.m",
-                      "model.mtp.layers.0.hnorm.m", "model.mtp.norm"),
-    "nemotron_h": ("mtp.layers.0.enorm", "mtp.layers.0.hnorm", "mtp.layers.0.eh_proj"),
     "inkling": ("model.mtp.layers.0.hidden_norm", "model.mtp.layers.0.embed_norm",
                 "model.mtp.layers.0.input_proj", "model.mtp.chain_norm"),
+    "kimi_k3": tuple(f"language_model.model.layers.2.{part}" for part in _DEEPSEEK),
+    "glm5_next": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
+    "openpangu": tuple(f"model.layers.2.{part}" for part in _DEEPSEEK),
+    "hunyuan_v4": tuple(f"model.mtp_layers.0.{part}" for part in _FINAL),
+    "minimax_m3": tuple(f"language_model.model.mtp.layers.0.{part}" for part in _FINAL),
     "gemma4_assistant": ("pre_projection", "post_projection", "norm"),
 }  # fmt: skip
 
@@ -259,7 +295,7 @@ FOREIGN = {
 def test_families_that_cannot_be_run_are_recognised(name, tmp_path):
     assert FAMILIES[name].spec.obstacle
     tensors = {f"{part}.weight": torch.zeros(2, 2) for part in FOREIGN[name]}
-    write(tmp_path, {"model_type": name}, tensors)
+    write(tmp_path, {"model_type": FAMILIES[name].spec.layout.model_types[0]}, tensors)
     with pytest.raises(mv.errors.UnsupportedModelError, match=FAMILIES[name].spec.obstacle):
         load(tmp_path)
 
@@ -435,6 +471,12 @@ def test_unsupported_speculators_are_named(tmp_path):
     config["speculators_model_type"] = "dflash"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        mv.errors.UnsupportedModelError, match="found 'dflash', wanted one of: eagle3"
+        mv.errors.UnsupportedModelError, match=r"found 'dflash', and its tensors .* of eagle3"
+    ):
+        load(tmp_path)
+    config["speculators_model_type"] = "other"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        mv.errors.UnsupportedModelError, match=r"found 'other', wanted one of: .*eagle3"
     ):
         load(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import mtp_verify as mv
@@ -32,7 +34,8 @@ def test_record_and_spec_of_a_family_agree(name):
 
 
 def test_kinds_of_blocks_come_from_the_families():
-    assert set(BLOCKS) == {"llama", "target", "residual"}
+    kinds = {"llama", "target", "half", "sublayers", "residual", "recurrent"}
+    assert set(BLOCKS) == kinds
     assert block_of(family("medusa")) is BLOCKS["residual"]
     with pytest.raises(mv.errors.ParamsError, match="found 'linear', wanted one of: target, llama"):
         block_of(HeadSpec("test", block="linear"))
@@ -73,3 +76,12 @@ def test_sizes_come_from_the_targets_configuration():
     assert family("eagle").replace(sizes=sizes).known_sizes is sizes
     with pytest.raises(mv.errors.ParamsError, match="sizes of eagle are not set"):
         _ = family("eagle").known_sizes
+
+
+def test_descriptions_from_before_a_field_was_there_are_read():
+    spec = family("eagle").replace(sizes=Sizes(hidden_size=8, vocab_size=16))
+    document = json.loads(spec.to_json())
+    for name in ("state", "is_tied", "prefix", "output_bias"):
+        del document[name]
+    del document["layout"]["marks"]
+    assert HeadSpec.from_json(json.dumps(document)) == spec

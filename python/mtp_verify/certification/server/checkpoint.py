@@ -13,6 +13,7 @@ from mtp_verify.certification.server.texts import WordTexts
 from mtp_verify.console.libraries import quiet_bars
 from mtp_verify.errors import ParamsError
 from mtp_verify.testing.laws import model_rows
+from mtp_verify.verifier.files import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ def load_reference(folder: Path) -> Reference:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_folder(folder)
     if not (folder / "config.json").is_file():
         message = (
             f"checkpoint: found no config.json in {folder}, wanted a folder of transformers' "

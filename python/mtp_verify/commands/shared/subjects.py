@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtp_verify.commands.shared.targets import language_class
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 from mtp_verify.verifier.api import build_info
+from mtp_verify.verifier.files import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,6 +113,7 @@ def subject_for(
 
     Raises:
         ImportError: A library or the packaged model is missing; says what to install.
+        ParamsError: `folder` holds what is no file, such as a named pipe.
         OSError: `folder` holds no checkpoint that transformers can read, or there is no `head`.
     """
     message = ""
@@ -150,12 +153,14 @@ def _smollm2() -> Subject:
 
 def _checkpoint(folder: Path) -> Subject:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     def load(dtype: str) -> Any:
-        read = AutoModelForCausalLM.from_pretrained
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        read = language_class(config).from_pretrained
         return read(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
+    check_folder(folder)
     if not (folder / "config.json").is_file():
         message = f"{folder}: found no config.json, wanted a folder that save_pretrained wrote"
         raise FileNotFoundError(message)

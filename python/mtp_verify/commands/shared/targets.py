@@ -5,9 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["load_target"]
+__all__ = ["language_class", "load_target"]
 
 _PACKED = 8  # parameters that one stored number may hold, in four-bit checkpoints
+
+
+def language_class(config: Any) -> Any:
+    """Return the class of transformers that loads a model which writes text.
+
+    Models that also see have a class for conditional generation, many of them no other.
+    """
+    import transformers
+
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        for kind in ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
+            if type(config) in getattr(transformers, f"MODEL_FOR_{kind}_MAPPING", {}):
+                name = "".join(word.title() for word in kind.split("_"))
+                return getattr(transformers, f"AutoModelFor{name.replace('Lm', 'LM')}")
+    return transformers.AutoModelForCausalLM
 
 
 def load_target(folder: str | None) -> tuple[Any | None, str]:
@@ -15,19 +30,22 @@ def load_target(folder: str | None) -> tuple[Any | None, str]:
     if folder is None:
         return None, "no target was given: nothing was measured"
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from mtp_verify.checkpoints.folder import Checkpoint
+    from mtp_verify.verifier.files import check_folder
 
     try:
+        check_folder(folder)
         held = sum(math.prod(info.shape) for info in Checkpoint(folder).tensors.values())
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = language_class(config)
         with torch.device("meta"):
-            wanted = AutoModelForCausalLM.from_config(config).num_parameters()
+            wanted = kind.from_config(config).num_parameters()
         if wanted > _PACKED * held:
             # transformers would fill what is missing with random numbers, even terabytes of them.
             return None, f"the target has {wanted:,} parameters and its files hold {held:,} numbers"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
     except Exception as error:  # noqa: BLE001 - a foreign checkpoint may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         return None, f"transformers cannot load the target: {reason}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.console.folders import cache_folder
 from mtp_verify.verifier.api import build_info
+from mtp_verify.verifier.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,7 @@ def path_of(key: Mapping[str, Any]) -> Path:
 def load(key: Mapping[str, Any]) -> dict[int, dict[int, float]]:
     """Return the times of a key, as `save` took them; none if there is no usable file."""
     try:
-        found = json.loads(path_of(key).read_text())
+        found = json.loads(read_text(path_of(key)))
         if found["key"] != key:
             return {}
         return {

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.models.cpu.attention import GroupedMask, attend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import HeadSpec, Sizes
 
@@ -104,16 +104,28 @@ class HeadBlock(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
+    def find_copies(cls, source: Source) -> set[str]:
+        """Return labels of stored tensors that equal others, where levels share their weights."""
+        del source
+        return set()
+
+    @classmethod
+    def from_checkpoint(
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> Converted:
         """Convert a block's tensors to parameters, where `needs_target`."""
         raise NotImplementedError
 
     @classmethod
     def to_checkpoint(
-        cls, target: Any, tensors: Mapping[str, torch.Tensor]
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Convert parameters to a block's tensors, by their names in a checkpoint."""
         raise NotImplementedError
+
+    def new_layer(self) -> GrowingLayer:
+        """Return what keeps the keys and values of a new sequence."""
+        return GrowingLayer()
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """Run the block on x (B, n, width); return (B, n, d)."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LlamaBlock", "RMSNorm", "Rotary"]
 
+_SLIDING = "sliding_attention"
+_QWENS = ("qwen2", "qwen3")
+_MAX_WINDOW_LAYERS = 28  # transformers' own, where a configuration does not say
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * w, or with `plus_one` * (1 + w); computed in float32."""
@@ -101,6 +105,41 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     first = x if width == x.shape[-1] else x[..., :width]
     rotated = first * cos + first.roll(width // 2, -1) * sin
     return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
+
+
+def _window(source: Source) -> int | None:
+    """Return the width of a drafter's sliding attention, or None, as vLLM reads its configuration.
+
+    `layer_types` decides, counted from the drafter's first block. Without it all of Mistral's
+    layers slide, Qwen's from `max_window_layers` on, Llama's never. Qwen's width counts only where
+    `use_sliding_window` says so.
+    """
+    config, count = source.config, source.spec.num_layers
+    kind, width = config.get("model_type"), config.get("sliding_window")
+    if kind in _QWENS and not config.get("use_sliding_window"):
+        return None
+    kinds: Any = config.get("layer_types")
+    if kinds is None:
+        first = {"mistral": 0}.get(str(kind), count)
+        if kind in _QWENS:
+            first = config.get("max_window_layers", _MAX_WINDOW_LAYERS)
+        slides = [width is not None and type(first) is int and n >= first for n in range(count)]
+    else:
+        known = isinstance(kinds, list) and all(k in ("full_attention", _SLIDING) for k in kinds)
+        if not known or len(kinds) < count:
+            wanted = f"a list that begins with {count} of: full_attention, {_SLIDING}"
+            message = f"layer_types: found {str(kinds)[:100]}, wanted {wanted}"
+            raise ParamsError(message, slug="bad_head_spec")
+        slides = [kind == _SLIDING for kind in kinds[:count]]
+    if not any(slides):
+        return None
+    if not all(slides):
+        message = f"found {count} blocks of which some slide, wanted one kind of attention for all"
+        raise UnsupportedModelError(message, slug="unsupported_head")
+    if type(width) is not int or width < 1:
+        message = f"sliding_window: found {str(width)[:100]}, wanted an int >= 1"
+        raise ParamsError(message, slug="bad_head_spec")
+    return width
 
 
 class _Attention(nn.Module):
@@ -184,6 +223,8 @@ class LlamaBlock(HeadBlock):
             output_bias=source.has(f"{block}self_attn.o_proj.bias"),
             mlp_bias=source.has(f"{block}mlp.gate_proj.bias"),
             qk_norm=source.has(f"{block}self_attn.q_norm.weight"),
+            # Layers of a target's configuration are its own, not those of a module behind them.
+            window=None if source.spec.is_inside_target else _window(source),
         )
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:

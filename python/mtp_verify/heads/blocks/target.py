@@ -9,35 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
 
+from mtp_verify.caches.dynamic import GrowingLayer
+from mtp_verify.caches.indexed import IndexedLayer
 from mtp_verify.caches.names import cache_name
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import BlockInputs, Converted, HeadBlock
 from mtp_verify.heads.spec import HeadSpec, Sizes
+from mtp_verify.models.hidden import final_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mtp_verify.caches.dynamic import GrowingLayer
     from mtp_verify.heads.io.recognise import Source
 
-__all__ = ["TargetBlock"]
+__all__ = ["TargetBlock", "additive", "as_cache", "layers_of", "name_of_cache"]
 
-_LAYER = re.compile(r"^(?:.*?\.)?layers\.0\.")
+_WIDTHS = ("hidden_size", "vocab_size")
+_KINDS = ("layer_types", "mlp_layer_types")
+# Bounds of some of the target's last layers, which no module has.
+_LIMITS = ("swiglu_limits", "swiglu_limits_shared")
 
 
-def _as_cache(layer: GrowingLayer) -> Any:
+def as_cache(layer: GrowingLayer) -> Any:
     """Return what a transformers layer uses of a cache: one layer, whatever index it asks for."""
-    return SimpleNamespace(
+    cache = SimpleNamespace(
         update=lambda keys, values, *_, **__: layer.update(keys, values),
         get_seq_length=lambda *_: layer.get_seq_length(),
     )
+    if isinstance(layer, IndexedLayer):
+        cache.update_indexer = lambda keys, *_, **__: layer.update_indexer(keys)
+    return cache
 
 
 class TargetBlock(HeadBlock):
@@ -47,24 +56,19 @@ class TargetBlock(HeadBlock):
     uses_rotary = False
     needs_target = True
     wrapper = "layer."
+    place: ClassVar[str] = "0."  # of `layer` among the target's layers, in names
 
     def __init__(self, spec: HeadSpec, index: int = 0, target: Any | None = None) -> None:
         super().__init__(spec, index, target)
-        if target is None:
-            message = "a block of the target's own kind of layer needs the target"
-            raise ParamsError(message, slug="head_needs_target")
-        decoder = target.get_decoder()
-        layers, rotary = (getattr(decoder, name, None) for name in ("layers", "rotary_emb"))
-        if not isinstance(layers, nn.ModuleList) or not len(layers) or rotary is None:
-            what = "does not show its layers and rotary embedding, so a head made of one more such"
-            message = f"{type(target).__name__} {what} layer cannot be built"
+        model, layers = layers_of(target)
+        rotary = getattr(model.get_decoder(), "rotary_emb", None)
+        if rotary is None:
+            what = "does not show its rotary embedding, so a head made of one more such layer"
+            message = f"{type(model).__name__} {what} cannot be built"
             raise UnsupportedModelError(message, slug="unsupported_block")
-        config, place = _config_of_head(target.config, len(layers))
-        self.layer = type(layers[-1])(config, place)
-        self._cache_name = cache_name(self.layer.forward)
-        if self._cache_name is None:
-            message = f"{type(self.layer).__name__} takes no cache, so a head cannot be made of it"
-            raise UnsupportedModelError(message, slug="unsupported_block")
+        config, place = _config_of_head(spec, model.config, len(layers))
+        self.layer = self._part(type(layers[-1])(config, place))
+        self._cache_name = name_of_cache(self.layer)
         types = getattr(config, "layer_types", None)
         kind = types[place] if types else "full_attention"
         # The rotary parameters may be one table for each kind of layer.
@@ -73,24 +77,40 @@ class TargetBlock(HeadBlock):
         self._rope_options = {"layer_type": kind} if is_nested else {}
         # Width of its sliding attention, or None where it sees all.
         self.window: int | None = config.sliding_window if kind == "sliding_attention" else None
+        attention = getattr(self.layer, "self_attn", None)
+        self._is_indexed = getattr(attention, "indexer", None) is not None
         # The target's own, without weights of its own; outside of this module's parameters.
         self._shared = (rotary,)
 
-    @classmethod
-    def read_sizes(cls, source: Source) -> Sizes:
-        """See `HeadBlock.read_sizes`; the sliding window is the target's."""
-        window = None if source.target is None else _empty(source.target).window
-        return Sizes.from_table(source.config, window=window)
+    @staticmethod
+    def _part(layer: nn.Module) -> nn.Module:
+        """Return what of a layer of the target is the block."""
+        return layer
 
     @classmethod
-    def from_checkpoint(cls, target: Any, tensors: Mapping[str, torch.Tensor]) -> Converted:
+    def read_sizes(cls, source: Source) -> Sizes:
+        """See `HeadBlock.read_sizes`; the target knows them, whatever a release calls them."""
+        if source.target is None:
+            return Sizes.from_table(source.config)
+        norm = final_norm(source.target.get_decoder())
+        # Widths are those of the file: by them another target is known.
+        known = {name: source.config[name] for name in _WIDTHS if name in source.config}
+        for name in ("variance_epsilon", "eps"):
+            if isinstance(eps := getattr(norm, name, None), float):
+                known["norm_eps"] = eps
+        return dataclasses.replace(Sizes.of(source.target.config), **known)
+
+    @classmethod
+    def from_checkpoint(
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> Converted:
         """See `HeadBlock.from_checkpoint`."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        layer = _empty(target).layer
-        holder = _Holder(target, layer)
+        layer = cls._empty(spec, target).layer
+        holder = _Holder(target, layer, cls.place)
         known = getattr(target, "_weight_conversions", None)
         options = LoadStateDictConfig(weight_mapping=known or get_model_conversion_mapping(target))
         state = {holder.prefix + name: tensor for name, tensor in tensors.items()}
@@ -111,18 +131,28 @@ class TargetBlock(HeadBlock):
 
     @classmethod
     def to_checkpoint(
-        cls, target: Any, tensors: Mapping[str, torch.Tensor]
+        cls, spec: HeadSpec, target: Any, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """See `HeadBlock.to_checkpoint`."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import revert_weight_conversion
 
-        layer = _empty(target).layer
-        holder = _Holder(target, layer)
+        holder = _Holder(target, cls._empty(spec, target).layer, cls.place)
         holder._weight_conversions = get_model_conversion_mapping(target, add_legacy=False)
         state = {holder.prefix + name: tensor for name, tensor in tensors.items()}
         found = revert_weight_conversion(holder, state)
-        return {_LAYER.sub("", name, count=1): tensor for name, tensor in found.items()}
+        start = re.compile(rf"^(?:.*?\.)?layers\.{re.escape(cls.place)}")
+        return {start.sub("", name, count=1): tensor for name, tensor in found.items()}
+
+    @classmethod
+    def _empty(cls, spec: HeadSpec, target: Any) -> TargetBlock:
+        """Return a block whose parameters have shapes and no memory."""
+        with torch.device("meta"):
+            return cls(spec, 0, target)
+
+    def new_layer(self) -> GrowingLayer:
+        """See `HeadBlock.new_layer`."""
+        return IndexedLayer() if self._is_indexed else GrowingLayer()
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`; the layer has its own input norm and residual stream."""
@@ -148,63 +178,114 @@ class TargetBlock(HeadBlock):
         mask: torch.Tensor | None,
         layer: GrowingLayer | None,
     ) -> torch.Tensor:
-        """Run the library's layer, which knows of one cache, on rows of one sequence or of many."""
-        if mask is not None and mask.dtype is torch.bool:
-            # Floats are the one form that eager and SDPA attention both take.
-            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(
-                ~mask, torch.finfo(x.dtype).min
-            )
+        """Run the library's code, which knows of one cache, on rows that share it."""
+        if mask is None and self._is_indexed:
+            # It picks among the keys that a mask shows.
+            past = 0 if layer is None else layer.get_seq_length()
+            mask = x.new_zeros((1, 1, x.shape[1], past + x.shape[1]))
         output = self.layer(
             x,
-            attention_mask=mask,
+            attention_mask=additive(mask, x),
             position_ids=positions,
             position_embeddings=self._shared[0](x, position_ids=positions, **self._rope_options),
             use_cache=layer is not None,
-            **{self._cache_name or "": None if layer is None else _as_cache(layer)},
+            **{self._cache_name: None if layer is None else as_cache(layer)},
         )
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
 
-def _empty(target: Any) -> TargetBlock:
-    """Return a block whose parameters have shapes and no memory."""
-    with torch.device("meta"):
-        return TargetBlock(HeadSpec("empty"), 0, target)
+def layers_of(target: Any | None) -> tuple[Any, nn.ModuleList]:
+    """Return the target and its layers.
+
+    ParamsError: no target. UnsupportedModelError: it does not show its layers.
+    """
+    if target is None:
+        message = "a block of the target's own kind of layer needs the target"
+        raise ParamsError(message, slug="head_needs_target")
+    layers = getattr(target.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        what = "does not show its layers, so a head made of one more such layer cannot be built"
+        message = f"{type(target).__name__} {what}"
+        raise UnsupportedModelError(message, slug="unsupported_block")
+    return target, layers
+
+
+def name_of_cache(layer: nn.Module) -> str:
+    """Return what a layer calls its cache; UnsupportedModelError if it takes none."""
+    name = cache_name(layer.forward)
+    if name is None:
+        message = f"{type(layer).__name__} takes no cache, so a head cannot be made of it"
+        raise UnsupportedModelError(message, slug="unsupported_block")
+    return name
+
+
+def additive(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """Return a mask as floats, the one form that eager and SDPA attention both take."""
+    if mask is None or mask.dtype is not torch.bool:
+        return mask
+    shown = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
+    return shown.masked_fill_(~mask, torch.finfo(x.dtype).min)
 
 
 class _Holder(nn.Module):
-    """One layer, at the place of the target's first: where transformers' patterns look for it."""
+    """A block, in the place of the target's layers: where transformers' patterns look for it."""
 
-    def __init__(self, model: Any, layer: nn.Module) -> None:
+    def __init__(self, model: Any, layer: nn.Module, within: str) -> None:
         super().__init__()
         self.base_model_prefix = model.base_model_prefix
         self.config = model.config
         layers = model.get_decoder().layers
         path = next(name for name, module in model.named_modules() if module is layers)
-        self.prefix = f"{path}.0."
+        self.prefix = f"{path}.{within}"
+        path = self.prefix.removesuffix(".")
+        *above, last = path.split(".")
         place: nn.Module = self
-        for part in path.split("."):
+        for part in above:
             place.add_module(part, nn.Module())
             place = place.get_submodule(part)
-        place.add_module("0", layer)
+        place.add_module(last, layer)
 
 
-def _config_of_head(config: Any, num_layers: int) -> tuple[Any, int]:
+def _config_of_head(spec: HeadSpec, config: Any, num_layers: int) -> tuple[Any, int]:
     """Return the configuration and layer number from which the target's class builds the block.
 
-    Where lists give the kind of each layer, the head's are those for multi-token prediction, or
-    the target's last layer of full attention.
+    The block is like a layer that the target has, so that whatever a configuration says layer by
+    layer (numbers of heads, rotary parameters) is said of it too.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
-    if getattr(text, "mtp_layer_types", None):
-        text.layer_types = list(text.mtp_layer_types)
-        if getattr(text, "mtp_mlp_layer_types", None):
-            text.mlp_layer_types = list(text.mtp_mlp_layer_types)
-        text.num_hidden_layers = len(text.layer_types)
-        return text, 0
-    types = getattr(text, "layer_types", None) or ()
-    full = [place for place, kind in enumerate(types) if kind == "full_attention"]
-    return text, full[-1] if full else num_layers - 1
+    attention, mlp = (
+        _only_kind(text, name) or kind
+        for name, kind in (
+            ("mtp_layer_types", spec.layer_attention),
+            ("mtp_mlp_layer_types", spec.layer_mlp),
+        )
+    )
+    place = 0 if spec.layer_like == "first" else num_layers - 1
+    types, mlps = (list(getattr(text, name, None) or ()) for name in _KINDS)
+    if types and (attention or spec.layer_like == "last"):
+        wanted = attention or "full_attention"
+        alike = [number for number, kind in enumerate(types) if kind == wanted]
+        if not alike and attention:
+            message = f"layer_types: found {types}, wanted {wanted}, which the head's block has"
+            raise UnsupportedModelError(message, slug="unsupported_block")
+        exact = [number for number in alike if mlps and mlps[number] == mlp]
+        place = [place, *alike, *exact][-1]
+    changes = {"mlp_layer_types": mlp, "indexer_types": "full", **dict.fromkeys(_LIMITS, 0.0)}
+    for name, value in changes.items():
+        values = getattr(text, name, None)
+        if values and value != "":
+            setattr(text, name, [*values[:place], value, *values[place + 1 :]])
+    return text, place
+
+
+def _only_kind(text: Any, name: str) -> str:
+    """Return the kind that a configuration gives all modules, or "" where it gives none."""
+    kinds = set(getattr(text, name, None) or ())
+    if len(kinds) > 1:
+        message = f"{name}: found {sorted(kinds)}, wanted one kind for all modules"
+        raise UnsupportedModelError(message, slug="unsupported_block")
+    return kinds.pop() if kinds else ""
 
 
 @contextlib.contextmanager

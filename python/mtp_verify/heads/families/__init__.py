@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.families.eagle import EAGLE, EAGLE3
+from mtp_verify.heads.families.foreign import FOREIGN
 from mtp_verify.heads.families.modules import MODULES
 from mtp_verify.heads.families.parallel import HYDRA, MEDUSA, META
+from mtp_verify.heads.families.recurrent import LSTM, MLP
+from mtp_verify.heads.families.trained import MTP
 from mtp_verify.verifier.intake import check_type, shown
 
 if TYPE_CHECKING:
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["BLOCKS", "FAMILIES", "block_of", "family"]
 
 FAMILIES: dict[str, Family] = {
-    record.spec.family: record for record in (*MODULES, EAGLE, EAGLE3, MEDUSA, HYDRA, META)
+    record.spec.family: record
+    for record in (*MODULES, EAGLE, EAGLE3, MTP, MEDUSA, HYDRA, META, MLP, LSTM, *FOREIGN)
 }
 BLOCKS: dict[str, type[HeadBlock]] = {
     record.block.kind: record.block for record in FAMILIES.values() if record.block is not None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import Described
 
-__all__ = ["EAGLE", "EAGLE3"]
+__all__ = ["EAGLE", "EAGLE3", "SPECULATORS"]
 
 _EAGLE3_NAMES = {
     "features": "fc", "feature_norm_all": "input_norm", "feature_norm_each": "fc_norm.{j}",
@@ -188,7 +188,12 @@ def _block_config(spec: HeadSpec) -> dict[str, Any]:
         "rope_scaling": rope or None,
         "max_position_embeddings": sizes.max_positions,
     }
-    return config if factor is None else {**config, "partial_rotary_factor": factor}
+    if factor is not None:
+        config["partial_rotary_factor"] = factor
+    if sizes.window is not None:
+        config |= {"sliding_window": sizes.window, "use_sliding_window": True}
+        config["layer_types"] = ["sliding_attention"] * spec.num_layers
+    return config
 
 
 _EAGLE = HeadSpec(
@@ -210,12 +215,12 @@ _EAGLE3 = HeadSpec(
                "block": "midlayer.", **_EAGLE3_NAMES},
     ),
 )  # fmt: skip
-_SPECULATORS = Layout(
+SPECULATORS = Layout(
     names={"embed_norm": "layers.0.input_layernorm", "hidden_norm": "layers.0.hidden_norm",
            "block": "layers.{l}.", **_EAGLE3_NAMES},
 )  # fmt: skip
 _REPOSITORIES3 = {
     "eagle": Repository(_EAGLE3.layout, _eagle3_config),
-    "speculators": Repository(_SPECULATORS, _speculators_config),
+    "speculators": Repository(SPECULATORS, _speculators_config),
 }
 EAGLE3 = Family(_EAGLE3, LlamaBlock, _ENGINES, _REPOSITORIES3, _eagle3_fields, _eagle3_layers)

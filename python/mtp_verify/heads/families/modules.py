@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify.errors import UnsupportedModelError
+from mtp_verify.heads.blocks.half import HalfBlock
 from mtp_verify.heads.blocks.llama import LlamaBlock
+from mtp_verify.heads.blocks.sublayers import SublayersBlock
 from mtp_verify.heads.blocks.target import TargetBlock
 from mtp_verify.heads.spec import Family, HeadSpec, Layout
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.blocks.base import HeadBlock
+    from mtp_verify.heads.io.recognise import Source
 
 __all__ = ["MODULES"]
 
@@ -44,6 +48,11 @@ _QWEN = {
     "block": "layers.{i}.",
 }
 
+_NO_CLASS = "transformers has no class of its target, so that it was compared with nothing"
+_ONE_STREAM = (
+    "its block has one hidden state where the target's layers have several streams of "
+    "hyper-connections, and transformers has no class of such a block"
+)
 _SERVED = ("vllm", "sglang")
 _EVERYWHERE = ("transformers", *_SERVED)
 
@@ -67,6 +76,16 @@ def _as_mimo(config: dict[str, Any], base: Checkpoint) -> dict[str, torch.Tensor
     return biases
 
 
+def _refuse_full_attention(source: Source) -> dict[str, Any]:
+    """Refuse full attention with rotary positions, which transformers' EXAONE does not have."""
+    kinds = source.config.get("mtp_layer_types")
+    if isinstance(kinds, list) and "full_attention" in kinds:
+        why = "a module of full attention has rotary positions, which the target's such layers lack"
+        message = f"mtp_layer_types: found {kinds}: {why}"
+        raise UnsupportedModelError(message, slug="unsupported_head")
+    return {}
+
+
 def _mtp(
     name: str,
     model_types: tuple[str, ...] = (),
@@ -75,37 +94,41 @@ def _mtp(
     *,
     count_keys: tuple[str, ...] = _NEXTN,
     renames: dict[str, str] | None = None,
-    infix: str = "",
     block: type[HeadBlock] | None = TargetBlock,
     engines: tuple[str, ...] = _SERVED,
     adapt_target: Callable[..., Any] | None = None,
+    read_fields: Callable[[Source], dict[str, Any]] | None = None,
     **fields: Any,
 ) -> Family:
     """Return a record; a family whose blocks cannot be run here has an `obstacle` instead."""
     types, names, renames = model_types or (name,), names or _DEEPSEEK, renames or {}
-    layout = Layout(prefix, names, renames, infix, count_keys, types)
+    layout = Layout(prefix, names, renames, count_keys, types)
     if "obstacle" in fields:
         block = None
     spec = HeadSpec(name, block=block.kind if block else "foreign", layout=layout, **fields)
-    return Family(spec, block, engines, adapt_target=adapt_target)
+    return Family(spec, block, engines, read_fields=read_fields, adapt_target=adapt_target)
 
 
 _RECYCLE = ("recycle",)
 
 MODULES = (
-    _mtp("deepseek_v3", ("deepseek_v3", "deepseek_v32", "openpangu_ultra_moe"), zero_first=True,
+    _mtp("deepseek_v3", ("deepseek_v3", "deepseek_v32"), zero_first=True,
          disputed=("zero_first",), engines=_EVERYWHERE),
-    _mtp("glm4_moe", ("glm4_moe", "glm4v_moe"), recycle="pre", disputed=_RECYCLE,
+    _mtp("glm4_moe", ("glm4_moe",), recycle="pre", disputed=_RECYCLE,
          engines=_EVERYWHERE),
     _mtp("glm4_moe_lite", recycle="pre", disputed=_RECYCLE),
     _mtp("glm_ocr", prefix="model.language_model.layers.{layer}.", recycle="pre",
          disputed=_RECYCLE),
-    _mtp("glm_moe_dsa", ("glm_moe_dsa", "glm5_next")),
+    _mtp("glm_moe_dsa"),
+    _mtp("glm5_next", ("glm5_next", "glm5_next_text"), obstacle=_ONE_STREAM),
+    _mtp("openpangu", ("pangu_ultra_moe",), obstacle=_NO_CLASS),
     _mtp("kimi_k3", prefix="language_model.model.layers.{layer}.", recycle="pre",
-         disputed=_RECYCLE),
-    _mtp("dots3_note", names={**_DEEPSEEK, "embedding": "/model.mtp.embed_tokens"}),
+         disputed=_RECYCLE, obstacle=_NO_CLASS),
+    _mtp("dots3_note", ("dots3_note", "dots3_note_text"), layer_attention="sliding_attention",
+         layer_mlp="sparse", names={**_DEEPSEEK, "embedding": "/model.mtp.embed_tokens"}),
     _mtp("hunyuan_v3", ("hy_v3",), names=_FINAL),
-    _mtp("hunyuan_v4", ("hy_v4",), prefix="model.mtp_layers.{i}.", names=_FINAL),
+    _mtp("hunyuan_v4", ("hy_v4",), prefix="model.mtp_layers.{i}.", names=_FINAL,
+         obstacle=_ONE_STREAM),
     _mtp("bailing", ("bailing_hybrid", "bailing_moe", "bailing_moe_v2"), names=_FINAL,
          engines=_EVERYWHERE),
     _mtp("mimo", prefix="model.mtp_layers.{i}.", fusion="he", feed="pre", block=LlamaBlock,
@@ -113,35 +136,44 @@ MODULES = (
          names={"embed_norm": "token_layernorm", "hidden_norm": "hidden_layernorm",
                 "fusion": "input_proj", "output_norm": "final_layernorm", "block": ""}),
     _mtp("mimo_v2", ("mimo_v2", "mimo_v2_flash"), prefix="model.mtp.layers.{i}.", count_keys=(),
-         names=_FINAL, renames={"post_attention_layernorm": "pre_mlp_layernorm"}),
+         names=_FINAL, renames={"post_attention_layernorm": "pre_mlp_layernorm"},
+         layer_attention="sliding_attention", layer_mlp="dense"),
     _mtp("qwen3_next", prefix="mtp.", names=_QWEN, norm_kind="rms1p"),
     _mtp("qwen3_5", ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "intern_s2"),
          prefix="mtp.", names=_QWEN, norm_kind="rms1p",
          count_keys=("mtp_num_hidden_layers", *_NEXTN)),
-    _mtp("exaone_moe", ("exaone_moe", "exaone4_5"), prefix="mtp.", names=_QWEN),
+    _mtp("exaone_moe", ("exaone_moe", "exaone4_5"), prefix="mtp.", names=_QWEN,
+         layer_like="first", layer_mlp="dense", read_fields=_refuse_full_attention),
     _mtp("mellum", prefix="mtp.", names=_QWEN, engines=("transformers",)),
-    _mtp("ernie4_5_moe", prefix="model.mtp_", block=LlamaBlock, output_norm=False,
+    # As the model is defined; vLLM feeds it "post", and knows no norm behind it.
+    _mtp("ernie4_5_moe", prefix="model.mtp_", layer_like="first", feed="pre", recycle="pre",
+         output_norm=False, target_norm=True, disputed=("feed", "target_norm"),
          names={"embed_norm": "emb_norm.{i}", "hidden_norm": "hidden_norm.{i}",
                 "fusion": "linear_proj.{i}", "block": "block.{i}."}),
-    _mtp("longcat_flash", prefix="model.mtp.", own_embedding=True, count_keys=(),
+    _mtp("longcat_flash", prefix="model.mtp.", block=HalfBlock, own_embedding=True, count_keys=(),
          names={"embed_norm": "layers.0.enorm.m", "hidden_norm": "layers.0.hnorm.m",
                 "fusion": "layers.0.eh_proj", "output_norm": "norm", "embedding": "embed_tokens",
                 "block": "layers.0."},
-         obstacle="its block is one half of the target's double layer"),
+         renames={"mlp": "transformer_layer.mlp"}),
     _mtp("step3p5", ("step3p5", "step3p7"), feed="pre", recycle="pre", norm_kind="rms1p",
          output_head="own", disputed=_RECYCLE,
-         names={**_DEEPSEEK, "output": "shared_head.output"}, infix="transformer.",
+         names={**_DEEPSEEK, "output_norm": "transformer.shared_head.norm",
+                "output": "transformer.shared_head.output"},
          engines=_EVERYWHERE),
-    _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), prefix="model.mtp.layers.{i}.",
-         recycle="pre", norm_kind="rms1p", count_keys=("num_mtp_modules", *_NEXTN),
-         names={**_FINAL, "block": "transformer_layer."}),
-    _mtp("nemotron_h", prefix="mtp.layers.{i}.", names=_FINAL,
-         obstacle="one step of it spans several sublayers of the hybrid pattern",
-         engines=_EVERYWHERE),
+    _mtp("minimax_m3", ("minimax_m3", "minimax_m3_vl"), recycle="pre", norm_kind="rms1p",
+         prefix="model.mtp.layers.{i}.", count_keys=("num_mtp_modules", *_NEXTN),
+         names={**_FINAL, "block": "transformer_layer."},
+         obstacle="its attention picks keys by their place in the cache, where a tree has several "
+                  "at one position"),
+    _mtp("nemotron_h", prefix="mtp.", block=SublayersBlock, engines=_EVERYWHERE,
+         names={"embed_norm": "layers.0.enorm", "hidden_norm": "layers.0.hnorm",
+                "fusion": "layers.0.eh_proj", "output_norm": "layers.1.final_layernorm",
+                "block": "layers."}),
     _mtp("inkling", ("inkling", "inkling2"), prefix="model.mtp.layers.{i}.", fusion="he",
          names={"embed_norm": "embed_norm", "hidden_norm": "hidden_norm", "fusion": "input_proj",
                 "output_norm": "/model.mtp.chain_norm", "block": "transformer_block."},
-         obstacle="its positions are learned biases of the attention", engines=_EVERYWHERE),
+         obstacle="its blocks have short convolutions, whose one state branches cannot share",
+         engines=_EVERYWHERE),
     _mtp("deepseek_v4", prefix="mtp.{i}.", feed="streams", fusion="sum",
          names={**_DEEPSEEK, "embed_proj": "e_proj", "hidden_proj": "h_proj"},
          obstacle="its hidden state is several streams of hyper-connections"),

@@ -13,6 +13,7 @@ from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.causal import CausalHead
 from mtp_verify.heads.families import block_of
 from mtp_verify.heads.parallel import ParallelHead
+from mtp_verify.heads.recurrent import RecurrentHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ class HeadTensors:
     vocab: Stored | None = None  # (D,) int64, the draft vocabulary
     unknown: tuple[str, ...] = ()  # further tensors that such a checkpoint should not hold
     label: Callable[[str], str] = str  # name of a parameter -> in such a checkpoint
+    # Refuses content that is damaged; called when names and shapes are right, since it reads all.
+    check: Callable[[], None] | None = None
 
 
 def empty_head(spec: HeadSpec, target: Any | None) -> Head:
@@ -53,6 +56,8 @@ def empty_head(spec: HeadSpec, target: Any | None) -> Head:
         with torch.device("meta"):
             if spec.kind == "parallel":
                 return ParallelHead(spec)
+            if spec.kind == "recurrent":
+                return RecurrentHead(spec)
             return CausalHead(spec, target if block_of(spec).needs_target else None)
     except MtpVerifyError:
         raise
@@ -75,13 +80,15 @@ def assemble(
     `where` is the checkpoint, for messages; without a target and a `dtype` parameters have that of
     the file. UnsupportedModelError names tensors that are missing, unknown or of another shape.
     """
-    if spec.num_modules * spec.num_layers > len(tensors.stored):
+    if not spec.is_tied and spec.num_modules * spec.num_layers > len(tensors.stored):
         claim = f"{spec.num_modules} modules of {spec.num_layers} blocks"
         bad_checkpoint(where, f"it claims {claim} and holds {len(tensors.stored)} tensors")
     head = empty_head(spec, target)
     if defects := find_defects(head, tensors):
         message = f"{where} does not hold a whole {spec.family} head: " + "; ".join(defects)
         raise UnsupportedModelError(message, slug="bad_tensors")
+    if tensors.check is not None:
+        tensors.check()
     kind, device = None if dtype == "auto" else dtype, "cpu"
     if target is not None:
         weight = next(target.parameters())
@@ -91,6 +98,8 @@ def assemble(
         if not state[name].is_floating_point():
             what = f"{tensors.stored[name].label}: found {state[name].dtype}, wanted floats"
             bad_checkpoint(where, f"{what}: quantised weights cannot be read")
+    if torn := [tensors.stored[n].label for n, tensor in state.items() if _is_torn(tensor)]:
+        bad_checkpoint(where, f"numbers that are not finite in: {listed(torn)}", "bad_tensors")
     moved = {name: tensor.to(device, kind) for name, tensor in state.items()}
     head.load_state_dict(moved, assign=True)
     if getattr(head, "rotary", None) is not None:
@@ -104,6 +113,10 @@ def assemble(
     if target is not None:
         head.attach(target)
     return head.requires_grad_().eval()
+
+
+def _is_torn(tensor: torch.Tensor) -> bool:
+    return not bool(tensor.isfinite().all())
 
 
 def find_defects(head: Head, tensors: HeadTensors) -> list[str]:

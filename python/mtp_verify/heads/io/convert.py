@@ -27,7 +27,7 @@ def convert(source: Source) -> HeadTensors:
     UnsupportedModelError: tensors that cannot be converted. ParamsError: the target is needed.
     """
     spec, names, target = source.spec, source.names, source.target
-    if spec.num_modules * spec.num_layers > len(names):
+    if not spec.is_tied and spec.num_modules * spec.num_layers > len(names):
         bad_checkpoint(source.folder, f"it claims {spec.num_modules} modules")
     block = block_of(spec)
     stored: dict[str, Stored] = {}
@@ -49,9 +49,10 @@ def convert(source: Source) -> HeadTensors:
         elif block.has_optional_biases and label.endswith("bias"):
             weight, shape = label.removesuffix("bias") + "weight", tuple(tensor.shape)
             stored[parameter] = Stored(label, shape, partial(_zeros, shape, source, weight))
-    done = {names[label] for label in used} | _VOCABS
+    done = {names[label] for label in used} | {names[vocab] for vocab in _VOCABS & names.keys()}
     done |= {names[scale] for label in used if (scale := label + _SCALE) in names}
     done |= {name for name, is_same in source.copies.items() if is_same}
+    done |= {names[label] for label in block.find_copies(source)}
     prefixes = source.naming.prefixes
     unknown += sorted(
         name
@@ -89,7 +90,7 @@ def _convert_block(
     """Return a module's block as the target's layer class has it, and unknown tensors."""
     block, start = block_of(source.spec), source.naming.block_prefix(module)
     tensors = {rest: _read(source, label) for rest, label in labels.items()}
-    converted = block.from_checkpoint(source.target, tensors)
+    converted = block.from_checkpoint(source.spec, source.target, tensors)
     if converted.wrong:
         bad_checkpoint(source.folder, f"wrong shape: {listed(converted.wrong)}", "bad_tensors")
     own = f"levels.{module}.layers.0.{block.wrapper}"
@@ -137,18 +138,19 @@ def _vocab_of(source: Source) -> Stored | None:
     """Return the draft vocabulary: EAGLE-3 stores offsets, vLLM's Medusa the tokens."""
     checkpoint, names = source.checkpoint, source.names
     if "token_map" in names:
-        shape = checkpoint.tensors["token_map"].shape
-        return Stored("token_map", shape, lambda: checkpoint.read("token_map").to(torch.int64))
+        name = names["token_map"]
+        shape = checkpoint.tensors[name].shape
+        return Stored(name, shape, lambda: checkpoint.read(name).to(torch.int64))
     if "d2t" not in names or source.spec.draft_vocab_size is None:
         return None
 
     def read() -> torch.Tensor:
-        offsets = checkpoint.read("d2t").to(torch.int64)
+        offsets = checkpoint.read(names["d2t"]).to(torch.int64)
         tokens = offsets + torch.arange(offsets.numel())
         if "t2d" in names:
-            drafted = checkpoint.read("t2d").to(torch.bool).reshape(-1)
+            drafted = checkpoint.read(names["t2d"]).to(torch.bool).reshape(-1)
             if not torch.equal(drafted.nonzero()[:, 0], tokens):
                 bad_checkpoint(checkpoint.folder, "d2t and t2d name different tokens")
         return tokens
 
-    return Stored("d2t", checkpoint.tensors["d2t"].shape, read)
+    return Stored(names["d2t"], checkpoint.tensors[names["d2t"]].shape, read)

@@ -41,10 +41,10 @@ def export(
         head: to be written.
         path: a new folder; it appears in one rename, complete.
         layout: "native" (see `save`); "eagle", an EAGLE or EAGLE-3 repository as vLLM and SGLang
-            read it; "speculators" (EAGLE-3), as vLLM reads it; "medusa", as vLLM reads it;
-            "in_checkpoint", a copy of the target's checkpoint with the modules inside, in the names
-            of the head's family. A MiMo module goes into a Llama or Qwen2 checkpoint so that vLLM
-            serves the whole as MiMo.
+            read it; "speculators" (EAGLE-3), as vLLM reads it; "medusa", as vLLM up to 0.32 reads
+            it; "in_checkpoint", a copy of the target's checkpoint with the modules inside, in the
+            names of the head's family. A MiMo module goes into a Llama or Qwen2 checkpoint so that
+            vLLM serves the whole as MiMo.
         base: the folder of the target's checkpoint, for "in_checkpoint", "speculators", and
             EAGLE-3 heads whose layers are counted from the end.
         target: the target, where the head is made of its own kind of layer; with "native" its
@@ -111,7 +111,7 @@ def _name_tensors(head: Head, naming: Naming, target: Any | None = None) -> dict
     for level in range(spec.num_modules if block.needs_target else 0):
         prefix = f"levels.{level}.layers.0.{block.wrapper}"
         own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
-        converted = block.to_checkpoint(target, own)
+        converted = block.to_checkpoint(spec, target, own)
         state |= {prefix + name: tensor for name, tensor in converted.items()}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():

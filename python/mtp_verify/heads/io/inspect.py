@@ -23,17 +23,17 @@ from mtp_verify.heads.io.recognise import recognise
 from mtp_verify.heads.probe import resolve_disputed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mtp_verify.checkpoints.folder import Checkpoint
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.probe import Probe
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["STATES", "Inspection", "engines", "inspect_head"]
+__all__ = ["STATES", "Inspection", "config_type", "engines", "inspect_head"]
 
 # Kinds of defect, the worst first; an inspection's status is the first that was found.
-STATES = ("missing", "damaged", "dead", "stale", "ok")
+STATES = ("missing", "damaged", "dead", "stale", "unsupported", "unchecked", "ok")
 DEAD = 0.05  # agreement at depth 1 below which a head is worth nothing
 STALE = 0.7  # of the reference's accepted tokens
 # A projection whose largest singular value is that of noise of its size, to this share, was never
@@ -97,16 +97,18 @@ def inspect_head(
     try:
         source = recognise(checkpoint, target)
     except (UnsupportedModelError, ParamsError) as error:
-        if isinstance(error, ParamsError) or error.slug == "unsupported_head":
+        if isinstance(error, ParamsError):
             found.notes.append(str(error))
         else:
-            kind = "missing" if error.slug == "no_head" else "damaged"
-            found.defects.append((kind, str(error)))
+            kinds = {"no_head": "missing", "unsupported_head": "unsupported"}
+            found.defects.append((kinds.get(error.slug or "", "damaged"), str(error)))
         return found
     found.spec, found.copies = source.spec, dict(source.copies)
-    found.engines = engines(source.spec)
+    found.engines = engines(source.spec, config_type(checkpoint.config))
     _count(found, source)
-    found.defects += _wrong_tensors(source, found.notes) + list(_wrong_weights(source))
+    found.defects += _wrong_tensors(source, found.notes)
+    if found.status != "damaged":  # Of another shape, and maybe of any size.
+        found.defects += _wrong_weights(source)
     if found.status != "ok" or target is None or not num_tokens:
         return found
     try:
@@ -120,10 +122,11 @@ def inspect_head(
     return found
 
 
-def engines(spec: HeadSpec) -> dict[str, str]:
+def engines(spec: HeadSpec, model_type: str | None = None) -> dict[str, str]:
     """Return whether transformers, vLLM and SGLang would load a head, in words.
 
-    Read in the sources of transformers 5.23, vLLM 0.32 and SGLang 0.5.23; not a promise.
+    Read in the sources of vLLM 0.32 and SGLang 0.5.23; the transformers that is installed is asked
+    about the target's `model_type`, where that is known. Not a promise.
     """
     name, is_inside = spec.family, spec.is_inside_target
     inside = "if it has the target's next-token module: --speculative-algorithm NEXTN"
@@ -134,9 +137,38 @@ def engines(spec: HeadSpec) -> dict[str, str]:
     }
     loaded_by = FAMILIES[name].engines if name in FAMILIES else ()
     answers |= {engine: "no" for engine in answers if engine not in loaded_by}
+    if name == "medusa":
+        answers["vllm"] = 'no: up to 0.32 with method "medusa", and no longer'
+    if "transformers" in loaded_by and not _has_modules(model_type):
+        answers["transformers"] = f"no: it has no next-token modules for {model_type}"
     if is_inside and "transformers" not in loaded_by:
         answers["transformers"] = "no: the tensors are dropped when the target is loaded"
     return answers
+
+
+def config_type(config: Mapping[str, Any]) -> str | None:
+    """Return the type of model that a configuration, or its part for language, names."""
+    part = config.get("text_config")
+    kind = part.get("model_type") if isinstance(part, dict) else None
+    found = kind or config.get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def _has_modules(model_type: str | None) -> bool:
+    """Return whether transformers' configuration of a type has next-token modules, if it has one.
+
+    Types that take over DeepSeek's names and classes may drop them.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if model_type is None:
+        return True
+    if model_type not in CONFIG_MAPPING:
+        return False
+    whole = CONFIG_MAPPING[model_type]
+    language = whole.sub_configs.get("text_config", whole)
+    known = whole if language is AutoConfig else language
+    return hasattr(known, "num_mtp_layers") or "num_mtp_layers" in known.attribute_map
 
 
 def _count(found: Inspection, source: Source) -> None:

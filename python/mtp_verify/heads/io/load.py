@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_verify.checkpoints.folder import Checkpoint
+from mtp_verify.errors import MtpVerifyError
 from mtp_verify.heads.base import Shared, check_target
 from mtp_verify.heads.io.assemble import assemble
 from mtp_verify.heads.io.convert import convert
-from mtp_verify.heads.io.native import HEAD_FILE, read_native
+from mtp_verify.heads.io.native import is_native, read_native
 from mtp_verify.heads.io.recognise import recognise
 from mtp_verify.heads.probe import resolve_disputed
 from mtp_verify.verifier.intake import as_path
@@ -66,12 +67,18 @@ def load(
         >>> mv.Decoder(model, mv.drafters.Heads(head)).generate(ids)  # doctest: +SKIP
     """
     path = as_path("path", path)
-    if (path / HEAD_FILE).is_file():
-        spec, tensors, record = read_native(path, target, tokenizer)
-        head = assemble(spec, tensors, path, target=target, dtype=dtype)
-        head.record = record
-        return head
-    head = load_published(recognise(Checkpoint(path, allow_pickle=allow_pickle), target), dtype)
+    try:
+        if is_native(path):
+            spec, tensors, record = read_native(path, target, tokenizer)
+            head = assemble(spec, tensors, path, target=target, dtype=dtype)
+            head.record = record
+            return head
+        checkpoint = Checkpoint(path, allow_pickle=allow_pickle)
+        head = load_published(recognise(checkpoint, target), dtype)
+    except MtpVerifyError as error:
+        if str(path) not in str(error):  # What looks at a spec alone does not know whose it is.
+            error.args = (f"{path}: {error}",)
+        raise
     if probe and target is not None and head.spec.disputed:
         resolve_disputed(head, target)
     return head

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from functools import partial
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mtp_verify.checkpoints.folder import is_plain
 from mtp_verify.checkpoints.tensors import (
     TensorFile,
     bad_checkpoint,
+    open_checked,
     read_json,
     write_atomically,
     write_tensors,
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.base import Head
 
-__all__ = ["HEAD_FILE", "fingerprint", "read_native", "save"]
+__all__ = ["fingerprint", "is_native", "read_native", "save"]
 
-HEAD_FILE = "head.json"
+_HEAD_FILE = "head.json"
 _FORMAT = 1
 _SAMPLE = 4096  # numbers of a tensor that go into a fingerprint
 
@@ -85,10 +87,15 @@ def save(
     write_tensors(written, state)
     document["weights"] = f"head-{_digest(written)}.safetensors"
     written.replace(folder / document["weights"])
-    write_atomically(folder / HEAD_FILE, [json.dumps(document, indent=2).encode()])
+    write_atomically(folder / _HEAD_FILE, [json.dumps(document, indent=2).encode()])
     for stale in folder.glob("head-*.safetensors"):
         if stale.name != document["weights"]:
             stale.unlink(missing_ok=True)
+
+
+def is_native(path: Path) -> bool:
+    """Return whether a path is a folder in our own layout, whole or damaged."""
+    return lexists(path / _HEAD_FILE)
 
 
 def read_native(
@@ -98,21 +105,19 @@ def read_native(
 
     UnsupportedModelError: a damaged head, or one for another target. ParamsError: a bad spec.
     """
-    path = folder / HEAD_FILE
+    path = folder / _HEAD_FILE
     document = read_json(path)
     if document.get("format") != _FORMAT:
         bad_checkpoint(path, f"format: found {document.get('format')!r}, wanted {_FORMAT}")
     weights = document.get("weights")
     if not isinstance(weights, str) or not is_plain(weights):
         bad_checkpoint(path, "it does not name the file of its tensors")
-    if not (folder / weights).is_file():
+    if not lexists(folder / weights):
         bad_checkpoint(path, f"the file of its tensors is missing: {weights[:200]}")
     spec = HeadSpec.from_json(json.dumps(document.get("spec")))
     if spec.family in FAMILIES:  # names in published checkpoints are the family's, not the file's
         spec = spec.replace(layout=FAMILIES[spec.family].spec.layout)
     file = TensorFile(folder / weights)
-    if weights != f"head-{_digest(folder / weights)}.safetensors":
-        bad_checkpoint(folder / weights, "its content is not what was saved")
     if target is not None:
         _compare(folder, document.get("target"), target, tokenizer)
     stored = {
@@ -120,7 +125,13 @@ def read_native(
         for name, info in file.tensors.items()
     }
     vocab, record = stored.pop("vocab", None), document.get("record")
-    return spec, HeadTensors(stored, vocab), record if isinstance(record, dict) else {}
+
+    def check() -> None:
+        if weights != f"head-{_digest(folder / weights)}.safetensors":
+            bad_checkpoint(folder / weights, "its content is not what was saved")
+
+    tensors = HeadTensors(stored, vocab, check=check)
+    return spec, tensors, record if isinstance(record, dict) else {}
 
 
 def fingerprint(model: Any, tokenizer: Any | None = None) -> dict[str, Any]:
@@ -160,5 +171,5 @@ def _compare(folder: Path, wanted: object, target: Any, tokenizer: Any | None) -
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_checked(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -137,7 +137,15 @@ def recognise(checkpoint: Checkpoint, target: Any | None = None) -> Source:
     the target is needed to understand it.
     """
     config = _in_one_table(checkpoint)
-    naming = find_head(checkpoint.tensors, config)
+    tables: list[Any] = [checkpoint.config, config]
+    if target is not None:
+        tables.append({"model_type": target.config.model_type})
+    model_types = [kind for table in tables if isinstance(kind := table.get("model_type"), str)]
+    naming = find_head(checkpoint.tensors, config, model_types)
+    kind = config.get("speculators_model_type")
+    if kind is not None and kind != naming.spec.family:
+        what = f"its tensors are those of {naming.spec.family}"
+        bad_checkpoint(checkpoint.folder, f"speculators_model_type: found {kind!r}, and {what}")
     source = Source(checkpoint, config, target, naming, _names_in(checkpoint, naming))
     try:
         return _compare_copies(_read_fields(source))
@@ -153,7 +161,8 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
     block, kind = config.get("transformer_layer_config"), config.get("speculators_model_type")
     if kind is None or not isinstance(block, dict):
         return config
-    known = [name for name, record in FAMILIES.items() if "speculators" in record.repositories]
+    # Whether it can be run is found by its tensors.
+    known = [name for name, record in FAMILIES.items() if not record.spec.is_inside_target]
     if kind not in known:
         found = f"speculators_model_type: found {str(kind)[:50]!r}"
         what = f"{found}, wanted one of: {', '.join(known)}"
@@ -163,14 +172,7 @@ def _in_one_table(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _names_in(checkpoint: Checkpoint, naming: Naming) -> dict[str, str]:
     layout = naming.layout
-    names = {name: name for name in checkpoint.tensors}
-    if layout.infix:
-        for prefix in naming.prefixes:
-            start = prefix + layout.infix
-            names = {
-                prefix + label.removeprefix(start) if label.startswith(start) else label: name
-                for label, name in names.items()
-            }
+    names = {name.removeprefix(naming.start): name for name in checkpoint.tensors}
     # All modules may share one output head.
     if (shared := names.pop(f"{layout.names.get('shared_output')}.weight", None)) is not None:
         for module in range(naming.spec.num_modules):
@@ -193,7 +195,7 @@ def _read_fields(source: Source) -> Source:
             num_layers += 1
     fields = read_fields(source) if read_fields else {}
     bias = source.has("levels.0.fusion.bias")
-    source = _with(source, num_layers=max(num_layers, 1), fusion_bias=bias, **fields)
+    source = _with(source, **{"num_layers": max(num_layers, 1), "fusion_bias": bias, **fields})
     return _with(source, sizes=block.read_sizes(source))
 
 
@@ -214,7 +216,7 @@ def _compare_copies(source: Source) -> Source:
         shape = checkpoint.tensors[outputs[0]].shape
         fields["draft_vocab_size"] = shape[0] if shape else None
         if weight is not None:
-            tokens = checkpoint.read("token_map").to(weight.device, torch.int64)
+            tokens = checkpoint.read(source.names["token_map"]).to(weight.device, torch.int64)
             is_sound = tokens.numel() and tokens.min() >= 0 and tokens.max() < len(weight)
             weight = weight[tokens] if is_sound else None
     if spec.draft_vocab_size is not None and not is_mapped:
@@ -222,7 +224,7 @@ def _compare_copies(source: Source) -> Source:
     else:
         copies |= {name: source.same_as_target(name, weight) for name in outputs}
         is_shared = all(copies[name] for name in outputs)
-        fields["output_head"] = "shared" if is_shared else "own"
+        fields["output_head"] = "shared" if is_shared and not spec.output_bias else "own"
     compared = {name: same for name, same in copies.items() if same is not None}
     return dataclasses.replace(_with(source, **fields), copies=compared)
 

@@ -1,9 +1,9 @@
 """Trees whose form only the device knows: what a step reads of them is made there.
 
 Such trees are given as a table (4, R) int64 of all nodes, roots included: the parent's number in
-the node's own tree (-1 for a root, `NO_NODE` where there is none), the token, 1 for what was
-sampled, and the drafter's row that follows the node (-1 for none). A tree's nodes stand before the
-places of it that hold none, and parents before their children.
+the node's own tree (-1 for a root, `NO_NODE` or `BAD_ROW` where there is none), the token, 1 for
+what was sampled, and the drafter's row that follows the node (-1 for none). A tree's nodes stand
+before the places of it that hold none, and parents before their children.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from mtp_verify.verifier.kernels.device.layout import Nodes, Requests
 
-__all__ = ["NO_NODE", "ancestors", "plant"]
+__all__ = ["BAD_ROW", "NO_NODE", "ancestors", "plant"]
 
 NO_NODE = -2
+BAD_ROW = (
+    -3
+)  # As `NO_NODE`, in all such places of a tree that a row which is no distribution ended.
 
 
 def ancestors(parents: Tensor) -> Tensor:
