@@ -10,8 +10,6 @@ use crate::rows::simd::{BLOCK, Kernels, Window};
 pub struct Scratch {
     /// Raw and scaled logits of a block.
     pub(crate) buffers: [Buffer; 2],
-    /// Some of a block's values.
-    pub(super) some: Buffer,
     /// A block's weights as they are computed.
     pub(crate) terms: Buffer,
     /// A block's weights in `f64`.
@@ -28,7 +26,7 @@ pub struct Scratch {
     pub(crate) list: List,
     /// The kept tokens of the row that was shaped last, if its shaping listed them; else none.
     pub(crate) kept: List,
-    /// Values to be put in order.
+    /// Values to be put in order, or some of a block's.
     pub(super) values: Vec<f32>,
     /// The best of a row's tokens so far.
     pub(super) ranked: Vec<(f32, u32)>,
@@ -38,7 +36,6 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             buffers: [[0.0; BLOCK]; 2],
-            some: [0.0; BLOCK],
             terms: [0.0; BLOCK],
             weights: [0.0; BLOCK],
             taken: [0.0; BLOCK],

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::mutants::mutate;
+use crate::rows::simd::BLOCK;
 use crate::rows::sums::{fold, sum_listed};
 use crate::shaping::measure::canonical;
 use crate::shaping::scratch::List;
@@ -273,8 +274,9 @@ impl ShapedRows<'_> {
 
     /// Lists the tokens whose scaled logit lies in a range, ascending, and returns the mass above it.
     fn split(&self, row: usize, shaped: &Shaped, part: Range<f32>, scratch: &mut Scratch) -> f64 {
-        let Scratch { buffers, some, places, list, terms, .. } = scratch;
+        let Scratch { buffers, values: some, places, list, terms, .. } = scratch;
         list.clear();
+        some.resize(BLOCK, 0.0);
         let mut above = 0.0;
         for start in self.raw.blocks() {
             let values = self.scaled(row, start, shaped.origin, buffers);
@@ -423,7 +425,6 @@ fn round_up(x: f64) -> f32 {
 mod tests {
     use super::*;
     use crate::rows::RawRows;
-    use crate::rows::simd::BLOCK;
     use crate::shaping::{Params, Side};
     use proptest::prelude::*;
 
