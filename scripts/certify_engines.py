@@ -38,7 +38,9 @@ def _modes(*names: str) -> str:
     return " ".join(f"--mode {name}" for name in names)
 
 
-_RIGHT = [mode for mode in own.MODES if mode not in own.LOSSY]
+# Modes that are newer than the figures: the page holds them from the next run on.
+_NEW = ("global_resolution",)
+_RIGHT = [mode for mode in own.MODES if mode not in (*own.LOSSY, *_NEW)]
 # One string at a time is slow: a rule on chains, two on trees, and copied drafts.
 _ALONE = ("block", "traversal", "lifted_hu", "ngram")
 # Of each kind one: with blocks, on trees, with races, several drafters, plans.
