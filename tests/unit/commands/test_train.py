@@ -183,7 +183,7 @@ def _recipe_of_tiny() -> dict[str, Any]:
         (["--model", "/nowhere"], "bad_options"),
         (["--minutes", "0"], "param_out_of_range"),
         (["--questions", "1.5"], "param_out_of_range"),
-        (["--prompts", "/dev/null"], "bad_prompts_file"),
+        (["--prompts", "/dev/null"], "not_a_file"),
         (["--loss", "mse"], "unknown_loss"),
         (["--adversarial", "0.1"], "bad_recipe"),
     ],

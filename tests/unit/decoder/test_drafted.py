@@ -126,20 +126,27 @@ class _Patchy:
     def __getattr__(self, name):
         return getattr(self._head, name)
 
-    def step(self, state, parents, words):
-        rows = self._head.step(state, parents, words)
-        return torch.where((words % 3 == 0)[:, None], NAN, rows)
+    def step_batch(self, states, parents, words):
+        found = self._head.step_batch(states, parents, words)
+        return [
+            torch.where((own % 3 == 0)[:, None], NAN, rows)
+            for own, rows in zip(words, found, strict=True)
+        ]
 
 
 def test_only_the_request_whose_rows_are_bad_drafts_nothing(recwarn):
     class Sometimes(_Patchy):
-        def read(self, state, hidden, words):
-            rows = self._head.read(state, hidden, words)
-            state.is_bad = getattr(state, "is_bad", len(words) == 9)
-            return rows * NAN if state.is_bad else rows
+        def read_batch(self, states, hidden, words):
+            found = self._head.read_batch(states, hidden, words)
+            for state, own in zip(states, words, strict=True):
+                state.is_bad = getattr(state, "is_bad", len(own) == 9)
+            return [
+                rows * NAN if state.is_bad else rows
+                for state, rows in zip(states, found, strict=True)
+            ]
 
-        def step(self, state, parents, words):
-            return self._head.step(state, parents, words)
+        def step_batch(self, states, parents, words):
+            return self._head.step_batch(states, parents, words)
 
     found = run(Heads(Sometimes(tiny_head("eagle", target()))), TARGETS["greedy"])
     assert [one.stats.drafted > 0 for one in found] == [False, True]

@@ -75,13 +75,13 @@ def load_reference(folder: Path) -> Reference:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_folder(folder)
     if not (folder / "config.json").is_file():
         message = (
             f"checkpoint: found no config.json in {folder}, wanted a folder of transformers' "
             "layout: --make-checkpoint writes one, with a folder target"
         )
         raise ParamsError(message, slug="no_checkpoint")
+    check_folder(folder)
     with quiet_bars():
         model = AutoModelForCausalLM.from_pretrained(folder)
     texts, why = None, "the checkpoint's folder has no tokenizer"

@@ -93,7 +93,7 @@ def test_a_server_says_how_long_to_wait():
 
 
 @pytest.mark.parametrize(
-    "value", ["30", formatdate(time.time() + 600, usegmt=True)], ids=["seconds", "date"]
+    "value", ["30", formatdate(time.time() + 86_400, usegmt=True)], ids=["seconds", "date"]
 )
 def test_a_wait_that_is_too_long_ends_the_run_at_once(value):
     busy = httpx2.Response(429, headers={"Retry-After": value})
