@@ -84,6 +84,7 @@ class Combined(Drafter):
         self.hidden_layers: tuple[int, ...] = readers[0] if readers else ()
         self.makes_trees = mode == "merge" or any(drafter.makes_trees for drafter in drafters)
         self.is_pure = all(drafter.is_pure for drafter in drafters)
+        self.checks_rows = all(drafter.checks_rows for drafter in drafters)
         self._is_away = False  # Whether the last drafts were merged where their tokens are.
 
     def __repr__(self) -> str:
@@ -94,11 +95,6 @@ class Combined(Drafter):
     def reads_rows(self) -> bool:
         """See `Drafter.reads_rows`."""
         return any(drafter.reads_rows for drafter in self.drafters)
-
-    @property
-    def checks_rows(self) -> bool:  # type: ignore[override]
-        """See `Drafter.checks_rows`."""
-        return all(drafter.checks_rows for drafter in self.drafters)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Let each drafter refuse the target's vocabulary."""

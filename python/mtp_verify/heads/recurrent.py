@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -69,8 +69,9 @@ class RecurrentHead(Head):
 
         `state` (..., width) is that of the level before, or for level 0 the target's hidden state.
         """
-        cell: RecurrentCell = self.levels[min(level, len(self.levels) - 1)]  # type: ignore[assignment]
-        whole: RecurrentCell = self.levels[0] if self.spec.is_tied else cell  # type: ignore[assignment]
+        cells: Sequence[Any] = [*self.levels]
+        cell: RecurrentCell = cells[min(level, len(cells) - 1)]
+        whole: RecurrentCell = cells[0] if self.spec.is_tied else cell
         after = whole.advance(state, tokens, cell.state, is_first=level == 0)
         return whole.logits(after), after
 
