@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from mtp_verify.errors import DraftError
-from tests.heads import SIZES, VARIANTS, random_hidden, tiny_head
+from mtp_verify.heads import family
+from mtp_verify.heads.parallel import ParallelHead
+from mtp_verify.heads.recurrent import RecurrentHead
+from tests.heads import SIZES, VARIANTS, random_hidden, randomised, tiny_head
 from tests.models import tiny_model
 
 LENGTHS = (5, 1, 8)
@@ -44,9 +47,27 @@ def states_of(head, rounds):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_sequence_gets_what_it_gets_alone(name, window):
+    check(lambda model: tiny_head(name, model, sizes=replace(SIZES, window=window)))
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "fields"),
+    [
+        (ParallelHead, "hydra", {"prefix": True}),
+        (RecurrentHead, "mlp_speculator", {}),
+        (RecurrentHead, "arctic_lstm", {}),
+    ],
+)
+def test_so_it_does_in_heads_of_other_repositories(made, name, fields):
+    spec = family(name).replace(sizes=SIZES, num_modules=3, **fields)
+    torch.manual_seed(1)
+    check(lambda model: randomised(made(spec)).attach(model).eval())
+
+
+def check(make):
     # Without norms, levels blow rounding up: in float64 none is left to see.
     model = tiny_model("llama").double()
-    head = tiny_head(name, model, sizes=replace(SIZES, window=window)).double()
+    head = make(model).double()
     with torch.inference_mode():
         alone = states_of(head, [[0], [1], [2]])
         together = states_of(head, [[0, 1, 2]])
