@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from mtp_verify.heads import CausalHead, ParallelHead, Sizes, family
+from mtp_verify.heads import Sizes, family
+from mtp_verify.heads.kinds import build
 from tests.models import VOCAB
 
 SIZES = Sizes(
@@ -29,9 +30,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "koala-parallel": {"family": "medusa", "num_layers": 2, "num_modules": 3},
     "hydra": {"family": "hydra", "num_modules": 3},
     "meta": {"family": "meta", "aux_layers": (1,)},
+    "dflash": {"family": "dflash", "aux_layers": (0, 1), "block_size": 5, "num_layers": 2},
+    "dflash-sliding": {
+        "family": "dflash", "aux_layers": (0, 1), "block_size": 5, "num_layers": 2,
+        "windows": (3, 0), "draft_vocab_size": 20, "output_head": "own",
+    },
+    "dspark": {"family": "dspark", "aux_layers": (1,), "block_size": 4, "rank": 5},
+    "dspark-recurrent": {
+        "family": "dspark", "aux_layers": (0, 1), "block_size": 5, "rank": 5, "offset": "place",
+        "correction": "rnn",
+    },
+    "domino": {
+        "family": "domino", "aux_layers": (0, 1), "block_size": 5, "rank": 5, "gru_size": 6,
+        "num_plain": 1,
+    },
+    "peagle": {
+        "family": "peagle", "aux_layers": (0, 1), "block_size": 4, "num_layers": 2,
+        "draft_vocab_size": 20,
+    },
 }  # fmt: skip
-CAUSAL = [name for name, fields in VARIANTS.items() if family(fields["family"]).kind == "causal"]
-PARALLEL = [name for name in VARIANTS if name not in CAUSAL]
+CAUSAL, PARALLEL, BLOCK = (
+    [name for name, fields in VARIANTS.items() if family(fields["family"]).kind == kind]
+    for kind in ("causal", "parallel", "block")
+)
 
 
 def tiny_head(name: str, model: Any, seed: int = 5, sizes: Sizes = SIZES, **changes: Any) -> Any:
@@ -39,8 +60,7 @@ def tiny_head(name: str, model: Any, seed: int = 5, sizes: Sizes = SIZES, **chan
     fields = {**VARIANTS[name], **changes}
     spec = family(fields.pop("family")).replace(sizes=sizes, **fields)
     torch.manual_seed(seed)
-    head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
-    return randomised(head).attach(model).eval()
+    return randomised(build(spec)).attach(model).eval()
 
 
 def randomised(head: Any) -> Any:

@@ -243,8 +243,9 @@ def test_law_holds_with_a_drafter_of_disjoint_support(rule: str) -> None:
     assert_law(decoder, target, [0], length=4, extra=2, num_samples=4_000)
 
 
+@pytest.mark.parametrize("mask", [None, 0], ids=["chain", "at masks"])
 @pytest.mark.parametrize("rule", ["token", "block"])
-def test_law_holds_for_a_transformers_pair(rule: str) -> None:
+def test_law_holds_for_a_transformers_pair(rule: str, mask: int | None) -> None:
     # The one end-to-end case with a real forward, cache and mask; its law by teacher forcing.
     options = {"vocab_size": 3, "initializer_range": 0.5, "num_hidden_layers": 1}
     model, small = tiny_model("llama", 1, **options), tiny_model("llama", 2, **options)
@@ -257,7 +258,8 @@ def test_law_holds_for_a_transformers_pair(rule: str) -> None:
         return cached[path]
 
     params = mv.SamplingParams(temperature=0.8)
-    decoder = Decoder(model, Model(small, num_tokens=2, params=params), params, rule)
+    drafter = Model(small, num_tokens=2, params=params, mask_token=mask)
+    decoder = Decoder(model, drafter, params, rule)
     assert_law(decoder, TableTarget(rows, 3), [1, 2], length=3, extra=1, num_samples=700)
 
 

@@ -17,7 +17,8 @@ import torch
 import mtp_verify as mv
 from mtp_verify.decoder.decode import Decoder
 from mtp_verify.drafters import Heads
-from mtp_verify.heads import CausalHead, ParallelHead, Shared, Sizes, family
+from mtp_verify.heads import Shared, Sizes, family
+from mtp_verify.heads.kinds import build
 from mtp_verify.verifier.growers import TreeShape
 from tests.heads import VARIANTS, randomised
 from tests.stat.test_generation_law import assert_law, table
@@ -71,8 +72,7 @@ def head_of(name: str) -> mv.heads.Head:
     torch.manual_seed(3)
     embedding = torch.nn.Embedding(VOCAB, WIDTH)
     output = torch.nn.Linear(WIDTH, VOCAB, bias=False)
-    head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
-    return randomised(head).attach(Shared(embedding, output, output.weight, None)).eval()
+    return randomised(build(spec)).attach(Shared(embedding, output, output.weight, None)).eval()
 
 
 def check(name: str, way: str, num_samples: int) -> None:
@@ -90,15 +90,18 @@ def check(name: str, way: str, num_samples: int) -> None:
         ("deepseek-2", "sampled chain, block"),
         ("eagle3", "tree without replacement"),
         ("medusa", "top-plus-one tree"),
+        ("dspark", "sampled chain, block"),
+        ("domino", "tree without replacement"),
     ],
 )
 def test_generations_have_the_targets_law(name: str, way: str) -> None:
     check(name, way, 600)
 
 
-# Every head in a sampled chain and a sampled tree, and one head in every way there is.
+# Every head in a sampled chain and a sampled tree, and two heads in every way there is.
 PAIRS = [(name, way) for name in VARIANTS for way in WAYS if "block" in way or "without" in way]
-PAIRS += [("deepseek-2", way) for way in WAYS if ("deepseek-2", way) not in PAIRS]
+ALL = [(name, way) for name in ("deepseek-2", "dspark") for way in WAYS]
+PAIRS += [pair for pair in ALL if pair not in PAIRS]
 
 
 @pytest.mark.stat

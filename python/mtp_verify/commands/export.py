@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("head", metavar="HEAD", help="a folder with a head, in any layout")
     parser.add_argument(
         "--layout", required=True, metavar="LAYOUT",
-        help="native, eagle, speculators, medusa or in_checkpoint",
+        help="native, eagle, speculators, medusa, dflash, dspark or in_checkpoint",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder")
     parser.add_argument("--base", metavar="FOLDER", help="the target's checkpoint, where needed")

@@ -106,17 +106,22 @@ class Model(StateDrafter[ModelState]):
             row but not at the token drawn from it keeps the chain's law.
         translation: for a model whose tokenizer is not the target's. Its rows are then restricted
             to the tokens that both know, before anything else is done to them.
+        mask_token: of a model that was trained to draft in parallel (PARD's `pard_token`), by the
+            model's own numbering: one forward over the text and `num_tokens - 1` such tokens gives
+            all rows, each of which depends on no drafted token.
 
     Raises:
         UnsupportedModelError: the model cannot draft; says why.
-        ParamsError: num_tokens below 1, or min_confidence outside [0, 1].
+        ParamsError: num_tokens below 1, min_confidence outside [0, 1], or a mask_token that the
+            model does not know.
 
     Example:
         >>> drafter = Model(small, num_tokens=4, params=mv.SamplingParams())  # doctest: +SKIP
         >>> mv.Decoder(large, drafter).generate(ids, max_new_tokens=64)  # doctest: +SKIP
 
     References:
-        arXiv 2211.17192, algorithm 1; which stops are safe: docs of the draft laws.
+        arXiv 2211.17192, algorithm 1; PARD, arXiv 2504.18583; which stops are safe: docs of the
+        draft laws.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Model(StateDrafter[ModelState]):
         params: DraftParams = None,
         min_confidence: float = 0.0,
         translation: Translation | None = None,
+        mask_token: int | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= as_float("min_confidence", min_confidence) <= 1.0:
@@ -137,6 +143,11 @@ class Model(StateDrafter[ModelState]):
         self.params = as_draft_params(params)
         self.min_confidence = min_confidence
         self.translation = translation
+        self.mask_token: int | None = None
+        if mask_token is not None:
+            size = self.target.vocab_size
+            most = None if size is None else size - 1
+            self.mask_token = as_count("mask_token", mask_token, 0, most)
         self._vocab = None
         if translation is not None:
             check_type("translation", translation, Translation)
@@ -187,8 +198,11 @@ class Model(StateDrafter[ModelState]):
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
+        found = self._ahead(state, pending, length) if pending else None
+        ahead = None if found is None else to_host(found)
         while pending and len(tokens) < length:
-            row = request.mask_rows(self._run(pending, state.cache), [tokens], self._vocab)
+            row = self._run(pending, state.cache) if ahead is None else ahead[len(tokens), None]
+            row = request.mask_rows(row, [tokens], self._vocab)
             if self.min_confidence and float(confidence(row, params)) < self.min_confidence:
                 break
             try:
@@ -201,8 +215,9 @@ class Model(StateDrafter[ModelState]):
             rows.append(row)
             if tokens[-1] in request.eos_ids:
                 break
-            pending = self._own(tokens[-1:])
-            state.ids += pending
+            if ahead is None:
+                pending = self._own(tokens[-1:])
+                state.ids += pending
         if not tokens:
             return Draft.chain([])
         tree = TokenTree(range(-1, len(tokens)))
@@ -231,10 +246,17 @@ class Model(StateDrafter[ModelState]):
         tree = TokenTree(range(-1, length))
         own = params, request, self._shared[0], self.target.device
         form = FixedForm(tree, law, *own, min_confidence=self.min_confidence)
+        ahead = self._ahead(state, pending, length)
         ids = torch.tensor(pending, device=self.target.device)
-        form.extend(request.mask_rows(self._rows(ids, state.cache), [[]], self._vocab))
+        first = self._rows(ids, state.cache) if ahead is None else ahead[:1]
+        form.extend(request.mask_rows(first, [[]], self._vocab))
+        depth = 1
         while form.size:
-            form.extend(self._rows(self._renumbered(form.tokens), state.cache))
+            if ahead is None:
+                form.extend(self._rows(self._renumbered(form.tokens), state.cache))
+            else:
+                form.extend(ahead[depth, None])
+            depth += 1
         return replace(form.finish(), vocab=self._vocab)
 
     def _begin(self, request: Request, state: ModelState, budget: int) -> tuple[int, list[int]]:
@@ -248,6 +270,16 @@ class Model(StateDrafter[ModelState]):
             # The last node that is run stands at root + length - 1, which must lie in the context.
             length = min(length, self.target.max_length - root)
         return length, pending
+
+    def _ahead(self, state: ModelState, pending: list[int], length: int) -> Any | None:
+        """Return the rows (length, V) of all levels, where the model drafts at masks."""
+        if self.mask_token is None:
+            return None
+        masks = [self.mask_token] * (length - 1)
+        ids = torch.tensor([*pending, *masks], device=self.target.device)
+        rows = self._rows(ids, state.cache, num_logits=length)
+        state.keep(len(state.ids))
+        return rows
 
     def _run(
         self,

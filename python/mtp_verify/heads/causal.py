@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import Head, as_tokens, check_pairs, check_parents, make_output
+from mtp_verify.heads.base import as_tokens, check_pairs, check_parents, make_output
 from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.causal_state import CausalState, Node, Run
 from mtp_verify.heads.families import block_of
+from mtp_verify.heads.features import FeatureHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ class CausalModule(nn.Module):
         return normed, normed if spec.recycle == "post" else x
 
 
-class CausalHead(Head):
+class CausalHead(FeatureHead):
     """A head whose levels see the tokens drafted before them.
 
     Level k + 1 of a draft uses module min(k, D - 1) of D modules. A module that is used again
@@ -100,8 +101,8 @@ class CausalHead(Head):
     """
 
     def __init__(self, spec: HeadSpec, model: Any | None = None) -> None:
-        super().__init__(spec)
         block = block_of(spec)
+        super().__init__(spec)
         is_known = spec.kind == "causal" and spec.fusion in ("eh", "he", "attention")
         if not is_known or not block.attends:
             message = f"{spec.family} is not a causal head with a supported fusion and attention"
@@ -114,14 +115,6 @@ class CausalHead(Head):
             message = 'feed "aux" needs aux_layers; those of EAGLE-3 are (2, L // 2, L - 3)'
             raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
-        width, eps = sizes.hidden_size, sizes.norm_eps
-        self.embedding = nn.Embedding(sizes.vocab_size, width) if spec.own_embedding else None
-        layers = len(spec.aux_layers) if spec.feed == "aux" else 0
-        self.features = nn.Linear(layers * width, width, bias=False) if layers else None
-        widths = {"all": [layers * width], "each": [width] * layers, "none": []}
-        self.feature_norms = nn.ModuleList(
-            RMSNorm(wide, eps) for wide in widths[spec.feature_norm if layers else "none"]
-        )
         self.levels = nn.ModuleList(CausalModule(spec, model) for _ in range(spec.num_modules))
         if block.needs_target:
             made: Any = self.levels[0]
@@ -129,22 +122,6 @@ class CausalHead(Head):
         self.rotary: Rotary | None = Rotary(sizes) if block.uses_rotary else None
         if model is not None:
             self.attach(model)
-
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return embeddings of tokens, the head's own or the target's."""
-        return (self.shared.embed if self.embedding is None else self.embedding)(tokens)
-
-    def fuse_features(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return one hidden state (..., d) made of those of `hidden_layers`."""
-        if self.features is None:
-            return hidden[0]
-        if self.spec.feature_norm == "each":
-            hidden = [norm(h) for norm, h in zip(self.feature_norms, hidden, strict=True)]
-        joined = torch.cat(tuple(hidden), dim=-1)
-        if self.spec.feature_norm == "all":
-            joined = self.feature_norms[0](joined)
-        fused: torch.Tensor = self.features(joined)
-        return fused
 
     def forward(
         self,

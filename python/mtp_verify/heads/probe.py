@@ -29,6 +29,8 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "zero_first": (False, True),
     "target_norm": (False, True),
     "norm_before_residual": (False, True),
+    "offset": ("place", "next"),
+    "in_block": ("full", "causal", "sliding"),
 }
 _STANDARD_ERRORS = 3.0  # by so many must a reading be better before it replaces the engines' own
 _NUM_STARTS = 4

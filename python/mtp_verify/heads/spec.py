@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Family", "HeadSpec", "Layout", "Repository", "Sizes", "refuse_export"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "kind": ("causal", "parallel", "recurrent"),
+    "kind": ("causal", "parallel", "recurrent", "block"),
     "state": ("none", "sum", "lstm"),
     "feed": ("post", "pre", "aux", "streams"),
     "recycle": ("post", "pre"),
@@ -40,11 +40,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "layer_like": ("last", "first"),
     "layer_attention": ("", "sliding_attention"),
     "layer_mlp": ("", "dense", "sparse"),
+    "offset": ("next", "place"),
+    "in_block": ("full", "causal", "sliding"),
+    "correction": ("none", "markov", "gated", "rnn", "gru"),
 }
 _LEAST = {
     "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
     "intermediate_size": 0, "head_dim": 0, "window": 0,
     "num_modules": 1, "num_layers": 1, "draft_vocab_size": 1,
+    "block_size": 1, "mask_token": 0, "rank": 0, "gru_size": 0, "num_plain": 0,
 }  # fmt: skip
 _MAX_SIZE = (1 << 31) - 1  # far above every real size
 _MAX_THETA = 1e15
@@ -195,6 +199,7 @@ class Layout:
         model_types: configurations that use it; they decide between families of equal names.
         marks: tensors that no other layout has, with `#` for each number in their names; where all
             of them are there, it is this layout.
+        unread: what names of tensors start with that a head does not need in order to draft.
     """
 
     prefix: str = ""
@@ -203,6 +208,7 @@ class Layout:
     count_keys: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,10 +218,10 @@ class HeadSpec:
     Attributes:
         family: its name.
         kind: "causal" (a level sees the tokens drafted before it), "parallel" (all levels are
-            predicted from one hidden state) or "recurrent" (a level reads the state of the one
-            before, and a token).
+            predicted from one hidden state), "recurrent" (a level reads the state of the one
+            before, and a token) or "block" (one forward over the slots of a block gives all rows).
         num_modules: distinct modules of a causal head (the last is used again for deeper levels);
-            levels of the others.
+            levels of the others; 1 for a block head.
         num_layers: blocks of a module.
         feed: the target's hidden state that goes in: "post" or "pre" the final norm, "aux" several
             layers' at once, "streams" (hyper-connections).
@@ -252,6 +258,20 @@ class HeadSpec:
         draft_vocab_size: tokens that it can draft, or None for all.
         state: of a recurrent head, how a state comes about: a "sum" through a norm, or an "lstm".
         is_tied: all levels of a recurrent head share their weights, but for the first projection.
+        block_size: slots of a block head; the first holds the root's token, the others a mask.
+        mask_token: the token whose embedding the others hold.
+        offset: a slot predicts the token after its position ("next"), or the one in its place
+            ("place"): then the first slot predicts nothing.
+        in_block: whether slots see those behind them ("full"), or not ("causal"), or not in layers
+            of sliding attention alone ("sliding").
+        windows: of a block head, by layer, the width of its sliding attention, 0 for full; empty
+            where all are full.
+        correction: what a row is corrected by for the tokens drafted above it: "none", the last of
+            them ("markov"), gated by the slot's features ("gated"), or all of them through a state
+            ("rnn", "gru").
+        rank: width of what the correction is projected from.
+        gru_size: width of the state of "gru".
+        num_plain: rows of "gru" before the first that is corrected.
         context_tokens: the head also drafts tokens outside the draft vocabulary that the sequence
             has shown. It needs a shared output head.
         zero_first: the embedding of the pair at position 0 counts as zero.
@@ -291,6 +311,15 @@ class HeadSpec:
     draft_vocab_size: int | None = None
     state: str = "none"
     is_tied: bool = False
+    block_size: int = 1
+    mask_token: int | None = None
+    offset: str = "next"
+    in_block: str = "full"
+    windows: tuple[int, ...] = ()
+    correction: str = "none"
+    rank: int = 0
+    gru_size: int = 0
+    num_plain: int = 0
     context_tokens: bool = False
     zero_first: bool = False
     pair_position: str = "hidden"
@@ -305,8 +334,9 @@ class HeadSpec:
             if not isinstance(getattr(self, name), str):
                 _refuse(name, getattr(self, name), "a name")
         _check_fields(self)
-        if not all(type(layer) is int for layer in self.aux_layers):
-            _refuse("aux_layers", self.aux_layers, "ints")
+        for name in ("aux_layers", "windows"):
+            if not all(type(number) is int for number in getattr(self, name)):
+                _refuse(name, getattr(self, name), "ints")
         if self.context_tokens and (self.draft_vocab_size is None or self.output_head == "own"):
             _refuse("context_tokens", "set", "a draft vocabulary and a shared output head with it")
 
@@ -351,7 +381,9 @@ class HeadSpec:
                 (layout, "count_keys"),
                 (layout, "model_types"),
                 (layout, "marks"),
+                (layout, "unread"),
                 (fields, "aux_layers"),
+                (fields, "windows"),
                 (fields, "disputed"),
             ):
                 table[name] = tuple(table.get(name, ()))

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import ParamsError
-from mtp_verify.heads import FAMILIES, CausalHead, ParallelHead, Sizes, family, load
+from mtp_verify.heads import FAMILIES, Sizes, family, load
 from mtp_verify.heads.blocks.llama import RMSNorm
 from mtp_verify.heads.families import block_of
+from mtp_verify.heads.kinds import build
 from mtp_verify.training import independent
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
     """
     if spec.family == independent.FAMILY:
         return independent.IndependentDraft(independent.shrink(model, spec.num_layers))
-    head: Head = CausalHead(spec) if spec.kind == "causal" else ParallelHead(spec)
-    head.attach(model)
+    if spec.kind not in ("causal", "parallel"):
+        message = f"family: found {spec.family!r}, a {spec.kind} head; such heads are not trained"
+        raise ParamsError(message, slug="bad_recipe")
+    head = build(spec).attach(model)
     if spec.draft_vocab_size is not None:
         order = torch.argsort(counts, descending=True, stable=True)
         head.set_vocab(order[: spec.draft_vocab_size].sort().values)

@@ -51,6 +51,9 @@ MODES = {
         "greedy min_path": {"head": "eagle3", "min_path": 0.2},
         **{f"{name} best": {"head": name, "max_nodes": 7, "max_children": 3}
            for name in ("eagle", "deepseek-3", "hydra", "medusa", "meta", "eagle3", "context")},
+        "block": {"head": "dspark", "params": WARM},
+        "block tree": {"head": "domino", "shape": SHAPE, "params": WARM},
+        "block best": {"head": "dflash", "max_nodes": 7, "max_children": 3},
         "best shaped": {"head": "mimo", "max_nodes": 5, "params": WARM, "min_path": 0.02},
     },
     "Model": {
@@ -60,6 +63,8 @@ MODES = {
         "greedy confident": {"model": "llama", "min_confidence": 0.1},
         "translated": {"model": "llama", "params": WARM, "translation": True},
         "greedy translated": {"model": "llama", "translation": True},
+        "masks": {"model": "llama", "params": WARM, "mask_token": 30},
+        "greedy masks": {"model": "gemma3", "num_tokens": 3, "mask_token": 30},
     },
     "ModelTree": {
         "": {"model": "llama", "max_nodes": 8, "max_depth": 3, "max_children": 3},

@@ -39,6 +39,41 @@ def test_output_equals_plain_decoding(kind, params):
         assert decoder.generate(prompt(), max_new_tokens=24, seed=5).tokens == plain.tokens
 
 
+MASK = 30
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lfm2"])
+@pytest.mark.parametrize("params", [None, WARM, "target"], ids=["greedy", "sampled", "target"])
+def test_output_equals_plain_decoding_with_drafts_at_masks(kind, params):
+    target, drafter = tiny_model("llama", seed=1), tiny_model(kind, seed=2)
+    for shape, rule in ((GREEDY, "auto"), (mv.SamplingParams(temperature=0.8), "coupled")):
+        way = Model(drafter, num_tokens=3, params=params, mask_token=MASK)
+        decoder = Decoder(target, way, shape, rule)
+        plain = decoder.generate(prompt(), max_new_tokens=24, seed=5, speculate=False)
+        assert decoder.generate(prompt(), max_new_tokens=24, seed=5).tokens == plain.tokens
+
+
+def test_drafts_at_masks_take_one_forward_and_depend_on_no_drafted_token():
+    model = tiny_model("llama", seed=2)
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    drafter = Model(model, num_tokens=4, params=WARM, mask_token=MASK)
+    request = request_for(prompt()[0].tolist(), seed=99)
+    drafter.start(request)
+    for _ in range(3):
+        calls.clear()
+        draft = propose(drafter, request)
+        assert len(calls) == 1
+        assert (draft.law, draft.num_nodes) == ("chain", 5)
+        with torch.no_grad():
+            rows = model(torch.tensor([request.tokens + [MASK] * 3])).logits[0, -4:]
+        for node in range(1, 5):
+            # Noise address: the root's position and the node that the token becomes.
+            drawn = _core.draw(rows[node - 1], WARM, 99, request.position, node)
+            assert drawn == draft.tokens[node]
+        accept(drafter, request, draft, 2)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 5])
 @pytest.mark.parametrize(
     "params", [GREEDY, mv.SamplingParams(), mv.SamplingParams(temperature=0.6, top_k=12)]
@@ -252,6 +287,8 @@ def test_another_vocabulary_is_refused_before_generation():
     [
         ({"num_tokens": 0}, "num_tokens: found 0"),
         ({"min_confidence": 1.5}, "min_confidence: found 1.5"),
+        ({"mask_token": 1}, "mask_token: found 1, wanted an integer <= 0"),
+        ({"mask_token": -1}, "mask_token: found -1, wanted an integer >= 0"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -35,35 +35,11 @@ DFLASH = [
     "norm",
     *(f"layers.{n}.{part}" for n in range(2) for part in QWEN_BLOCK),
 ]
-PEAGLE = ["fc", "norm", "lm_head", "layers.0.hidden_norm", *(f"layers.0.{part}" for part in BLOCK)]
 # Family -> what its configuration says, and the names of its tensors but for `.weight`.
 KNOWN = {
-    "dflash": ({"architectures": ["DFlashDraftModel"], "model_type": "qwen3",
-                "dflash_config": {"mask_token_id": 3, "target_layer_ids": [1, 2]}}, DFLASH),
-    "dflash of speculators": (
-        {"speculators_model_type": "dflash", "transformer_layer_config": llama_config()},
-        [*DFLASH, "embed_tokens", "lm_head", ".d2t", ".t2d"],
-    ),
     "dflash2": ({"selector_rank": 4}, [
         *DFLASH, ".candidate_selector.predecessor_codebook", "candidate_selector.hidden_projection",
         ".candidate_selector.successor_codebook", ".layers.0.attention_conv.base_kernel",
-    ]),
-    "dspark": ({"markov_rank": 4}, [
-        *DFLASH, "markov_head.markov_w1", "markov_head.markov_w2", "confidence_head.proj",
-    ]),
-    "domino": ({"dflash_config": {"projector_type": "domino"}}, [
-        *DFLASH, ".prefix_gru.weight_ih_l0", ".prefix_gru.weight_hh_l0", "embed_proj.0",
-        "embed_proj.2",
-    ]),
-    "peagle": ({"architectures": ["LlamaForCausalLMEagle3"], "pard_token": 3},
-               [*PEAGLE, ".mask_hidden", ".d2t", ".t2d"]),
-    "peagle of speculators": (
-        {"speculators_model_type": "peagle", "transformer_layer_config": llama_config()},
-        [*PEAGLE, ".mask_hidden"],
-    ),
-    "peagle, one block": ({}, [
-        ".mask_hidden", "fc", "norm", "lm_head",
-        *(f"midlayer.{part}" for part in ["hidden_norm", *BLOCK]),
     ]),
     "redrafter": ({"model_type": "recurrent_drafting_drafter", "rnn": True}, [
         "input_proj", ".input_proj.bias", "rnn_u", ".rnn_u.bias", "rnn_w", "lm_head.0.linear",

@@ -298,4 +298,5 @@ def test_native_layout_is_that_of_save(tmp_path):
     export(head, tmp_path, target=model)
     again = load(tmp_path, model)
     assert (again.record, again.spec) == ({"seed": 3}, head.spec)
-    assert set(LAYOUTS) == {"native", "eagle", "speculators", "medusa", "in_checkpoint"}
+    repositories = {"eagle", "speculators", "medusa", "dflash", "dspark"}
+    assert set(LAYOUTS) == {"native", "in_checkpoint", *repositories}

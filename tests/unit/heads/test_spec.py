@@ -34,7 +34,7 @@ def test_record_and_spec_of_a_family_agree(name):
 
 
 def test_kinds_of_blocks_come_from_the_families():
-    kinds = {"llama", "target", "half", "sublayers", "residual", "recurrent"}
+    kinds = {"llama", "target", "half", "sublayers", "residual", "recurrent", "slots"}
     assert set(BLOCKS) == kinds
     assert block_of(family("medusa")) is BLOCKS["residual"]
     with pytest.raises(mv.errors.ParamsError, match="found 'linear', wanted one of: target, llama"):

@@ -158,13 +158,18 @@ class _Attention(nn.Module):
         norm = (lambda: RMSNorm(self.head_dim, sizes.norm_eps)) if sizes.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
+    def entries(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values (B, heads, n, head_dim) of x (B, n, inputs)."""
+        shape = *x.shape[:2], -1, self.head_dim
+        keys = _rotate(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rotation)
+        return keys, self.v_proj(x).view(shape).transpose(1, 2)
+
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         batch, count, _ = x.shape
-        shape = batch, count, -1, self.head_dim
         rotation = cast("Rotation", inputs.rotation)
-        queries = _rotate(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rotation)
-        keys = _rotate(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rotation)
-        values = self.v_proj(x).view(shape).transpose(1, 2)
+        heads = self.q_proj(x).view(batch, count, -1, self.head_dim)
+        queries = _rotate(self.q_norm(heads).transpose(1, 2), *rotation)
+        keys, values = self.entries(x, rotation)
         if inputs.segments:
             mixed = inputs.mix(queries, keys, values)
         else:

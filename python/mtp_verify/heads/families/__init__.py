@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtp_verify.errors import ParamsError, UnsupportedModelError
+from mtp_verify.heads.families.block import BLOCK_HEADS
 from mtp_verify.heads.families.eagle import EAGLE, EAGLE3
 from mtp_verify.heads.families.foreign import FOREIGN
 from mtp_verify.heads.families.modules import MODULES
@@ -21,7 +22,19 @@ __all__ = ["BLOCKS", "FAMILIES", "block_of", "family"]
 
 FAMILIES: dict[str, Family] = {
     record.spec.family: record
-    for record in (*MODULES, EAGLE, EAGLE3, MTP, MEDUSA, HYDRA, META, MLP, LSTM, *FOREIGN)
+    for record in (
+        *MODULES,
+        EAGLE,
+        EAGLE3,
+        MTP,
+        MEDUSA,
+        HYDRA,
+        META,
+        MLP,
+        LSTM,
+        *BLOCK_HEADS,
+        *FOREIGN,
+    )
 }
 BLOCKS: dict[str, type[HeadBlock]] = {
     record.block.kind: record.block for record in FAMILIES.values() if record.block is not None

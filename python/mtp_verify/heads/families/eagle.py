@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import Described
 
-__all__ = ["EAGLE", "EAGLE3", "SPECULATORS"]
+__all__ = ["EAGLE", "EAGLE3", "SPECULATORS", "aux_layers", "block_config", "eagle3_fields"]
 
 _EAGLE3_NAMES = {
     "features": "fc", "feature_norm_all": "input_norm", "feature_norm_each": "fc_norm.{j}",
@@ -45,14 +45,14 @@ def _eagle_config(head: Head, base: Checkpoint | None) -> Described:
     spec = head.spec
     if spec.draft_vocab_size is not None or spec.output_norm or spec.fusion != "eh":
         refuse_export(spec, "the layout has no draft vocabulary and no output norm")
-    return {**_block_config(spec), "architectures": ["LlamaForCausalLM"]}, {}
+    return {**block_config(spec), "architectures": ["LlamaForCausalLM"]}, {}
 
 
 def _eagle3_layers(depth: int) -> tuple[int, ...]:
     return (2, depth // 2, depth - 3)
 
 
-def _eagle3_fields(source: Source) -> dict[str, Any]:
+def eagle3_fields(source: Source) -> dict[str, Any]:
     """Read the options of SpecForge's, vLLM's and speculators' configurations."""
     config, nested = source.config, source.config.get("eagle_config")
     layers = config.get("eagle_aux_hidden_state_layer_ids")
@@ -103,7 +103,7 @@ def _eagle3_options(head: Head, base: Checkpoint | None) -> Described:
         "norm_output": spec.recycle == "post",
         "norm_before_fc": spec.feature_norm == "all",
         "fc_norm": spec.feature_norm == "each",
-        "eagle_aux_hidden_state_layer_ids": _aux_layers(spec, base),
+        "eagle_aux_hidden_state_layer_ids": aux_layers(spec, base),
     }
     return options, tensors
 
@@ -115,7 +115,7 @@ def _eagle3_config(head: Head, base: Checkpoint | None) -> Described:
     layers = options["eagle_aux_hidden_state_layer_ids"]
     # SGLang counts by what leaves a layer.
     nested = {"eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
-    config = {**_block_config(head.spec), "architectures": ["LlamaForCausalLMEagle3"], **options}
+    config = {**block_config(head.spec), "architectures": ["LlamaForCausalLMEagle3"], **options}
     return {**config, "eagle_config": {**nested, "use_aux_hidden_state": True}}, tensors
 
 
@@ -137,7 +137,7 @@ def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
         "speculators_version": "0.9.0",
         **options,
         "target_hidden_size": None,
-        "transformer_layer_config": _block_config(head.spec),
+        "transformer_layer_config": block_config(head.spec),
         "speculators_config": {
             "algorithm": "eagle3",
             "default_proposal_method": "greedy",
@@ -150,7 +150,7 @@ def _speculators_config(head: Head, base: Checkpoint | None) -> Described:
     }, tensors
 
 
-def _aux_layers(spec: HeadSpec, base: Checkpoint | None) -> list[int]:
+def aux_layers(spec: HeadSpec, base: Checkpoint | None) -> list[int]:
     """Return the layers that the head reads, counted from the first one as engines do."""
     layers, end = list(spec.aux_layers), BEFORE_NORM
     if base is not None:
@@ -165,7 +165,7 @@ def _aux_layers(spec: HeadSpec, base: Checkpoint | None) -> list[int]:
     return layers
 
 
-def _block_config(spec: HeadSpec) -> dict[str, Any]:
+def block_config(spec: HeadSpec) -> dict[str, Any]:
     """Return the configuration of a Llama (or Qwen3, which normalises queries and keys)."""
     sizes = spec.known_sizes
     rope = dict(sizes.rope)
@@ -223,4 +223,4 @@ _REPOSITORIES3 = {
     "eagle": Repository(_EAGLE3.layout, _eagle3_config),
     "speculators": Repository(SPECULATORS, _speculators_config),
 }
-EAGLE3 = Family(_EAGLE3, LlamaBlock, _ENGINES, _REPOSITORIES3, _eagle3_fields, _eagle3_layers)
+EAGLE3 = Family(_EAGLE3, LlamaBlock, _ENGINES, _REPOSITORIES3, eagle3_fields, _eagle3_layers)

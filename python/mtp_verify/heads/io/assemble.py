@@ -10,10 +10,7 @@ import torch
 from mtp_verify.checkpoints.tensors import bad_checkpoint, listed
 from mtp_verify.errors import MtpVerifyError, ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.llama import Rotary
-from mtp_verify.heads.causal import CausalHead
-from mtp_verify.heads.families import block_of
-from mtp_verify.heads.parallel import ParallelHead
-from mtp_verify.heads.recurrent import RecurrentHead
+from mtp_verify.heads.kinds import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,11 +51,7 @@ def empty_head(spec: HeadSpec, target: Any | None) -> Head:
     """
     try:
         with torch.device("meta"):
-            if spec.kind == "parallel":
-                return ParallelHead(spec)
-            if spec.kind == "recurrent":
-                return RecurrentHead(spec)
-            return CausalHead(spec, target if block_of(spec).needs_target else None)
+            return build(spec, target)
     except MtpVerifyError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -59,6 +59,7 @@ def convert(source: Source) -> HeadTensors:
         for label, name in names.items()
         if (not prefixes or label.startswith(prefixes))
         and name not in done
+        and not label.startswith(source.naming.layout.unread)
         and not name.endswith(_MEANINGLESS)
     )
     return HeadTensors(stored, _vocab_of(source), tuple(unknown), source.label)

@@ -42,11 +42,12 @@ def export(
         path: a new folder; it appears in one rename, complete.
         layout: "native" (see `save`); "eagle", an EAGLE or EAGLE-3 repository as vLLM and SGLang
             read it; "speculators" (EAGLE-3), as vLLM reads it; "medusa", as vLLM up to 0.32 reads
-            it; "in_checkpoint", a copy of the target's checkpoint with the modules inside, in the
+            it; "dflash" and "dspark", as z-lab's code, SpecForge, vLLM and SGLang read them;
+            "in_checkpoint", a copy of the target's checkpoint with the modules inside, in the
             names of the head's family. A MiMo module goes into a Llama or Qwen2 checkpoint so that
             vLLM serves the whole as MiMo.
-        base: the folder of the target's checkpoint, for "in_checkpoint", "speculators", and
-            EAGLE-3 heads whose layers are counted from the end.
+        base: the folder of the target's checkpoint, for "in_checkpoint", "speculators", and heads
+            that read several layers, some of them counted from the end.
         target: the target, where the head is made of its own kind of layer; with "native" its
             fingerprint is kept.
 

@@ -41,8 +41,9 @@ _HEADLIKE = re.compile(
 _PARAMETER = re.compile(
     r"(?:levels\.(?P<level>\d+)\.)?"
     r"(?P<part>embed_norm|hidden_norm|fusion|norm|output|features|feature_norms|embedding|layers|"
-    r"prefix_norm|prefix|token|state|state_norm|cell_norm)"
-    r"(?:\.(?P<index>\d+))?\.(?P<rest>.+)"
+    r"prefix_norm|prefix|token|state|state_norm|cell_norm|mask_hidden|"
+    r"correction\.(?:token|output|gate|joint|cell|mix))"
+    r"(?:\.(?P<index>\d+))?(?:\.(?P<rest>.+))?"
 )
 
 
@@ -72,7 +73,7 @@ class Naming:
         if match is None:
             return None
         level, index = int(match["level"] or 0), int(match["index"] or 0)
-        part, rest = match["part"], match["rest"]
+        part, rest = match["part"], match["rest"] or ""
         keys = {
             "layers": "block",
             "norm": "output_norm",
@@ -92,7 +93,7 @@ class Naming:
         filled = _filled(template, i=level, layer=layer, n=spec.num_layers, **places)
         if filled.startswith("/"):
             return f"{filled[1:]}.{rest}"
-        return f"{self._prefix(level)}{filled}{'' if key == 'block' else '.'}{rest}"
+        return f"{self._prefix(level)}{filled}{'' if key == 'block' or not rest else '.'}{rest}"
 
     def _prefix(self, module: int) -> str:
         return _filled(self.layout.prefix, i=module, layer=self._number(module))
@@ -241,8 +242,8 @@ def _why_not(names: Collection[str], config: Mapping[str, Any]) -> str:
                 )
     if config.get("pard_token") is not None:
         return (
-            "it is a PARD drafter: a language model that drafts at mask tokens, which this version "
-            "does not run"
+            "it is a PARD drafter: a language model that drafts at mask tokens; load it with "
+            "transformers and draft with mv.drafters.Model(model, mask_token=pard_token)"
         )
     shown, known = ", ".join(sorted(names)[:5])[:300], ", ".join(sorted(FAMILIES))
     what = f"no head is recognised among {len(names)} tensors ({shown}, ...)"

@@ -193,9 +193,9 @@ def _read_fields(source: Source) -> Source:
     if "{l}" in source.naming.layout.names.get("block", ""):
         while source.has(f"levels.0.layers.{num_layers}.{block.wrapper}{block.sign}"):
             num_layers += 1
-    fields = read_fields(source) if read_fields else {}
     bias = source.has("levels.0.fusion.bias")
-    source = _with(source, **{"num_layers": max(num_layers, 1), "fusion_bias": bias, **fields})
+    source = _with(source, num_layers=max(num_layers, 1), fusion_bias=bias)
+    source = _with(source, **(read_fields(source) if read_fields else {}))
     return _with(source, sizes=block.read_sizes(source))
 
 
