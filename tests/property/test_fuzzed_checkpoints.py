@@ -25,6 +25,7 @@ from mtp_verify.checkpoints.tensors import TensorFile
 from mtp_verify.heads import load, save
 from tests.heads import tiny_head
 from tests.models import tiny_model
+from tests.block_heads import KINDS, write_block_head
 from tests.published import REPOSITORIES, write, write_in_checkpoint
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def sound_checkpoints(folder: Path) -> tuple[object, list[Path]]:
         make(folder / name, model)
     for name in ("mimo", "ernie4_5_moe", "step3p5", "qwen3_next"):
         write_in_checkpoint(name, folder / name)
+    for name in ("dflash, sliding", "dspark of speculators", "domino"):
+        write_block_head(folder / name, KINDS[name], model)
     write_in_checkpoint("mimo", folder / "sharded")
     tensors = load_file(folder / "sharded/model.safetensors")
     (folder / "sharded/model.safetensors").unlink()

@@ -105,7 +105,6 @@ def probe(
     Example:
         >>> print(mv.heads.probe(head, model).table().to_text())  # doctest: +SKIP
     """
-    depth = min(depth, head.max_depth or depth)
     spec = head.spec
     generator = torch.Generator().manual_seed(0)
     some = torch.randint(spec.known_sizes.vocab_size, (_NUM_STARTS, 1), generator=generator)
@@ -117,6 +116,7 @@ def probe(
     options = itertools.product(*(_OPTIONS[name] for name in own))
     combinations = [dict(zip(own, values, strict=True)) for values in options]
     combinations.sort(key=lambda choices: choices != own)
+    depth = min(depth, *(_max_depth(head, choices) or depth for choices in combinations))
     layers = {n for choices in combinations for n in spec.replace(**choices).hidden_layers}
     with torch.inference_mode():
         texts = [
@@ -140,6 +140,16 @@ def probe(
         if float(gain.mean()) > _STANDARD_ERRORS * error and is_better:
             best = index
     return Probe(tuple(readings), best, len(readings[0].counts))
+
+
+def _max_depth(head: Head, choices: dict[str, Any]) -> int | None:
+    """Return the deepest level that a head has when it is read so."""
+    own = {name: getattr(head.spec, name) for name in choices}
+    head.choose(**choices)
+    try:
+        return head.max_depth
+    finally:
+        head.choose(**own)
 
 
 def resolve_disputed(head: Head, model: Any, **options: Any) -> Probe:

@@ -149,6 +149,17 @@ def test_the_probe_reads_a_head_as_it_was_made(name, tmp_path, target):
     assert loaded.spec == plain.spec.replace(disputed=())
 
 
+def test_the_probe_measures_what_every_reading_has(tmp_path, target):
+    """Read in place the head has a level less than where it predicts the token after."""
+    kind = KINDS["dflash, from the root"]
+    write_block_head(tmp_path, kind, target)
+    head = load(tmp_path, target, probe=False)
+    head.choose(disputed=("offset", "in_block"), block_size=3)
+    found = mv.heads.probe(head, target, num_tokens=64, depth=5)
+    assert [len(reading.accepted) for reading in found.readings] == [2] * 6
+    assert (head.spec.offset, head.spec.in_block) == ("next", "sliding")
+
+
 MISTAKES = {
     "block_size": ({"block_size": 0}, "block_size: found 0"),
     "no mask": ({"dflash_config": {"target_layer_ids": [0, 1]}}, "mask_token_id: found None"),
@@ -162,6 +173,7 @@ MISTAKES = {
     "scale": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping: found 30.0"),
     "windows": ({"layer_types": ["sliding_attention"] * 2}, "sliding_window: found None"),
     "a kind of layer": ({"layer_types": ["chunked_attention"] * 2}, "layer_types: found"),
+    "a flag": ({"is_causal": "yes"}, "is_causal: found yes, wanted true or false"),
     "one slot": ({"block_size": 1}, "block_size: found 1, wanted"),
 }  # fmt: skip
 

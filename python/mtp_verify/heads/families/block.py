@@ -29,6 +29,8 @@ __all__ = ["BLOCK_HEADS"]
 _MOST_SLOTS = 256
 _SLOTS = 8  # of P-EAGLE, whose repositories need not say how many it was trained with
 _SLIDING = "sliding_attention"
+_FLAGS = ("sample_from_anchor", "draft_shift", "shift_label", "causal_head", "causal", "is_causal",
+          "sliding_window_non_causal")  # fmt: skip
 # What some models do to embeddings and logits, with the value that changes nothing.
 _NEUTRAL = {"input_embedding_scale": 1.0, "output_multiplier": 1.0, "final_logit_softcapping": None}
 
@@ -36,7 +38,12 @@ _NEUTRAL = {"input_embedding_scale": 1.0, "output_multiplier": 1.0, "final_logit
 def _options(source: Source) -> dict[str, Any]:
     """Return the configuration with the drafter's own table on top of it."""
     own = source.config.get("dflash_config")
-    return {**source.config, **(own if isinstance(own, dict) else {})}
+    options = {**source.config, **(own if isinstance(own, dict) else {})}
+    for name in _FLAGS:
+        if (value := options.get(name)) is not None and type(value) is not bool:
+            what = f"{name}: found {str(value)[:50]}, wanted true or false"
+            bad_checkpoint(source.folder / "config.json", what)
+    return options
 
 
 def _number(source: Source, name: str, value: object, least: int, most: int) -> int:
@@ -108,7 +115,7 @@ def _fields(source: Source) -> dict[str, Any]:
         **_draft_vocab(source),
     }
     disputed = []
-    if (from_root := options.get("sample_from_anchor")) is not None:
+    if (from_root := options.get("sample_from_anchor", options.get("draft_shift"))) is not None:
         fields["offset"] = "next" if from_root else "place"
     elif "speculators_model_type" not in options and spec.family == "dflash":
         disputed.append("offset")
@@ -122,8 +129,6 @@ def _fields(source: Source) -> dict[str, Any]:
     if options.get("causal_head") and spec.family == "dflash":
         # The tensors have the same names.
         fields["family"] = "jetspec"
-    if options.get("draft_shift"):
-        fields["offset"] = "next"
     return {**fields, "disputed": tuple(disputed)}
 
 
@@ -131,7 +136,7 @@ def _markov_fields(source: Source) -> dict[str, Any]:
     options = _options(source)
     kinds = {"vanilla": "markov", "gated": "gated", "rnn": "rnn"}
     kind = options.get("markov_head_type", "vanilla")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         what = f"markov_head_type: found {str(kind)[:50]}, wanted one of: {', '.join(kinds)}"
         bad_checkpoint(source.folder, what, "unsupported_head")
     shape = source.shape("correction.token.weight") or (0, 0)

@@ -21,7 +21,7 @@ from mtp_verify.models.cpu.fused import fuse, fused_layer, fused_model
 from mtp_verify.models.cpu.packing import can_prepack, is_prepacked
 from mtp_verify.models.hidden import BEFORE_NORM
 from mtp_verify.models.target import TransformersTarget
-from tests.heads import CAUSAL, random_hidden, tiny_head
+from tests.heads import BLOCK, CAUSAL, random_hidden, tiny_head
 from tests.models import (
     VOCAB,
     TreeDrafter,
@@ -193,7 +193,7 @@ def test_narrow_forwards_are_fused_and_others_are_not(counted: Any) -> None:
     assert calls.count == 1
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, *BLOCK])
 @torch.inference_mode()
 def test_heads_draft_the_same(name: str) -> None:
     """True pairs, a level of a tree below them, true pairs again; the state is rolled back."""
