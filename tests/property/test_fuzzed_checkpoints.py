@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 import mtp_verify as mv
 from mtp_verify.checkpoints.tensors import TensorFile
 from mtp_verify.heads import load, save
+from tests.block_heads import KINDS, write_block_head
 from tests.heads import tiny_head
 from tests.models import tiny_model
-from tests.block_heads import KINDS, write_block_head
 from tests.published import REPOSITORIES, write, write_in_checkpoint
 
 if TYPE_CHECKING:
