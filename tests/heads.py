@@ -36,6 +36,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "windows": (3, 0), "draft_vocab_size": 20, "output_head": "own",
     },
     "dspark": {"family": "dspark", "aux_layers": (1,), "block_size": 4, "rank": 5},
+    "block": {
+        "family": "block", "aux_layers": (0, 1), "block_size": 4, "rank": 5,
+        "draft_vocab_size": 20, "context_tokens": True,
+    },
     "dspark-recurrent": {
         "family": "dspark", "aux_layers": (0, 1), "block_size": 5, "rank": 5, "offset": "place",
         "correction": "rnn",

@@ -28,6 +28,7 @@ _HEADS: dict[str, dict[str, Any]] = {
     "eagle3": {"family": "eagle3"},
     "medusa": {"family": "medusa", "num_modules": 4, "plain_share": 0.0},
     "hydra": {"family": "hydra", "num_modules": 4, "plain_share": 0.0},
+    "block": {"family": "block", "num_modules": 5, "plain_share": 0.0},
     "model": {
         "family": "independent", "num_layers": 2, "plain_share": 1.0, "context_tokens": False,
     },

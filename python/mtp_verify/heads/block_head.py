@@ -1,8 +1,8 @@
 """`BlockHead`: one forward over a block of slots gives the rows of all levels.
 
-The first slot holds the root's token, the others a mask; they see what the target's hidden states
-say of the text before the root. A row then depends on its depth alone, or is corrected by the
-tokens drafted above it: each path below the root has its own then.
+The first slot holds the root's token, the others a mask (or each a row of its own); they see what
+the target's hidden states say of the text before the root. A row then depends on its depth alone,
+or is corrected by the tokens drafted above it: each path below the root has its own then.
 
 References:
     DFlash, arXiv 2602.06036; DSpark, arXiv 2607.05147; Domino, arXiv 2605.29707; JetSpec,
@@ -23,7 +23,7 @@ from mtp_verify.heads.blocks.base import BlockInputs, Segment
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.blocks.slots import SlotBlock
 from mtp_verify.heads.causal import CausalModule
-from mtp_verify.heads.correction import make_correction
+from mtp_verify.heads.correction import FeatureCorrection, make_correction
 from mtp_verify.heads.families import block_of
 from mtp_verify.heads.features import FeatureHead
 
@@ -65,6 +65,8 @@ class BlockHead(FeatureHead):
     layers as in EAGLE-3, and the slots behind the first hold a learned hidden state beside the
     mask; else the layers see keys and values of the hidden states (DFlash).
 
+    Training takes `context`, `slot_inputs` and the layers' `over_text`, as drafting does.
+
     `spec` has sizes; one that is not that of a block head raises a ParamsError.
     """
 
@@ -73,14 +75,15 @@ class BlockHead(FeatureHead):
         super().__init__(spec)
         self.has_pairs = spec.fusion == "attention"
         is_known = spec.kind == "block" and spec.feed == "aux" and bool(spec.aux_layers)
-        if not is_known or not block.uses_rotary or spec.mask_token is None:
+        has_rows = spec.mask_token is None  # of its own for each slot
+        if not is_known or not block.uses_rotary or has_rows != (spec.fusion in ("eh", "he")):
             message = f"{spec.family} is not a block head with aux_layers and a mask_token"
             raise ParamsError(message, slug="bad_head_spec")
         if not self.has_pairs and not issubclass(block, SlotBlock):
             message = f"block: found {spec.block!r}, wanted {SlotBlock.kind!r}"
             raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
-        if spec.mask_token >= sizes.vocab_size:
+        if spec.mask_token is not None and spec.mask_token >= sizes.vocab_size:
             wanted = f"a token below {sizes.vocab_size}"
             message = f"mask_token: found {spec.mask_token}, wanted {wanted}"
             raise ParamsError(message, slug="bad_head_spec")
@@ -94,6 +97,9 @@ class BlockHead(FeatureHead):
         self.levels = nn.ModuleList([CausalModule(spec)])
         self.correction = make_correction(spec)
         self.rotary = Rotary(sizes)
+        self.slots = nn.Embedding(spec.block_size, sizes.hidden_size) if has_rows else None
+        # Of the output head times the correction, and the weights that it was computed from.
+        self._corrections: tuple[object, torch.Tensor] | None = None
         self.mask_hidden: nn.Parameter | None = None
         if self.has_pairs:
             width = len(spec.aux_layers) * sizes.hidden_size
@@ -129,8 +135,9 @@ class BlockHead(FeatureHead):
         if self.has_pairs:
             slots = self._run_pairs(states, joined, ids, counts)
         else:
-            self._remember(states, joined, counts)
-            slots = self._run_slots(states, [own[-1:] for own in ids])
+            context = self._remember(states, joined, counts)
+            last = torch.cat([own[-1:] for own in torch.split(context[0], counts)])
+            slots = self._run_slots(states, last, torch.cat([own[-1:] for own in ids]))
         extras = [state.context_tokens.rows for state in states]
         skipped = self.spec.block_size - self.num_rows
         read = [own[skipped:] for own in slots]
@@ -142,12 +149,36 @@ class BlockHead(FeatureHead):
         before = self._first_states(anchors, slots)
         return self._corrected(states, [[0] for _ in states], anchors, before)
 
+    def context(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return what the layers see of hidden states (..., d) of `hidden_layers`."""
+        module: Any = self.levels[0]
+        found: torch.Tensor = module.hidden_norm(self.fuse_features(hidden))
+        return found
+
+    def slot_inputs(self, last: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """Return the inputs (..., S, d) of the blocks behind roots (...) int64.
+
+        `last` (..., d) is of `context`, at the position before each root.
+        """
+        module: Any = self.levels[0]
+        embeds = module.embed_norm(self.embed(anchors))
+        if self.slots is None:
+            mask = self.embed(anchors.new_full((1,), self.spec.mask_token or 0))
+            masks = mask.expand(*embeds.shape[:-1], self.spec.block_size - 1, -1)
+            return torch.cat((embeds[..., None, :], masks), dim=-2)
+        parts = (embeds, last) if self.spec.fusion == "eh" else (last, embeds)
+        joined: torch.Tensor = module.fusion(torch.cat(parts, dim=-1))
+        return joined[..., None, :] + self.slots.weight
+
     def _remember(
         self, states: Sequence[BlockState], hidden: Sequence[torch.Tensor], counts: Sequence[int]
-    ) -> None:
-        """Let all layers see the hidden states of true pairs, one after the other in (1, n, d)."""
+    ) -> torch.Tensor:
+        """Let all layers see hidden states of true pairs, one after the other in (1, n, d).
+
+        Returns what they see.
+        """
         module: Any = self.levels[0]
-        context = module.hidden_norm(self.fuse_features(hidden))
+        context = self.context(hidden)
         starts = [state.num_true + state.first for state in states]
         inputs = self._inputs(starts, counts, context)
         segments = [
@@ -157,14 +188,14 @@ class BlockHead(FeatureHead):
             block.remember(context, inputs._replace(segments=segments, block=index))
         for state, count in zip(states, counts, strict=True):
             state.num_true += count
+        return context
 
     def _run_slots(
-        self, states: Sequence[BlockState], anchors: Sequence[torch.Tensor]
+        self, states: Sequence[BlockState], last: torch.Tensor, anchors: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Return the features (S, d) of each sequence's slots, given the root's token (1,)."""
+        """Return the features (S, d) of each sequence's slots; see `slot_inputs`."""
         module: Any = self.levels[0]
-        words = self._with_masks(anchors)
-        x = self.embed(words)[None]
+        x = self.slot_inputs(last, anchors).flatten(0, 1)[None]
         # The root stands behind the last hidden state that is known.
         starts = [state.num_true + state.first for state in states]
         counts = [self.spec.block_size] * len(states)
@@ -316,19 +347,58 @@ class BlockHead(FeatureHead):
         after = before
         if self.correction is not None:
             features = torch.cat([_known(state.features)[own] for state, own in pairs])
-            added, after = self._correct(tokens, features, before)
-            if self.spec.num_plain:
-                added = added * (torch.cat(places) >= self.spec.num_plain)[:, None]
-            width = added.shape[-1]
-            rows = [
-                torch.cat((own[:, :width] + more, own[:, width:]), dim=-1)
-                for own, more in zip(rows, torch.split(added, counts), strict=True)
-            ]
+            is_plain = torch.cat(places) < self.spec.num_plain if self.spec.num_plain else None
+            rows, after = self._correct_rows(states, rows, features, tokens, before, is_plain)
         for state, own, kept in zip(states, depths, torch.split(after, counts), strict=True):
             state.latest = state.num_nodes
             state.depths += own
             state.kept += torch.split(kept, 1)
         return rows
+
+    def _correct_rows(
+        self,
+        states: Sequence[BlockState],
+        rows: Sequence[torch.Tensor],
+        features: torch.Tensor,
+        tokens: torch.Tensor,
+        before: torch.Tensor,
+        is_plain: torch.Tensor | None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return the rows (n, D + E) of sequences with their corrections, and what nodes keep.
+
+        Rows that `is_plain` (n,) names stay as they are.
+        """
+        correction, after, changes = self.correction, before, None
+        counts = [len(own) for own in rows]
+        if isinstance(correction, FeatureCorrection):
+            latent = correction.latent(self.shared.embed(tokens), features)
+            added = nn.functional.linear(latent, self._correction_rows(correction))
+            changes = torch.split(correction.output(latent), counts)
+        else:
+            added, after = self._correct(tokens, features, before)
+        if is_plain is not None:
+            added = added.masked_fill(is_plain[:, None], 0.0)
+        found = []
+        for place, (own, more) in enumerate(zip(rows, torch.split(added, counts), strict=True)):
+            parts = [own[:, : more.shape[1]] + more]
+            if own.shape[1] > more.shape[1]:
+                extra, context = own[:, more.shape[1] :], states[place].context_tokens.rows
+                if changes is not None and context is not None:
+                    extra = extra + nn.functional.linear(changes[place], context)
+                parts.append(extra)
+            found.append(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+        return found, after
+
+    def _correction_rows(self, correction: FeatureCorrection) -> torch.Tensor:
+        """Return the output head's rows times the correction's last matrix, (D, rank)."""
+        weight = correction.output.weight
+        version = 0 if weight.is_inference() else weight._version
+        key = id(weight), version, id(self.vocab), id(self.shared)
+        if self._corrections is None or self._corrections[0] != key:
+            tokens = slice(None) if self.vocab is None else self.vocab
+            rows = self.shared.output_weight.detach()[tokens] @ weight.detach()
+            self._corrections = key, rows
+        return self._corrections[1]
 
 
 def _known(tensor: torch.Tensor | None) -> torch.Tensor:

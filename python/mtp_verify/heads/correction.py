@@ -5,6 +5,8 @@ adds to a slot's logits what depends on the tokens above, so that rows are compu
 
 References:
     DSpark, arXiv 2607.05147 ("markov", "gated", "rnn"); Domino, arXiv 2605.29707 ("gru").
+    "features" is DSpark's gated correction with the target's embeddings and output rows in place of
+    tables of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from mtp_verify.errors import ParamsError
 if TYPE_CHECKING:
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["Correction", "make_correction"]
+__all__ = ["Correction", "FeatureCorrection", "make_correction"]
 
 
 class Correction(nn.Module):
@@ -109,16 +111,45 @@ class GruCorrection(Correction):
         return self.output(nn.functional.silu(latent)), after
 
 
+class FeatureCorrection(Correction):
+    """By the token above alone, gated; what it adds is a part of the slot's features.
+
+    As the output head is linear, its rows may be multiplied by `output` once: a product of `rank`
+    columns then corrects a row.
+    """
+
+    reads_embeddings = True
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__()
+        width = spec.known_sizes.hidden_size
+        self.mix = nn.Linear(width, spec.rank, bias=False)
+        self.gate = nn.Linear(width, spec.rank, bias=False)
+        self.output = nn.Linear(spec.rank, width, bias=False)
+
+    def latent(self, embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return (..., rank) of embeddings and features (..., d)."""
+        mixed: torch.Tensor = self.mix(embeds) * self.gate(features).sigmoid()
+        return mixed
+
+    def correct(self, embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return corrected features (..., d)."""
+        corrected: torch.Tensor = features + self.output(self.latent(embeds, features))
+        return corrected
+
+
 def _output(spec: HeadSpec) -> nn.Linear:
     size = spec.draft_vocab_size or spec.known_sizes.vocab_size
     return nn.Linear(spec.rank, size, bias=False)
 
 
-_KINDS: dict[str, type[MarkovCorrection | RecurrentCorrection | GruCorrection]] = {
+_Kind = MarkovCorrection | RecurrentCorrection | GruCorrection | FeatureCorrection
+_KINDS: dict[str, type[_Kind]] = {
     "markov": MarkovCorrection,
     "gated": MarkovCorrection,
     "rnn": RecurrentCorrection,
     "gru": GruCorrection,
+    "features": FeatureCorrection,
 }
 
 

@@ -42,7 +42,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "layer_mlp": ("", "dense", "sparse"),
     "offset": ("next", "place"),
     "in_block": ("full", "causal", "sliding"),
-    "correction": ("none", "markov", "gated", "rnn", "gru"),
+    "correction": ("none", "markov", "gated", "rnn", "gru", "features"),
 }
 _LEAST = {
     "hidden_size": 1, "vocab_size": 1, "num_heads": 1, "num_kv_heads": 1, "max_positions": 1,
@@ -259,7 +259,8 @@ class HeadSpec:
         state: of a recurrent head, how a state comes about: a "sum" through a norm, or an "lstm".
         is_tied: all levels of a recurrent head share their weights, but for the first projection.
         block_size: slots of a block head; the first holds the root's token, the others a mask.
-        mask_token: the token whose embedding the others hold.
+        mask_token: the token whose embedding the others hold; None where each slot has a row of its
+            own, to which a fusion of the last hidden state and the root's embedding is added.
         offset: a slot predicts the token after its position ("next"), or the one in its place
             ("place"): then the first slot predicts nothing.
         in_block: whether slots see those behind them ("full"), or not ("causal"), or not in layers
@@ -268,7 +269,8 @@ class HeadSpec:
             where all are full.
         correction: what a row is corrected by for the tokens drafted above it: "none", the last of
             them ("markov"), gated by the slot's features ("gated"), or all of them through a state
-            ("rnn", "gru").
+            ("rnn", "gru"); "features" is gated too and changes the slot's features, by the target's
+            embedding of the last token, and nothing of it depends on the vocabulary.
         rank: width of what the correction is projected from.
         gru_size: width of the state of "gru".
         num_plain: rows of "gru" before the first that is corrected.

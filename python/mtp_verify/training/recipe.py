@@ -36,7 +36,8 @@ class Recipe:
 
     Attributes:
         family: of the head, one of `mtp_verify.heads.FAMILIES`.
-        num_modules: levels with weights of their own (all levels of a parallel head).
+        num_modules: levels with weights of their own (all levels of a parallel head, the slots of a
+            block head).
         num_layers: blocks of each.
         draft_vocab_size: tokens that the head drafts, the most frequent of the text.
         context_tokens: the head drafts the other tokens of a sequence too, once it has shown them.

@@ -11,13 +11,15 @@ References:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from mtp_verify.heads.block_head import BlockHead
 from mtp_verify.heads.blocks.base import Segment, causal_mask
 from mtp_verify.heads.causal import CausalHead
+from mtp_verify.heads.correction import FeatureCorrection
 from mtp_verify.training.independent import IndependentDraft
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def roll_out(
         return (batch.shifted(features, level) for level in range(depth))
     if isinstance(head, CausalHead):
         return _causal(head, batch, depth, states)
+    if isinstance(head, BlockHead):
+        return _block(head, batch, depth, states)
     return _parallel(cast("ParallelHead", head), batch, depth, states)
 
 
@@ -84,6 +88,24 @@ def _causal(
         segments = [Segment(count, mask, cached)]
         output, passed = head(passed, tokens, places, level=level, segments=segments)
         yield output
+
+
+def _block(
+    head: BlockHead, batch: Batch, depth: int, states: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    module: Any = head.levels[0]
+    context = head.context(states)
+    x = head.slot_inputs(context, batch.tokens)
+    is_causal = head.spec.in_block == "causal"
+    for block in module.layers:
+        x = block.over_text(x, context, 0, head.rotary, is_causal=is_causal)
+    features = module.norm(x)[:, :, head.spec.block_size - head.num_rows :]
+    for level in range(min(depth, head.num_rows)):
+        found = features[:, :, level]
+        if isinstance(head.correction, FeatureCorrection):
+            embeds = head.shared.embed(batch.shifted(batch.tokens, level))
+            found = head.correction.correct(embeds, found)
+        yield found
 
 
 def _parallel(

@@ -26,7 +26,8 @@ __all__ = ["check_features", "count_tokens", "new_head", "places_of", "spec_of",
 
 _SPREAD = 0.035  # of the first weights
 _QUIET = 0.25  # of the target's final norm: with all of it the first losses exceed 11 nats
-_ENDS = ("o_proj", "down_proj")  # projections back into the stream: a block starts as the identity
+# Projections back into the stream, and the correction's: a block starts as the identity.
+_ENDS = ("o_proj", "down_proj", "output")
 
 
 def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
@@ -41,7 +42,8 @@ def spec_of(recipe: Recipe, config: Any) -> HeadSpec:
     return spec.replace(
         sizes=sizes,
         block="llama" if block is None or block.needs_target else block.kind,
-        num_modules=recipe.num_modules,
+        num_modules=1 if spec.kind == "block" else recipe.num_modules,
+        block_size=recipe.num_modules if spec.kind == "block" else spec.block_size,
         num_layers=recipe.num_layers,
         aux_layers=spec.aux_layers if layers is None else layers(depth),
         output_head="shared",
@@ -67,7 +69,8 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
     """
     if spec.family == independent.FAMILY:
         return independent.IndependentDraft(independent.shrink(model, spec.num_layers))
-    if spec.kind not in ("causal", "parallel"):
+    is_trained = spec.kind in ("causal", "parallel") or spec.family == "block"
+    if not is_trained:
         message = f"family: found {spec.family!r}, a {spec.kind} head; such heads are not trained"
         raise ParamsError(message, slug="bad_recipe")
     head = build(spec).attach(model)
@@ -77,7 +80,7 @@ def new_head(spec: HeadSpec, model: Any, counts: torch.Tensor, seed: int) -> Hea
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in head.named_modules():
-            if isinstance(module, nn.Linear) and block_of(spec).attends:
+            if isinstance(module, nn.Linear | nn.Embedding) and block_of(spec).attends:
                 is_end = name.rpartition(".")[2] in _ENDS
                 module.weight.normal_(0.0, 0.0 if is_end else _SPREAD, generator=generator)
         _scale_output_norms(head)

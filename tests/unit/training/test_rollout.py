@@ -19,6 +19,7 @@ HEADS = (
     {"family": "medusa", "num_modules": 3},
     {"family": "hydra", "num_modules": 3},
     {"family": "meta", "num_modules": 3},
+    {"family": "block", "num_modules": 4, "num_layers": 2},
 )
 
 

@@ -158,6 +158,11 @@ class _Attention(nn.Module):
         norm = (lambda: RMSNorm(self.head_dim, sizes.norm_eps)) if sizes.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
+    def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """Return queries (B, heads, n, head_dim) of x (B, n, inputs)."""
+        heads = self.q_proj(x).view(*x.shape[:2], -1, self.head_dim)
+        return _rotate(self.q_norm(heads).transpose(1, 2), *rotation)
+
     def entries(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values (B, heads, n, head_dim) of x (B, n, inputs)."""
         shape = *x.shape[:2], -1, self.head_dim
@@ -167,8 +172,7 @@ class _Attention(nn.Module):
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         batch, count, _ = x.shape
         rotation = cast("Rotation", inputs.rotation)
-        heads = self.q_proj(x).view(batch, count, -1, self.head_dim)
-        queries = _rotate(self.q_norm(heads).transpose(1, 2), *rotation)
+        queries = self.queries(x, rotation)
         keys, values = self.entries(x, rotation)
         if inputs.segments:
             mixed = inputs.mix(queries, keys, values)

@@ -15,6 +15,7 @@ from mtp_verify.heads.blocks.llama import LlamaBlock
 from mtp_verify.heads.blocks.slots import SlotBlock
 from mtp_verify.heads.families.eagle import SPECULATORS, aux_layers, block_config, eagle3_fields
 from mtp_verify.heads.spec import Family, HeadSpec, Layout, Repository, refuse_export
+from mtp_verify.models.hidden import BEFORE_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -252,6 +253,11 @@ _PEAGLE_SPEC = HeadSpec(
 )  # fmt: skip
 _MIDLAYER = {"embed_norm": "midlayer.input_layernorm", "hidden_norm": "midlayer.hidden_norm",
              "block": "midlayer."}  # fmt: skip
+# The one that is trained here: no embedding and no correction over the vocabulary.
+_OWN_SPEC = HeadSpec(
+    "block", kind="block", feed="aux", fusion="he", feature_norm="each", block=SlotBlock.kind,
+    block_size=5, correction="features", rank=64,
+)  # fmt: skip
 BLOCK_HEADS = (
     Family(_DFLASH_SPEC, SlotBlock, _ENGINES, {"dflash": Repository(_PLAIN, _describe)}, _fields),
     Family(_DSPARK_SPEC, SlotBlock, _ENGINES,
@@ -264,4 +270,6 @@ BLOCK_HEADS = (
     Family(_PEAGLE_SPEC, LlamaBlock, ("vllm",), read_fields=_pair_fields,
            aliases=(Layout(names={**_PEAGLE_NAMES, **_MIDLAYER},
                            marks=("mask_hidden", "midlayer.self_attn.q_proj.weight")),)),
+    Family(_OWN_SPEC, SlotBlock,
+           default_layers=lambda depth: (2, depth // 2, depth - 3, BEFORE_NORM)),
 )  # fmt: skip
