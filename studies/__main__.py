@@ -33,6 +33,7 @@ STUDIES = {
     "heads": "heads",
     "training-to-inference": "training_to_inference",
     "scale": "scale",
+    "block-heads": "block_heads",
 }
 
 
