@@ -76,7 +76,7 @@ def run(*, quick: bool = False) -> Finding:
         for seed in seeds:
             for name, spec in specs.items():
                 places = [layers.index(layer) for layer in spec.hidden_layers]
-                parts = [_View(part, places) for part in (text, held_out)]
+                parts = _View(text, places), _View(held_out, places)
                 counts = count_tokens(parts[0], spec.known_sizes.vocab_size)
                 head = new_head(spec, model, counts, seed)
                 recipe = recipes[name].replace(seed=seed)
@@ -131,7 +131,7 @@ def _write(
 
 
 def _train(
-    head: Head, parts: Sequence[Shards], recipe: Recipe, minutes: float, folder: Path
+    head: Head, parts: tuple[Shards, Shards], recipe: Recipe, minutes: float, folder: Path
 ) -> dict[str, Any]:
     """Train for `minutes` of processor time; return what the head reaches."""
 
