@@ -151,8 +151,15 @@ def _facts(found: Inspection, spec: Any) -> Table:
         ("tensors, parameters", f"{found.tensors}, {found.parameters:,}"),
         ("dtypes", ", ".join(f"{kind} ({count})" for kind, count in sorted(found.dtypes.items()))),
     ]
+    if spec.kind == "block":
+        words = f"{spec.block_size}, {spec.offset}, {spec.in_block}"
+        rows[3:4] = [
+            ("slots, offset, in a block", words),
+            ("hidden states", ", ".join(map(str, spec.hidden_layers))),
+            ("correction", spec.correction),
+        ]
     if spec.draft_vocab_size is not None:
-        rows.insert(6, ("draft vocabulary", f"{spec.draft_vocab_size:,}"))
+        rows.insert(-2, ("draft vocabulary", f"{spec.draft_vocab_size:,}"))
     rows += [
         (name, "equals the target's" if same else "differs from the target's")
         for name, same in found.copies.items()

@@ -13,9 +13,16 @@ from mtp_verify.checkpoints.folder import Checkpoint
 from mtp_verify.commands import cli
 from mtp_verify.heads import CausalHead, Sizes, export, family, load, reattach, save
 from mtp_verify.heads.io.inspect import engines, inspect_head
+from tests.block_heads import KINDS, write_block_head
 from tests.heads import tiny_head
 from tests.models import tiny_model
-from tests.published import in_checkpoint_head, write, write_eagle, write_in_checkpoint
+from tests.published import (
+    REPOSITORIES,
+    in_checkpoint_head,
+    write,
+    write_eagle,
+    write_in_checkpoint,
+)
 
 
 def run(capsys, *words):
@@ -245,6 +252,19 @@ def test_repository_is_measured_on_its_target(tmp_path, capsys):
     assert found["family"] == "eagle"
     assert found["copies"] == {"embed_tokens.weight": True}
     assert len(found["probe"]) == 1
+
+
+@pytest.mark.parametrize("name", ["eagle", "eagle3", "medusa", "dflash", "dspark of speculators"])
+def test_a_head_is_not_measured_on_random_numbers_in_place_of_its_target(name, tmp_path, capsys):
+    """Its repository names the target's kind of model, and holds none of its layers."""
+    model = tiny_model("llama")
+    if name in REPOSITORIES:
+        REPOSITORIES[name](tmp_path, model)
+    else:
+        write_block_head(tmp_path, KINDS[name], model)
+    code, found = run(capsys, "inspect", tmp_path)
+    assert (code, found["status"], found["probe"]) == (0, "ok", None)
+    assert found["family"] == name.partition(" ")[0]
 
 
 def test_native_head_is_inspected(tmp_path, capsys):

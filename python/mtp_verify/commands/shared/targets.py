@@ -45,7 +45,14 @@ def load_target(folder: str | None) -> tuple[Any | None, str]:
         if wanted > _PACKED * held:
             # transformers would fill what is missing with random numbers, even terabytes of them.
             return None, f"the target has {wanted:,} parameters and its files hold {held:,} numbers"
-        model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model, found = kind.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+        names = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+        # Random numbers stand for weights that are missing, as all are in a head's own repository;
+        # for a bias it is zero, as where a module of another architecture was added.
+        if lost := [name for name in names if not name.endswith(".bias")]:
+            return None, f"its files do not hold the target: {lost[0][:100]} is missing"
     except Exception as error:  # noqa: BLE001 - a foreign checkpoint may fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         return None, f"transformers cannot load the target: {reason}"
