@@ -88,6 +88,13 @@ def render(report: dict[str, Any]) -> str:
         over = [_cell(entry["over_transformers"]["all"]) for entry in timed.values()]
         rows.append(["all, over transformers", *over])
         parts.append(_table(["speed over plain", *timed], rows))
+        if found.get("paired"):
+            rows = [
+                [category, *(_cell(entry["first_level"][category]) for entry in drafters.values())]
+                for category in categories_of(found)
+            ]
+            parts.append(_table(["accepted at the first level", *names], rows))
+            parts.append(_equal_places(found["paired"], report["draws"]))
     settings = "\n".join(
         f"- {name}: `{_describe(made)}`" for name, made in report["settings"].items()
     )
@@ -99,6 +106,26 @@ def categories_of(found: dict[str, Any]) -> dict[str, Any]:
     """The groups of prompts of a mode, each with the size that a figure of it carries."""
     sizes: dict[str, Any] = next(iter(found["drafters"].values()))["tau"]
     return sizes
+
+
+def _equal_places(paired: dict[str, Any], draws: int) -> str:
+    """Tau at equal places of one text, and how far each drafter is ahead of the first."""
+    entries = list(paired.values())
+    rows = [
+        [category, *(_cell(entry["tau"][category]) for entry in entries)]
+        for category in entries[0]["tau"]
+    ]
+    ahead = [_cell(entry["ahead"]["all"]) for entry in entries[1:]]
+    rows += [
+        [f"all, ahead of {next(iter(paired))}", "", *ahead],
+        ["drafted", *(f"{entry['drafted']:.1f}" for entry in entries)],
+    ]
+    places = entries[0]["num_places"]
+    return (
+        f"The drafters at the same {places} places of the plain texts: tau from the exact mean of\n"
+        f"accepted tokens, over {draws} drafts where they are drawn.\n\n"
+        + _table(["tau at equal places", *paired], rows)
+    )
 
 
 def _describe(made: dict[str, Any]) -> str:

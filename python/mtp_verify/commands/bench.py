@@ -13,6 +13,7 @@ from mtp_verify.console.libraries import need
 from mtp_verify.console.report import Report
 from mtp_verify.console.terminal import Progress
 from mtp_verify.errors import ParamsError
+from mtp_verify.verifier.api import derive_seed
 
 if TYPE_CHECKING:
     import argparse
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--seed", type=int, default=0, help="of the sampled runs (default 0)")
     add(
+        "--draws",
+        type=positive,
+        default=3,
+        help="drafts with a head at each place of a sampled text, where all are compared (default "
+        "3)",
+    )
+    add(
         "--plot",
         type=output_file,
         metavar="FILE",
@@ -69,7 +77,8 @@ def run(args: argparse.Namespace) -> Report:
         need(extra="plot", subject="a plot needs")
     source, prompts = _prompts(args)
     from mtp_verify.commands.benchmark import report
-    from mtp_verify.commands.benchmark.measure import measure
+    from mtp_verify.commands.benchmark.measure import MODES, PLAIN, measure
+    from mtp_verify.commands.benchmark.paired import expectations
     from mtp_verify.commands.shared.subjects import subject_for, versions
 
     modes = list(dict.fromkeys(args.mode or _MODES))
@@ -80,14 +89,28 @@ def run(args: argparse.Namespace) -> Report:
         head = subject.head_for(model)
     texts = [subject.encode(prompt.prompt) for prompt in prompts]
     options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "head": head}
-    count = len(prompts) * len(modes) * (2 + len(entrants))
+    heads = [entrant for entrant in entrants if entrant.needs_head and not entrant.is_planned]
+    count = len(prompts) * len(modes) * (3 + len(entrants))
     with Progress(count, shows_time_left=True) as progress:
 
         def tell(at: int, mode: str, name: str) -> None:
             progress.step(f"{prompts[at].id}: {name}, {mode}")
 
         runs = list(measure(model, texts, entrants, modes, tell=tell, **options))
-    figures = report.summarise(runs, prompts, entrants)
+        pairs = {}
+        for run in (run for run in runs if run.entrant == PLAIN):
+            tell(run.prompt, run.mode, "equal places")
+            pairs[run.prompt, run.mode] = expectations(
+                model,
+                texts[run.prompt],
+                run.tokens,
+                heads,
+                MODES[run.mode],
+                head=head,
+                draws=args.draws,
+                seed=derive_seed(args.seed, run.prompt),
+            )
+    figures = report.summarise(runs, prompts, entrants, pairs)
     data = {
         "model": subject.name,
         "dtype": args.dtype,
@@ -96,6 +119,7 @@ def run(args: argparse.Namespace) -> Report:
         "num_prompts": len(prompts),
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,
+        "draws": args.draws,
         "machine": platform.processor() or platform.machine(),
         "versions": versions(),
         "head": None if head is None else {**head.record, "curve": None},

@@ -118,9 +118,10 @@ def rule_of_request(
         RuleError: no such rule; not lossless for a law that the drafter may hand out, or not at
             this temperature; `lossy` with another rule than "auto", or at temperature 0.
     """
-    laws = () if drafter is None else drafter.laws
-    if rule == "auto" and lossy is None and "coupled" in laws:
+    laws = () if drafter is None else drafter.laws_for(params, rule)
+    if drafter is not None and rule == "auto" and lossy is None and "coupled" in laws:
         rule = "coupled"
+        laws = drafter.laws_for(params, rule)
     _core.check_rule(rule, laws, params._core, lossy)
     return rule
 

@@ -111,6 +111,7 @@ class Sequence:
             # Paths that end early would not have one length.
             eos_ids=frozenset() if options.rule == "gbv" else stop_ids,
             matcher=matcher,
+            rule=options.rule,
         )
         return cls(
             request=request,

@@ -13,7 +13,7 @@ from mtp_verify._core import Draft
 from mtp_verify.errors import DraftError
 from mtp_verify.verifier.intake import check_word, shown
 from mtp_verify.verifier.params import SamplingParams, as_params
-from mtp_verify.verifier.words import Law
+from mtp_verify.verifier.words import Law, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.sketch import Sketch
 
 __all__ = ["DraftParams", "Drafter", "Request", "as_draft_params", "check_drafter", "drafts_of",
-           "is_greedy", "shaping_of", "warn_once"]  # fmt: skip
+           "is_greedy", "is_worth_drawing", "shaping_of", "warn_once"]  # fmt: skip
 
 # How a drafter's rows are shaped: "target" as the target's own, request by request; None: no token
 # is drawn.
@@ -51,6 +51,7 @@ class Request:
         eos_ids: tokens that end the text; drafting below one is useless. Empty for the rule "gbv",
             which takes paths of one length alone.
         matcher: where the text stands in its constraint, or None if it has none.
+        rule: that verifies its drafts, the same at every step.
     """
 
     id: int
@@ -60,6 +61,7 @@ class Request:
     seed: int = field(kw_only=True)
     eos_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
+    rule: Rule = "auto"
 
     @property
     def position(self) -> int:
@@ -123,6 +125,15 @@ class Drafter(ABC):
         own = vars(cls).keys()
         if not own & {"sketch", "_sketch"} and own & {"propose", "_draft"}:
             cls.sketch = Drafter.sketch  # type: ignore[method-assign]
+
+    def laws_for(self, params: SamplingParams, rule: Rule) -> tuple[Law, ...]:
+        """Return those of `laws` that drafts may have for a request; all unless said otherwise.
+
+        A drafter may choose its law by what the request asks for: how its rows are shaped, and the
+        rule that verifies its drafts.
+        """
+        del params, rule
+        return self.laws
 
     def check_vocabulary(self, vocab_size: int | None) -> None:  # noqa: B027
         """Refuse a target whose rows have another width; called when a decoder is made.
@@ -220,6 +231,15 @@ def shaping_of(params: DraftParams, request: Request) -> SamplingParams | None:
     """Return how rows are shaped for a request, None where its draft is greedy."""
     chosen = request.params if params == "target" else params
     return None if chosen is None or chosen.is_greedy else chosen
+
+
+def is_worth_drawing(params: SamplingParams, rule: Rule) -> bool:
+    """Return whether drawn drafts of a request are accepted more often than greedy ones.
+
+    They are where the rule holds them against the drafter's rows. Where it only looks whether a
+    drafted token is the target's, the likeliest one is the best guess.
+    """
+    return not params.is_greedy and rule not in ("greedy", "target_only", "coupled")
 
 
 def check_drafter(name: str, drafter: Any) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mtp_verify._core import Verdict
     from mtp_verify.drafters.base import Request
     from mtp_verify.drafters.sketch import Sketch
-    from mtp_verify.verifier.words import Law
+    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.words import Law, Rule
 
 __all__ = ["Combined"]
 
@@ -74,7 +75,10 @@ class Combined(Drafter):
             message = f"drafters: found {len(readers)} that read hidden states, wanted one at most"
         elif mode == "merge" and set(laws) - {"deterministic"}:
             found = ", ".join(laws)
-            message = f"mode merge: found drafts of law {found}, wanted deterministic ones"
+            message = (
+                f"mode merge: found drafts of law {found}, wanted deterministic ones; a head or a "
+                "model makes them with params=None"
+            )
         if message:
             raise ParamsError(message, slug="bad_draft_settings")
         self.laws: tuple[Law, ...] = ("deterministic",) if mode == "merge" else tuple(laws)
@@ -90,6 +94,13 @@ class Combined(Drafter):
     def __repr__(self) -> str:
         """Show the drafters, in the order in which they are asked."""
         return f"Combined({list(self.drafters)!r}, mode={self.mode!r})"
+
+    def laws_for(self, params: SamplingParams, rule: Rule) -> tuple[Law, ...]:
+        """See `Drafter.laws_for`: those of all parts."""
+        if self.mode == "merge":
+            return self.laws
+        found = [law for drafter in self.drafters for law in drafter.laws_for(params, rule)]
+        return tuple(dict.fromkeys(found))
 
     @property
     def reads_rows(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of
+from mtp_verify.drafters.base import as_draft_params, is_greedy, is_worth_drawing, shaping_of
 from mtp_verify.drafters.growing import FixedForm, Ranked
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.errors import ParamsError, RuleError, UnsupportedModelError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.growing import Form
     from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.heads.base import Head
-    from mtp_verify.verifier.words import Law
+    from mtp_verify.verifier.params import SamplingParams
+    from mtp_verify.verifier.words import Law, Rule
 
 __all__ = ["Heads"]
 
@@ -91,16 +92,16 @@ class Heads(StateDrafter[_State]):
     Args:
         head: a `mtp_verify.heads` head, attached to the target.
         num_tokens: greatest depth of a draft.
-        params: how the head's rows are shaped before tokens are drawn from them; None drafts
-            greedily. They need not be the target's, but drafts are accepted best where they are:
-            "target" takes each request's own, and drafts greedily where that is.
+        params: how the head's rows are shaped before tokens are drawn from them. "target" takes
+            each request's own, by which drafts are accepted best. It drafts greedily at temperature
+            0 and, unless `law` is given, under the rules "coupled" and "target_only", which ask
+            whether a token is the target's own. None drafts greedily.
         max_nodes: grow a best-first tree of that many nodes (EAGLE-2's way of growing), whatever
             `params` is: it shapes the rows that rank the nodes.
         max_children: of a node of the best-first tree.
         shape: fill this fixed shape instead.
         law: of the fixed shape: "swor", "iid", "chain", "top_plus_one", "deterministic" or
-            "coupled"; None is "swor". Where rows are not drawn from it is "deterministic", unless
-            "coupled" was asked for.
+            "coupled"; None is "swor". For a request that is drafted greedily it is "deterministic".
         min_path: of a chain or a best-first tree; nothing is drafted below a path that the head
             gives less than this probability, and a tree leaves such nodes out.
 
@@ -120,7 +121,7 @@ class Heads(StateDrafter[_State]):
         head: Head,
         *,
         num_tokens: int = 4,
-        params: DraftParams = None,
+        params: DraftParams = "target",
         max_nodes: int | None = None,
         max_children: int = 8,
         shape: TreeShape | None = None,
@@ -155,7 +156,6 @@ class Heads(StateDrafter[_State]):
         self.params = as_draft_params(params)
         self.max_nodes = max_nodes
         self.max_children = max_children
-        self.law: HeadLaw = law or ("deterministic" if params is None else "swor")
         self.min_path = min_path
         # What the head has levels for, and by budget the shapes cut to it.
         self._shape: TreeShape | None = None
@@ -168,13 +168,27 @@ class Heads(StateDrafter[_State]):
         self._vocab = None if head.vocab is None else to_host(head.vocab).numpy()
         if head.spec.context_tokens:
             head.observe_tokens(ContextTokens(), [])  # It looks its vocabulary up here, not later.
-        self._law = self.law  # Of drafts for requests that are not greedy.
+        # Of drafts for requests that are not drafted greedily.
+        self.law: HeadLaw = law or ("deterministic" if is_greedy(self.params) else "swor")
         if shape is None:
             is_drawn = max_nodes is None and not is_greedy(self.params)
-            self._law = "chain" if is_drawn else "deterministic"
-        self.laws: tuple[Law, ...] = (self._law,)
+            self.law = "chain" if is_drawn else "deterministic"
+        self._is_law_given = law is not None
+        self.laws: tuple[Law, ...] = (self.law,)
         if self.params == "target":
             self.laws = tuple(dict.fromkeys(("deterministic", *self.laws)))
+
+    def laws_for(self, params: SamplingParams, rule: Rule) -> tuple[Law, ...]:
+        """See `Drafter.laws_for`."""
+        return (self._law_for(params, rule),)
+
+    def _law_for(self, params: SamplingParams, rule: Rule) -> HeadLaw:
+        """Return the law of a request's drafts."""
+        if self.params != "target":
+            return self.law
+        if params.is_greedy or not (self._is_law_given or is_worth_drawing(params, rule)):
+            return "deterministic"
+        return self.law
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target that does not know the head's tokens."""
@@ -339,7 +353,7 @@ class Heads(StateDrafter[_State]):
         if self.max_nodes is not None:
             nodes, least = min(self.max_nodes, budget), self.min_path
             return Ranked(nodes, depth, self.max_children, *own, min_score=least)
-        law = self._law_of(request)
+        law = self._law_for(request.params, request.rule)
         if self._shape is None:
             return FixedForm(TokenTree(range(-1, depth)), law, *own, min_path=self.min_path)
         return FixedForm(level_by_level(self._cut_shape(budget).tree), law, *own)
@@ -352,18 +366,14 @@ class Heads(StateDrafter[_State]):
             own |= {"max_children": self.max_children, "min_score": self.min_path}
             return growers.Heap(min(self.max_nodes, budget), max_depth=depth, **own)
         own |= {"seed": request.seed, "position": request.position}
+        law = self._law_for(request.params, request.rule)
         if self._shape is None:
-            is_greedy = own["params"] is None
+            is_greedy = law == "deterministic"
             return growers.Chain(depth, greedy=is_greedy, min_path=self.min_path, **own)
-        shape, law = self._cut_shape(budget), self._law_of(request)
+        shape = self._cut_shape(budget)
         if law == "coupled":
             return growers.Coupled(shape, **own)
         return growers.Fixed(shape, law, **own)
-
-    def _law_of(self, request: Request) -> HeadLaw:
-        """Return the law of a request's draft."""
-        is_greedy = self.params == "target" and request.params.is_greedy
-        return "deterministic" if is_greedy else self._law
 
     def _cut_shape(self, budget: int) -> TreeShape:
         """Return the fixed shape, cut to a budget."""

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Draft, TokenTree, Verdict
-from mtp_verify.drafters.base import as_draft_params, is_greedy, shaping_of, warn_once
+from mtp_verify.drafters.base import (
+    as_draft_params,
+    is_greedy,
+    is_worth_drawing,
+    shaping_of,
+    warn_once,
+)
 from mtp_verify.drafters.growing import FixedForm, confidence
 from mtp_verify.drafters.states import StateDrafter
 from mtp_verify.drafters.translation import Transcript, Translation
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from mtp_verify.drafters.base import DraftParams, Request
     from mtp_verify.drafters.sketch import Sketch
     from mtp_verify.models.target import Target, TargetCache
-    from mtp_verify.verifier.words import Law
+    from mtp_verify.verifier.words import Law, Rule
 
 __all__ = ["Model", "ModelState"]
 
@@ -99,8 +105,9 @@ class Model(StateDrafter[ModelState]):
     Args:
         model: a transformers causal language model in evaluation mode, or a `Target`.
         num_tokens: length of the chain; a step runs the model that many times.
-        params: how the drafter's rows are shaped; "target": as the request's, which is greedy where
-            that is.
+        params: how the drafter's rows are shaped; "target": as the request's. The chain is then
+            greedy where that is, and under the rules "coupled" and "target_only", which ask whether
+            a token is the target's own.
         min_confidence: stop before drawing from a row whose largest probability (at the drafter's
             temperature, before truncation) is below this; 0 never stops. A stop that looks at the
             row but not at the token drawn from it keeps the chain's law.
@@ -157,6 +164,17 @@ class Model(StateDrafter[ModelState]):
         if self.params == "target":
             self.laws = "deterministic", "chain"
 
+    def laws_for(self, params: SamplingParams, rule: Rule) -> tuple[Law, ...]:
+        """See `Drafter.laws_for`."""
+        if len(self.laws) == 1:
+            return self.laws
+        return ("chain",) if is_worth_drawing(params, rule) else ("deterministic",)
+
+    def _shaping(self, request: Request) -> SamplingParams:
+        """Return how rows are shaped that a chain's tokens are drawn from; greedy: none is."""
+        is_drawn = "chain" in self.laws_for(request.params, request.rule)
+        return (shaping_of(self.params, request) if is_drawn else None) or _GREEDY
+
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Refuse a target whose rows have another width, or lack a token of the translation."""
         if self.translation is not None:
@@ -194,7 +212,7 @@ class Model(StateDrafter[ModelState]):
     @torch.inference_mode()
     def _draft(self, request: Request, state: ModelState, budget: int) -> Draft:
         length, pending = self._begin(request, state, budget)
-        params = shaping_of(self.params, request) or _GREEDY
+        params = self._shaping(request)
         seed = 0 if params.is_greedy else request.seed
         tokens: list[int] = []
         rows: list[torch.Tensor] = []
@@ -241,7 +259,7 @@ class Model(StateDrafter[ModelState]):
         if length < 1 or not pending:
             return Draft.chain([])
         state.is_away = True
-        params = shaping_of(self.params, request) or _GREEDY
+        params = self._shaping(request)
         law: Law = "deterministic" if params.is_greedy else "chain"
         tree = TokenTree(range(-1, length))
         own = params, request, self._shared[0], self.target.device

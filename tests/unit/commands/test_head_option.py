@@ -59,6 +59,11 @@ def test_demo_and_bench_draft_with_the_head(head, one_prompt, capsys):
     assert found["prompts"][0]["identity"]["greedy"]["identical"]
     code, found = run(capsys, "bench", "--head", head)
     assert (code, list(found["settings"])) == (0, ["head"])
+    entry = found["figures"]["greedy"]["drafters"]["head"]
+    assert set(entry["first_level"]) == set(entry["tau"])
+    paired = found["figures"]["greedy"]["paired"]["head"]
+    assert (paired["num_places"], paired["drafted"]) == (found["num_prompts"], 4.0)
+    assert paired["ahead"]["all"]["value"] == 0.0
 
 
 def test_view_draws_the_trees_of_the_head(head, capsys):

@@ -54,7 +54,8 @@ def test_a_head_reads_what_was_decoded_while_another_drafted() -> None:
     head = tiny_head("mimo", model)
     ids = prompt(8)
     for mode in ("first", "merge"):
-        drafters: list[Any] = [Suffix(num_tokens=3, min_match=1), Heads(head, num_tokens=3)]
+        guesses = Heads(head, num_tokens=3, params=None)  # Only what is not drawn can be merged.
+        drafters: list[Any] = [Suffix(num_tokens=3, min_match=1), guesses]
         drafter = Combined(drafters, mode=mode)
         assert drafter.hidden_layers == head.hidden_layers
         decoder = Decoder(model, drafter, GREEDY)

@@ -33,8 +33,6 @@ def test_output_equals_plain_decoding(name, way):
     model = tiny_model("llama")
     drafter = Heads(tiny_head(name, model), **WAYS[way])
     for params, rule in ((GREEDY, "auto"), (mv.SamplingParams(temperature=0.8), "coupled")):
-        if rule == "coupled" and way != "chain" and WAYS[way].get("law") is None:
-            continue
         decoder = Decoder(model, drafter, params, rule)
         plain = decoder.generate(prompt(), max_new_tokens=16, seed=5, speculate=False)
         fast = decoder.generate(prompt(), max_new_tokens=16, seed=5)
@@ -359,6 +357,55 @@ def test_drafts_shaped_like_the_target_are_those_of_each_requests_own_shaping(wa
         _, [wanted] = draft([request], settings)
         assert own.law == wanted.law
         assert own.tokens.tolist() == wanted.tokens.tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_of_greedy_and_sampled_requests_is_drafted_each_in_its_own_way(way):
+    model = tiny_model("llama")
+    drafter = Heads(tiny_head("eagle3", model), **WAYS[way])
+    ids, params = prompt(6).repeat(4, 1), [GREEDY, WARM, GREEDY, WARM]
+    seen, propose = [], drafter.propose
+
+    def watch(requests, budgets):
+        drafts = propose(requests, budgets)
+        seen.extend(zip(requests, drafts, strict=True))
+        return drafts
+
+    drafter.propose = watch
+    settings = {"max_new_tokens": 20, "seed": 3, "params": params}
+    for rule in ("auto", "coupled"):
+        decoder = Decoder(model, drafter, rule=rule)
+        made = decoder.generate(ids, **settings)
+        plain = decoder.generate(ids, speculate=False, **settings)
+        same = [made.tokens[n] == plain.tokens[n] for n in range(4)]
+        assert all(same) if rule == "coupled" else same[0] and same[2]
+    is_drawn = WAYS[way].get("params") is not None or "law" in WAYS[way]
+    for request, draft in seen:
+        assert draft.num_nodes == 1 or draft.law in drafter.laws_for(request.params, request.rule)
+    laws = {
+        (request.params.is_greedy, request.rule): draft.law
+        for request, draft in seen
+        if draft.num_nodes > 1
+    }
+    assert len(laws) == 4
+    if not is_drawn:
+        drawn = {"tree": "deterministic", "chain": "chain", "shape": "swor"}[way]
+        assert laws.pop((False, "auto")) == drawn
+        assert set(laws.values()) == {"deterministic"}
+
+
+@pytest.mark.parametrize("rule", ["coupled", "target_only"])
+def test_rules_that_read_no_drafters_rows_get_the_likeliest_tokens(rule):
+    head = tiny_head("eagle3", tiny_model("llama"))
+    shape = TreeShape.by_depth(2, 1)
+    for settings in ({}, {"shape": shape}, {"max_nodes": 4}):
+        assert Heads(head, **settings).laws_for(WARM, rule) == ("deterministic",)
+        assert Heads(head, **settings, params=None).laws_for(WARM, rule) == ("deterministic",)
+    # What was asked for by name stays.
+    asked = Heads(head, shape=shape, law="swor")
+    assert asked.laws_for(WARM, rule) == ("swor",)
+    assert asked.laws_for(GREEDY, rule) == ("deterministic",)
+    assert Heads(head, params=WARM).laws_for(GREEDY, rule) == ("chain",)
 
 
 def test_another_word_than_target_is_refused():

@@ -10,12 +10,14 @@ from mtp_verify.commands.benchmark.measure import LIBRARY, PLAIN
 from mtp_verify.console.report import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mtp_verify.commands.benchmark.measure import Run
+    from mtp_verify.commands.benchmark.paired import Expectation
     from mtp_verify.commands.shared.entrants import Entrant
     from mtp_verify.commands.shared.prompts import BenchPrompt
+    from mtp_verify.decoder.generation import Stats
 
 __all__ = ["ALL", "LOW_REPETITION", "as_data", "draw", "repetition", "summarise", "tables"]
 
@@ -34,11 +36,15 @@ _COLOURS = (
 
 
 def summarise(
-    runs: Sequence[Run], prompts: Sequence[BenchPrompt], entrants: Sequence[Entrant]
+    runs: Sequence[Run],
+    prompts: Sequence[BenchPrompt],
+    entrants: Sequence[Entrant],
+    pairs: Mapping[tuple[int, str], Sequence[Expectation]],
 ) -> dict[str, Any]:
     """Return the figures of each mode and drafter; by category, where that is a group of prompts.
 
-    A drafter that is an upper bound has no speeds.
+    A drafter that is an upper bound has no speeds. `pairs` holds what `expectations` found for a
+    prompt's index and a mode.
     """
     figures: dict[str, Any] = {}
     for mode in dict.fromkeys(run.mode for run in runs):
@@ -57,6 +63,10 @@ def summarise(
                 "tau": {
                     name: tau([stats[at] for at in places]) for name, places in members.items()
                 },
+                "first_level": {
+                    name: _first_level([stats[at] for at in places])
+                    for name, places in members.items()
+                },
                 "drafted_per_step": ratio(drafted, [run.steps for run in stats]),
                 "accepted_per_drafted": sum(accepted) / max(1, sum(drafted)),
             }
@@ -73,6 +83,38 @@ def summarise(
                 for name, places in members.items()
             },
             "drafters": by_entrant,
+            "paired": _paired([pairs[index, mode] for index in range(len(prompts))], members),
+        }
+    return figures
+
+
+def _first_level(stats: Sequence[Stats]) -> Estimate:
+    """Return how often a draft's first level was accepted; 0 where nothing was drafted."""
+    attempted = [sum(run.attempted[:1]) for run in stats]
+    accepted = [sum(run.accepted_at[:1]) for run in stats]
+    return ratio(accepted, attempted) if any(attempted) else Estimate(0.0, None, None, len(stats))
+
+
+def _paired(
+    found: Sequence[Sequence[Expectation]], members: dict[str, list[int]]
+) -> dict[str, dict[str, Any]]:
+    """Return tau of each drafter at equal places, and how far it is from the first one's."""
+    figures = {}
+    for rank, name in enumerate(each.entrant for each in found[0]):
+        mine, first = [each[rank] for each in found], [each[0] for each in found]
+        counts = [len(each.accepted) for each in mine]
+        emitted = [sum(each.accepted) + count for each, count in zip(mine, counts, strict=True)]
+        ahead = [sum(a.accepted) - sum(b.accepted) for a, b in zip(mine, first, strict=True)]
+        figures[name] = {
+            "num_places": sum(counts),
+            "drafted": sum(sum(each.drafted) for each in mine) / sum(counts),
+            **{
+                kind: {
+                    group: ratio([sums[at] for at in places], [counts[at] for at in places])
+                    for group, places in members.items()
+                }
+                for kind, sums in (("tau", emitted), ("ahead", ahead))
+            },
         }
     return figures
 
@@ -122,11 +164,12 @@ def as_data(figures: Any) -> Any:
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
-    """Return two tables for each mode: tau by category, and the speeds."""
+    """Return the tables of each mode: tau and first level by category, speeds, equal places."""
     made = []
     for mode, found in figures.items():
         drafters = found["drafters"]
         names = [name + " *" * entry["is_upper_bound"] for name, entry in drafters.items()]
+        groups = next(iter(drafters.values()))["tau"]
         taus = [
             (
                 category,
@@ -134,7 +177,11 @@ def tables(figures: dict[str, Any]) -> list[Table]:
                 f"{100 * found['repetition'][category]:.0f} %",
                 *(_cell(entry["tau"][category]) for entry in drafters.values()),
             )
-            for category, estimate in next(iter(drafters.values()))["tau"].items()
+            for category, estimate in groups.items()
+        ]
+        firsts = [
+            (category, *(_cell(entry["first_level"][category]) for entry in drafters.values()))
+            for category in groups
         ]
         plain = [
             (name, "", "", _cell(found[name]["tokens_per_second"], 1), "", "")
@@ -157,15 +204,30 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         )
         title = f"tau, {mode} (mean tokens per step, 95 % interval over prompts)"
         made.append(Table(title, ("category", "prompts", "repeats", *names), (*taus,), notes=notes))
+        title = f"accepted at the first level, {mode} (share of the steps that drafted)"
+        made.append(Table(title, ("category", *names), (*firsts,)))
         title = f"speed, {mode} (decoding alone, from the first token on)"
         heads = ("drafter", "drafted/step", "kept", "tokens/s", *_RATIOS.values())
         made.append(Table(title, heads, (*plain, *speeds)))
+        if found["paired"]:
+            made.append(_equal_places(mode, found["paired"]))
     return made
 
 
-def _cell(estimate: Estimate, digits: int = 2) -> str:
+def _equal_places(mode: str, paired: dict[str, dict[str, Any]]) -> Table:
+    entries = list(paired.values())
+    groups = entries[0]["tau"]
+    rows = [(group, *(_cell(entry["tau"][group]) for entry in entries)) for group in groups]
+    ahead = [_cell(entry["ahead"][ALL], signed=True) for entry in entries[1:]]
+    drafted = [f"{entry['drafted']:.1f}" for entry in entries]
+    rows += [(f"{ALL}, ahead of the first", "", *ahead), ("drafted", *drafted)]
+    title = f"tau at {entries[0]['num_places']} equal places of the plain texts, {mode}"
+    return Table(title, ("category", *paired), (*rows,))
+
+
+def _cell(estimate: Estimate, digits: int = 2, *, signed: bool = False) -> str:
     """Return the figure, with half the width of its interval where there is one."""
-    text = f"{estimate.value:.{digits}f}"
+    text = f"{estimate.value:{'+' * signed}.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} ±{(estimate.high - estimate.low) / 2:.{digits}f}"

@@ -7,6 +7,7 @@ those of pure drafters, may be looked at.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -154,11 +155,15 @@ class Planner:
         ]
         drafted, kept = (np.stack(part) for part in zip(*known, strict=True))
         plans, everyone = [Plan(0)] * len(requests), range(len(requests))
+        calls = _calls(sources)
         for group in [list(everyone)] if together else [[i] for i in everyone]:
             curve = self._curve(len(group))
             costs = np.array([prices[i] or (0.0, 0.0) for i in group])
+            if not together:  # The others' drafts are made in the same call.
+                costs[:, 0] /= calls.count(calls[group[0]])
             margin = _margin([records[i] for i in group])
-            chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin)
+            own = [calls[i] for i in group]
+            chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin, own)
             for i in (group[member] for member in chosen):
                 plans[i] = Plan(min(budget, limits[i]))
             for i in group:
@@ -255,10 +260,13 @@ class Planner:
         nodes = [draft.num_nodes - 1 for draft in drafts]
         curve = self._curve(len(drafts) if together else 1)
         records = [self._records[request.id] for request in requests]
+        sources = [record.source for record in records]
+        calls = _calls(sources)
+        sharers = Counter(call for call, num in zip(calls, nodes, strict=True) if num)
         drafting = []
-        for record, num in zip(records, nodes, strict=True):
-            fixed, unit = self._price(record.source) or (0.0, 0.0)
-            drafting.append(fixed + unit * num if num else 0.0)
+        for source, call, num in zip(sources, calls, nodes, strict=True):
+            fixed, unit = self._price(source) or (0.0, 0.0)
+            drafting.append(fixed / sharers[call] + unit * num if num else 0.0)
         common = curve[max(nodes, default=0)] + sum(drafting)
         for record, path, num, own in zip(records, paths, nodes, drafting, strict=True):
             if path is not None:
@@ -279,6 +287,13 @@ class Planner:
             widths = range(1, self.max_nodes + 2)
             self._curves[batch] = np.array([self.costs.forward(width, batch) for width in widths])
         return self._curves[batch]
+
+
+def _calls(sources: Sequence[Source | None]) -> list[int]:
+    """Return for each request the number of the call that drafts for it: one for each drafter."""
+    numbers: dict[Drafter | None, int] = {}
+    parts = [None if source is None else source.drafter for source in sources]
+    return [numbers.setdefault(part, len(numbers)) for part in parts]
 
 
 def _cut(source: Source | None, request: Request, plan: Plan) -> Draft:
@@ -324,6 +339,7 @@ def best_budget(
     prices: NDArray[np.float64],
     curve: NDArray[np.float64],
     margin: float = _MARGIN,
+    calls: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """Choose who drafts, and how much, so that a token takes the least time, on average.
 
@@ -337,6 +353,8 @@ def best_budget(
         prices: (B, 2) seconds of drafting at all, and for each node.
         curve: (L+1,) seconds of the forward by the largest number of draft nodes.
         margin: the gain over plain decoding that must be promised.
+        calls: (B,) equal numbers where one call drafts for all: drafting at all is paid once. Empty
+            where each has its own.
 
     Returns:
         Indices of those that draft, and their common budget; none and 0 if nothing pays.
@@ -345,6 +363,9 @@ def best_budget(
     order = np.argsort(-kept.sum(axis=1), kind="stable")
     drafted, kept = drafted[order], kept[order]
     fixed, unit = prices[order, :1], prices[order, 1:]
+    if len(calls):
+        _, first = np.unique(np.asarray(calls)[order], return_index=True)
+        fixed = np.where(np.isin(range(count), first)[:, None], fixed, 0.0)
     # Entry (m, b): the first m + 1 requests draft with budget b + 1.
     saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
     is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # At least one has that node.
