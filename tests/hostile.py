@@ -85,8 +85,13 @@ MORE: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...], dict[st
     "Suffix": (
         lambda: drafters.Suffix, (),
         {"num_tokens": 4, "max_nodes": 4, "max_children": 2, "min_match": 1, "depth_factor": 1.0,
-         "min_score": 0.1, "max_context": 8, "max_history": 64},
+         "min_score": 0.1, "max_context": 8, "max_history": 64, "store": None, "tenant": "",
+         "reads": ()},
     ),
+    "SuffixStore": (lambda: drafters.SuffixStore, (), {"max_tokens": 300, "max_context": 4}),
+    "SuffixStore.add": (lambda: drafters.SuffixStore().add, ([1, 2],), {"tenant": "a"}),
+    "SuffixStore.forget": (lambda: drafters.SuffixStore().forget, ("a",), {}),
+    "SuffixStore.load": (lambda: drafters.SuffixStore.load, (Path("nowhere"),), {}),
     "Recycling": (
         lambda: drafters.Recycling, (), {"shape": None, "max_nodes": 4, "num_successors": 2},
     ),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use mtp_verify::ngram::{Limits, NGram, Proposal, Suffix, SuffixAutomaton, SuffixConfig};
+use mtp_verify::ngram::{
+    Limits, NGram, Proposal, Suffix, SuffixAutomaton, SuffixConfig, SuffixStore,
+};
 use proptest::prelude::*;
 
 /// How often `needle` occurs, overlaps included.
@@ -240,5 +242,164 @@ fn naive_tree(
         if path.len() < max_depth {
             open.push((score, nodes.len(), path, context));
         }
+    }
+}
+
+/// A store by its definition: texts in a list, every question answered by reading them all.
+#[derive(Default)]
+struct NaiveStore {
+    /// Tenant, tokens and time of last use.
+    texts: Vec<(usize, Vec<u32>, usize)>,
+    clock: usize,
+}
+
+impl NaiveStore {
+    fn add(&mut self, max_tokens: usize, tenant: usize, tokens: &[u32]) {
+        let tokens = tokens[tokens.len().saturating_sub(max_tokens - 16)..].to_vec();
+        if tokens.len() < 2 {
+            return;
+        }
+        let held = |texts: &[(usize, Vec<u32>, usize)]| -> usize {
+            texts.iter().map(|text| text.1.len() + 16).sum()
+        };
+        while held(&self.texts) + tokens.len() + 16 > max_tokens {
+            let oldest = (0..self.texts.len()).min_by_key(|&i| self.texts[i].2).unwrap();
+            self.texts.remove(oldest);
+        }
+        self.clock += 1;
+        self.texts.push((tenant, tokens, self.clock));
+    }
+
+    /// Occurrences of a string in a tenant's texts: the text's place in the list, and where it ends.
+    fn ends(&self, tenant: usize, string: &[u32]) -> Vec<(usize, usize)> {
+        let texts = self.texts.iter().enumerate().filter(|(_, text)| text.0 == tenant);
+        texts
+            .flat_map(|(i, text)| {
+                let windows = text.1.windows(string.len()).enumerate();
+                windows.filter(|(_, w)| *w == string).map(move |(at, w)| (i, at + w.len()))
+            })
+            .collect()
+    }
+
+    /// What followed a string, as (token, count), the most frequent first, with the sum of counts.
+    fn followers(&self, tenant: usize, string: &[u32]) -> (Vec<(u32, usize)>, usize) {
+        let mut counts = std::collections::BTreeMap::new();
+        for (i, end) in self.ends(tenant, string) {
+            if let Some(&token) = self.texts[i].1.get(end) {
+                *counts.entry(token).or_insert(0) += 1;
+            }
+        }
+        let total = counts.values().sum();
+        let mut found: Vec<_> = counts.into_iter().collect();
+        found.sort_by_key(|&(token, count)| (usize::MAX - count, token));
+        (found, total)
+    }
+
+    /// Paths of the draft below the longest match of at least `shortest` tokens.
+    fn tree(
+        &self,
+        tenants: &[usize],
+        text: &[u32],
+        shortest: usize,
+        config: SuffixConfig,
+        max_context: usize,
+        max_nodes: usize,
+    ) -> Option<Vec<Vec<u32>>> {
+        let (len, tenant) = (shortest..=text.len().min(max_context)).rev().find_map(|len| {
+            let string = &text[text.len() - len..];
+            let tenant = *tenants.iter().find(|&&t| !self.followers(t, string).0.is_empty())?;
+            Some((len, tenant))
+        })?;
+        let max_depth =
+            ((config.depth_factor * len as f64) as usize).max(1).min(2 * max_context - len);
+        let mut nodes: Vec<Vec<u32>> = vec![];
+        let mut open: Vec<(f64, usize, Vec<u32>)> = vec![(1.0, 0, vec![])];
+        let mut candidates: Vec<(f64, usize, usize, Vec<u32>)> = vec![];
+        loop {
+            for (score, parent, path) in open.drain(..) {
+                let string: Vec<u32> =
+                    text[text.len() - len..].iter().chain(&path).copied().collect();
+                let (found, total) = self.followers(tenant, &string);
+                for (rank, &(token, count)) in found.iter().take(config.max_children).enumerate() {
+                    let share = count as f64 / total as f64;
+                    if score * share >= config.min_score && share >= 1.0 / 64.0 {
+                        let path = path.iter().copied().chain([token]).collect();
+                        candidates.push((score * share, parent, rank, path));
+                    }
+                }
+            }
+            let best = (0..candidates.len()).max_by(|&a, &b| {
+                let (a, b) = (&candidates[a], &candidates[b]);
+                a.0.total_cmp(&b.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2)))
+            });
+            let Some(best) = best.filter(|_| nodes.len() < max_nodes) else { break };
+            let (score, _, _, path) = candidates.swap_remove(best);
+            nodes.push(path.clone());
+            if path.len() < max_depth {
+                open.push((score, nodes.len(), path));
+            }
+        }
+        (!nodes.is_empty()).then_some(nodes)
+    }
+}
+
+const TENANTS: [&str; 3] = ["", "a", "b"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn a_store_drafts_like_the_naive_one(
+        texts in prop::collection::vec((text(), 0usize..3), 1..9),
+        ask in text(),
+        max_context in 1usize..9, max_nodes in 0usize..12, max_children in 1usize..4,
+        factor in prop::sample::select(vec![0.5, 1.0, 2.5]), min_match in 1usize..3,
+        min_score in prop::sample::select(vec![0.0, 0.1, 0.3]),
+        tenants in prop::collection::vec(0usize..3, 1..3),
+    ) {
+        let mut store = SuffixStore::new(1 << 12, max_context).unwrap();
+        let mut naive = NaiveStore::default();
+        for (text, tenant) in &texts {
+            store.add(TENANTS[*tenant], text, None).unwrap();
+            naive.add(1 << 12, *tenant, text);
+        }
+        let config = SuffixConfig {
+            min_match, depth_factor: factor, max_children, min_score, max_context: 16,
+            ..SuffixConfig::default()
+        };
+        let mut own = Suffix::new(config).unwrap();
+        own.extend(&ask);
+        let names: Vec<&str> = tenants.iter().map(|&tenant| TENANTS[tenant]).collect();
+        let limits = Limits { max_nodes, ..Limits::default() };
+        let found = store.propose(&own, &names, None, limits);
+        let shortest = min_match.max(own.match_len() + 1);
+        let wanted = naive.tree(&tenants, &ask, shortest, config, max_context, max_nodes);
+        prop_assert_eq!(found.map(|draft| paths(&draft)[1..].to_vec()), wanted);
+    }
+
+    #[test]
+    fn a_store_keeps_what_was_used_last(
+        texts in prop::collection::vec((text(), 0usize..3), 1..30), max_tokens in 256usize..400,
+    ) {
+        let mut store = SuffixStore::new(max_tokens, 4).unwrap();
+        let mut naive = NaiveStore::default();
+        for (text, tenant) in &texts {
+            store.add(TENANTS[*tenant], text, None).unwrap();
+            naive.add(max_tokens, *tenant, text);
+            prop_assert!(store.num_tokens() + 16 * store.num_texts() <= max_tokens);
+            let wanted: Vec<(&str, &[u32])> =
+                naive.texts.iter().map(|text| (TENANTS[text.0], &text.1[..])).collect();
+            prop_assert_eq!(store.texts(), wanted);
+        }
+        // Every place of what is left can still be found, and nothing else.
+        for (tenant, name) in TENANTS.iter().enumerate() {
+            let config = SuffixConfig { min_score: 0.0, ..SuffixConfig::default() };
+            let mut own = Suffix::new(config).unwrap();
+            own.extend(&texts[0].0[..1]);
+            let found = store.propose(&own, &[*name], None, Limits::default()).is_some();
+            prop_assert_eq!(found, !naive.followers(tenant, &texts[0].0[..1]).0.is_empty());
+            store.forget(name);
+        }
+        prop_assert_eq!((store.num_tokens(), store.num_texts()), (0, 0));
     }
 }

@@ -148,6 +148,7 @@ def in_flight() -> dict[str, Any]:
     return {
         "NGram": drafter,
         "Suffix": suffix,
+        "SuffixStore": drafters.SuffixStore(),
         "Planner": planner,
         "Grower": growers.Chain(2, **NOISE),
         "CoreParams": params()._core,

@@ -1,4 +1,4 @@
-//! Drafting from one sequence's own history: prompt lookup and a suffix automaton.
+//! Drafting from a sequence's own history, and from past texts that requests share.
 //!
 //! Text that repeats itself (code edits, quotes, tables, agents' transcripts) can be drafted
 //! without a model: find where the last few tokens occurred before, and propose what followed.
@@ -6,7 +6,10 @@
 //! `max_ngram` tokens; [`Suffix`] takes the longest suffix of any length and weighs *all* its
 //! continuations by how often each followed, which gives a small tree.
 //!
-//! Both are functions of the history alone, so the law of their drafts is `Deterministic`, and both
+//! A [`SuffixStore`] holds past texts of many requests, and drafts where they have a longer match than
+//! the request's own text.
+//!
+//! All are functions of texts alone, so the law of their drafts is `Deterministic`. The first two
 //! are incremental: appending a token costs amortised O(1) steps (each a look-up in an ordered map,
 //! never a hash, so that no result depends on a hash order). Memory is bounded: when `max_history`
 //! tokens are held, the index is rebuilt over the most recent half of them. A rebuild of
@@ -18,12 +21,17 @@
 //! automaton of Blumer et al. (1985); suffix drafting, arXiv 2411.04975.
 
 mod automaton;
+mod best_first;
 mod lookup;
+mod order;
+mod store;
 mod suffix;
 
 pub use automaton::{Context, Continuation, SuffixAutomaton};
+pub use best_first::Limits;
 pub use lookup::NGram;
-pub use suffix::{Limits, Suffix, SuffixConfig};
+pub use store::{SuffixStore, Ticket};
+pub use suffix::{Suffix, SuffixConfig};
 
 use crate::error::{Error, Result};
 use crate::tree::MAX_NODES;

@@ -1,11 +1,7 @@
 //! Suffix drafting: the continuations of the longest repeated suffix, grown best first.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-
-use super::{
-    Context, DEFAULT_MAX_HISTORY, MAX_DRAFTED, Proposal, SuffixAutomaton, check, check_max_history,
-};
+use super::best_first::{Counts, Followers, Limits, grow};
+use super::{Context, DEFAULT_MAX_HISTORY, Proposal, SuffixAutomaton, check, check_max_history};
 use crate::error::Result;
 
 /// What a [`Suffix`] index proposes and how much it remembers.
@@ -39,20 +35,11 @@ impl Default for SuffixConfig {
     }
 }
 
-/// What one draft may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits<'a> {
-    /// Drafted nodes, the root not counted.
-    pub max_nodes: usize,
-    /// Depth of the deepest node, beside what the match's length allows.
-    pub max_depth: usize,
-    /// Tokens that end the sequence: nothing below them can be of use.
-    pub stop: &'a [u32],
-}
-
-impl Default for Limits<'_> {
-    fn default() -> Self {
-        Self { max_nodes: MAX_DRAFTED, max_depth: MAX_DRAFTED, stop: &[] }
+impl SuffixConfig {
+    /// The depth that a match of so many tokens allows.
+    pub(super) fn earned_depth(&self, match_len: usize) -> usize {
+        // Saturates for a huge factor, which then means no limit.
+        ((self.depth_factor * match_len as f64) as usize).max(1)
     }
 }
 
@@ -122,60 +109,15 @@ impl Suffix {
     }
 
     fn grow(&self, limits: Limits<'_>, max_children: usize) -> Proposal {
-        let mut proposal = Proposal::rooted(&self.tokens);
-        let max_nodes = if limits.max_depth == 0 { 0 } else { limits.max_nodes.min(MAX_DRAFTED) };
-        // Saturates for a huge factor, which then means no limit.
-        let earned = (self.config.depth_factor * self.automaton.match_len() as f64) as usize;
-        let max_depth = earned.max(1).min(limits.max_depth);
-        let mut heap = BinaryHeap::new();
-        let root = Candidate {
-            score: 1.0,
-            parent: 0,
-            rank: 0,
-            token: 0,
-            depth: 0,
-            context: self.automaton.longest_match(),
-        };
-        self.expand(&mut heap, &root, 0, max_children.min(max_nodes));
-        while proposal.num_drafted() < max_nodes
-            && let Some(best) = heap.pop()
-        {
-            let node = proposal.push(best.parent, best.token);
-            if best.depth < max_depth && !limits.stop.contains(&best.token) {
-                let room = max_nodes - proposal.num_drafted();
-                self.expand(&mut heap, &best, node, max_children.min(room));
-            }
-        }
-        proposal
-    }
-
-    /// Puts the best children of a node into the heap.
-    fn expand(&self, heap: &mut BinaryHeap<Candidate>, at: &Candidate, node: usize, most: usize) {
-        let mut context = at.context;
-        let mut found = Vec::new();
-        while context.len >= self.config.min_match && found.is_empty() {
-            found = self.automaton.continuations(context);
-            if found.is_empty() {
-                context = self.automaton.shorter(context);
-            }
-        }
-        let total: f64 = found.iter().map(|next| f64::from(next.count)).sum();
-        for (rank, next) in found.iter().take(most).enumerate() {
-            let score = at.score * (f64::from(next.count) / total);
-            if score >= self.config.min_score {
-                heap.push(Candidate {
-                    score,
-                    parent: node,
-                    rank,
-                    token: next.token,
-                    depth: at.depth + 1,
-                    context: Context {
-                        state: next.state,
-                        len: (context.len + 1).min(self.config.max_context),
-                    },
-                });
-            }
-        }
+        let max_depth = self.config.earned_depth(self.match_len()).min(limits.max_depth);
+        grow(
+            self,
+            self.automaton.longest_match(),
+            Limits { max_depth, ..limits },
+            max_children,
+            self.config.min_score,
+            Proposal::rooted(&self.tokens),
+        )
     }
 
     /// Length of the longest repeated suffix of the tokens held.
@@ -188,43 +130,36 @@ impl Suffix {
         &self.tokens
     }
 
+    /// What it proposes, and how much it remembers.
+    pub fn config(&self) -> &SuffixConfig {
+        &self.config
+    }
+
     /// The automaton of the tokens held.
     pub fn automaton(&self) -> &SuffixAutomaton {
         &self.automaton
     }
 }
 
-/// A node that may be drafted next.
-#[derive(Clone, Debug)]
-struct Candidate {
-    score: f64,
-    parent: usize,
-    /// Place among its siblings.
-    rank: usize,
-    token: u32,
-    depth: usize,
-    context: Context,
-}
+impl Counts for Suffix {
+    type Context = Context;
 
-impl Ord for Candidate {
-    /// By score; ties: the earlier parent first, then the earlier sibling.
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score
-            .total_cmp(&other.score)
-            .then_with(|| (other.parent, other.rank).cmp(&(self.parent, self.rank)))
+    fn followers(&self, context: &Context, _min_share: f64) -> Followers<Context> {
+        let mut context = *context;
+        let mut next = Vec::new();
+        while context.len >= self.config.min_match && next.is_empty() {
+            next = self.automaton.continuations(context);
+            if next.is_empty() {
+                context = self.automaton.shorter(context);
+            }
+        }
+        let len = (context.len + 1).min(self.config.max_context);
+        Followers {
+            total: next.iter().map(|next| f64::from(next.count)).sum(),
+            found: next
+                .iter()
+                .map(|next| (next.token, next.count, Context { state: next.state, len }))
+                .collect(),
+        }
     }
 }
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Candidate {}

@@ -6,7 +6,7 @@
 //! gate and reserves what `__len__` claims. `tests/architecture.rs` finds what goes around it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pyo3::prelude::*;
 
@@ -37,8 +37,20 @@ pub(super) fn enter<T: Send>(
     hold(|| Ok(py.detach(work)?))
 }
 
+const UNUSABLE: &str = "an earlier internal error left this object unusable";
+
 /// What one thread at a time may use. Only asked for inside [`enter`]: a thread that waits with the
 /// interpreter attached could wait for ever.
 pub(super) fn locked<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().expect("an earlier internal error left this object unusable")
+    state.lock().expect(UNUSABLE)
+}
+
+/// What many threads may read while none writes; asked for as [`locked`] is.
+pub(super) fn reading<T>(state: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    state.read().expect(UNUSABLE)
+}
+
+/// What one thread writes while none reads; asked for as [`locked`] is.
+pub(super) fn writing<T>(state: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    state.write().expect(UNUSABLE)
 }

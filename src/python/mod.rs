@@ -19,6 +19,7 @@ mod plans;
 mod proof;
 mod shape;
 mod state;
+mod store;
 mod tensor;
 mod types;
 mod verdict;
@@ -338,5 +339,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     ngram::register(module)?;
     #[cfg(feature = "proof")]
     proof::register(module)?;
-    shape::register(module)
+    shape::register(module)?;
+    store::register(module)
 }

@@ -15,9 +15,9 @@ const IN_FLIGHT: &str =
     "it follows one request in flight; pickle its drafter before the first request";
 
 /// Parents and tokens of a drafted tree, the root (the last token, or -1) included.
-type Tree = (Vec<i64>, Vec<i64>);
+pub(super) type Tree = (Vec<i64>, Vec<i64>);
 
-fn tree(proposal: Proposal) -> Tree {
+pub(super) fn tree(proposal: Proposal) -> Tree {
     (proposal.parents, proposal.tokens)
 }
 
@@ -75,7 +75,7 @@ impl NGramIndex {
 
 /// A suffix automaton over one sequence; see `mtp_verify.drafters.Suffix`.
 #[pyclass(frozen, module = "mtp_verify._core")]
-pub(super) struct SuffixIndex(Mutex<Suffix>);
+pub(super) struct SuffixIndex(pub(super) Mutex<Suffix>);
 
 #[pymethods]
 impl SuffixIndex {

@@ -25,6 +25,7 @@ SMALLEST = {
     "processors": ["--rounds", "1"],
     "simulation": ["--rounds", "1", "--max-new-tokens", "4"],
     "rules": ["--drafts", "1", "--rounds", "1"],
+    "suffix_store": ["--tokens", "2000", "--rounds", "9", "--max-new-tokens", "4"],
     "verify_batch": ["--rounds", "1"],
     "verify_chain": ["--rounds", "1"],
 }

@@ -180,6 +180,7 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "core.top_tokens": (_core.top_tokens, (LOGITS, 2), {}),
     "core.NGramIndex": (_core.NGramIndex, (3, 1, 64), {}),
     "core.SuffixIndex": (_core.SuffixIndex, (1, 32, 1.0, 0.1, 4, 64), {}),
+    "core.SuffixStore": (_core.SuffixStore, (256, 4), {}),
 }  # fmt: skip
 
 

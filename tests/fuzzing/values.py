@@ -152,7 +152,7 @@ def _objects() -> list[Any]:
         TreeShape.by_depth(2, 1), mv.kv.commit_plan(tree, [1], 0), growers.Heap(3),
         growers.Chain(2, **noise), growers.Stochastic(3, **noise), _core.NGramIndex(3, 1, 64),
         mv.SamplingParams, mv.Draft, [chain, drawn], [verdict], [params[0], None],
-        mv.errors.DraftError("text"),
+        mv.errors.DraftError("text"), _core.SuffixStore(256, 4),
     ]  # fmt: skip
 
 

@@ -41,6 +41,7 @@ NO_DATA = {
     "DeviceDrafts": "tensors of a device, which are not compared",
     "DeviceVerifier": "memory of a device",
     "MeasuredCosts": "times a model", "Translation": "reads two tokenizers",
+    "SuffixStore": "threads share it; refuses",
     "Drafter": "a base class", "Constraint": "a protocol", "Matcher": "a base class",
     "Target": "a protocol", "TargetCache": "a protocol",
     "LLGuidance": "a grammar of another library", "XGrammar": "a grammar of another library",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.drafters.base import Drafter, Request
 from mtp_verify.drafters.registry import Entry
+from mtp_verify.drafters.store import SuffixStore
 from mtp_verify.drafters.translation import Translation
 
 # What type checkers see of the classes below.
@@ -61,7 +62,7 @@ REGISTRY = {
     "Combined": Entry("combined", "several drafters: the first that speaks, or all", "drafters"),
 }
 
-__all__ = ["REGISTRY", "Drafter", "Request", "Translation", *REGISTRY]
+__all__ = ["REGISTRY", "Drafter", "Request", "SuffixStore", "Translation", *REGISTRY]
 
 
 if not TYPE_CHECKING:  # Type checkers know the names; this would hide misspelt ones.

@@ -1,7 +1,7 @@
 """Drafts copied from the sequence's own history: no model, no probabilities.
 
 Both drafters keep one incremental index per request in the Rust core; appending a token costs
-amortised O(1), memory is bounded.
+amortised O(1), memory is bounded. `Suffix` copies from past texts too, if it is given a store.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mtp_verify._core import Draft, NGramIndex, SuffixIndex, TokenTree
 from mtp_verify.drafters.states import TextDrafter
+from mtp_verify.drafters.store import shelf_of
 from mtp_verify.verifier.intake import as_count, as_float
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.drafters.base import Request
+    from mtp_verify.drafters.store import SuffixStore
 
     _Found = tuple[list[int], list[int]]  # parents and tokens
 
@@ -49,7 +51,9 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
     def _new_index(self) -> AnyIndex: ...
 
     @abstractmethod
-    def _look_up(self, index: AnyIndex, budget: int, stop: Sequence[int]) -> _Found: ...
+    def _look_up(
+        self, request: Request, index: AnyIndex, budget: int, stop: Sequence[int]
+    ) -> _Found: ...
 
     def __repr__(self) -> str:
         """Show the length of its drafts."""
@@ -60,7 +64,7 @@ class _HistoryDrafter(TextDrafter[_History[AnyIndex]], Generic[AnyIndex]):
         return _History(self._new_index())
 
     def _draft(self, request: Request, state: _History[AnyIndex], budget: int) -> Draft:
-        found = self._look_up(state.index, max(budget, 0), sorted(request.eos_ids))
+        found = self._look_up(request, state.index, max(budget, 0), sorted(request.eos_ids))
         return Draft(TokenTree(found[0]), found[1])
 
 
@@ -107,7 +111,10 @@ class NGram(_HistoryDrafter[NGramIndex]):
     def _new_index(self) -> NGramIndex:
         return NGramIndex(*self._settings)
 
-    def _look_up(self, index: NGramIndex, budget: int, stop: Sequence[int]) -> _Found:
+    def _look_up(
+        self, request: Request, index: NGramIndex, budget: int, stop: Sequence[int]
+    ) -> _Found:
+        del request
         return index.propose(min(self.num_tokens, budget), stop)
 
 
@@ -128,6 +135,10 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         min_score: Nodes of a lower score are not drafted, 0 to 1.
         max_context: Contexts are cut to this many tokens; bounds the cost of an append.
         max_history: Tokens an index holds before it forgets the older half.
+        store: Past texts to copy from as well: they draft where they have a longer match than the
+            request's own text. What is emitted for a request goes in when it ends.
+        tenant: Whose texts they are in the store: its texts alone are copied.
+        reads: Other tenants whose texts may be copied, too.
 
     Raises:
         ParamsError: A parameter is out of range.
@@ -156,6 +167,9 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         min_score: float = 0.1,
         max_context: int = 32,
         max_history: int = 1 << 16,
+        store: SuffixStore | None = None,
+        tenant: str = "",
+        reads: Sequence[str] = (),
     ) -> None:
         super().__init__(num_tokens)
         if max_children is None:
@@ -165,10 +179,21 @@ class Suffix(_HistoryDrafter[SuffixIndex]):
         self.makes_trees = max_children > 1
         factor, score = as_float("depth_factor", depth_factor), as_float("min_score", min_score)
         self._settings = (min_match, max_context, factor, score, max_children, max_history)
+        self._shelf = shelf_of(store, tenant, reads)
         self._new_index()  # Refuses bad parameters now, not at the first request.
 
     def _new_index(self) -> SuffixIndex:
         return SuffixIndex(*self._settings)
 
-    def _look_up(self, index: SuffixIndex, budget: int, stop: Sequence[int]) -> _Found:
-        return index.propose(min(self.max_nodes, budget), self.num_tokens, stop)
+    def _look_up(
+        self, request: Request, index: SuffixIndex, budget: int, stop: Sequence[int]
+    ) -> _Found:
+        limits = min(self.max_nodes, budget), self.num_tokens, stop
+        found = None if self._shelf is None else self._shelf.propose(request, index, *limits)
+        return index.propose(*limits) if found is None else found
+
+    def release(self, request: Request) -> None:
+        """Forget a request; what was emitted for it goes into the store."""
+        if self._shelf is not None and request.id in self._states:
+            self._shelf.keep(request)
+        super().release(request)

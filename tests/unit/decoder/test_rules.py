@@ -12,8 +12,9 @@ import mtp_verify as mv
 from mtp_verify.caches.settings import Paged
 from mtp_verify.decoder.options import rule_of_request
 from mtp_verify.decoder.planning import Costs
-from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix
+from mtp_verify.drafters import Combined, Heads, Model, NGram, Recycling, Suffix, SuffixStore
 from mtp_verify.drafters.recycling import _Store
+from mtp_verify.drafters.store import Shelf, _Visit
 from mtp_verify.testing import TableTarget, stats
 from mtp_verify.verifier.growers import TreeShape
 from tests.loops import WARM, Case, Table, TableHead, TableModel
@@ -175,11 +176,27 @@ def test_equal_seeds_are_what_they_are_where_nothing_is_shared():
     ]  # fmt: skip
 
 
+# What two requests of one seed may share is kept apart by a function, which a mutant replaces.
+SHARED = {
+    "table": (
+        lambda: Recycling(max_nodes=3, shared=True),
+        (_Store, "table_of", lambda store, request: store.table),
+    ),
+    "texts": (
+        lambda: Suffix(3, min_match=1, depth_factor=3.0, store=SuffixStore(256)),
+        (Shelf, "_visit", lambda shelf, request: _Visit(True, None, 0)),
+    ),
+}
+
+
 @pytest.mark.stat
 @pytest.mark.timeout(300)
-def test_a_table_that_is_shared_by_equal_seeds_is_a_bias(monkeypatch):
+@pytest.mark.parametrize("shared", SHARED)
+def test_what_is_shared_by_equal_seeds_is_a_bias(monkeypatch, shared):
     # Each pair of requests has one seed. The second one's law, over 81 strings: chi-square at 1e-9;
-    # the sharing loop has a total variation of 0.13, and a chi-square of about 500 at 80 degrees.
+    # a loop that shares a table has a total variation of 0.13, and a chi-square of about 500 at 80
+    # degrees.
+    make, mutant = SHARED[shared]
     case = Case(lambda: None, target=Table(3, 1), length=4)
     law = case.plain((1, 0, 1))
     strings = {tokens: place for place, (tokens, *_) in enumerate(law)}
@@ -188,8 +205,7 @@ def test_a_table_that_is_shared_by_equal_seeds_is_a_bias(monkeypatch):
     def p_value():
         counts = Counter()
         for seed in range(5_000):
-            drafter = Recycling(max_nodes=3, shared=True)
-            decoder = mv.Decoder(TableModel(case.target), drafter, rule="target_only")
+            decoder = mv.Decoder(TableModel(case.target), make(), rule="target_only")
             run = {"max_new_tokens": 6, "seed": seed, "eos_token_id": ()}
             decoder.generate([1, 0, 1], **run)
             counts[strings[tuple(decoder.generate([1, 0, 1], **run).tokens[0][:4])]] += 1
@@ -197,5 +213,5 @@ def test_a_table_that_is_shared_by_equal_seeds_is_a_bias(monkeypatch):
         return stats.fit(found, probs / probs.sum()).p_value
 
     assert p_value() > 1e-9
-    monkeypatch.setattr(_Store, "table_of", lambda store, request: store.table)
+    monkeypatch.setattr(*mutant)
     assert p_value() < 1e-9

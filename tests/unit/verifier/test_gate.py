@@ -100,6 +100,7 @@ NAMED = {
     "n of all sequences": lambda: table(2**31 - 1, 16).reserve(0, 2**35 - 64),
     "n of all sequences ": lambda: table(1, 2**62, 2**60).reserve(0, 2**50),
     "max_history": lambda: _core.NGramIndex(3, 1, HUGE),
+    "max_tokens": lambda: _core.SuffixStore(HUGE, 4),
     "tokens: 4611686018427387904": lambda: _core.NGramIndex(3, 1, 64).extend(range(2**62)),
     "num": lambda: _core.NGramIndex(3, 1, 64).propose(HUGE, []),
     "k": lambda: _core.top_tokens(ONE, HUGE),
