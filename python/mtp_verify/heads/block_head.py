@@ -71,33 +71,16 @@ class BlockHead(FeatureHead):
     """
 
     def __init__(self, spec: HeadSpec) -> None:
-        block = block_of(spec)
+        _check(spec)
         super().__init__(spec)
-        self.has_pairs = spec.fusion == "attention"
-        is_known = spec.kind == "block" and spec.feed == "aux" and bool(spec.aux_layers)
-        has_rows = spec.mask_token is None  # of its own for each slot
-        if not is_known or not block.uses_rotary or has_rows != (spec.fusion in ("eh", "he")):
-            message = f"{spec.family} is not a block head with aux_layers and a mask_token"
-            raise ParamsError(message, slug="bad_head_spec")
-        if not self.has_pairs and not issubclass(block, SlotBlock):
-            message = f"block: found {spec.block!r}, wanted {SlotBlock.kind!r}"
-            raise ParamsError(message, slug="bad_head_spec")
         sizes = spec.known_sizes
-        if spec.mask_token is not None and spec.mask_token >= sizes.vocab_size:
-            wanted = f"a token below {sizes.vocab_size}"
-            message = f"mask_token: found {spec.mask_token}, wanted {wanted}"
-            raise ParamsError(message, slug="bad_head_spec")
-        if len(spec.windows) not in (0, spec.num_layers) or min(spec.windows, default=0) < 0:
-            wanted = f"a width >= 0 for each of {spec.num_layers} layers"
-            message = f"windows: found {spec.windows}, wanted {wanted}"
-            raise ParamsError(message, slug="bad_head_spec")
-        if self.num_rows < 1:
-            message = f"block_size: found {spec.block_size}, wanted more: no slot predicts a token"
-            raise ParamsError(message, slug="bad_head_spec")
+        self.has_pairs = spec.fusion == "attention"
         self.levels = nn.ModuleList([CausalModule(spec)])
         self.correction = make_correction(spec)
         self.rotary = Rotary(sizes)
-        self.slots = nn.Embedding(spec.block_size, sizes.hidden_size) if has_rows else None
+        self.slots: nn.Embedding | None = None
+        if spec.mask_token is None:
+            self.slots = nn.Embedding(spec.block_size, sizes.hidden_size)
         # Of the output head times the correction, and the weights that it was computed from.
         self._corrections: tuple[object, torch.Tensor] | None = None
         self.mask_hidden: nn.Parameter | None = None
@@ -393,12 +376,33 @@ class BlockHead(FeatureHead):
         """Return the output head's rows times the correction's last matrix, (D, rank)."""
         weight = correction.output.weight
         version = 0 if weight.is_inference() else weight._version
-        key = id(weight), version, id(self.vocab), id(self.shared)
+        key = id(weight), version, weight.dtype, weight.device, id(self.vocab), id(self.shared)
         if self._corrections is None or self._corrections[0] != key:
             tokens = slice(None) if self.vocab is None else self.vocab
             rows = self.shared.output_weight.detach()[tokens] @ weight.detach()
             self._corrections = key, rows
         return self._corrections[1]
+
+
+def _check(spec: HeadSpec) -> None:
+    """Refuse what is not the spec of a block head: ParamsError names the field."""
+    block, vocab_size = block_of(spec), spec.known_sizes.vocab_size
+    has_rows = spec.mask_token is None  # of its own for each slot
+    is_known = spec.kind == "block" and spec.feed == "aux" and bool(spec.aux_layers)
+    message = None
+    if not is_known or not block.uses_rotary or has_rows != (spec.fusion in ("eh", "he")):
+        message = f"{spec.family} is not a block head with aux_layers and a mask_token"
+    elif spec.fusion != "attention" and not issubclass(block, SlotBlock):
+        message = f"block: found {spec.block!r}, wanted {SlotBlock.kind!r}"
+    elif spec.mask_token is not None and spec.mask_token >= vocab_size:
+        message = f"mask_token: found {spec.mask_token}, wanted a token below {vocab_size}"
+    elif len(spec.windows) not in (0, spec.num_layers) or min(spec.windows, default=0) < 0:
+        wanted = f"a width >= 0 for each of {spec.num_layers} layers"
+        message = f"windows: found {spec.windows}, wanted {wanted}"
+    elif spec.block_size - (spec.offset == "place") < 1:
+        message = f"block_size: found {spec.block_size}, wanted more: no slot predicts a token"
+    if message is not None:
+        raise ParamsError(message, slug="bad_head_spec")
 
 
 def _known(tensor: torch.Tensor | None) -> torch.Tensor:

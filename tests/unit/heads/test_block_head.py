@@ -7,6 +7,7 @@ import torch
 
 import mtp_verify as mv
 from mtp_verify.heads import load, save
+from mtp_verify.heads.block_head import BlockHead
 from mtp_verify.verifier.tree_shape import TreeShape
 from tests.block_heads import KINDS, row, slots, write_block_head
 from tests.heads import random_hidden, tiny_head
@@ -253,3 +254,44 @@ def test_p_eagle_is_eagle_3_over_pairs_of_a_mask(layout, each, tmp_path, target)
     assert mv.Decoder(target, drafter, greedy).generate(prompt(5), max_new_tokens=16).tokens == (
         plain.tokens
     )
+
+
+WRONG_SPECS = {
+    "kind": ({"kind": "causal"}, "is not a block head"),
+    "layers": ({"aux_layers": ()}, "is not a block head"),
+    "rows of its own and a mask": ({"fusion": "he"}, "is not a block head"),
+    "blocks": ({"block": "llama"}, "block: found 'llama', wanted 'slots'"),
+    "mask": ({"mask_token": VOCAB}, f"mask_token: found {VOCAB}, wanted a token below {VOCAB}"),
+    "windows": ({"windows": (3,)}, r"windows: found \(3,\), wanted a width >= 0 for each of 2"),
+    "a width": ({"windows": (3, -1)}, r"windows: found \(3, -1\)"),
+    "slots": ({"block_size": 1}, "block_size: found 1, wanted more"),
+    "rank": ({"correction": "markov"}, "rank, gru_size: found 0, 0, wanted widths >= 1"),
+    "state": ({"correction": "gru", "rank": 3}, "rank, gru_size: found 3, 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SPECS)
+def test_specs_of_no_block_head_are_named(name, target):
+    changes, wanted = WRONG_SPECS[name]
+    spec = tiny_head("dflash", target).spec.replace(**changes)
+    with pytest.raises(mv.errors.ParamsError, match=wanted):
+        BlockHead(spec)
+
+
+def test_a_head_that_learns_on_corrects_by_its_new_weights(target):
+    """The product with the output rows is kept between steps, and made anew where they change."""
+    head = tiny_head("block", target)
+    hidden, tokens = random_hidden(head, 4), torch.tensor([1, 2, 3, 4])
+
+    def rows(subject):
+        with torch.no_grad():
+            return subject.read(subject.new_state(), hidden, tokens)
+
+    before = rows(head)
+    with torch.no_grad():
+        head.correction.output.weight.mul_(2.0)
+    fresh = tiny_head("block", target)
+    fresh.load_state_dict(head.state_dict())
+    fresh.set_vocab(head.vocab)
+    assert torch.equal(rows(head), rows(fresh))
+    assert not torch.equal(rows(head), before)
