@@ -61,7 +61,7 @@ def run(*, quick: bool = False) -> Finding:
         quick: a tiny random target, few steps and one seed: it shows that the experiment runs.
     """
     subject = subject_for(tiny=quick)
-    dtype = "float32" if quick else quick_dtype()
+    dtype = quick_dtype()
     model = subject.load(dtype).requires_grad_(requires_grad=False)
     changes: dict[str, Any] = {"dtype": dtype}
     if quick:
@@ -160,23 +160,24 @@ def _train(
         "cpu_minutes": (time.process_time() - began) / 60,
         "tau": best["tau"],
         "by_depth": best["by_depth"],
-        "overlap": _overlaps(head, parts[1]),
+        "overlap": _overlaps(head, parts[1], recipe.dtype),
     }
 
 
 @torch.no_grad()
-def _overlaps(head: Head, held_out: Shards) -> list[float]:
+def _overlaps(head: Head, held_out: Shards, dtype: str) -> list[float]:
     """Return by depth the mean overlap with the target's rows, after true tokens."""
     found: list[list[float]] = [[] for _ in range(DEPTH)]
     places = places_of(head)
     for index in range(len(held_out)):
         batch = collate([held_out[index]], places, with_context=head.spec.context_tokens)
-        for level, features in enumerate(roll_out(head, batch, DEPTH)):
-            probs = batch.shifted(batch.top_probs, level + 1)
-            used = probs.sum(-1) > 0
-            logits = level_logits(head, batch, features[used].float(), level, used)
-            ids = batch.reachable(batch.shifted(batch.top_ids, level + 1)[used], used)
-            found[level] += overlap(logits, ids, probs[used]).tolist()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            for level, features in enumerate(roll_out(head, batch, DEPTH)):
+                probs = batch.shifted(batch.top_probs, level + 1)
+                used = probs.sum(-1) > 0
+                logits = level_logits(head, batch, features[used], level, used)
+                ids = batch.reachable(batch.shifted(batch.top_ids, level + 1)[used], used)
+                found[level] += overlap(logits.float(), ids, probs[used]).tolist()
     return [mean(shares) for shares in found]
 
 
