@@ -29,14 +29,15 @@ from its public description (`src/proof/field`), cited below; where a descriptio
 differ, both are run. A distance is a total variation between the joint distribution of the
 emitted tokens, continued by the target, and the target's own: 0 or a fraction, never an estimate.
 
+- *Source*: one without a reference is an unpublished variant, run for comparison.
 - *Claimed*: whether the authors say that the target's distribution is kept.
 - *Found*: "lossless" means that the distance is 0 on all golden models, on all generated ones
-  (random rows with zeros, ties and near-certainties) and on every model of two tokens that was
-  tried. This is evidence from enumeration, not a proof for all models; where there is a proof,
-  the text says so.
-- *Counterexample*: the first distance among models of two tokens, ordered by the number of rows,
-  the length of the draft and the denominator; of one size the largest distance. The row after a
-  path is number `(length + sum of tokens) mod rows`.
+  (random rows with zeros, ties and near-certainties) and on every small model that was tried. This
+  is evidence from enumeration, not a proof for all models; where there is a proof, the text says
+  so.
+- *Counterexample*: the first distance among models of two tokens (three where two show nothing),
+  ordered by the number of rows, the length of the draft and the denominator; of one size the
+  largest distance. The row after a path is number `(length + sum of tokens) mod rows`.
 
 Engines change. What is said here holds for the sources cited, as they were read.
 """
@@ -112,11 +113,44 @@ is chosen in hindsight, and a later confidence depends on the token that is bein
 appendix's own example (first token 17/20 instead of 7/10) is a test here. The golden models show
 nothing: a smooth curve or confidences that depend little on tokens hide the bias.
 """,
+    "dspark_unstopped_by_rows": """\
+The same choice in hindsight for a drafter whose rows depend on no drafted token, as DFlash's do
+([arXiv 2602.06036](https://arxiv.org/abs/2602.06036)); the confidence is the largest probability
+of each depth's row. All rows are known before the first draw, so any choice among them is made
+before it. Lossless: what biases is not the hindsight, but a drawn token in it.
+""",
+    "dspark_batch": """\
+Algorithm 1 of [arXiv 2607.05147](https://arxiv.org/abs/2607.05147) over two sequences: all tokens
+of both are taken in the order of their survival while the rate grows, up to the first one that
+does not let it grow. What ends one sequence's draft may be a drawn token of the other. The joint
+distribution of both outputs is the product of the target's: each decision depends on tokens that
+stay ([decisions of several
+requests](../explanation/lossless-loops.md#decisions-that-requests-share)). The rates are 1, 0.73,
+0.59, 0.51, 0.45 steps for none to four tokens.
+""",
+    "dspark_batch_unstopped": """\
+The same without the stop: the number of tokens at which the rate is largest. Biased, as for one
+sequence: whether a token is taken depends on the survivals after it, and they depend on what it
+is.
+""",
     "adaptive_ranked": """\
 vLLM's adaptive verification ([#47808](https://github.com/vllm-project/vllm/pull/47808)): two
-sequences share two places, which go to the largest products of this step's confidences. The joint
-distribution of both sequences is the product of the target's: a place goes to a token by what was
-drawn before it.
+sequences share two places, which go to the largest products of this step's confidences, of equal
+ones to the first sequence's. The joint distribution of both sequences is the product of the
+target's: a place goes to a token by what was drawn before it.
+""",
+    "adaptive_ranked_deepest_first": """\
+The same, where of equal survivals the deepest token comes first and each sequence gets as many
+places as tokens of it were picked. Survivals are equal where a confidence is 1, or rounded to 1.
+Then a token whose *successor* is sure pulls its sequence ahead of the other one, so its own place
+depends on what it is. vLLM takes the places by `torch.topk`, which promises no order of equals.
+An order that ranks equals by sequence and never by depth is enough, and a sequence's count does
+not change with the order of its own.
+""",
+    "ranked_by_draws": """\
+The same places, given by the drafter's probability of each path *as it was drawn*. A token's
+place then depends on the token: an improbable one is left out, and what the target emits instead
+is not what it would have been.
 """,
     "adaptive_stale": """\
 The number of places as vLLM chooses it: by the confidences of the step before, over steps that
@@ -132,6 +166,48 @@ the rating of that draw. The enumeration draws by one uniform number for each to
 adds a Gumbel vector, and its curve of rates is the one above, so the fraction is that of this
 stand-in; the dependence is the same. It needs drafts of three tokens. Numbers keyed by the step,
 as in this package, remove it.
+""",
+    "confidence_stop": """\
+vLLM's stop of a whole batch's round ([confidence_stop.py](https://github.com/vllm-project/vllm),
+read at 41f9ab8), here with the bound 2/3 and two sequences. A sequence is sure as long as all its
+rows have had a largest probability of at least the bound. The round ends before the first row at
+which none is sure any more; one token is always drafted, and all sequences get one length. A row
+depends on the tokens above it, which stay, and the token that was drawn from the last row is not
+looked at. So this is a stop before a draw, and the joint distribution of both outputs is the
+product of the target's.
+""",
+    "confidence_stop_block": """\
+The same for one sequence under block verification, where the tokens after a token count too:
+lossless, for the same reason.
+""",
+    "confidence_stop_late": """\
+The same read one row too late: a token is left out because the row *after* it is not sure. That
+row depends on the token. So does every confidence of a head that has read the token which it
+rates.
+""",
+    "low_token_dropped": """\
+A drawn token whose own probability is below a bound is left out, with all after it, here 1/2
+([#43522](https://github.com/vllm-project/vllm/pull/43522), closed). Improbable tokens are then
+drafted less often than their row says. A greedy drafter's token is no draw: there it is harmless.
+""",
+    "mean_of_drawn": """\
+A bound that is the mean of the drawn tokens' own probabilities: the first token below it is left
+out, with all after it. Biased for two reasons: it looks at the token itself, and at the ones
+after it.
+""",
+    "mean_of_earlier": """\
+The mean of the tokens *so far*, against the largest probability of the next row. All of it is
+known before the draw, however much it depends on drawn tokens: lossless.
+""",
+    "vllm_shared_noise": """\
+vLLM before [#54282](https://github.com/vllm-project/vllm/pull/54282) (August 2026): the Gumbel
+noise that chose a drafted token also chose what replaces it when it was rejected. Given that the
+draft won the race, the noise of the tokens that the drafter holds likely is smaller than it
+should be. With two tokens a residual has one, so nothing shows; three are needed. The probability
+of each pair of draft and replacement under one noise is a fraction and is computed exactly
+(`src/proof/field/noise.rs`). In the core the same mistake is the mutant
+`noise/draft_shares_residual` ([The proof](proof.md#mutants)), with one uniform number in place of
+the noise.
 """,
     "typical": """\
 Medusa's typical acceptance ([arXiv 2401.10774](https://arxiv.org/abs/2401.10774); settings 0.09

@@ -225,9 +225,12 @@ MISDECLARED = """\
 ## Misdeclared drafts
 
 A rule is a theorem about the law of the draft. These drafts declare another law than the one they
-were made by, or were changed after their tokens were drawn, and the rule uses the declared law. The
-bias (total variation) is the reason why such pairs are refused, and why the growers never remove a
-drawn token. `pair/` are rules on laws that they are refused for. Not every refused pair is biased:
+were made by, or were changed after their tokens were drawn, and the rule uses the declared law.
+The bias (total variation) is the reason why such pairs are refused, and why the growers never
+remove a drawn token. `pair/` are rules on laws that they are refused for. `law/width_by_draws`
+and `law/depth_by_draws` stop before a draw, which is lossless for rules that test siblings one by
+one and not for these ([what a stop may look
+at](../explanation/lossless-loops.md#looking-before-stopping)). Not every refused pair is biased:
 `kseq` on a chain is token verification under another name, and `global_resolution` is block
 verification.
 """

@@ -122,6 +122,7 @@ pub(crate) fn accepts<W: Weight>(u: &W, num: &W, den: &W) -> bool {
 
 /// The counter of an address: a step's root position, a node, a purpose.
 pub(crate) fn counter(position: u32, site: Site) -> [u32; 4] {
+    let site = mutate!("noise/draft_shares_residual", site, site.of_residual());
     let node = site.node;
     let purpose =
         mutate!("rng/draft_and_accept_share_u", site.purpose as u32, site.purpose.after_draft());
@@ -142,6 +143,14 @@ impl Purpose {
 
 #[cfg(feature = "mutants")]
 impl Site {
+    /// For a chain's draw, the address of the token that replaces it if it is rejected.
+    fn of_residual(self) -> Self {
+        match self.purpose {
+            Purpose::Draft => Self { node: self.node.saturating_sub(1), purpose: Purpose::Sample },
+            _ => self,
+        }
+    }
+
     /// The counter in which one purpose is keyed by the position of a chain's token.
     fn by_token(self, position: u32) -> [u32; 4] {
         let drafts = crate::mutants::is_on("rng/draft_keyed_by_token_position");

@@ -108,4 +108,6 @@ mod lossy_tests;
 #[cfg(test)]
 mod multi_path_tests;
 #[cfg(test)]
+mod one_more_draw;
+#[cfg(test)]
 mod tests;

@@ -29,7 +29,9 @@ def test_bench_has_the_rules_of_the_sources():
         name
         for file in folder.glob("*.rs")
         if file.name not in {"tests.rs", "table.rs", "search.rs"}
-        for name in re.findall(r'(?:name:|Rule::chain\()\s*"(\w+)"', file.read_text())
+        for name in re.findall(
+            r'(?:name:|Rule::chain\(|shared\(|biased\()\s*"(\w+)"', file.read_text()
+        )
     }
     assert names == set(LINES)
     assert all(line["holds"] for line in BENCH)

@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> Report:
             "claimed: whether its authors call it lossless. found: what enumeration says.",
             "distance: the largest on the golden models, a rational.",
             "generated: models of random rows. biased: how many of them show a distance.",
-            "tried: models of two tokens, from the smallest on, until one showed a distance.",
+            "tried: models of two tokens (or three), from the smallest on, until one showed it.",
             left=4,
         )
     )

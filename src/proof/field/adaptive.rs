@@ -11,10 +11,10 @@
 //!             one that does not let it grow
 //! unstopped   the same without the stop: the length at which it is largest (the paper's appendix A
 //!             says that this is biased)
-//! ranked      two sequences share a fixed number of places, which go to the largest a_j of this step
-//!             (vllm-project/vllm#47808, adaptive_verification.py)
-//! stale       the number of places comes from the confidences of the step before (same source; 1 at
-//!             first), over as many steps as three tokens take
+//! by rows     unstopped, for a drafter whose rows depend on no drafted token (arXiv 2602.06036); the confidence
+//!             is the largest probability of a row
+//! stale       the number of places comes from the confidences of the step before (vllm-project/vllm#47808,
+//!             adaptive_verification.py; 1 at first), over as many steps as three tokens take
 //! ```
 //!
 //! `S(B)` is the measured rate of steps over `B` tokens, here 1, 3/5, 1/2, 9/20.
@@ -26,6 +26,7 @@
 
 use super::chain::{self, Key, Noise};
 use super::{Rule, Run};
+use crate::chance::Purpose;
 use crate::chance::enumerator::Enumerator;
 use crate::error::Result;
 use crate::number::Weight;
@@ -37,8 +38,6 @@ use crate::verify::{self, Core};
 pub(super) const CURVE: &[(i64, i64)] = &[(1, 1), (3, 5), (1, 2), (9, 20)];
 /// How many tokens are followed over several steps.
 const LENGTH: usize = 3;
-/// The places that two sequences share.
-const PLACES: usize = 2;
 
 pub(super) static THRESHOLD: Rule = Rule::chain(
     "dspark_threshold",
@@ -59,10 +58,13 @@ pub(super) static UNSTOPPED: Rule = Rule {
     })
 };
 
-pub(super) static RANKED: Rule = Rule {
-    shapes: &[&[1], &[1, 1]],
-    sequences: 2,
-    ..Rule::chain("adaptive_ranked", "vllm-project/vllm#47808, two sequences", ranked)
+pub(super) static BY_ROWS: Rule = Rule {
+    is_claimed_lossless: false,
+    ..Rule::chain(
+        "dspark_unstopped_by_rows",
+        "the same over rows that depend on no draw",
+        |rows, shape, choices| by_rows(rows, shape.len(), choices),
+    )
 };
 
 pub(super) static STALE: Rule = Rule {
@@ -135,18 +137,6 @@ pub(super) fn best(survival: &[Fraction], curve: &[(i64, i64)]) -> usize {
     (0..rates.len()).fold(0, |best, at| if rates[at] > rates[best] { at } else { best })
 }
 
-/// Verifies a draft token by token, after the tokens of its sequence.
-fn verify_tokens(
-    rows: &Rows<Fraction>,
-    before: &[u32],
-    draft: &[u32],
-    choices: &mut Enumerator<Fraction>,
-) -> Result<Vec<u32>> {
-    let (draft, mut view) = chain::declared(rows, before, draft)?;
-    choices.set_position(before.len() as u64);
-    Ok(verify::decide(Core::TopDown, &draft, &mut view, choices)?.tokens)
-}
-
 /// One step of one sequence.
 pub(super) fn single(
     rows: &Rows<Fraction>,
@@ -156,36 +146,35 @@ pub(super) fn single(
 ) -> Result<Run> {
     let mut draft = Noise::fresh(choices).chain(rows, &[], shape.len())?;
     draft.truncate(places(&survival(rows, &[], &draft)));
-    let tokens = verify_tokens(rows, &[], &draft, choices)?;
+    let tokens = chain::verify(rows, &[], &draft, Core::TopDown, choices)?;
     Ok(Run { accepted: tokens.len() - 1, emitted: vec![tokens], fallbacks: 0 })
 }
 
-/// One step of two sequences that share places.
-fn ranked(
+/// One step of one sequence whose drafter has one row for each depth, all known before the first draw.
+fn by_rows(
     rows: &Rows<Fraction>,
-    shape: &'static [usize],
+    length: usize,
     choices: &mut Enumerator<Fraction>,
 ) -> Result<Run> {
-    let mut drafts = Vec::new();
-    for seed in 0..2 {
-        choices.set_seed(seed);
-        drafts.push(Noise::fresh(choices).chain(rows, &[], shape.len())?);
+    let row = |depth: usize| rows.drafter(&vec![0; depth]);
+    let mut product = Fraction::one();
+    let mut survival = Vec::with_capacity(length);
+    for depth in 0..length {
+        let top = row(depth).iter().fold(Fraction::zero(), |top, q| Weight::max(&top, q));
+        product = product.mul(&top);
+        survival.push(product.clone());
     }
-    let mut slots: Vec<(Fraction, usize)> = Vec::new();
-    for (sequence, draft) in drafts.iter().enumerate() {
-        slots.extend(survival(rows, &[], draft).into_iter().map(|a| (a, sequence)));
+    let mut noise = Noise::fresh(choices);
+    let mut tokens = Vec::new();
+    for depth in 0..best(&survival, CURVE) {
+        tokens.push(noise.draw(depth + 1, Purpose::Draft, row(depth).to_vec())?);
     }
-    // Stable: of equal ones the first sequence's.
-    slots.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("fractions have an order"));
-    let mut run = Run::default();
-    for (sequence, draft) in drafts.iter().enumerate() {
-        let places = slots.iter().take(PLACES).filter(|slot| slot.1 == sequence).count();
-        choices.set_seed(sequence as u64);
-        let tokens = verify_tokens(rows, &[], &draft[..places], choices)?;
-        run.accepted += tokens.len() - 1;
-        run.emitted.push(tokens);
+    let (draft, mut view) = chain::declared(rows, &[], &tokens)?;
+    for (depth, drafter) in view.drafter.iter_mut().enumerate() {
+        *drafter = row(depth).to_vec();
     }
-    Ok(run)
+    let tokens = verify::decide(Core::TopDown, &draft, &mut view, choices)?.tokens;
+    Ok(Run { accepted: tokens.len() - 1, emitted: vec![tokens], fallbacks: 0 })
 }
 
 /// As many steps as [`LENGTH`] tokens take, the places of each chosen by the draft before it.
@@ -204,7 +193,7 @@ fn stale(
         let mut noise = Noise { choices: &mut *choices, root, draft, accept: Key::Step };
         let tokens = noise.chain(rows, &emitted, length)?;
         before = survival(rows, &emitted, &tokens);
-        let more = verify_tokens(rows, &emitted, &tokens[..places], choices)?;
+        let more = chain::verify(rows, &emitted, &tokens[..places], Core::TopDown, choices)?;
         accepted += more.len() - 1;
         emitted.extend(more);
     }

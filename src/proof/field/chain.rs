@@ -1,5 +1,6 @@
 //! What the field's chain rules share: a drafted chain, its rows, and numbers at addresses.
 
+use super::Run;
 use crate::chance::enumerator::Enumerator;
 use crate::chance::{Choices, Purpose, Site};
 use crate::error::Result;
@@ -9,6 +10,7 @@ use crate::proof::golden::Rows;
 use crate::tree::TokenTree;
 use crate::verify::dense::{DenseCells, DenseView};
 use crate::verify::law::{Draft, Law};
+use crate::verify::{self, Core};
 
 /// What a number depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +104,49 @@ pub(super) fn declared(
     let nodes = std::iter::once(-1).chain(tokens.iter().map(|&token| i64::from(token)));
     let draft = Draft::new(TokenTree::chain(tokens.len())?, nodes.collect(), Law::Chain, None)?;
     Ok((draft, DenseView { target, drafter }))
+}
+
+/// Verifies a draft after the tokens of its sequence by a rule that ships.
+pub(super) fn verify(
+    rows: &Rows<Fraction>,
+    before: &[u32],
+    draft: &[u32],
+    core: Core,
+    choices: &mut Enumerator<Fraction>,
+) -> Result<Vec<u32>> {
+    let (draft, mut view) = declared(rows, before, draft)?;
+    choices.set_position(before.len() as u64);
+    Ok(verify::decide(core, &draft, &mut view, choices)?.tokens)
+}
+
+/// The whole drafts of two sequences.
+pub(super) fn drafts(
+    rows: &Rows<Fraction>,
+    length: usize,
+    choices: &mut Enumerator<Fraction>,
+) -> Result<Vec<Vec<u32>>> {
+    let draft = |seed| {
+        choices.set_seed(seed);
+        Noise::fresh(choices).chain(rows, &[], length)
+    };
+    (0..2).map(draft).collect()
+}
+
+/// Verifies the first `places` tokens of each sequence's draft, token by token.
+pub(super) fn verify_all(
+    rows: &Rows<Fraction>,
+    drafts: &[Vec<u32>],
+    places: &[usize],
+    choices: &mut Enumerator<Fraction>,
+) -> Result<Run> {
+    let mut run = Run::default();
+    for (sequence, (draft, &places)) in drafts.iter().zip(places).enumerate() {
+        choices.set_seed(sequence as u64);
+        let tokens = verify(rows, &[], &draft[..places], Core::TopDown, choices)?;
+        run.accepted += tokens.len() - 1;
+        run.emitted.push(tokens);
+    }
+    Ok(run)
 }
 
 /// `p(x) / q(x)` of a drafted token, whose `q` is positive.

@@ -7,11 +7,14 @@
 
 mod adaptive;
 mod block;
+mod budgets;
 mod chain;
 mod hierarchical;
+mod noise;
 mod resolution;
 mod search;
 mod siblings;
+mod stops;
 mod table;
 mod typical;
 
@@ -55,6 +58,8 @@ pub(super) struct Rule {
     pub(super) sequences: usize,
     /// How many tokens are followed; `None` for one step to its depth plus one.
     pub(super) length: Option<usize>,
+    /// How many tokens the models have on which a counterexample is looked for.
+    pub(super) tried_tokens: usize,
     /// One run, drafts included.
     pub(super) run: Step,
 }
@@ -63,7 +68,7 @@ pub(super) struct Rule {
 type Step = fn(&Rows<Fraction>, &'static [usize], &mut Enumerator<Fraction>) -> Result<Run>;
 
 /// Every rule on the bench.
-static RULES: [&Rule; 14] = [
+static RULES: &[&Rule] = &[
     &hierarchical::NAIVE,
     &hierarchical::CAPPED,
     &hierarchical::RELEASED,
@@ -73,9 +78,21 @@ static RULES: [&Rule; 14] = [
     &adaptive::THRESHOLD,
     &adaptive::SCHEDULER,
     &adaptive::UNSTOPPED,
-    &adaptive::RANKED,
+    &adaptive::BY_ROWS,
+    &budgets::BATCH,
+    &budgets::BATCH_UNSTOPPED,
+    &budgets::RANKED,
+    &budgets::DEEPEST_FIRST,
+    &budgets::BY_DRAWS,
     &adaptive::STALE,
     &adaptive::STALE_BY_POSITION,
+    &stops::CONFIDENCE,
+    &stops::CONFIDENCE_BLOCK,
+    &stops::CONFIDENCE_LATE,
+    &stops::LOW_TOKEN,
+    &stops::MEAN,
+    &stops::MEAN_OF_EARLIER,
+    &noise::SHARED,
     &typical::TYPICAL,
     &siblings::BEAMS,
 ];
@@ -109,6 +126,7 @@ impl Rule {
             shapes: &[&[1], &[1, 1], &[1, 1, 1]],
             sequences: 1,
             length: None,
+            tried_tokens: 2,
             run,
         }
     }

@@ -31,6 +31,7 @@ pub(super) static GLOBAL: Rule = Rule {
     shapes: &[&[2], &[2, 1]],
     sequences: 1,
     length: None,
+    tried_tokens: 2,
     run: |rows, shape, choices| {
         let (draft, _) = growth::draft(rows, &Case { law: Law::Iid, shape }, choices)?;
         let mut noise = Noise::fresh(choices);

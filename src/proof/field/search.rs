@@ -1,9 +1,9 @@
 //! The smallest model on which a rule is not lossless.
 //!
-//! Models of two tokens come in order of size: one row of each side, then three (the row after a path is
-//! number `(length + sum of the tokens) mod 3`, as in the golden models); short drafts before long
-//! ones; small denominators before large ones. Of the first size that has any, the largest distance
-//! counts, and the first of equal ones.
+//! Models of two tokens (three for a rule that needs them) come in order of size: one row of each side, then
+//! three (the row after a path is number `(length + sum of the tokens) mod 3`, as in the golden models);
+//! short drafts before long ones; small denominators before large ones. Of the first size that has any,
+//! the largest distance counts, and the first of equal ones.
 
 use super::{Measured, Rule};
 use crate::error::Result;
@@ -14,7 +14,11 @@ use crate::verify::law::Law;
 
 /// Sizes: the number of rows, and the largest denominator; less for what takes long to enumerate.
 fn sizes(rule: &Rule) -> [(usize, i64); 2] {
-    if rule.is_one_step() && rule.law == Law::Chain { [(1, 6), (3, 3)] } else { [(1, 4), (3, 2)] }
+    match (rule.law, rule.length, rule.sequences) {
+        (Law::Chain, None, 1) => [(1, 6), (3, 3)],
+        (Law::Chain, None, _) => [(1, 4), (3, 3)],
+        _ => [(1, 4), (3, 2)],
+    }
 }
 
 /// A model on which a rule emits something else than the target.
@@ -43,7 +47,7 @@ pub(super) fn smallest(rule: &Rule) -> Result<(Option<Counterexample>, usize)> {
         for &shape in rule.shapes {
             for den in 2..=most {
                 let mut worst: Option<(Rows<Fraction>, Measured)> = None;
-                for rows in models(num_rows, den) {
+                for rows in models(rule.tried_tokens, num_rows, den) {
                     tried += 1;
                     let found = rule.measure(&rows, shape)?;
                     let least =
@@ -61,14 +65,34 @@ pub(super) fn smallest(rule: &Rule) -> Result<(Option<Counterexample>, usize)> {
     Ok((None, tried))
 }
 
-/// Every model of two tokens with probabilities of a denominator.
-fn models(num_rows: usize, den: i64) -> impl Iterator<Item = Rows<Fraction>> {
-    let values = den as usize + 1;
-    let row = move |num: usize| {
-        vec![Fraction::ratio(num as i64, den), Fraction::ratio(den - num as i64, den)]
+/// Every row of `tokens` probabilities of a denominator.
+fn rows_of(tokens: usize, den: i64) -> Vec<Vec<Fraction>> {
+    let mut rows = vec![(Vec::new(), den)];
+    for _ in 1..tokens {
+        rows = rows
+            .iter()
+            .flat_map(|(row, left)| {
+                (0..=*left).map(move |num| {
+                    let mut longer: Vec<Fraction> = row.clone();
+                    longer.push(Fraction::ratio(num, den));
+                    (longer, left - num)
+                })
+            })
+            .collect();
+    }
+    let whole = |(mut row, left): (Vec<Fraction>, i64)| {
+        row.push(Fraction::ratio(left, den));
+        row
     };
+    rows.into_iter().map(whole).collect()
+}
+
+/// Every model with rows of so many tokens and probabilities of a denominator.
+fn models(tokens: usize, num_rows: usize, den: i64) -> impl Iterator<Item = Rows<Fraction>> {
+    let rows = rows_of(tokens, den);
+    let values = rows.len();
     (0..values.pow(2 * num_rows as u32)).map(move |number| {
-        let digit = |place: usize| row(number / values.pow(place as u32) % values);
+        let digit = |place: usize| rows[number / values.pow(place as u32) % values].clone();
         Rows {
             target: (0..num_rows).map(digit).collect(),
             drafter: (num_rows..2 * num_rows).map(digit).collect(),

@@ -25,6 +25,7 @@ pub(super) static BEAMS: Rule = Rule {
     shapes: &[&[1], &[2], &[1, 1]],
     sequences: 1,
     length: None,
+    tried_tokens: 2,
     run: beams,
 };
 

@@ -48,7 +48,7 @@ pub struct FieldLine {
     pub branches: usize,
     /// Draws from rows on which nothing was left.
     pub fallbacks: usize,
-    /// Models of two tokens that were tried to find a counterexample.
+    /// Small models that were tried to find a counterexample.
     pub tried: usize,
     /// The smallest counterexample found.
     pub counterexample: Option<Counterexample>,
@@ -162,5 +162,5 @@ fn line(rule: &Rule) -> Result<FieldLine> {
 /// # Errors
 /// An error raised by a rule.
 pub fn prove_field() -> Result<Vec<FieldLine>> {
-    parallel::map(&RULES, |rule| line(rule)).into_iter().collect()
+    parallel::map(RULES, |rule| line(rule)).into_iter().collect()
 }

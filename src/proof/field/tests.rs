@@ -151,7 +151,7 @@ fn cuts_by_what_came_before_are_lossless() {
         }
     }
     for name in ["A", "B", "C"] {
-        assert_eq!(distance(&adaptive::RANKED, name, PAIR), r(0, 1), "{name}");
+        assert_eq!(distance(&budgets::RANKED, name, PAIR), r(0, 1), "{name}");
         assert_eq!(distance(&adaptive::STALE, name, PAIR), r(0, 1), "{name}");
     }
 }
@@ -204,6 +204,80 @@ fn places_chosen_by_noise_that_is_drawn_again_are_biased() {
 }
 
 #[test]
+fn stops_and_budgets_that_look_at_tokens_that_stay_are_lossless() {
+    for name in ["A", "B", "C", "D", "E"] {
+        for rule in [&stops::CONFIDENCE_BLOCK, &stops::MEAN_OF_EARLIER, &adaptive::BY_ROWS] {
+            assert_eq!(distance(rule, name, THREE), r(0, 1), "{} on {name}", rule.name);
+        }
+    }
+    for name in ["A", "B", "C"] {
+        for rule in [&stops::CONFIDENCE, &budgets::BATCH, &budgets::RANKED] {
+            assert_eq!(distance(rule, name, PAIR), r(0, 1), "{} on {name}", rule.name);
+        }
+    }
+}
+
+#[test]
+fn stops_that_look_at_the_token_that_they_drop_are_biased() {
+    for (name, late, low, mean) in [
+        ("A", r(0, 1), r(1, 9), r(2, 27)),
+        ("B", r(2, 9), r(0, 1), r(5, 54)),
+        ("C", r(1, 4), r(0, 1), r(3, 16)),
+        ("D", r(0, 1), r(0, 1), r(21, 256)),
+        ("E", r(0, 1), r(0, 1), r(193, 2000)),
+    ] {
+        assert_eq!(distance(&stops::CONFIDENCE_LATE, name, PAIR), late, "{name}");
+        assert_eq!(distance(&stops::LOW_TOKEN, name, PAIR), low, "{name}");
+        assert_eq!(distance(&stops::MEAN, name, PAIR), mean, "{name}");
+    }
+}
+
+#[test]
+fn one_noise_for_two_races_has_the_law_of_each() {
+    let some = |row: &[(i64, i64)]| row.iter().map(|&(num, den)| r(num, den)).collect::<Vec<R>>();
+    for (q, left) in [
+        (some(&[(1, 2), (1, 3), (1, 6)]), some(&[(1, 8), (0, 1), (1, 4)])),
+        (some(&[(2, 5), (3, 10), (1, 5), (1, 10)]), some(&[(0, 1), (0, 1), (1, 10), (3, 10)])),
+        (some(&[(1, 4), (1, 4), (1, 4), (1, 4)]), some(&[(1, 7), (2, 7), (3, 7), (1, 7)])),
+        (some(&[(0, 1), (1, 2), (1, 2)]), some(&[(1, 2), (1, 2), (0, 1)])),
+    ] {
+        let pairs = noise::pairs(&q, &left);
+        let total = chain::sum(&left);
+        for token in 0..q.len() {
+            let mass = |is: &dyn Fn((usize, usize)) -> bool| {
+                let mine = pairs.iter().filter(|(pair, _)| is(*pair));
+                mine.fold(r(0, 1), |sum, (_, weight)| sum.add(weight))
+            };
+            assert_eq!(mass(&|(a, _)| a == token), q[token]);
+            assert_eq!(mass(&|(_, b)| b == token), left[token].div(&total));
+        }
+    }
+    // By hand: given that token 0 won, the noise of token 1, which the drafter holds likelier than token 2,
+    // is the smaller one, and of two tokens that the residual holds equally likely it wins less often.
+    let pairs = noise::pairs(&some(&[(1, 2), (3, 8), (1, 8)]), &some(&[(0, 1), (1, 2), (1, 2)]));
+    assert_eq!(pairs[..2], [((0, 1), r(1, 5)), ((0, 2), r(3, 10))]);
+    // A residual of one token needs no noise; of two, replacements lean to what the drafter holds unlikely.
+    for (name, wanted) in [("A", r(0, 1)), ("B", r(0, 1)), ("D", r(0, 1)), ("E", r(1, 30))] {
+        assert_eq!(distance(&noise::SHARED, name, &[1]), wanted, "{name}");
+    }
+}
+
+#[test]
+fn equal_scores_are_ordered_by_sequence_and_not_by_depth() {
+    // The root's confidence is 1/2, the second one's is 1 after token 0 and 0 after token 1. Each sequence
+    // gets a place, unless the first one drew 0 and the second one 1: then the first one's second token
+    // comes first of three equals, and the second one's token goes without a place for what it is. That
+    // has the probability 3/16, and the target draws 0 in its place with 1/4.
+    let rows = rows(
+        &[&[(1, 4), (3, 4)], &[(1, 1), (0, 1)], &[(1, 1), (0, 1)]],
+        &[&[(3, 4), (1, 4)], &[(1, 1), (0, 1)], &[(0, 1), (1, 1)]],
+    );
+    let distance = |rule: &Rule| rule.measure(&rows, PAIR).unwrap().distance;
+    assert_eq!(distance(&budgets::RANKED), r(0, 1));
+    assert_eq!(distance(&budgets::DEEPEST_FIRST), r(3, 64));
+}
+
+#[test]
 fn acceptances_that_forget_the_drafter_are_biased() {
     for (name, typical, pair) in [
         ("A", r(4, 9), r(1, 6)),
@@ -230,7 +304,14 @@ fn every_counterexample_is_found_and_replays() {
         ("hsd_released", "1/9"),
         ("vllm_block_steps", "7/72"),
         ("dspark_unstopped", "1/9"),
+        ("dspark_batch_unstopped", "7/81"),
+        ("adaptive_ranked_deepest_first", "1/8"),
+        ("ranked_by_draws", "16/81"),
         ("adaptive_stale_by_position", "1/8"),
+        ("confidence_stop_late", "1/4"),
+        ("low_token_dropped", "2/9"),
+        ("mean_of_drawn", "22/81"),
+        ("vllm_shared_noise", "1/12"),
         ("typical", "3/4"),
         ("beam_siblings", "1/2"),
     ];

@@ -114,6 +114,12 @@ pub(super) static MUTANTS: &[Mutant] = &[
     mutant("lift/no_min1", "w recursion without min(1, .)", B_BLOCK, (1, 36)),
     mutant("lift/h_is_w", "no update of w after a rejection", B_BLOCK, (1, 12)),
     mutant("lift/residual_without_w", "(p - q)+ instead of (w p - q)+", B_BLOCK, (1, 24)),
+    own(
+        "block/last_test_uncapped",
+        "leaf accepted by the joint ratio without a cap",
+        Step("A", Chain, &[1, 1], Lifted),
+        (1, 9),
+    ),
     mutant("lift/leaf_token_ratio", "leaf accepted by its own min(1, p/q)", B_BLOCK, (1, 9)),
     differing(
         ("lift/h_no_one_minus_w", "w <- min(1, m/w)"),
@@ -251,6 +257,12 @@ pub(super) static MUTANTS: &[Mutant] = &[
         "draft u = accept u",
         Step("A", Chain, &[1], TopDown),
         (1, 6),
+    ),
+    own(
+        "noise/draft_shares_residual",
+        "a draft's number draws what replaces it, too",
+        Step("E", Chain, &[1], TopDown),
+        (7, 80),
     ),
     mutant(
         "rng/position_noise_reused",

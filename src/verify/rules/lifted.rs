@@ -89,6 +89,11 @@ pub(crate) fn decide<W: Weight, V: View<W>, C: Choices<W>>(
             frame.tested += 1;
             let above = mutate!("lift/forget_w", frame.w.clone(), W::one());
             let above = mutate!("lift/leaf_token_ratio", above, draft.one_at_leaf(child, above));
+            let above = mutate!(
+                "block/last_test_uncapped",
+                above,
+                uncapped_at_leaf(draft, view, child, above)?
+            );
             let (num, den) = frame.residual.ratio(draft, view, child, &above)?;
             let capped = mutate!("lift/no_min1", num >= den, false);
             let w = if capped { W::one() } else { num.div(&den) };
@@ -144,4 +149,24 @@ fn reject<W: Weight, V: View<W>, C: Choices<W>>(
         return Ok(());
     }
     Ok(())
+}
+
+/// For a chain's last test, the product of `p / q` above it without a cap; `above` elsewhere.
+#[cfg(feature = "mutants")]
+fn uncapped_at_leaf<W: Weight, V: View<W>>(
+    draft: &Draft,
+    view: &mut V,
+    child: usize,
+    above: W,
+) -> Result<W> {
+    if !draft.tree().children(child).is_empty() {
+        return Ok(above);
+    }
+    let mut product = W::one();
+    for node in 1..child {
+        let token = draft.token(node);
+        let ratio = view.target(node - 1, token)?.div(&view.drafter(node - 1, token)?);
+        product = product.mul(&ratio);
+    }
+    Ok(product)
 }
