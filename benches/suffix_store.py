@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="most tokens of the store")
     parser.add_argument("--rounds", type=int, default=4000, help="timed look-ups of each kind")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--per-category", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()

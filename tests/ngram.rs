@@ -262,8 +262,9 @@ impl NaiveStore {
         let held = |texts: &[(usize, Vec<u32>, usize)]| -> usize {
             texts.iter().map(|text| text.1.len() + 16).sum()
         };
-        while held(&self.texts) + tokens.len() + 16 > max_tokens {
-            let oldest = (0..self.texts.len()).min_by_key(|&i| self.texts[i].2).unwrap();
+        while held(&self.texts) + tokens.len() + 16 > max_tokens
+            && let Some(oldest) = (0..self.texts.len()).min_by_key(|&i| self.texts[i].2)
+        {
             self.texts.remove(oldest);
         }
         self.clock += 1;

@@ -125,6 +125,32 @@ impl Order {
         low
     }
 
+    /// As [`Order::partition`], where it is likely `low`.
+    pub(super) fn partition_near_low(
+        &self,
+        low: usize,
+        high: usize,
+        before: impl Fn(Place) -> bool,
+    ) -> usize {
+        if low == high || !before(self.place(low)) {
+            return low;
+        }
+        self.partition(low + 1, high, before)
+    }
+
+    /// As [`Order::partition`], where it is likely `high`.
+    pub(super) fn partition_near_high(
+        &self,
+        low: usize,
+        high: usize,
+        before: impl Fn(Place) -> bool,
+    ) -> usize {
+        if low == high || before(self.place(high - 1)) {
+            return high;
+        }
+        self.partition(low, high - 1, before)
+    }
+
     /// Bytes that it holds.
     pub(super) fn num_bytes(&self) -> usize {
         let places: usize = self.runs.iter().map(Vec::capacity).sum();

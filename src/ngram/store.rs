@@ -361,11 +361,6 @@ impl Shelf<'_> {
         (low < high).then_some(low..high)
     }
 
-    /// The token at a depth of a rank's string, which has one.
-    fn token(&self, rank: usize, depth: usize) -> u32 {
-        self.texts.string(self.order.place(rank))[depth]
-    }
-
     /// Marks a text as used now.
     fn touch(&self, rank: usize) {
         let now = self.clock.fetch_add(1, Relaxed);
@@ -382,17 +377,18 @@ impl Counts for Shelf<'_> {
         let least = min_share.max(1.0 / MOST_FOLLOWERS) * total;
         // A token of that share fills a block of so many ranks, so that no step can miss it.
         let step = (least as usize).max(1);
+        let at = |place: Place| self.texts.string(place)[depth];
+        let ended = |place: Place| self.texts.string(place).len() == depth + 1;
         let mut found = Vec::new();
         let mut low = start;
         while low + step <= end {
             let probe = low + step - 1;
-            let token = self.token(probe, depth);
-            let at = |place: Place| self.texts.string(place)[depth];
-            let first = self.order.partition(low, probe, |place| at(place) < token);
-            low = self.order.partition(probe, end, |place| at(place) <= token);
+            let token = at(self.order.place(probe));
+            // Mostly one token fills the block: its ends are looked at before anything is bisected.
+            let first = self.order.partition_near_low(low, probe, |place| at(place) < token);
+            low = self.order.partition_near_high(probe, end, |place| at(place) <= token);
             if (low - first) as f64 >= least {
-                let ended = |place: Place| self.texts.string(place).len() == depth + 1;
-                let ranks = self.order.partition(first, low, ended)..low;
+                let ranks = self.order.partition_near_low(first, low, ended)..low;
                 found.push((token, (low - first) as u32, Block { ranks, depth: depth + 1 }));
             }
         }

@@ -1,6 +1,6 @@
-//! Prompt lookup and suffix automata over any text, with any settings.
+//! Prompt lookup, suffix automata and stores over any text, with any settings.
 
-use mtp_verify::ngram::{Limits, NGram, Proposal, Suffix, SuffixConfig};
+use mtp_verify::ngram::{Limits, NGram, Proposal, Suffix, SuffixConfig, SuffixStore};
 use mtp_verify::tree::TokenTree;
 
 use crate::bits::Bits;
@@ -45,6 +45,34 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
     check_draft(&draft, most, deepest, &stop);
     assert_eq!(draft, index.propose(limits));
     check_draft(&index.propose_chain(limits), most, deepest, &stop);
+    if bits.one_in(2) { check_store(bits, &index, limits, alphabet) } else { "ok" }
+}
+
+/// A store that texts of several tenants join and leave.
+fn check_store(bits: &mut Bits, own: &Suffix, limits: Limits<'_>, alphabet: usize) -> &'static str {
+    let max_tokens = setting(bits, 256, 400);
+    let store = SuffixStore::new(max_tokens, setting(bits, 1, 9));
+    let Ok(mut store) = store else {
+        return outcome(&store);
+    };
+    let tenants = ["", "a", "b"];
+    for _ in 0..bits.below(20) {
+        let tenant = tenants[bits.below(3)];
+        let ticket = if bits.one_in(3) { store.admit(bits.below(4) as u64) } else { None };
+        let text: Vec<u32> =
+            (0..bits.size(300).min(500)).map(|_| bits.below(alphabet) as u32).collect();
+        store.add(tenant, &text, ticket).unwrap();
+        assert!(store.num_tokens() + 16 * store.num_texts() <= max_tokens);
+        match bits.below(20) {
+            0 => store.clear(),
+            1 => store.forget(tenants[bits.below(3)]),
+            _ => {}
+        }
+        if let Some(draft) = store.propose(own, &tenants[..2], ticket, limits) {
+            check_draft(&draft, limits.max_nodes, limits.max_depth, limits.stop);
+            assert_eq!(Some(draft), store.propose(own, &tenants[..2], ticket, limits));
+        }
+    }
     "ok"
 }
 
