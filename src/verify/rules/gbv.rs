@@ -8,7 +8,7 @@
 //!
 //! # Legal laws
 //! `iid` if the tree is `K` paths of one length from the root (equal prefixes stay separate nodes);
-//! `chain`, where it is block verification.
+//! `chain`, where it is block verification. Of paths, number and length are decided before the first draw.
 //!
 //! # Decision
 //! ```text

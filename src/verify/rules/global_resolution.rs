@@ -8,7 +8,8 @@
 //! verification.
 //!
 //! # Legal laws
-//! `iid`. Nodes with equal paths need equal rows: those of the first one are read.
+//! `iid`. Nodes with equal paths need equal rows: those of the first one are read. How many
+//! siblings there are is decided before the first of them is drawn.
 //!
 //! # Decision
 //! ```text

@@ -5,7 +5,7 @@
 //! its siblings; if all are rejected, draws from what they were bound to miss.
 //!
 //! # Legal laws
-//! `iid`.
+//! `iid`. How many siblings there are is decided before the first of them is drawn.
 //!
 //! # Decision
 //! ```text
