@@ -1,10 +1,10 @@
 """A store of past texts that requests share: memory, look-ups, threads, prompts that come again.
 
-The store is filled with texts of random phrases, whose lengths and frequencies are those of a busy
-server rather than of random tokens: phrases recur, so that most contexts have several
-continuations. Look-ups are timed on texts that continue a stored one and on new ones; then
-by eight threads at once while a ninth adds texts. At last SmolLM2 answers prompts, and answers them
-again, with a store that holds the other texts as well.
+The store is filled with texts of random phrases that recur by Zipf's law, so that many contexts
+have several continuations. Look-ups are timed on texts that continue a stored one and on new ones,
+in time of their thread, which other processes do not take. Then eight threads read requests and
+look up, while a ninth adds texts. At last SmolLM2 answers prompts, and answers them again, with a
+store that holds the other texts as well.
 
     python benches/suffix_store.py --json build/bench/suffix_store.json
 """
@@ -63,11 +63,11 @@ def resident() -> int:
 
 
 def fill(store: SuffixStore, texts: list[list[int]]) -> float:
-    """Microseconds that a token takes to be added."""
-    start = time.perf_counter()
+    """Microseconds of this thread that a token takes to be added."""
+    start = time.thread_time()
     for text in texts:
         store.add(text)
-    return 1e6 * (time.perf_counter() - start) / sum(map(len, texts))
+    return 1e6 * (time.thread_time() - start) / sum(map(len, texts))
 
 
 def memory(store: SuffixStore, maker: Texts) -> dict[str, Any]:
@@ -97,9 +97,9 @@ def lookups(drafter: Suffix, texts: list[list[int]], rounds: int) -> dict[str, f
         length = 40 + turn % (TEXT - 60)
         request = Request(turn, text[:length], length, GREEDY, seed=turn)
         drafter.start(request)
-        start = time.perf_counter()
+        start = time.thread_time()
         (draft,) = drafter.propose([request], [16])
-        took.append(1e6 * (time.perf_counter() - start))
+        took.append(1e6 * (time.thread_time() - start))
         hits += draft.num_nodes > 1
         drafter.release(request)
     took.sort()
@@ -113,7 +113,7 @@ def lookups(drafter: Suffix, texts: list[list[int]], rounds: int) -> dict[str, f
 def crowd(
     store: SuffixStore, texts: list[list[int]], readers: int, rounds: int
 ) -> dict[str, float]:
-    """Look-ups a second of some threads, while another one adds texts."""
+    """Requests of 80 tokens a second that threads read and look up, while another adds texts."""
     drafter = Suffix(store=store)
     done = threading.Event()
     added = 0
@@ -140,7 +140,7 @@ def crowd(
         spent = time.perf_counter() - start
         done.set()
         writer.result()
-    return {"lookups_a_second": readers * rounds / spent, "texts_added": added}
+    return {"requests_a_second": readers * rounds / spent, "texts_added": added}
 
 
 def answers(
@@ -212,7 +212,7 @@ def main() -> None:
     threads = {str(count): crowd(store, known, count, options.rounds) for count in (1, THREADS)}
     for count, found in threads.items():
         print(
-            f"{count} threads: {found['lookups_a_second']:,.0f} look-ups/s,"
+            f"{count} threads: {found['requests_a_second']:,.0f} requests/s,"
             f" {found['texts_added']} texts added meanwhile"
         )
     subject = subject_for()
