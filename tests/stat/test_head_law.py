@@ -38,7 +38,8 @@ SIZES = Sizes(
 WARM = mv.SamplingParams(temperature=1.2)
 SHARP = mv.SamplingParams(temperature=0.7, top_k=2)
 WAYS = {
-    "greedy chain": ({}, "auto"),
+    "greedy chain": ({"params": None}, "auto"),
+    "chain as the target draws": ({}, "auto"),
     "sampled chain, token": ({"params": WARM, "num_tokens": 3}, "token"),
     "sampled chain, block": ({"params": SHARP, "num_tokens": 3}, "block"),
     "best-first tree": ({"max_nodes": 4, "num_tokens": 3}, "auto"),
