@@ -3,7 +3,7 @@
 A bad drafter costs speed and nothing else. Where its rows are no distributions, as those of a head
 with a damaged weight, nothing was drawn that a rule could be lossless for: the draft ends above the
 first level below such a row. That this depends on rows and on tokens above, and never on a token
-that was drawn from them, keeps the law (docs/explanation/lossless-loops.md, where one gap is named).
+that was drawn from them, keeps the law (docs/explanation/lossless-loops.md, which names one gap).
 """
 
 from __future__ import annotations
