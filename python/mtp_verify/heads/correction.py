@@ -111,14 +111,14 @@ class GruCorrection(Correction):
         return self.output(nn.functional.silu(latent)), after
 
 
-class FeatureCorrection(Correction):
-    """By the token above alone, gated; what it adds is a part of the slot's features.
+class FeatureCorrection(nn.Module):
+    """By the token above alone, gated; what it changes are the slot's features, not its logits.
 
     As the output head is linear, its rows may be multiplied by `output` once: a product of `rank`
     columns then corrects a row.
     """
 
-    reads_embeddings = True
+    state_size = 0
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ _KINDS: dict[str, type[_Kind]] = {
 }
 
 
-def make_correction(spec: HeadSpec) -> Correction | None:
+def make_correction(spec: HeadSpec) -> Correction | FeatureCorrection | None:
     """Return the correction of a head, None if it has none; ParamsError: it lacks a width."""
     if spec.correction == "none":
         return None
