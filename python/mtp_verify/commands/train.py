@@ -68,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions", type=float, metavar="SHARE",
         help="share of the text whose prompts the target makes up itself (0)",
     )  # fmt: skip
+    add(
+        "--documents", type=float, metavar="SHARE",
+        help="share of the text whose prompts are tasks on texts that the target wrote before (0)",
+    )  # fmt: skip
     add("--epochs", type=float, help="most passes over it (10)")
     add("--loss", help="distillation (default), hybrid, log-overlap, ...")
     add(
@@ -100,13 +104,19 @@ def run(args: argparse.Namespace) -> Report:
     if folder is not None and not Path(folder).is_dir():
         message = f"--model {folder}: no such folder (models are never downloaded)"
         raise ParamsError(message, slug="bad_options")
-    given = {name: getattr(args, name) for name in ("minutes", "tokens", "epochs", "questions")}
+    given = {
+        name: getattr(args, name)
+        for name in ("minutes", "tokens", "epochs", "questions", "documents")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if not (0 <= value <= 1 if name == "questions" else value > 0):
-            wanted = "a share of 0 to 1" if name == "questions" else "more than 0"
+        if not (0 <= value <= 1 if name in ("questions", "documents") else value > 0):
+            wanted = "a share of 0 to 1" if name in ("questions", "documents") else "more than 0"
             message = f"--{name}: found {value}, wanted {wanted}"
             raise ParamsError(message, slug="param_out_of_range")
+    if (both := sum(given.get(name, 0.0) for name in ("questions", "documents"))) > 1:
+        message = f"--questions and --documents: found {both:g} together, wanted at most 1"
+        raise ParamsError(message, slug="param_out_of_range")
     settings: dict[str, Any] = {
         **(_TINY if is_tiny else {}), **_HEADS[args.head],
         "adversarial_weight": args.adversarial, "seed": args.seed,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from statistics import median
@@ -22,12 +21,12 @@ from torch import distributed
 from mtp_verify.checkpoints.tensors import write_atomically
 from mtp_verify.errors import ParamsError
 from mtp_verify.models.target import as_target
+from mtp_verify.training.jobs import Budget, Jobs
 from mtp_verify.training.loop import Trainer
 from mtp_verify.training.prompts import make_prompts
-from mtp_verify.training.questions import frame_of
-from mtp_verify.training.shards import Shards, shard_path
+from mtp_verify.training.shards import Shards
 from mtp_verify.training.start import check_features, count_tokens, new_head, spec_of, start_from
-from mtp_verify.training.writers import Job, write_shards
+from mtp_verify.training.writers import write_shards
 from mtp_verify.verifier.files import read_text
 
 if TYPE_CHECKING:
@@ -37,33 +36,14 @@ if TYPE_CHECKING:
     from mtp_verify.heads import Head
     from mtp_verify.training.prompt_files import OwnPrompts
     from mtp_verify.training.recipe import Recipe
+    from mtp_verify.training.writers import Job
 
 __all__ = ["Budget", "train"]
 
-_TEMPERATURES = (0.0, 0.8, 0.0, 1.0)  # what drafts are asked for: greedy text, and sampled
-_HELD_OUT_SEED = 1 << 20
 _WARM_UP, _PROBES = 2, 7  # untimed and timed steps of each kind: how many steps there is time for
 _PLANNED = 0.95  # of the time that is left: planned steps should not end with the last second
 _OVERTIME = 1.1  # planned steps that take longer than their try-out may still end
 _PROBE_SHARE = 0.1  # most of the time that is left, for the steps of each kind
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a run may take.
-
-    What runs when the minutes are over ends early: texts, the timing of steps and, after a tenth
-    more, the planned steps.
-    """
-
-    minutes: float | None = 38.0  # of wall time for everything; None: `tokens` and `epochs` decide
-    tokens: int = 850_000  # most rows of training text
-    epochs: float = 10.0  # most passes over it
-    text_share: float = 0.4  # of the minutes, after which no further text is begun
-    answer: int = 220  # most tokens of an answer
-    together: int = 96  # answers that are written at the same time, one shard
-    held_out: int = 32  # prompts that measure acceptance
-    questions: float = 0.0  # share of the shards whose prompts the target makes up
 
 
 def train(
@@ -109,42 +89,27 @@ def train(
     """
     began = monotonic() if began is None else began
     digest = None if own is None else own.digest
+    target = as_target(model)
+    room = None if target.max_length is None else target.max_length - budget.answer
     if own is not None:
-        positions = as_target(model).max_length
-        own.check_lengths(encode, None if positions is None else positions - budget.answer)
+        own.check_lengths(encode, room)
     folder.mkdir(parents=True, exist_ok=True)
     plan = _read_plan(folder, recipe, digest)
     spec = spec_of(recipe, model.config)
     check_features(recipe, spec)
     # Nothing of the target is trained: its embedding's gradients would fill its whole table.
     model.requires_grad_(requires_grad=False)
-    frame = frame_of(encode)
-    made_up = 0.0 if frame is None else budget.questions
     if own is None:
         parts = [make_prompts(recipe.seed, held_out=held_out) for held_out in (False, True)]
     else:
         parts = [*own.split(recipe.seed, budget.held_out)]
     prompts = {"text": parts[0], "held-out": parts[1]}
     limit = inf if budget.minutes is None else budget.minutes * 60
-    end, late = began + limit, began + budget.text_share * limit
-
-    def job(kind: str, index: int) -> Job | None:
-        is_held_out = kind == "held-out"
-        size = budget.held_out if is_held_out else budget.together
-        before = int(index * made_up)  # shards before this one whose prompts the target makes up
-        if frame is not None and not is_held_out and int((index + 1) * made_up) > before:
-            chosen, closing = [list(frame.opening)] * size, frame.closing
-        else:
-            first = (index - before) * size
-            chosen, closing = [encode(p) for p in prompts[kind][first : first + size]], ()
-        temperatures = (0.0,) if is_held_out else _TEMPERATURES
-        return None if not chosen else Job(
-            shard_path(folder / kind, index), chosen, spec.hidden_layers,
-            temperatures=[temperatures[i % len(temperatures)] for i in range(len(chosen))],
-            max_new_tokens=budget.answer, closing=closing,
-            seed=recipe.seed + index + is_held_out * _HELD_OUT_SEED,
-            deadline=late if is_held_out else (late + end) / 2,
-        )  # fmt: skip
+    late = began + budget.text_share * limit
+    writing = Jobs(
+        folder, encode, prompts, spec.hidden_layers, tuple(target.eos_ids), room, budget,
+        recipe.seed, late, end := began + limit,
+    )  # fmt: skip
 
     is_cut = False
     is_shared = distributed.is_available() and distributed.is_initialized()
@@ -153,13 +118,14 @@ def train(
 
         def jobs() -> Iterator[Job]:
             nonlocal index
-            found = job("held-out", 0)
-            while found is not None:
+            yield writing.held_out()
+            while index == 0 or (count < budget.tokens and monotonic() <= late):
+                if (found := writing.text(index)) is None:
+                    break
                 yield found
-                if index > 0 and (count >= budget.tokens or monotonic() > late):
-                    return
-                found = job("text", index)
-                index += found is not None
+                index += 1
+            if (last := writing.held_out_documents()) is not None:
+                yield last
 
         for done in write_shards(model, jobs(), load, torch.get_num_threads()):
             is_cut |= monotonic() >= done.deadline
@@ -172,8 +138,9 @@ def train(
     if is_shared:  # the first process has written, the others have waited
         distributed.barrier()
         plan = _read_plan(folder, recipe, digest)
-    shards = Shards([shard_path(folder / "text", index) for index in range(plan["shards"])])
-    held_out = Shards([shard_path(folder / "held-out", 0)])
+    shards = Shards([writing.path("text", index) for index in range(plan["shards"])])
+    measured = [path for index in range(2) if (path := writing.path("held-out", index)).exists()]
+    held_out = Shards(measured)
     head = new_head(spec, model, count_tokens(shards, spec.known_sizes.vocab_size), recipe.seed)
     more: dict[str, Any] = {} if start is None else {"start": start_from(head, start)}
     if own is not None:
@@ -182,7 +149,7 @@ def train(
     def trainer(steps: int, subject: Head, place: Path) -> Trainer:
         record = {
             "tokens": sum(shards.lengths), "steps": steps, "texts": len(shards),
-            "questions": made_up, **more,
+            "questions": budget.questions, "documents": budget.documents, **more,
         }  # fmt: skip
         return Trainer(subject, shards, held_out, recipe, steps=steps, folder=place, record=record)
 

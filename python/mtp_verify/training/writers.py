@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-__all__ = ["Job", "write_shards"]
+__all__ = ["PROCESSES", "Job", "write_shards"]
 
-_PROCESSES = 2
+PROCESSES = 2
 _LARGEST = 1 << 30  # bytes of a model of which each process may hold a copy, and a fused one
 _MESSAGE_SEED = 1 << 30  # so that messages are not drawn with the numbers of their answers
 
@@ -70,7 +70,7 @@ def write_shards(
     full or cannot be written, also from another process; RuntimeError: another process died.
     """
     size = sum(weight.nbytes for weight in model.parameters())
-    if load is None or threads < _PROCESSES or size > _LARGEST:
+    if load is None or threads < PROCESSES or size > _LARGEST:
         for job in jobs:
             job.run(model)
             yield job
@@ -78,7 +78,7 @@ def write_shards(
     crew: list[Worker] = []
     busy: dict[Worker, Job] = {}
     try:
-        crew.extend(Worker(_serve, load, threads // _PROCESSES) for _ in range(_PROCESSES))
+        crew.extend(Worker(_serve, load, threads // PROCESSES) for _ in range(PROCESSES))
         todo = iter(jobs)
         while True:
             for writer in crew:
