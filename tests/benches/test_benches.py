@@ -21,6 +21,7 @@ SMALLEST = {
     "forward": ["--rounds", "1", "--widths", "1", "2"],
     "gpu": ["--turns", "1"],
     "json_schema": ["--prompts", "2", "--timed", "1", "--batch", "2", "--max-new-tokens", "8"],
+    "mixed_batches": ["--rounds", "1", "--max-new-tokens", "4", "--dtypes", "bfloat16"],
     "planner": ["--rounds", "1", "--max-new-tokens", "4"],
     "processors": ["--rounds", "1"],
     "simulation": ["--rounds", "1", "--max-new-tokens", "4"],

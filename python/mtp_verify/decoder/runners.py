@@ -54,6 +54,7 @@ class Runner(ABC):
     """The sequences in flight, in an order that may change, and the target's caches of them."""
 
     shares_forwards = False  # Whether one forward, as wide as the widest draft, serves all.
+    is_ragged = False  # Whether a forward that is shared costs what its nodes do, not its width.
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
@@ -238,6 +239,7 @@ class Together(Runner):
         self._target = target
         self._cache = cache
         self._graphs = graphs
+        self.is_ragged = bool(getattr(target, "is_ragged", False)) and not graphs
         # Hidden states of prompts that were run for the coming forward, by request.
         self._before: dict[int, tuple[torch.Tensor, ...]] = {}
 
@@ -291,7 +293,7 @@ class Together(Runner):
                 if not sketch.form.is_chain:  # Of chains the host knows as much.
                     places[slot, :count] = sketch.depths + sequence.request.position
                     seen[slot, :count, :count] = sketch.ancestors
-        logits, hidden = self._run(ids, places, seen, layers)
+        logits, hidden = self._run(ids, places, seen, layers, counts)
         for slot, sequence in enumerate(sequences):
             mine = None
             if wanted := sequence.hidden_layers:
@@ -302,15 +304,22 @@ class Together(Runner):
             sequence.output = Output(logits[slot, : counts[slot]], mine, logits)
 
     def _run(
-        self, ids: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, layers: list[int]
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        layers: list[int],
+        counts: list[int],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Run the target over all slots; a graph keeps its logits until it runs again."""
         target, cache, (count, width) = self._target, self._cache, ids.shape
         if self._graphs:
             cache.starts(target.device)  # A graph finds them where they are.
 
+        more = {"counts": counts} if self.is_ragged else {}
+
         def forward(ids: torch.Tensor, places: torch.Tensor, seen: torch.Tensor) -> Any:
-            return target.forward_slots(ids, places, seen, cache, layers)
+            return target.forward_slots(ids, places, seen, cache, layers, **more)
 
         def key() -> Hashable:
             return count, width, tuple(layers), cache.num_shown(width), cache.memory()

@@ -211,8 +211,11 @@ class Session:
         if self._planner is not None:
             requests = [sequence.request for sequence in sequences]
             drafters = [sequence.options.drafter for sequence in sequences]
-            together = self._runner.shares_forwards
-            plans = self._planner.plan(requests, drafters, limits, together=together)
+            runner = self._runner
+            plans = self._planner.plan(
+                requests, drafters, limits,
+                together=runner.shares_forwards, ragged=runner.is_ragged,
+            )  # fmt: skip
         for sequence, plan in zip(sequences, plans, strict=True):
             sequence.plan = plan
             if self._planner is not None and sequence.options.drafter is not None:
@@ -245,6 +248,7 @@ class Session:
             [None if s.error is not None else s.verdict.path.tolist() for s in sequences],
             forward=None if ran_prompts else forward,
             together=self._runner.shares_forwards,
+            ragged=self._runner.is_ragged,
         )
 
     def _may_join(self) -> bool:

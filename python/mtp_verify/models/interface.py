@@ -158,6 +158,8 @@ class BatchTarget(Target, Protocol):
 
     Attributes:
         batch_obstacle: why it cannot after all, or None.
+        is_ragged: whether `forward_slots` takes `counts`, and rows beyond them cost next to
+            nothing; a target without this attribute takes none.
     """
 
     batch_obstacle: str | None
@@ -181,6 +183,9 @@ class BatchTarget(Target, Protocol):
             ancestors: (B, W, W) bool; entry (b, i, j) is set where node i sees node j.
             cache: its lengths grow by `commit` only.
             hidden_layers: as in `Target.forward`.
+
+        One that is ragged has one argument more, `counts`: B numbers of nodes, or None for W each.
+        What it returns for the nodes from there on is not read.
 
         Returns:
             Logits (B, W, V) on the model's device, and (B, W, d) hidden states per layer.

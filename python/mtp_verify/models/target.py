@@ -90,6 +90,11 @@ class TransformersTarget:
         return device
 
     @property
+    def is_ragged(self) -> bool:
+        """See `BatchTarget.is_ragged`: where forwards are fused."""
+        return fused_model(self.model) is not None
+
+    @property
     def fingerprint(self) -> Any:
         """What decides how the model runs, its weights aside."""
         attention = self._config._attn_implementation
@@ -218,6 +223,7 @@ class TransformersTarget:
         ancestors: torch.Tensor,
         cache: ManyCache,
         hidden_layers: Sequence[int] = (),
+        counts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See `BatchTarget.forward_slots`."""
         from mtp_verify.caches.masks import slot_mask
@@ -231,9 +237,11 @@ class TransformersTarget:
             masks["sliding_attention"] = slot_mask(*shape, window=window)
         cache.aim(width, tokens.device)
         fused = fused_model(self.model)
-        if fused is not None and window is None and is_narrow(tokens.numel()):
+        num_rows = tokens.numel() if counts is None else sum(counts)
+        if fused is not None and window is None and is_narrow(num_rows):
             updates = [layer.update for layer in cache.kv.layers]
-            return fused(tokens, positions, masks["full_attention"], updates, hidden_layers)
+            given = tokens, positions, masks["full_attention"], updates, hidden_layers
+            return fused(*given, counts=counts)
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         options = {"position_ids": positions, "attention_mask": mask}
         logits, states = self._run(tokens, cache, hidden_layers, options)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mtp_verify._core import Draft
+from mtp_verify.decoder.planning.budgets import MARGIN, best_budget, best_budgets
 from mtp_verify.decoder.planning.drafting import DraftingCost
 from mtp_verify.decoder.planning.records import Record, Source
 from mtp_verify.drafters.base import drafts_of
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Planner"]
 
-# Drafting must promise this much over plain decoding: estimates are noisy, plain decoding is sure.
-_MARGIN = 1.03
 # A request whose drafts have cost more than they earned, by this share of plain decoding and this
 # many steps besides, drafts only where much is promised: it then loses no more than about that.
 _LOSS_SHARE, _LOSS_STEPS = 0.01, 0.3
@@ -127,6 +126,7 @@ class Planner:
         limits: Sequence[int],
         *,
         together: bool = False,
+        ragged: bool = False,
     ) -> list[Plan]:
         """Choose the budgets of one step.
 
@@ -134,7 +134,8 @@ class Planner:
             requests: all that take part.
             drafters: theirs; None decodes plainly.
             limits: the most nodes that are of use to each.
-            together: they share one forward, padded to the widest; else each has its own.
+            together: they share one forward; else each has its own.
+            ragged: what they share costs what its nodes do; else it is padded to the widest.
         """
         limits = [
             0 if drafter is None else max(0, min(limit, self.max_nodes))
@@ -163,9 +164,14 @@ class Planner:
                 costs[:, 0] /= calls.count(calls[group[0]])
             margin = _margin([records[i] for i in group])
             own = [calls[i] for i in group]
-            chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin, own)
-            for i in (group[member] for member in chosen):
-                plans[i] = Plan(min(budget, limits[i]))
+            given = drafted[group], kept[group], costs, curve, margin, own
+            if together and ragged:
+                budgets = best_budgets(*given)
+            else:
+                chosen, budget = best_budget(*given)
+                budgets = [budget * (member in chosen) for member in range(len(group))]
+            for i, most in zip(group, budgets, strict=True):
+                plans[i] = Plan(min(most, limits[i]))
             for i in group:
                 source = sources[i]
                 if source is not None and source.full is None and plans[i].budget == 0:
@@ -211,13 +217,16 @@ class Planner:
         *,
         forward: float | None = None,
         together: bool = False,
+        ragged: bool = False,
     ) -> None:
         """Learn what became of the drafts of a step, in the order of `plan`.
 
         `paths` are the accepted nodes of each draft, None for a request that failed; `forward` the
         seconds of the target's forward, None if prompts were run in it; `together` as in `plan`.
         """
-        self._charge(requests, drafts, paths, together=together)
+        widths = [draft.num_nodes for draft in drafts]
+        forwards = self._forwards(widths, together=together, ragged=ragged)
+        self._charge(requests, drafts, paths, forwards, together=together)
         for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
             record = self._records[request.id]
             source = record.source
@@ -236,9 +245,7 @@ class Planner:
         if forward is None or not spent:
             return
         # Drafting and forward of one step suffer alike from the machine's load: their ratio counts.
-        widths = [draft.num_nodes for draft in drafts]
-        groups = [(max(widths), len(widths))] if together else [(width, 1) for width in widths]
-        usual = sum(self.costs.forward(*group) for group in groups)
+        usual = forwards[0] if together else sum(forwards)
         for drafter, seconds, num_nodes in spent:
             if num_nodes:
                 cost = self._drafting.setdefault(drafter, DraftingCost())
@@ -253,12 +260,13 @@ class Planner:
         requests: Sequence[Request],
         drafts: Sequence[Draft],
         paths: Sequence[Sequence[int] | None],
+        forwards: Sequence[float],
         *,
         together: bool,
     ) -> None:
         """Count what the step's drafts have earned and cost; a shared step costs all alike."""
         nodes = [draft.num_nodes - 1 for draft in drafts]
-        curve = self._curve(len(drafts) if together else 1)
+        plain = self._curve(len(drafts) if together else 1)[0]
         records = [self._records[request.id] for request in requests]
         sources = [record.source for record in records]
         calls = _calls(sources)
@@ -267,12 +275,12 @@ class Planner:
         for source, call, num in zip(sources, calls, nodes, strict=True):
             fixed, unit = self._price(source) or (0.0, 0.0)
             drafting.append(fixed / sharers[call] + unit * num if num else 0.0)
-        common = curve[max(nodes, default=0)] + sum(drafting)
-        for record, path, num, own in zip(records, paths, nodes, drafting, strict=True):
+        total = sum(drafting)
+        for record, path, forward, own in zip(records, paths, forwards, drafting, strict=True):
             if path is not None:
-                seconds = common if together else curve[num] + own
+                seconds = forward + (total if together else own)
                 record.emitted += len(path) + 1
-                record.earned += len(path) - (seconds / curve[0] - 1.0)
+                record.earned += len(path) - (seconds / plain - 1.0)
 
     def _price(self, source: Source | None) -> tuple[float, float] | None:
         """Return the seconds of drafting at all and for each node, or None if they are unknown."""
@@ -280,6 +288,17 @@ class Planner:
             return 0.0, 0.0
         cost = self._drafting.get(source.drafter)
         return None if cost is None else cost.price()
+
+    def _forwards(self, widths: Sequence[int], *, together: bool, ragged: bool) -> list[float]:
+        """Return the seconds of each request's forward, the same one where they share it."""
+        if not together:
+            return [self.costs.forward(width) for width in widths]
+        count = len(widths)
+        if not ragged:
+            return [self.costs.forward(max(widths), count)] * count
+        nodes = sum(widths) / count - 1.0
+        curve = self._curve(count)
+        return [float(np.interp(nodes, np.arange(len(curve)), curve))] * count
 
     def _curve(self, batch: int) -> NDArray[np.float64]:
         """Return (max_nodes + 1,) seconds of a forward with 0, 1, ... draft nodes."""
@@ -330,49 +349,4 @@ def _margin(group: Sequence[Record]) -> float:
     """Return the gain that drafting must promise to requests that share a forward."""
     lost = -sum(record.earned for record in group)
     allowed = sum(_LOSS_STEPS + _LOSS_SHARE * record.emitted for record in group)
-    return _STRICT_MARGIN if lost > allowed else _MARGIN
-
-
-def best_budget(
-    drafted: NDArray[np.float64],
-    kept: NDArray[np.float64],
-    prices: NDArray[np.float64],
-    curve: NDArray[np.float64],
-    margin: float = _MARGIN,
-    calls: Sequence[int] = (),
-) -> tuple[list[int], int]:
-    """Choose who drafts, and how much, so that a token takes the least time, on average.
-
-    A shared step lasts for all as long as its widest draft. By their sum of tokens per second one
-    request that copies would outweigh seven that wait for it. The mean over the requests of their
-    time for a token (the harmonic mean of their speeds) counts what the others lose.
-
-    Args:
-        drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
-        kept: (B, L) probability that it is drafted and accepted.
-        prices: (B, 2) seconds of drafting at all, and for each node.
-        curve: (L+1,) seconds of the forward by the largest number of draft nodes.
-        margin: the gain over plain decoding that must be promised.
-        calls: (B,) equal numbers where one call drafts for all: drafting at all is paid once. Empty
-            where each has its own.
-
-    Returns:
-        Indices of those that draft, and their common budget; none and 0 if nothing pays.
-    """
-    count = len(drafted)
-    order = np.argsort(-kept.sum(axis=1), kind="stable")
-    drafted, kept = drafted[order], kept[order]
-    fixed, unit = prices[order, :1], prices[order, 1:]
-    if len(calls):
-        _, first = np.unique(np.asarray(calls)[order], return_index=True)
-        fixed = np.where(np.isin(range(count), first)[:, None], fixed, 0.0)
-    # Entry (m, b): the first m + 1 requests draft with budget b + 1.
-    saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
-    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # At least one has that node.
-    forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
-    drafting = (fixed + (unit * drafted).cumsum(axis=1)).cumsum(axis=0)
-    times = (1.0 - saved) * (forward + drafting) / curve[0]
-    members, budget = np.unravel_index(int(times.argmin()), times.shape)
-    if times[members, budget] * margin > 1.0:
-        return [], 0
-    return order[: int(members) + 1].tolist(), int(budget) + 1
+    return _STRICT_MARGIN if lost > allowed else MARGIN

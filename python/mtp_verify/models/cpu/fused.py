@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from mtp_verify.models.cpu.attention import GroupedMask, attend
 from mtp_verify.models.cpu.packing import Product, multiply, prepack, prepacked_copy
+from mtp_verify.models.cpu.ragged import Ragged
 from mtp_verify.models.hidden import BEFORE_NORM, check_layers
 
 if TYPE_CHECKING:
@@ -70,22 +71,27 @@ class FusedLayer:
         parts = (self._qkv, self._out, self._gate_up, self._down)
         self.nbytes = sum(part.nbytes for part in parts)
 
-    def __call__(self, x: torch.Tensor, turn: _Rotary, mix: _Mix) -> torch.Tensor:
-        """Run the layer on `x`, hidden states (B, W, d).
+    def __call__(
+        self, x: torch.Tensor, turn: _Rotary, mix: _Mix, ragged: Ragged | None = None
+    ) -> torch.Tensor:
+        """Run the layer on `x`, hidden states (B, W, d), or (1, R, d) of those that are `ragged`.
 
         `turn` is from `rotary`. `mix` takes the queries, keys and values (B, heads, W, head_dim) of
         these rows, keeps the last two, and returns (B, W, d), what the queries see in all entries.
         """
-        x = x + self._attend(self._input_norm(x), turn, mix)
+        x = x + self._attend(self._input_norm(x), turn, mix, ragged)
         wide = self._gate_up(self._norm(x))
         gate, up = wide[..., : self._width], wide[..., self._width :]
         return x + self._down(self._activation(gate).mul_(up))
 
-    def _attend(self, x: torch.Tensor, turn: _Rotary, mix: _Mix) -> torch.Tensor:
-        batch, width, _ = x.shape
+    def _attend(
+        self, x: torch.Tensor, turn: _Rotary, mix: _Mix, ragged: Ragged | None
+    ) -> torch.Tensor:
+        joined = self._qkv(x) if ragged is None else ragged.spread(self._qkv(x))
+        batch, width, _ = joined.shape
         dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
         num_queries = num_turned - num_kv
-        heads = self._qkv(x).view(batch, width, num_turned + num_kv, dim).transpose(1, 2)
+        heads = joined.view(batch, width, num_turned + num_kv, dim).transpose(1, 2)
         turned = heads[:, :num_turned]
         if self._qk_norms is not None:
             q_norm, k_norm = self._qk_norms
@@ -94,7 +100,8 @@ class FusedLayer:
         cos, sin = turn
         turned = (turned * cos).add_(turned.roll(dim // 2, -1).mul_(sin))
         queries, keys = turned[:, :num_queries], turned[:, num_queries:]
-        return self._out(mix(queries, keys, heads[:, num_turned:]))
+        seen = mix(queries, keys, heads[:, num_turned:])
+        return self._out(seen if ragged is None else ragged.gather(seen))
 
 
 def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
@@ -109,12 +116,15 @@ def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
 
 def _mix(
     update: _Update,
-    mask: GroupedMask | None,
+    mask: GroupedMask | Ragged | None,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
-    return attend(queries, *update(keys, values), mask)
+    keys, values = update(keys, values)
+    if isinstance(mask, Ragged):
+        return mask.attend(queries, keys, values)
+    return attend(queries, keys, values, mask)
 
 
 class FusedModel:
@@ -138,6 +148,7 @@ class FusedModel:
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int | None = None,
+        counts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
 
@@ -149,21 +160,30 @@ class FusedModel:
                 keeps them, and returns those of all entries.
             hidden_layers: as `mtp_verify.models.hidden` numbers them.
             num_logits: last rows of each sequence whose logits are wanted; None: all.
+            counts: (B,) the first rows of each sequence that are wanted: all others are left out of
+                the products, and 0 in what is returned. None: all. Not with `num_logits`.
         """
         check_layers(hidden_layers, len(self._layers))
+        group, width = self._layers[0].group, tokens.shape[1]
+        ragged = None
+        if counts is not None and mask is not None and min(counts) < width:
+            ragged = Ragged(counts, width, mask, group)
+            tokens = ragged.gather(tokens)
         x = functional.embedding(tokens, self._embedding)
         turn = rotary(*self._rotary(x, positions))
-        shared = None if mask is None else GroupedMask(mask, self._layers[0].group)
+        shared = ragged or (None if mask is None else GroupedMask(mask, group))
         states = [x]
         for layer, update in zip(self._layers, updates, strict=True):
-            x = layer(x, turn, partial(_mix, update, shared))
+            x = layer(x, turn, partial(_mix, update, shared), ragged)
             states.append(x)
         last = self._norm(x)
         # As transformers numbers them: the last layer's state is the one behind the final norm.
         states[-1] = last
         found = tuple(x if i == BEFORE_NORM else states[i] for i in hidden_layers)
-        rows = last if num_logits is None else last[:, -num_logits:]
-        return self._head(rows), found
+        logits = self._head(last if num_logits is None else last[:, -num_logits:])
+        if ragged is None:
+            return logits, found
+        return ragged.spread(logits), tuple(map(ragged.spread, found))
 
 
 def fuse(model: nn.Module) -> int:

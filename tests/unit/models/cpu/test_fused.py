@@ -265,8 +265,8 @@ def _wrong_turn(cos: torch.Tensor, sin: torch.Tensor) -> Any:
     return cos[:, None], sin[:, None]
 
 
-def _no_mlp(layer: Any, x: torch.Tensor, turn: Any, mix: Any) -> torch.Tensor:
-    return x + layer._attend(layer._input_norm(x), turn, mix)
+def _no_mlp(layer: Any, x: torch.Tensor, *how: Any) -> torch.Tensor:
+    return x + layer._attend(layer._input_norm(x), *how)
 
 
 @pytest.mark.parametrize(

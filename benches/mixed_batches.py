@@ -1,0 +1,124 @@
+"""Times batches of eight whose requests gain differently: ours with drafts against ours without.
+
+"mixed" are eight kinds of prompts, of which two or three copy; "half copy" are four that copy a
+text and four that chat. The rivals take turns; what counts is the ratio within a turn. Every
+request to the same number of tokens, the prompts' forwards included.
+
+    python benches/mixed_batches.py --json build/bench/mixed_batches.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from decode_batch import take_turns, tokenized
+
+import mtp_verify as mv
+from mtp_verify.commands.shared.prompts import OWN, load
+from mtp_verify.decoder.decode import Decoder, Stats
+from mtp_verify.integrations import smollm2
+from mtp_verify.models.cpu.fused import fuse
+from mtp_verify.models.cpu.packing import prepack
+
+MODES = {
+    "greedy": mv.SamplingParams(temperature=0.0),
+    "sampled": mv.SamplingParams(temperature=0.8, top_p=0.95),
+}
+DRAFTED: dict[str, Literal["auto"] | None] = {"suffix": None, "planned": "auto"}
+SIZE = 8
+
+
+def batches(prompts: Sequence[Any]) -> dict[str, list[str]]:
+    """The texts of each batch."""
+    by_kind: dict[str, list[str]] = {}
+    for prompt in prompts:
+        by_kind.setdefault(prompt.category, []).append(prompt.prompt)
+    mixed: list[str] = []
+    while len(mixed) < SIZE:  # Kinds in turn.
+        mixed += [texts[len(mixed) // len(by_kind) % len(texts)] for texts in by_kind.values()]
+    text = max((prompt.prompt for prompt in prompts), key=len)[:1200]
+    copies = [
+        f"Repeat the following text word for word.\n\n{text[start:]}" for start in (0, 10, 20, 30)
+    ]
+    chat = [prompt.prompt for prompt in prompts if prompt.category in ("chat", "writing", "stem")]
+    chat += [f"Write a letter about {topic}." for topic in ("rain", "trams", "bees", "salt")]
+    return {"mixed": mixed[:SIZE], "half copy": copies + chat[:4]}
+
+
+def measure(
+    model: Any, rows: list[list[int]], mode: str, count: int, rounds: int
+) -> dict[str, Any]:
+    """One line of the report."""
+
+    def ours(drafter: mv.Drafter | None, planner: Literal["auto"] | None) -> Callable[[], Stats]:
+        decoder = Decoder(model, drafter, MODES[mode], planner=planner)
+        return lambda: decoder.generate(rows, max_new_tokens=count, eos_token_id=(), seed=1).stats
+
+    rivals: dict[str, Callable[[], Stats | None]] = {"plain": ours(None, None)}
+    for name, planner in DRAFTED.items():
+        rivals[name] = ours(mv.drafters.Suffix(), planner)
+    times, figures = take_turns(rivals, rounds)
+    line: dict[str, Any] = {"plain": {"seconds": times["plain"]}}
+    for name in DRAFTED:
+        gains = [one / other for one, other in zip(times["plain"], times[name], strict=True)]
+        stats = figures[name]
+        assert stats is not None
+        line[name] = {
+            "seconds": times[name], "tau": stats.tau, "over_plain": gains,
+            "median": statistics.median(gains), "least": min(gains),
+        }  # fmt: skip
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--prompts", type=Path, help="JSON lines, as `bench decode` takes them")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each rival")
+    parser.add_argument("--max-new-tokens", type=int, default=100)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    options = parser.parse_args()
+    lines = []
+    print("dtype     batch      mode    " + "".join(f"{name:>24}" for name in DRAFTED))
+    for dtype in options.dtypes:
+        model, tokenizer = smollm2.load(dtype)
+        prepack(model)
+        fuse(model)
+        prompts = load(options.prompts) if options.prompts else list(OWN)
+        for batch, texts in batches(prompts).items():
+            for mode in MODES:
+                rows = tokenized(tokenizer, texts, SIZE)
+                line = measure(model, rows, mode, options.max_new_tokens, options.rounds)
+                lines.append({"dtype": dtype, "batch": batch, "mode": mode, **line})
+                print(
+                    f"{dtype:10}{batch:11}{mode:8}"
+                    + "".join(
+                        f"  {line[name]['median']:6.2f}x (least {line[name]['least']:.2f},"
+                        f" tau {line[name]['tau']:.2f})"
+                        for name in DRAFTED
+                    ),
+                    flush=True,
+                )
+    report = {
+        "bench": "mixed_batches",
+        "model": "SmolLM2-135M-Instruct",
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg(),
+        "machine": platform.processor() or platform.machine(),
+        "build": mv.verifier.build_info(),
+        "torch": torch.__version__,
+        "lines": lines,
+    }
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

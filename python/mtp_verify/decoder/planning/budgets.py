@@ -1,0 +1,107 @@
+"""How many nodes the drafts of one step shall have: the least time for a token, on average.
+
+A shared step lasts for all. By their sum of tokens per second one request that copies would
+outweigh seven that wait for it. The mean over the requests of their time for a token (the harmonic
+mean of their speeds) counts what the others lose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["MARGIN", "best_budget", "best_budgets"]
+
+# Drafting must promise this much over plain decoding: estimates are noisy, plain decoding is sure.
+MARGIN = 1.03
+
+
+def best_budget(
+    drafted: NDArray[np.float64],
+    kept: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    margin: float = MARGIN,
+    calls: Sequence[int] = (),
+) -> tuple[list[int], int]:
+    """Choose who drafts, and how much, where a step is for all as wide as its widest draft.
+
+    Args:
+        drafted: (B, L) probability that each request's node 1, 2, ... is drafted.
+        kept: (B, L) probability that it is drafted and accepted.
+        prices: (B, 2) seconds of drafting at all, and for each node.
+        curve: (L+1,) seconds of the forward by the largest number of draft nodes.
+        margin: the gain over plain decoding that must be promised.
+        calls: (B,) equal numbers where one call drafts for all: drafting at all is paid once. Empty
+            where each has its own.
+
+    Returns:
+        Indices of those that draft, and their common budget; none and 0 if nothing pays.
+    """
+    count = len(drafted)
+    order = np.argsort(-kept.sum(axis=1), kind="stable")
+    drafted, kept = drafted[order], kept[order]
+    fixed, unit = prices[order, :1], prices[order, 1:]
+    if len(calls):
+        _, first = np.unique(np.asarray(calls)[order], return_index=True)
+        fixed = np.where(np.isin(range(count), first)[:, None], fixed, 0.0)
+    # Entry (m, b): the first m + 1 requests draft with budget b + 1.
+    saved = (1.0 - 1.0 / (1.0 + kept.cumsum(axis=1))).cumsum(axis=0) / count
+    is_wide = 1.0 - np.cumprod(1.0 - drafted, axis=0)  # At least one has that node.
+    forward = curve[0] + (is_wide * np.diff(curve)).cumsum(axis=1)
+    drafting = (fixed + (unit * drafted).cumsum(axis=1)).cumsum(axis=0)
+    times = (1.0 - saved) * (forward + drafting) / curve[0]
+    members, budget = np.unravel_index(int(times.argmin()), times.shape)
+    if times[members, budget] * margin > 1.0:
+        return [], 0
+    return order[: int(members) + 1].tolist(), int(budget) + 1
+
+
+def best_budgets(
+    drafted: NDArray[np.float64],
+    kept: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    margin: float = MARGIN,
+    calls: Sequence[int] = (),
+) -> list[int]:
+    """Choose how much each request drafts, where a step costs what all its nodes do together.
+
+    Nodes are taken in the order of what they save, each request's own in their order, and as many
+    of them as a token then takes the least time.
+
+    Args:
+        drafted: (B, L), as for `best_budget`.
+        kept: (B, L), likewise.
+        prices: (B, 2), likewise.
+        curve: (L+1,) seconds of the forward by the mean number of draft nodes.
+        margin: As for `best_budget`.
+        calls: (B,), likewise.
+
+    Returns:
+        Their budgets; zeros if nothing pays.
+    """
+    count, limit = drafted.shape
+    speeds = np.concatenate([np.ones((count, 1)), 1.0 / (1.0 + kept.cumsum(axis=1))], axis=1)
+    saved = -np.diff(speeds, axis=1)
+    # No node comes before those that it is below: it counts as no better than the worst of them.
+    order = np.argsort(-np.minimum.accumulate(saved, axis=1), axis=None, kind="stable")
+    owner = order // limit
+    mean_nodes = drafted.flat[order].cumsum() / count
+    forward = np.interp(mean_nodes, np.arange(limit + 1), curve)
+    callers = np.asarray(calls)[owner] if len(calls) else owner
+    _, first = np.unique(callers, return_index=True)
+    fixed = np.where(np.isin(np.arange(len(order)), first), prices[owner, 0], 0.0)
+    drafting = (fixed + prices[owner, 1] * drafted.flat[order]).cumsum()
+    times = (1.0 - saved.flat[order].cumsum() / count) * (forward + drafting) / curve[0]
+    best = int(times.argmin())
+    if times[best] * margin > 1.0:
+        return [0] * count
+    budgets: list[int] = np.bincount(owner[: best + 1], minlength=count).tolist()
+    return budgets
