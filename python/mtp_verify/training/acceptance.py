@@ -49,13 +49,14 @@ def measure_acceptance(
     for start in range(0, len(texts), _TOGETHER):
         group = texts[start : start + _TOGETHER]
         batch = collate(group, places, with_context=head.spec.context_tokens)
-        every = torch.ones_like(batch.tokens, dtype=torch.bool)
+        # Of a prompt, only its last row is read, which has a distribution too.
+        used = batch.top_probs.sum(-1) > 0
         hits = []
         with torch.no_grad():
             for level, features in enumerate(roll_out(head, batch, depth)):
-                best = level_logits(head, batch, features[every], level, every).argmax(-1)
-                true = batch.shifted(batch.targets, level + 1)
-                hits.append(best.view_as(true) == true)
+                best = torch.full_like(batch.targets, -2)  # no token's place
+                best[used] = level_logits(head, batch, features[used], level, used).argmax(-1)
+                hits.append(best == batch.shifted(batch.targets, level + 1))
         for text, rows in zip(group, torch.stack(hits, dim=-1).tolist(), strict=True):
             # The first row with a distribution is the prompt's last token.
             row = int((text.top_probs.sum(1) > 0).nonzero()[0])
