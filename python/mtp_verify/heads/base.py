@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mtp_verify.heads.spec import HeadSpec
 
-__all__ = ["ContextTokens", "Head", "Shared", "as_tokens", "check_pairs", "check_parents",
+__all__ = ["ContextTokens", "Head", "Shared", "check_parents", "checked_pairs",
            "check_target", "make_output"]  # fmt: skip
 
 
@@ -311,8 +311,20 @@ def check_target(spec: HeadSpec, shared: Shared) -> None:
         raise UnsupportedModelError(message, slug="head_of_another_target")
 
 
-def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
-    """Return the number of pairs that `read` got; DraftError if layers or shapes do not fit."""
+def checked_pairs(
+    spec: HeadSpec,
+    hidden: Sequence[Sequence[torch.Tensor]],
+    tokens: Sequence[torch.Tensor | Sequence[int]],
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Return what `read_batch` got: each sequence's tokens, where its states are, and their number.
+
+    DraftError if layers or shapes do not fit.
+    """
+    ids = [_as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
+    return ids, [_count_pairs(spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+
+
+def _count_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> int:
     width, layers = spec.known_sizes.hidden_size, len(spec.aux_layers) or 1
     count = tokens.shape[0] if tokens.dim() == 1 else 0
     if len(hidden) != layers or any(tuple(h.shape) != (count, width) for h in hidden) or not count:
@@ -324,7 +336,9 @@ def check_pairs(spec: HeadSpec, hidden: Sequence[torch.Tensor], tokens: torch.Te
     return count
 
 
-def as_tokens(tokens: torch.Tensor | Sequence[int], hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+def _as_tokens(
+    tokens: torch.Tensor | Sequence[int], hidden: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """Return tokens where the hidden states are."""
     if isinstance(tokens, torch.Tensor):
         return tokens

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import ContextTokens, as_tokens, check_pairs, check_parents
+from mtp_verify.heads.base import ContextTokens, check_parents, checked_pairs
 from mtp_verify.heads.blocks.base import BlockInputs, Segment
 from mtp_verify.heads.blocks.llama import Rotary
 from mtp_verify.heads.blocks.slots import SlotBlock
@@ -110,8 +110,7 @@ class BlockHead(FeatureHead):
         tokens: Sequence[torch.Tensor | Sequence[int]],
     ) -> list[torch.Tensor]:
         """See `Head.read_batch`; the block of each sequence is run too."""
-        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
-        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        ids, counts = checked_pairs(self.spec, hidden, tokens)
         for state, own in zip(states, tokens, strict=True):
             self.observe_tokens(state.context_tokens, own)
         joined = [torch.cat(layer)[None] for layer in zip(*hidden, strict=True)]

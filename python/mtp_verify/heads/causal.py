@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import as_tokens, check_pairs, check_parents, make_output
+from mtp_verify.heads.base import check_parents, checked_pairs, make_output
 from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
 from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.causal_state import CausalState, Node, Run
@@ -176,8 +176,7 @@ class CausalHead(FeatureHead):
         Module m lags module m - 1 by one token: its last pair takes the root's token too, with
         the hidden state that module m - 1 gave at the position before.
         """
-        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
-        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        ids, counts = checked_pairs(self.spec, hidden, tokens)
         for state, own in zip(states, tokens, strict=True):
             state.rollback()
             self.observe_tokens(state.context_tokens, own)

@@ -21,9 +21,8 @@ from mtp_verify.errors import DraftError, ParamsError
 from mtp_verify.heads.base import (
     ContextTokens,
     Head,
-    as_tokens,
-    check_pairs,
     check_parents,
+    checked_pairs,
     make_output,
 )  # fmt: skip
 from mtp_verify.heads.blocks.base import BlockInputs, Segment, causal_mask
@@ -203,8 +202,7 @@ class ParallelHead(Head):
         tokens: Sequence[torch.Tensor | Sequence[int]],
     ) -> list[torch.Tensor]:
         """See `Head.read_batch`."""
-        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
-        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        ids, counts = checked_pairs(self.spec, hidden, tokens)
         for state, own in zip(states, tokens, strict=True):
             state.rollback()
             self.observe_tokens(state.context_tokens, own)

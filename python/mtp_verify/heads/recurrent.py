@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify.errors import DraftError, ParamsError
-from mtp_verify.heads.base import ContextTokens, Head, as_tokens, check_pairs, check_parents
+from mtp_verify.heads.base import ContextTokens, Head, check_parents, checked_pairs
 from mtp_verify.heads.blocks.recurrent import RecurrentCell
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class RecurrentHead(Head):
         tokens: Sequence[torch.Tensor | Sequence[int]],
     ) -> list[torch.Tensor]:
         """See `Head.read_batch`."""
-        ids = [as_tokens(own, rows) for own, rows in zip(tokens, hidden, strict=True)]
-        counts = [check_pairs(self.spec, *pairs) for pairs in zip(hidden, ids, strict=True)]
+        ids, counts = checked_pairs(self.spec, hidden, tokens)
         last = torch.cat([rows[0][-1:] for rows in hidden])
         logits, after = self.advance(last, torch.cat([own[-1:] for own in ids]), 0)
         for place, (state, count) in enumerate(zip(states, counts, strict=True)):
