@@ -83,7 +83,8 @@ impl BlockTable {
     ///     tokens: int (length,), the tokens of the entries; read for the prefix cache only. Without
     ///         them the sequence takes no part in it.
     ///     keys: What all its entries depend on beside tokens, by name: `{"adapter": "sql", "salt":
-    ///         "tenant 7"}`. Only sequences with the same keys share blocks.
+    ///         "tenant 7"}`. Only sequences with the same keys share blocks. They hold for good: what
+    ///         continues under others is released, and added anew.
     ///     items: Of other inputs than tokens, such as images, (start, stop, key) each, in order and
     ///         without overlap: the entries from `start` to `stop - 1` stand for it, and `key` is a
     ///         digest of what it is. Blocks from its start on are shared where the items before their
