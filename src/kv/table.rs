@@ -307,9 +307,8 @@ impl BlockTable {
         if length > held.length {
             return refused("a length that the sequence has reached");
         }
-        // Without a window nothing is looked up.
-        let is_cut = self.window().is_some() && length > 0;
-        if is_cut && first_held(&held.blocks) > self.first_seen(length) {
+        let gone = self.window().map_or(0, |_| first_held(&held.blocks));
+        if length > 0 && gone > self.first_seen(length) {
             return refused("0, or a length whose window is still held");
         }
         let mut freed = Vec::new();

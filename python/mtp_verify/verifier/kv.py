@@ -74,7 +74,8 @@ def add_sequence(
         message = "tables: found none, wanted one for each kind of layer"
         raise ParamsError(message, slug="param_out_of_range")
     most = None if tokens is None else _num_cached(listed, tokens, **given)
-    found, added = 0, []
+    found = 0
+    added: list[BlockTable] = []
     try:
         for table in listed:
             found = table.add_sequence(seq, length, tokens, **given, max_cached=most)

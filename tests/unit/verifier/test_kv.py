@@ -1,5 +1,7 @@
 """Sequences in the tables of all kinds of layers of one model."""
 
+import random
+
 import pytest
 
 import mtp_verify as mv
@@ -12,11 +14,12 @@ def tables(num_blocks: int = 16, window: int = 4) -> tuple[mv.kv.BlockTable, mv.
     return full, mv.kv.BlockTable(num_blocks, 2, prefix_cache=True, window=window)
 
 
-def publish(all_tables: tuple[mv.kv.BlockTable, ...], seq: int, tokens: list[int]) -> None:
-    mv.kv.add_sequence(all_tables, seq, len(tokens), tokens)
+def publish(all_tables: tuple[mv.kv.BlockTable, ...], seq: int, tokens: list[int]) -> int:
+    cached = mv.kv.add_sequence(all_tables, seq, len(tokens), tokens)
     for table in all_tables:
         table.reserve(seq, 1)
         table.commit(seq, mv.TokenTree([-1]), [], [9])
+    return cached
 
 
 def test_tables_agree_on_what_all_of_them_have() -> None:
@@ -45,6 +48,27 @@ def test_a_shorter_beginning_is_agreed_on_where_one_table_has_no_longer_one() ->
     assert [table.num_cached(TEXT) for table in (full, near, wide)] == [4, 8, 8]
     assert mv.kv.add_sequence([wide, near, full], 3, 8, TEXT) == 4
     assert [int(table.lengths([3])[0]) for table in (wide, near, full)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_is_the_longest_beginning_that_every_table_has(seed: int) -> None:
+    rng, found = random.Random(seed), set()
+    full = mv.kv.BlockTable(24, 2, prefix_cache=True)
+    near = mv.kv.BlockTable(17, rng.choice([1, 2, 3]), prefix_cache=True, window=5)
+    wide = mv.kv.BlockTable(12, 2, prefix_cache=True, window=3)
+    for _ in range(150):
+        tokens = [0] * rng.randint(0, 12) + [rng.randint(0, 1) for _ in range(rng.randint(0, 3))]
+        lengths = [
+            most
+            for most in range(len(tokens) + 1)
+            if all(t.num_cached(tokens, max_cached=most) == most for t in (full, near, wide))
+        ]
+        assert publish((full, near, wide), 0, tokens) == max(lengths)
+        found.add(max(lengths))
+        for table in (full, near, wide):
+            table.release(0)
+            table.check_integrity()
+    assert len(found) > 2
 
 
 def test_keys_reach_every_table() -> None:
