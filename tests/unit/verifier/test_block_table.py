@@ -1,6 +1,7 @@
 """The block table over its Python API: what each call gives back, buffers, batches, threads."""
 
 import doctest
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -235,6 +236,33 @@ def test_an_item_counts_from_where_it_starts() -> None:
     assert table.num_cached(TEXT, items=[(2, 6, "cat")]) == 4, "no block has ended the item yet"
     assert table.num_cached(TEXT, items=[(2, 4, "cat"), (4, 5, "cat")]) == 4
     assert table.num_cached(TEXT, keys={"salt": "s"}, items=[(2, 5, "cat")]) == 0
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_shared_is_what_agrees_and_all_of_it(block_size: int, window: int | None) -> None:
+    """Where no block is ever lost, against entries that are compared one by one."""
+    rng, seen, hits = random.Random(block_size), [], set()
+    table = mv.kv.BlockTable(4096, block_size, prefix_cache=True, window=window)
+    for seq in range(250):
+        tokens = [rng.randint(0, 1) if rng.random() < 0.1 else 0 for _ in range(12)]
+        keys = {"salt": rng.choice("ab")} if rng.random() < 0.3 else {}
+        items, end = [], 0
+        while rng.random() < 0.6 and (start := end + rng.randint(0, 5)) < 12:
+            end = min(12, start + rng.randint(1, 4))
+            items.append((start, end, rng.choice("ab")))
+        behind = {n: (key, n - a) for a, b, key in items for n in range(a, b)}
+        text = [(keys, token, behind.get(n)) for n, token in enumerate(tokens)]
+        common = (
+            next((n for n in range(12) if text[n] != other[n]), 12) // block_size * block_size
+            for other in seen
+        )
+        wanted = max(common, default=0)
+        assert prompt(table, seq, tokens, keys=keys, items=items) == wanted
+        seen.append(text)
+        hits.add(wanted)
+    assert len(hits) > 3
+    table.check_integrity()
 
 
 def test_keys_go_with_forks_and_items_with_their_entries() -> None:
