@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,18 @@ MORE: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...], dict[st
     "Reservation": (lambda: mv.kv.Reservation, ([1], []), {}),
     "ReservationBatch": (lambda: mv.kv.ReservationBatch, ([],), {}),
     "BlockTable.__setstate__": (lambda: mv.kv.BlockTable(2, 2).__setstate__, (None,), {}),
+    "BlockTable.add_sequence": (
+        lambda: partial(mv.kv.BlockTable(4, 2, True).add_sequence, 0, 3), ([1, 2, 3],),
+        {"keys": {"salt": "a"}, "items": [(0, 1, "b")], "max_cached": 2},
+    ),
+    "BlockTable.num_cached": (
+        lambda: mv.kv.BlockTable(4, 2, True).num_cached, ([1, 2, 3],),
+        {"keys": {"salt": "a"}, "items": [(0, 1, "b")], "max_cached": 2},
+    ),
+    "kv.add_sequence": (
+        lambda: partial(mv.kv.add_sequence, [mv.kv.BlockTable(4, 2, True)], 0, 3), ([1, 2, 3],),
+        {"keys": {"salt": "a"}, "items": [(0, 1, "b")]},
+    ),
     "heads.family": (lambda: heads.family, ("eagle3",), {}),
     "set_num_threads": (lambda: mv.verifier.set_num_threads, (1,), {}),
     "ops.DeviceVerifier": (

@@ -2,15 +2,16 @@
 //!
 //! The model keeps each sequence's contents as a plain list, and a pool as an array of contents that
 //! copies, writes and moves are carried out on. What stands in a sequence's slots must be its
-//! list. Contents depend on all tokens before them, as keys and values do; without a prefix cache each
-//! write differs from all others, so that no slip can go unseen.
+//! list, as far as the window shows it. Contents depend on all tokens and keys before them and on the
+//! weights of the time, as keys and values do; without a prefix cache each write differs from all others,
+//! so that no slip can go unseen.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A failure here is a failed test.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mtp_verify::error::Error;
-use mtp_verify::kv::{BlockTable, Commit, CommitPlan};
+use mtp_verify::kv::{BlockTable, Commit, CommitPlan, Item, Keys, Prompt};
 use mtp_verify::tree::TokenTree;
 use proptest::prelude::*;
 
@@ -47,13 +48,20 @@ fn mix(a: u64, b: u64) -> u64 {
 
 #[derive(Debug, Clone, Default)]
 struct Model {
+    /// What the keys of the whole sequence give.
+    start: u64,
     /// What each entry holds, and its token.
     entries: Vec<(u64, u32)>,
     /// Entries that a forward has written; a prompt is written together with the next step.
     written: usize,
     /// The open reservation.
     slots: Vec<i64>,
+    /// A rollback to here and to anywhere behind it is always possible.
+    base: usize,
 }
+
+/// A table's sizes: blocks, slots of a block, whether there is a prefix cache, and the window.
+type Sizes = (usize, usize, bool, Option<usize>);
 
 #[derive(Debug, Default)]
 struct Figures {
@@ -62,27 +70,34 @@ struct Figures {
     cached: u64,
     copies: u64,
     moves: u64,
+    reset: u64,
+    gone: u64,
 }
 
 struct Driver {
     table: BlockTable,
     block_size: usize,
     prefix_cache: bool,
+    window: usize,
     sequences: BTreeMap<i64, Model>,
     pool: Vec<u64>,
     stamp: u64,
+    /// How often the weights have changed.
+    weights: u64,
     figures: Figures,
 }
 
 impl Driver {
-    fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Self {
+    fn new((num_blocks, block_size, prefix_cache, window): Sizes) -> Self {
         Self {
-            table: BlockTable::new(num_blocks, block_size, prefix_cache).unwrap(),
+            table: BlockTable::new(num_blocks, block_size, prefix_cache, window).unwrap(),
             block_size,
             prefix_cache,
+            window: window.unwrap_or(usize::MAX),
             sequences: BTreeMap::new(),
             pool: vec![0; num_blocks * block_size],
             stamp: 0,
+            weights: 0,
             figures: Figures::default(),
         }
     }
@@ -90,8 +105,8 @@ impl Driver {
     /// What a forward writes for `token` after `above`.
     fn content(&mut self, above: u64, token: u32) -> u64 {
         self.stamp += 1;
-        let salt = if self.prefix_cache { 0 } else { self.stamp };
-        mix(above, u64::from(token) + (salt << 8) + 1)
+        let salt = if self.prefix_cache { self.weights } else { self.stamp };
+        mix(above, u64::from(token) + (salt << 32) + 1)
     }
 
     fn blocks(&self, seq: i64) -> Vec<i32> {
@@ -101,12 +116,25 @@ impl Driver {
     fn slots(&self, seq: i64, entries: std::ops::Range<usize>) -> Vec<usize> {
         let blocks = self.blocks(seq);
         let size = self.block_size;
-        entries.map(|entry| blocks[entry / size] as usize * size + entry % size).collect()
+        let slot = |block: i32, entry| usize::try_from(block).unwrap() * size + entry % size;
+        entries.map(|entry| slot(blocks[entry / size], entry)).collect()
+    }
+
+    /// How many blocks of a sequence a window has left behind; all others are there.
+    fn num_gone(&self, seq: i64) -> usize {
+        let blocks = self.blocks(seq);
+        let gone = blocks.iter().take_while(|&&block| block == -1).count();
+        assert!(blocks[gone..].iter().all(|&block| block >= 0));
+        gone
+    }
+
+    fn first_seen(&self, length: usize) -> usize {
+        (length + 1).saturating_sub(self.window)
     }
 
     fn num_held(&self) -> usize {
-        let held: BTreeSet<i32> = self.sequences.keys().flat_map(|&seq| self.blocks(seq)).collect();
-        held.len()
+        let held = self.sequences.keys().flat_map(|&seq| self.blocks(seq));
+        held.filter(|&block| block >= 0).collect::<BTreeSet<i32>>().len()
     }
 
     /// Whether some other sequence holds the block that `seq` writes next.
@@ -120,11 +148,13 @@ impl Driver {
         (Some(tail), holders.count())
     }
 
-    /// Each entry that was written stands in its slot.
+    /// Each entry that was written, and can be seen after any rollback that is promised, stands in its
+    /// slot.
     fn check_contents(&self) {
         for (&seq, model) in &self.sequences {
-            let slots = self.slots(seq, 0..model.written);
-            for ((content, _), slot) in model.entries.iter().zip(slots) {
+            let from = self.first_seen(model.base).min(model.written);
+            let slots = self.slots(seq, from..model.written);
+            for ((content, _), slot) in model.entries[from..].iter().zip(slots) {
                 assert_eq!(self.pool[slot], *content, "sequence {seq}");
             }
         }
@@ -142,15 +172,21 @@ impl Driver {
     /// and after a refused one.
     fn step(&mut self, bits: &mut Bits, watch: bool) {
         let before = watch.then(|| self.table.clone());
-        let outcome = match bits.below(16) {
-            0..=2 => self.add(bits),
-            3 => self.fork(bits),
-            4..=6 => self.reserve(bits),
-            7..=8 => self.reserve_batch(bits),
-            9..=11 => self.commit(bits),
-            12..=13 => self.commit_batch(bits),
-            14 => self.rollback(bits),
-            _ => self.release(bits),
+        let outcome = match bits.below(257) {
+            256 => {
+                self.reset();
+                Ok(())
+            }
+            op => match op / 16 {
+                0..=2 => self.add(bits),
+                3 => self.fork(bits),
+                4..=6 => self.reserve(bits),
+                7..=8 => self.reserve_batch(bits),
+                9..=11 => self.commit(bits),
+                12..=13 => self.commit_batch(bits),
+                14 => self.rollback(bits),
+                _ => self.release(bits),
+            },
         };
         match outcome {
             Ok(()) => self.figures.accepted += 1,
@@ -166,19 +202,45 @@ impl Driver {
         bits.below(SEQS as u64) as i64 - 2
     }
 
+    /// Keys and items of a sequence, now and then wrong ones; none most often.
+    fn keys(bits: &mut Bits, length: usize) -> (BTreeMap<String, String>, Vec<Item>) {
+        let mut whole = BTreeMap::new();
+        if bits.one_in(4) {
+            let name = if bits.one_in(2) { "adapter" } else { "salt" };
+            whole.insert(name.to_owned(), bits.below(2).to_string());
+        }
+        let (mut items, mut end) = (Vec::new(), 0);
+        while bits.one_in(3) {
+            let start = end + bits.below(4) as usize;
+            end = start + bits.below(6) as usize;
+            if bits.one_in(30) || start < end && end <= length {
+                items.push(Item { start, stop: end, key: bits.below(2).to_string() });
+            }
+        }
+        (whole, items)
+    }
+
     fn add(&mut self, bits: &mut Bits) -> Result<(), Error> {
         let seq = Self::seq(bits);
         let known = !bits.one_in(4);
         let length = if bits.one_in(50) { usize::MAX } else { bits.below(14) as usize };
         if length == usize::MAX {
-            let refused = self.table.add_sequence(seq, length, None);
+            let refused = self.table.add_sequence(seq, length, Prompt::default());
             return Err(refused.unwrap_err());
         }
-        let tokens: Vec<u32> = (0..length).map(|_| bits.below(VOCAB) as u32).collect();
+        // Half of them are all the same, so that long beginnings are found again.
+        let vocab = if bits.one_in(2) { 1 } else { VOCAB };
+        let tokens: Vec<u32> = (0..length).map(|_| bits.below(vocab) as u32).collect();
         let given = if bits.one_in(30) { &tokens[length / 2..] } else { &tokens };
+        let (whole, items) = Self::keys(bits, length);
+        let keys = Keys::new(whole.clone(), items.clone())?;
+        let is_inside = items.iter().all(|item| item.stop <= length);
+        let max_cached = bits.one_in(4).then(|| bits.below(14) as usize);
+        let prompt = Prompt { tokens: known.then_some(given), keys, max_cached };
         let needed = length.div_ceil(self.block_size);
         let free = self.table.num_free();
-        let outcome = self.table.add_sequence(seq, length, known.then_some(given));
+        let promised = self.table.num_cached(&prompt);
+        let outcome = self.table.add_sequence(seq, length, prompt);
         if self.sequences.contains_key(&seq) {
             assert!(matches!(outcome, Err(Error::DuplicateSequence { .. })));
         }
@@ -188,21 +250,37 @@ impl Driver {
                 assert!(self.prefix_cache || *missing == needed - free);
             }
             Error::DuplicateSequence { .. } => assert!(self.sequences.contains_key(&seq)),
-            _ => assert!(known && given.len() != length, "{error}"),
+            _ => assert!(!is_inside || known && given.len() != length, "{error}"),
         })?;
+        assert_eq!(promised, Ok(cached));
         assert!(cached <= length && cached.is_multiple_of(self.block_size));
         assert!(cached == 0 || self.prefix_cache && known);
-        let mut model = Model { written: cached, ..Model::default() };
-        let mut above = 0;
-        for &token in &tokens {
+        assert!(max_cached.is_none_or(|most| cached <= most));
+        let text = |text: &str| text.bytes().fold(1, |all, byte| mix(all, u64::from(byte)));
+        let start = whole.iter().fold(0, |all, (name, key)| all ^ mix(text(name), text(key)));
+        let mut model = Model { start, written: cached, base: cached, ..Model::default() };
+        let mut above = start;
+        for (entry, &token) in tokens.iter().enumerate() {
+            if let Some(item) = items.iter().find(|i| i.start <= entry && entry < i.stop) {
+                above = mix(above, text(&item.key) + (entry - item.start) as u64);
+            }
             above = self.content(above, token);
             model.entries.push((above, token));
         }
         self.sequences.insert(seq, model);
         self.figures.cached += cached as u64;
-        // What counts as computed has been written, with the same tokens before it.
+        // What counts as computed has been written, with the same tokens and keys before it.
         self.check_contents();
         Ok(())
+    }
+
+    fn reset(&mut self) {
+        let free = self.table.num_free();
+        let known = self.table.reset_prefix_cache();
+        assert!(known == 0 || self.prefix_cache);
+        assert_eq!((self.table.num_free(), self.table.reset_prefix_cache()), (free, 0));
+        self.weights += 1;
+        self.figures.reset += known as u64;
     }
 
     fn fork(&mut self, bits: &mut Bits) -> Result<(), Error> {
@@ -282,7 +360,8 @@ impl Driver {
         let (slots, copies) = outcome.inspect_err(|error| match error {
             Error::OutOfBlocks { missing, holders, .. } => {
                 assert!(legal && *missing == needed - free);
-                let held: Vec<usize> = holders.iter().map(|&seq| self.blocks(seq).len()).collect();
+                let held = holders.iter().map(|&seq| self.blocks(seq).len() - self.num_gone(seq));
+                let held: Vec<usize> = held.collect();
                 assert!(held.is_sorted_by(|a, b| a >= b) && held.iter().all(|&count| count > 0));
             }
             _ => assert!(!legal, "{error}"),
@@ -404,7 +483,7 @@ impl Driver {
             let block = blocks_of[entry / self.block_size] as usize;
             self.pool[block * self.block_size + entry % self.block_size] = content;
         }
-        let base = model.entries.last().map_or(0, |&(content, _)| content);
+        let base = model.entries.last().map_or(model.start, |&(content, _)| content);
         let mut nodes: Vec<(u64, u32)> = Vec::new();
         for node in 0..tree.num_nodes() {
             let above = tree.parent(node).map_or(base, |parent| nodes[parent].0);
@@ -424,6 +503,7 @@ impl Driver {
     fn applied(&mut self, seq: i64, path: &[i64], plan: CommitPlan) {
         let model = self.sequences.get_mut(&seq).unwrap();
         let nodes = model.entries.split_off(model.written);
+        model.base = model.entries.len();
         model.entries.push(nodes[0]);
         model.entries.extend(path.iter().map(|&node| nodes[node as usize]));
         model.written = model.entries.len();
@@ -435,6 +515,9 @@ impl Driver {
             self.pool[to as usize] = self.pool[from as usize];
         }
         self.check_freed(&plan.freed);
+        let base = self.sequences[&seq].base;
+        assert_eq!(self.num_gone(seq), self.first_seen(base) / self.block_size);
+        self.figures.gone += self.num_gone(seq) as u64;
     }
 
     fn check_freed(&self, freed: &[i32]) {
@@ -449,7 +532,11 @@ impl Driver {
         let seq = Self::seq(bits);
         let length = self.sequences.get(&seq).map_or(3, |model| model.entries.len());
         let to = if bits.one_in(2) { length } else { bits.below(length as u64 + 2) as usize };
-        let legal = self.sequences.contains_key(&seq) && to <= length;
+        let legal = self.sequences.get(&seq).is_some_and(|model| {
+            let is_seen = self.num_gone(seq) <= self.first_seen(to) / self.block_size;
+            assert!(is_seen || to < model.base);
+            to == 0 || to <= length && is_seen
+        });
         let free = self.table.num_free();
         let outcome = self.table.rollback(seq, to);
         assert_eq!(outcome.is_ok(), legal);
@@ -457,6 +544,7 @@ impl Driver {
         let model = self.sequences.get_mut(&seq).unwrap();
         model.entries.truncate(to);
         model.written = model.written.min(to);
+        model.base = model.base.min(to);
         model.slots.clear();
         self.check_freed(&freed);
         assert_eq!(self.table.num_free(), free + freed.len());
@@ -486,14 +574,14 @@ impl Driver {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn random_operations_agree_with_the_naive_model(
-        num_blocks in 1_usize..24, block_size in 1_usize..6, prefix_cache: bool, seed: u64,
-        num_steps in 0_usize..400,
+        num_blocks in 1_usize..24, block_size in 1_usize..6, prefix_cache: bool,
+        window in prop::option::of(1_usize..12), seed: u64, num_steps in 0_usize..400,
     ) {
-        let mut driver = Driver::new(num_blocks, block_size, prefix_cache);
+        let mut driver = Driver::new((num_blocks, block_size, prefix_cache, window));
         let mut bits = Bits(seed);
         for _ in 0..num_steps {
             driver.step(&mut bits, true);
@@ -507,27 +595,27 @@ proptest! {
 
 #[test]
 fn numbers_that_no_list_can_hold_are_refused_before_memory_is_taken() {
-    let mut table = BlockTable::new(i32::MAX as usize, 16, true).unwrap();
-    table.add_sequence(1, 5, None).unwrap();
+    let mut table = BlockTable::new(i32::MAX as usize, 16, true, None).unwrap();
+    table.add_sequence(1, 5, Prompt::default()).unwrap();
     let before = table.clone();
     let pool = 16 * i32::MAX as usize;
     for n in [1 << 27, pool - 64, 1 << 62, usize::MAX] {
         assert!(table.reserve(1, n).is_err());
         assert!(table.reserve_batch(&[(1, n)]).is_err());
-        assert!(table.add_sequence(2, n.max(1 << 31), None).is_err());
+        assert!(table.add_sequence(2, n.max(1 << 31), Prompt::default()).is_err());
         assert_eq!(table, before);
     }
     // One block of 2^60 entries, shared: its copy would be listed entry by entry.
-    let mut table = BlockTable::new(2, 1 << 61, false).unwrap();
-    table.add_sequence(1, 1 << 60, None).unwrap();
+    let mut table = BlockTable::new(2, 1 << 61, false, None).unwrap();
+    table.add_sequence(1, 1 << 60, Prompt::default()).unwrap();
     table.fork(1, 2).unwrap();
     let before = table.clone();
     assert!(matches!(table.reserve(2, 1), Err(Error::Overflow { .. })));
     assert_eq!(table, before);
     table.check_integrity().unwrap();
     // The same sequence many times: its blocks would be written as often.
-    let mut table = BlockTable::new(1 << 14, 1, false).unwrap();
-    table.add_sequence(1, 1 << 14, None).unwrap();
+    let mut table = BlockTable::new(1 << 14, 1, false, None).unwrap();
+    table.add_sequence(1, 1 << 14, Prompt::default()).unwrap();
     assert!(matches!(table.block_lists(&vec![1; 1 << 11]), Err(Error::Overflow { .. })));
     assert_eq!(table.block_lists(&vec![1; 1 << 10]).unwrap().len(), 1 << 10);
 }
@@ -537,10 +625,20 @@ fn numbers_that_no_list_can_hold_are_refused_before_memory_is_taken() {
 #[ignore = "slow: minutes; `make test-all` runs it"]
 fn ten_million_operations_leak_nothing() {
     const OPERATIONS: u64 = 10_000_000;
-    let settings = [(24, 4, false), (24, 4, true), (40, 3, true), (12, 5, true), (9, 1, false)];
+    let settings = [
+        (24, 4, false, None),
+        (24, 4, true, None),
+        (40, 3, true, None),
+        (12, 5, true, None),
+        (9, 1, false, None),
+        (16, 2, true, Some(5)),
+        (24, 4, true, Some(3)),
+        (12, 1, true, Some(4)),
+    ];
     let mut total = 0;
-    for (index, (num_blocks, block_size, prefix_cache)) in settings.into_iter().enumerate() {
-        let mut driver = Driver::new(num_blocks, block_size, prefix_cache);
+    for (index, sizes) in settings.into_iter().enumerate() {
+        let (num_blocks, block_size, prefix_cache, window) = sizes;
+        let mut driver = Driver::new(sizes);
         let mut bits = Bits(index as u64);
         for operation in 0..OPERATIONS / settings.len() as u64 {
             driver.step(&mut bits, operation % 64 == 0);
@@ -554,8 +652,10 @@ fn ten_million_operations_leak_nothing() {
             total += 1;
         }
         driver.finish();
+        assert_eq!(driver.figures.cached > 0, prefix_cache);
         println!(
-            "{num_blocks} blocks of {block_size}, prefix cache {prefix_cache}: {:?}, leaked 0",
+            "{num_blocks} blocks of {block_size}, prefix cache {prefix_cache}, window {window:?}: {:?}, \
+             leaked 0",
             driver.figures
         );
     }

@@ -42,6 +42,23 @@ def table(prefix_cache: bool = True) -> mv.kv.BlockTable:
     return blocks
 
 
+def near_table() -> mv.kv.BlockTable:
+    """A window that has left blocks behind, keys, and sequences from before a reset."""
+    blocks = mv.kv.BlockTable(8, 2, True, window=2)
+    prompt = {"keys": {"salt": "a", "adapter": "é"}, "items": [(1, 4, "image"), (5, 6, "")]}
+    for seq in range(3):
+        if seq == 1:
+            blocks.reset_prefix_cache()
+        blocks.add_sequence(seq, 6, [1, 2, 3, 4, 5, 6], **prompt)
+        blocks.reserve(seq, 2)
+        blocks.commit(seq, mv.TokenTree([-1, 0]), [1], [seq, 6])
+    blocks.reserve(0, 1)
+    blocks.release(2)
+    # Takes blocks that were known.
+    blocks.add_sequence(10, 4)
+    return blocks
+
+
 def plans() -> mv.kv.CommitPlanBatch:
     blocks = table()
     blocks.reserve(1, 4)
@@ -104,6 +121,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "ReservationBatch": lambda: table().reserve_batch([10, 1], [2, 5]),
     "BlockTable": table,
     "BlockTable without a prefix cache": lambda: table(prefix_cache=False),
+    "BlockTable with a window": near_table,
     "Lossy": lambda: mv.lossy.typical(0.3, 0.1),
     "TreeShape": lambda: _FAR,
     "ops.Verdicts": lambda: ops.Verdicts(*(torch.ones(2, n) for n in (3, 2, 1, 3))),

@@ -328,7 +328,11 @@ class CommitPlanBatch:
 @final
 class BlockTable:
     def __new__(
-        cls, num_blocks: int, block_size: int, prefix_cache: bool = False
+        cls,
+        num_blocks: int,
+        block_size: int,
+        prefix_cache: bool = False,
+        window: int | None = None,
     ) -> BlockTable: ...
     @property
     def num_free(self) -> int: ...
@@ -336,7 +340,27 @@ class BlockTable:
     def num_blocks(self) -> int: ...
     @property
     def block_size(self) -> int: ...
-    def add_sequence(self, seq: int, length: int, tokens: Any | None = None) -> int: ...
+    @property
+    def window(self) -> int | None: ...
+    def add_sequence(
+        self,
+        seq: int,
+        length: int,
+        tokens: Any | None = None,
+        *,
+        keys: dict[str, str] | None = None,
+        items: Sequence[tuple[int, int, str]] | None = None,
+        max_cached: int | None = None,
+    ) -> int: ...
+    def num_cached(
+        self,
+        tokens: Any,
+        *,
+        keys: dict[str, str] | None = None,
+        items: Sequence[tuple[int, int, str]] | None = None,
+        max_cached: int | None = None,
+    ) -> int: ...
+    def reset_prefix_cache(self) -> int: ...
     def fork(self, parent: int, child: int) -> None: ...
     def reserve(self, seq: int, n: int) -> Reservation: ...
     def reserve_batch(self, seqs: Any, counts: Any) -> ReservationBatch: ...

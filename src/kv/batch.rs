@@ -2,8 +2,19 @@
 
 use std::ops::Range;
 
-use super::CommitPlan;
+use super::{CommitPlan, Keys};
 use crate::error::{Error, Result};
+
+/// What a sequence begins with, as far as the prefix cache reads it.
+#[derive(Debug, Clone, Default)]
+pub struct Prompt<'a> {
+    /// The tokens of all its entries; without them it shares nothing.
+    pub tokens: Option<&'a [u32]>,
+    /// What the entries depend on beside their tokens.
+    pub keys: Keys,
+    /// Entries that may be taken from others at most.
+    pub max_cached: Option<usize>,
+}
 
 /// Slots of one sequence's next nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,16 +5,21 @@
 //! 1. [`BlockTable::reserve_batch`] gives each sequence slots for its nodes; carry out its copies.
 //! 2. The forward writes the entry of node `i` into the reservation's slot `i`.
 //! 3. [`BlockTable::commit_batch`] keeps the paths; carry out its moves before the next write.
+//!
+//! A model with layers of several windows has a table for each of them.
 
 mod batch;
 mod integrity;
+mod keys;
 mod numbers;
 mod pool;
 mod prefix;
+mod sequence;
 mod state;
 mod table;
 
-pub use batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch};
+pub use batch::{Commit, CommitPlanBatch, Prompt, Reservation, ReservationBatch};
+pub use keys::{Item, Keys};
 pub use table::BlockTable;
 
 use crate::error::{Error, Result};
@@ -66,6 +71,17 @@ pub fn commit_plan(tree: &TokenTree, path: &[i64], start: i64) -> Result<CommitP
         length: start + mutate!("commit/bonus_counted", 1, 2) + path.len() as i64,
         state_select: mutate!("commit/state_of_first_node", state_select(path), path[0]),
     })
+}
+
+/// Numbers that one call may list: slots, copies, the blocks of a sequence, cells of a block table. More of
+/// them are no step of a decoder, and no memory is asked for.
+const MOST_LISTED: usize = 1 << 24;
+
+fn check_listed(what: &'static str, count: usize) -> Result<()> {
+    if count <= MOST_LISTED {
+        return Ok(());
+    }
+    Err(Error::Overflow { what, found: count as u64, limit: MOST_LISTED as u64 })
 }
 
 /// From where to where the entries of a checked path go; `slot` says where a node's entry lies.

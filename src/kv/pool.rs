@@ -1,6 +1,11 @@
 //! The fixed pool of blocks: how many sequences hold each, and which free one is used next.
 
-use super::prefix::PrefixCache;
+use super::prefix::{NO_BLOCK, PrefixCache};
+
+/// How many blocks at the front of a list are gone.
+pub(super) fn first_held(blocks: &[i32]) -> usize {
+    blocks.partition_point(|&block| block == NO_BLOCK)
+}
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Pool {
@@ -106,8 +111,31 @@ impl Pool {
         let before = freed.len();
         // The last one first: the cache then evicts ends before the beginnings they need.
         let left = blocks.drain(keep.min(blocks.len())..).rev();
-        freed.extend(left.filter(|&block| self.leave(block)));
+        freed.extend(left.filter(|&block| block != NO_BLOCK && self.leave(block)));
         freed[before..].reverse();
+    }
+
+    /// A holder leaves its first `count` blocks, and `NO_BLOCK` takes their places; those without a
+    /// holder are appended to `freed`.
+    pub(super) fn leave_first(&mut self, blocks: &mut [i32], count: usize, freed: &mut Vec<i32>) {
+        if count == 0 {
+            return;
+        }
+        let gone = first_held(blocks).min(count);
+        for block in &mut blocks[gone..count] {
+            let left = std::mem::replace(block, NO_BLOCK);
+            if self.leave(left) {
+                freed.push(left);
+            }
+        }
+    }
+
+    /// Forgets all contents; gives how many blocks were known.
+    pub(super) fn reset(&mut self) -> usize {
+        let (known, idle) = self.prefix.as_mut().map_or_else(Default::default, PrefixCache::clear);
+        // The longest idle is used first, as before.
+        self.blank.extend(idle.into_iter().rev());
+        known
     }
 
     /// The only holder is about to write into a block.
@@ -118,8 +146,8 @@ impl Pool {
     }
 
     /// See [`PrefixCache::publish`].
-    pub(super) fn publish(&mut self, parent: u64, tokens: &[u32], block: i32) -> Option<u64> {
-        self.prefix.as_mut()?.publish(parent, tokens, block)
+    pub(super) fn publish(&mut self, parent: u64, content: &[u32], block: i32) -> Option<u64> {
+        self.prefix.as_mut()?.publish(parent, content, block)
     }
 
     /// Compares the counts with `held`, the holders of each block counted anew.

@@ -1,13 +1,17 @@
 //! A block table as plain numbers, and back. What is read is checked like any other input: numbers that
 //! no sequence of calls leads to are refused.
 
-use super::pool::Pool;
-use super::prefix::{Kept, PrefixCache};
-use super::table::{BlockTable, Known, Sequence};
+use std::collections::BTreeMap;
+
+use super::keys::{Item, Keys};
+use super::pool::{Pool, first_held};
+use super::prefix::{Kept, NO_BLOCK, PrefixCache};
+use super::sequence::{Known, Sequence};
+use super::table::BlockTable;
 use crate::error::{Error, Result};
 
 /// The first number: another order of the others gets another one.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 impl BlockTable {
     /// Whether full blocks of known tokens are found again.
@@ -25,16 +29,31 @@ impl BlockTable {
         for (&seq, Sequence { blocks, length, reserved, known }) in sequences {
             all.extend([seq, *length as i64, *reserved as i64]);
             list(&mut all, blocks.iter().copied());
-            list(&mut all, known.tokens.iter().copied());
-            list(&mut all, known.chain.iter().map(|&serial| serial as i64));
+            all.push(i64::from(known.is_some()));
+            let Some(known) = known else {
+                continue;
+            };
+            let Known { tokens, chain, keys } = &**known;
+            list(&mut all, tokens.iter().copied());
+            list(&mut all, chain.iter().map(|&serial| serial as i64));
+            all.push(keys.whole().len() as i64);
+            for (name, key) in keys.whole() {
+                list(&mut all, name.bytes());
+                list(&mut all, key.bytes());
+            }
+            all.push(keys.items().len() as i64);
+            for Item { start, stop, key } in keys.items() {
+                all.extend([*start as i64, *stop as i64]);
+                list(&mut all, key.bytes());
+            }
         }
         let (counters, kept) = self.pool.prefix().map_or_else(Default::default, PrefixCache::kept);
         all.extend(counters.map(|counter| counter as i64));
         all.push(kept.len() as i64);
-        for Kept { parent, serial, block, idle_since, tokens } in kept {
+        for Kept { parent, serial, block, idle_since, content } in kept {
             let since = idle_since.map_or(-1, |since| since as i64);
             all.extend([parent as i64, serial as i64, i64::from(block), since]);
-            list(&mut all, tokens.iter().copied());
+            list(&mut all, content.iter().copied());
         }
         all
     }
@@ -56,19 +75,24 @@ impl BlockTable {
         let blank = reader.list::<i32>()?;
         let mut held = vec![0_u32; num_used];
         let check = |&block: &i32| usize::try_from(block).is_ok_and(|block| block < num_used);
-        let mut table = Self::new(self.num_blocks(), self.block_size(), false)?;
+        let is_gone = |block: i32| block == NO_BLOCK && self.window().is_some();
+        let mut table = Self::new(self.num_blocks(), self.block_size(), false, self.window())?;
         for _ in 0..reader.size()? {
             let seq = reader.next()?;
             let (length, reserved) = (reader.size()?, reader.size()?);
             let blocks = reader.list::<i32>()?;
-            let (tokens, chain) = (reader.list::<u32>()?, reader.list::<u64>()?);
-            if !blocks.iter().all(check) {
+            let known = match reader.next()? {
+                0 => None,
+                1 => Some(Box::new(reader.known()?)),
+                _ => return Err(bad("a flag that is neither 0 nor 1")),
+            };
+            let left = &blocks[first_held(&blocks)..];
+            if !left.iter().all(check) || left.len() < blocks.len() && !is_gone(blocks[0]) {
                 return Err(bad("a sequence with a block that was never used"));
             }
-            for &block in &blocks {
+            for &block in left {
                 held[block as usize] += 1;
             }
-            let known = Box::new(Known { tokens, chain });
             let sequence = Sequence { blocks, length, reserved, known };
             if table.sequences.insert(seq, sequence).is_some() {
                 return Err(bad("a sequence twice"));
@@ -80,11 +104,15 @@ impl BlockTable {
         if !reader.left.is_empty() {
             return Err(bad("numbers behind its end"));
         }
-        if !(blank.iter().all(check) && kept.iter().all(|kept| check(&kept.block))) {
+        let is_used = |kept: &Kept| check(&kept.block) || is_gone(kept.block);
+        if !(blank.iter().all(check) && kept.iter().all(is_used)) {
             return Err(bad("a free block that was never used"));
         }
         let prefix = match self.pool.prefix() {
-            Some(_) => Some(PrefixCache::of(counters, kept).map_err(|wrong| bad(&wrong))?),
+            Some(_) => {
+                let cache = PrefixCache::of(self.window().is_some(), counters, kept);
+                Some(cache.map_err(|wrong| bad(&wrong))?)
+            }
             None if counters == [0; 2] && kept.is_empty() => None,
             None => return Err(bad("a prefix cache, and the table has none")),
         };
@@ -138,7 +166,24 @@ impl Reader<'_> {
             -1 => None,
             since => Some(u64::try_from(since).map_err(|_| bad("a count below 0"))?),
         };
-        let tokens = self.list::<u32>()?.into_boxed_slice();
-        Ok(Kept { parent, serial, block, idle_since, tokens })
+        let content = self.list::<u32>()?.into_boxed_slice();
+        Ok(Kept { parent, serial, block, idle_since, content })
+    }
+
+    fn known(&mut self) -> Result<Known> {
+        let (tokens, chain) = (self.list::<u32>()?, self.list::<u64>()?);
+        let (mut whole, mut items) = (BTreeMap::new(), Vec::new());
+        for _ in 0..self.size()? {
+            whole.insert(self.text()?, self.text()?);
+        }
+        for _ in 0..self.size()? {
+            items.push(Item { start: self.size()?, stop: self.size()?, key: self.text()? });
+        }
+        let keys = Keys::new(whole, items).map_err(|error| bad(&error.to_string()))?;
+        Ok(Known { tokens, chain, keys })
+    }
+
+    fn text(&mut self) -> Result<String> {
+        String::from_utf8(self.list::<u8>()?).map_err(|_| bad("a key that is no text"))
     }
 }

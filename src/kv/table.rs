@@ -2,89 +2,29 @@
 //!
 //! Entry `i` of a sequence lies in slot `blocks[i / block_size] * block_size + i % block_size`. Blocks
 //! are shared by forks and by the prefix cache; a sequence copies the one block that it shares and is
-//! about to write into. Without an open reservation a sequence holds exactly the blocks that its
-//! entries need. Every call checks first and changes afterwards: a refused one changes nothing.
+//! about to write into. Without an open reservation a sequence holds the blocks that its entries need, but
+//! for those that a window has left behind. Every call checks first and changes afterwards: a refused one
+//! changes nothing.
 
 use std::collections::BTreeMap;
 
-use super::batch::{Commit, CommitPlanBatch, Reservation, ReservationBatch, check_distinct};
+use super::batch::{
+    Commit, CommitPlanBatch, Prompt, Reservation, ReservationBatch, check_distinct,
+};
 use super::numbers::ByNumber;
-use super::pool::Pool;
-use super::prefix::{NO_PARENT, PrefixCache};
-use super::{CommitPlan, moves, state_select};
+use super::pool::{Pool, first_held};
+use super::prefix::{NO_BLOCK, NO_PARENT, PrefixCache};
+use super::sequence::{Known, Sequence, first_seen};
+use super::{CommitPlan, check_listed, moves, state_select};
 use crate::error::{Error, Result};
 use crate::tree::check_path;
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Sequence {
-    pub(super) blocks: Vec<i32>,
-    pub(super) length: usize,
-    /// Slots of the open reservation; 0 without one.
-    pub(super) reserved: usize,
-    /// Apart, so that what every step reads of many sequences lies close together.
-    pub(super) known: Box<Known>,
-}
-
-/// What the prefix cache knows of a sequence; nothing without one.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Known {
-    /// Tokens of the first entries, as far as they are known.
-    pub(super) tokens: Vec<u32>,
-    /// Serial numbers of the contents of the first blocks, as far as they are published.
-    pub(super) chain: Vec<u64>,
-}
-
-impl Sequence {
-    fn slot(&self, entry: usize, block_size: usize) -> i64 {
-        slot(self.blocks[entry / block_size], entry % block_size, block_size)
-    }
-
-    /// Appends the slots of the open reservation, block by block.
-    fn list_open(&self, block_size: usize, slots: &mut Vec<i64>) {
-        // Divisions are what costs here: one, and not one for each block.
-        let (mut index, mut used) = (self.length / block_size, self.length % block_size);
-        let mut left = self.reserved;
-        while left > 0 {
-            let inside = (block_size - used).min(left);
-            let first = slot(self.blocks[index], used, block_size);
-            slots.extend(first..first + inside as i64);
-            (index, used, left) = (index + 1, 0, left - inside);
-        }
-    }
-
-    /// Publishes the full blocks that are known and not yet published.
-    fn publish(&mut self, pool: &mut Pool, block_size: usize) {
-        let Known { tokens, chain } = &mut *self.known;
-        let full = tokens.chunks_exact(block_size).zip(&self.blocks);
-        for (tokens, &block) in full.skip(chain.len()) {
-            let parent = chain.last().copied().unwrap_or(NO_PARENT);
-            let Some(serial) = pool.publish(parent, tokens, block) else {
-                break;
-            };
-            chain.push(serial);
-        }
-    }
-}
-
-/// Numbers that one call may list: slots, copies, the blocks of a sequence, cells of a block table. More of
-/// them are no step of a decoder, and no memory is asked for.
-const MOST_LISTED: usize = 1 << 24;
-
-fn check_listed(what: &'static str, count: usize) -> Result<()> {
-    if count <= MOST_LISTED {
-        return Ok(());
-    }
-    Err(Error::Overflow { what, found: count as u64, limit: MOST_LISTED as u64 })
-}
-
-fn slot(block: i32, offset: usize, block_size: usize) -> i64 {
-    i64::from(block) * block_size as i64 + offset as i64
-}
 
 /// Sequences over a fixed pool of blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockTable {
     pub(super) block_size: usize,
+    /// Entries that a token sees, itself included; `usize::MAX` where it sees all.
+    pub(super) window: usize,
     pub(super) pool: Pool,
     pub(super) sequences: ByNumber<Sequence>,
 }
@@ -95,8 +35,14 @@ impl BlockTable {
     /// # Errors
     /// [`Error::ParamOutOfRange`] if a size is 0, [`Error::Overflow`] if block numbers do not fit an
     /// `i32` or slots an `i64`.
-    pub fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Result<Self> {
-        for (name, value) in [("num_blocks", num_blocks), ("block_size", block_size)] {
+    pub fn new(
+        num_blocks: usize,
+        block_size: usize,
+        prefix_cache: bool,
+        window: Option<usize>,
+    ) -> Result<Self> {
+        let sizes = [("num_blocks", num_blocks), ("block_size", block_size)];
+        for (name, value) in sizes.into_iter().chain(window.map(|window| ("window", window))) {
             if value == 0 {
                 return Err(Error::ParamOutOfRange { name, value: "0".into(), wanted: ">= 1" });
             }
@@ -111,13 +57,20 @@ impl BlockTable {
         if block_size as u64 > limit {
             return overflow("block_size", block_size, limit);
         }
-        let pool = Pool::new(num_blocks, prefix_cache.then(PrefixCache::new));
-        Ok(Self { block_size, pool, sequences: ByNumber::default() })
+        let window = window.unwrap_or(usize::MAX);
+        let prefix = prefix_cache.then(|| PrefixCache::new(window < usize::MAX));
+        let pool = Pool::new(num_blocks, prefix);
+        Ok(Self { block_size, window, pool, sequences: ByNumber::default() })
     }
 
     /// The slots of a block.
     pub fn block_size(&self) -> usize {
         self.block_size
+    }
+
+    /// Entries that a token sees, itself included; `None` where it sees all.
+    pub fn window(&self) -> Option<usize> {
+        (self.window < usize::MAX).then_some(self.window)
     }
 
     /// All blocks of the pool.
@@ -132,21 +85,18 @@ impl BlockTable {
 
     /// Adds a sequence of `length` entries; gives how many of them are already computed.
     ///
-    /// With a prefix cache and `tokens` (one for each entry), the full blocks at the beginning whose
-    /// content is known are shared. The caller writes the other entries before the sequence's next
-    /// commit, which is when they become known to others.
+    /// With a prefix cache and tokens (one for each entry), the full blocks at the beginning whose
+    /// content is known are shared: of those that a window still shows, none is missing. The caller
+    /// writes the other entries before the sequence's next commit, which is when they become known to
+    /// others.
     ///
     /// # Errors
     /// [`Error::DuplicateSequence`], [`Error::OutOfBlocks`], [`Error::ShapeMismatch`] if there are
-    /// more or fewer tokens than entries; [`Error::Overflow`] for more blocks than a list can hold.
-    pub fn add_sequence(
-        &mut self,
-        seq: i64,
-        length: usize,
-        tokens: Option<&[u32]>,
-    ) -> Result<usize> {
+    /// more or fewer tokens than entries, [`Error::ParamOutOfRange`] if an item ends behind them;
+    /// [`Error::Overflow`] for more blocks than a list can hold.
+    pub fn add_sequence(&mut self, seq: i64, length: usize, prompt: Prompt<'_>) -> Result<usize> {
         self.check_new(seq)?;
-        if let Some(tokens) = tokens.filter(|tokens| tokens.len() != length) {
+        if let Some(tokens) = prompt.tokens.filter(|tokens| tokens.len() != length) {
             return Err(Error::ShapeMismatch {
                 what: "tokens",
                 found: format!("({},)", tokens.len()),
@@ -154,32 +104,78 @@ impl BlockTable {
             }
             .in_sequence(seq));
         }
-        let mut added = Sequence { length, ..Sequence::default() };
-        let mut idle = 0;
-        if let (Some(prefix), Some(tokens)) = (self.pool.prefix(), tokens) {
-            let mut parent = NO_PARENT;
-            for part in tokens.chunks_exact(self.block_size) {
-                let Some((block, serial)) = prefix.find(parent, part) else {
-                    break;
-                };
-                idle += usize::from(self.pool.refs(block) == 0);
-                added.blocks.push(block);
-                added.known.chain.push(serial);
-                parent = serial;
-            }
-            added.known.tokens = tokens.to_vec();
-        }
-        let shared = added.blocks.len();
+        prompt.keys.check(length).map_err(|error| error.in_sequence(seq))?;
+        let (blocks, chain) = self.find(&prompt);
+        let shared = blocks.len();
         let fresh = length.div_ceil(self.block_size) - shared;
+        let held = &blocks[first_held(&blocks)..];
+        let idle = held.iter().filter(|&&block| self.pool.refs(block) == 0).count();
         self.check_free(fresh + idle)?;
         check_listed("blocks of a sequence", shared + fresh)
             .map_err(|error| error.in_sequence(seq))?;
-        for &block in &added.blocks {
+        for &block in held {
             self.pool.share(block);
         }
+        let known = self.pool.prefix().map(|_| {
+            let tokens = prompt.tokens.unwrap_or_default().to_vec();
+            Box::new(Known { tokens, chain, keys: prompt.keys })
+        });
+        let mut added = Sequence { blocks, length, reserved: 0, known };
         added.blocks.extend((0..fresh).map(|_| self.pool.take()));
         self.sequences.insert(seq, added);
         Ok(shared * self.block_size)
+    }
+
+    /// How many entries of such a sequence are computed already: what [`Self::add_sequence`] would give.
+    ///
+    /// # Errors
+    /// [`Error::ParamOutOfRange`] if an item ends behind the tokens.
+    pub fn num_cached(&self, prompt: &Prompt<'_>) -> Result<usize> {
+        prompt.keys.check(prompt.tokens.map_or(usize::MAX, <[u32]>::len))?;
+        Ok(self.find(prompt).0.len() * self.block_size)
+    }
+
+    /// The longest beginning that is computed as far as a window shows it: its blocks, and the contents'
+    /// serial numbers.
+    fn find(&self, prompt: &Prompt<'_>) -> (Vec<i32>, Vec<u64>) {
+        let size = self.block_size;
+        let (mut blocks, mut chain) = (Vec::new(), Vec::new());
+        let (mut found, mut run) = (0, 0);
+        let most = prompt.max_cached.map_or(usize::MAX, |most| most / size);
+        let parts = prompt.tokens.unwrap_or_default().chunks_exact(size).take(most);
+        for (index, part) in parts.enumerate() {
+            let parent = chain.last().copied().unwrap_or(NO_PARENT);
+            let content = prompt.keys.content(part, index);
+            let prefix = self.pool.prefix();
+            let Some((block, serial)) = prefix.and_then(|prefix| prefix.find(parent, &content))
+            else {
+                break;
+            };
+            blocks.push(block);
+            chain.push(serial);
+            run = if block == NO_BLOCK { 0 } else { run + 1 };
+            if blocks.len() - self.first_seen(blocks.len() * size) <= run {
+                found = blocks.len();
+            }
+        }
+        blocks.truncate(found);
+        chain.truncate(found);
+        let unseen = self.first_seen(found * size);
+        blocks[..unseen].fill(NO_BLOCK);
+        (blocks, chain)
+    }
+
+    /// See [`first_seen`].
+    pub(super) fn first_seen(&self, length: usize) -> usize {
+        first_seen(length, self.window, self.block_size)
+    }
+
+    /// Forgets all published contents, as after a change of the model's weights; gives the number of
+    /// blocks that were known. Sequences keep their blocks, and what they hold or will hold is shared with
+    /// none that is added later.
+    pub fn reset_prefix_cache(&mut self) -> usize {
+        self.sequences.values_mut().for_each(|sequence| sequence.known = None);
+        self.pool.reset()
     }
 
     /// Adds `child` with all entries of `parent`, sharing its blocks.
@@ -189,7 +185,7 @@ impl BlockTable {
     pub fn fork(&mut self, parent: i64, child: i64) -> Result<()> {
         let forked = self.idle_sequence(parent)?.clone();
         self.check_new(child)?;
-        for &block in &forked.blocks {
+        for &block in &forked.blocks[first_held(&forked.blocks)..] {
             self.pool.share(block);
         }
         self.sequences.insert(child, forked);
@@ -256,7 +252,7 @@ impl BlockTable {
         batch.copy_offsets.push(0);
         for &(seq, n) in wanted {
             if let Some(sequence) = self.sequences.get_mut(&seq) {
-                open(&mut self.pool, sequence, n, self.block_size, &mut batch.copies);
+                sequence.open(n, self.block_size, &mut self.pool, &mut batch.copies);
                 sequence.list_open(self.block_size, &mut batch.slots);
             }
             batch.offsets.push(batch.slots.len() as i64);
@@ -297,24 +293,28 @@ impl BlockTable {
 
     /// Drops an open reservation and all entries from `length` on; gives the blocks that are free now.
     ///
+    /// A window has kept all that is needed for a return to where the last commit began, and to 0.
+    ///
     /// # Errors
-    /// [`Error::UnknownSequence`]; [`Error::ParamOutOfRange`] if the sequence is shorter.
+    /// [`Error::UnknownSequence`]; [`Error::ParamOutOfRange`] if the sequence is shorter, or if blocks
+    /// that the next token would see are given back already.
     pub fn rollback(&mut self, seq: i64, length: usize) -> Result<Vec<i32>> {
-        let Some(sequence) = self.sequences.get_mut(&seq) else {
-            return Err(Error::UnknownSequence { sequence: seq });
+        let held = self.sequence(seq)?;
+        let refused = |wanted| {
+            let value = format!("{length} of {} entries", held.length);
+            Err(Error::ParamOutOfRange { name: "length", value, wanted }.in_sequence(seq))
         };
-        if length > sequence.length {
-            let value = format!("{length} of {} entries", sequence.length);
-            let wanted = "a length that the sequence has reached";
-            return Err(Error::ParamOutOfRange { name: "length", value, wanted }.in_sequence(seq));
+        if length > held.length {
+            return refused("a length that the sequence has reached");
         }
-        sequence.length = length;
-        sequence.reserved = 0;
-        sequence.known.tokens.truncate(length);
-        sequence.known.chain.truncate(length / self.block_size);
-        let kept = length.div_ceil(self.block_size);
+        let gone = self.window().map_or(0, |_| first_held(&held.blocks));
+        if length > 0 && gone > self.first_seen(length) {
+            return refused("0, or a length whose window is still held");
+        }
         let mut freed = Vec::new();
-        self.pool.leave_from(&mut sequence.blocks, kept, &mut freed);
+        if let Some(sequence) = self.sequences.get_mut(&seq) {
+            sequence.cut(length, self.block_size, &mut self.pool, &mut freed);
+        }
         Ok(freed)
     }
 
@@ -330,7 +330,8 @@ impl BlockTable {
         Ok(freed)
     }
 
-    /// The blocks of each sequence; block `i` holds its entries from `i * block_size` on.
+    /// The blocks of each sequence; block `i` holds its entries from `i * block_size` on, and is -1 if a
+    /// window has left it behind.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`]; [`Error::Overflow`] if a table of them would be too large.
@@ -403,8 +404,9 @@ impl BlockTable {
         if needed <= free {
             return Ok(());
         }
+        let count = |held: &Sequence| held.blocks.len() - first_held(&held.blocks);
         let mut holders: Vec<(usize, i64)> =
-            self.sequences.iter().map(|(&seq, held)| (held.blocks.len(), seq)).collect();
+            self.sequences.iter().map(|(&seq, held)| (count(held), seq)).collect();
         holders.retain(|&(blocks, _)| blocks > 0);
         holders.sort_unstable_by_key(|&(blocks, seq)| (usize::MAX - blocks, seq));
         Err(Error::OutOfBlocks {
@@ -448,50 +450,22 @@ impl BlockTable {
         let size = self.block_size;
         let sequence = self.sequences.entry(seq).or_default();
         let base = sequence.length;
+        // The root's own window stays, so that the step can be taken back.
+        let outside = first_seen(base, self.window, size);
         plans.moves.extend(moves(path, |node| sequence.slot(base + node, size)));
         sequence.length = base + 1 + path.len();
         sequence.reserved = 0;
         let kept = sequence.length.div_ceil(size);
         self.pool.leave_from(&mut sequence.blocks, kept, &mut plans.freed);
-        if self.pool.prefix().is_some() {
-            if let Some(tokens) = tokens.filter(|_| sequence.known.tokens.len() == base) {
-                let kept = std::iter::once(0).chain(path.iter().map(|&node| node as usize));
-                let known = kept.map_while(|node| u32::try_from(tokens[node]).ok());
-                sequence.known.tokens.extend(known);
-            }
-            sequence.publish(&mut self.pool, size);
+        if let Some(tokens) = tokens {
+            let kept = std::iter::once(0).chain(path.iter().map(|&node| node as usize));
+            sequence.learn(base, kept.map(|node| tokens[node]));
         }
+        sequence.publish(&mut self.pool, size);
+        self.pool.leave_first(&mut sequence.blocks, outside, &mut plans.freed);
         plans.move_offsets.push(plans.moves.len() as i64);
         plans.freed_offsets.push(plans.freed.len() as i64);
         plans.lengths.push(sequence.length as i64);
         plans.state_select.push(state_select(path));
     }
-}
-
-/// Carries out a checked reservation of `n` slots.
-fn open(
-    pool: &mut Pool,
-    sequence: &mut Sequence,
-    n: usize,
-    block_size: usize,
-    copies: &mut Vec<(i64, i64)>,
-) {
-    let (index, used) = (sequence.length / block_size, sequence.length % block_size);
-    if used > 0 {
-        let tail = sequence.blocks[index];
-        if pool.is_shared(tail) {
-            let own = pool.take();
-            copies.extend(
-                (0..used).map(|at| (slot(tail, at, block_size), slot(own, at, block_size))),
-            );
-            pool.leave(tail);
-            sequence.blocks[index] = own;
-        } else {
-            // Published if a rollback ended inside it.
-            pool.forget(tail);
-        }
-    }
-    let fresh = (sequence.length + n).div_ceil(block_size) - sequence.blocks.len();
-    sequence.blocks.extend((0..fresh).map(|_| pool.take()));
-    sequence.reserved = n;
 }

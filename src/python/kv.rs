@@ -16,8 +16,9 @@ use super::batch::{Drafts, Verdicts};
 use super::buffer::{fill, give, writable};
 use super::errors::internal;
 use super::gate::{enter, hold, locked};
-use super::numbers::{count, integer, integers, size, token_ids};
+use super::numbers::{count, integer, integers, size};
 use super::plans::{CommitPlan, CommitPlanBatch, Reservation, ReservationBatch};
+use super::prompt::Prompt;
 use super::types::TokenTree;
 
 /// Sequences as lists of blocks from one fixed pool: the bookkeeping of a paged KV cache.
@@ -36,6 +37,9 @@ use super::types::TokenTree;
 ///     block_size: Slots of a block, at least 1.
 ///     prefix_cache: Whether full blocks of known tokens are found again by later sequences. What is
 ///         free and still known is given up last, the longest unused first.
+///     window: Entries that a token sees, its own included, at least 1; None for all. What the root of a
+///         committed tree saw nothing of is given back. A model with layers of several kinds has a
+///         table for each of them; see `add_sequence` of this module.
 ///
 /// Raises:
 ///     ParamsError: A size is out of range.
@@ -55,16 +59,18 @@ pub(super) struct BlockTable(Mutex<kv::BlockTable>);
 #[pymethods]
 impl BlockTable {
     #[new]
-    #[pyo3(signature = (num_blocks, block_size, prefix_cache=false))]
+    #[pyo3(signature = (num_blocks, block_size, prefix_cache=false, window=None))]
     fn new(
         num_blocks: &Bound<'_, PyAny>,
         block_size: &Bound<'_, PyAny>,
         prefix_cache: bool,
+        window: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         hold(|| {
             let (num_blocks, block_size) =
                 (count(num_blocks, "num_blocks")?, count(block_size, "block_size")?);
-            let table = kv::BlockTable::new(num_blocks, block_size, prefix_cache);
+            let window = window.map(|window| count(window, "window")).transpose()?;
+            let table = kv::BlockTable::new(num_blocks, block_size, prefix_cache, window);
             table.map(|table| Self(Mutex::new(table))).map_err(PyErr::from)
         })
     }
@@ -76,32 +82,78 @@ impl BlockTable {
     ///     length: Its entries, >= 0. The last token of a prompt has none: it is the first root.
     ///     tokens: int (length,), the tokens of the entries; read for the prefix cache only. Without
     ///         them the sequence takes no part in it.
+    ///     keys: What all its entries depend on beside tokens, by name: `{"adapter": "sql", "salt":
+    ///         "tenant 7"}`. Only sequences with the same keys share blocks. They hold for good: what
+    ///         continues under others is released, and added anew.
+    ///     items: Of other inputs than tokens, such as images, (start, stop, key) each, in order and
+    ///         without overlap: the entries from `start` to `stop - 1` stand for it, and `key` is a
+    ///         digest of what it is. Blocks from its start on are shared where the items before their
+    ///         ends are the same.
+    ///     max_cached: Entries that may be taken from others at most; None for all.
     ///
     /// Returns:
     ///     How many of the entries are computed already, a multiple of the block size. The caller
-    ///     writes the others before the sequence's next commit, which makes them known to others.
+    ///     writes the others before the sequence's next commit, which makes them known to others. With
+    ///     a window only those that the next token sees are there.
     ///
     /// Raises:
     ///     CacheError: The sequence is in the table already.
     ///     OutOfBlocksError: More blocks are needed than are free.
     ///     DraftError: There are more or fewer tokens than entries.
-    #[pyo3(signature = (seq, length, tokens=None))]
+    ///     ParamsError: An item is empty, out of order or outside of the sequence.
+    #[pyo3(signature = (seq, length, tokens=None, *, keys=None, items=None, max_cached=None))]
+    #[allow(clippy::too_many_arguments)] // Who it is, and what the prefix cache reads.
     fn add_sequence(
         &self,
         py: Python<'_>,
         seq: &Bound<'_, PyAny>,
         length: &Bound<'_, PyAny>,
         tokens: Option<&Bound<'_, PyAny>>,
+        keys: Option<&Bound<'_, PyAny>>,
+        items: Option<&Bound<'_, PyAny>>,
+        max_cached: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         hold(|| {
             let (seq, length) = (integer(seq, "seq")?, count(length, "length")?);
-            let tokens = tokens.map(|tokens| integers(tokens, "tokens")).transpose()?;
-            enter(py, || {
-                let ids =
-                    tokens.as_deref().map(|tokens| token_ids(tokens, "tokens")).transpose()?;
-                locked(&self.0).add_sequence(seq, length, ids.as_deref())
-            })
+            let prompt = Prompt::of(tokens, keys, items, max_cached)?;
+            enter(py, || prompt.with(|prompt| locked(&self.0).add_sequence(seq, length, prompt)))
         })
+    }
+
+    /// Return how many entries `add_sequence` would find computed already; nothing changes.
+    ///
+    /// Args:
+    ///     tokens: int (length,), the tokens of the entries.
+    ///     keys: As for `add_sequence`.
+    ///     items: As for `add_sequence`.
+    ///     max_cached: As for `add_sequence`.
+    ///
+    /// Raises:
+    ///     ParamsError: An item is empty, out of order or outside of the sequence.
+    #[pyo3(signature = (tokens, *, keys=None, items=None, max_cached=None))]
+    fn num_cached(
+        &self,
+        py: Python<'_>,
+        tokens: &Bound<'_, PyAny>,
+        keys: Option<&Bound<'_, PyAny>>,
+        items: Option<&Bound<'_, PyAny>>,
+        max_cached: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        hold(|| {
+            let prompt = Prompt::of(Some(tokens), keys, items, max_cached)?;
+            enter(py, || prompt.with(|prompt| locked(&self.0).num_cached(&prompt)))
+        })
+    }
+
+    /// Forget all cached prefixes, as after a change of the model's weights.
+    ///
+    /// Sequences in the table keep their blocks and go on; what they hold, and what they add, is shared
+    /// with no sequence that is added later. Nothing has to be released first.
+    ///
+    /// Returns:
+    ///     How many blocks were known.
+    fn reset_prefix_cache(&self, py: Python<'_>) -> PyResult<usize> {
+        hold(|| enter(py, || Ok(locked(&self.0).reset_prefix_cache())))
     }
 
     /// Add `child` with all entries of `parent`, sharing its blocks.
@@ -243,12 +295,14 @@ impl BlockTable {
 
     /// Drop an open reservation, and all entries from `length` on.
     ///
+    /// With a window: to any length from where the last commit began, or to 0.
+    ///
     /// Returns:
     ///     int32 ids of the blocks that are free now.
     ///
     /// Raises:
     ///     CacheError: The sequence is not in the table.
-    ///     ParamsError: The sequence is shorter.
+    ///     ParamsError: The sequence is shorter, or the window of that length is given back already.
     fn rollback<'py>(
         &self,
         py: Python<'py>,
@@ -288,7 +342,8 @@ impl BlockTable {
     ///     out: int32 (B, at least M), NumPy or a torch tensor on the host; written and returned.
     ///
     /// Returns:
-    ///     int32 (B, M), padded with -1; slots reserved are included.
+    ///     int32 (B, M), padded with -1; slots reserved are included. With a window -1 also stands for
+    ///     blocks in front that are given back.
     ///
     /// Raises:
     ///     CacheError: A sequence is not in the table.
@@ -415,6 +470,12 @@ impl BlockTable {
         enter(py, || Ok(locked(&self.0).num_blocks()))
     }
 
+    /// Entries that a token sees, its own included; None for all.
+    #[getter]
+    fn window(&self, py: Python<'_>) -> PyResult<Option<usize>> {
+        enter(py, || Ok(locked(&self.0).window()))
+    }
+
     /// The slots of a block.
     #[getter]
     fn block_size(&self, py: Python<'_>) -> PyResult<usize> {
@@ -435,12 +496,17 @@ impl BlockTable {
     #[allow(clippy::type_complexity)] // The constructor's arguments, and the state.
     fn __reduce__<'py>(
         slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyType>, (usize, usize, bool), Bound<'py, PyArray1<i64>>)> {
+    ) -> PyResult<(
+        Bound<'py, PyType>,
+        (usize, usize, bool, Option<usize>),
+        Bound<'py, PyArray1<i64>>,
+    )> {
         hold(|| {
             let table = slf.get();
             let (sizes, state) = enter(slf.py(), || {
                 let table = locked(&table.0);
-                let sizes = (table.num_blocks(), table.block_size(), table.has_prefix_cache());
+                let (num_blocks, size) = (table.num_blocks(), table.block_size());
+                let sizes = (num_blocks, size, table.has_prefix_cache(), table.window());
                 Ok((sizes, table.state()))
             })?;
             Ok((slf.get_type(), sizes, PyArray1::from_vec(slf.py(), state)))

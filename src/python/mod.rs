@@ -15,6 +15,7 @@ mod lossy;
 mod ngram;
 mod numbers;
 mod plans;
+mod prompt;
 #[cfg(feature = "proof")]
 mod proof;
 mod shape;

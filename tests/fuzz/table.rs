@@ -1,7 +1,9 @@
 //! The block table: any sequence of calls with any numbers.
 
+use std::collections::BTreeMap;
+
 use mtp_verify::error::Result;
-use mtp_verify::kv::{BlockTable, Commit, commit_plan};
+use mtp_verify::kv::{BlockTable, Commit, Item, Keys, Prompt, commit_plan};
 
 use crate::bits::Bits;
 use crate::request::tree;
@@ -12,7 +14,8 @@ pub(crate) fn check(bits: &mut Bits) -> &'static str {
         if bits.one_in(16) { bits.size(most) } else { bits.between(1, most) }
     };
     let (blocks, size) = (any(bits, 12), any(bits, 4));
-    let table = BlockTable::new(blocks, size, bits.one_in(2));
+    let window = bits.one_in(2).then(|| any(bits, 9));
+    let table = BlockTable::new(blocks, size, bits.one_in(2), window);
     let Ok(mut table) = table else {
         return outcome(&table);
     };
@@ -33,15 +36,28 @@ fn sequence(bits: &mut Bits) -> i64 {
     if bits.one_in(12) { bits.extreme() as i64 } else { bits.below(4) as i64 }
 }
 
+fn keys(bits: &mut Bits) -> Result<Keys> {
+    let key = |bits: &mut Bits| "ab"[bits.below(3)..].to_owned();
+    let whole: BTreeMap<String, String> =
+        (0..bits.below(3)).map(|_| (key(bits), key(bits))).collect();
+    let item = |bits: &mut Bits| Item { start: bits.size(4), stop: bits.size(9), key: key(bits) };
+    let count = if bits.one_in(3) { bits.below(3) } else { 0 };
+    Keys::new(whole, (0..count).map(|_| item(bits)).collect())
+}
+
 fn step(bits: &mut Bits, table: &mut BlockTable) -> Result<()> {
     let seq = sequence(bits);
-    match bits.below(10) {
+    match bits.below(11) {
         0 | 1 => {
             let length = bits.size(9);
             let count = if bits.one_in(5) { bits.below(9) } else { length.min(64) };
             let tokens: Vec<u32> = (0..count).map(|_| bits.below(2) as u32).collect();
-            let cached = table.add_sequence(seq, length, bits.one_in(2).then_some(&tokens))?;
-            assert!(cached <= length);
+            let keys = keys(bits)?;
+            let max_cached = bits.one_in(4).then(|| bits.size(9));
+            let prompt = Prompt { tokens: bits.one_in(2).then_some(&tokens[..]), keys, max_cached };
+            let promised = table.num_cached(&prompt);
+            let cached = table.add_sequence(seq, length, prompt)?;
+            assert!(cached <= length && promised == Ok(cached));
         }
         2 => table.fork(seq, sequence(bits))?,
         3 | 4 => {
@@ -78,6 +94,7 @@ fn step(bits: &mut Bits, table: &mut BlockTable) -> Result<()> {
         }
         7 => drop(table.rollback(seq, bits.size(9))?),
         8 => drop(table.release(seq)?),
+        9 => drop(table.reset_prefix_cache()),
         _ => {
             let seqs: Vec<i64> = (0..bits.between(0, 4)).map(|_| sequence(bits)).collect();
             table.lengths(&seqs)?;

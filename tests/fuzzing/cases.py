@@ -130,7 +130,7 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "lossy.topk": (mv.lossy.topk, (2,), {}),
     "lossy.threshold": (mv.lossy.threshold, (0.3,), {}),
     "lossy.ensemble": (mv.lossy.ensemble, (0.5,), {}),
-    "BlockTable": (mv.kv.BlockTable, (8, 2, True), {}),
+    "BlockTable": (mv.kv.BlockTable, (8, 2, True), {"window": 3}),
     "TreeShape.by_depth": (TreeShape.by_depth, (2, 1), {}),
     "TreeShape.stem": (TreeShape.stem, (2, 2), {}),
     "TreeShape.paths": (TreeShape.paths, (2, 2), {}),
@@ -297,7 +297,8 @@ def sound(rng: random.Random) -> str:
 
 def table(rng: random.Random) -> str:
     """A block table under any calls: a refused one changes nothing."""
-    blocks = mv.kv.BlockTable(rng.randint(1, 12), rng.randint(1, 4), rng.random() < 0.5)
+    window = rng.choice((None, 1, 3))
+    blocks = mv.kv.BlockTable(rng.randint(1, 12), rng.randint(1, 4), rng.random() < 0.5, window)
     last = "ok"
 
     def state() -> Any:
@@ -310,9 +311,16 @@ def table(rng: random.Random) -> str:
         seq, n = VALUES.near(rng, rng.randrange(4)), VALUES.near(rng, rng.randrange(6))
         seqs, counts = VALUES.near(rng, [0, 1]), VALUES.near(rng, [1, 2])
         tokens = VALUES.near(rng, [0] * n if isinstance(n, int) and 0 <= n < 9 else None)
+        prompt = {
+            "keys": VALUES.near(rng, {"salt": "a"}),
+            "items": VALUES.near(rng, [(0, 1, "b")]),
+            "max_cached": VALUES.near(rng, 2),
+        }
         tree, path = VALUES.near(rng, TREE), VALUES.near(rng, [2])
         call = rng.choice([
-            lambda s=seq, n=n, t=tokens: blocks.add_sequence(s, n, t),
+            lambda s=seq, n=n, t=tokens, k=prompt: blocks.add_sequence(s, n, t, **k),
+            lambda t=tokens, k=prompt: blocks.num_cached(t, **k),
+            lambda: blocks.reset_prefix_cache(),
             lambda s=seq, n=n: blocks.fork(s, n),
             lambda s=seq, n=n: blocks.reserve(s, n),
             lambda s=seqs, n=counts: blocks.reserve_batch(s, n),

@@ -13,24 +13,47 @@ SEQS = st.integers(0, 4)
 TOKENS = st.lists(st.integers(0, 1), max_size=9)
 
 
-class Model:
-    """One sequence: the text that each entry stands for, and its open slots."""
+KEYS = st.dictionaries(st.sampled_from(["salt", "adapter"]), st.sampled_from("ab"), max_size=1)
+# Gaps, lengths and digests of items.
+ITEMS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.sampled_from("ab")), max_size=2)
 
-    def __init__(self, tokens: tuple[int, ...], written: int) -> None:
-        self.tokens = tokens
+# What an entry stands for: its token, the item behind it, and the weights that computed it.
+Entry = tuple[int, object, int]
+
+
+class Model:
+    """One sequence: what its entries stand for, and its open slots.
+
+    `keys` stand before all of them; a rollback to `base`, or to anywhere behind it, is promised.
+    """
+
+    def __init__(self, keys: object, text: tuple[Entry, ...], written: int, base: int) -> None:
+        self.keys = keys
+        self.text = text
         self.written = written
+        self.base = base
         self.slots: list[int] = []
+
+    def content(self, entry: int) -> tuple[object, ...]:
+        return self.keys, self.text[: entry + 1]
 
 
 class Machine(RuleBasedStateMachine):
-    """An entry's content is the text up to it; the pool holds what was written where."""
+    """An entry's content is all that it depends on; the pool holds what was written where."""
 
     @initialize(
-        num_blocks=st.integers(1, 12), block_size=st.integers(1, 4), prefix_cache=st.booleans()
+        num_blocks=st.integers(1, 12),
+        block_size=st.integers(1, 4),
+        prefix_cache=st.booleans(),
+        window=st.none() | st.integers(1, 9),
     )
-    def start(self, num_blocks: int, block_size: int, prefix_cache: bool) -> None:
-        self.table = mv.kv.BlockTable(num_blocks, block_size, prefix_cache)
+    def start(
+        self, num_blocks: int, block_size: int, prefix_cache: bool, window: int | None
+    ) -> None:
+        self.table = mv.kv.BlockTable(num_blocks, block_size, prefix_cache, window)
+        assert self.table.window == window
         self.num_blocks = num_blocks
+        self.weights = 0
         self.pool: list[object] = [None] * (num_blocks * block_size)
         self.models: dict[int, Model] = {}
 
@@ -60,15 +83,52 @@ class Machine(RuleBasedStateMachine):
             assert self.seen() == before
         return result
 
-    @rule(seq=SEQS, tokens=TOKENS)
-    def add(self, seq: int, tokens: list[int]) -> None:
-        def call():
-            return self.table.add_sequence(seq, len(tokens), tokens)
+    def first_seen(self, length: int) -> int:
+        """The first entry that the token behind `length` entries sees."""
+        return 0 if self.table.window is None else max(0, length + 1 - self.table.window)
 
+    @rule(seq=SEQS, tokens=TOKENS, keys=KEYS, gaps=ITEMS, most=st.none() | st.integers(0, 9))
+    def add(
+        self,
+        seq: int,
+        tokens: list[int],
+        keys: dict[str, str],
+        gaps: list[tuple[int, int, str]],
+        most: int | None,
+    ) -> None:
+        items, end = [], 0
+        for gap, length, key in gaps:
+            items.append((end + gap, end + gap + length, key))
+            end += gap + length
+        given = {"keys": keys, "items": items, "max_cached": most}
+
+        def call():
+            return self.table.add_sequence(seq, len(tokens), tokens, **given)
+
+        if end > len(tokens):
+            self.refused(call, mv.errors.CacheError, mv.errors.ParamsError)
+            self.refused(lambda: self.table.num_cached(tokens, **given), mv.errors.ParamsError)
+            return
+        promised = self.table.num_cached(tokens, **given)
         if seq in self.models:
             self.refused(call)
         elif (cached := self.attempt(call)) is not None:
-            self.models[seq] = Model(tuple(tokens), cached)
+            assert cached == promised <= (len(tokens) if most is None else most)
+            behind = {
+                entry: (key, entry - start)
+                for start, stop, key in items
+                for entry in range(start, stop)
+            }
+            text = ((token, behind.get(n), self.weights) for n, token in enumerate(tokens))
+            self.models[seq] = Model(sorted(keys.items()), tuple(text), cached, cached)
+
+    @rule()
+    def new_weights(self) -> None:
+        before = self.seen()
+        self.table.reset_prefix_cache()
+        assert self.seen() == before
+        assert self.table.reset_prefix_cache() == 0
+        self.weights += 1
 
     @rule(parent=SEQS, child=SEQS)
     def fork(self, parent: int, child: int) -> None:
@@ -77,7 +137,7 @@ class Machine(RuleBasedStateMachine):
             self.refused(lambda: self.table.fork(parent, child))
             return
         self.table.fork(parent, child)
-        self.models[child] = Model(model.tokens, model.written)
+        self.models[child] = Model(model.keys, model.text, model.written, model.base)
 
     @rule()
     def move_to_another_process(self) -> None:
@@ -111,18 +171,19 @@ class Machine(RuleBasedStateMachine):
             for slot in own:
                 self.pool[slot] = ("a node of", seq)
 
-    def forward(self, seq: int, draft: mv.Draft) -> list[tuple[int, ...]]:
+    def forward(self, seq: int, draft: mv.Draft) -> list[tuple[Entry, ...]]:
         """Writes what the last forward computes: the prompt's rest and the nodes."""
         model = self.models[seq]
         size = self.table.block_size
         blocks = self.table.block_table([seq])[0]
-        for entry in range(model.written, len(model.tokens)):
-            self.pool[blocks[entry // size] * size + entry % size] = model.tokens[: entry + 1]
+        for entry in range(model.written, len(model.text)):
+            self.pool[blocks[entry // size] * size + entry % size] = model.content(entry)
         texts = []
         for node, slot in enumerate(model.slots):
             path = [0, *draft.tree.path(node)] if node else [0]
-            texts.append(model.tokens + tuple(draft.tokens[path].tolist()))
-            self.pool[slot] = texts[-1]
+            new = tuple((token, None, self.weights) for token in draft.tokens[path].tolist())
+            texts.append(model.text + new)
+            self.pool[slot] = model.keys, texts[-1]
         return texts
 
     @rule(seq=SEQS, data=st.data())
@@ -178,11 +239,14 @@ class Machine(RuleBasedStateMachine):
         for seq, text, verdict, plan in zip(seqs, texts, verdicts, plans, strict=True):
             self.committed(seq, text[verdict.path[-1] if verdict.num_accepted else 0], plan)
 
-    def committed(self, seq: int, text: tuple[int, ...], plan: mv.kv.CommitPlan) -> None:
+    def committed(self, seq: int, text: tuple[Entry, ...], plan: mv.kv.CommitPlan) -> None:
         for source, to in plan.moves:
             self.pool[to] = self.pool[source]
         assert plan.length == len(text)
-        self.models[seq] = Model(text, len(text))
+        before = self.models[seq]
+        self.models[seq] = Model(before.keys, text, len(text), len(before.text))
+        gone = (self.table.block_table([seq])[0] < 0).sum()
+        assert gone == self.first_seen(len(before.text)) // self.table.block_size
 
     @rule(seq=SEQS, share=st.floats(0, 1))
     def rollback(self, seq: int, share: float) -> None:
@@ -190,13 +254,20 @@ class Machine(RuleBasedStateMachine):
             self.refused(lambda: self.table.rollback(seq, 0))
             return
         model = self.models[seq]
-        most = len(model.tokens)
+        most = len(model.text)
         self.refused(lambda: self.table.rollback(seq, most + 1), mv.errors.ParamsError)
         length = round(share * most)
         free = self.table.num_free
+        gone = (self.table.block_table([seq])[0] < 0).argmin() if most else 0
+        if length and gone > self.first_seen(length) // self.table.block_size:
+            assert length < model.base
+            self.refused(lambda: self.table.rollback(seq, length), mv.errors.ParamsError)
+            return
         freed = self.table.rollback(seq, length)
         assert self.table.num_free == free + len(freed)
-        self.models[seq] = Model(model.tokens[:length], min(model.written, length))
+        self.models[seq] = Model(
+            model.keys, model.text[:length], min(model.written, length), min(model.base, length)
+        )
 
     @rule(seq=SEQS)
     def release(self, seq: int) -> None:
@@ -217,10 +288,11 @@ class Machine(RuleBasedStateMachine):
         held = set()
         for seq, model in self.models.items():
             blocks = self.table.block_table([seq])[0].tolist()
-            held.update(blocks)
-            for entry in range(model.written):
+            held.update(block for block in blocks if block >= 0)
+            for entry in range(self.first_seen(model.base), model.written):
+                assert blocks[entry // size] >= 0
                 slot = blocks[entry // size] * size + entry % size
-                assert self.pool[slot] == model.tokens[: entry + 1]
+                assert self.pool[slot] == model.content(entry)
             if model.slots:
                 assert self.table.slot_mapping([seq])[0].tolist() == model.slots
         assert self.table.num_free == self.num_blocks - len(held)

@@ -68,8 +68,11 @@ def verify_many() -> None:
     assert_type(verdicts, mv.VerdictBatch)
     assert_type(verdicts[0], mv.Verdict)
     assert_type(verdicts.rules, list[RuleName | LossyName])
-    table = mv.kv.BlockTable(8, 4)
-    table.add_sequence(0, 1)
+    table, near = mv.kv.BlockTable(8, 4), mv.kv.BlockTable(8, 4, prefix_cache=True, window=2)
+    given: list[tuple[int, int, str]] = [(0, 1, "digest")]
+    assert_type(mv.kv.add_sequence([table, near], 0, 1, [3], keys={"salt": "a"}, items=given), int)
+    assert_type((near.window, near.num_cached([3])), tuple[int | None, int])
+    assert_type(near.reset_prefix_cache(), int)
     reserved = table.reserve_batch([0], [3])
     assert_type(reserved, mv.kv.ReservationBatch)
     assert_type(reserved[0], mv.kv.Reservation)

@@ -222,7 +222,7 @@ CASES = {
         "2 slots; commit it, or drop it with rollback",
     ),
     "bad_state": (
-        lambda: table(3).__setstate__([2]),
+        lambda: table(3).__setstate__([1]),
         mv.errors.CacheError,
         None,
         "state: found another format",

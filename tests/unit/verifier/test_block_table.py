@@ -1,6 +1,7 @@
 """The block table over its Python API: what each call gives back, buffers, batches, threads."""
 
 import doctest
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -150,9 +151,9 @@ def test_rollback_drops_a_reservation_and_entries() -> None:
     assert table.num_free == 4
 
 
-def prompt(table: mv.kv.BlockTable, seq: int, tokens: list[int]) -> int:
+def prompt(table: mv.kv.BlockTable, seq: int, tokens: list[int], **given: object) -> int:
     """Adds a sequence and lets its first step be committed, which publishes it."""
-    cached = table.add_sequence(seq, len(tokens), tokens)
+    cached = table.add_sequence(seq, len(tokens), tokens, **given)
     table.reserve(seq, 1)
     table.commit(seq, mv.TokenTree([-1]), [], [9])
     return cached
@@ -208,6 +209,230 @@ def test_sequences_without_tokens_take_no_part_in_the_cache() -> None:
     table.reserve(0, 1)
     table.commit(0, mv.TokenTree([-1]), [], [3])
     assert table.add_sequence(1, 1, [3]) == 0
+
+
+TEXT = [1, 2, 3, 4, 5, 6]
+
+
+def test_only_sequences_with_the_same_keys_share() -> None:
+    table = mv.kv.BlockTable(num_blocks=32, block_size=2, prefix_cache=True)
+    keys = ({}, {"salt": "x"}, {"adapter": "x"}, {"salt": "y"}, {"salt": "x", "adapter": "x"})
+    for seq, own in enumerate(keys):
+        assert prompt(table, seq, TEXT, keys=own) == 0
+    for own in keys:
+        assert table.num_cached(TEXT, keys=own) == 6
+    assert table.num_cached(TEXT, keys={"adapter": "x", "salt": "x"}) == 6, "in any order"
+    assert table.num_cached(TEXT, keys={"salt": "z"}) == 0
+    table.check_integrity()
+
+
+def test_an_item_counts_from_where_it_starts() -> None:
+    table = mv.kv.BlockTable(num_blocks=32, block_size=2, prefix_cache=True)
+    prompt(table, 0, TEXT, items=[(2, 5, "cat")])
+    assert table.num_cached(TEXT, items=[(2, 5, "cat")]) == 6
+    assert table.num_cached(TEXT) == 2, "the first block comes before it"
+    assert table.num_cached(TEXT, items=[(2, 5, "dog")]) == 2
+    assert table.num_cached(TEXT, items=[(3, 5, "cat")]) == 2
+    assert table.num_cached(TEXT, items=[(2, 6, "cat")]) == 4, "no block has ended the item yet"
+    assert table.num_cached(TEXT, items=[(2, 4, "cat"), (4, 5, "cat")]) == 4
+    assert table.num_cached(TEXT, keys={"salt": "s"}, items=[(2, 5, "cat")]) == 0
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_shared_is_what_agrees_and_all_of_it(block_size: int, window: int | None) -> None:
+    """Where no block is ever lost, against entries that are compared one by one."""
+    rng, seen, hits = random.Random(block_size), [], set()
+    table = mv.kv.BlockTable(4096, block_size, prefix_cache=True, window=window)
+    for seq in range(250):
+        tokens = [rng.randint(0, 1) if rng.random() < 0.1 else 0 for _ in range(12)]
+        keys = {"salt": rng.choice("ab")} if rng.random() < 0.3 else {}
+        items, end = [], 0
+        while rng.random() < 0.6 and (start := end + rng.randint(0, 5)) < 12:
+            end = min(12, start + rng.randint(1, 4))
+            items.append((start, end, rng.choice("ab")))
+        behind = {n: (key, n - a) for a, b, key in items for n in range(a, b)}
+        text = [(keys, token, behind.get(n)) for n, token in enumerate(tokens)]
+        common = (
+            next((n for n in range(12) if text[n] != other[n]), 12) // block_size * block_size
+            for other in seen
+        )
+        wanted = max(common, default=0)
+        assert prompt(table, seq, tokens, keys=keys, items=items) == wanted
+        seen.append(text)
+        hits.add(wanted)
+    assert len(hits) > 3
+    table.check_integrity()
+
+
+def test_keys_go_with_forks_and_items_with_their_entries() -> None:
+    table = mv.kv.BlockTable(num_blocks=32, block_size=2, prefix_cache=True)
+    given = {"keys": {"salt": "s"}, "items": [(1, 5, "cat")]}
+    prompt(table, 0, [1, 2, 3, 4, 5], **given)
+    table.fork(0, 1)
+    # Three of the item's entries are left: a text that goes on is not what it was.
+    table.rollback(1, 4)
+    table.reserve(1, 2)
+    table.commit(1, mv.TokenTree([-1, 0]), [1], [5, 9])
+    assert table.num_cached([1, 2, 3, 4, 5, 9], **given) == 6, "that of sequence 0"
+    assert table.num_cached([1, 2, 3, 4, 5, 9], keys={"salt": "s"}, items=[(1, 4, "cat")]) == 6
+    # Without entries only the keys of the whole are left.
+    table.rollback(1, 0)
+    table.reserve(1, 2)
+    table.commit(1, mv.TokenTree([-1, 0]), [1], [7, 8])
+    assert table.num_cached([7, 8], keys={"salt": "s"}) == 2
+    assert table.num_cached([7, 8]) == 0
+    table.check_integrity()
+
+
+def test_no_more_is_taken_from_others_than_allowed() -> None:
+    table = mv.kv.BlockTable(num_blocks=32, block_size=2, prefix_cache=True)
+    prompt(table, 0, TEXT)
+    for most, wanted in ((0, 0), (1, 0), (5, 4), (2**62, 6)):
+        assert table.num_cached(TEXT, max_cached=most) == wanted
+        assert table.add_sequence(1, 6, TEXT, max_cached=most) == wanted
+        table.release(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"keys": ["a"]}, "keys: found list, wanted a dict of texts"),
+        ({"keys": {"a": 1}}, "keys: found int, wanted a str"),
+        ({"keys": {"a": "\ud800"}}, "keys: found str, wanted a str of valid Unicode"),
+        ({"items": [(0, 1)]}, r"items\[0\]: found a tuple, wanted \(start, stop, key\)"),
+        ({"items": [(0, 1, "a"), 7]}, r"items\[1\]: found a int"),
+        ({"items": [(0, -1, "a")]}, "items: found -1"),
+        ({"items": [(1, 1, "a")]}, r"items: found \(1, 1\) at index 0, wanted start < stop"),
+        ({"items": [(0, 2, "a"), (1, 3, "b")]}, r"items: found \(1, 3\) at index 1"),
+        ({"items": [(0, 4, "a")]}, r"items: found \(0, 4\) of 3 entries"),
+        ({"items": [(0, 1, "a" * 2**25)]}, "bytes of keys and items: 33554432 overflows"),
+        ({"max_cached": -1}, "max_cached: found -1"),
+    ],
+)
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_keys_that_cannot_be_are_refused(given: dict, message: str, prefix_cache: bool) -> None:
+    table = mv.kv.BlockTable(num_blocks=4, block_size=2, prefix_cache=prefix_cache)
+    for call in (
+        lambda: table.add_sequence(1, 3, [1, 2, 3], **given),
+        lambda: table.num_cached([1, 2, 3], **given),
+    ):
+        with pytest.raises((mv.errors.ParamsError, TypeError), match=message):
+            call()
+    assert table.num_free == 4
+
+
+def test_a_reset_forgets_all_prefixes_and_takes_nothing_from_anyone() -> None:
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2, prefix_cache=True)
+    prompt(table, 0, [1, 2, 3])
+    prompt(table, 1, [1, 2, 5])
+    prompt(table, 2, [6, 7])
+    table.release(2)
+    before = table.block_table([0, 1]).tolist()
+    assert before[0][0] == before[1][0]
+    assert table.num_free == 5
+    table.reserve(0, 1)
+    assert table.reset_prefix_cache() == 4, "two beginnings, two ends and one that nobody holds"
+    assert table.block_table([0, 1])[:, :2].tolist() == before
+    assert table.num_free == 4
+    assert table.reset_prefix_cache() == 0
+    # What began before the reset is shared by those that hold it, and by nobody else.
+    table.commit(0, mv.TokenTree([-1]), [], [4])
+    table.fork(0, 3)
+    for seq in (0, 3):
+        table.reserve(seq, 1)
+        table.commit(seq, mv.TokenTree([-1]), [], [8])
+    assert table.num_cached([1, 2, 3, 9, 4, 8]) == 0
+    assert prompt(table, 4, [1, 2, 3]) == 0
+    assert table.num_cached([1, 2, 3]) == 2
+    table.check_integrity()
+
+
+def test_a_reset_of_a_table_without_a_prefix_cache_is_legal() -> None:
+    assert mv.kv.BlockTable(num_blocks=8, block_size=2).reset_prefix_cache() == 0
+
+
+def grow(table: mv.kv.BlockTable, seq: int, tokens: list[int]) -> mv.kv.CommitPlan:
+    """Commits a chain."""
+    table.reserve(seq, len(tokens))
+    chain = mv.TokenTree(range(-1, len(tokens) - 1))
+    return table.commit(seq, chain, range(1, len(tokens)), tokens)
+
+
+def test_a_window_gives_back_what_the_root_saw_nothing_of() -> None:
+    table = mv.kv.BlockTable(num_blocks=8, block_size=2, window=3)
+    assert (table.window, mv.kv.BlockTable(1, 1).window) == (3, None)
+    table.add_sequence(0, 6)
+    assert table.num_free == 5, "the prompt's forward needs all of it"
+    table.reserve(0, 5)
+    assert table.num_free == 2, "nothing goes while a tree is open"
+    # The root, entry 6, saw entries 4 and 5 beside itself.
+    plan = table.commit(0, TREE, [2, 4])
+    assert plan.freed.tolist() == [5, 0, 1]
+    assert table.block_table([0]).tolist() == [[-1, -1, 2, 3, 4]]
+    assert plan.moves.tolist() == [[8, 7], [10, 8]]
+    # The step can be taken back, and no more.
+    with pytest.raises(mv.errors.ParamsError, match="found 5 of 9 entries, wanted 0, or a length"):
+        table.rollback(0, 5)
+    assert table.rollback(0, 6).tolist() == [3, 4]
+    assert table.rollback(0, 0).tolist() == [2]
+    assert table.num_free == 8
+    table.check_integrity()
+
+
+def test_a_window_smaller_than_a_block_keeps_the_block_that_is_written() -> None:
+    table = mv.kv.BlockTable(num_blocks=3, block_size=4, window=1)
+    table.add_sequence(0, 3)
+    # Entry 4 is the first that sees nothing of block 0, itself in block 1.
+    assert [grow(table, 0, [1]).freed.tolist() for _ in range(6)] == [[], [0], [], [], [], [1]]
+    assert table.block_table([0]).tolist() == [[-1, -1, 0]]
+    # A pool of three blocks goes on for ever.
+    for _ in range(100):
+        grow(table, 0, [1])
+    assert table.num_free >= 1
+
+
+def test_a_full_pool_names_who_holds_blocks_that_are_still_seen() -> None:
+    table = mv.kv.BlockTable(num_blocks=6, block_size=1, window=2)
+    table.add_sequence(0, 4)
+    grow(table, 0, [1])
+    table.add_sequence(1, 3)
+    # Sequence 0 holds two of its five blocks.
+    with pytest.raises(mv.errors.OutOfBlocksError) as caught:
+        table.reserve(1, 2)
+    assert (caught.value.missing, caught.value.holders) == (1, [1, 0])
+    assert table.num_free == 1
+
+
+def test_a_prefix_in_a_window_needs_its_last_blocks_only() -> None:
+    table = mv.kv.BlockTable(num_blocks=5, block_size=2, prefix_cache=True, window=4)
+    text = [1, 2, 3, 4, 5, 6, 7, 8]
+    prompt(table, 0, text)
+    assert table.num_cached(text) == 8
+    table.release(0)
+    # Three of five blocks: the fifth was blank, and the two first were left first.
+    table.add_sequence(1, 6)
+    table.release(1)
+    assert table.num_cached(text) == 8
+    assert table.num_cached([*text[:6], 9, 9]) == 0, "nobody has the window of its sixth entry"
+    assert table.add_sequence(2, 9, [*text, 9]) == 8
+    assert (table.block_table([2])[0] < 0).tolist() == [True, True, False, False, False]
+    table.check_integrity()
+    # Other tokens before the window are other entries in it.
+    assert table.num_cached([0, *text[1:]]) == 0
+
+
+def test_what_leads_to_no_block_any_more_is_forgotten() -> None:
+    table = mv.kv.BlockTable(num_blocks=4, block_size=1, prefix_cache=True, window=2)
+    sizes = set()
+    for seq in range(50):
+        table.add_sequence(seq, 1, [seq])
+        for token in range(6):
+            grow(table, seq, [token])
+        table.release(seq)
+        table.check_integrity()
+        sizes.add(len(table.__reduce__()[2]))
+    assert len(sizes) <= 3
 
 
 def buffers(kind: str, shape: tuple[int, ...], dtype: str) -> object:
@@ -299,6 +524,8 @@ def test_an_empty_batch_is_legal() -> None:
         (lambda table: mv.kv.BlockTable(2**31, 1), mv.errors.ParamsError),
         (lambda table: mv.kv.BlockTable(2**31 - 1, 2**33), mv.errors.ParamsError),
         (lambda table: mv.kv.BlockTable(4, 0), mv.errors.ParamsError),
+        (lambda table: mv.kv.BlockTable(4, 1, False, 0), mv.errors.ParamsError),
+        (lambda table: mv.kv.BlockTable(4, 1, window=-1), mv.errors.ParamsError),
     ],
 )
 def test_numbers_out_of_range_are_refused(call: object, kind: type[Exception]) -> None:
