@@ -1,0 +1,211 @@
+"""Chains that the device alone knows: every request as `mtp_verify.verify` decides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mtp_verify as mv
+from mtp_verify.testing.device.backends import BACKENDS, ready, ready_copy
+from mtp_verify.verifier.kernels.device.chains import Chains, ChainVerifier, Drawn, core_of
+
+CPU = torch.device("cpu")
+VOCAB = 45  # No multiple of a word's 32 bits.
+# Ragged, one request without drafts, one whose chain a placeholder ends, one with no token at all.
+DRAFTS = ([3, 1, 4], [], [7, -1, 2], [9], [VOCAB, 0, 0], [44, 44, 44])
+TEMPERATURES = (1.0, 0.7, 1.0, 0.0, 1.0, 0.3)
+SEEDS = (1, (1 << 63) + 5, 3, 4, 1 << 33, 6)
+POSITIONS = (0, 17, 100_000, 3, 5, 1 << 20)
+WIDTH = 3
+
+
+@pytest.fixture(
+    scope="module", params=[own for own in BACKENDS if own.is_there], ids=lambda b: b.name
+)
+def backend(request):
+    """The name of a backend that runs here, Triton's in its interpreter."""
+    with ready(request.param), ready_copy(request.param, request.param.package):
+        yield request.param.name
+
+
+def kept(tokens, vocab=VOCAB):
+    """Return a chain up to the first that is no token."""
+    count = next((i for i, t in enumerate(tokens) if not 0 <= t < vocab), len(tokens))
+    return tokens[:count]
+
+
+def step(rng, dtype=torch.float32, drafts=DRAFTS):
+    """Return logits and chains, their rows ragged one after the other."""
+    sizes = [len(tokens) + 1 for tokens in drafts]
+    logits = torch.tensor(rng.normal(size=(sum(sizes), VOCAB)) * 3, dtype=dtype)
+    tokens = [token for own in drafts for token in (-7, *own)]
+    seeds = torch.tensor(np.array(SEEDS[: len(drafts)], np.uint64).view(np.int64))
+    return logits, Chains(
+        offsets=torch.tensor(np.cumsum([0, *sizes]), dtype=torch.int32),
+        tokens=torch.tensor(tokens, dtype=torch.int32),
+        seeds=seeds,
+        positions=torch.tensor(POSITIONS[: len(drafts)]),
+        temperature=torch.tensor(TEMPERATURES[: len(drafts)]),
+    )
+
+
+def params(request, top_k=0, top_p=1.0):
+    temperature = float(torch.tensor(TEMPERATURES)[request])
+    return mv.SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, preset="vllm")
+
+
+def emitted(outcomes):
+    return [
+        row[: count + 1]
+        for row, count in zip(outcomes.tokens.tolist(), outcomes.num_accepted.tolist(), strict=True)
+    ]
+
+
+def block(logits, chains, request, count):
+    start = int(chains.offsets[request])
+    return logits[start : start + count + 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", ["token", "coupled"])
+def test_drafts_without_rows_are_verified_as_the_core_does(backend, rule, dtype, rng):
+    logits, chains = step(rng, dtype)
+    found = emitted(ChainVerifier(VOCAB, WIDTH, CPU, backend=backend).verify(logits, chains, rule))
+    for request, drafted in enumerate(DRAFTS):
+        tokens = kept(drafted)
+        wanted = mv.verify(
+            mv.Draft.chain(tokens),
+            block(logits, chains, request, len(tokens)),
+            params(request),
+            rule=rule,
+            seed=SEEDS[request],
+            position=POSITIONS[request],
+        )
+        assert found[request] == wanted.tokens.tolist(), request
+
+
+@pytest.mark.parametrize("columns", [VOCAB, 33])
+@pytest.mark.parametrize("is_logits", [False, True])
+@pytest.mark.parametrize("rule", ["token", "block", "target_only", "coupled"])
+def test_drawn_drafts_are_verified_as_the_core_does(backend, rule, is_logits, columns, rng):
+    drafts = [[t if t < columns else t - columns for t in own] for own in DRAFTS]
+    drafts[4] = [VOCAB, 0, 0]
+    logits, chains = step(rng, drafts=drafts)
+    first = torch.tensor([0, 0, 6, 9, 12, 15])
+    rows = torch.tensor(rng.normal(size=(18, columns)), dtype=torch.float32)
+    temperature = torch.tensor(TEMPERATURES).repeat_interleave(3)
+    if not is_logits:
+        rows = (rows / torch.where(temperature == 0, 1.0, temperature)[:, None]).softmax(1)
+    drawn = Drawn(rows, first, temperature if is_logits else None)
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+    found = emitted(verifier.verify(logits, chains, rule, drawn))
+    for request, own in enumerate(drafts):
+        tokens, shaping, start = kept(own), params(request), int(first[request])
+        q = torch.zeros(len(tokens), VOCAB)
+        q[:, :columns] = rows[start : start + len(tokens)]
+        if is_logits and shaping.temperature > 0:
+            q[:, :columns] = (q[:, :columns] / shaping.temperature).softmax(1)
+        is_read = shaping.temperature > 0 and rule in ("token", "block")
+        wanted = mv.verify(
+            mv.Draft.chain(tokens, q) if tokens and is_read else mv.Draft.chain(tokens),
+            block(logits, chains, request, len(tokens)),
+            shaping,
+            rule=rule,
+            seed=SEEDS[request],
+            position=POSITIONS[request],
+        )
+        assert found[request] == wanted.tokens.tolist(), request
+
+
+def test_rows_are_truncated_as_the_core_does(backend, rng):
+    logits, chains = step(rng)
+    top_k, top_p = (0, 3, 0, 2, 5, 1), (0.5, 1.0, 0.9, 0.5, 1.0, 0.7)
+    chains = chains._replace(
+        top_k=torch.tensor(top_k, dtype=torch.int32), top_p=torch.tensor(top_p)
+    )
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+    found = emitted(verifier.verify(logits, chains, "token"))
+    for request, own in enumerate(DRAFTS):
+        wanted = mv.verify(
+            mv.Draft.chain(kept(own)),
+            block(logits, chains, request, len(kept(own))),
+            params(request, top_k[request], float(torch.tensor(top_p)[request])),
+            seed=SEEDS[request],
+            position=POSITIONS[request],
+        )
+        assert found[request] == wanted.tokens.tolist(), request
+
+
+def test_steps_of_any_size_follow_each_other(backend, rng):
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+    for drafts in (DRAFTS[:1], DRAFTS, DRAFTS[:2], DRAFTS[1:2], []):
+        logits, chains = step(rng, drafts=drafts)
+        found = emitted(verifier.verify(logits, chains, "token"))
+        alone = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+        assert found == emitted(alone.verify(logits, chains, "token"))
+        assert len(found) == len(drafts)
+
+
+def test_chains_of_no_drafts_are_plain_decoding(backend, rng):
+    logits, chains = step(rng, drafts=[[]] * 5)
+    found = emitted(ChainVerifier(VOCAB, 0, CPU, backend=backend).verify(logits, chains, "coupled"))
+    again = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend).verify(logits, chains, "coupled")
+    assert found == emitted(again)
+    assert found[3] == [int(logits[3].argmax())]
+
+
+def test_a_request_without_rows_changes_nothing_for_the_others(backend, rng):
+    logits, chains = step(rng, drafts=DRAFTS[:3])
+    offsets = torch.cat([chains.offsets[:2], chains.offsets[1:]])
+    seeds, positions, temperature = (
+        torch.cat([part[:1], part]) for part in (chains.seeds, chains.positions, chains.temperature)
+    )
+    wider = Chains(offsets, chains.tokens, seeds, positions, temperature)
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+    # The second request has no rows; the others are those of the narrower step.
+    wider = wider._replace(seeds=seeds[[0, 0, 2, 3]], positions=positions[[0, 0, 2, 3]])
+    wider = wider._replace(temperature=temperature[[0, 0, 2, 3]])
+    found = emitted(verifier.verify(logits, wider, "token"))
+    wanted = emitted(
+        ChainVerifier(VOCAB, WIDTH, CPU, backend=backend).verify(logits, chains, "token")
+    )
+    assert [found[0], *found[2:]] == wanted
+
+
+# NumPy's, of the interpreter.
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_row_that_is_no_number_ends_in_a_status_of_its_request_alone(backend, rng):
+    logits, chains = step(rng)
+    sound = emitted(
+        ChainVerifier(VOCAB, WIDTH, CPU, backend=backend).verify(logits, chains, "token")
+    )
+    logits[int(chains.offsets[1])] = torch.nan
+    logits[int(chains.offsets[3]), 5] = torch.inf
+    outcomes = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend).verify(logits, chains, "token")
+    assert (outcomes.status != 0).tolist() == [False, True, False, True, False, False]
+    found = emitted(outcomes)
+    assert [found[i] for i in (0, 2, 4, 5)] == [sound[i] for i in (0, 2, 4, 5)]
+
+
+def test_rules_of_the_host_and_of_other_laws_are_refused():
+    for rule, law in (("gbv", "chain"), ("block", "unknown"), ("kseq", "chain")):
+        with pytest.raises(mv.errors.RuleError):
+            core_of(rule, law)
+
+
+def test_nothing_is_read_on_the_host(monkeypatch, rng):
+    """On a device each of these would wait for it."""
+    logits, chains = step(rng)
+    drawn = Drawn(torch.rand(18, VOCAB).softmax(1), torch.arange(6) * 3, None)
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend="torch")
+    # What the kernels of this backend read is not this module's.
+    monkeypatch.setattr(verifier._module, "run", lambda step, workspace: None)
+
+    def refuse(*_):
+        pytest.fail("read on the host")
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__index__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    verifier.verify(logits, chains, "token", drawn)
