@@ -145,10 +145,11 @@ def _both(values, dtype):
 
 def states(temperature, seeds, places, top_k=None):
     """`SamplingStates` of some requests at their places; the others hold rubbish."""
+    count = max([STATES, *(place + 1 for place in places)])
     filled = {
-        "temperature": (np.full(STATES, np.nan), temperature, np.float32),
-        "seeds": (np.full(STATES, -99), seeds, np.int64),
-        "top_k": (np.full(STATES, 1), top_k or [0] * len(places), np.int32),
+        "temperature": (np.full(count, np.nan), temperature, np.float32),
+        "seeds": (np.full(count, -99), list(seeds), np.int64),
+        "top_k": (np.full(count, 1), top_k or [0] * len(places), np.int32),
     }
     for values, own, _ in filled.values():
         values[list(places)] = own

@@ -211,7 +211,7 @@ def _drawn(states: Any, draft_logits: Tensor, idx_mapping: Tensor) -> Drawn:
     """Return the drafter's rows of the batch, K of each request; others are not read."""
     own = idx_mapping.clamp(min=0).long()
     batch, depth = len(own), draft_logits.shape[1]
-    rows = draft_logits.index_select(0, own).view(batch * depth, -1)
+    rows = draft_logits.index_select(0, own).flatten(0, 1)
     first = torch.arange(0, batch * depth, depth, device=rows.device)
     return Drawn(rows, first, states.temperature.gpu[own].repeat_interleave(depth))
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import mtp_verify as mv
 from mtp_verify.testing.device.backends import BACKENDS, ready, ready_copy
+from mtp_verify.testing.device.cases import MODELS, Case
+from mtp_verify.testing.device.law import find_law
+from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.chains import Chains, ChainVerifier, Drawn, core_of
 
 CPU = torch.device("cpu")
@@ -187,6 +192,70 @@ def test_a_row_that_is_no_number_ends_in_a_status_of_its_request_alone(backend, 
     assert (outcomes.status != 0).tolist() == [False, True, False, True, False, False]
     found = emitted(outcomes)
     assert [found[i] for i in (0, 2, 4, 5)] == [sound[i] for i in (0, 2, 4, 5)]
+
+
+def through_chains(backend):
+    """A `run` that verifies a planned step's chains again, told nothing but tensors."""
+
+    def run(planned, _):
+        nodes, requests = planned.nodes, planned.requests
+        total, depth = int(requests.count.sum()), planned.capacity.depth
+        roots = requests.root.long()
+        chains = Chains(
+            offsets=torch.cat([roots, torch.tensor([total])]),
+            tokens=nodes.token,
+            seeds=requests.seed,
+            positions=requests.position,
+            temperature=planned.shaping.temperature[roots],
+        )
+        drawn = None
+        if planned.drafted is not None:
+            row = nodes.drafted[:total].clamp(min=0).long()
+            shaping = planned.drafted.shaping
+            temperature = None if shaping is None else shaping.temperature[row]
+            drawn = Drawn(planned.drafted.rows[row], roots, temperature)
+        verifier = ChainVerifier(planned.capacity.vocab, depth, CPU, backend=backend)
+        inner = verifier._module
+
+        def given(step, workspace):
+            padded = torch.zeros(len(step.nodes.place), 2, dtype=torch.float64)
+            is_there = step.nodes.request >= 0
+            padded[is_there] = planned.given[: int(is_there.sum())]
+            inner.run(step._replace(given=padded), workspace)
+
+        verifier._module = SimpleNamespace(run=given, Workspace=inner.Workspace)
+        rule = {layout.TOPDOWN: "token", layout.LIFTED: "block"}[int(requests.core[0])]
+        found = verifier.verify(planned.logits, chains, rule, drawn)
+        for wanted, own in zip(planned.outcomes, found, strict=True):
+            wanted.copy_(own)
+        # A cache is no business of chains.
+        planned.outcomes.length.copy_(requests.start + 1 + found.num_accepted)
+
+    return run
+
+
+@pytest.mark.parametrize("is_logits", [False, True])
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_steps_have_the_law_of_the_target_by_enumeration(backend, rule, is_logits):
+    """Every cell of the numbers that decide: each draft's weight times each cell's."""
+    shapes = [(1,)] if backend == "triton" else [(1,), (1, 1), (1, 1, 1)]
+    for shape in shapes:
+        case = Case(MODELS[0], rule, "chain", shape, is_logits=is_logits)
+        found = find_law(case, through_chains(backend), lambda *_: None)
+        assert found.holds, (found.distance, found.left_out, found.mistakes[:3])
+
+
+def test_a_mistake_in_the_rows_that_are_read_is_found(monkeypatch):
+    """Chains that read the drafter's row before their own have another law."""
+    real = ChainVerifier.verify
+
+    def wrong(self, logits, chains, rule, drawn):
+        drawn = drawn._replace(rows=drawn.rows.roll(1, 0))
+        return real(self, logits, chains, rule, drawn)
+
+    monkeypatch.setattr(ChainVerifier, "verify", wrong)
+    case = Case(MODELS[0], "token", "chain", (1, 1))
+    assert not find_law(case, through_chains("torch"), lambda *_: None).holds
 
 
 def test_rules_of_the_host_and_of_other_laws_are_refused():
