@@ -113,7 +113,7 @@ def test_coupled_is_not_installed_in_the_first_runner_and_it_says_so(engine, mon
     assert not plugin.is_installed()  # Nobody knows yet which runner will be built.
     load(monkeypatch, V1_RUNNER, engine)
     assert not plugin.is_installed()
-    with pytest.warns(RuntimeWarning, match="the V1 model runner tells nobody: vLLM's sampler"):
+    with pytest.warns(RuntimeWarning, match="the V1 model runner does not tell: vLLM's sampler"):
         assert engine.v1().forward(None, None, None, None) == OWN
     with warnings.catch_warnings():
         warnings.simplefilter("error")

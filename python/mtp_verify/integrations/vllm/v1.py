@@ -39,7 +39,7 @@ def objection(rule: Rule) -> str | None:
     """Return why a rule is none of this runner's; None if it is."""
     if rule != "coupled":
         return None
-    return "coupled wants positions, which the V1 model runner tells nobody: vLLM's sampler runs"
+    return "coupled wants positions, which the V1 model runner does not tell: vLLM's sampler runs"
 
 
 def verifying(original: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
