@@ -242,12 +242,14 @@ class ChainVerifier:
             self._most = replace(most, **room)
             check_memory(self._most)
             self._workspace = None  # Let go before there is a larger one.
-            self._workspace = self._module.Workspace(self._most, self._device)
             fields = result_fields(self._most).items()
-            self._results = {
-                name: torch.zeros(shape, dtype=dtype, device=self._device)
-                for name, (shape, dtype) in fields
-            }
+            # Steps inside and outside of inference mode write to it.
+            with torch.inference_mode(mode=False):
+                self._workspace = self._module.Workspace(self._most, self._device)
+                self._results = {
+                    name: torch.zeros(shape, dtype=dtype, device=self._device)
+                    for name, (shape, dtype) in fields
+                }
 
 
 def _shaping_of(chains: Chains, width: int) -> layout.Shaping:

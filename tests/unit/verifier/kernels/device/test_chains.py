@@ -152,6 +152,48 @@ def test_steps_of_any_size_follow_each_other(backend, rng):
         assert len(found) == len(drafts)
 
 
+def test_steps_run_inside_and_outside_of_inference_mode(backend, rng):
+    logits, chains = step(rng)
+    verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
+    with torch.inference_mode():
+        inside = emitted(verifier.verify(logits.clone(), chains, "coupled"))
+    assert emitted(verifier.verify(logits, chains, "coupled")) == inside
+
+
+def test_rows_may_lie_apart_and_cross_blocks(backend, rng):
+    """Logits are a part of padded rows, the drafter's those of fewer tokens, in bfloat16."""
+    vocab, columns = 4_200, 2_100
+    logits = torch.tensor(rng.normal(size=(7, vocab + 5)) * 3, dtype=torch.float32)[:, :vocab]
+    rows = torch.tensor(rng.normal(size=(6, columns)), dtype=torch.bfloat16)
+    drafts = [[2_099, 5, 2_048], [2_047, 0]]
+    chains = Chains(
+        offsets=torch.tensor([0, 4, 7], dtype=torch.int32),
+        tokens=torch.tensor([0, *drafts[0], 0, *drafts[1]], dtype=torch.int32),
+        seeds=torch.tensor([5, 6]),
+        positions=torch.tensor([1, 2]),
+        temperature=torch.tensor([1.0, 0.5]),
+    )
+    drawn = Drawn(rows, torch.tensor([0, 3]), torch.tensor([1.0] * 3 + [0.5] * 3))
+    verifier = ChainVerifier(vocab, WIDTH, CPU, backend=backend)
+    for rule in ("token", "block", "coupled"):
+        found = emitted(verifier.verify(logits, chains, rule, drawn))
+        for request, own in enumerate(drafts):
+            shaping = mv.SamplingParams(temperature=(1.0, 0.5)[request], preset="vllm")
+            q = torch.zeros(len(own), vocab)
+            part = rows[3 * request : 3 * request + len(own)].float()
+            q[:, :columns] = (part / shaping.temperature).softmax(1)
+            start = 4 * request
+            wanted = mv.verify(
+                mv.Draft.chain(own) if rule == "coupled" else mv.Draft.chain(own, q),
+                logits[start : start + len(own) + 1].contiguous(),
+                shaping,
+                rule=rule,
+                seed=5 + request,
+                position=1 + request,
+            )
+            assert found[request] == wanted.tokens.tolist(), (rule, request)
+
+
 def test_chains_of_no_drafts_are_plain_decoding(backend, rng):
     logits, chains = step(rng, drafts=[[]] * 5)
     found = emitted(ChainVerifier(VOCAB, 0, CPU, backend=backend).verify(logits, chains, "coupled"))

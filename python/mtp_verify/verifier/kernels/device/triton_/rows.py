@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.kernels.device.layout import Step
 
 __all__ = [
+    "COUNTS",
     "OPTIONS",
     "Source",
     "ceiling_of",
@@ -49,6 +50,8 @@ __all__ = [
     "weights",
 ]
 
+# Numbers that differ from step to step: kernels are not compiled anew for 1 or multiples of 16.
+COUNTS = ["NODES", "DRAFTED", "TARGET_GROUPS"]
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 if torch.version.hip is None:
     # Without it ptxas spills a few registers so that one more program fits a multiprocessor.
