@@ -1,9 +1,9 @@
 """This package's rules instead of vLLM's rejection samplers, where they are switched on.
 
 vLLM loads `register` through the entry point `vllm.general_plugins` in every process. It does
-nothing unless the environment variable `MTP_VERIFY_VLLM` is set: to 1 (the best rule), or to the
-name of a rule. Then both runners' samplers are replaced (see `v1` and `v2`), since only an engine's
-configuration says which of them it builds.
+nothing unless the environment variable `MTP_VERIFY_VLLM` is set: to 1, or to the name of a rule.
+Then both runners' samplers are replaced (see `v1` and `v2`), since only an engine's configuration
+says which of them it builds.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def install(rule: Rule = "auto") -> None:
         raise UnsupportedModelError(message, slug="unknown_rule")
     import vllm
 
+    version = str(vllm.__version__)
+    GATE.check(version)  # Before anything of an unknown engine is imported.
     has_v2 = V2.find() is not None
     functions = [V1.original()]
     if has_v2:
         process = getattr(PLAIN.find(), "apply_sampling_params", None)
         functions += [V2.original(), PLAIN.original(), process]
-    GATE.check(str(vllm.__version__), *functions)
+    GATE.check(version, *functions)
     _put(V1, v1, rule)
     if has_v2:
         _put(V2, v2, rule)
