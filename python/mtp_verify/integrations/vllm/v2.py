@@ -208,12 +208,16 @@ def _chains(
 
 
 def _drawn(states: Any, draft_logits: Tensor, idx_mapping: Tensor) -> Drawn:
-    """Return the drafter's rows of the batch, K of each request; others are not read."""
+    """Return the drafter's rows of the batch, K of each request, where they lie."""
     own = idx_mapping.clamp(min=0).long()
-    batch, depth = len(own), draft_logits.shape[1]
-    rows = draft_logits.index_select(0, own).flatten(0, 1)
-    first = torch.arange(0, batch * depth, depth, device=rows.device)
-    return Drawn(rows, first, states.temperature.gpu[own].repeat_interleave(depth))
+    depth = draft_logits.shape[1]
+    numbers = torch.arange(depth, device=own.device)
+    return Drawn(
+        rows=draft_logits.flatten(0, 1),
+        first=torch.arange(0, len(own) * depth, depth, device=own.device),
+        temperature=states.temperature.gpu[own].repeat_interleave(depth),
+        place=(own[:, None] * depth + numbers).flatten(),
+    )
 
 
 def _tokens(real: Tensor, given: Tensor, rows: Tensor) -> Tensor:
@@ -235,7 +239,9 @@ def _possible(tokens: Tensor, drawn: Drawn, offsets: Tensor) -> Tensor:
     request = request.clamp(max=len(drawn.first) - 1)
     # The row behind the root is that of the first draft, one behind it in the logits.
     row = drawn.first[request] + numbers - offsets[request] - 1
-    count, columns = drawn.rows.shape
+    assert drawn.place is not None
+    place = drawn.place[row.clamp(0, len(drawn.place) - 1)]
+    columns = drawn.rows.shape[1]
     column = tokens.clamp(0, columns - 1).long()
-    q = drawn.rows[row.clamp(0, count - 1), column]
-    return torch.where((tokens < columns) & (q > -torch.inf), tokens, -1)
+    is_drawn = (tokens < columns) & (drawn.rows[place, column] > -torch.inf)
+    return torch.where(is_drawn, tokens, -1)

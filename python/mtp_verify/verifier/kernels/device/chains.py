@@ -64,11 +64,13 @@ class Drawn(NamedTuple):
             and tokens behind the last column were never drawn.
         first: int (B,), the row behind each request's root; that behind its node i is i later.
         temperature: float32 (Q,), by which rows of logits are divided; None for probabilities.
+        place: int (Q,), where in `rows` each row of logits lies, if there are others; else None.
     """
 
     rows: Tensor
     first: Tensor
     temperature: Tensor | None
+    place: Tensor | None = None
 
 
 @cache
@@ -141,7 +143,7 @@ class ChainVerifier:
             requests=batch,
             rows=batch * width,
             rounds=rounds,
-            drafted=0 if drawn is None else len(drawn.rows),
+            drafted=0 if drawn is None else len(drawn.rows if drawn.place is None else drawn.place),
             columns=0 if drawn is None else drawn.rows.shape[1],
         )
         self._reserve(capacity)
@@ -219,14 +221,16 @@ class ChainVerifier:
         return nodes, count[:, 0].int()
 
     def _drafted(self, drawn: Drawn) -> layout.Drafted:
-        shaping = None if drawn.temperature is None else _shaping(drawn.temperature)
         vocab, columns = self._most.vocab, drawn.rows.shape[1]
-        if columns == vocab:
-            return layout.Drafted(drawn.rows, shaping, None)
         if columns not in self._columns:
             tokens = torch.arange(vocab, dtype=torch.int32, device=self._device)
             self._columns[columns] = torch.where(tokens < columns, tokens, -1).int()
-        return layout.Drafted(drawn.rows, shaping, self._columns[columns])
+        return layout.Drafted(
+            rows=drawn.rows,
+            shaping=None if drawn.temperature is None else _shaping(drawn.temperature),
+            column=None if columns == vocab else self._columns[columns],
+            place=None if drawn.place is None else drawn.place.int(),
+        )
 
     def _reserve(self, wanted: layout.Capacity) -> None:
         """Make room for a step that is larger than those before."""

@@ -102,7 +102,12 @@ def test_drawn_drafts_are_verified_as_the_core_does(backend, rule, is_logits, co
     temperature = torch.tensor(TEMPERATURES).repeat_interleave(3)
     if not is_logits:
         rows = (rows / torch.where(temperature == 0, 1.0, temperature)[:, None]).softmax(1)
-    drawn = Drawn(rows, first, temperature if is_logits else None)
+    drawn = Drawn(rows, first, None)
+    if is_logits:
+        # Among others, in any order.
+        place = torch.tensor(rng.permutation(30)[:18])
+        others = torch.full((30, columns), torch.nan).index_copy(0, place, rows)
+        drawn = Drawn(others, first, temperature, place)
     verifier = ChainVerifier(VOCAB, WIDTH, CPU, backend=backend)
     found = emitted(verifier.verify(logits, chains, rule, drawn))
     for request, own in enumerate(drafts):

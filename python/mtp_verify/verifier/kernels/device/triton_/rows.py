@@ -119,10 +119,18 @@ def drafter_source(step: Step) -> Source | None:
     """Return the drafter's rows of a step, or None where it has none."""
     if step.drafted is None:
         return None
-    rows, shaping, _ = step.drafted
-    temperature = None if shaping is None else shaping.temperature
+    rows, shaping, _, place = step.drafted
     return Source(
-        rows, rows.stride(0), step.capacity.columns, None, temperature, None, None, None, None, None
+        data=rows,
+        stride=rows.stride(0),
+        width=step.capacity.columns,
+        place=place,
+        temperature=None if shaping is None else shaping.temperature,
+        bitmask=None,
+        words=None,
+        shadow=None,
+        shadow_stride=None,
+        shadow_of=None,
     )
 
 

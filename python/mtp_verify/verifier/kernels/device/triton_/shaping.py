@@ -81,7 +81,7 @@ def shape(step: Step, workspace: Workspace) -> None:
     rows, width = capacity.rows, capacity.vocab
     if step.drafted is not None and step.drafted.shaping is not None:
         drafter = drafter_source(step), step.drafted.shaping, workspace.drafter
-        rows, width = rows + len(step.drafted.rows), max(width, capacity.columns)
+        rows, width = rows + step.drafted.number, max(width, capacity.columns)
     blocks = triton.cdiv(width, layout.BLOCK)
     padded = triton.next_power_of_2(blocks)
     sides = step.nodes.request, capacity.rows, *target, *drafter

@@ -70,7 +70,7 @@ def summarise(step: Step, workspace: Workspace, target: Source, drafter: Source 
         target: The target's rows.
         drafter: The drafter's rows, or None.
     """
-    rows, drafted = step.capacity.rows, 0 if step.drafted is None else len(step.drafted.rows)
+    rows, drafted = step.capacity.rows, 0 if step.drafted is None else step.drafted.number
     blocks = triton.cdiv(step.capacity.vocab, layout.BLOCK)
     drafter_blocks = triton.cdiv(step.capacity.columns, layout.BLOCK)
     share = (rows * blocks + drafted * drafter_blocks) // PROGRAMS
