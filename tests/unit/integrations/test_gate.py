@@ -76,6 +76,16 @@ def test_another_engine_is_refused(version, function, message):
     assert caught.value.slug == "unsupported_version"
 
 
+def test_each_function_is_compared_with_its_own_signature():
+    gate = dataclasses.replace(GATE, others=(("draw", "p"), ("shape", "p, q, r")))
+    gate.check("1.3.0", accept, lambda p: p)  # The last one is not to be replaced.
+    gate.check("1.3.0", accept, lambda p: p, lambda p, q, r: p)
+    with pytest.raises(mv.errors.UnsupportedModelError, match=r"draw: found \(q\), wanted \(p\)"):
+        gate.check("1.3.0", accept, lambda q: q)
+    with pytest.raises(mv.errors.UnsupportedModelError, match="shape: found no such function"):
+        gate.check("1.3.0", accept, lambda p: p, None)
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [(None, None), ("", None), ("0", None), (" 1 ", "auto"), ("block", "block")],
@@ -106,4 +116,4 @@ def test_every_engine_with_a_switch_has_an_entry_point():
 
 def test_vllm_takes_every_rule_that_is_legal_for_chains():
     legal = {row["name"] for row in mv.rules() if "chain" in row["laws"]}
-    assert set(ENGINES["vllm"].choices) == legal - {"greedy", "coupled"}
+    assert set(ENGINES["vllm"].choices) == legal - {"greedy"}

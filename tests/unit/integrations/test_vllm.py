@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import chain
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import mtp_verify as mv
 from mtp_verify.integrations import vllm as plugin
+from mtp_verify.integrations.vllm import seams
 from mtp_verify.testing import JointLaw, assert_same_law
+from tests.vllm_standins import stand_in, top_k_top_p
 
 VOCAB = 5
 
 
-def _apply_top_k_top_p(logits, k, p):
-    assert p is None
-    if k is None:
-        return logits
-    sizes = k.tolist()
-    least = torch.stack(
-        [row.topk(size).values[-1] for row, size in zip(logits, sizes, strict=True)]
-    )
-    return logits.masked_fill(logits < least[:, None], -torch.inf)
+@pytest.fixture(autouse=True)
+def _warnings_anew():
+    seams.warn_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
-    """A package `vllm` with what the plug-in imports; returns the class that it patches."""
-
-    class RejectionSampler:
-        def forward(self, metadata, draft_probs, logits, sampling_metadata):
-            return "the engine's own"
-
-    found = {
-        "vllm": {"__version__": "0.32.0"},
-        "vllm.v1": {},
-        "vllm.v1.outputs": {"SamplerOutput": SimpleNamespace},
-        "vllm.v1.sample": {},
-        "vllm.v1.sample.ops": {},
-        "vllm.v1.sample.ops.topk_topp_sampler": {"apply_top_k_top_p": _apply_top_k_top_p},
-        "vllm.v1.sample.rejection_sampler": {"RejectionSampler": RejectionSampler},
-    }
-    for name, content in found.items():
-        module = ModuleType(name)
-        module.__dict__.update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
-    return RejectionSampler
+    """A vLLM that the plug-in knows; what is sampled comes in its own tuple."""
+    return stand_in(monkeypatch)
 
 
 def metadata(drafts):
@@ -64,6 +37,7 @@ def metadata(drafts):
     return SimpleNamespace(
         draft_token_ids=torch.tensor(list(chain.from_iterable(drafts)), dtype=torch.int32),
         num_draft_tokens=counts,
+        cu_num_sampled_tokens=torch.tensor(ends, dtype=torch.int32),
         target_logits_indices=torch.tensor(places, dtype=torch.int64),
         bonus_logits_indices=torch.tensor(ends - 1),
     )
@@ -262,65 +236,6 @@ def test_log_probabilities_are_of_the_rows_that_vllm_means(is_processed):
     meta = metadata(RAGGED)
     out = plugin.forward(subject, meta, None, logits, settings)
     assert (out.logprobs_tensors, given["count"]) == ("gathered", 2)
-    want = _apply_top_k_top_p(logits / 0.5, torch.full((11,), 2), None) if is_processed else logits
+    want = top_k_top_p(logits / 0.5, torch.full((11,), 2), None) if is_processed else logits
     assert torch.equal(given["target"], want[meta.target_logits_indices])
     assert torch.equal(given["bonus"], want[meta.bonus_logits_indices])
-
-
-@pytest.mark.parametrize("value", [None, "", "0"])
-def test_nothing_happens_unless_asked_for(engine, monkeypatch, value):
-    monkeypatch.delenv(plugin.GATE.variable, raising=False)
-    if value is not None:
-        monkeypatch.setenv(plugin.GATE.variable, value)
-    own = engine.forward
-    plugin.register()
-    assert engine.forward is own
-    assert not plugin.is_installed()
-
-
-@pytest.mark.parametrize("value", ["1", "block"])
-def test_the_entry_point_installs_and_uninstall_restores(engine, monkeypatch, value):
-    own = engine.forward
-    monkeypatch.setenv(plugin.GATE.variable, value)
-    plugin.register()
-    plugin.register()  # vLLM may call it several times
-    assert plugin.is_installed()
-    subject = engine()
-    subject.synthetic_mode, subject.is_processed_logprobs_mode = False, False
-    out = subject.forward(metadata([[]]), None, torch.zeros(1, VOCAB), sampling(1))
-    assert out.sampled_token_ids.shape == (1, 1)
-    plugin.uninstall()
-    assert engine.forward is own
-
-
-def test_synthetic_acceptance_stays_the_engines_own(engine):
-    plugin.install()
-    subject = engine()
-    subject.synthetic_mode = True
-    assert subject.forward(None, None, torch.zeros(1), None) == "the engine's own"
-
-
-@pytest.mark.parametrize("version", ["0.31.1", "0.33.0", "1.0"])
-def test_other_versions_are_refused_and_left_untouched(engine, monkeypatch, version):
-    own = engine.forward
-    monkeypatch.setattr(sys.modules["vllm"], "__version__", version)
-    monkeypatch.setenv(plugin.GATE.variable, "1")
-    with pytest.warns(RuntimeWarning, match=rf"vLLM {version} is not supported .supported: 0\.32"):
-        plugin.register()
-    assert engine.forward is own
-    assert not plugin.is_installed()
-
-
-def test_another_signature_is_refused(engine, monkeypatch):
-    def changed(self, metadata, logits):
-        return None
-
-    monkeypatch.setattr(engine, "forward", changed)
-    with pytest.raises(mv.errors.UnsupportedModelError, match="wanted"):
-        plugin.install()
-    assert engine.forward is changed
-
-
-def test_unknown_rules_are_refused_with_the_known_ones(engine):
-    with pytest.raises(mv.errors.UnsupportedModelError, match=r"auto, target_only, .*token, block"):
-        plugin.install("coupled")

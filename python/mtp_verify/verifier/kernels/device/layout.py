@@ -157,17 +157,25 @@ class Shaping(NamedTuple):
 
 
 class Drafted(NamedTuple):
-    """The drafter's rows.
+    """The drafter's Q rows.
 
     Attributes:
-        rows: (Q, columns) float32, bfloat16 or float16, unit stride in a row.
-        shaping: None for rows of probabilities, else how these logits are shaped.
+        rows: (Q, columns) float32, bfloat16 or float16, unit stride in a row; more where `place`
+            says which.
+        shaping: None for rows of probabilities, else how these logits are shaped, (Q,) each.
         column: (V,) int32, the column of a token, -1 for none; None if columns are tokens.
+        place: (Q,) int32, where in `rows` each row of logits lies; None for all, in order.
     """
 
     rows: Tensor
     shaping: Shaping | None
     column: Tensor | None
+    place: Tensor | None = None
+
+    @property
+    def number(self) -> int:
+        """Q."""
+        return len(self.rows if self.place is None else self.place)
 
 
 class Edited(NamedTuple):

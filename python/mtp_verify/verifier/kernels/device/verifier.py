@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.params import SamplingParams
     from mtp_verify.verifier.words import Backend, Rule
 
-__all__ = ["DTYPES", "DeviceVerifier"]
+__all__ = ["BACKENDS", "DTYPES", "DeviceVerifier", "as_backend"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BACKENDS: dict[Backend, str] = {"triton": "triton_", "torch": "torch_"}
+BACKENDS: dict[Backend, str] = {"triton": "triton_", "torch": "torch_"}
 
 
 class DeviceVerifier:
@@ -127,10 +127,10 @@ class DeviceVerifier:
         check_memory(self.capacity)
         self.dtype = dtype
         self.device = as_device(device)
-        self.backend = _backend(backend, self.device)
+        self.backend = as_backend(backend, self.device)
         self._truncates = truncates
         self._rounds = max_passes
-        module = import_module(f"{__package__}.{_BACKENDS[self.backend]}")
+        module = import_module(f"{__package__}.{BACKENDS[self.backend]}")
         self._run = module.run
         self._workspace = module.Workspace(self.capacity, self.device)
         self._inputs = Arena(fields(self.capacity), self.device)
@@ -459,7 +459,7 @@ class DeviceVerifier:
         return layout.Drafted(rows, shaping, column)
 
 
-def _backend(name: str, device: torch.device) -> Backend:
+def as_backend(name: str, device: torch.device) -> Backend:
     """Return "triton" or "torch"."""
     if name == "auto":
         if device.type != "cuda":
@@ -469,8 +469,8 @@ def _backend(name: str, device: torch.device) -> Backend:
         except ImportError:
             return "torch"
         return "triton"
-    for known in _BACKENDS:
+    for known in BACKENDS:
         if name == known:
             return known
-    message = f"backend: found {shown(name)}, wanted auto, {' or '.join(_BACKENDS)}"
+    message = f"backend: found {shown(name)}, wanted auto, {' or '.join(BACKENDS)}"
     raise ParamsError(message, slug="param_out_of_range")

@@ -59,11 +59,11 @@ class Drafter(NamedTuple):
         drafted = step.drafted
         if drafted is None:
             return None
-        rows, shaping, _ = drafted
+        rows, shaping, _, place = drafted
         if shaping is None:
             return cls._of_probabilities(drafted, workspace)
-        all_rows = torch.arange(len(rows), device=rows.device)
-        logits = Logits(rows, all_rows, shaping, Edited())
+        place = torch.arange(len(rows), device=rows.device) if place is None else place.long()
+        logits = Logits(rows, place, shaping, Edited())
         shaped = shape(logits, truncates=step.truncates, workspace=workspace)
         is_off = torch.zeros_like(shaped.status, dtype=torch.bool)
         return cls(drafted, logits, shaped, shaped.sums, shaped.total, shaped.status, is_off)

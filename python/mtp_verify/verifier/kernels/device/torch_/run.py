@@ -30,7 +30,7 @@ def run(step: Step, workspace: Workspace) -> None:
     # Rows that are not used may name any place.
     place = step.nodes.place.clamp(0, len(step.logits) - 1).long()
     logits = Logits(step.logits, place, step.shaping, step.edited)
-    num_drafted = 1 if step.drafted is None else len(step.drafted.rows)
+    num_drafted = 1 if step.drafted is None else step.drafted.number
     rows = Rows(
         trees=trees,
         logits=logits,

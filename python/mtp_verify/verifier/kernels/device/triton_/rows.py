@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.kernels.device.layout import Step
 
 __all__ = [
+    "COUNTS",
     "OPTIONS",
     "Source",
     "ceiling_of",
@@ -49,6 +50,8 @@ __all__ = [
     "weights",
 ]
 
+# Numbers that differ from step to step: kernels are not compiled anew for 1 or multiples of 16.
+COUNTS = ["NODES", "DRAFTED", "TARGET_GROUPS"]
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 if torch.version.hip is None:
     # Without it ptxas spills a few registers so that one more program fits a multiprocessor.
@@ -116,10 +119,18 @@ def drafter_source(step: Step) -> Source | None:
     """Return the drafter's rows of a step, or None where it has none."""
     if step.drafted is None:
         return None
-    rows, shaping, _ = step.drafted
-    temperature = None if shaping is None else shaping.temperature
+    rows, shaping, _, place = step.drafted
     return Source(
-        rows, rows.stride(0), step.capacity.columns, None, temperature, None, None, None, None, None
+        data=rows,
+        stride=rows.stride(0),
+        width=step.capacity.columns,
+        place=place,
+        temperature=None if shaping is None else shaping.temperature,
+        bitmask=None,
+        words=None,
+        shadow=None,
+        shadow_stride=None,
+        shadow_of=None,
     )
 
 

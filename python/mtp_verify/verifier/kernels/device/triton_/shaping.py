@@ -19,6 +19,7 @@ import triton.language as tl
 
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.triton_.rows import (
+    COUNTS,
     OPTIONS,
     ceiling_of,
     drafter_source,
@@ -80,7 +81,7 @@ def shape(step: Step, workspace: Workspace) -> None:
     rows, width = capacity.rows, capacity.vocab
     if step.drafted is not None and step.drafted.shaping is not None:
         drafter = drafter_source(step), step.drafted.shaping, workspace.drafter
-        rows, width = rows + len(step.drafted.rows), max(width, capacity.columns)
+        rows, width = rows + step.drafted.number, max(width, capacity.columns)
     blocks = triton.cdiv(width, layout.BLOCK)
     padded = triton.next_power_of_2(blocks)
     sides = step.nodes.request, capacity.rows, *target, *drafter
@@ -283,7 +284,7 @@ def _settle_row(source, shaping, records, row, BLOCKS: tl.constexpr):
             tl.store(records.tie_end + row, ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def bound(
     request, NODES, target, target_shaping, target_records,
     drafter, drafter_shaping, drafter_records, candidates, BLOCKS: tl.constexpr,
@@ -297,7 +298,7 @@ def bound(
         _bound_row(drafter, drafter_shaping, drafter_records, candidates, row - NODES, row, BLOCKS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gather(
     request, NODES, target, target_shaping, target_records,
     drafter, drafter_shaping, drafter_records, candidates,
@@ -311,7 +312,7 @@ def gather(
         _gather_row(drafter, drafter_shaping, drafter_records, candidates, row - NODES, row, block)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def select(
     request, NODES, target, target_shaping, target_records,
     drafter, drafter_shaping, drafter_records, candidates, BLOCKS: tl.constexpr, BITS: tl.constexpr,
@@ -327,7 +328,7 @@ def select(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def total(
     request, NODES, target, target_shaping, target_records,
     drafter, drafter_shaping, drafter_records, GROUP: tl.constexpr,
@@ -341,7 +342,7 @@ def total(
         _total_row(drafter, drafter_shaping, drafter_records, row - NODES, part, GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def settle(
     request, NODES, target, target_shaping, target_records,
     drafter, drafter_shaping, drafter_records, BLOCKS: tl.constexpr,

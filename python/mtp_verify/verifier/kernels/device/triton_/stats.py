@@ -18,6 +18,7 @@ import triton.language as tl
 
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.triton_.rows import (
+    COUNTS,
     OPTIONS,
     ceiling_of,
     divide,
@@ -69,7 +70,7 @@ def summarise(step: Step, workspace: Workspace, target: Source, drafter: Source 
         target: The target's rows.
         drafter: The drafter's rows, or None.
     """
-    rows, drafted = step.capacity.rows, 0 if step.drafted is None else len(step.drafted.rows)
+    rows, drafted = step.capacity.rows, 0 if step.drafted is None else step.drafted.number
     blocks = triton.cdiv(step.capacity.vocab, layout.BLOCK)
     drafter_blocks = triton.cdiv(step.capacity.columns, layout.BLOCK)
     share = (rows * blocks + drafted * drafter_blocks) // PROGRAMS
@@ -241,7 +242,7 @@ def _measure_group(
         tl.store(records.leaf + at[:, None] * LANES + lanes, largest, within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def measure(
     nodes,
     target,
@@ -387,7 +388,7 @@ def _reset(states, row, wants, only):
     tl.store(states.status + row, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def describe(
     nodes,
     requests,
