@@ -113,9 +113,9 @@ def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) ->
     do), and of two links to a column one counts. What is left are trees all the same.
 
     Args:
-        candidates: int64 (B, D), the tokens.
-        next_token: int64 (B, D), the first child of each column, -1 for none.
-        next_sibling: int64 (B, D), the next sibling of each column, -1 for none.
+        candidates: int (B, D), the tokens.
+        next_token: int (B, D), the first child of each column, -1 for none.
+        next_sibling: int (B, D), the next sibling of each column, -1 for none.
     """
     width = candidates.shape[1]
     numbers = torch.arange(width, device=candidates.device)
@@ -132,7 +132,7 @@ def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) ->
     node = torch.where(is_node, is_node.cumsum(1) - 1, NO_NODE)
     columns = (~is_node).to(torch.int8).argsort(dim=1, stable=True)
     own = torch.where(is_node, _looked_up(node, parents), NO_NODE).gather(1, columns)
-    tokens = candidates.gather(1, columns)
+    tokens = candidates.long().gather(1, columns)
     rest = torch.zeros_like(own), torch.full_like(own, -1)
     return Planted(torch.stack([own, tokens, *rest]).flatten(1), columns)
 
