@@ -57,7 +57,7 @@ class Stage:
     def watch(self, status: Tensor) -> None:
         """Warn, once, when a step is seen to have read a row that is no distribution.
 
-        That is some calls later: the bits are copied to the host, and nobody waits for them.
+        That is some calls later: the bits are copied to the host without a wait.
         """
         if self._has_warned:
             return
