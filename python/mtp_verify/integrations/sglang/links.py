@@ -98,8 +98,8 @@ class Planted(NamedTuple):
     """Trees that a device has read from links.
 
     Attributes:
-        table: int64 (4, B * D), as `DeviceDrafts.table`; a tree's nodes are in order of columns.
-        columns: int64 (B, D), the column of each node; the tree's last ones are no nodes.
+        table: int64 (4, B * D), as `DeviceDrafts.table`.
+        columns: int64 (B, D), the column of each node; the last ones of a tree may be no nodes.
     """
 
     table: Tensor
@@ -109,8 +109,9 @@ class Planted(NamedTuple):
 def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) -> Planted:
     """Do as `tree_from_links` for B trees where they are, without a wait.
 
-    Nothing is raised: a link that does not lead to a later column is as none (all of the engine's
-    do), and of two links to a column one counts. What is left are trees all the same.
+    Where the links ascend, the order of the columns is kept; else nodes are ordered by their
+    levels, and in a level by their columns. Nothing is raised: a link out of range is as none, and
+    of several links to a column one counts, so that what the root leads to is a tree.
 
     Args:
         candidates: int (B, D), the tokens.
@@ -121,6 +122,7 @@ def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) ->
     numbers = torch.arange(width, device=candidates.device)
     above = _from_where(next_token, numbers)
     before = _from_where(next_sibling, numbers)
+    source = torch.where(above >= 0, above, before)
     # The sibling that a parent links to, found by leaps along the siblings.
     eldest = torch.where(above >= 0, numbers, before)
     for _ in range((width - 1).bit_length()):
@@ -128,9 +130,14 @@ def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) ->
     parents = _looked_up(above, eldest)
     parents[:, 0] = -1
 
-    is_node = ancestors(parents)[:, :, 0]
-    node = torch.where(is_node, is_node.cumsum(1) - 1, NO_NODE)
-    columns = (~is_node).to(torch.int8).argsort(dim=1, stable=True)
+    path = ancestors(parents)
+    is_node = path[:, :, 0]
+    ascends = (source < numbers) | ~is_node
+    ascends[:, 0] = True
+    level = torch.where(ascends.all(1, keepdim=True), 0, path.sum(2))
+    key = torch.where(is_node, level, width + 1) * width + numbers
+    columns = key.argsort(dim=1)
+    node = torch.empty_like(columns).scatter(1, columns, numbers.expand_as(columns))
     own = torch.where(is_node, _looked_up(node, parents), NO_NODE).gather(1, columns)
     tokens = candidates.long().gather(1, columns)
     rest = torch.zeros_like(own), torch.full_like(own, -1)
@@ -138,8 +145,8 @@ def plant_links(candidates: Tensor, next_token: Tensor, next_sibling: Tensor) ->
 
 
 def _from_where(links: Tensor, numbers: Tensor) -> Tensor:
-    """Return (B, D), the first column before each that links to it, or -1."""
-    leads = (links[:, :, None] == numbers) & (numbers[:, None] < numbers)
+    """Return (B, D), the first column that links to each, or -1."""
+    leads = links[:, :, None] == numbers
     return torch.where(leads.any(1), leads.to(torch.int8).argmax(1), -1)
 
 

@@ -75,9 +75,8 @@ def verify_trees(
 
     The emitted tokens of request b are `predicts[accept_index[b, : accept_token_num[b] + 1]]`.
     Where the logits are on a device, all tensors are, the work is done there, and nothing waits for
-    it: a row that is no distribution then gives token 0 and, some calls later, a warning; links
-    that do not lead to a later column are none. On the host these are errors, and nothing is
-    written.
+    it: a row that is no distribution then gives token 0 and, some calls later, a warning; of links
+    that are no tree a tree is left. On the host these are errors, and nothing is written.
 
     Args:
         predicts: int32 (B * D,), out: the token emitted after a row; only rows of the accepted path

@@ -158,12 +158,32 @@ def test_a_device_reads_the_trees_that_the_host_reads():
             assert found_tokens[b, : tree.num_nodes].tolist() == tokens[b, nodes].tolist()
 
 
+def test_columns_of_a_device_may_be_in_any_order():
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        width = int(rng.integers(2, 20))
+        tree = random_tree(rng, width - 1)
+        places = [0, *(1 + rng.permutation(width - 1))]  # the column of each node
+        links = np.full((2, width), -1)
+        for own, name in zip(links, ("next_token", "next_sibling"), strict=True):
+            for node, other in enumerate(getattr(tree, name)[:width]):
+                own[places[node]] = -1 if other < 0 else places[other]
+        tokens = rng.integers(0, 9, (1, width))
+        table, columns = planted(tokens, *(own[None] for own in links))
+        parents, columns = table[0].tolist(), columns[0].tolist()
+        assert sorted(columns) == list(range(width))
+        assert all(parent < node for node, parent in enumerate(parents))
+        found, nodes = sglang.tree_from_links(*links)
+        known = {nodes[i]: nodes[p] for i, p in enumerate(found.parents) if p >= 0}
+        assert {columns[i]: columns[p] for i, p in enumerate(parents) if p >= 0} == known
+
+
 @pytest.mark.parametrize(
     ("next_token", "next_sibling", "parents"),
     [
         ([0, -1, -1], [-1, -1, -1], [-1, -2, -2]),  # to itself
         ([1, 0, -1], [-1, -1, -1], [-1, 0, -2]),  # back to the root
-        ([2, -1, 1], [-1, -1, -1], [-1, 0, -2]),  # back to a column before it
+        ([2, -1, 2], [-1, -1, -1], [-1, 0, -2]),  # to itself, and from the root
         ([1, -1, -1], [-1, 2, 1], [-1, 0, 0]),  # siblings in a ring
         ([1, 2, -1], [-1, 2, -1], [-1, 0, 1]),  # twice to column 2
         ([7, -5, -1], [9, -1, -1], [-1, -2, -2]),  # out of range
