@@ -126,7 +126,7 @@ def _seeds(info: Any, num: int) -> Any:
     """Return the requests' own seeds, or fresh ones, so that no step repeats another's noise."""
     if info.sampling_seed is not None:
         return info.sampling_seed
-    return torch.randint(1 << 62, (num,)).tolist()
+    return torch.randint(1 << 62, (num,), device="cpu").tolist()
 
 
 def _synchronise(*tensors: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import MtpVerifyError
@@ -40,15 +41,24 @@ def register() -> None:
         if _GATE.switch() is None:
             return
         import sglang
-        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-        from sglang.srt.speculative import eagle_utils
 
-        _GATE.check(str(sglang.__version__), eagle_utils.eagle_sample)
+        _GATE.check(str(sglang.__version__), _found())
     except MtpVerifyError as error:
         warn(f"{_GATE.variable}: {error}")
         return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
     HookRegistry.register(_SAMPLER, sample, HookType.AROUND)
     HookRegistry.register(_WORKERS, watch_worker, HookType.AFTER)
+
+
+def _found() -> Any:
+    """Return the function that is to be replaced; None if the engine has none."""
+    try:
+        module = import_module(_SAMPLER.rpartition(".")[0])
+    except ImportError:
+        return None
+    return getattr(module, _GATE.function, None)
 
 
 def sample(

@@ -73,6 +73,15 @@ def test_another_signature_is_left_alone_with_one_warning(engine, monkeypatch):
     assert engine.registered == []
 
 
+@pytest.mark.parametrize(("version", "said"), [("0.7.0", "0.7.0 is not"), ("0.5.23", "no such")])
+def test_a_sampler_that_is_gone_is_one_warning(engine, monkeypatch, version, said):
+    monkeypatch.setenv("MTP_VERIFY_SGLANG", "1")
+    engine.modules["sglang"].__version__ = version
+    monkeypatch.setitem(engine.modules, "sglang.srt.speculative.eagle_utils", None)
+    warns_once(said, sglang.register)
+    assert engine.registered == []
+
+
 def test_another_value_of_the_variable_is_a_warning(engine, monkeypatch):
     monkeypatch.setenv("MTP_VERIFY_SGLANG", "yes")
     with pytest.warns(RuntimeWarning, match="wanted one of: 0, 1, coupled"):
