@@ -1,10 +1,11 @@
 """SGLang: a plug-in that replaces its tree verification by our verifier.
 
 Installed with the package (entry point group `sglang.srt.plugins`), off unless the environment says
-`MTP_VERIFY_SGLANG=1`, or `=coupled` for tokens that no draft changes. It stands around `eagle_sample`, which
-every EAGLE, MTP and n-gram worker calls after the target's forward, and keeps the tensors that the
-engine's kernels take and give: D rows a request, the root included; links to the first child and
-the next sibling, -1 for none; `predicts`, `accept_index` and `accept_token_num` written in place.
+`MTP_VERIFY_SGLANG=1`, or `=coupled` for tokens that do not depend on what was drafted. It stands
+around `eagle_sample`, which every EAGLE, MTP and n-gram worker calls after the target's forward,
+and keeps the tensors that the engine's kernels take and give: D rows a request, the root included;
+links to the first child and the next sibling, -1 for none; `predicts`, `accept_index` and
+`accept_token_num` written in place.
 
 What changes for users: sampling is sampling on every device (the engine commits the most likely
 token on CPU and XPU), siblings may repeat, `min_p` counts, and drafts that were sampled from a
