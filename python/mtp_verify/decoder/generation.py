@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 
+from mtp_verify.errors import ParamsError
 from mtp_verify.verifier.arrays import is_equal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from mtp_verify.verifier.words import FinishReason
 
 __all__ = ["Generation", "Stats", "StatsRecord"]
+
+_PREFIX = "vllm:spec_decode_"
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 class StatsRecord(TypedDict):
@@ -134,6 +139,56 @@ class Stats:
         seconds = {**self.seconds, "other": self.share("other") * self.total_seconds}
         derived = {"tau": self.tau, "tokens_per_second": self.tokens_per_second}
         return cast("StatsRecord", {**vars(self), "seconds": seconds, **derived})
+
+    def as_prometheus(self, labels: Mapping[str, str] | None = None) -> str:
+        """Return the counters of speculation under vLLM's names, in Prometheus's text format.
+
+        They are `vllm:spec_decode_num_drafts_total`, `..._num_draft_tokens_total`,
+        `..._num_accepted_tokens_total` and, by `position` from 0,
+        `..._num_accepted_tokens_per_pos_total`, so that a dashboard for vLLM shows a loop of yours,
+        too. Counters only grow: merge the figures of all generations, and return those.
+
+        Args:
+            labels: Of every counter, as `{"model_name": "mine"}`.
+
+        Raises:
+            ParamsError: A label whose name Prometheus does not take.
+
+        Example:
+            >>> stats = Stats()
+            >>> stats.record(depth=3, num_nodes=3, num_accepted=2, num_emitted=3)
+            >>> print(stats.as_prometheus({"model_name": "mine"}).splitlines()[-1])
+            vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="mine",position="2"} 0.0
+        """
+        given = {} if labels is None else labels
+        for name in given:
+            if not _LABEL.fullmatch(str(name)) or name == "position":
+                message = f"labels: found {name!r}, wanted letters, digits and _, not position"
+                raise ParamsError(message, slug="param_out_of_range")
+        # A draft without nodes is none for vLLM either.
+        counts: dict[str, list[tuple[dict[str, str], int]]] = {
+            "num_drafts": [({}, self.attempted[0] if self.attempted else 0)],
+            "num_draft_tokens": [({}, self.drafted)],
+            "num_accepted_tokens": [({}, self.accepted)],
+            "num_accepted_tokens_per_pos": [
+                ({"position": str(level)}, count) for level, count in enumerate(self.accepted_at)
+            ],
+        }
+        lines = []
+        for name, samples in counts.items():
+            lines.append(f"# TYPE {_PREFIX}{name}_total counter")
+            lines += [
+                f"{_PREFIX}{name}_total{_braced({**given, **own})} {float(count)}"
+                for own, count in samples
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def _braced(labels: Mapping[str, str]) -> str:
+    """Write labels as Prometheus does; nothing if there are none."""
+    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    parts = (f'{name}="{str(value).translate(escapes)}"' for name, value in labels.items())
+    return "{" + ",".join(parts) + "}" if labels else ""
 
 
 def _pad(counts: list[int], length: int) -> None:

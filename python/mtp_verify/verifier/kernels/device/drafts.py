@@ -45,6 +45,8 @@ class DeviceDrafts:
             nodes above then holds places: trees that are as large, and whose siblings wait for one
             another as long, as these can get.
         bounds: how deep such trees get at most, and how many children a node has.
+        places: int (R,) on the device, with a table: the row of the logits that follows each node,
+            where the rows are in another order than the nodes; None for the same.
     """
 
     offsets: ArrayLike
@@ -59,3 +61,4 @@ class DeviceDrafts:
     sampled: ArrayLike | None = None
     table: Tensor | None = None
     bounds: tuple[int, int] = (0, 0)
+    places: Tensor | None = None

@@ -133,7 +133,8 @@ class DeviceVerifier:
         module = import_module(f"{__package__}.{BACKENDS[self.backend]}")
         self._run = module.run
         self._workspace = module.Workspace(self.capacity, self.device)
-        self._inputs = Arena(fields(self.capacity), self.device)
+        # Two mirrors: a step is planned while the device is still at the one before.
+        self._inputs = Arena(fields(self.capacity), self.device, mirrors=2)
         self._results = Arena(result_fields(self.capacity), self.device)
         self._column = torch.zeros(self.capacity.vocab, dtype=torch.int32, device=self.device)
         self._vocab: Any = None
@@ -181,8 +182,10 @@ class DeviceVerifier:
                 need the drafted tokens on the host; a captured step applies as many of them as
                 were planned before it was captured.
             rule: One for all, or a list of B; not "kseq", "gbv" and "global_resolution".
-            seeds: (B,) integers on the host, as for `mtp_verify.verify_batch`.
-            positions: (B,) integers on the host, the index of each root in its sequence.
+            seeds: (B,) integers on the host, as for `mtp_verify.verify_batch`, or int64 on the
+                verifier's device, their bits.
+            positions: (B,) integers on the host, the index of each root in its sequence; or on the
+                verifier's device, where nothing checks them.
             starts: (B,) integers on the host, the cache's entry of each root, those of the other
                 nodes behind it; None means 0. For `Outcomes.moves` and `length` alone.
             height: M where logits are (B, M, V); None where rows follow each other.
@@ -202,18 +205,26 @@ class DeviceVerifier:
         else:
             each = as_params(cast("SamplingParams | None", params))._core
         items = drafts if hasattr(drafts, "offsets") else as_list("drafts", drafts)
-        places = as_words("positions", positions)
+        away = {
+            name: self._checked_words(f"{name}s", values)
+            for name, values in (("seed", seeds), ("position", positions))
+            if isinstance(values, torch.Tensor) and values.device.type == self.device.type
+        }
+        places = [0] * len(positions) if "position" in away else as_words("positions", positions)
         self.send(
             items,
             each,
             rule if isinstance(rule, str) else as_list("rule", rule),
-            seeds=as_words("seeds", seeds),
+            seeds=[0] * len(seeds) if "seed" in away else as_words("seeds", seeds),
             positions=places,
             starts=None if starts is None else as_words("starts", starts),
             height=height,
             edits=edits_of(items, places, histories, prompt_lens),
             bitmask=bitmask,
         )
+        requests = requests_of(self._inputs.tensors)
+        for name, values in away.items():
+            getattr(requests, name)[: len(values)] = values
 
     def send(
         self,
@@ -412,6 +423,13 @@ class DeviceVerifier:
             message = f"vocab: found None, wanted the tokens of the {columns} columns"
             raise DraftError(message, slug="shape_mismatch")
 
+    @staticmethod
+    def _checked_words(name: str, values: Tensor) -> Tensor:
+        if values.dim() != 1 or values.dtype not in (torch.int64, torch.int32):
+            message = f"{name}: found {tuple(values.shape)} {values.dtype}, wanted integers (B,)"
+            raise ParamsError(message, slug="param_out_of_range")
+        return values
+
     def _check_mask(self, mask: Any) -> None:
         words = -(-self.capacity.vocab // 32)
         if mask is None:
@@ -437,6 +455,8 @@ class DeviceVerifier:
             requests = requests_of(self._inputs.tensors)
             plant(nodes, requests, drafts.table, width=plan.nodes, vocab=vocab)
             self._results.tensors["parents"][:total] = drafts.table[0]
+            if drafts.places is not None:
+                nodes.place[:total] = drafts.places
         elif isinstance(tokens, torch.Tensor) and not tokens.is_cpu:
             own = nodes.token[:total]
             # What is no token must not be looked up: any other is as wrong, and in the row.

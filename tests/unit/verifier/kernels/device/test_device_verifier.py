@@ -15,6 +15,7 @@ ops = mv.ops
 from mtp_verify.verifier import kernels
 from mtp_verify.verifier.growers import Chain
 from mtp_verify.verifier.kernels.device.kernel import OnDevice
+from tests.host_reads import HostReads
 
 V = 37
 TREE = [-1, 0, 0, 1, 1]
@@ -418,3 +419,34 @@ def test_a_captured_step_needs_fixed_sizes():
     device.plan([deterministic()], seeds=[1], positions=[3])
     with pytest.raises(mv.errors.ParamsError, match="max_passes"):
         device._check_capture()
+
+
+def test_seeds_and_positions_may_be_on_the_device():
+    device = verifier()
+    host, drafts = chains(3, 4, seed=1)
+    logits = logits_of(15, 9)
+    seeds = torch.tensor([3, -5, 1 << 40])
+    words = [seed % (1 << 64) for seed in seeds.tolist()]
+    for dtype in (torch.int64, torch.int32):
+        positions = torch.tensor([7, 0, 99], dtype=dtype)
+        wanted = mv.verify_batch(host, logits, seeds=words, positions=positions.tolist())
+        with HostReads() as reads:
+            device.plan(drafts, seeds=seeds, positions=positions)
+            device.verify(logits)
+        assert reads.places == []
+        assert device.host() == wanted
+
+
+@pytest.mark.parametrize("name", ["seeds", "positions"])
+@pytest.mark.parametrize("values", [torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)])
+def test_seeds_on_the_device_that_are_no_integers_are_refused(name, values):
+    _, drafts = chains(2, 2)
+    given = {"seeds": [1, 2], "positions": [3, 4]} | {name: values}
+    with pytest.raises(mv.errors.ParamsError, match=rf"{name}: found .*, wanted integers"):
+        verifier().plan(drafts, **given)
+
+
+def test_as_many_seeds_on_the_device_as_drafts_are_wanted():
+    _, drafts = chains(2, 2)
+    with pytest.raises(mv.errors.ParamsError, match="seeds: found 3 entries, wanted 2"):
+        verifier().plan(drafts, seeds=torch.arange(3), positions=[3, 4])

@@ -109,3 +109,21 @@ def test_more_places_than_a_verifier_has_are_refused():
     drafts = DeviceDrafts([0, 3], [-1, 0, 0], None, "deterministic", table=table, bounds=(1, 2))
     with pytest.raises(DraftError, match="children of a node: found 2"):
         verifier.plan(drafts, seeds=[0], positions=[1])
+
+
+def test_rows_may_be_in_another_order_than_the_nodes():
+    parents = [-1, 0, 0, 1]
+    tokens = [0, 4, 2, 3]
+    logits = torch.from_numpy(np.random.default_rng(5).normal(size=(6, SIZE))).float()
+    places = torch.tensor([2, 5, 0, 3])
+    table = torch.tensor([parents, tokens, [0] * 4, [-1] * 4])
+    drafts = DeviceDrafts(
+        [0, 4], [-1, 0, 1, 2], None, "deterministic", table=table, bounds=(3, 3), places=places
+    )
+    verifier = verifier_for(1, 6)
+    for seed in range(20):
+        given = {"seeds": [seed], "positions": [4]}
+        verifier.plan(drafts, **given)
+        verifier.verify(logits)
+        draft = mv.Draft(mv.TokenTree(parents), tokens)
+        assert verifier.host() == mv.verify_batch([draft], [logits[places]], **given)
