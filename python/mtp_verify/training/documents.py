@@ -6,23 +6,20 @@ translates or shortens one.
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtp_verify.training.prompts import TASKS
 from mtp_verify.training.shards import Shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from mtp_verify.training.questions import Frame
 
-__all__ = ["TASKS", "document_prompts", "read_documents"]
+__all__ = ["document_prompts", "read_documents"]
 
-TASKS: tuple[str, ...] = tuple(
-    json.loads(Path(__file__).with_name("prompts.json").read_text("utf-8"))["tasks"]
-)
 _MOST_TOGETHER = 4  # documents of one prompt
 _LONGEST = 720  # tokens of them together
 _SHORTEST = 24  # tokens of a document: less is an answer of a few words, and nothing to work on

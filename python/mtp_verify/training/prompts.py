@@ -10,10 +10,11 @@ import json
 import random
 from pathlib import Path
 
-__all__ = ["HELD_OUT", "TEMPLATES", "TOPICS", "make_prompts"]
+__all__ = ["HELD_OUT", "TASKS", "TEMPLATES", "TOPICS", "make_prompts"]
 
 _FILE: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 TEMPLATES, TOPICS = tuple(_FILE["templates"]), tuple(_FILE["topics"])
+TASKS = tuple(_FILE["tasks"])  # with a document in them
 HELD_OUT = TOPICS[4:99:5]
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mtp_verify.commands.shared.subjects import subject_for
-from mtp_verify.training.documents import TASKS, document_prompts, read_documents
+from mtp_verify.training.documents import document_prompts, read_documents
 from mtp_verify.training.jobs import Budget, _kinds
+from mtp_verify.training.prompts import TASKS
 from mtp_verify.training.questions import Frame, frame_of
 from mtp_verify.training.recipe import Recipe
 from mtp_verify.training.run import train

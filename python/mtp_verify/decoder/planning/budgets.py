@@ -78,11 +78,11 @@ def best_budgets(
 
     Args:
         drafted: (B, L), as for `best_budget`.
-        kept: (B, L), likewise.
-        prices: (B, 2), likewise.
+        kept: (B, L), as for `best_budget`.
+        prices: (B, 2), as for `best_budget`.
         curve: (L+1,) seconds of the forward by the mean number of draft nodes.
         margin: As for `best_budget`.
-        calls: (B,), likewise.
+        calls: (B,), as for `best_budget`.
 
     Returns:
         Their budgets; zeros if nothing pays.
