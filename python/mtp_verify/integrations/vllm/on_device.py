@@ -9,6 +9,7 @@ import torch
 
 from mtp_verify.errors import RuleError
 from mtp_verify.integrations.vllm.seams import warn_once
+from mtp_verify.verifier.kernels import has_graphs, is_on_host
 from mtp_verify.verifier.kernels.device import layout
 from mtp_verify.verifier.kernels.device.chains import ChainVerifier, core_of
 from mtp_verify.verifier.kernels.device.verifier import DTYPES
@@ -64,9 +65,9 @@ class _Faults:
         """Take in a step, and warn once of those that have been copied to the host."""
         device = is_wrong.device
         seen = is_wrong.any()
-        if device.type == "cpu":
+        if is_on_host(seen):
             self._tell(seen)
-        elif device.type == "cuda":
+        elif has_graphs(device):
             seen = seen | self._seen.get(device, seen)
             self._seen[device] = seen
             if self._copied is None or self._copied.query():  # type: ignore[no-untyped-call]
