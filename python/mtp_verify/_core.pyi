@@ -19,6 +19,7 @@ from mtp_verify.verifier.words import (
 )
 
 __all__ = [
+    "Attention",
     "BlockTable",
     "MAX_NODES",
     "CommitPlan",
@@ -26,6 +27,7 @@ __all__ = [
     "CoreParams",
     "Draft",
     "DraftBatch",
+    "Entries",
     "Grower",
     "Lossy",
     "NGramIndex",
@@ -479,6 +481,25 @@ def misdeclared() -> list[dict[str, Any]]: ...
 def mutants() -> list[dict[str, Any]] | None: ...
 def build_info() -> BuildInfo: ...
 def _panic() -> None: ...
+
+@final
+class Entries:
+    def __new__(cls, keys: object, values: object) -> Entries: ...
+
+@final
+class Attention:
+    def __new__(
+        cls,
+        pasts: Sequence[int],
+        counts: Sequence[int],
+        ancestors: object | None,
+        *,
+        cos: object,
+        sin: object,
+        out: object,
+        heads: int,
+    ) -> Attention: ...
+    def attend(self, given: object, entries: Entries, first: int | None = None) -> None: ...
 
 @final
 class NGramIndex:

@@ -1,5 +1,6 @@
 //! The Python module `mtp_verify._core`: the only place that knows Python.
 
+mod attention;
 mod batch;
 mod buffer;
 mod draft_batch;
@@ -334,6 +335,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(panic_at_the_gate, module)?)?;
     batch::register(module)?;
+    module.add_class::<attention::Attention>()?;
+    module.add_class::<attention::Entries>()?;
     module.add_class::<grow::Grower>()?;
     kv::register(module)?;
     layout::register(module)?;

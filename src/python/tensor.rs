@@ -1,4 +1,4 @@
-//! Intake of tensors by DLPack, without a copy: the only reader of foreign memory.
+//! Intake of tensors by DLPack, without a copy: the only reader, and writer, of foreign memory.
 //!
 //! The layout is that of DLPack 1.0 (`dlpack.h`): both the versioned capsule and the older one.
 
@@ -13,8 +13,10 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::attention::Cell;
 use crate::error::Error;
 use crate::python::numbers::{type_name, unreadable};
+use crate::rows::simd::Format;
 use crate::rows::{RawRows, Values};
 
 const CPU: i32 = 1;
@@ -22,6 +24,10 @@ const CUDA_HOST: i32 = 3;
 const FLOAT: u8 = 2;
 const BFLOAT: u8 = 4;
 const INT: u8 = 0;
+const UINT: u8 = 1;
+const BOOL: u8 = 6;
+/// The flag of a versioned tensor that must not be written to.
+const READ_ONLY: u64 = 1;
 
 const NAME: &CStr = c"dltensor";
 const USED_NAME: &CStr = c"used_dltensor";
@@ -74,7 +80,7 @@ pub(super) struct Tensor {
     dtype: (u8, u8),
 }
 
-// SAFETY: the memory is only read, and DLPack's deleter may be called from any thread (NumPy's and
+// SAFETY: the memory is read, or written through a unique borrow, and DLPack's deleter may be called from any thread (NumPy's and
 // PyTorch's take the interpreter lock themselves where they need it).
 unsafe impl Send for Tensor {}
 // SAFETY: as above; shared references only read.
@@ -248,10 +254,10 @@ impl Tensor {
         let (code, bits) = self.dtype;
         match code {
             INT => format!("int{bits}"),
-            1 => format!("uint{bits}"),
+            UINT => format!("uint{bits}"),
             FLOAT => format!("float{bits}"),
             BFLOAT => format!("bfloat{bits}"),
-            6 => "bool".to_owned(),
+            BOOL => "bool".to_owned(),
             _ => format!("DLPack dtype code {code} with {bits} bits"),
         }
     }
@@ -327,10 +333,81 @@ impl Tensor {
         Ok((self.slice((rows - 1) * stride + width)?, [rows, width, stride]))
     }
 
-    fn slice<T>(&self, len: usize) -> Result<&[T], Error> {
-        if len == 0 {
-            return Ok(&[]);
+    /// The format of its floats; `None` for other dtypes.
+    pub(super) fn format(&self) -> Option<Format> {
+        match self.dtype {
+            (FLOAT, 32) => Some(Format::F32),
+            (FLOAT, 16) => Some(Format::F16),
+            (BFLOAT, 16) => Some(Format::Bf16),
+            _ => None,
         }
+    }
+
+    /// All values of a tensor of `T` without gaps, which the caller knows to be its dtype.
+    pub(super) fn cells<T: Cell>(&self) -> Result<&[T], Error> {
+        self.slice(self.len_of::<T>()?)
+    }
+
+    /// [`Tensor::cells`], to be written to.
+    pub(super) fn cells_mut<T: Cell>(&mut self) -> Result<&mut [T], Error> {
+        if let Owner::Versioned(managed) = self.owner
+            // SAFETY: the producer keeps the struct alive until the deleter runs.
+            && unsafe { (*managed.as_ptr()).flags } & READ_ONLY != 0
+        {
+            let found = "memory that must not be written to".into();
+            return Err(Error::BadTensor { what: self.what, found, todo: "pass a copy" });
+        }
+        let len = self.len_of::<T>()?;
+        if len == 0 {
+            return Ok(&mut []);
+        }
+        let pointer = self.pointer::<T>()?.cast_mut();
+        // SAFETY: as in `slice`; `self` is borrowed uniquely, and whoever holds two tensors at once has
+        // checked `range` for an overlap. The interpreter's lock is held while this lives, so that no
+        // other code that asks for it sees half of a write.
+        Ok(unsafe { std::slice::from_raw_parts_mut(pointer, len) })
+    }
+
+    /// True or False for each place of a tensor without gaps.
+    pub(super) fn flags(&self) -> Result<&[u8], Error> {
+        if self.dtype != (BOOL, 8) {
+            let found = self.dtype_name();
+            return Err(Error::BadDtype { what: self.what, found, wanted: "bool" });
+        }
+        self.slice(self.dense_len()?)
+    }
+
+    /// The addresses that it spans, if it is without gaps.
+    pub(super) fn range(&self) -> Result<Range<usize>, Error> {
+        let start = self.data as usize;
+        Ok(start..start + self.dense_len()? * usize::from(self.dtype.1 / 8))
+    }
+
+    fn len_of<T: Cell>(&self) -> Result<usize, Error> {
+        if self.format() != Some(T::FORMAT) {
+            let found = self.dtype_name();
+            return Err(Error::BadDtype { what: self.what, found, wanted: T::NAME });
+        }
+        self.dense_len()
+    }
+
+    /// The number of values, where nothing lies between them.
+    fn dense_len(&self) -> Result<usize, Error> {
+        let mut step = 1;
+        for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            if size > 1 && stride != step {
+                return Err(Error::BadTensor {
+                    what: self.what,
+                    found: format!("strides {:?}", self.strides),
+                    todo: "pass a contiguous tensor",
+                });
+            }
+            step *= size as i64;
+        }
+        Ok(step as usize)
+    }
+
+    fn pointer<T>(&self) -> Result<*const T, Error> {
         let pointer = self.data.cast::<T>();
         if pointer.is_null() || !pointer.is_aligned() {
             return Err(Error::BadTensor {
@@ -339,6 +416,14 @@ impl Tensor {
                 todo: "pass a copy",
             });
         }
+        Ok(pointer)
+    }
+
+    fn slice<T>(&self, len: usize) -> Result<&[T], Error> {
+        if len == 0 {
+            return Ok(&[]);
+        }
+        let pointer = self.pointer::<T>()?;
         // SAFETY: the producer promises `shape` and `strides` to describe readable memory of this
         // dtype, which it keeps alive as long as `self`; `len` is the extent that they span.
         Ok(unsafe { std::slice::from_raw_parts(pointer, len) })

@@ -78,6 +78,15 @@ def label(text: str) -> str:
     return head if head.endswith("Error") or head == "CallerError" else "ok"
 
 
+def _attend(
+    pasts: Any, counts: Any, ancestors: Any, cos: Any, sin: Any, out: Any, heads: Any,
+    given: Any, keys: Any, values: Any, first: Any,
+) -> Any:  # fmt: skip
+    attention = _core.Attention(pasts, counts, ancestors, cos=cos, sin=sin, out=out, heads=heads)
+    attention.attend(given, _core.Entries(keys, values), first)
+    return out
+
+
 # name -> (function, usual arguments, usual keywords): what is pure gives the same twice.
 PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "TokenTree": (mv.TokenTree, ([-1, 0, 1],), {}),
@@ -181,6 +190,13 @@ PURE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "core.NGramIndex": (_core.NGramIndex, (3, 1, 64), {}),
     "core.SuffixIndex": (_core.SuffixIndex, (1, 32, 1.0, 0.1, 4, 64), {}),
     "core.SuffixStore": (_core.SuffixStore, (256, 4), {}),
+    "core.attend": (
+        _attend,
+        ([1, 0], [1, 2], np.ones((2, 2, 2), bool), np.ones((3, 4), np.float32),
+         np.ones((3, 4), np.float32), np.ones((3, 8), np.float32), 2, np.ones((3, 16), np.float32),
+         np.ones((2, 1, 3, 4), np.float32), np.ones((2, 1, 3, 4), np.float32), 0),
+        {},
+    ),
 }  # fmt: skip
 
 

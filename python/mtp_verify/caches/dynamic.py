@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from mtp_verify._core import Entries
 from mtp_verify.caches.base import AttentionEntries
 
 __all__ = ["DynamicEntries", "GrowingLayer", "hand_over", "pad_left"]
@@ -24,6 +25,7 @@ def _entries(index: int) -> Any:
         layer._buffers[index] = entries
         layer._lengths[index] = 0 if entries is None or entries.dim() < 4 else entries.shape[-2]
         layer._is_taken[index] = True
+        layer._memory = None
 
     return property(show, take)
 
@@ -45,6 +47,7 @@ class GrowingLayer(DynamicLayer):
         self._buffers: list[Any] = [None, None]
         self._lengths = [0, 0]
         self._is_taken = [True, True]  # tensors of others are never written to
+        self._memory: Entries | None = None  # the buffers, once they are known to the core
         super().__init__(**kwargs)
 
     def get_seq_length(self) -> int:
@@ -52,32 +55,32 @@ class GrowingLayer(DynamicLayer):
         return self._lengths[0]
 
     def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        *_args: Any,
-        num_shown: int = 0,
-        **_kwargs: Any,
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append entries (B, heads, n, width) and return all of them.
-
-        With `num_shown` as many are returned where there are fewer; those behind the last are
-        zeros, or entries that were dropped, and the caller's mask must hide them.
-        """
+        """Append entries (B, heads, n, width) and return all of them."""
         start = self._lengths[0]
-        end = start + key_states.shape[-2]
-        shown = max(end, num_shown)
-        if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
-        for index, entries in enumerate((key_states, value_states)):
-            buffer = self._buffers[index]
-            if buffer is None or self._is_taken[index] or shown > buffer.shape[-2]:
-                buffer = self._buffers[index] = self._grown(index, shown, entries)
-            buffer[:, :, start:end] = entries
-        self._lengths = [end, end]
+        end = self._extend(key_states.shape[-2], key_states, value_states)
         keys, values = self._buffers
-        return keys[:, :, :shown], values[:, :, :shown]
+        keys[:, :, start:end] = key_states
+        values[:, :, start:end] = value_states
+        return keys[:, :, :end], values[:, :, :end]
+
+    def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
+        """Append `count` entries that the caller writes; return their memory and sequence number.
+
+        `like` (1, heads, any, width) has the shape and the dtype of keys and values.
+        """
+        self._extend(count, like, like)
+        if self._memory is None:
+            self._memory = Entries(*self._buffers)
+        return self._memory, 0
+
+    def close(self) -> None:
+        """End what `open` began: the entries are written."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what refers to this object's own memory."""
+        return {**self.__dict__, "_memory": None}
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` entries; their places are used again."""
@@ -85,6 +88,20 @@ class GrowingLayer(DynamicLayer):
             self._lengths = [max(length + tokens_to_remove, 0) for length in self._lengths]
         else:
             super().crop(tokens_to_remove)
+
+    def _extend(self, count: int, *likes: torch.Tensor) -> int:
+        """Make room for `count` more entries like these, and count them; return how many it has."""
+        end = self._lengths[0] + count
+        if not self.is_initialized:
+            self.dtype, self.device = likes[0].dtype, likes[0].device
+            self.is_initialized = True
+        for index, like in enumerate(likes):
+            buffer = self._buffers[index]
+            if buffer is None or self._is_taken[index] or end > buffer.shape[-2]:
+                self._buffers[index] = self._grown(index, end, like)
+                self._memory = None
+        self._lengths = [end, end]
+        return end
 
     def _grown(self, index: int, capacity: int, like: torch.Tensor) -> torch.Tensor:
         """Return a buffer for so many entries and more, with those that there are."""

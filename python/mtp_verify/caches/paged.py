@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtp_verify._core import BlockTable
+from mtp_verify._core import BlockTable, Entries
 from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 
 if TYPE_CHECKING:
@@ -33,9 +33,11 @@ class _Aim:
     """What the forward that comes next writes and sees: shared by all layers of a pool."""
 
     start: int
-    # (n,) places that are written, and which of the forward's (row, column) go there.
+    # (n,) places that are written, which of the forward's (row, column) go there, and which (row,
+    # column) of what is seen they are.
     targets: torch.Tensor
     nodes: tuple[torch.Tensor, ...]
+    fresh: tuple[torch.Tensor, ...]
     # (B, S) places that are seen; the last place of the pool is never written and stands for
     # entries that do not exist.
     seen: torch.Tensor
@@ -49,17 +51,37 @@ class _PagedLayer(SharedLayer):
         self._aim = aim
         self._num_places = num_places
         self.buffers: tuple[torch.Tensor, ...] = ()  # keys and values, once there are any
+        self._gathered: tuple[torch.Tensor, ...] = ()  # (B, heads, S, width) between open and close
+
+    def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
+        """See `SharedLayer.open`: entries are gathered, and new ones are brought back."""
+        del count  # The aim knows.
+        self._make(like, like)
+        gathered = (buffer[self._aim.seen].transpose(1, 2) for buffer in self.buffers)
+        self._gathered = tuple(each.contiguous() for each in gathered)
+        return Entries(*self._gathered), 0
+
+    def close(self) -> None:
+        """See `SharedLayer.close`."""
+        aim = self._aim
+        for buffer, gathered in zip(self.buffers, self._gathered, strict=True):
+            buffer[aim.targets] = gathered.transpose(1, 2)[aim.fresh]
+        self._gathered = ()
+
+    def _make(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if not self.buffers:
+            # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
+            self.buffers = tuple(
+                new.new_zeros((self._num_places + 1, new.shape[1], new.shape[3]))
+                for new in (keys, values)
+            )
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write entries (B, heads, W, width) where the aim says; gather all that may be seen."""
         aim, states = self._aim, (key_states, value_states)
-        if not self.buffers:
-            # Zeros: a hidden entry has weight 0, and 0 times whatever memory held may be NaN.
-            self.buffers = tuple(
-                new.new_zeros((self._num_places + 1, new.shape[1], new.shape[3])) for new in states
-            )
+        self._make(*states)
         for buffer, new in zip(self.buffers, states, strict=True):
             buffer[aim.targets] = new.transpose(1, 2)[aim.nodes]
         keys, values = (buffer[aim.seen].transpose(1, 2) for buffer in self.buffers)
@@ -88,7 +110,7 @@ class PagePool(Storage):
             settings.num_blocks, settings.block_size, settings.prefix_cache
         )
         none = torch.empty(0, dtype=torch.int64)
-        self.aim = _Aim(0, none, (none, none), none)
+        self.aim = _Aim(0, none, (none, none), (none, none), none)
         num_places = settings.num_blocks * settings.block_size
         self._layers: list[Any] = replace_layers(
             cache, lambda window: _PagedLayer(self.aim, num_places, window)
@@ -232,8 +254,9 @@ class PagedCache(ManyCache):
         aim.start = int(starts[0])
         aim.seen = torch.from_numpy(seen).to(device)
         aim.targets = torch.from_numpy(seen[is_new]).to(device)
-        nodes = (torch.from_numpy(index).to(device) for index in (rows, columns - starts[rows]))
-        aim.nodes = tuple(nodes)
+        places = (torch.from_numpy(index).to(device) for index in (rows, columns))
+        aim.fresh = row, column = tuple(places)
+        aim.nodes = row, column - torch.from_numpy(starts[rows]).to(device)
 
     def commit(
         self, slots: Sequence[int], drafts: Sequence[Draft], verdicts: Sequence[Verdict]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtp_verify._core import Entries
 from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 from mtp_verify.verifier.kv import commit_plan
 
@@ -48,6 +49,15 @@ class _SlotLayer(SharedLayer):
         super().__init__(sliding_window, lambda: aim.starts[0] if aim.starts else 0)
         self._aim = aim
         self.buffers: tuple[torch.Tensor, ...] = ()  # keys and values, once there are any
+        self._memory: Entries | None = None  # the buffers, once they are known to the core
+
+    def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
+        """See `SharedLayer.open`."""
+        del count  # The aim knows.
+        self.grow(like, like)
+        if self._memory is None:
+            self._memory = Entries(*self.buffers)
+        return self._memory, self._aim.first
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -81,7 +91,11 @@ class _SlotLayer(SharedLayer):
             if old:
                 buffer[:held, :, :room] = old[index]
             grown.append(buffer)
-        self.buffers = tuple(grown)
+        self.buffers, self._memory = tuple(grown), None
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.buffers, self._memory = (), None
 
 
 class SlotCache(ManyCache):
@@ -123,7 +137,7 @@ class SlotCache(ManyCache):
         self._aim.num_slots = len(self.lengths)
         if not self.lengths:
             for layer in self._layers:
-                layer.buffers = ()
+                layer.clear()
 
     def share(self, source: int, target: int, length: int) -> bool:
         """See `ManyCache.share`: they are copied."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,8 @@ from mtp_verify.caches.compiled import name_of, without_compiler
 from mtp_verify.caches.names import cache_name
 from mtp_verify.caches.trials import inexact, state_obstacle, static_obstacle, traits_of
 from mtp_verify.errors import UnsupportedModelError
-from mtp_verify.models.cpu.attention import num_shown
-from mtp_verify.models.cpu.fused import fused_model, is_narrow
+from mtp_verify.models.cpu.fused import Trees, fused_model, is_narrow
+from mtp_verify.models.cpu.ragged import Ragged
 from mtp_verify.models.hidden import HiddenStates
 from mtp_verify.models.interface import BatchTarget, Target, TargetCache, check_facts, missing_parts
 from mtp_verify.models.supported import warn_if_untested
@@ -174,11 +173,12 @@ class TransformersTarget:
         if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
             return None
         from mtp_verify.caches.dynamic import GrowingLayer
+        from mtp_verify.caches.many import SharedLayer
 
         # A cache without a configuration has no layers before the first forward.
         layers = getattr(cache.kv, "layers", ())
-        is_plain = bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
-        return fused if is_plain else None
+        kinds = (GrowingLayer, SharedLayer)
+        return fused if layers and all(isinstance(layer, kinds) for layer in layers) else None
 
     def _forward_fused(
         self,
@@ -190,24 +190,13 @@ class TransformersTarget:
         hidden_layers: Sequence[int],
         num_logits: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        from mtp_verify.caches.masks import tree_mask
-
         width, past = tokens.shape[1], cache.length
         if positions is None:
             positions = torch.arange(past, past + width)[None]
-        shown = num_shown(past + width)
-        if width == 1:
-            # What plain decoding runs at every step: three operators instead of eleven.
-            mask = torch.zeros((1, 1, 1, shown), dtype=self._dtype)
-            mask[..., past + 1 :] = torch.finfo(self._dtype).min
-        else:
-            if ancestors is None:
-                ancestors = torch.ones((width, width), dtype=torch.bool).tril_()
-            mask = tree_mask(ancestors, past, self._dtype, capacity=shown)
-        updates = [partial(layer.update, num_shown=shown) for layer in cache.kv.layers]
-        given = tokens, positions, mask, updates, hidden_layers
+        seen = None if ancestors is None else ancestors[None]
+        trees = Trees(tokens, positions, [past], [width], seen)
         with cache.writing(width):
-            logits, states = fused(*given, num_logits=num_logits)
+            logits, states = fused(trees, cache.kv.layers, hidden_layers, num_logits=num_logits)
         return logits[0], tuple(state[0] for state in states) if hidden_layers else None
 
     def new_kv(self) -> DynamicCache:
@@ -228,20 +217,21 @@ class TransformersTarget:
         """See `BatchTarget.forward_slots`."""
         from mtp_verify.caches.masks import slot_mask
 
-        (has_full, window), width = cache.windows, tokens.shape[1]
+        (has_full, window), (count, width) = cache.windows, tokens.shape
+        cache.aim(width, tokens.device)
+        fused, counts = fused_model(self.model), counts or [width] * count
+        if fused is not None and window is None and is_narrow(sum(counts)):
+            ragged = Ragged(counts, width)
+            rows = ragged.gather(tokens), ragged.gather(positions)
+            trees = Trees(*rows, cache.lengths, counts, ancestors)
+            logits, states = fused(trees, cache.kv.layers, hidden_layers)
+            return ragged.spread(logits), tuple(map(ragged.spread, states))
         starts, num_shown = cache.starts(tokens.device), cache.num_shown(width)
         shape, masks = (starts, num_shown, positions, ancestors, self._dtype), {}
         if has_full:
             masks["full_attention"] = slot_mask(*shape)
         if window is not None:
             masks["sliding_attention"] = slot_mask(*shape, window=window)
-        cache.aim(width, tokens.device)
-        fused = fused_model(self.model)
-        num_rows = tokens.numel() if counts is None else sum(counts)
-        if fused is not None and window is None and is_narrow(num_rows):
-            updates = [layer.update for layer in cache.kv.layers]
-            given = tokens, positions, masks["full_attention"], updates, hidden_layers
-            return fused(*given, counts=counts)
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         options = {"position_ids": positions, "attention_mask": mask}
         logits, states = self._run(tokens, cache, hidden_layers, options)

@@ -7,7 +7,7 @@
 //! adds its values in order, and the lanes are added halves onto halves.
 
 use crate::rows::simd::exp::Window;
-use crate::rows::simd::{LANES, Scan, Total};
+use crate::rows::simd::{Format, LANES, Scan, Total};
 
 #[inline(always)]
 pub(super) fn scan(values: &[f32]) -> Scan {
@@ -138,6 +138,141 @@ pub(super) fn widen_f16(values: &[u16], out: &mut [f32]) {
         let special = f32::from_bits(rest | 0x7f80_0000);
         let magnitude = if rest >= 0x0f80_0000 { special } else { finite };
         *out = f32::from_bits(magnitude.to_bits() | sign);
+    }
+}
+
+/// The nearest bfloat16, ties to even, as an `f32`.
+#[inline(always)]
+fn near_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let near = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    // Rounding could carry a NaN's mantissa away.
+    f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { near })
+}
+
+#[inline(always)]
+pub(super) fn narrow_bf16(values: &[f32], out: &mut [u16]) {
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = (near_bf16(x).to_bits() >> 16) as u16;
+    }
+}
+
+/// One half of [`turn`]: `values cos + others sin`.
+#[inline(always)]
+fn turn_half(
+    values: &[f32],
+    others: &[f32],
+    cos: &[f32],
+    sin: &[f32],
+    round: impl Fn(f32) -> f32,
+    out: &mut [f32],
+) {
+    for ((((out, &x), &other), &cos), &sin) in
+        out.iter_mut().zip(values).zip(others).zip(cos).zip(sin)
+    {
+        *out = round(round(x * cos) + round(other * sin));
+    }
+}
+
+#[inline(always)]
+pub(super) fn turn(values: &[f32], cos: &[f32], sin: &[f32], format: Format, out: &mut [f32]) {
+    let half = values.len() / 2;
+    let (one, two) = values.split_at(half);
+    let ((cos_one, cos_two), (sin_one, sin_two)) = (cos.split_at(half), sin.split_at(half));
+    let (out_one, out_two) = out.split_at_mut(half);
+    let mut both = |round: fn(f32) -> f32| {
+        turn_half(one, two, cos_one, sin_one, round, out_one);
+        turn_half(two, one, cos_two, sin_two, round, out_two);
+    };
+    match format {
+        Format::F32 => both(|x| x),
+        Format::Bf16 => both(near_bf16),
+        Format::F16 => both(|x| half::f16::from_f32(x).to_f32()),
+    }
+}
+
+/// The lanes' sums, halves onto halves.
+#[inline(always)]
+fn fold_narrow(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((stripes, rest), (others, rest_of_other)) =
+        (one.as_chunks::<LANES>(), other.as_chunks::<LANES>());
+    for (stripe, other) in stripes.iter().zip(others) {
+        for lane in 0..LANES {
+            lanes[lane] = stripe[lane].mul_add(other[lane], lanes[lane]);
+        }
+    }
+    for (lane, (&x, &y)) in rest.iter().zip(rest_of_other).enumerate() {
+        lanes[lane] = x.mul_add(y, lanes[lane]);
+    }
+    fold_narrow(lanes)
+}
+
+#[inline(always)]
+pub(super) fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]) {
+    let count = keys.len() / dim;
+    for (number, query) in queries.chunks_exact(dim).enumerate() {
+        for (out, key) in out[number * step..][..count].iter_mut().zip(keys.chunks_exact(dim)) {
+            *out = dot(query, key);
+        }
+    }
+}
+
+/// [`mix`] for `N` rows of weights.
+#[inline(always)]
+fn mix_rows<const N: usize>(weights: [&[f32]; N], values: &[f32], dim: usize, out: &mut [f32]) {
+    for from in (0..dim - dim % LANES).step_by(LANES) {
+        let mut sums = [[0.0; LANES]; N];
+        for row in 0..N {
+            sums[row].copy_from_slice(&out[row * dim + from..][..LANES]);
+        }
+        for (place, value) in values.chunks_exact(dim).enumerate() {
+            let value = &value[from..from + LANES];
+            for row in 0..N {
+                let weight = weights[row][place];
+                for lane in 0..LANES {
+                    sums[row][lane] = weight.mul_add(value[lane], sums[row][lane]);
+                }
+            }
+        }
+        for row in 0..N {
+            out[row * dim + from..][..LANES].copy_from_slice(&sums[row]);
+        }
+    }
+    for column in dim - dim % LANES..dim {
+        for (row, weights) in weights.iter().enumerate() {
+            let sum = &mut out[row * dim + column];
+            for (&weight, value) in weights.iter().zip(values.chunks_exact(dim)) {
+                *sum = weight.mul_add(value[column], *sum);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out: &mut [f32]) {
+    const ROWS: usize = 4;
+    let count = values.len() / dim;
+    for (group, out) in out.chunks_mut(ROWS * dim).enumerate() {
+        let row = |number: usize| &weights[(group * ROWS + number) * step..][..count];
+        match out.len() / dim {
+            ROWS => mix_rows([row(0), row(1), row(2), row(3)], values, dim, out),
+            3 => mix_rows([row(0), row(1), row(2)], values, dim, out),
+            2 => mix_rows([row(0), row(1)], values, dim, out),
+            _ => mix_rows([row(0)], values, dim, out),
+        }
     }
 }
 

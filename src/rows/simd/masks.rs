@@ -4,13 +4,84 @@
 
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        __mmask16, _CMP_GE_OQ, _CMP_NGE_UQ, _CMP_NLT_UQ, _mm512_add_epi32, _mm512_cmp_ps_mask,
-        _mm512_loadu_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_compress_epi32,
-        _mm512_maskz_compress_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
-        _mm512_storeu_ps, _mm512_storeu_si512,
+        __m512, __mmask16, _CMP_GE_OQ, _CMP_NGE_UQ, _CMP_NLT_UQ, _mm512_add_epi32, _mm512_add_ps,
+        _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask,
+        _mm512_maskz_compress_epi32, _mm512_maskz_compress_ps, _mm512_permutexvar_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+        _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_storeu_si512,
     };
 
+    use crate::rows::simd::LANES;
     pub(in super::super) use crate::rows::simd::block::*;
+
+    /// The lanes' sums of sixteen dot products at once, in the order of `fold_narrow`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn fold_all(lanes: &[__m512; LANES]) -> __m512 {
+        // Each step adds one half of what is left of a product to the other, and puts two products
+        // where one was.
+        let eighths: [__m512; 8] = std::array::from_fn(|i| {
+            let (one, two) = (lanes[2 * i], lanes[2 * i + 1]);
+            let (low, high) =
+                (_mm512_shuffle_f32x4(one, two, 0x44), _mm512_shuffle_f32x4(one, two, 0xee));
+            _mm512_add_ps(low, high)
+        });
+        let quarters: [__m512; 4] = std::array::from_fn(|i| {
+            let (one, two) = (eighths[2 * i], eighths[2 * i + 1]);
+            let (low, high) =
+                (_mm512_shuffle_f32x4(one, two, 0x88), _mm512_shuffle_f32x4(one, two, 0xdd));
+            _mm512_add_ps(low, high)
+        });
+        let halves: [__m512; 2] = std::array::from_fn(|i| {
+            let (one, two) = (quarters[2 * i], quarters[2 * i + 1]);
+            let (low, high) =
+                (_mm512_shuffle_ps(one, two, 0x44), _mm512_shuffle_ps(one, two, 0xee));
+            _mm512_add_ps(low, high)
+        });
+        let [one, two] = halves;
+        let (low, high) = (_mm512_shuffle_ps(one, two, 0x88), _mm512_shuffle_ps(one, two, 0xdd));
+        // Product 4 m + l is in place m of group l.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_permutexvar_ps(order, _mm512_add_ps(low, high))
+    }
+
+    /// Sixteen keys at a time: the lanes of all are added up together.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn dots(
+        queries: &[f32],
+        keys: &[f32],
+        dim: usize,
+        step: usize,
+        out: &mut [f32],
+    ) {
+        let count = keys.len() / dim;
+        let together = if dim.is_multiple_of(LANES) { count - count % LANES } else { 0 };
+        for (number, query) in queries.chunks_exact(dim).enumerate() {
+            let out = &mut out[number * step..][..count];
+            let (groups, rest) = out.split_at_mut(together);
+            let (groups, _) = groups.as_chunks_mut::<LANES>();
+            for (group, keys) in groups.iter_mut().zip(keys.chunks_exact(LANES * dim)) {
+                let mut lanes = [_mm512_setzero_ps(); LANES];
+                for from in (0..dim).step_by(LANES) {
+                    let stripe = &query[from..from + LANES];
+                    // SAFETY: the slice has as many values as are read.
+                    let stripe = unsafe { _mm512_loadu_ps(stripe.as_ptr()) };
+                    for key in 0..LANES {
+                        let other = &keys[key * dim + from..][..LANES];
+                        // SAFETY: as above.
+                        let other = unsafe { _mm512_loadu_ps(other.as_ptr()) };
+                        lanes[key] = _mm512_fmadd_ps(stripe, other, lanes[key]);
+                    }
+                }
+                // SAFETY: the group has as many places as are written.
+                unsafe { _mm512_storeu_ps(group.as_mut_ptr(), fold_all(&lanes)) };
+            }
+            for (out, key) in rest.iter_mut().zip(keys[together * dim..].chunks_exact(dim)) {
+                *out = dot(query, key);
+            }
+        }
+    }
 
     /// The places of a part are moved together and written all at once: what is behind the last one
     /// that counts is written over by the next part.

@@ -19,8 +19,8 @@ mod masks;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, gather_between, race_noise, scan, subtract, subtract_narrow, sum, sum_narrow,
-    take_from, total, weigh, widen_bf16, widen_f16, widen_f32,
+    divide, dots, gather_between, mix, narrow_bf16, race_noise, scan, subtract, subtract_narrow,
+    sum, sum_narrow, take_from, total, turn, weigh, widen_bf16, widen_f16, widen_f32,
 };
 
 pub use exp::Window;
@@ -47,6 +47,17 @@ pub struct Total {
     pub sum: f64,
     /// Whether any value is below zero.
     pub has_negative: bool,
+}
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
 }
 
 macro_rules! kernels {
@@ -115,6 +126,15 @@ kernels! {
     /// Writes the values that are not below `from`, in their order; returns how many. What `out` holds
     /// behind them is of no use.
     fn take_from(values: &[f32], from: f32, out: &mut [f32]) -> usize;
+    /// The nearest bfloat16, as bits.
+    fn narrow_bf16(values: &[f32], out: &mut [u16]);
+    /// A head's values turned to their position: `x cos + (x with its halves swapped) sin`, every
+    /// operation rounded to the format.
+    fn turn(values: &[f32], cos: &[f32], sin: &[f32], format: Format, out: &mut [f32]);
+    /// `out[i * step + j] = queries[i] . keys[j]`, of `dim` numbers each.
+    fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]);
+    /// `out[i] += sum of weights[i * step + j] * values[j]` by ascending `j`; `dim` numbers each.
+    fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out: &mut [f32]);
     /// The race's uniforms for the tokens from `2 * pair` on.
     fn race_noise(noise: &RaceNoise, pair: u32, out: &mut [f64]);
 }
@@ -188,6 +208,23 @@ mod tests {
     }
 
     #[test]
+    fn bfloat16_is_the_nearest() {
+        let bits = (0..=u32::MAX).step_by(65_521).chain([0x7f80_0000, 0xff80_0000, 0x7f80_0001]);
+        let all: Vec<f32> = bits.map(f32::from_bits).collect();
+        for level in Kernels::available() {
+            let mut out = vec![0; all.len()];
+            (level.narrow_bf16)(&all, &mut out);
+            for (&x, &found) in all.iter().zip(&out) {
+                let (found, wanted) = (half::bf16::from_bits(found), half::bf16::from_f32(x));
+                assert!(
+                    found.to_bits() == wanted.to_bits() || (found.is_nan() && x.is_nan()),
+                    "{x}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn faults_are_seen_at_every_place() {
         let window = Window::new(0);
         for level in Kernels::available() {
@@ -238,6 +275,8 @@ mod tests {
                 let mut places = vec![0; values.len()];
                 let count = (level.gather_between)(&values, cut, cut + 9.0, &mut places);
                 places.truncate(count);
+                let mut narrowed = vec![0; values.len()];
+                (level.narrow_bf16)(&values, &mut narrowed);
                 let mut noise = vec![0.0; values.len()];
                 (level.race_noise)(&RaceNoise::new(seed, 9), 3, &mut noise);
                 // One order of addition, and one way to take away, whatever the type.
@@ -256,8 +295,33 @@ mod tests {
                     left.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
                     weights.iter().chain(&divided).map(|x| x.to_bits()).collect::<Vec<_>>(),
                     noise.iter().chain(&taken).map(|x| x.to_bits()).collect::<Vec<_>>(),
-                    places,
+                    (places, narrowed),
                 )
+            };
+            let wanted = run(&SCALAR);
+            for level in Kernels::available() {
+                prop_assert_eq!(&run(level), &wanted, "{}", level.name);
+            }
+        }
+
+        #[test]
+        fn every_level_attends_with_the_bits_of_the_scalar_twin(
+            numbers in proptest::collection::vec(-9.0_f32..9.0, 40 * 64),
+            rows in 1..12_usize, keys in 1..40_usize, half in prop_oneof![Just(8), Just(32), 1..32_usize]
+        ) {
+            let dim = 2 * half;
+            let (queries, keys) = (&numbers[..rows * dim], &numbers[numbers.len() - keys * dim..]);
+            let step = keys.len() / dim + 3;
+            let run = |level: &Kernels| {
+                let (mut scores, mut out) = (vec![0.5; rows * step], queries.to_vec());
+                (level.dots)(queries, keys, dim, step, &mut scores);
+                (level.mix)(&scores, step, keys, dim, &mut out);
+                for format in [Format::F32, Format::F16, Format::Bf16] {
+                    let mut turned = vec![0.0; dim];
+                    (level.turn)(&queries[..dim], &keys[..dim], &keys[..dim], format, &mut turned);
+                    out.extend(turned);
+                }
+                scores.into_iter().chain(out).map(f32::to_bits).collect::<Vec<_>>()
             };
             let wanted = run(&SCALAR);
             for level in Kernels::available() {

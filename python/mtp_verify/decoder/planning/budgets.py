@@ -1,8 +1,9 @@
-"""How many nodes the drafts of one step shall have: the least time for a token, on average.
+"""How many nodes the drafts of one step shall have.
 
-A shared step lasts for all. By their sum of tokens per second one request that copies would
-outweigh seven that wait for it. The mean over the requests of their time for a token (the harmonic
-mean of their speeds) counts what the others lose.
+Where a shared step is for all as wide as its widest draft, what counts is the mean over the
+requests of their time for a token (the harmonic mean of their speeds): by their sum of tokens per
+second one request that copies would outweigh seven that wait for it. Where a step costs what its
+nodes do, that sum is what counts: a request that copies pays for its own nodes, and ends sooner.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def best_budgets(
 ) -> list[int]:
     """Choose how much each request drafts, where a step costs what all its nodes do together.
 
-    Nodes are taken in the order of what they save, each request's own in their order, and as many
-    of them as a token then takes the least time.
+    Nodes are taken in the order of how likely they are to be kept, each request's own in their
+    order, and as many of them as give the most tokens per second.
 
     Args:
         drafted: (B, L), as for `best_budget`.
@@ -88,10 +89,10 @@ def best_budgets(
         Their budgets; zeros if nothing pays.
     """
     count, limit = drafted.shape
-    speeds = np.concatenate([np.ones((count, 1)), 1.0 / (1.0 + kept.cumsum(axis=1))], axis=1)
-    saved = -np.diff(speeds, axis=1)
+    if not kept.any():
+        return [0] * count
     # No node comes before those that it is below: it counts as no better than the worst of them.
-    order = np.argsort(-np.minimum.accumulate(saved, axis=1), axis=None, kind="stable")
+    order = np.argsort(-np.minimum.accumulate(kept, axis=1), axis=None, kind="stable")
     owner = order // limit
     mean_nodes = drafted.flat[order].cumsum() / count
     forward = np.interp(mean_nodes, np.arange(limit + 1), curve)
@@ -99,7 +100,8 @@ def best_budgets(
     _, first = np.unique(callers, return_index=True)
     fixed = np.where(np.isin(np.arange(len(order)), first), prices[owner, 0], 0.0)
     drafting = (fixed + prices[owner, 1] * drafted.flat[order]).cumsum()
-    times = (1.0 - saved.flat[order].cumsum() / count) * (forward + drafting) / curve[0]
+    tokens = 1.0 + kept.flat[order].cumsum() / count
+    times = (forward + drafting) / (curve[0] * tokens)
     best = int(times.argmin())
     if times[best] * margin > 1.0:
         return [0] * count

@@ -29,7 +29,8 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 33)
 _PAST = 128  # tokens in the cache while timing
 _REPEATS = 9
 _MIN_REPEATS = 3
-_MAX_SECONDS = 4.0  # For one batch size, unless fewer than `_MIN_REPEATS` fit in.
+_MAX_SECONDS = 2.0  # For one batch size, unless fewer than `_MIN_REPEATS` fit in.
+_DEAREST = 4.0  # Times the forward of width 1: wider ones hardly ever pay, and are not timed.
 
 
 class CostModel(Protocol):
@@ -143,7 +144,8 @@ def measure(
     """Time the target's forward at several widths; return the seconds by width, never falling.
 
     Widths take turns, and what counts is the median, over the repeats, of the time relative to that
-    of width 1 in the same repeat: a change of the machine's load affects all widths equally.
+    of width 1 in the same repeat: a change of the machine's load affects all widths equally. Widths
+    end with the first one that costs several times as much as width 1.
 
     Args:
         target: a transformers model as `Target`, or any other.
@@ -160,17 +162,29 @@ def measure(
         run(widths[0])
         while len(repeats) < _REPEATS:
             times = {}
+            # The first forward after a wide one takes longer, and is not counted.
+            run(widths[0])
             for width in widths:
                 start = clock()
                 run(width)
                 times[width] = max(clock() - start, 1e-9)
             repeats.append(times)
+            if len(repeats) == 2:
+                widths = _worth_timing(widths, repeats)
             if len(repeats) >= _MIN_REPEATS and clock() - began > _MAX_SECONDS:
                 break
     unit = median(times[1] for times in repeats)
     relative = [median(times[width] / times[1] for times in repeats) for width in widths]
     seconds = unit * np.maximum.accumulate(relative)
     return dict(zip(widths, seconds.tolist(), strict=True))
+
+
+def _worth_timing(widths: Sequence[int], repeats: Sequence[dict[int, float]]) -> Sequence[int]:
+    """Return the widths up to the first one that is too dear in all repeats."""
+    for place, width in enumerate(widths):
+        if all(times[width] > _DEAREST * times[1] for times in repeats):
+            return widths[: place + 1]
+    return widths
 
 
 def _past_of(target: Target) -> int:

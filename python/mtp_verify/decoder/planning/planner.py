@@ -54,8 +54,7 @@ class Planner:
     """Plans the width of steps so that requests are fastest.
 
     Each request's gain is estimated from what became of its earlier drafts, decayed, node by node.
-    Requests that share a forward are planned jointly: the widest draft makes it wide for all, and
-    what counts is the mean of their times for a token.
+    Requests that share a forward are planned jointly (`budgets`).
 
     A drafter whose `is_pure` is True (`NGram`, `Suffix`, `Recycling`) is asked for a full draft at
     every step, which is compared with the text as that grows, run or not. Others are probed now and
@@ -162,13 +161,15 @@ class Planner:
             costs = np.array([prices[i] or (0.0, 0.0) for i in group])
             if not together:  # The others' drafts are made in the same call.
                 costs[:, 0] /= calls.count(calls[group[0]])
-            margin = _margin([records[i] for i in group])
             own = [calls[i] for i in group]
-            given = drafted[group], kept[group], costs, curve, margin, own
             if together and ragged:
-                budgets = best_budgets(*given)
+                # Each pays for its own nodes, and answers for them alone.
+                trust = [1.0 / _margin([records[i]]) for i in group]
+                believed = kept[group] * np.array(trust)[:, None] * MARGIN
+                budgets = best_budgets(drafted[group], believed, costs, curve, MARGIN, own)
             else:
-                chosen, budget = best_budget(*given)
+                margin = _margin([records[i] for i in group])
+                chosen, budget = best_budget(drafted[group], kept[group], costs, curve, margin, own)
                 budgets = [budget * (member in chosen) for member in range(len(group))]
             for i, most in zip(group, budgets, strict=True):
                 plans[i] = Plan(min(most, limits[i]))
@@ -226,7 +227,7 @@ class Planner:
         """
         widths = [draft.num_nodes for draft in drafts]
         forwards = self._forwards(widths, together=together, ragged=ragged)
-        self._charge(requests, drafts, paths, forwards, together=together)
+        self._charge(requests, drafts, paths, forwards, together=together, ragged=ragged)
         for request, plan, draft, path in zip(requests, plans, drafts, paths, strict=True):
             record = self._records[request.id]
             source = record.source
@@ -263,8 +264,12 @@ class Planner:
         forwards: Sequence[float],
         *,
         together: bool,
+        ragged: bool,
     ) -> None:
-        """Count what the step's drafts have earned and cost; a shared step costs all alike."""
+        """Count what the step's drafts have earned and cost.
+
+        A shared step costs all alike, one that is ragged each by its nodes.
+        """
         nodes = [draft.num_nodes - 1 for draft in drafts]
         plain = self._curve(len(drafts) if together else 1)[0]
         records = [self._records[request.id] for request in requests]
@@ -276,11 +281,17 @@ class Planner:
             fixed, unit = self._price(source) or (0.0, 0.0)
             drafting.append(fixed / sharers[call] + unit * num if num else 0.0)
         total = sum(drafting)
-        for record, path, forward, own in zip(records, paths, forwards, drafting, strict=True):
+        more = [
+            forward - plain + (total if together else own)
+            for forward, own in zip(forwards, drafting, strict=True)
+        ]
+        if together and ragged:
+            shares = [len(nodes) * num / max(1, sum(nodes)) for num in nodes]
+            more = [seconds * share for seconds, share in zip(more, shares, strict=True)]
+        for record, path, seconds in zip(records, paths, more, strict=True):
             if path is not None:
-                seconds = forward + (total if together else own)
                 record.emitted += len(path) + 1
-                record.earned += len(path) - (seconds / plain - 1.0)
+                record.earned += len(path) - seconds / plain
 
     def _price(self, source: Source | None) -> tuple[float, float] | None:
         """Return the seconds of drafting at all and for each node, or None if they are unknown."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["key_of", "load", "path_of", "save"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def key_of(target: Target, **more: Any) -> dict[str, Any] | None:

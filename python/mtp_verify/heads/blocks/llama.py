@@ -240,7 +240,8 @@ class LlamaBlock(HeadBlock):
         """See `HeadBlock.forward`."""
         fused = fused_layer(self)
         if fused is not None and inputs.segments and is_narrow(x.shape[0] * x.shape[1]):
-            return fused(x, cast("Rotation", inputs.rotation), inputs.mix)
+            rotation = cast("Rotation", inputs.rotation)
+            return fused(x, lambda joined: fused.split(joined, rotation, inputs.mix))
         stream = x if inputs.residual is None else inputs.residual
         stream = stream + self.self_attn(self.input_layernorm(x), inputs)
         output: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))

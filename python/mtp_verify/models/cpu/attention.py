@@ -1,8 +1,6 @@
-"""Attention of a few rows over many keys, with the same bits however many rows come together.
+"""Attention of a few rows over many keys, which queries share, with torch's own operators.
 
-torch's CPU kernels sum in another order for other numbers of rows and of keys, so that in bfloat16
-a token may depend on the draft that it was verified with. Both numbers are therefore rounded up:
-rows here, to a multiple of eight, and keys by the caller, to `num_shown`; the mask hides the rest.
+What a head attends with; the target's rows go through the core (`fused`).
 """
 
 from __future__ import annotations
@@ -10,14 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["GroupedMask", "attend", "num_shown"]
+__all__ = ["GroupedMask", "attend"]
 
-_ROW_STEP, _KEY_STEP = 8, 16
-
-
-def num_shown(num_entries: int) -> int:
-    """Return how many keys to show `attend` for that many entries; the mask hides the others."""
-    return -(-num_entries // _KEY_STEP) * _KEY_STEP
+_ROW_STEP = 8  # torch's kernels take no longer for so many rows than for fewer.
 
 
 class GroupedMask:

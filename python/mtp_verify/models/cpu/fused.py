@@ -1,37 +1,44 @@
 """Narrow forwards of Llama-shaped models on a CPU, in fewer and larger operators.
 
 A forward over a draft has a few rows, and half of its time goes into what surrounds the products.
-Here a layer's query, key and value products are one, its gate and up products are one, rotary
-positions turn queries and keys together, and the queries that share a key are rows of one
-attention. Weights are prepacked (`packing`). The model's own formulas stay, and so do the places
-where it rounds; only the order of sums differs.
+Here a layer's query, key and value products are one, its gate and up products are one, and rotary
+positions, the cache's new entries and the attention are one call of the core, which reads what each
+row sees and nothing else. Weights are prepacked (`packing`). The model's own formulas stay, and so
+do the places where it rounds, but that attention weights stay wide; the order of sums differs.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mtp_verify.models.cpu.attention import GroupedMask, attend
+from mtp_verify._core import Attention
 from mtp_verify.models.cpu.packing import Product, multiply, prepack, prepacked_copy
-from mtp_verify.models.cpu.ragged import Ragged
 from mtp_verify.models.hidden import BEFORE_NORM, check_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # What `rotary` returns; what takes new keys and values and returns those of all entries; what
-    # takes queries, new keys and new values and returns what the queries see, as `attend`.
+    from mtp_verify._core import Entries
+
+    # Cosines and signed sines; what takes queries, new keys and new values and returns what the
+    # queries see.
     _Rotary = tuple[torch.Tensor, torch.Tensor]
-    _Update = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     _Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-__all__ = ["FusedLayer", "FusedModel", "fuse", "fused_layer", "fused_model", "is_narrow"]
+__all__ = [
+    "FusedLayer",
+    "FusedModel",
+    "Trees",
+    "fuse",
+    "fused_layer",
+    "fused_model",
+    "is_narrow",
+]
 
 # Their layers are Llama's but for biases and for norms of queries and keys.
 _FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -48,16 +55,15 @@ class FusedLayer:
     """A layer with the parts and the names of a Llama layer, whose weights are copied.
 
     Attributes:
-        group: queries that share a key.
+        num_kv_heads: of keys and of values.
         nbytes: of the copies.
     """
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._head_dim: int = attention.head_dim
-        self._num_kv_heads: int = attention.k_proj.out_features // self._head_dim
-        self._num_turned = self._num_kv_heads + attention.q_proj.out_features // self._head_dim
-        self.group = (self._num_turned - self._num_kv_heads) // self._num_kv_heads
+        self.num_kv_heads: int = attention.k_proj.out_features // self._head_dim
+        self._num_turned = self.num_kv_heads + attention.q_proj.out_features // self._head_dim
         before = layer.input_layernorm  # none in EAGLE's blocks
         self._input_norm = before if isinstance(before, nn.Identity) else _Norm(before)
         self._norm = _Norm(layer.post_attention_layernorm)
@@ -72,59 +78,54 @@ class FusedLayer:
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
-        self, x: torch.Tensor, turn: _Rotary, mix: _Mix, ragged: Ragged | None = None
+        self, x: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Run the layer on `x`, hidden states (B, W, d), or (1, R, d) of those that are `ragged`.
+        """Run the layer on `x`, hidden states (B, W, d).
 
-        `turn` is from `rotary`. `mix` takes the queries, keys and values (B, heads, W, head_dim) of
-        these rows, keeps the last two, and returns (B, W, d), what the queries see in all entries.
+        `attend` takes the queries, keys and values of these rows side by side, as `split` does, and
+        returns (B, W, heads * head_dim), what the queries see in all entries.
         """
-        x = x + self._attend(self._input_norm(x), turn, mix, ragged)
+        x = x + self._out(attend(self._project(x)))
         wide = self._gate_up(self._norm(x))
         gate, up = wide[..., : self._width], wide[..., self._width :]
         return x + self._down(self._activation(gate).mul_(up))
 
-    def _attend(
-        self, x: torch.Tensor, turn: _Rotary, mix: _Mix, ragged: Ragged | None
-    ) -> torch.Tensor:
-        joined = self._qkv(x) if ragged is None else ragged.spread(self._qkv(x))
+    def split(self, joined: torch.Tensor, turn: _Rotary, mix: _Mix) -> torch.Tensor:
+        """Turn and attend with torch's operators.
+
+        `turn` are cosines and sines (B, 1, W, head_dim), the sines of the first half negated. `mix`
+        takes the queries, keys and values (B, heads, W, head_dim) and returns (B, W, d).
+        """
         batch, width, _ = joined.shape
-        dim, num_kv, num_turned = self._head_dim, self._num_kv_heads, self._num_turned
-        num_queries = num_turned - num_kv
+        dim, num_turned, num_kv = self._head_dim, self._num_turned, self.num_kv_heads
         heads = joined.view(batch, width, num_turned + num_kv, dim).transpose(1, 2)
         turned = heads[:, :num_turned]
-        if self._qk_norms is not None:
-            q_norm, k_norm = self._qk_norms
-            queries, keys = turned[:, :num_queries], turned[:, num_queries:]
-            turned = torch.cat((q_norm(queries), k_norm(keys)), dim=1)
         cos, sin = turn
         turned = (turned * cos).add_(turned.roll(dim // 2, -1).mul_(sin))
-        queries, keys = turned[:, :num_queries], turned[:, num_queries:]
-        seen = mix(queries, keys, heads[:, num_turned:])
-        return self._out(seen if ragged is None else ragged.gather(seen))
+        num_queries = num_turned - num_kv
+        return mix(turned[:, :num_queries], turned[:, num_queries:], heads[:, num_turned:])
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        """Return queries, keys and values (B, W, all heads * head_dim) side by side."""
+        joined = self._qkv(self._input_norm(x))
+        if self._qk_norms is None:
+            return joined
+        q_norm, k_norm = self._qk_norms
+        heads = joined.view(*joined.shape[:-1], -1, self._head_dim)
+        num_queries = self._num_turned - self.num_kv_heads
+        queries, keys = heads[..., :num_queries, :], heads[..., num_queries : self._num_turned, :]
+        parts = q_norm(queries), k_norm(keys), heads[..., self._num_turned :, :]
+        return torch.cat(parts, dim=-2).flatten(-2)
 
 
-def rotary(cos: torch.Tensor, sin: torch.Tensor) -> _Rotary:
-    """Return rotary cosines and sines (B, W, head_dim) as `FusedLayer` takes them.
+class Trees(NamedTuple):
+    """The rows of a forward: the first `counts[i]` nodes of a tree behind each sequence's past."""
 
-    The sines are negated here, once for all layers, instead of half of each query and key.
-    """
-    half = sin.shape[-1] // 2
-    signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-    return cos[:, None], signed[:, None]
-
-
-def _mix(
-    update: _Update,
-    mask: GroupedMask | Ragged | None,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-) -> torch.Tensor:
-    keys, values = update(keys, values)
-    if isinstance(mask, Ragged):
-        return mask.attend(queries, keys, values)
-    return attend(queries, keys, values, mask)
+    tokens: torch.Tensor  # (1, R) int64, one sequence after the other
+    positions: torch.Tensor  # (1, R) int64
+    pasts: Sequence[int]  # (B,) committed entries
+    counts: Sequence[int]  # (B,) rows, R in all
+    ancestors: torch.Tensor | None  # (B, W, W) bool; None: each sees all before it
 
 
 class FusedModel:
@@ -134,6 +135,9 @@ class FusedModel:
         decoder = model.get_decoder()
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
+        attention = decoder.layers[0].self_attn
+        self._head_dim: int = attention.head_dim
+        self._num_heads: int = attention.q_proj.out_features // self._head_dim
         self._layers = [FusedLayer(layer) for layer in decoder.layers]
         self._norm = _Norm(decoder.norm)
         self._head = _Joined(model.get_output_embeddings())
@@ -141,49 +145,63 @@ class FusedModel:
 
     def __call__(
         self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        updates: Sequence[_Update],
+        trees: Trees,
+        layers: Sequence[Any],
         hidden_layers: Sequence[int] = (),
         *,
         num_logits: int | None = None,
-        counts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return logits (B, num_logits or W, V), and (B, W, d) hidden states per layer.
+        """Return logits (1, num_logits or R, V), and (1, R, d) hidden states per layer.
 
         Args:
-            tokens: (B, W) int64.
-            positions: (B, W) int64.
-            mask: additive, (B or 1, 1, W, K), or None where every row sees every entry.
-            updates: of each layer: takes keys and values (B, heads, W, head_dim) of these rows,
-                keeps them, and returns those of all entries.
+            trees: what runs.
+            layers: the cache's; `open` of each gives the memory of its entries.
             hidden_layers: as `mtp_verify.models.hidden` numbers them.
-            num_logits: last rows of each sequence whose logits are wanted; None: all.
-            counts: (B,) the first rows of each sequence that are wanted: all others are left out of
-                the products, and 0 in what is returned. None: all. Not with `num_logits`.
+            num_logits: last rows whose logits are wanted; None: all.
         """
         check_layers(hidden_layers, len(self._layers))
-        group, width = self._layers[0].group, tokens.shape[1]
-        ragged = None
-        if counts is not None and mask is not None and min(counts) < width:
-            ragged = Ragged(counts, width, mask, group)
-            tokens = ragged.gather(tokens)
-        x = functional.embedding(tokens, self._embedding)
-        turn = rotary(*self._rotary(x, positions))
-        shared = ragged or (None if mask is None else GroupedMask(mask, group))
+        x = functional.embedding(trees.tokens, self._embedding)
+        like = x.new_empty((1, self._layers[0].num_kv_heads, 0, self._head_dim))
+        attend, seen = self._attention(trees, x)
         states = [x]
-        for layer, update in zip(self._layers, updates, strict=True):
-            x = layer(x, turn, partial(_mix, update, shared), ragged)
+        for layer, entries in zip(self._layers, layers, strict=True):
+
+            def see(joined: torch.Tensor, entries: Any = entries) -> torch.Tensor:
+                attend(joined, *entries.open(max(trees.counts), like))
+                entries.close()
+                return seen
+
+            x = layer(x, see)
             states.append(x)
         last = self._norm(x)
         # As transformers numbers them: the last layer's state is the one behind the final norm.
         states[-1] = last
         found = tuple(x if i == BEFORE_NORM else states[i] for i in hidden_layers)
-        logits = self._head(last if num_logits is None else last[:, -num_logits:])
-        if ragged is None:
-            return logits, found
-        return ragged.spread(logits), tuple(map(ragged.spread, found))
+        return self._head(last if num_logits is None else last[:, -num_logits:]), found
+
+    def _attention(
+        self, trees: Trees, x: torch.Tensor
+    ) -> tuple[Callable[[torch.Tensor, Entries, int], None], torch.Tensor]:
+        """Return what attends in a layer, and (1, R, d) where it leaves what the rows see."""
+        cos, sin = self._rotary(x, trees.positions)
+        seen = x.new_empty((1, x.shape[1], self._num_heads * self._head_dim))
+        ancestors = trees.ancestors
+        attention = Attention(
+            trees.pasts,
+            trees.counts,
+            None if ancestors is None else ancestors.contiguous(),
+            cos=cos.contiguous(),
+            sin=_signed(sin),
+            out=seen,
+            heads=self._num_heads,
+        )
+        return attention.attend, seen
+
+
+def _signed(sin: torch.Tensor) -> torch.Tensor:
+    """Negate the first half of rotary sines (..., head_dim), instead of half of what is turned."""
+    half = sin.shape[-1] // 2
+    return torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
 
 
 def fuse(model: nn.Module) -> int:
@@ -318,14 +336,12 @@ def _is_cpu_supported(weight: torch.Tensor) -> bool:
 @torch.inference_mode()
 def _agrees(fused: FusedModel, model: Any) -> bool:
     """Return whether both give the same logits on a few tokens, as far as their dtype tells."""
-    from transformers.cache_utils import DynamicCache
+    from mtp_verify.caches.dynamic import GrowingLayer
 
-    config = model.config
-    tokens = torch.arange(_PROBE_TOKENS)[None] % config.vocab_size
-    mask = torch.full((_PROBE_TOKENS, _PROBE_TOKENS), -torch.inf).triu(1).to(model.dtype)
-    cache = DynamicCache(config=config)
-    mine, _ = fused(tokens, tokens, mask[None, None], [layer.update for layer in cache.layers])
+    tokens = torch.arange(_PROBE_TOKENS)[None] % model.config.vocab_size
+    layers = [GrowingLayer() for _ in model.get_decoder().layers]
     # Positions are the tokens: both count from 0.
+    mine, _ = fused(Trees(tokens, tokens, [0], [_PROBE_TOKENS], None), layers)
     other = model(input_ids=tokens).logits
     distance = (mine - other).float().abs().mean() / other.float().std()
     return bool(distance <= _TOLERANCES[other.dtype])

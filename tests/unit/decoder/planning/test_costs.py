@@ -77,8 +77,34 @@ def test_measuring_stops_when_it_takes_too_long():
     clock = FakeClock()
     target = TimedTarget(clock, lambda width: 1.0)
     measure(target, clock=clock)
-    # The context, one to warm up, and three rounds.
-    assert target.num_forwards == 2 + 3 * len(WIDTHS)
+    # The context, one to warm up, and three rounds that begin with one that is not counted.
+    assert target.num_forwards == 2 + 3 * (1 + len(WIDTHS))
+
+
+def test_what_is_too_dear_is_not_measured_again():
+    clock = FakeClock()
+    target = TimedTarget(clock, lambda width: 0.010 * width)
+    times = measure(target, clock=clock)
+    assert tuple(times) == (1, 2, 3, 4, 6)
+    assert times[6] == pytest.approx(0.060)
+
+
+class AfterWide(TimedTarget):
+    """A forward after a wide one takes twice as long: the wide one has emptied the caches."""
+
+    def __init__(self, clock):
+        super().__init__(clock, self.seconds_of)
+        self.last = 1
+
+    def seconds_of(self, width):
+        last, self.last = self.last, width
+        return (0.010 + 0.001 * width) * (2 if last >= 24 > width else 1)
+
+
+def test_the_narrowest_forward_does_not_pay_for_the_widest():
+    clock = FakeClock()
+    times = measure(AfterWide(clock), clock=clock)
+    assert times[4] / times[1] == pytest.approx(14 / 11)
 
 
 def test_measured_times_never_fall_with_width():

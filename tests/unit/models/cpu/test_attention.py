@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mtp_verify.models.cpu.attention import GroupedMask, attend, num_shown
-from tests.models import on_measured_cpus
+from mtp_verify.models.cpu.attention import GroupedMask, attend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,37 +35,3 @@ def test_it_is_torchs_own(
             assert mine.shape == expected.shape
             tolerance = 1e-6 if dtype is torch.float32 else 2e-2
             torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
-
-
-def _causal(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int
-) -> torch.Tensor:
-    """Rows behind `past` entries, shown as many keys as a fused forward shows them."""
-    width = queries.shape[2]
-    count = num_shown(past + width)
-    hidden = torch.arange(count)[None] > past + torch.arange(width)[:, None]
-    mask = torch.zeros(1, 1, width, count, dtype=queries.dtype)
-    mask.masked_fill_(hidden, torch.finfo(queries.dtype).min)
-    group = queries.shape[1] // keys.shape[1]
-    return attend(queries, keys[:, :, :count], values[:, :, :count], GroupedMask(mask, group))
-
-
-@on_measured_cpus
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
-    """Nine queries that share three keys, as in SmolLM2, behind 1 to 120 entries."""
-    torch.manual_seed(0)
-    widest = 9
-    for past in range(1, 120, 7):
-        queries = torch.randn(1, 9, widest, 64).to(dtype)
-        keys, values = (torch.randn(1, 3, num_shown(past + widest), 64).to(dtype) for _ in "kv")
-        alone = torch.cat(
-            [
-                _causal(queries[:, :, place : place + 1], keys, values, past + place)
-                for place in range(widest)
-            ],
-            dim=1,
-        )
-        for width in range(2, widest + 1):
-            together = _causal(queries[:, :, :width], keys, values, past)
-            assert torch.equal(together, alone[:, :width]), (past, width)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import mtp_verify as mv
 from mtp_verify.caches.slots import SlotCache
-from mtp_verify.models.cpu.attention import GroupedMask, attend
 from mtp_verify.models.cpu.fused import FusedLayer, fuse
 from mtp_verify.models.cpu.ragged import Ragged
 from mtp_verify.models.target import as_target
@@ -21,31 +20,10 @@ GREEDY = mv.SamplingParams(temperature=0.0)
 DTYPES = {"float32": 1e-5, "bfloat16": 0.1}
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 3), st.integers(0, 99))
-def test_drafts_attend_as_in_a_padded_batch(counts: list[int], group: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    batch, width, entries = len(counts), max(counts), 9
-    queries = drawn(batch, 2 * group, width, 4)
-    keys, values = drawn(batch, 2, entries, 4), drawn(batch, 2, entries, 4)
-    seen = torch.rand((batch, 1, width, entries), generator=generator) < 0.7
-    seen[..., 0] = True
-    mask = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
-    ragged = Ragged(counts, width, mask, group)
-    found = ragged.gather(ragged.attend(queries, keys, values))
-    expected = ragged.gather(attend(queries, keys, values, GroupedMask(mask, group)))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert found.shape == (1, sum(counts), 8 * group)
-
-
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_spread_is_the_reverse_of_gather(counts: list[int]) -> None:
     width = max(counts)
-    mask = torch.zeros((len(counts), 1, width, 3))
-    ragged = Ragged(counts, width, mask, group=1)
+    ragged = Ragged(counts, width)
     rows = torch.arange(1.0, sum(counts) + 1)[None, :, None].expand(-1, -1, 2)
     padded = ragged.spread(rows)
     assert torch.equal(ragged.gather(padded), rows)
