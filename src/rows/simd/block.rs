@@ -205,7 +205,7 @@ fn fold_narrow(mut lanes: [f32; LANES]) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
+fn dot(one: &[f32], other: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((stripes, rest), (others, rest_of_other)) =
         (one.as_chunks::<LANES>(), other.as_chunks::<LANES>());
@@ -220,14 +220,33 @@ pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
     fold_narrow(lanes)
 }
 
+/// [`dots`], with `group` for so many keys of whole stripes at once.
 #[inline(always)]
-pub(super) fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]) {
+pub(super) fn dots_in_groups<const GROUP: usize>(
+    queries: &[f32],
+    keys: &[f32],
+    dim: usize,
+    step: usize,
+    out: &mut [f32],
+    group: impl Fn(&[f32], &[f32]) -> [f32; GROUP],
+) {
     let count = keys.len() / dim;
+    let together = if dim.is_multiple_of(LANES) { count - count % GROUP } else { 0 };
     for (number, query) in queries.chunks_exact(dim).enumerate() {
-        for (out, key) in out[number * step..][..count].iter_mut().zip(keys.chunks_exact(dim)) {
+        let (groups, rest) = out[number * step..][..count].split_at_mut(together);
+        let (groups, _) = groups.as_chunks_mut::<GROUP>();
+        for (out, keys) in groups.iter_mut().zip(keys.chunks_exact(GROUP * dim)) {
+            *out = group(query, keys);
+        }
+        for (out, key) in rest.iter_mut().zip(keys[together * dim..].chunks_exact(dim)) {
             *out = dot(query, key);
         }
     }
+}
+
+#[inline(always)]
+pub(super) fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]) {
+    dots_in_groups(queries, keys, dim, step, out, |query, key| [dot(query, key)]);
 }
 
 /// [`mix`] for `N` rows of weights.

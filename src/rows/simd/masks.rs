@@ -45,7 +45,28 @@ pub(super) mod avx512 {
         _mm512_permutexvar_ps(order, _mm512_add_ps(low, high))
     }
 
-    /// Sixteen keys at a time: the lanes of all are added up together.
+    /// The products of a query with sixteen keys of whole stripes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn sixteen_dots(query: &[f32], keys: &[f32]) -> [f32; LANES] {
+        let (dim, mut lanes) = (query.len(), [_mm512_setzero_ps(); LANES]);
+        for from in (0..dim).step_by(LANES) {
+            let stripe = &query[from..from + LANES];
+            // SAFETY: the slice has as many values as are read.
+            let stripe = unsafe { _mm512_loadu_ps(stripe.as_ptr()) };
+            for key in 0..LANES {
+                let other = &keys[key * dim + from..][..LANES];
+                // SAFETY: as above.
+                let other = unsafe { _mm512_loadu_ps(other.as_ptr()) };
+                lanes[key] = _mm512_fmadd_ps(stripe, other, lanes[key]);
+            }
+        }
+        let mut out = [0.0; LANES];
+        // SAFETY: the array has as many places as are written.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), fold_all(&lanes)) };
+        out
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in super::super) fn dots(
@@ -55,32 +76,7 @@ pub(super) mod avx512 {
         step: usize,
         out: &mut [f32],
     ) {
-        let count = keys.len() / dim;
-        let together = if dim.is_multiple_of(LANES) { count - count % LANES } else { 0 };
-        for (number, query) in queries.chunks_exact(dim).enumerate() {
-            let out = &mut out[number * step..][..count];
-            let (groups, rest) = out.split_at_mut(together);
-            let (groups, _) = groups.as_chunks_mut::<LANES>();
-            for (group, keys) in groups.iter_mut().zip(keys.chunks_exact(LANES * dim)) {
-                let mut lanes = [_mm512_setzero_ps(); LANES];
-                for from in (0..dim).step_by(LANES) {
-                    let stripe = &query[from..from + LANES];
-                    // SAFETY: the slice has as many values as are read.
-                    let stripe = unsafe { _mm512_loadu_ps(stripe.as_ptr()) };
-                    for key in 0..LANES {
-                        let other = &keys[key * dim + from..][..LANES];
-                        // SAFETY: as above.
-                        let other = unsafe { _mm512_loadu_ps(other.as_ptr()) };
-                        lanes[key] = _mm512_fmadd_ps(stripe, other, lanes[key]);
-                    }
-                }
-                // SAFETY: the group has as many places as are written.
-                unsafe { _mm512_storeu_ps(group.as_mut_ptr(), fold_all(&lanes)) };
-            }
-            for (out, key) in rest.iter_mut().zip(keys[together * dim..].chunks_exact(dim)) {
-                *out = dot(query, key);
-            }
-        }
+        dots_in_groups(queries, keys, dim, step, out, |query, keys| sixteen_dots(query, keys));
     }
 
     /// The places of a part are moved together and written all at once: what is behind the last one
@@ -147,11 +143,70 @@ pub(super) mod avx512 {
 
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        _CMP_NGE_UQ, _CMP_NLT_UQ, _mm256_and_ps, _mm256_cmp_ps, _mm256_loadu_ps,
-        _mm256_movemask_ps, _mm256_set1_ps,
+        __m256, _CMP_NGE_UQ, _CMP_NLT_UQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps, _mm256_permute2f128_ps,
+        _mm256_permutevar8x32_ps, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_ps,
+        _mm256_shuffle_ps, _mm256_storeu_ps,
     };
 
     pub(in super::super) use crate::rows::simd::block::*;
+
+    /// The lanes' sums of eight dot products at once, in the order of `fold_narrow`, whose first step
+    /// has been done.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn fold_all(lanes: &[__m256; 8]) -> __m256 {
+        let quarters: [__m256; 4] = std::array::from_fn(|i| {
+            let (one, two) = (lanes[2 * i], lanes[2 * i + 1]);
+            let low = _mm256_permute2f128_ps(one, two, 0x20);
+            _mm256_add_ps(low, _mm256_permute2f128_ps(one, two, 0x31))
+        });
+        let halves: [__m256; 2] = std::array::from_fn(|i| {
+            let (one, two) = (quarters[2 * i], quarters[2 * i + 1]);
+            let low = _mm256_shuffle_ps(one, two, 0x44);
+            _mm256_add_ps(low, _mm256_shuffle_ps(one, two, 0xee))
+        });
+        let [one, two] = halves;
+        let low = _mm256_shuffle_ps(one, two, 0x88);
+        let sums = _mm256_add_ps(low, _mm256_shuffle_ps(one, two, 0xdd));
+        // Even products are in the first half, odd ones in the second.
+        _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+    }
+
+    /// The products of a query with eight keys of whole stripes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn eight_dots(query: &[f32], keys: &[f32]) -> [f32; 8] {
+        // SAFETY: the slice has as many values as are read.
+        let load = |values: &[f32; 8]| unsafe { _mm256_loadu_ps(values.as_ptr()) };
+        let (dim, mut lanes) = (query.len(), [_mm256_setzero_ps(); 8]);
+        for (key, lanes) in lanes.iter_mut().enumerate() {
+            let key = &keys[key * dim..(key + 1) * dim];
+            let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let stripes = query.as_chunks::<8>().0.chunks_exact(2);
+            for (query, key) in stripes.zip(key.as_chunks::<8>().0.chunks_exact(2)) {
+                low = _mm256_fmadd_ps(load(&query[0]), load(&key[0]), low);
+                high = _mm256_fmadd_ps(load(&query[1]), load(&key[1]), high);
+            }
+            *lanes = _mm256_add_ps(low, high);
+        }
+        let mut out = [0.0; 8];
+        // SAFETY: the array has as many places as are written.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), fold_all(&lanes)) };
+        out
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) fn dots(
+        queries: &[f32],
+        keys: &[f32],
+        dim: usize,
+        step: usize,
+        out: &mut [f32],
+    ) {
+        dots_in_groups(queries, keys, dim, step, out, |query, keys| eight_dots(query, keys));
+    }
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -78,7 +78,7 @@ ENTRANTS = _BY_NAME | {
     entrant.name: entrant
     for entrant in (
         Entrant("suffix, else head", "Combined", parts=(_SUFFIX, _SURE_HEAD)),
-        Entrant("planned", "Combined", parts=(_SUFFIX_TREE, _SURE_HEAD), is_planned=True),
+        Entrant("planned", "Combined", parts=(_SUFFIX, _SURE_HEAD), is_planned=True),
         Entrant("head tree of 3 levels", "Heads", {"max_nodes": 8, "num_tokens": 3}),
         Entrant("top-plus-one tree", "Heads", {"shape": (3, 2, 1), "law": "top_plus_one"}),
         Entrant("head tree + suffix", "Combined", {"mode": "merge"}, (_HEAD_TREE, _SUFFIX_TREE)),

@@ -88,18 +88,23 @@ def best_budgets(
     Returns:
         Their budgets; zeros if nothing pays.
     """
-    count, limit = drafted.shape
-    if not kept.any():
+    count = len(drafted)
+    promising = kept.any(axis=0).nonzero()[0]
+    if not len(promising):
         return [0] * count
+    limit = int(promising[-1]) + 1  # Nothing is kept of later nodes.
+    drafted, kept = drafted[:, :limit], kept[:, :limit]
     # No node comes before those that it is below: it counts as no better than the worst of them.
     order = np.argsort(-np.minimum.accumulate(kept, axis=1), axis=None, kind="stable")
     owner = order // limit
     mean_nodes = drafted.flat[order].cumsum() / count
-    forward = np.interp(mean_nodes, np.arange(limit + 1), curve)
-    callers = np.asarray(calls)[owner] if len(calls) else owner
-    _, first = np.unique(callers, return_index=True)
-    fixed = np.where(np.isin(np.arange(len(order)), first), prices[owner, 0], 0.0)
-    drafting = (fixed + prices[owner, 1] * drafted.flat[order]).cumsum()
+    forward = np.interp(mean_nodes, np.arange(len(curve)), curve)
+    drafting = np.zeros(len(order))
+    if prices.any():  # What copies is as good as free.
+        callers = np.asarray(calls)[owner] if len(calls) else owner
+        _, first = np.unique(callers, return_index=True)
+        fixed = np.where(np.isin(np.arange(len(order)), first), prices[owner, 0], 0.0)
+        drafting = (fixed + prices[owner, 1] * drafted.flat[order]).cumsum()
     tokens = 1.0 + kept.flat[order].cumsum() / count
     times = (forward + drafting) / (curve[0] * tokens)
     best = int(times.argmin())
