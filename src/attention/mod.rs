@@ -41,9 +41,9 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Numbers of a row's queries, keys and values.
+    /// Numbers of a row's queries, keys and values; the largest `usize` where it would be more.
     pub fn width(&self) -> usize {
-        (self.queries + 2 * self.kept) * self.dim
+        self.queries.saturating_add(self.kept.saturating_mul(2)).saturating_mul(self.dim)
     }
 
     fn group(&self) -> usize {
@@ -216,10 +216,10 @@ impl Rows {
                 wanted: "as many queries for each key, and an even size".into(),
             });
         }
-        fits("given", given, self.count * heads.width())?;
-        fits("cos", cos, self.count * dim)?;
-        fits("sin", sin, self.count * dim)?;
-        fits("out", out, self.count * queries * dim)?;
+        fits("given", given, self.count.saturating_mul(heads.width()))?;
+        fits("cos", cos, self.count.saturating_mul(dim))?;
+        fits("sin", sin, self.count.saturating_mul(dim))?;
+        fits("out", out, self.count.saturating_mul(queries).saturating_mul(dim))?;
         for (what, memory) in [("keys", keys), ("values", values)] {
             let places = memory.cells.len() / (kept * memory.capacity * dim).max(1);
             if memory.capacity < self.entries()

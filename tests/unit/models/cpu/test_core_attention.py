@@ -117,6 +117,8 @@ CHANGES = {
     "read-only": {"out": _frozen},
     "heads that share nothing": {"heads": lambda _: 5},
     "no heads": {"heads": lambda _: 0},
+    # 2**61 * 8 * 5 and 0 are the same number of 64 bits.
+    "more heads than there are numbers": {"heads": lambda _: 2**61 + HEADS},
 }
 
 
