@@ -89,7 +89,7 @@ def best_budgets(
         Their budgets; zeros if nothing pays.
     """
     count = len(drafted)
-    promising = kept.any(axis=0).nonzero()[0]
+    promising = np.flatnonzero(kept.any(axis=0))
     if not len(promising):
         return [0] * count
     limit = int(promising[-1]) + 1  # Nothing is kept of later nodes.
