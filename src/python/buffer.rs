@@ -8,6 +8,7 @@ use numpy::{
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::python::numbers::or_interrupt;
 
 /// `values` as a new array, or in the caller's buffer if its length is `fitting`, padded with -1.
 pub(super) fn give<'py>(
@@ -54,7 +55,7 @@ pub(super) fn writable<'py, T: Element, D: Dimension>(
     } else if out.hasattr("__dlpack__")? {
         let numpy = out.py().import("numpy")?;
         let view = numpy.call_method1("from_dlpack", (out,));
-        view.map_err(|error| refuse(error.value(out.py()).to_string()))?
+        view.map_err(|error| or_interrupt(out, error, refuse))?
     } else {
         return Err(refuse(format!("a {} is no array", out.get_type().name()?)));
     };

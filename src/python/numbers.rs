@@ -2,7 +2,7 @@
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::PyClass;
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
@@ -210,6 +210,21 @@ fn plain<'py>(object: &Bound<'py, PyAny>, what: &'static str) -> PyResult<Bound<
         return Ok(object.clone());
     }
     object.call_method0("tolist").map_err(|error| unreadable(object, what, error))
+}
+
+/// `refuse` in place of an error; what is none, as Ctrl-C in the middle of a producer's code, stays as it
+/// is.
+pub(super) fn or_interrupt(
+    object: &Bound<'_, PyAny>,
+    error: PyErr,
+    refuse: impl FnOnce(String) -> PyErr,
+) -> PyErr {
+    let py = object.py();
+    if error.is_instance_of::<PyException>(py) {
+        refuse(error.value(py).to_string())
+    } else {
+        error
+    }
 }
 
 /// What a tensor says that cannot be read, by the name of its argument; what else is raised is the

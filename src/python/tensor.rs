@@ -15,7 +15,7 @@ use pyo3::types::PyDict;
 
 use crate::attention::Cell;
 use crate::error::Error;
-use crate::python::numbers::{type_name, unreadable};
+use crate::python::numbers::{or_interrupt, type_name, unreadable};
 use crate::rows::simd::Format;
 use crate::rows::{RawRows, Values};
 
@@ -135,10 +135,8 @@ impl Tensor {
             other => other,
         };
         let capsule = exported.map_err(|error| {
-            refuse(
-                error.value(object.py()).to_string(),
-                "pass a plain tensor (detached, on the host)",
-            )
+            let todo = "pass a plain tensor (detached, on the host)";
+            or_interrupt(object, error, |found| refuse(found, todo))
         })?;
         Self::consume(&capsule, what)
     }

@@ -10,7 +10,9 @@ use pyo3::types::PyDict;
 
 use crate::error::Error;
 use crate::python::gate::hold;
-use crate::python::numbers::{count_or_0, integer, integers, list, token_ids, type_name};
+use crate::python::numbers::{
+    count_or_0, integer, integers, list, or_interrupt, token_ids, type_name,
+};
 use crate::python::state::{Reduced, refuse_copy, shown};
 use crate::rows::history::Penalties;
 use crate::shaping::{Params, Preset};
@@ -144,11 +146,13 @@ fn biases(pairs: &Bound<'_, PyAny>) -> PyResult<Vec<(u32, f32)>> {
 /// What a `mtp_verify.SamplingParams` shapes any row by, from its core's form, kept as `_core`.
 pub(super) fn core_params(params: &Bound<'_, PyAny>) -> PyResult<Params> {
     let core = params.getattr("_core").and_then(|core| Ok(core.cast_into::<CoreParams>()?));
-    let core = core.map_err(|_| {
-        PyErr::from(Error::ParamOutOfRange {
-            name: "params",
-            value: type_name(params),
-            wanted: "a SamplingParams",
+    let core = core.map_err(|error| {
+        or_interrupt(params, error, |_| {
+            PyErr::from(Error::ParamOutOfRange {
+                name: "params",
+                value: type_name(params),
+                wanted: "a SamplingParams",
+            })
         })
     })?;
     Ok(core.get().shaping)

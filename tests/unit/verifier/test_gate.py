@@ -421,3 +421,37 @@ class TestThreads:
             list(pool.map(work, range(4)))
         alone = Chain(40, **NOISE).grow(lambda paths: rows)
         assert grower.tokens.tolist() == alone.tokens.tolist()
+
+
+class Interrupted:
+    """A tensor in whose code a user presses Ctrl-C, or a program is told to end."""
+
+    def __init__(self, how: type[BaseException], *, early: bool = False) -> None:
+        self.how, self.early = how, early
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        if self.early:
+            raise self.how
+        return 1, 0
+
+    def __dlpack__(self, **options: object) -> object:
+        raise self.how
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_error_is_not_turned_into_one(how: type[BaseException], early: bool) -> None:
+    tensor = Interrupted(how, early=early)
+    params = mv.SamplingParams()
+    calls = [
+        lambda: mv.verify(EMPTY, tensor, params, seed=1, position=0),
+        lambda: mv.verify_batch([EMPTY], tensor, params, seeds=[1], positions=[0]),
+        lambda: mv.Draft.chain([1], tensor),
+        lambda: Chain(1, **NOISE).grow(lambda *_: tensor),
+        lambda: _core.Entries(tensor, tensor),
+        lambda: _core.Attention([0], [1], None, cos=tensor, sin=ONE, out=ONE, heads=1),
+        lambda: table().block_table([0], out=tensor),
+    ]
+    for call in calls:
+        with pytest.raises(how):
+            call()
