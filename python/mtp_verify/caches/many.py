@@ -157,6 +157,7 @@ class SharedLayer(DynamicLayer):
             self.is_sliding = True
             self.sliding_window = sliding_window
 
+    @abstractmethod
     def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
         """Begin a forward that writes where the cache aims, and is done with `close`.
 
@@ -167,7 +168,6 @@ class SharedLayer(DynamicLayer):
         Returns:
             The entries, and the place of the first sequence among them.
         """
-        raise NotImplementedError
 
     def close(self) -> None:
         """End what `open` began: the entries are written."""

@@ -6,6 +6,8 @@
 //! Sums go through one order, whatever the type: value `i` of a block belongs to lane `i % LANES`, a lane
 //! adds its values in order, and the lanes are added halves onto halves.
 
+use std::ops::AddAssign;
+
 use crate::rows::simd::exp::Window;
 use crate::rows::simd::{Format, LANES, Scan, Total};
 
@@ -28,11 +30,12 @@ pub(super) fn scan(values: &[f32]) -> Scan {
 
 /// Adds the lanes in a fixed order: halves onto halves.
 #[inline(always)]
-fn fold(mut lanes: [f64; LANES]) -> f64 {
+fn fold<T: Copy + AddAssign>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+            let other = lanes[lane + width];
+            lanes[lane] += other;
         }
         width /= 2;
     }
@@ -191,19 +194,6 @@ pub(super) fn turn(values: &[f32], cos: &[f32], sin: &[f32], format: Format, out
     }
 }
 
-/// The lanes' sums, halves onto halves.
-#[inline(always)]
-fn fold_narrow(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
 #[inline(always)]
 fn dot(one: &[f32], other: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -217,7 +207,7 @@ fn dot(one: &[f32], other: &[f32]) -> f32 {
     for (lane, (&x, &y)) in rest.iter().zip(rest_of_other).enumerate() {
         lanes[lane] = x.mul_add(y, lanes[lane]);
     }
-    fold_narrow(lanes)
+    fold(lanes)
 }
 
 /// [`dots`], with `group` for so many keys of whole stripes at once.

@@ -14,7 +14,7 @@ pub(super) mod avx512 {
     use crate::rows::simd::LANES;
     pub(in super::super) use crate::rows::simd::block::*;
 
-    /// The lanes' sums of sixteen dot products at once, in the order of `fold_narrow`.
+    /// The lanes' sums of sixteen dot products at once, in the order of `fold`.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn fold_all(lanes: &[__m512; LANES]) -> __m512 {
@@ -151,7 +151,7 @@ pub(super) mod avx2 {
 
     pub(in super::super) use crate::rows::simd::block::*;
 
-    /// The lanes' sums of eight dot products at once, in the order of `fold_narrow`, whose first step
+    /// The lanes' sums of eight dot products at once, in the order of `fold`, whose first step
     /// has been done.
     #[inline]
     #[target_feature(enable = "avx2")]
