@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("verify", &["chance", "error", "mutants", "number", "rows", "shaping", "tree"]),
     ("growers", &["chance", "error", "number", "rows", "shaping", "tree", "verify"]),
     ("batch", &["error", "mutants", "rows", "shaping", "tree", "verify"]),
-    ("attention", &["batch", "error", "rows", "tree"]),
+    ("attention", &["batch", "error", "rows"]),
     (
         "proof",
         &[

@@ -80,8 +80,8 @@ pub(super) struct Tensor {
     dtype: (u8, u8),
 }
 
-// SAFETY: the memory is read, or written through a unique borrow, and DLPack's deleter may be called from any thread (NumPy's and
-// PyTorch's take the interpreter lock themselves where they need it).
+// SAFETY: the memory is read, or written through a unique borrow, and DLPack's deleter may be called
+// from any thread (NumPy's and PyTorch's take the interpreter lock themselves where they need it).
 unsafe impl Send for Tensor {}
 // SAFETY: as above; shared references only read.
 unsafe impl Sync for Tensor {}

@@ -177,8 +177,10 @@ class TransformersTarget:
 
         # A cache without a configuration has no layers before the first forward.
         layers = getattr(cache.kv, "layers", ())
-        kinds = (GrowingLayer, SharedLayer)
-        return fused if layers and all(isinstance(layer, kinds) for layer in layers) else None
+        is_plain = bool(layers) and all(
+            type(layer) is GrowingLayer or isinstance(layer, SharedLayer) for layer in layers
+        )
+        return fused if is_plain else None
 
     def _forward_fused(
         self,

@@ -164,8 +164,8 @@ class Planner:
             own = [calls[i] for i in group]
             if together and ragged:
                 # Each pays for its own nodes, and answers for them alone.
-                trust = [1.0 / _margin([records[i]]) for i in group]
-                believed = kept[group] * np.array(trust)[:, None] * MARGIN
+                margins = np.array([_margin([records[i]]) for i in group])
+                believed = kept[group] * (MARGIN / margins)[:, None]
                 budgets = best_budgets(drafted[group], believed, costs, curve, MARGIN, own)
             else:
                 margin = _margin([records[i] for i in group])

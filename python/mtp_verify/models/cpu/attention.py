@@ -10,7 +10,7 @@ from torch.nn import functional
 
 __all__ = ["GroupedMask", "attend"]
 
-_ROW_STEP = 8  # torch's kernels take no longer for so many rows than for fewer.
+_ROW_STEP = 8  # Rows are rounded up: torch's kernels sum in another order for other numbers.
 
 
 class GroupedMask:
