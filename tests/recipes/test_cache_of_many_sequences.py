@@ -12,6 +12,7 @@ from mtp_verify.caches import settings
 from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 from mtp_verify.caches.settings import CacheSettings
 from mtp_verify.decoder.decode import Decoder
+from mtp_verify.models.cpu.fused import fuse, fused_model
 from mtp_verify.testing import BatchTableTarget
 from mtp_verify.verifier.kv import commit_plan
 from tests.loops import Table
@@ -104,10 +105,18 @@ class Toy(CacheSettings):
         return ToyStorage(new_kv)
 
 
+def fused(model):
+    """A model whose forwards the core would attend in, if it could reach the entries."""
+    assert fuse(model) > 0
+    assert fused_model(model) is not None
+    return model
+
+
 TARGETS = {
     "table": lambda: BatchTableTarget(Table(8, 1).rows, 8),
     "llama": lambda: tiny_model("llama"),
     "mistral": lambda: tiny_model("mistral"),
+    "fused llama": lambda: fused(tiny_model("llama")),
 }
 PROMPTS = [[1, 2, 3, 1, 2], [4], [3, 1, 2, 3, 1, 2, 3]]
 

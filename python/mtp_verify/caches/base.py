@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import cache_utils
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
-__all__ = ["DUMMY", "AttentionEntries", "LayerEntries", "library_classes"]
+    from mtp_verify._core import Entries
+
+__all__ = ["DUMMY", "AttentionEntries", "LayerEntries", "OpenLayer", "are_open", "library_classes"]
 
 
 def library_classes(*names: str) -> tuple[type, ...]:
@@ -24,6 +28,30 @@ def library_classes(*names: str) -> tuple[type, ...]:
 
 
 DUMMY = library_classes("DummyLayer")  # Stands for layers that read another layer's entries.
+
+
+class OpenLayer(ABC):
+    """A layer that the model gets, whose memory the core may read and write in a forward."""
+
+    @abstractmethod
+    def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
+        """Begin a forward that writes behind what is held, and is done with `close`.
+
+        Args:
+            count: rows of its largest tree.
+            like: (1, heads, any, width), with the shape and the dtype of keys and values.
+
+        Returns:
+            The entries, and the place of the first sequence among them.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """End what `open` began: the entries are written."""
+
+
+def are_open(layers: Sequence[Any]) -> bool:
+    """Return whether there are layers, and the core may work on all of them."""
+    return bool(layers) and all(isinstance(layer, OpenLayer) for layer in layers)
 
 
 class LayerEntries(ABC):

@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from mtp_verify._core import Entries
-from mtp_verify.caches.base import AttentionEntries
+from mtp_verify.caches.base import AttentionEntries, OpenLayer
 
 __all__ = ["DynamicEntries", "GrowingLayer", "hand_over", "pad_left"]
 
@@ -30,7 +30,7 @@ def _entries(index: int) -> Any:
     return property(show, take)
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(OpenLayer, DynamicLayer):
     """A dynamic layer with spare capacity, so that a step copies its own entries and no others.
 
     `keys` and `values` are the filled part of buffers that grow by a quarter when they are full,
@@ -66,17 +66,11 @@ class GrowingLayer(DynamicLayer):
         return keys[:, :, :end], values[:, :, :end]
 
     def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
-        """Append `count` entries that the caller writes; return their memory and sequence number.
-
-        `like` (1, heads, any, width) has the shape and the dtype of keys and values.
-        """
+        """See `OpenLayer.open`."""
         self._extend(count, like, like)
         if self._memory is None:
             self._memory = Entries(*self._buffers)
         return self._memory, 0
-
-    def close(self) -> None:
-        """End what `open` began: the entries are written."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what refers to this object's own memory."""

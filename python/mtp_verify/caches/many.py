@@ -15,7 +15,7 @@ from mtp_verify.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from mtp_verify._core import BlockTable, Draft, Entries, Verdict
+    from mtp_verify._core import BlockTable, Draft, Verdict
 
 __all__ = ["ManyCache", "SharedLayer", "Storage", "replace_layers"]
 
@@ -156,21 +156,6 @@ class SharedLayer(DynamicLayer):
         if sliding_window is not None:
             self.is_sliding = True
             self.sliding_window = sliding_window
-
-    @abstractmethod
-    def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
-        """Begin a forward that writes where the cache aims, and is done with `close`.
-
-        Args:
-            count: rows of its largest tree.
-            like: (1, heads, any, width), with the shape and the dtype of keys and values.
-
-        Returns:
-            The entries, and the place of the first sequence among them.
-        """
-
-    def close(self) -> None:
-        """End what `open` began: the entries are written."""
 
     def get_seq_length(self) -> int:
         """Return the entries before this forward; asked for where one sequence runs alone."""

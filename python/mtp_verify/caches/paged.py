@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mtp_verify._core import BlockTable, Entries
+from mtp_verify.caches.base import OpenLayer
 from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Aim:
     seen: torch.Tensor
 
 
-class _PagedLayer(SharedLayer):
+class _PagedLayer(OpenLayer, SharedLayer):
     """The keys and values of one layer, (places + 1, heads, width)."""
 
     def __init__(self, aim: _Aim, num_places: int, sliding_window: int | None) -> None:
@@ -54,7 +55,7 @@ class _PagedLayer(SharedLayer):
         self._gathered: tuple[torch.Tensor, ...] = ()  # (B, heads, S, width) between open and close
 
     def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
-        """See `SharedLayer.open`: entries are gathered, and new ones are brought back."""
+        """See `OpenLayer.open`: entries are gathered, and new ones are brought back."""
         del count  # The aim knows.
         self._make(like, like)
         gathered = (buffer[self._aim.seen].transpose(1, 2) for buffer in self.buffers)
@@ -62,7 +63,7 @@ class _PagedLayer(SharedLayer):
         return Entries(*self._gathered), 0
 
     def close(self) -> None:
-        """See `SharedLayer.close`."""
+        """See `OpenLayer.close`."""
         aim = self._aim
         for buffer, gathered in zip(self.buffers, self._gathered, strict=True):
             buffer[aim.targets] = gathered.transpose(1, 2)[aim.fresh]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtp_verify._core import Entries
+from mtp_verify.caches.base import OpenLayer
 from mtp_verify.caches.many import ManyCache, SharedLayer, Storage, replace_layers
 from mtp_verify.verifier.kv import commit_plan
 
@@ -42,7 +43,7 @@ class _Aim:
     index: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class _SlotLayer(SharedLayer):
+class _SlotLayer(OpenLayer, SharedLayer):
     """The keys and values of one layer, (slots, heads, capacity, width)."""
 
     def __init__(self, aim: _Aim, sliding_window: int | None) -> None:
@@ -52,7 +53,7 @@ class _SlotLayer(SharedLayer):
         self._memory: Entries | None = None  # the buffers, once they are known to the core
 
     def open(self, count: int, like: torch.Tensor) -> tuple[Entries, int]:
-        """See `SharedLayer.open`."""
+        """See `OpenLayer.open`."""
         del count  # The aim knows.
         self.grow(like, like)
         if self._memory is None:

@@ -136,7 +136,7 @@ class TransformersTarget:
         num_logits: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """See `Target.forward`."""
-        fused = self._fused_for(tokens, cache)
+        fused = self._fused_for(tokens.numel(), cache)
         if fused is not None:
             given = tokens, positions, tree_mask, cache, hidden_layers, num_logits
             return self._forward_fused(fused, *given)
@@ -168,19 +168,14 @@ class TransformersTarget:
             output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **options)
         return output.logits, states.of(output)
 
-    def _fused_for(self, tokens: torch.Tensor, cache: Any) -> FusedModel | None:
-        """Return what runs a forward over these tokens instead of the model's own code, or None."""
-        if (fused := fused_model(self.model)) is None or not is_narrow(tokens.numel()):
+    def _fused_for(self, num_rows: int, cache: Any) -> FusedModel | None:
+        """Return what runs a forward of so many rows instead of the model's own code, or None."""
+        if (fused := fused_model(self.model)) is None or not is_narrow(num_rows):
             return None
-        from mtp_verify.caches.dynamic import GrowingLayer
-        from mtp_verify.caches.many import SharedLayer
+        from mtp_verify.caches.base import are_open
 
         # A cache without a configuration has no layers before the first forward.
-        layers = getattr(cache.kv, "layers", ())
-        is_plain = bool(layers) and all(
-            type(layer) is GrowingLayer or isinstance(layer, SharedLayer) for layer in layers
-        )
-        return fused if is_plain else None
+        return fused if are_open(getattr(cache.kv, "layers", ())) else None
 
     def _forward_fused(
         self,
@@ -221,8 +216,8 @@ class TransformersTarget:
 
         (has_full, window), (count, width) = cache.windows, tokens.shape
         cache.aim(width, tokens.device)
-        fused, counts = fused_model(self.model), counts or [width] * count
-        if fused is not None and window is None and is_narrow(sum(counts)):
+        counts = counts or [width] * count
+        if (fused := self._fused_for(sum(counts), cache)) is not None:
             ragged = Ragged(counts, width)
             rows = ragged.gather(tokens), ragged.gather(positions)
             trees = Trees(*rows, cache.lengths, counts, ancestors)
