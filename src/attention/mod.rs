@@ -13,11 +13,11 @@ use std::ops::Range;
 
 use crate::batch::threads;
 use crate::error::{Error, Result};
-use crate::rows::simd::{BLOCK, Kernels, exp::Window};
+use crate::rows::simd::{BLOCK, Kernels, exp::Window, prefetch};
 pub use cell::Cell;
 
 /// Entries that are widened together: their keys, or values, stay in L1.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
 /// Scores that are kept at a time.
 const MOST_SCORES: usize = 1 << 16;
@@ -332,6 +332,7 @@ impl<T: Cell> Part<'_, T> {
         for from in (0..self.one.past).step_by(TILE) {
             let to = self.one.past.min(from + TILE);
             let tile = &mut tile[..(to - from) * self.dim];
+            prefetch(&cells[to * self.dim..(self.one.past.min(to + TILE)) * self.dim]);
             T::widen(&cells[from * self.dim..to * self.dim], tile);
             work(from, tile);
         }

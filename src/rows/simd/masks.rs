@@ -50,15 +50,14 @@ pub(super) mod avx512 {
     #[target_feature(enable = "avx512f")]
     fn sixteen_dots(query: &[f32], keys: &[f32]) -> [f32; LANES] {
         let (dim, mut lanes) = (query.len(), [_mm512_setzero_ps(); LANES]);
+        assert!(dim.is_multiple_of(LANES) && keys.len() == LANES * dim);
         for from in (0..dim).step_by(LANES) {
-            let stripe = &query[from..from + LANES];
-            // SAFETY: the slice has as many values as are read.
-            let stripe = unsafe { _mm512_loadu_ps(stripe.as_ptr()) };
-            for key in 0..LANES {
-                let other = &keys[key * dim + from..][..LANES];
-                // SAFETY: as above.
-                let other = unsafe { _mm512_loadu_ps(other.as_ptr()) };
-                lanes[key] = _mm512_fmadd_ps(stripe, other, lanes[key]);
+            // SAFETY: a stripe from `from` on is within the query, by the assertion.
+            let stripe = unsafe { _mm512_loadu_ps(query.as_ptr().add(from)) };
+            for (key, lanes) in lanes.iter_mut().enumerate() {
+                // SAFETY: and within each key.
+                let other = unsafe { _mm512_loadu_ps(keys.as_ptr().add(key * dim + from)) };
+                *lanes = _mm512_fmadd_ps(stripe, other, *lanes);
             }
         }
         let mut out = [0.0; LANES];
@@ -77,6 +76,82 @@ pub(super) mod avx512 {
         out: &mut [f32],
     ) {
         dots_in_groups(queries, keys, dim, step, out, |query, keys| sixteen_dots(query, keys));
+    }
+
+    /// Values that [`mix_rows`] adds up at a time, and rows: as many sums as registers hold.
+    const STRIPES: usize = 4;
+    const ROWS: usize = 6;
+
+    /// [`mix`] for `N` rows of weights, `step` apart, and values of whole [`STRIPES`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn mix_rows<const N: usize>(
+        weights: &[f32],
+        step: usize,
+        values: &[f32],
+        dim: usize,
+        out: &mut [f32],
+    ) {
+        let count = values.len() / dim;
+        assert!(dim.is_multiple_of(STRIPES * LANES) && out.len() == N * dim);
+        assert!(count <= step && (N - 1) * step + count <= weights.len());
+        for from in (0..dim).step_by(STRIPES * LANES) {
+            let mut sums = [[_mm512_setzero_ps(); STRIPES]; N];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (stripe, sum) in sums.iter_mut().enumerate() {
+                    let place = row * dim + from + stripe * LANES;
+                    // SAFETY: `out` has N rows of `dim`, by the assertion.
+                    *sum = unsafe { _mm512_loadu_ps(out.as_ptr().add(place)) };
+                }
+            }
+            for place in 0..count {
+                let value: [__m512; STRIPES] = std::array::from_fn(|stripe| {
+                    let at = place * dim + from + stripe * LANES;
+                    // SAFETY: `values` has `count` rows of `dim`.
+                    unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) }
+                });
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: so many weights there are, by the assertion.
+                    let weight = unsafe { *weights.get_unchecked(row * step + place) };
+                    let weight = _mm512_set1_ps(weight);
+                    for (sum, &value) in sums.iter_mut().zip(&value) {
+                        *sum = _mm512_fmadd_ps(weight, value, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (stripe, &sum) in sums.iter().enumerate() {
+                    let place = row * dim + from + stripe * LANES;
+                    // SAFETY: as where they were read.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(place), sum) };
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn mix(
+        weights: &[f32],
+        step: usize,
+        values: &[f32],
+        dim: usize,
+        out: &mut [f32],
+    ) {
+        if !dim.is_multiple_of(STRIPES * LANES) {
+            return crate::rows::simd::block::mix(weights, step, values, dim, out);
+        }
+        for (group, out) in out.chunks_mut(ROWS * dim).enumerate() {
+            let weights = &weights[group * ROWS * step..];
+            match out.len() / dim {
+                1 => mix_rows::<1>(weights, step, values, dim, out),
+                2 => mix_rows::<2>(weights, step, values, dim, out),
+                3 => mix_rows::<3>(weights, step, values, dim, out),
+                4 => mix_rows::<4>(weights, step, values, dim, out),
+                5 => mix_rows::<5>(weights, step, values, dim, out),
+                _ => mix_rows::<ROWS>(weights, step, values, dim, out),
+            }
+        }
     }
 
     /// The places of a part are moved together and written all at once: what is behind the last one
