@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -40,6 +41,7 @@ REAL = {
     f"{REJECTION}_utils",
     f"{GPU}.sample.gumbel",
     f"{GPU}.sample.output",
+    f"{GPU}.spec_decode.draft_logits",
     f"{GPU}.input_batch",
     "vllm.v1.sample.rejection_sampler",
 }
@@ -75,7 +77,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path, target=None):
         if name in REAL:
             file = f"{self.folder}/{name.replace('.', '/')}.py"
-            return importlib.util.spec_from_file_location(name, file)
+            # What this release does not have cannot be imported.
+            is_there = Path(file).exists()
+            return importlib.util.spec_from_file_location(name, file) if is_there else None
         if name.partition(".")[0] == "vllm":
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
@@ -134,6 +138,7 @@ def samplers(method):
     vars(sampler).update(
         logprobs_mode="raw_logprobs", compute_nans=False, use_fp64_gumbel=False,
         sampling_states=states, needs_logits_processing=np.zeros(SLOTS, bool),
+        may_mask_logits=np.zeros(SLOTS, bool),
         logits_processors=[], thinking_budget_state=nothing, return_sampling_mask=False,
         use_flashinfer=False, use_xpu_sampler=False, trace_replay_state=None,
         logprob_token_ids_state=nothing,
@@ -201,6 +206,25 @@ def wanted(request, logits, draft_logits, rule):
     ).tokens.tolist()  # fmt: skip
 
 
+def handed_over(rows):
+    """Return the forms in which this release hands a drafter's rows over, by name."""
+    module = importlib.import_module(f"{GPU}.spec_decode.draft_logits")
+    if isinstance(module, Empty):  # Before 0.34.
+        return {"drawn": rows}
+    # All rows, and those of one rank among several: they lie in another order.
+    forms = {}
+    for name, places in (("drawn", range(SLOTS)), ("drawn, on its rank", PLACES[::-1])):
+        cache = module.DraftLogitsCache(
+            len(places), DEPTH, VOCAB, dtype=torch.float32, fill=0.0, device="cpu"
+        )
+        cache.values.copy_(rows[list(places)])
+        forms[name] = cache
+    cache.row_mapping = torch.full((SLOTS,), -1, dtype=torch.int32)
+    cache.row_mapping[PLACES[::-1]] = torch.arange(len(PLACES), dtype=torch.int32)
+    cache.inverse_row_mapping = torch.tensor(PLACES[::-1], dtype=torch.int32)
+    return forms
+
+
 def main():
     folder, version = sys.argv[1:]
     provide(folder, version)
@@ -214,26 +238,27 @@ def main():
         own = rule if rule != "auto" else {"standard": "token"}.get(method, method)
         if own == "block" and version.startswith("0.32"):
             own = "token"  # Its drafts are no new draws under block verification.
-        for has_rows in (False, True):
+        rows = torch.randn(SLOTS, DEPTH, VOCAB)
+        for form, draft_logits in {"copied": None, **handed_over(rows)}.items():
             batch = input_batch(DRAFTS)
             logits = torch.randn(len(batch.positions), VOCAB) * 2
-            draft_logits = torch.randn(SLOTS, DEPTH, VOCAB) if has_rows else None
             sampler, rejection = samplers(method)
-            found = lists(rejection(logits, batch, draft_logits, None))
-            numbers = range(len(DRAFTS))
-            core = own if has_rows or own == "coupled" else "auto"
-            right = [wanted(number, logits, draft_logits, core) for number in numbers]
-            cases[f"{rule} {method} {has_rows}"] = [found, right]
+            found = lists(rejection(logits, batch, draft_logits))
+            numbers, is_drawn = range(len(DRAFTS)), draft_logits is not None
+            core = own if is_drawn or own == "coupled" else "auto"
+            drawn_from = rows if is_drawn else None
+            right = [wanted(number, logits, drawn_from, core) for number in numbers]
+            cases[f"{rule} {method} {form}"] = [found, right]
             # The same in chunks of few rows.
             module = importlib.import_module(REJECTION)
             module.MAX_CHUNK_BYTES, before = 4 * VOCAB * 4, module.MAX_CHUNK_BYTES
-            found = lists(rejection(logits, batch, draft_logits, None))
+            found = lists(rejection(logits, batch, draft_logits))
             module.MAX_CHUNK_BYTES = before
-            cases[f"{rule} {method} {has_rows} in chunks"] = [found, right]
+            cases[f"{rule} {method} {form} in chunks"] = [found, right]
             if rule == "coupled":
                 roots = logits[batch.cu_num_logits[:-1].long()]
                 plain = lists(sampler(roots, input_batch([[]] * len(DRAFTS))))
-                cases[f"plain {has_rows}"] = [plain, [tokens[:1] for tokens in right]]
+                cases[f"plain {form}"] = [plain, [tokens[:1] for tokens in right]]
     plugin.uninstall()
     assert not plugin.is_installed()
     print(json.dumps(cases))

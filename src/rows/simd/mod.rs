@@ -319,8 +319,9 @@ mod tests {
 
         #[test]
         fn every_level_attends_with_the_bits_of_the_scalar_twin(
-            numbers in proptest::collection::vec(-9.0_f32..9.0, 40 * 64),
-            rows in 1..12_usize, keys in 1..40_usize, half in prop_oneof![Just(8), Just(32), 1..32_usize]
+            numbers in proptest::collection::vec(-9.0_f32..9.0, 40 * 128),
+            rows in 1..12_usize, keys in 1..40_usize,
+            half in prop_oneof![Just(8), Just(32), Just(64), 1..32_usize]
         ) {
             let dim = 2 * half;
             let (queries, keys) = (&numbers[..rows * dim], &numbers[numbers.len() - keys * dim..]);

@@ -93,7 +93,7 @@ def test_a_hook_that_gives_other_tokens_makes_the_report_fail(monkeypatch):
     ("version", "wanted"),
     [
         (None, "not installed"),
-        ("0.31.1", "unsupported version (supported: 0.32 to 0.33)"),
+        ("0.31.1", "unsupported version (supported: 0.32 to 0.34)"),
         ("0.32.0", "fits: set MTP_VERIFY_VLLM=1"),
     ],
 )

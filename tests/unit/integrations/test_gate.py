@@ -55,7 +55,7 @@ def test_a_patch_release_counts_where_it_is_named():
 
 
 def test_the_known_engine_passes():
-    GATE.check("1.3.0", accept)
+    GATE.check("1.3.0", {"accept": accept})
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,19 @@ def test_the_known_engine_passes():
 )
 def test_another_engine_is_refused(version, function, message):
     with pytest.raises(mv.errors.UnsupportedModelError, match=message) as caught:
-        GATE.check(version, function)
+        GATE.check(version, {"accept": function})
     assert caught.value.slug == "unsupported_version"
 
 
-def test_each_function_is_compared_with_its_own_signature():
-    gate = dataclasses.replace(GATE, others=(("draw", "p"), ("shape", "p, q, r")))
-    gate.check("1.3.0", accept, lambda p: p)  # The last one is not to be replaced.
-    gate.check("1.3.0", accept, lambda p: p, lambda p, q, r: p)
-    with pytest.raises(mv.errors.UnsupportedModelError, match=r"draw: found \(q\), wanted \(p\)"):
-        gate.check("1.3.0", accept, lambda q: q)
+def test_each_function_is_compared_with_its_own_signatures():
+    gate = dataclasses.replace(GATE, others=(("draw", "p", "p, q"), ("shape", "p, q, r")))
+    gate.check("1.3.0", {"accept": accept, "draw": lambda p: p})  # The last one is not replaced.
+    gate.check("1.3.0", {"draw": lambda p, q: p, "shape": lambda p, q, r: p})
+    wanted = r"draw: found \(q\), wanted \(p\) or \(p, q\)"
+    with pytest.raises(mv.errors.UnsupportedModelError, match=wanted):
+        gate.check("1.3.0", {"accept": accept, "draw": lambda q: q})
     with pytest.raises(mv.errors.UnsupportedModelError, match="shape: found no such function"):
-        gate.check("1.3.0", accept, lambda p: p, None)
+        gate.check("1.3.0", {"draw": lambda p: p, "shape": None})
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,12 @@ def test_coupled_is_not_installed_in_the_first_runner_and_it_says_so(engine, mon
         assert engine.v1().forward(None, None, None, None) == OWN  # Said once.
 
 
-@pytest.mark.parametrize("version", ["0.31.1", "0.34.0", "1.0", "0.33.0rc1"])
+@pytest.mark.parametrize("version", ["0.31.1", "0.35.0", "1.0", "0.33.0rc1"])
 def test_other_versions_are_refused_and_left_untouched(monkeypatch, version):
     engine = stand_in(monkeypatch, version)
     own = methods(engine)
     monkeypatch.setenv(plugin.GATE.variable, "1")
-    wanted = rf"vLLM {version} is not supported .supported: 0\.32 to 0\.33.; it was left as it is"
+    wanted = rf"vLLM {version} is not supported .supported: 0\.32 to 0\.34.; it was left as it is"
     with pytest.warns(RuntimeWarning, match=wanted) as caught:
         plugin.register()
     assert len(caught) == 1

@@ -1,6 +1,6 @@
 """The V2 samplers of vLLM's own source, where an unpacked wheel is at hand.
 
-`pip download --no-deps vllm==0.33.0` and `unzip` make one; VLLM_SOURCE names the folder, or several
+`pip download --no-deps vllm==0.34.0` and `unzip` make one; VLLM_SOURCE names the folder, or several
 with colons between them. Nothing of vLLM is installed or run but its samplers' files.
 """
 
@@ -32,6 +32,7 @@ def test_its_samplers_emit_what_the_core_emits(folder):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     cases = json.loads(done.stdout.splitlines()[-1])
-    assert len(cases) == 18
+    # Rows that were drawn from come in two forms since 0.34, in one before.
+    assert len(cases) == (18 if version.startswith(("0.32", "0.33")) else 27)
     for name, (found, wanted) in cases.items():
         assert found == wanted, name

@@ -113,7 +113,7 @@ def patch(rule: Rule = "auto") -> Iterator[Stats]:
 def _install() -> None:
     """Check everything, then replace everything."""
     sampling = getattr(utils, _NAME, None)
-    _GATE.check(str(transformers.__version__), sampling)
+    _GATE.check(str(transformers.__version__), {_GATE.function: sampling})
     generator = getattr(candidate_generator, _ARGMAX_DRAFTER, None)
     candidates = getattr(generator, "get_candidates", None)
     if changed := _changes(sampling, candidates):

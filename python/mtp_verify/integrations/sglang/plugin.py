@@ -42,7 +42,7 @@ def register() -> None:
             return
         import sglang
 
-        _GATE.check(str(sglang.__version__), _found())
+        _GATE.check(str(sglang.__version__), {_GATE.function: _found()})
     except MtpVerifyError as error:
         warn(f"{_GATE.variable}: {error}")
         return

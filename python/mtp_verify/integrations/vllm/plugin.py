@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_verify.errors import MtpVerifyError, UnsupportedModelError
 from mtp_verify.integrations.vllm import v1, v2
-from mtp_verify.integrations.vllm.seams import GATE, PLAIN, RULES, V1, V2, warn_once
+from mtp_verify.integrations.vllm.seams import GATE, PLAIN, RULES, SHAPING, V1, V2, warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,13 +58,15 @@ def install(rule: Rule = "auto") -> None:
 
     version = str(vllm.__version__)
     GATE.check(version)  # Before anything of an unknown engine is imported.
-    has_v2 = V2.find() is not None
-    functions = [V1.original()]
+    has_v1, has_v2 = V1.find() is not None, V2.find() is not None
+    if not has_v1 and not has_v2:
+        GATE.refuse(f"{version}: found the sampler of neither model runner")
+    functions = {V1.name: V1.original()} if has_v1 else {}
     if has_v2:
-        process = getattr(PLAIN.find(), "apply_sampling_params", None)
-        functions += [V2.original(), PLAIN.original(), process]
-    GATE.check(version, *functions)
-    _put(V1, v1, rule)
+        functions |= {seam.name: seam.original() for seam in (V2, PLAIN, SHAPING)}
+    GATE.check(version, functions)
+    if has_v1:
+        _put(V1, v1, rule)
     if has_v2:
         _put(V2, v2, rule)
         PLAIN.restore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from mtp_verify.integrations.gate import ENGINES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GATE", "PLAIN", "RULES", "V1", "V2", "Seam", "warn_once"]
+__all__ = ["GATE", "PLAIN", "RULES", "SHAPING", "V1", "V2", "Seam", "warn_once"]
 
 GATE = ENGINES["vllm"]
 # For drafts with probabilities; without them every rule but "coupled" samples and compares.
@@ -39,6 +39,11 @@ class Seam:
     module: str
     owner: str
     method: str
+
+    @property
+    def name(self) -> str:
+        """What the gate calls it."""
+        return f"{self.owner}.{self.method}"
 
     def find(self) -> Any:
         """Return the class; None where its module cannot be imported, as without Triton."""
@@ -78,6 +83,7 @@ class Seam:
         return is_built and getattr(getattr(owner, self.method, None), _IS_OURS, False)
 
 
+# vLLM 0.34 has no such runner any more.
 V1 = Seam(
     "vllm.v1.worker.gpu_model_runner",
     "vllm.v1.sample.rejection_sampler",
@@ -97,6 +103,8 @@ PLAIN = Seam(
     "Sampler",
     "sample",
 )
+# Called by both, and left as it is.
+SHAPING = replace(PLAIN, method="apply_sampling_params")
 
 
 @cache

@@ -19,7 +19,7 @@ verification, and where drafts are trimmed by what they are. Such steps use a ru
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -82,6 +82,8 @@ def _reason(sampler: Any, logits: Tensor) -> str | None:
         return "rejection_sample_method fly is not lossless, and asked for"
     if getattr(sampler, "watermark_key", None) is not None:
         return "watermarks are drawn by vLLM's own noise"
+    if getattr(sampler.sampler, "trace_replay_state", None) is not None:
+        return "recorded tokens are replayed in place of sampled ones"
     return on_device.objection("token", logits.dtype)
 
 
@@ -110,7 +112,7 @@ def rule_of(sampler: Any, rule: Rule) -> Rule:
 def verify(
     sampler: Any,
     logits: Tensor,
-    draft_logits: Tensor | None,
+    draft_logits: Any | None,
     draft_sampled: Tensor,
     pos: Tensor,
     cu_num_logits: Tensor,
@@ -119,7 +121,7 @@ def verify(
     expanded_idx_mapping: Tensor,
     expanded_local_pos: Tensor,
     seq_lens_upper_bound_np: Any,
-    verify_draft_sampled: Tensor,
+    verify_draft_sampled: Tensor | None = None,
     *,
     rule: Rule = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +130,9 @@ def verify(
     Args:
         sampler: The `RejectionSampler`: its processors and states are used.
         logits: (rows, V) float32, float16 or bfloat16; not modified.
-        draft_logits: (states, K, V_draft), the drafter's rows before the temperature; None for
-            drafts that are a function of the past.
+        draft_logits: (states, K, V_draft), the drafter's rows before the temperature, or the
+            `DraftLogitsCache` that keeps them since vLLM 0.34; None for drafts that are a function
+            of the past.
         draft_sampled: (rows,), draft i of request r at ``cu_num_logits[r] + i + 1``; -1 for none.
         pos: (rows,), the position of each row's token.
         cu_num_logits: (B + 1,), where the rows of each request begin.
@@ -138,7 +141,8 @@ def verify(
         expanded_idx_mapping: (rows,), the state of each row.
         expanded_local_pos: (rows,), the number of each row in its request.
         seq_lens_upper_bound_np: For vLLM's processors.
-        verify_draft_sampled: As `draft_sampled`, -1 too for drafts that the grammar forbids.
+        verify_draft_sampled: As `draft_sampled`, -1 too for drafts that the grammar forbids. vLLM
+            0.34 tells those by the target's rows alone.
         rule: For drafts with rows; "coupled" for all.
 
     Returns:
@@ -151,15 +155,18 @@ def verify(
     depth, vocab = sampler.num_speculative_steps, processed.shape[-1]
     roots = cu_num_logits[:-1].clamp(max=len(processed) - 1)
     tokens, drawn = verify_draft_sampled, None
+    if tokens is None:
+        tokens = draft_sampled
     states = sampler.sampler.sampling_states
     chains = _chains(states, idx_mapping, cu_num_logits, tokens, pos[roots])
+    rows = None if draft_logits is None else _Rows.of(draft_logits, idx_mapping)
     # Drafts over more tokens than the target's were not drawn from rows over those.
-    if draft_logits is not None and draft_logits.shape[-1] <= vocab:
+    if rows is not None and rows.values.shape[-1] <= vocab:
         rule = rule_of(sampler, rule)
         if core_of(rule, "chain")[0] >= TOPDOWN:
-            drawn = _drawn(states, draft_logits, idx_mapping)
+            drawn = _drawn(states, rows, idx_mapping)
             tokens = _tokens(draft_sampled, tokens, processed)
-            tokens = _possible(tokens, drawn, cu_num_logits)
+            tokens = _possible(tokens, drawn, cu_num_logits, rows.is_there)
             chains = chains._replace(tokens=tokens)
     verifier = on_device.verifier_of(vocab, depth, processed.device)
     found, count = on_device.emitted(verifier.verify(processed, chains, rule, drawn))
@@ -207,16 +214,40 @@ def _chains(
     )
 
 
-def _drawn(states: Any, draft_logits: Tensor, idx_mapping: Tensor) -> Drawn:
+class _Rows(NamedTuple):
+    """Where the drafter's rows of a batch lie: those of request r are ``values[places[r]]``."""
+
+    values: Tensor  # (N, K, V_draft)
+    places: Tensor  # (B,)
+    is_there: Tensor | None  # (B,) bool: whether they are the request's own; None: all are
+
+    @classmethod
+    def of(cls, draft_logits: Any, idx_mapping: Tensor) -> _Rows:
+        """Return the rows of requests whose states are `idx_mapping`.
+
+        A `DraftLogitsCache` of one rank among several holds those of its own requests, and gives
+        the rows of a request that the scheduler skips to another one.
+        """
+        own = idx_mapping.clamp(min=0).long()
+        if isinstance(draft_logits, torch.Tensor):
+            return cls(draft_logits, own, None)
+        if draft_logits.row_mapping is None:
+            return cls(draft_logits.values, own, None)
+        places = draft_logits.row_mapping[own].long()
+        held = draft_logits.inverse_row_mapping[places.clamp(min=0)]
+        return cls(draft_logits.values, places.clamp(min=0), (places >= 0) & (held == own))
+
+
+def _drawn(states: Any, rows: _Rows, idx_mapping: Tensor) -> Drawn:
     """Return the drafter's rows of the batch, K of each request, where they lie."""
     own = idx_mapping.clamp(min=0).long()
-    depth = draft_logits.shape[1]
+    depth = rows.values.shape[1]
     numbers = torch.arange(depth, device=own.device)
     return Drawn(
-        rows=draft_logits.flatten(0, 1),
+        rows=rows.values.flatten(0, 1),
         first=torch.arange(0, len(own) * depth, depth, device=own.device),
         temperature=states.temperature.gpu[own].repeat_interleave(depth),
-        place=(own[:, None] * depth + numbers).flatten(),
+        place=(rows.places[:, None] * depth + numbers).flatten(),
     )
 
 
@@ -232,8 +263,8 @@ def _tokens(real: Tensor, given: Tensor, rows: Tensor) -> Tensor:
     return torch.where((given < 0) & is_forbidden, real, given)
 
 
-def _possible(tokens: Tensor, drawn: Drawn, offsets: Tensor) -> Tensor:
-    """Return the tokens, -1 for those that cannot have been drawn from their rows."""
+def _possible(tokens: Tensor, drawn: Drawn, offsets: Tensor, is_there: Tensor | None) -> Tensor:
+    """Return the tokens, -1 for those whose rows are not there or cannot have given them."""
     numbers = torch.arange(len(tokens), device=tokens.device)
     request = torch.searchsorted(offsets.long(), numbers, right=True) - 1
     request = request.clamp(max=len(drawn.first) - 1)
@@ -244,4 +275,6 @@ def _possible(tokens: Tensor, drawn: Drawn, offsets: Tensor) -> Tensor:
     columns = drawn.rows.shape[1]
     column = tokens.clamp(0, columns - 1).long()
     is_drawn = (tokens < columns) & (drawn.rows[place, column] > -torch.inf)
+    if is_there is not None:
+        is_drawn &= is_there[request]
     return torch.where(is_drawn, tokens, -1)
