@@ -38,7 +38,7 @@ def register() -> None:
         return
     import toy
 
-    _GATE.check(toy.__version__, toy.accept)
+    _GATE.check(toy.__version__, {_GATE.function: toy.accept})
     toy.accept = accept
 
 
