@@ -20,6 +20,7 @@ pub mod batch;
 pub mod chance;
 pub mod error;
 pub mod growers;
+pub mod head;
 pub mod kv;
 mod mutants;
 pub mod ngram;

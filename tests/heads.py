@@ -67,6 +67,16 @@ def tiny_head(name: str, model: Any, seed: int = 5, sizes: Sizes = SIZES, **chan
     return randomised(build(spec)).attach(model).eval()
 
 
+def round_weights(module: Any) -> Any:
+    """Round each row of all matrices to what eight bits hold, so that fused heads compute the same."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear):
+                largest = layer.weight.abs().amax(dim=1, keepdim=True)
+                layer.weight.copy_((layer.weight / largest * 127).round() * (largest / 127))
+    return module
+
+
 def randomised(head: Any) -> Any:
     """Give every parameter random values that are large enough for mistakes to show."""
     with torch.no_grad():

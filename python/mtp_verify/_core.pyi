@@ -29,8 +29,11 @@ __all__ = [
     "DraftBatch",
     "Entries",
     "Grower",
+    "HeadBlock",
+    "HeadModule",
     "Lossy",
     "NGramIndex",
+    "Product",
     "Reservation",
     "ReservationBatch",
     "SuffixIndex",
@@ -500,6 +503,57 @@ class Attention:
         heads: int,
     ) -> Attention: ...
     def attend(self, given: object, entries: Entries, first: int | None = None) -> None: ...
+
+@final
+class Product:
+    def __new__(cls, weight: object, bias: object | None = None) -> Product: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    def multiply(self, rows: object, out: object) -> None: ...
+
+@final
+class HeadBlock:
+    def __new__(
+        cls,
+        joined: Product,
+        mixed: Product,
+        gated: Product,
+        down: Product,
+        *,
+        norm: object,
+        input_norm: object | None,
+        head_norms: Sequence[object] | None,
+        eps: float,
+        heads: Sequence[int],
+    ) -> HeadBlock: ...
+
+@final
+class HeadModule:
+    def __new__(
+        cls,
+        blocks: Sequence[HeadBlock],
+        *,
+        fusion: Product | None,
+        embed_norm: object | None,
+        hidden_norm: object | None,
+        norm: object | None,
+        eps: float,
+        is_embed_first: bool,
+        is_stream_normed: bool,
+        is_normed_next: bool,
+    ) -> HeadModule: ...
+    def run(
+        self,
+        hidden: object,
+        embeds: object,
+        cos: object,
+        sin: object,
+        segments: Sequence[tuple[int, int, Sequence[Sequence[int]], Sequence[Entries]]],
+        normed: object,
+        next: object,
+    ) -> None: ...
 
 @final
 class NGramIndex:

@@ -56,8 +56,29 @@ impl Heads {
 struct Sequence {
     rows: Range<usize>,
     past: usize,
+    /// Nodes of the tree that were kept before; the rows' own come behind them.
+    held: usize,
     /// Of each row: its ancestors' numbers in the tree and its own, ascending, as runs.
     paths: Vec<Vec<Range<usize>>>,
+}
+
+impl Sequence {
+    /// Its entries, those of its rows included.
+    fn entries(&self) -> usize {
+        self.past + self.held + self.rows.len()
+    }
+}
+
+/// Ascending numbers as runs.
+fn runs(numbers: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    runs
 }
 
 /// The rows of one step, the same for all layers.
@@ -100,21 +121,37 @@ impl Rows {
                 return Err(Error::ParamOutOfRange { name: "counts", value, wanted: "1 to 4096" });
             }
             let path = |node| {
-                let mut runs: Vec<Range<usize>> = Vec::new();
-                for seen in (0..node).filter(|&other| sees(number, node, other)).chain([node]) {
-                    match runs.last_mut() {
-                        Some(run) if run.end == seen => run.end += 1,
-                        _ => runs.push(seen..seen + 1),
-                    }
-                }
-                runs
+                runs((0..node).filter(|&other| sees(number, node, other)).chain([node]))
             };
             let paths = (0..count).map(path).collect();
             let first = rows.count;
             rows.count += count;
-            rows.sequences.push(Sequence { rows: first..rows.count, past, paths });
+            rows.sequences.push(Sequence { rows: first..rows.count, past, held: 0, paths });
         }
         Ok(rows)
+    }
+
+    /// Rows of one sequence behind `held` nodes of their tree, which earlier steps kept.
+    ///
+    /// `paths[i]` are the nodes that row `i` sees, ascending; the last one is its own, `held + i`.
+    ///
+    /// # Errors
+    /// [`Error::ParamOutOfRange`] for a path that is not so, and for no rows or too many.
+    pub fn behind(past: usize, held: usize, paths: &[Vec<usize>]) -> Result<Self> {
+        let count = paths.len();
+        if !(1..=MOST_ROWS).contains(&held.saturating_add(count)) || count == 0 {
+            let value = format!("{count} behind {held}");
+            return Err(Error::ParamOutOfRange { name: "paths", value, wanted: "1 to 4096 in all" });
+        }
+        for (row, path) in paths.iter().enumerate() {
+            if path.last() != Some(&(held + row)) || !path.is_sorted_by(|one, other| one < other) {
+                let value = format!("{path:?} of row {row}");
+                let wanted = "ascending nodes, the row's own last";
+                return Err(Error::ParamOutOfRange { name: "paths", value, wanted });
+            }
+        }
+        let paths = paths.iter().map(|path| runs(path.iter().copied())).collect();
+        Ok(Self { sequences: vec![Sequence { rows: 0..count, past, held, paths }], count })
     }
 
     /// All rows.
@@ -129,7 +166,7 @@ impl Rows {
 
     /// The capacity that a memory needs.
     pub fn entries(&self) -> usize {
-        self.sequences.iter().map(|one| one.past + one.rows.len()).max().unwrap_or(0)
+        self.sequences.iter().map(Sequence::entries).max().unwrap_or(0)
     }
 
     /// Turns queries and keys to their positions, keeps keys and values, and attends.
@@ -260,7 +297,7 @@ impl Rows {
                 T::widen(&cos[row * dim..(row + 1) * dim], &mut wide_cos);
                 T::widen(&sin[row * dim..(row + 1) * dim], &mut wide_sin);
                 let place = |head: usize, capacity: usize| {
-                    (((first + number) * kept + head) * capacity + one.past + node) * dim
+                    (((first + number) * kept + head) * capacity + one.past + one.held + node) * dim
                 };
                 for (head, wide) in wide.chunks_exact(dim).enumerate() {
                     (kernels.turn)(wide, &wide_cos, &wide_sin, T::FORMAT, &mut turned);
@@ -302,10 +339,10 @@ impl<T: Cell> Part<'_, T> {
     fn attend(&self) -> Vec<f32> {
         let (one, width) = (self.one, self.group * self.dim);
         let mut out = vec![0.0; one.rows.len() * width];
-        let seen = one.past + one.rows.len();
+        let seen = one.entries();
         let at_once = (MOST_SCORES / (self.group * seen)).clamp(1, one.rows.len());
         let mut scores = vec![0.0; at_once * self.group * seen];
-        let mut tile = vec![0.0; TILE.max(one.rows.len()) * self.dim];
+        let mut tile = vec![0.0; TILE.max(one.held + one.rows.len()) * self.dim];
         for (chunk, out) in out.chunks_mut(at_once * width).enumerate() {
             let first = chunk * at_once;
             let nodes = first..first + out.len() / width;
@@ -338,8 +375,9 @@ impl<T: Cell> Part<'_, T> {
         }
     }
 
-    /// Widens the tree's entries up to node `end`.
+    /// Widens the tree's entries up to the `end`-th row's.
     fn tree<'a>(&self, cells: &[T], end: usize, tile: &'a mut [f32]) -> &'a [f32] {
+        let end = self.one.held + end;
         let (past, tile) = (self.one.past * self.dim, &mut tile[..end * self.dim]);
         T::widen(&cells[past..past + tile.len()], tile);
         tile

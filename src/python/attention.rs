@@ -17,7 +17,7 @@ use super::tensor::Tensor;
 /// The keys and values of one layer, each (sequences, heads, capacity, dim) without gaps.
 #[pyclass(frozen, module = "mtp_verify._core")]
 pub(super) struct Entries {
-    memory: Mutex<[Tensor; 2]>,
+    pub(super) memory: Mutex<[Tensor; 2]>,
 }
 
 #[pymethods]

@@ -10,6 +10,7 @@ mod errors;
 mod gate;
 mod given;
 mod grow;
+mod head;
 mod kv;
 mod layout;
 mod lossy;
@@ -337,6 +338,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     module.add_class::<attention::Attention>()?;
     module.add_class::<attention::Entries>()?;
+    module.add_class::<head::Product>()?;
+    module.add_class::<head::HeadBlock>()?;
+    module.add_class::<head::HeadModule>()?;
     module.add_class::<grow::Grower>()?;
     kv::register(module)?;
     layout::register(module)?;

@@ -24,6 +24,8 @@ import torch
 from torch import nn
 
 from mtp_verify.errors import DraftError, ParamsError, UnsupportedModelError
+from mtp_verify.heads.fused import FusedOutputs, is_few
+from mtp_verify.models.cpu.fused import fused_part, unfuse
 from mtp_verify.models.cpu.packing import Product
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class Head(nn.Module):
         check_target(self.spec, shared)
         self._shared = (shared,)
         self._shared_rows = None
+        unfuse(self)
         return self
 
     def set_vocab(self, vocab: torch.Tensor) -> None:
@@ -141,6 +144,7 @@ class Head(nn.Module):
             raise ParamsError(message, slug="bad_draft_vocab")
         self.vocab = vocab.to(next(self.parameters()).device)
         self._shared_rows = self._inside = None
+        unfuse(self)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -223,7 +227,19 @@ class Head(nn.Module):
         parts = torch.split(self._logits(rows, level), counts), torch.split(rows, counts), extras
         return [_with_extra(*part) for part in zip(*parts, strict=True)]
 
+    def make_fused(self) -> FusedOutputs | None:
+        """Return what `models.cpu.fused.fuse` runs few rows' output heads with, those of its own."""
+        levels: Any = self.levels
+        layers = [level.output for level in levels]
+        if None in layers and (self.vocab is None or not self._shared):
+            return None  # the target's whole output head: it has a copy for itself
+        shared = None if None not in layers else self.output_rows(self.vocab)
+        return FusedOutputs([shared if own is None else own for own in layers])
+
     def _logits(self, rows: torch.Tensor, level: int) -> torch.Tensor:
+        fused: FusedOutputs | None = fused_part(self)
+        if fused is not None and is_few(rows):
+            return fused(rows, level)
         levels: Any = self.levels
         own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
         return self.shared_logits(rows) if own is None else own(rows)

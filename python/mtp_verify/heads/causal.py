@@ -24,6 +24,8 @@ from mtp_verify.heads.blocks.llama import RMSNorm, Rotary
 from mtp_verify.heads.causal_state import CausalState, Node, Run
 from mtp_verify.heads.families import block_of
 from mtp_verify.heads.features import FeatureHead
+from mtp_verify.heads.fused import FusedModule
+from mtp_verify.models.cpu.fused import fused_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +64,9 @@ class CausalModule(nn.Module):
 
         `hidden` and `embeds`, those of the tokens after, are (B, n, d).
         """
+        fused: FusedModule | None = fused_part(self)
+        if fused is not None and fused.takes(hidden, inputs):
+            return fused(hidden, embeds, inputs)
         spec = self.spec
         embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)
         residual = None
@@ -76,6 +81,10 @@ class CausalModule(nn.Module):
             residual = None
         normed = self.norm(x)
         return normed, normed if spec.recycle == "post" else x
+
+    def make_fused(self) -> FusedModule | None:
+        """Return what `models.cpu.fused.fuse` runs few rows with; None keeps torch's operators."""
+        return FusedModule(self) if FusedModule.knows(self) else None
 
 
 class CausalHead(FeatureHead):
@@ -217,7 +226,8 @@ class CausalHead(FeatureHead):
         positions = torch.arange(start, start + count, device=rows.device)
         see_all = count == 1 and window is None
         mask = None if see_all else causal_mask(past, count, window, rows.device)
-        return positions, Segment(count, mask, state.layers[module])
+        paths = None if window is not None else [range(row + 1) for row in range(count)]
+        return positions, Segment(count, mask, state.layers[module], num_true=past, paths=paths)
 
     def step_batch(
         self,

@@ -137,8 +137,15 @@ class Run:
     def segment(self, window: int | None) -> Segment:
         """Return what these rows see, at most `window` positions back."""
         layers, mask = self._state.layers[self._module], self._mask(window)
+        true = self._state.num_true[self._module]
+        is_known = window is None and not isinstance(self._seen[0], torch.Tensor)
         return Segment(
-            len(self._seen), None if mask is None else mask.to(self.hidden.device), layers
+            len(self._seen),
+            None if mask is None else mask.to(self.hidden.device),
+            layers,
+            num_true=true,
+            num_held=layers[0].get_seq_length() - true,
+            paths=self._seen if is_known else None,
         )
 
     def _mask(self, window: int | None) -> torch.Tensor | None:

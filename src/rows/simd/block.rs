@@ -9,7 +9,7 @@
 use std::ops::AddAssign;
 
 use crate::rows::simd::exp::Window;
-use crate::rows::simd::{Format, LANES, Scan, Total};
+use crate::rows::simd::{Format, LANES, PANEL, Scan, Total};
 
 #[inline(always)]
 pub(super) fn scan(values: &[f32]) -> Scan {
@@ -281,6 +281,35 @@ pub(super) fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out:
             3 => mix_rows([row(0), row(1), row(2)], values, dim, out),
             2 => mix_rows([row(0), row(1)], values, dim, out),
             _ => mix_rows([row(0)], values, dim, out),
+        }
+    }
+}
+
+/// [`panel`] for `N` rows.
+#[inline(always)]
+fn panel_of<const N: usize>(rows: [&[f32]; N], weights: &[i8], out: &mut [f32]) {
+    let mut sums = [[0.0_f32; PANEL]; N];
+    for (place, weights) in weights.as_chunks::<PANEL>().0.iter().enumerate() {
+        let wide = weights.map(f32::from);
+        for row in 0..N {
+            let x = rows[row][place];
+            for lane in 0..PANEL {
+                sums[row][lane] = x.mul_add(wide[lane], sums[row][lane]);
+            }
+        }
+    }
+    out.copy_from_slice(sums.as_flattened());
+}
+
+#[inline(always)]
+pub(super) fn panel(rows: &[f32], dim: usize, weights: &[i8], out: &mut [f32]) {
+    for (rows, out) in rows.chunks(4 * dim).zip(out.chunks_mut(4 * PANEL)) {
+        let row = |number: usize| &rows[number * dim..][..dim];
+        match rows.len() / dim {
+            4 => panel_of([row(0), row(1), row(2), row(3)], weights, out),
+            3 => panel_of([row(0), row(1), row(2)], weights, out),
+            2 => panel_of([row(0), row(1)], weights, out),
+            _ => panel_of([row(0)], weights, out),
         }
     }
 }

@@ -19,7 +19,7 @@ mod masks;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, dots, gather_between, mix, narrow_bf16, race_noise, scan, subtract, subtract_narrow,
+    divide, dots, gather_between, mix, narrow_bf16, panel, race_noise, scan, subtract, subtract_narrow,
     sum, sum_narrow, take_from, total, turn, weigh, widen_bf16, widen_f16, widen_f32,
 };
 
@@ -27,6 +27,9 @@ pub use exp::Window;
 
 /// Values that a kernel treats as one stripe.
 pub const LANES: usize = 16;
+
+/// Columns of a product's weights that lie side by side.
+pub const PANEL: usize = 64;
 
 /// Values of a row that are processed together, and the step of the two-level draw.
 pub const BLOCK: usize = 2048;
@@ -135,6 +138,9 @@ kernels! {
     fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]);
     /// `out[i] += sum of weights[i * step + j] * values[j]` by ascending `j`; `dim` numbers each.
     fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out: &mut [f32]);
+    /// `out[i * PANEL + j]` becomes the sum of `rows[i * dim + k] * weights[k * PANEL + j]` by ascending
+    /// `k`, below `dim`.
+    fn panel(rows: &[f32], dim: usize, weights: &[i8], out: &mut [f32]);
     /// The race's uniforms for the tokens from `2 * pair` on.
     fn race_noise(noise: &RaceNoise, pair: u32, out: &mut [f64]);
 }
@@ -340,6 +346,27 @@ mod tests {
             let wanted = run(&SCALAR);
             for level in Kernels::available() {
                 prop_assert_eq!(&run(level), &wanted, "{}", level.name);
+            }
+        }
+
+        #[test]
+        fn every_level_multiplies_with_the_bits_of_the_scalar_twin(
+            numbers in proptest::collection::vec(-9.0_f32..9.0, 9 * 70),
+            weights in proptest::collection::vec(any::<i8>(), 70 * PANEL),
+            rows in 1..10_usize, dim in 1..71_usize
+        ) {
+            let (numbers, weights) = (&numbers[..rows * dim], &weights[..dim * PANEL]);
+            let mut wanted = vec![0.0_f32; rows * PANEL];
+            for (place, out) in wanted.iter_mut().enumerate() {
+                let row = &numbers[place / PANEL * dim..][..dim];
+                for (x, weights) in row.iter().zip(weights.chunks_exact(PANEL)) {
+                    *out = x.mul_add(f32::from(weights[place % PANEL]), *out);
+                }
+            }
+            for level in Kernels::available() {
+                let mut found = vec![f32::NAN; rows * PANEL];
+                (level.panel)(numbers, dim, weights, &mut found);
+                prop_assert_eq!(&found, &wanted, "{}", level.name);
             }
         }
 

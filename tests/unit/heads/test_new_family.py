@@ -33,7 +33,6 @@ class GatedBlock(LlamaBlock):
     def __init__(self, spec, index=0, target=None):
         super().__init__(spec, index, target)
         self.gate = nn.Parameter(torch.ones(spec.sizes.hidden_size))
-        self.is_fusable = False
 
     def forward(self, x, inputs):
         return super().forward(x, inputs) * self.gate.sigmoid()

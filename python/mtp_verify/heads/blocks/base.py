@@ -31,6 +31,11 @@ class Segment(NamedTuple):
     num_rows: int
     mask: torch.Tensor | None  # (1, 1, num_rows, keys), True where visible; None shows all
     layers: Sequence[GrowingLayer]  # by block: keys and values; those of these rows are appended
+    # The same as the mask says, where the host knows it: each row sees the first `num_true` entries
+    # and, of the `num_held` and these rows' behind them, those of its path, its own last.
+    num_true: int = 0
+    num_held: int = 0
+    paths: Sequence[Sequence[int]] | None = None
 
 
 class BlockInputs(NamedTuple):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mtp_verify.errors import ParamsError, UnsupportedModelError
 from mtp_verify.heads.blocks.base import BlockInputs, HeadBlock, Rotation
 from mtp_verify.heads.spec import HeadSpec, Sizes
-from mtp_verify.models.cpu.fused import fused_layer, is_narrow
+from mtp_verify.models.cpu.fused import FusedLayer, fused_part, is_narrow
 
 if TYPE_CHECKING:
     from mtp_verify.heads.io.recognise import Source
@@ -217,7 +217,11 @@ class LlamaBlock(HeadBlock):
         self.post_attention_layernorm = RMSNorm(width, eps, plus_one=plus_one)
         self.mlp = _MLP(sizes)
         is_whole = sizes.rope.get("partial_rotary_factor", 1.0) == 1.0
-        self.is_fusable = not is_side_by_side and not plus_one and is_whole
+        self._is_fusable = not is_side_by_side and not plus_one and is_whole
+
+    def make_fused(self) -> FusedLayer | None:
+        """Return what `models.cpu.fused.fuse` runs narrow forwards with; None: torch's operators."""
+        return FusedLayer(self) if self._is_fusable else None
 
     @classmethod
     def read_sizes(cls, source: Source) -> Sizes:
@@ -238,7 +242,7 @@ class LlamaBlock(HeadBlock):
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         """See `HeadBlock.forward`."""
-        fused = fused_layer(self)
+        fused: FusedLayer | None = fused_part(self)
         if fused is not None and inputs.segments and is_narrow(x.shape[0] * x.shape[1]):
             rotation = cast("Rotation", inputs.rotation)
             return fused(x, lambda joined: fused.split(joined, rotation, inputs.mix))

@@ -35,9 +35,10 @@ __all__ = [
     "FusedModel",
     "Trees",
     "fuse",
-    "fused_layer",
     "fused_model",
+    "fused_part",
     "is_narrow",
+    "unfuse",
 ]
 
 # Their layers are Llama's but for biases and for norms of queries and keys.
@@ -48,7 +49,7 @@ _PROBE_TOKENS = 5
 # one of the parts is missing.
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 _MODELS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedModel]] = WeakKeyDictionary()
-_LAYERS: WeakKeyDictionary[nn.Module, tuple[_Watch, FusedLayer]] = WeakKeyDictionary()
+_PARTS: WeakKeyDictionary[nn.Module, tuple[_Watch, Any]] = WeakKeyDictionary()
 
 
 class FusedLayer:
@@ -230,11 +231,12 @@ def fuse(model: nn.Module) -> int:
             _MODELS[model] = (_Watch(model), fused)
             return fused.nbytes
     size = prepack(model)
-    for block in model.modules():
-        if getattr(block, "is_fusable", False) and _is_cpu_supported(next(block.parameters())):
-            layer = FusedLayer(block)
-            _LAYERS[block] = (_Watch(block), layer)
-            size += layer.nbytes
+    for part in model.modules():
+        make_fused = getattr(part, "make_fused", None)
+        fused = make_fused() if make_fused and _is_cpu_supported(part) else None
+        if fused is not None:
+            _PARTS[part] = (_Watch(part), fused)
+            size += fused.nbytes
     return size
 
 
@@ -244,10 +246,15 @@ def fused_model(model: nn.Module) -> FusedModel | None:
     return None if watch is None or watch.has_changed() else fused
 
 
-def fused_layer(block: nn.Module) -> FusedLayer | None:
-    """Return what `fuse` made of a head's block, as `fused_model`."""
-    watch, layer = _LAYERS.get(block, (None, None))
-    return None if watch is None or watch.has_changed() else layer
+def fused_part(part: nn.Module) -> Any | None:
+    """Return what `fuse` made of a part of a head by its `make_fused`, as `fused_model`."""
+    watch, fused = _PARTS.get(part, (None, None))
+    return None if watch is None or watch.has_changed() else fused
+
+
+def unfuse(part: nn.Module) -> None:
+    """Drop what `fuse` made of a part itself, as what it was made of changes."""
+    _PARTS.pop(part, None)
 
 
 def is_narrow(num_rows: int) -> bool:
@@ -321,7 +328,7 @@ def _is_known(model: nn.Module) -> bool:
     # Quantised and adapted layers compute something else than a product with their weight.
     linear = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
     return (
-        _is_cpu_supported(next(model.parameters()))
+        _is_cpu_supported(model)
         and config._attn_implementation == "sdpa"
         and kinds == {DynamicLayer}
         and all(type(layer) is nn.Linear for layer in linear)
@@ -329,7 +336,8 @@ def _is_known(model: nn.Module) -> bool:
     )
 
 
-def _is_cpu_supported(weight: torch.Tensor) -> bool:
+def _is_cpu_supported(part: nn.Module) -> bool:
+    weight = next(part.parameters())
     return weight.device.type == "cpu" and weight.dtype in _TOLERANCES
 
 
