@@ -25,7 +25,7 @@ from mtp_verify.models.cpu.fused import fuse
 BATCH = 8
 NODES = 8
 WAYS: dict[str, dict[str, Any]] = {
-    "greedy chain of 4": {},
+    "greedy chain of 4": {"params": None},
     "drawn chain of 4": {"params": mv.SamplingParams(temperature=0.8, top_p=0.95)},
     "best-first tree of 8": {"max_nodes": NODES},
 }

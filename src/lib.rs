@@ -12,7 +12,7 @@
 //! 4. Commit: [`kv::commit_plan`] says which cache entries stay and where they go;
 //!    [`kv::BlockTable`] does so for paged caches and whole batches.
 //!
-//! Rooms import downwards only: `python` > `attention`, `proof` > `batch`, `growers` > `verify` > `shaping` > `rows` >
+//! Rooms import downwards only: `python` > `head` > `attention`, `proof` > `batch`, `growers` > `verify` > `shaping` > `rows` >
 //! `chance` > `number`; `tree`, `kv` and `ngram` know no probabilities. tests/architecture.rs holds them to it.
 
 pub mod attention;

@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("growers", &["chance", "error", "number", "rows", "shaping", "tree", "verify"]),
     ("batch", &["error", "mutants", "rows", "shaping", "tree", "verify"]),
     ("attention", &["batch", "error", "rows"]),
+    ("head", &["attention", "batch", "error", "rows"]),
     (
         "proof",
         &[

@@ -68,7 +68,7 @@ def tiny_head(name: str, model: Any, seed: int = 5, sizes: Sizes = SIZES, **chan
 
 
 def round_weights(module: Any) -> Any:
-    """Round each row of all matrices to what eight bits hold, so that fused heads compute the same."""
+    """Round the rows of all matrices to what eight bits hold: fused heads compute the same then."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, torch.nn.Linear):

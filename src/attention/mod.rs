@@ -120,9 +120,8 @@ impl Rows {
                 let value = format!("{count} of sequence {number}");
                 return Err(Error::ParamOutOfRange { name: "counts", value, wanted: "1 to 4096" });
             }
-            let path = |node| {
-                runs((0..node).filter(|&other| sees(number, node, other)).chain([node]))
-            };
+            let path =
+                |node| runs((0..node).filter(|&other| sees(number, node, other)).chain([node]));
             let paths = (0..count).map(path).collect();
             let first = rows.count;
             rows.count += count;
@@ -141,7 +140,11 @@ impl Rows {
         let count = paths.len();
         if !(1..=MOST_ROWS).contains(&held.saturating_add(count)) || count == 0 {
             let value = format!("{count} behind {held}");
-            return Err(Error::ParamOutOfRange { name: "paths", value, wanted: "1 to 4096 in all" });
+            return Err(Error::ParamOutOfRange {
+                name: "paths",
+                value,
+                wanted: "1 to 4096 in all",
+            });
         }
         for (row, path) in paths.iter().enumerate() {
             if path.last() != Some(&(held + row)) || !path.is_sorted_by(|one, other| one < other) {

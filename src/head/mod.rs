@@ -183,12 +183,18 @@ impl Block {
         };
         let checks = [
             ("input_norm", is_off(&self.input_norm, inputs)),
-            ("joined", self.joined.inputs() != inputs || self.joined.outputs() != self.heads.width()),
+            (
+                "joined",
+                self.joined.inputs() != inputs || self.joined.outputs() != self.heads.width(),
+            ),
             ("head_norms", of_queries != dim || of_keys != dim),
             ("mixed", self.mixed.inputs() != queries * dim || self.mixed.outputs() != width),
             ("norm", self.norm.weight.len() != width),
             ("gated", self.gated.inputs() != width || !self.gated.outputs().is_multiple_of(2)),
-            ("down", 2 * self.down.inputs() != self.gated.outputs() || self.down.outputs() != width),
+            (
+                "down",
+                2 * self.down.inputs() != self.gated.outputs() || self.down.outputs() != width,
+            ),
         ];
         checks.into_iter().find_map(|(name, is_off)| is_off.then_some(name))
     }
@@ -261,8 +267,7 @@ impl Module {
         }
         let normed = self.hidden_norm.as_ref().map(|norm| norm.applied(&hidden));
         let normed = normed.as_ref().unwrap_or(&hidden);
-        let (one, two) =
-            if self.is_embed_first { (&embeds, normed) } else { (normed, &embeds) };
+        let (one, two) = if self.is_embed_first { (&embeds, normed) } else { (normed, &embeds) };
         let both: Vec<f32> = one
             .chunks_exact(width)
             .zip(two.chunks_exact(width))
@@ -282,7 +287,8 @@ impl Module {
             block.run(number, &x, turn, segments, &mut stream)?;
             x.clone_from(&stream);
         }
-        let normed = self.norm.as_ref().map_or_else(|| stream.clone(), |norm| norm.applied(&stream));
+        let normed =
+            self.norm.as_ref().map_or_else(|| stream.clone(), |norm| norm.applied(&stream));
         let next = if self.is_normed_next { normed.clone() } else { stream };
         Ok((normed, next))
     }

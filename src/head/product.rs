@@ -1,10 +1,14 @@
 //! Products with weights of eight bits: what a row of a draft costs is the weights that it reads.
 
+use crate::batch::threads;
 use crate::error::{Error, Result};
 use crate::rows::simd::{Kernels, PANEL};
 
 /// The largest eight-bit weight; the smallest is its negative.
 const LARGEST: f32 = 127.0;
+
+/// Multiplications from which on more threads pay: those of products before may still spin.
+const LEAST_FOR_THREADS: usize = 5 << 20;
 
 /// Bytes that a matrix may have.
 const MOST_BYTES: u64 = 1 << 36;
@@ -13,7 +17,7 @@ const MOST_BYTES: u64 = 1 << 36;
 ///
 /// Weights lie by panels of [`PANEL`] outputs, within a panel input after input, so that they are read
 /// in one run and no sum has to be put together from lanes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Product {
     inputs: usize,
     outputs: usize,
@@ -33,7 +37,7 @@ impl Product {
         outputs: usize,
         inputs: usize,
         bias: Option<Vec<f32>>,
-        mut read: impl FnMut(usize, &mut [f32]),
+        read: impl FnMut(usize, &mut [f32]),
     ) -> Result<Self> {
         let length = bias.as_ref().map_or(outputs, Vec::len);
         if outputs == 0 || inputs == 0 || length != outputs {
@@ -43,21 +47,38 @@ impl Product {
                 wanted: "(outputs, inputs), and a bias of (outputs,)".into(),
             });
         }
-        let panels = outputs.div_ceil(PANEL);
-        let size = panels as u64 * PANEL as u64 * inputs as u64;
-        let mut weights = Vec::new();
-        if size > MOST_BYTES || weights.try_reserve_exact(size as usize).is_err() {
+        let mut made =
+            Self { inputs, outputs: 0, weights: Vec::new(), scales: Vec::new(), bias: None };
+        made.extend(outputs, read)?;
+        made.bias = bias;
+        Ok(made)
+    }
+
+    /// Adds `count` outputs, whose rows `read` gives as [`Product::new`] takes them.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] if there is no memory for them, [`Error::ShapeMismatch`] if others have a bias;
+    /// nothing has changed then.
+    pub fn extend(&mut self, count: usize, mut read: impl FnMut(usize, &mut [f32])) -> Result<()> {
+        if self.bias.is_some() {
+            let (found, wanted) = ("a bias".into(), "a product without, to extend it".into());
+            return Err(Error::ShapeMismatch { what: "weight", found, wanted });
+        }
+        let panels = self.outputs.saturating_add(count).div_ceil(PANEL);
+        let size = (panels as u64).saturating_mul(PANEL as u64 * self.inputs as u64);
+        let more = (size as usize).saturating_sub(self.weights.len());
+        if size > MOST_BYTES || self.weights.try_reserve(more).is_err() {
             return Err(Error::Overflow { what: "weight", found: size, limit: MOST_BYTES });
         }
-        weights.resize(size as usize, 0);
-        let mut made =
-            Self { inputs, outputs, weights, scales: vec![0.0; panels * PANEL], bias };
-        let mut row = vec![0.0; inputs];
-        for output in 0..outputs {
-            read(output, &mut row);
-            made.round(output, &row);
+        self.weights.resize(size as usize, 0);
+        self.scales.resize(panels * PANEL, 0.0);
+        let mut row = vec![0.0; self.inputs];
+        for number in 0..count {
+            read(number, &mut row);
+            self.round(self.outputs + number, &row);
         }
-        Ok(made)
+        self.outputs += count;
+        Ok(())
     }
 
     fn round(&mut self, output: usize, row: &[f32]) {
@@ -89,27 +110,36 @@ impl Product {
 
     /// The products of rows (n, `inputs`): (n, `outputs`). A row's bits depend on nothing but the row.
     pub fn multiply(&self, rows: &[f32], out: &mut [f32]) {
+        self.multiply_into(rows, out, self.outputs, 0);
+    }
+
+    /// [`Product::multiply`] into the columns from `first` on of rows of `width` numbers.
+    pub fn multiply_into(&self, rows: &[f32], out: &mut [f32], width: usize, first: usize) {
+        let count = rows.len() / self.inputs;
+        let panels: Vec<&[i8]> = self.weights.chunks_exact(PANEL * self.inputs).collect();
+        let work = self.weights.len() * count;
+        let threads = if work < LEAST_FOR_THREADS { 1 } else { threads::num_threads() };
+        let parts: Vec<&[&[i8]]> = panels.chunks(panels.len().div_ceil(threads).max(1)).collect();
         let kernels = Kernels::best();
-        let mut sums = vec![0.0; rows.len() / self.inputs * PANEL];
-        let panels = self.weights.chunks_exact(PANEL * self.inputs);
-        for (panel, weights) in panels.enumerate() {
-            (kernels.panel)(rows, self.inputs, weights, &mut sums);
-            let from = panel * PANEL;
-            let to = self.outputs.min(from + PANEL);
-            let scales = &self.scales[from..to];
-            for (sums, out) in sums.chunks_exact(PANEL).zip(out.chunks_exact_mut(self.outputs)) {
-                let out = &mut out[from..to];
-                match &self.bias {
-                    None => {
-                        for ((out, &sum), &scale) in out.iter_mut().zip(sums).zip(scales) {
-                            *out = sum * scale;
-                        }
-                    }
-                    Some(bias) => {
-                        let parts = sums.iter().zip(scales).zip(&bias[from..to]);
-                        for (out, ((&sum, &scale), &bias)) in out.iter_mut().zip(parts) {
-                            *out = sum.mul_add(scale, bias);
-                        }
+        let sums = threads::map(&parts, threads, |panels| {
+            let mut sums = vec![0.0; panels.len() * count * PANEL];
+            for (weights, sums) in panels.iter().zip(sums.chunks_exact_mut(count * PANEL)) {
+                (kernels.panel)(rows, self.inputs, weights, sums);
+            }
+            sums
+        });
+        let panels = sums.iter().flat_map(|sums| sums.chunks_exact(count * PANEL));
+        for (panel, sums) in panels.enumerate() {
+            let own = panel * PANEL..self.outputs.min((panel + 1) * PANEL);
+            let scales = &self.scales[own.clone()];
+            for (sums, out) in sums.chunks_exact(PANEL).zip(out.chunks_exact_mut(width)) {
+                let out = &mut out[first + own.start..first + own.end];
+                for ((out, &sum), &scale) in out.iter_mut().zip(sums).zip(scales) {
+                    *out = sum * scale;
+                }
+                if let Some(bias) = &self.bias {
+                    for (out, &bias) in out.iter_mut().zip(&bias[own.clone()]) {
+                        *out += bias;
                     }
                 }
             }

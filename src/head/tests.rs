@@ -50,6 +50,24 @@ proptest! {
                 prop_assert!((f64::from(found) - sum - bias).abs() <= bound, "{found} {sum}");
             }
         }
+        // Outputs that came later are no others; they may stand beside further columns.
+        let (early, first) = (outputs.div_ceil(2), 3);
+        let part = |from: usize| {
+            let weights = &weights;
+            move |row: usize, out: &mut [f32]| {
+                out.copy_from_slice(&weights[(from + row) * inputs..][..inputs]);
+            }
+        };
+        if !has_bias {
+            let mut grown = Product::new(early, inputs, None, part(0)).unwrap();
+            grown.extend(outputs - early, part(early)).unwrap();
+            let mut wide = vec![7.0; count * (outputs + 5)];
+            grown.multiply_into(&rows, &mut wide, outputs + 5, first);
+            for (wide, found) in wide.chunks_exact(outputs + 5).zip(found.chunks_exact(outputs)) {
+                prop_assert_eq!(&wide[first..first + outputs], found);
+                prop_assert!(wide[..first].iter().chain(&wide[first + outputs..]).all(|x| x.to_bits() == 7.0_f32.to_bits()));
+            }
+        }
         // Alone a row has the bits that it has beside others.
         let mut alone = vec![0.0; outputs];
         let last = (count - 1) * inputs;
@@ -127,7 +145,7 @@ type Asked<'a> = (usize, &'a [Vec<usize>], u64);
 impl Kept {
     fn new(seed: u64, past: usize) -> Self {
         let size = HEADS.kept * CAPACITY * HEADS.dim;
-        Self { past, keys: numbers(seed ^ 11, size), values: numbers(seed ^ 12, size) }
+        Self { past, keys: numbers(seed ^ 0xb, size), values: numbers(seed ^ 0xc, size) }
     }
 
     /// What the rows hand on. A row's input depends on its number from the given seed on.
@@ -196,6 +214,11 @@ fn matrices_that_cannot_be_are_refused() {
     assert!(matches!(make(3, 0, None), Err(Error::ShapeMismatch { what: "weight", .. })));
     assert!(matches!(make(3, 1, Some(vec![0.0; 2])), Err(Error::ShapeMismatch { .. })));
     assert!(matches!(make(1 << 30, 1 << 30, None), Err(Error::Overflow { what: "weight", .. })));
+    let mut made = Product::new(2, 1, Some(vec![0.0; 2]), |_, _| ()).unwrap();
+    assert!(matches!(made.extend(1, |_, _| ()), Err(Error::ShapeMismatch { what: "weight", .. })));
+    let mut made = product(2, 1 << 20, 1);
+    assert!(matches!(made.extend(usize::MAX, |_, _| ()), Err(Error::Overflow { .. })));
+    assert_eq!(made.outputs(), 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A draft head's modules, made of a model's own tensors.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use pyo3::prelude::*;
@@ -9,17 +9,18 @@ use pyo3::prelude::*;
 use crate::attention::{Cell, Heads, Memory, Rows};
 use crate::error::Error;
 use crate::head::{self, Inputs, Norm, Segment};
+use crate::rows::RawRows;
 use crate::rows::simd::{BLOCK, Format, Kernels};
 
 use super::attention::Entries;
 use super::gate::{hold, locked};
 use super::given::FLOATS;
-use super::numbers::{count, counts, instances, list};
+use super::numbers::{count, count_or_0, counts, instances, list};
 use super::tensor::Tensor;
 
 /// A matrix (outputs, inputs), rounded to eight bits.
 #[pyclass(frozen, module = "mtp_verify._core")]
-pub(super) struct Product(Arc<head::Product>);
+pub(super) struct Product(Mutex<Arc<head::Product>>);
 
 #[pymethods]
 impl Product {
@@ -27,54 +28,100 @@ impl Product {
     #[pyo3(signature = (weight, bias = None))]
     fn new(weight: &Bound<'_, PyAny>, bias: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         hold(|| {
-            let weight = Tensor::borrow(weight, "weight")?;
-            if weight.shape().len() != 2 {
-                let (found, wanted) = (format!("{:?}", weight.shape()), "(outputs, inputs)".into());
-                return Err(PyErr::from(Error::ShapeMismatch { what: "weight", found, wanted }));
-            }
+            let weight = matrix(weight)?;
             let rows = weight.rows(FLOATS, false)?;
             let bias = bias.map(|bias| row(bias, "bias")).transpose()?;
-            let (kernels, mut buffer) = (Kernels::best(), [0.0; BLOCK]);
-            let read = |number: usize, out: &mut [f32]| {
-                for start in rows.blocks() {
-                    let block = rows.block(kernels, number, start, &mut buffer);
-                    out[start..start + block.len()].copy_from_slice(block);
-                }
-            };
-            let made = head::Product::new(rows.num_rows(), rows.num_cols(), bias, read)?;
-            Ok(Self(Arc::new(made)))
+            let made = head::Product::new(rows.num_rows(), rows.num_cols(), bias, reader(&rows))?;
+            Ok(Self(Mutex::new(Arc::new(made))))
+        })
+    }
+
+    /// Adds the rows of another matrix (n, inputs).
+    fn extend(&self, weight: &Bound<'_, PyAny>) -> PyResult<()> {
+        hold(|| {
+            let weight = matrix(weight)?;
+            let rows = weight.rows(FLOATS, false)?;
+            let mut own = locked(&self.0);
+            if rows.num_cols() != own.inputs() {
+                return Err(PyErr::from(Error::ShapeMismatch {
+                    what: "weight",
+                    found: format!("{} numbers a row", rows.num_cols()),
+                    wanted: format!("{}", own.inputs()),
+                }));
+            }
+            Ok(Arc::make_mut(&mut own).extend(rows.num_rows(), reader(&rows))?)
         })
     }
 
     /// Bytes of the rounded weights.
     #[getter]
     fn nbytes(&self) -> PyResult<usize> {
-        hold(|| Ok(self.0.nbytes()))
+        hold(|| Ok(locked(&self.0).nbytes()))
     }
 
     /// Numbers that a row becomes.
     #[getter]
     fn outputs(&self) -> PyResult<usize> {
-        hold(|| Ok(self.0.outputs()))
+        hold(|| Ok(locked(&self.0).outputs()))
     }
 
-    /// Multiplies rows (n, inputs); `out` (n, outputs), float32, becomes their products.
-    fn multiply(&self, rows: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Multiplies rows (n, inputs); their products become the columns of `out` (n, width), float32, from
+    /// `first` on.
+    #[pyo3(signature = (rows, out, first = None))]
+    fn multiply(
+        &self,
+        rows: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        first: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         hold(|| {
             let (rows, mut out) = (Tensor::borrow(rows, "rows")?, Tensor::borrow(out, "out")?);
+            let own = Arc::clone(&locked(&self.0));
+            let first = count_or_0(first, "first")?;
             let wide = widened(&rows)?;
+            let (number, width) = (wide.len() / own.inputs(), out.shape().last().copied());
+            let width = width.unwrap_or(0);
             let out = out.cells_mut::<f32>()?;
-            let number = wide.len() / self.0.inputs();
-            if wide.len() % self.0.inputs() != 0 || out.len() != number * self.0.outputs() {
+            if wide.len() % own.inputs() != 0
+                || out.len() != number * width
+                || width < own.outputs().saturating_add(first)
+            {
                 return Err(PyErr::from(Error::ShapeMismatch {
                     what: "rows",
                     found: format!("{} numbers, and an out of {}", wide.len(), out.len()),
-                    wanted: format!("(n, {}) and (n, {})", self.0.inputs(), self.0.outputs()),
+                    wanted: format!(
+                        "(n, {}), and (n, {}) or wider",
+                        own.inputs(),
+                        own.outputs().saturating_add(first)
+                    ),
                 }));
             }
-            self.0.multiply(&wide, out);
+            if number > 0 {
+                own.multiply_into(&wide, out, width, first);
+            }
             Ok(())
         })
+    }
+}
+
+/// Borrows a matrix.
+fn matrix(weight: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    let weight = Tensor::borrow(weight, "weight")?;
+    if weight.shape().len() == 2 {
+        return Ok(weight);
+    }
+    let (found, wanted) = (format!("{:?}", weight.shape()), "(outputs, inputs)".into());
+    Err(PyErr::from(Error::ShapeMismatch { what: "weight", found, wanted }))
+}
+
+/// What reads rows of a matrix, as [`head::Product::new`] takes it.
+fn reader(rows: &RawRows<'_>) -> impl FnMut(usize, &mut [f32]) {
+    let mut buffer = [0.0; BLOCK];
+    move |number, out| {
+        for start in rows.blocks() {
+            let block = rows.block(Kernels::best(), number, start, &mut buffer);
+            out[start..start + block.len()].copy_from_slice(block);
+        }
     }
 }
 
@@ -112,7 +159,7 @@ impl HeadBlock {
                     PyErr::from(Error::ShapeMismatch { what: "head_norms", found, wanted })
                 })
             });
-            let product = |part: &Bound<'_, Product>| Arc::clone(&part.get().0);
+            let product = |part: &Bound<'_, Product>| Arc::clone(&locked(&part.get().0));
             Ok(Self(Arc::new(head::Block {
                 heads: Heads { queries, kept, dim },
                 input_norm: norm_of(input_norm, "input_norm", eps)?,
@@ -155,7 +202,7 @@ impl HeadModule {
                 embed_norm: norm_of(embed_norm, "embed_norm", eps)?,
                 hidden_norm: norm_of(hidden_norm, "hidden_norm", eps)?,
                 is_embed_first,
-                fusion: fusion.map(|fusion| Arc::clone(&fusion.get().0)),
+                fusion: fusion.map(|fusion| Arc::clone(&locked(&fusion.get().0))),
                 is_stream_normed,
                 blocks: blocks.iter().map(|block| Arc::clone(&block.get().0)).collect(),
                 norm: norm_of(norm, "norm", eps)?,
@@ -243,8 +290,9 @@ impl HeadModule {
         let own = own.collect::<Result<Vec<_>, _>>()?;
         let others = inputs.iter().chain([&normed, &next]).map(Tensor::range);
         let others = others.collect::<Result<Vec<_>, _>>()?;
-        let meets =
-            |one: &Range<usize>, other: &Range<usize>| one.start < other.end && other.start < one.end;
+        let meets = |one: &Range<usize>, other: &Range<usize>| {
+            one.start < other.end && other.start < one.end
+        };
         for (number, one) in own.iter().enumerate() {
             if own[number + 1..].iter().chain(&others).any(|other| meets(one, other)) {
                 return Err(overlap());

@@ -31,6 +31,7 @@ from mtp_verify.models.cpu.packing import Product
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mtp_verify import _core
     from mtp_verify.heads.spec import HeadSpec
 
 __all__ = ["ContextTokens", "Head", "Shared", "check_parents", "checked_pairs",
@@ -74,6 +75,7 @@ class ContextTokens:
 
     ids: dict[int, None] = field(default_factory=dict)  # keys in order of appearance
     rows: torch.Tensor | None = None  # (E, d) of the target's output head, None where E = 0
+    rounded: _core.Product | None = None  # the first of these rows, as fused heads multiply by them
 
 
 class Head(nn.Module):
@@ -220,26 +222,30 @@ class Head(nn.Module):
         return _with_extra(self._logits(rows, level), rows, extra)
 
     def logits_batch(
-        self, features: Sequence[torch.Tensor], level: int, extras: Sequence[torch.Tensor | None]
+        self, features: Sequence[torch.Tensor], level: int, contexts: Sequence[ContextTokens]
     ) -> list[torch.Tensor]:
         """Return `logits` of the features (n, d) of several sequences, by one product."""
         rows, counts = self.output_input(torch.cat([*features])), [len(own) for own in features]
+        fused: FusedOutputs | None = fused_part(self)
+        if fused is not None and is_few(rows):
+            return fused(rows, counts, level, contexts)
+        extras = [context.rows for context in contexts]
         parts = torch.split(self._logits(rows, level), counts), torch.split(rows, counts), extras
         return [_with_extra(*part) for part in zip(*parts, strict=True)]
 
     def make_fused(self) -> FusedOutputs | None:
-        """Return what `models.cpu.fused.fuse` runs few rows' output heads with, those of its own."""
+        """Return what `models.cpu.fused.fuse` runs the output heads of few rows with."""
         levels: Any = self.levels
-        layers = [level.output for level in levels]
-        if None in layers and (self.vocab is None or not self._shared):
-            return None  # the target's whole output head: it has a copy for itself
-        shared = None if None not in layers else self.output_rows(self.vocab)
-        return FusedOutputs([shared if own is None else own for own in layers])
+        layers: list[nn.Linear | None] = [level.output for level in levels]
+        own = [layer for layer in layers if layer is not None]
+        if len(own) == len(layers):
+            return FusedOutputs(own)
+        if self.vocab is None or not self._shared:
+            return None  # the target's whole output head, which is not copied
+        shared = self.output_rows(self.vocab)
+        return FusedOutputs([shared if layer is None else layer for layer in layers])
 
     def _logits(self, rows: torch.Tensor, level: int) -> torch.Tensor:
-        fused: FusedOutputs | None = fused_part(self)
-        if fused is not None and is_few(rows):
-            return fused(rows, level)
         levels: Any = self.levels
         own: nn.Linear | None = levels[min(level, len(levels) - 1)].output
         return self.shared_logits(rows) if own is None else own(rows)

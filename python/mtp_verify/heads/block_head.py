@@ -120,10 +120,10 @@ class BlockHead(FeatureHead):
             context = self._remember(states, joined, counts)
             last = torch.cat([own[-1:] for own in torch.split(context[0], counts)])
             slots = self._run_slots(states, last, torch.cat([own[-1:] for own in ids]))
-        extras = [state.context_tokens.rows for state in states]
+        contexts = [state.context_tokens for state in states]
         skipped = self.spec.block_size - self.num_rows
         read = [own[skipped:] for own in slots]
-        rows = self.logits_batch(read, 0, extras)
+        rows = self.logits_batch(read, 0, contexts)
         for state, features, own in zip(states, read, rows, strict=True):
             state.features, state.rows = features, own
             state.depths, state.kept, state.latest = [], [], 0

@@ -83,7 +83,7 @@ class CausalModule(nn.Module):
         return normed, normed if spec.recycle == "post" else x
 
     def make_fused(self) -> FusedModule | None:
-        """Return what `models.cpu.fused.fuse` runs few rows with; None keeps torch's operators."""
+        """Return what `models.cpu.fused.fuse` runs few rows with, or None."""
         return FusedModule(self) if FusedModule.knows(self) else None
 
 
@@ -204,8 +204,8 @@ class CausalHead(FeatureHead):
             )
             outputs, found = self._run(module, rows, read, places, segments)
             if module == 0:
-                extras = [state.context_tokens.rows for state in states]
-                logits = self.logits_batch([output[0, -1:] for output in outputs], 0, extras)
+                contexts = [state.context_tokens for state in states]
+                logits = self.logits_batch([output[0, -1:] for output in outputs], 0, contexts)
             for index, state, own, recycled in zip(reading, mine, read, found, strict=True):
                 state.num_true[module] += len(own)
                 if module == 0:
@@ -277,7 +277,7 @@ class CausalHead(FeatureHead):
             else output[0, [end - 1 for end in run.ends]]
             for output, run in zip(outputs, runs, strict=True)
         ]
-        return self.logits_batch(last, module, [run.extra for run in runs]), recycled
+        return self.logits_batch(last, module, [run.context for run in runs]), recycled
 
     def _run(
         self,

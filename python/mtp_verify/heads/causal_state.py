@@ -130,9 +130,9 @@ class Run:
         self.hidden, self.tokens = torch.cat(hidden, dim=1), torch.cat(tokens)
 
     @property
-    def extra(self) -> torch.Tensor | None:
-        """Rows of the output head for tokens of the context, see `Head.logits`."""
-        return self._state.context_tokens.rows
+    def context(self) -> ContextTokens:
+        """The tokens of the context that its head may draft."""
+        return self._state.context_tokens
 
     def segment(self, window: int | None) -> Segment:
         """Return what these rows see, at most `window` positions back."""

@@ -8,7 +8,7 @@ what is emitted has the same law.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from mtp_verify._core import HeadBlock, HeadModule, Product
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mtp_verify.heads.base import ContextTokens
     from mtp_verify.heads.blocks.base import BlockInputs
     from mtp_verify.heads.spec import HeadSpec
 
@@ -84,7 +85,8 @@ class FusedModule:
                 layer.open(segment.num_rows, block.like)[0]
                 for layer, block in zip(segment.layers, self._blocks, strict=True)
             ]
-            given.append((segment.num_true, segment.num_held, segment.paths, opened))
+            paths = cast("Sequence[Sequence[int]]", segment.paths)
+            given.append((segment.num_true, segment.num_held, paths, opened))
         hidden, embeds = hidden.contiguous(), embeds.contiguous()
         normed, after = torch.empty_like(hidden), torch.empty_like(hidden)
         self._core.run(hidden, embeds, cos, sin, given, normed, after)
@@ -101,12 +103,27 @@ class FusedOutputs:
         self._levels = [made[id(layer)] for layer in layers]
         self.nbytes = sum(own.nbytes for own in made.values())
 
-    def __call__(self, rows: torch.Tensor, level: int) -> torch.Tensor:
-        """Return logits (..., D), float32, of what output heads read, (..., d)."""
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        counts: list[int],
+        level: int,
+        contexts: Sequence[ContextTokens],
+    ) -> list[torch.Tensor]:
+        """Return float32 logits (counts[i], D + E) of each sequence's of the rows (n, d)."""
         product = self._levels[min(level, len(self._levels) - 1)]
-        logits = torch.empty((*rows.shape[:-1], product.outputs), dtype=torch.float32)
-        product.multiply(rows.contiguous(), logits)
-        return logits
+        size, rows = product.outputs, rows.contiguous()
+        most = max(len(context.ids) for context in contexts)
+        logits = torch.empty((len(rows), size + most), dtype=torch.float32)
+        product.multiply(rows, logits)
+        found = []
+        for own, table, context in zip(
+            torch.split(rows, counts), torch.split(logits, counts), contexts, strict=True
+        ):
+            if context.ids:
+                _rounded(context).multiply(own, table, size)
+            found.append(table[:, : size + len(context.ids)])
+        return found
 
 
 def is_few(rows: torch.Tensor) -> bool:
@@ -140,10 +157,22 @@ class _Block:
         self.like = attention.k_proj.weight.detach().new_empty((1, kept, 0, dim))
 
 
+def _rounded(context: ContextTokens) -> Product:
+    """Return the product with a context's rows; only those that are new are rounded."""
+    rows, product = cast("torch.Tensor", context.rows), context.rounded
+    if product is None:
+        product = context.rounded = Product(rows)
+    elif product.outputs < len(rows):
+        product.extend(rows[product.outputs :])
+    return product
+
+
 def _product(*layers: nn.Linear | torch.Tensor) -> Product:
     """Round the weights of layers that read the same rows, side by side."""
     weights = [own if isinstance(own, torch.Tensor) else own.weight.detach() for own in layers]
-    biases = [own.bias.detach() for own in layers if isinstance(own, nn.Linear) and own.bias is not None]
+    biases = [
+        own.bias.detach() for own in layers if isinstance(own, nn.Linear) and own.bias is not None
+    ]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     return Product(weight.contiguous(), torch.cat(biases) if biases else None)
 

@@ -298,7 +298,7 @@ class ParallelHead(Head):
     ) -> list[torch.Tensor]:
         """Return the logits (1, D + E) of a level after each path."""
         features = [state.level_features(level) for state, _ in paths]
-        extras = [state.context_tokens.rows for state, _ in paths]
+        contexts = [state.context_tokens for state, _ in paths]
         if not self.attends:
             embeds: list[torch.Tensor] = []
             if self.spec.fusion != "none":
@@ -306,4 +306,4 @@ class ParallelHead(Head):
                 embeds = list(self.shared.embed(words)[None].unbind(2))
             mixed = self.features(torch.cat(features)[None], level, embeds=embeds)
             features = list(torch.split(mixed[0], 1))
-        return self.logits_batch(features, level, extras)
+        return self.logits_batch(features, level, contexts)

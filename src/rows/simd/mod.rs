@@ -19,8 +19,9 @@ mod masks;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, dots, gather_between, mix, narrow_bf16, panel, race_noise, scan, subtract, subtract_narrow,
-    sum, sum_narrow, take_from, total, turn, weigh, widen_bf16, widen_f16, widen_f32,
+    divide, dots, gather_between, mix, narrow_bf16, panel, race_noise, scan, subtract,
+    subtract_narrow, sum, sum_narrow, take_from, total, turn, weigh, widen_bf16, widen_f16,
+    widen_f32,
 };
 
 pub use exp::Window;

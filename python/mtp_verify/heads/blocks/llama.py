@@ -220,7 +220,7 @@ class LlamaBlock(HeadBlock):
         self._is_fusable = not is_side_by_side and not plus_one and is_whole
 
     def make_fused(self) -> FusedLayer | None:
-        """Return what `models.cpu.fused.fuse` runs narrow forwards with; None: torch's operators."""
+        """Return what `models.cpu.fused.fuse` runs narrow forwards with, or None."""
         return FusedLayer(self) if self._is_fusable else None
 
     @classmethod

@@ -233,10 +233,10 @@ def fuse(model: nn.Module) -> int:
     size = prepack(model)
     for part in model.modules():
         make_fused = getattr(part, "make_fused", None)
-        fused = make_fused() if make_fused and _is_cpu_supported(part) else None
-        if fused is not None:
-            _PARTS[part] = (_Watch(part), fused)
-            size += fused.nbytes
+        made = make_fused() if make_fused and _is_cpu_supported(part) else None
+        if made is not None:
+            _PARTS[part] = (_Watch(part), made)
+            size += made.nbytes
     return size
 
 

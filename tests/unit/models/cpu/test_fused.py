@@ -18,7 +18,7 @@ from mtp_verify.caches.settings import Paged
 from mtp_verify.caches.slots import SlotCache
 from mtp_verify.errors import UnsupportedModelError
 from mtp_verify.models.cpu import fused
-from mtp_verify.models.cpu.fused import fuse, fused_part, fused_model
+from mtp_verify.models.cpu.fused import fuse, fused_model, fused_part
 from mtp_verify.models.cpu.packing import can_prepack, is_prepacked
 from mtp_verify.models.hidden import BEFORE_NORM
 from mtp_verify.models.target import TransformersTarget
