@@ -1,7 +1,6 @@
 //! A level of a draft head on the host: one module over a few rows, in one call.
 //!
-//! A level's arithmetic is a tenth of a millisecond's; what it takes is reading weights, and, run by operators,
-//! calling them. Weights are rounded to eight bits here ([`Product`]), all arithmetic is in `f32`. What a
+//! What a level takes is reading its weights, and, run by operators, calling them. Weights are rounded to eight bits here ([`Product`]), all arithmetic is in `f32`. What a
 //! head drafts may change by that, as it may with any other head; what is emitted does not.
 //!
 //! A row's results have the same bits whichever rows it comes with.
@@ -188,7 +187,10 @@ impl Block {
                 self.joined.inputs() != inputs || self.joined.outputs() != self.heads.width(),
             ),
             ("head_norms", of_queries != dim || of_keys != dim),
-            ("mixed", self.mixed.inputs() != queries * dim || self.mixed.outputs() != width),
+            (
+                "mixed",
+                self.mixed.inputs() != queries.saturating_mul(dim) || self.mixed.outputs() != width,
+            ),
             ("norm", self.norm.weight.len() != width),
             ("gated", self.gated.inputs() != width || !self.gated.outputs().is_multiple_of(2)),
             (

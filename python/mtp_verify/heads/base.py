@@ -168,6 +168,7 @@ class Head(nn.Module):
         levels: Any = self.levels
         for level in levels:
             level.spec = self.spec
+            unfuse(level)
 
     def shared_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the target's logits (..., D) of (..., d), over the draft vocabulary if any."""

@@ -65,7 +65,7 @@ class CausalModule(nn.Module):
         `hidden` and `embeds`, those of the tokens after, are (B, n, d).
         """
         fused: FusedModule | None = fused_part(self)
-        if fused is not None and fused.takes(hidden, inputs):
+        if fused is not None and fused.takes(hidden, embeds, inputs):
             return fused(hidden, embeds, inputs)
         spec = self.spec
         embeds, normed = self.embed_norm(embeds), self.hidden_norm(hidden)

@@ -38,7 +38,7 @@ class FusedModule:
         fusion = module.fusion
         products = [] if isinstance(fusion, nn.Identity) else [_product(fusion)]
         blocks = [_Block(block) for block in module.layers]
-        self._like = next(module.parameters()).detach()
+        self._dtype = next(module.parameters()).dtype
         self._blocks = blocks
         self._core = HeadModule(
             [block.core for block in blocks],
@@ -65,12 +65,12 @@ class FusedModule:
             and sizes.rope.get("partial_rotary_factor", 1.0) == 1.0
         )
 
-    def takes(self, hidden: torch.Tensor, inputs: BlockInputs) -> bool:
+    def takes(self, hidden: torch.Tensor, embeds: torch.Tensor, inputs: BlockInputs) -> bool:
         """Return whether these rows run here: few, without gradients, seen by numbers."""
         return (
             bool(inputs.segments)
             and is_few(hidden)
-            and hidden.dtype == self._like.dtype
+            and hidden.dtype == embeds.dtype == self._dtype
             and all(segment.paths is not None for segment in inputs.segments)
         )
 
@@ -87,7 +87,7 @@ class FusedModule:
             ]
             paths = cast("Sequence[Sequence[int]]", segment.paths)
             given.append((segment.num_true, segment.num_held, paths, opened))
-        hidden, embeds = hidden.contiguous(), embeds.contiguous()
+        hidden, embeds = hidden.detach().contiguous(), embeds.detach().contiguous()
         normed, after = torch.empty_like(hidden), torch.empty_like(hidden)
         self._core.run(hidden, embeds, cos, sin, given, normed, after)
         return normed, after
@@ -112,7 +112,7 @@ class FusedOutputs:
     ) -> list[torch.Tensor]:
         """Return float32 logits (counts[i], D + E) of each sequence's of the rows (n, d)."""
         product = self._levels[min(level, len(self._levels) - 1)]
-        size, rows = product.outputs, rows.contiguous()
+        size, rows = product.outputs, rows.detach().contiguous()
         most = max(len(context.ids) for context in contexts)
         logits = torch.empty((len(rows), size + most), dtype=torch.float32)
         product.multiply(rows, logits)

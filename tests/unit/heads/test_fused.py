@@ -102,6 +102,11 @@ def test_many_rows_and_gradients_take_the_heads_own_code(monkeypatch: pytest.Mon
             head.read(head.new_state(), random_hidden(head, count), prompt(count)[0])
     head.read(head.new_state(), random_hidden(head, 3), prompt(3)[0])
     assert seen == [16]
+    with torch.no_grad():
+        # States that were made with gradients.
+        hidden = [own.requires_grad_() for own in random_hidden(head, 3)]
+        head.read(head.new_state(), hidden, prompt(3)[0])
+    assert seen == [16, 3]
 
 
 def test_another_vocabulary_or_target_drops_what_was_made_of_the_old_one() -> None:
@@ -113,6 +118,22 @@ def test_another_vocabulary_or_target_drops_what_was_made_of_the_old_one() -> No
         assert fused_part(head) is not None
         change(head)
         assert fused_part(head) is None
+
+
+@torch.inference_mode()
+def test_another_reading_of_a_checkpoint_drops_the_modules() -> None:
+    head, twin = twins("mimo")
+    for changed in (head, twin):
+        changed.choose(recycle="pre")
+    assert fused_part(twin.levels[0]) is None
+    found = []
+    for one in (head, twin):
+        fuse(twin)
+        state = one.new_state()
+        one.read(state, random_hidden(one, 3), prompt(3)[0])
+        one.step(state, [0], prompt(1)[0])
+        found.append(one.step(state, [1], prompt(1, seed=2)[0]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 @torch.inference_mode()
