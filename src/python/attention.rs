@@ -1,5 +1,6 @@
 //! Attention over the entries of a layer, whose memory is a model's own tensors.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use half::{bf16, f16};
@@ -133,17 +134,7 @@ impl Attention {
             cos.range()?,
             sin.range()?,
         ];
-        for (number, one) in spans[..3].iter().enumerate() {
-            for other in &spans[number + 1..] {
-                if one.start < other.end && other.start < one.end {
-                    return Err(Error::BadTensor {
-                        what: "out",
-                        found: "memory that another of the tensors has, too".into(),
-                        todo: "pass tensors that do not overlap",
-                    });
-                }
-            }
-        }
+        check_apart("out", &spans[..3], &spans[3..])?;
         let &[_, kept, capacity, dim] = keys.shape() else {
             unreachable!("checked when it was made")
         };
@@ -161,4 +152,23 @@ impl Attention {
             out.cells_mut()?,
         )
     }
+}
+
+/// Checks that memory that is written to meets nothing else; `what` names it.
+pub(super) fn check_apart(
+    what: &'static str,
+    written: &[Range<usize>],
+    read: &[Range<usize>],
+) -> Result<(), Error> {
+    for (number, one) in written.iter().enumerate() {
+        let mut others = written[number + 1..].iter().chain(read);
+        if others.any(|other| one.start < other.end && other.start < one.end) {
+            return Err(Error::BadTensor {
+                what,
+                found: "memory that another of the tensors has, too".into(),
+                todo: "pass tensors that do not overlap",
+            });
+        }
+    }
+    Ok(())
 }

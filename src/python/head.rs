@@ -1,6 +1,5 @@
 //! A draft head's modules, made of a model's own tensors.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
@@ -12,7 +11,7 @@ use crate::head::{self, Inputs, Norm, Segment};
 use crate::rows::RawRows;
 use crate::rows::simd::{BLOCK, Format, Kernels};
 
-use super::attention::Entries;
+use super::attention::{Entries, check_apart};
 use super::gate::{hold, locked};
 use super::given::FLOATS;
 use super::numbers::{count, count_or_0, counts, instances, list};
@@ -273,31 +272,23 @@ impl HeadModule {
         segments: &[Given<'_>],
         [mut normed, mut next]: [Tensor; 2],
     ) -> Result<(), Error> {
-        let overlap = || Error::BadTensor {
-            what: "entries",
-            found: "memory that another of the tensors has, too".into(),
-            todo: "pass tensors that do not overlap",
-        };
         let all = || segments.iter().flat_map(|(_, entries)| entries);
         // Each is locked once, or this thread would wait for itself.
         for (number, one) in all().enumerate() {
             if all().take(number).any(|other| one.is(other)) {
-                return Err(overlap());
+                return Err(Error::BadTensor {
+                    what: "entries",
+                    found: "one object twice".into(),
+                    todo: "pass those of each sequence and block",
+                });
             }
         }
         let mut held: Vec<_> = all().map(|entries| locked(&entries.get().memory)).collect();
         let own = held.iter().flat_map(|memory| memory.iter().map(Tensor::range));
-        let own = own.collect::<Result<Vec<_>, _>>()?;
         let others = inputs.iter().chain([&normed, &next]).map(Tensor::range);
-        let others = others.collect::<Result<Vec<_>, _>>()?;
-        let meets = |one: &Range<usize>, other: &Range<usize>| {
-            one.start < other.end && other.start < one.end
-        };
-        for (number, one) in own.iter().enumerate() {
-            if own[number + 1..].iter().chain(&others).any(|other| meets(one, other)) {
-                return Err(overlap());
-            }
-        }
+        let (own, others) =
+            (own.collect::<Result<Vec<_>, _>>()?, others.collect::<Result<Vec<_>, _>>()?);
+        check_apart("entries", &own, &others)?;
         let mut left = held.iter_mut();
         let mut run = Vec::with_capacity(segments.len());
         for (rows, entries) in segments {

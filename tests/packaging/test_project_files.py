@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 from mtp_verify.models import supported
 
@@ -34,6 +37,19 @@ def test_pins_name_versions_and_no_places():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.+!-]+", pin)] == []
+
+
+def test_pinned_versions_run_on_every_python_that_is_declared():
+    least = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    refused = []
+    for name in requirements("constraints.txt"):
+        try:
+            wanted = metadata.metadata(name).get("Requires-Python", "")
+        except metadata.PackageNotFoundError:
+            continue  # Another system's.
+        if not SpecifierSet(wanted).contains(least):
+            refused.append(f"{name}: {wanted}")
+    assert refused == []
 
 
 def ranges(*extras: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtp_verify.heads.base import ContextTokens
-    from mtp_verify.heads.blocks.base import BlockInputs
+    from mtp_verify.heads.blocks.base import BlockInputs, Rotation
     from mtp_verify.heads.spec import HeadSpec
 
 __all__ = ["FusedModule", "FusedOutputs", "is_few"]
@@ -78,7 +78,7 @@ class FusedModule:
         self, hidden: torch.Tensor, embeds: torch.Tensor, inputs: BlockInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CausalModule.forward`."""
-        cos, sin = inputs.rotation  # type: ignore[misc]  # Llama's blocks have one
+        cos, sin = cast("Rotation", inputs.rotation)
         given = []
         for segment in inputs.segments:
             opened = [
