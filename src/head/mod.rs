@@ -1,7 +1,8 @@
 //! A level of a draft head on the host: one module over a few rows, in one call.
 //!
-//! What a level takes is reading its weights, and, run by operators, calling them. Weights are rounded to eight bits here ([`Product`]), all arithmetic is in `f32`. What a
-//! head drafts may change by that, as it may with any other head; what is emitted does not.
+//! What a level takes is reading its weights, and, run by operators, calling them. Here weights are rounded
+//! to eight bits and what they multiply to sixteen ([`Product`]); all else is in `f32`. What a head drafts
+//! may change by that, as it may with any other head; what is emitted does not.
 //!
 //! A row's results have the same bits whichever rows it comes with.
 

@@ -15,8 +15,9 @@ const MOST_BYTES: u64 = 1 << 36;
 
 /// A matrix, each row of whose weights is rounded to multiples of a 127th of its largest.
 ///
-/// Weights lie by panels of [`PANEL`] outputs, within a panel input after input, so that they are read
-/// in one run and no sum has to be put together from lanes.
+/// Rows are rounded too, to 16 bits: products are those of integers, twice as many at a time as of `f32`,
+/// and exact. Weights lie by panels of [`PANEL`] outputs, within a panel pair of inputs after pair, so that
+/// they are read in one run and no sum has to be put together from lanes.
 #[derive(Debug, Clone)]
 pub struct Product {
     inputs: usize,
@@ -65,7 +66,7 @@ impl Product {
             return Err(Error::ShapeMismatch { what: "weight", found, wanted });
         }
         let panels = self.outputs.saturating_add(count).div_ceil(PANEL);
-        let size = (panels as u64).saturating_mul(PANEL as u64 * self.inputs as u64);
+        let size = (panels as u64).saturating_mul(PANEL as u64 * self.depth() as u64);
         let more = (size as usize).saturating_sub(self.weights.len());
         if size > MOST_BYTES || self.weights.try_reserve(more).is_err() {
             return Err(Error::Overflow { what: "weight", found: size, limit: MOST_BYTES });
@@ -86,11 +87,18 @@ impl Product {
         // One weight that is not finite makes all products of its row NaN, as it does unrounded.
         let is_sound = row.iter().all(|x| x.is_finite());
         self.scales[output] = if is_sound { largest / LARGEST } else { f32::NAN };
-        let panel = &mut self.weights[output / PANEL * PANEL * self.inputs..];
-        for (weights, &x) in panel.chunks_exact_mut(PANEL).zip(row) {
+        let first = output / PANEL * PANEL * self.depth();
+        let panel = &mut self.weights[first..];
+        for (input, &x) in row.iter().enumerate() {
             let part = if is_sound && largest > 0.0 { x / largest * LARGEST } else { 0.0 };
-            weights[output % PANEL] = part.round_ties_even() as i8;
+            let place = (input / 2 * PANEL + output % PANEL) * 2 + input % 2;
+            panel[place] = part.round_ties_even() as i8;
         }
+    }
+
+    /// Inputs, of which there are two to a pair.
+    fn depth(&self) -> usize {
+        self.inputs.next_multiple_of(2)
     }
 
     /// Numbers of a row.
@@ -115,16 +123,21 @@ impl Product {
 
     /// [`Product::multiply`] into the columns from `first` on of rows of `width` numbers.
     pub fn multiply_into(&self, rows: &[f32], out: &mut [f32], width: usize, first: usize) {
-        let count = rows.len() / self.inputs;
-        let panels: Vec<&[i8]> = self.weights.chunks_exact(PANEL * self.inputs).collect();
+        let (count, depth, kernels) = (rows.len() / self.inputs, self.depth(), Kernels::best());
+        let mut rounded = vec![0; count * depth];
+        let worths: Vec<f32> = rows
+            .chunks_exact(self.inputs)
+            .zip(rounded.chunks_exact_mut(depth))
+            .map(|(row, rounded)| (kernels.round_i16)(row, &mut rounded[..self.inputs]))
+            .collect();
+        let panels: Vec<&[i8]> = self.weights.chunks_exact(PANEL * depth).collect();
         let work = self.weights.len() * count;
         let threads = if work < LEAST_FOR_THREADS { 1 } else { threads::num_threads() };
         let parts: Vec<&[&[i8]]> = panels.chunks(panels.len().div_ceil(threads).max(1)).collect();
-        let kernels = Kernels::best();
         let sums = threads::map(&parts, threads, |panels| {
             let mut sums = vec![0.0; panels.len() * count * PANEL];
             for (weights, sums) in panels.iter().zip(sums.chunks_exact_mut(count * PANEL)) {
-                (kernels.panel)(rows, self.inputs, weights, sums);
+                (kernels.panel)(&rounded, depth, weights, sums);
             }
             sums
         });
@@ -132,10 +145,11 @@ impl Product {
         for (panel, sums) in panels.enumerate() {
             let own = panel * PANEL..self.outputs.min((panel + 1) * PANEL);
             let scales = &self.scales[own.clone()];
-            for (sums, out) in sums.chunks_exact(PANEL).zip(out.chunks_exact_mut(width)) {
+            let each = sums.chunks_exact(PANEL).zip(out.chunks_exact_mut(width)).zip(&worths);
+            for ((sums, out), &worth) in each {
                 let out = &mut out[first + own.start..first + own.end];
                 for ((out, &sum), &scale) in out.iter_mut().zip(sums).zip(scales) {
-                    *out = sum * scale;
+                    *out = sum * (scale * worth);
                 }
                 if let Some(bias) = &self.bias {
                     for (out, &bias) in out.iter_mut().zip(&bias[own.clone()]) {

@@ -9,7 +9,7 @@
 use std::ops::AddAssign;
 
 use crate::rows::simd::exp::Window;
-use crate::rows::simd::{Format, LANES, PANEL, Scan, Total};
+use crate::rows::simd::{Format, LANES, PANEL, STRETCH, Scan, Total};
 
 #[inline(always)]
 pub(super) fn scan(values: &[f32]) -> Scan {
@@ -285,33 +285,86 @@ pub(super) fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out:
     }
 }
 
-/// [`panel`] for `N` rows.
+/// [`panel`] for `N` rows of a stretch: exact sums.
 #[inline(always)]
-fn panel_of<const N: usize>(rows: [&[f32]; N], weights: &[i8], out: &mut [f32]) {
-    let mut sums = [[0.0_f32; PANEL]; N];
-    for (place, weights) in weights.as_chunks::<PANEL>().0.iter().enumerate() {
-        let wide = weights.map(f32::from);
+fn panel_of<const N: usize>(rows: [&[i16]; N], weights: &[i8], out: &mut [f32]) {
+    let mut sums = [[0_i32; PANEL]; N];
+    for (pair, weights) in weights.as_chunks::<{ 2 * PANEL }>().0.iter().enumerate() {
+        let wide = weights.map(i32::from);
         for row in 0..N {
-            let x = rows[row][place];
+            let (one, two) = (i32::from(rows[row][2 * pair]), i32::from(rows[row][2 * pair + 1]));
             for lane in 0..PANEL {
-                sums[row][lane] = x.mul_add(wide[lane], sums[row][lane]);
+                sums[row][lane] += one * wide[2 * lane] + two * wide[2 * lane + 1];
             }
         }
     }
-    out.copy_from_slice(sums.as_flattened());
+    for (out, &sum) in out.iter_mut().zip(sums.as_flattened()) {
+        *out += sum as f32;
+    }
+}
+
+/// Calls `run` for groups of up to `most` rows, 4 at most, and of each for one stretch after the other.
+#[inline(always)]
+pub(super) fn panel_in_groups(
+    rows: &[i16],
+    dim: usize,
+    weights: &[i8],
+    out: &mut [f32],
+    most: usize,
+    run: impl Fn(&[&[i16]], &[i8], &mut [f32]),
+) {
+    out.fill(0.0);
+    for (rows, out) in rows.chunks(most * dim).zip(out.chunks_mut(most * PANEL)) {
+        for (stretch, weights) in weights.chunks(STRETCH * PANEL).enumerate() {
+            let from = stretch * STRETCH;
+            let mut parts: [&[i16]; 4] = [&[]; 4];
+            for (part, row) in parts.iter_mut().zip(rows.chunks_exact(dim)) {
+                *part = &row[from..dim.min(from + STRETCH)];
+            }
+            run(&parts[..rows.len() / dim], weights, out);
+        }
+    }
 }
 
 #[inline(always)]
-pub(super) fn panel(rows: &[f32], dim: usize, weights: &[i8], out: &mut [f32]) {
-    for (rows, out) in rows.chunks(4 * dim).zip(out.chunks_mut(4 * PANEL)) {
-        let row = |number: usize| &rows[number * dim..][..dim];
-        match rows.len() / dim {
-            4 => panel_of([row(0), row(1), row(2), row(3)], weights, out),
-            3 => panel_of([row(0), row(1), row(2)], weights, out),
-            2 => panel_of([row(0), row(1)], weights, out),
-            _ => panel_of([row(0)], weights, out),
+pub(super) fn panel(rows: &[i16], dim: usize, weights: &[i8], out: &mut [f32]) {
+    panel_in_groups(rows, dim, weights, out, 4, |rows, weights, out| match *rows {
+        [a, b, c, d] => panel_of([a, b, c, d], weights, out),
+        [a, b, c] => panel_of([a, b, c], weights, out),
+        [a, b] => panel_of([a, b], weights, out),
+        [a] => panel_of([a], weights, out),
+        _ => {}
+    });
+}
+
+#[inline(always)]
+pub(super) fn round_i16(values: &[f32], out: &mut [i16]) -> f32 {
+    let mut largest = [0.0_f32; LANES];
+    let mut faults = [0_u32; LANES];
+    let (stripes, rest) = values.as_chunks::<LANES>();
+    let mut look = |lane: usize, x: f32| {
+        largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };
+        faults[lane] |= u32::from(!x.is_finite());
+    };
+    for stripe in stripes {
+        for (lane, &x) in stripe.iter().enumerate() {
+            look(lane, x);
         }
     }
+    for (lane, &x) in rest.iter().enumerate() {
+        look(lane, x);
+    }
+    let most = largest.iter().fold(0.0_f32, |most, &x| if x > most { x } else { most });
+    let factor = f32::from(i16::MAX) / most;
+    let is_sound = faults.iter().all(|&fault| fault == 0);
+    if !(is_sound && factor.is_finite()) {
+        out.fill(0);
+        return if is_sound { 0.0 } else { f32::NAN };
+    }
+    for (out, &x) in out.iter_mut().zip(values) {
+        *out = (x * factor).round_ties_even() as i16;
+    }
+    most / f32::from(i16::MAX)
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ pub(super) mod avx512 {
 
     use crate::rows::simd::LANES;
     pub(in super::super) use crate::rows::simd::block::*;
+    pub(in super::super) use crate::rows::simd::panels::avx512::panel;
 
     /// The lanes' sums of sixteen dot products at once, in the order of `fold`.
     #[inline]
@@ -225,6 +226,7 @@ pub(super) mod avx2 {
     };
 
     pub(in super::super) use crate::rows::simd::block::*;
+    pub(in super::super) use crate::rows::simd::panels::avx2::panel;
 
     /// The lanes' sums of eight dot products at once, in the order of `fold`, whose first step
     /// has been done.

@@ -16,10 +16,12 @@ mod block;
 pub mod exp;
 #[cfg(target_arch = "x86_64")]
 mod masks;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 
 use crate::chance::RaceNoise;
 use block::{
-    divide, dots, gather_between, mix, narrow_bf16, panel, race_noise, scan, subtract,
+    divide, dots, gather_between, mix, narrow_bf16, panel, race_noise, round_i16, scan, subtract,
     subtract_narrow, sum, sum_narrow, take_from, total, turn, weigh, widen_bf16, widen_f16,
     widen_f32,
 };
@@ -29,8 +31,12 @@ pub use exp::Window;
 /// Values that a kernel treats as one stripe.
 pub const LANES: usize = 16;
 
-/// Columns of a product's weights that lie side by side.
+/// Outputs of a product whose weights lie side by side.
 pub const PANEL: usize = 64;
+
+/// Inputs of a product that are summed up exactly: so many numbers of 16 bits, times -127 to 127, stay
+/// within 31.
+pub const STRETCH: usize = 512;
 
 /// Values of a row that are processed together, and the step of the two-level draw.
 pub const BLOCK: usize = 2048;
@@ -139,9 +145,13 @@ kernels! {
     fn dots(queries: &[f32], keys: &[f32], dim: usize, step: usize, out: &mut [f32]);
     /// `out[i] += sum of weights[i * step + j] * values[j]` by ascending `j`; `dim` numbers each.
     fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out: &mut [f32]);
-    /// `out[i * PANEL + j]` becomes the sum of `rows[i * dim + k] * weights[k * PANEL + j]` by ascending
-    /// `k`, below `dim`.
-    fn panel(rows: &[f32], dim: usize, weights: &[i8], out: &mut [f32]);
+    /// Rounds values to multiples of a 32767th of the largest; returns what one is worth: 0 where all are
+    /// below 1e-34, NaN where one is not finite, and then `out` holds zeros.
+    fn round_i16(values: &[f32], out: &mut [i16]) -> f32;
+    /// `out[i * PANEL + j]` becomes the sum of `rows[i * dim + k]` times the weight of input k and output
+    /// j, which lies at `(k / 2 * PANEL + j) * 2 + k % 2`; exact within each [`STRETCH`] of `k`, and these
+    /// added up as `f32`. `dim` is even, and no weight is -128.
+    fn panel(rows: &[i16], dim: usize, weights: &[i8], out: &mut [f32]);
     /// The race's uniforms for the tokens from `2 * pair` on.
     fn race_noise(noise: &RaceNoise, pair: u32, out: &mut [f64]);
 }
@@ -352,22 +362,60 @@ mod tests {
 
         #[test]
         fn every_level_multiplies_with_the_bits_of_the_scalar_twin(
-            numbers in proptest::collection::vec(-9.0_f32..9.0, 9 * 70),
-            weights in proptest::collection::vec(any::<i8>(), 70 * PANEL),
-            rows in 1..10_usize, dim in 1..71_usize
+            numbers in proptest::collection::vec(-i16::MAX..=i16::MAX, 9 * 1100),
+            weights in proptest::collection::vec(-127..=127_i8, 1100 * PANEL),
+            rows in 1..10_usize, pairs in 1..550_usize, is_extreme: bool
         ) {
+            let dim = 2 * pairs;
+            let (mut numbers, mut weights) = (numbers, weights);
+            if is_extreme {
+                numbers.fill(i16::MAX);
+                weights.fill(-127);
+            }
             let (numbers, weights) = (&numbers[..rows * dim], &weights[..dim * PANEL]);
             let mut wanted = vec![0.0_f32; rows * PANEL];
             for (place, out) in wanted.iter_mut().enumerate() {
                 let row = &numbers[place / PANEL * dim..][..dim];
-                for (x, weights) in row.iter().zip(weights.chunks_exact(PANEL)) {
-                    *out = x.mul_add(f32::from(weights[place % PANEL]), *out);
+                for (stretch, part) in row.chunks(STRETCH).enumerate() {
+                    let products = part.iter().enumerate().map(|(k, &x)| {
+                        let k = stretch * STRETCH + k;
+                        let weight = weights[(k / 2 * PANEL + place % PANEL) * 2 + k % 2];
+                        i64::from(x) * i64::from(weight)
+                    });
+                    *out += products.sum::<i64>() as f32;
                 }
             }
             for level in Kernels::available() {
                 let mut found = vec![f32::NAN; rows * PANEL];
                 (level.panel)(numbers, dim, weights, &mut found);
                 prop_assert_eq!(&found, &wanted, "{}", level.name);
+            }
+        }
+
+        #[test]
+        fn every_level_rounds_to_sixteen_bits_with_the_bits_of_the_scalar_twin(
+            mut values in values(), fault: bool, at: usize
+        ) {
+            if fault && !values.is_empty() {
+                let at = at % values.len();
+                values[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
+            }
+            let run = |level: &Kernels| {
+                let mut out = vec![7; values.len()];
+                let worth = (level.round_i16)(&values, &mut out);
+                (worth.to_bits(), out)
+            };
+            let (worth, rounded) = run(&SCALAR);
+            let worth = f32::from_bits(worth);
+            for level in Kernels::available() {
+                prop_assert_eq!(run(level), (worth.to_bits(), rounded.clone()), "{}", level.name);
+            }
+            let is_sound = values.iter().all(|x| x.is_finite());
+            prop_assert_eq!(worth.is_nan(), !is_sound);
+            if is_sound {
+                for (&x, &found) in values.iter().zip(&rounded) {
+                    prop_assert!((worth * f32::from(found) - x).abs() <= worth * 0.51 + 1e-34);
+                }
             }
         }
 

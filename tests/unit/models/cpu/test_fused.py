@@ -229,7 +229,8 @@ def test_narrow_forwards_are_fused_and_others_are_not(counted: Any) -> None:
 def test_heads_draft_the_same(name: str) -> None:
     """True pairs, a level of a tree below them, true pairs again; the state is rolled back.
 
-    Weights that eight bits hold exactly make a fused head the same as its own code.
+    Weights that eight bits hold exactly make a fused head the same as its own code, but that what
+    they multiply is rounded to sixteen bits.
     """
     model = round_weights(tiny_model("llama"))
     head = round_weights(tiny_head(name, model))
@@ -254,7 +255,9 @@ def test_heads_draft_the_same(name: str) -> None:
         rows.append(subject.read(state, random_hidden(subject, 2, seed=3), prompt(2, seed=6)[0]))
         found.append(rows)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other.to(one.dtype), rtol=1e-3, atol=1e-4)
+        distance = (one - other).abs() / one.std()
+        assert distance.mean() < 1e-3
+        assert distance.max() < 1e-2
 
 
 def test_a_layer_that_does_not_exist_is_named(counted: Any) -> None:
