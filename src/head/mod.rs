@@ -10,12 +10,16 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attention::{Cell, Heads, Memory, Rows};
+use crate::batch::threads;
 use crate::error::{Error, Result};
 use crate::rows::simd::Kernels;
 pub use product::Product;
+
+/// Rows that are worth a thread: as many as a kernel multiplies together.
+const ROWS_OF_A_THREAD: usize = 4;
 
 /// `x / rms(x) * weight`.
 #[derive(Debug)]
@@ -120,13 +124,14 @@ impl Block {
         (cos, sin): (&[T], &[T]),
         segments: &mut [Segment<'_, T>],
         stream: &mut [f32],
+        threads: usize,
     ) -> Result<()> {
         let Heads { queries, kept, dim } = self.heads;
         let count = x.len() / self.joined.inputs();
         let mut joined = vec![0.0; count * self.heads.width()];
         match &self.input_norm {
-            Some(norm) => self.joined.multiply(&norm.applied(x), &mut joined),
-            None => self.joined.multiply(x, &mut joined),
+            Some(norm) => self.joined.multiply(&norm.applied(x), &mut joined, threads),
+            None => self.joined.multiply(x, &mut joined, threads),
         }
         if let Some([of_queries, of_keys]) = &self.head_norms {
             for row in joined.chunks_exact_mut(self.heads.width()) {
@@ -157,16 +162,16 @@ impl Block {
         let mut wide = vec![0.0; seen.len()];
         T::widen(&seen, &mut wide);
         let mut update = vec![0.0; stream.len()];
-        self.mixed.multiply(&wide, &mut update);
+        self.mixed.multiply(&wide, &mut update, threads);
         add(stream, &update);
         let mut gated = vec![0.0; count * self.gated.outputs()];
-        self.gated.multiply(&self.norm.applied(stream), &mut gated);
+        self.gated.multiply(&self.norm.applied(stream), &mut gated, threads);
         let half = self.gated.outputs() / 2;
         let inner: Vec<f32> = gated
             .chunks_exact(2 * half)
             .flat_map(|row| row[..half].iter().zip(&row[half..]).map(|(&gate, &x)| silu(gate) * x))
             .collect();
-        self.down.multiply(&inner, &mut update);
+        self.down.multiply(&inner, &mut update, threads);
         add(stream, &update);
         Ok(())
     }
@@ -207,6 +212,11 @@ impl Module {
     /// Numbers of a hidden state.
     pub fn width(&self) -> usize {
         self.blocks.first().map_or(0, |block| block.norm.weight.len())
+    }
+
+    /// Numbers of a rotary position.
+    fn dim(&self) -> usize {
+        self.blocks.first().map_or(0, |block| block.heads.dim)
     }
 
     /// Checks that its parts fit together.
@@ -250,15 +260,63 @@ impl Module {
     /// level's hidden states, (rows, width) each. Keys and values are kept.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if sizes do not fit; the first block's alone may have been kept then.
+    /// [`Error::ShapeMismatch`] if sizes do not fit; some of the first block's may have been kept then.
     pub fn run<T: Cell>(
         &self,
         inputs: Inputs<'_, T>,
         segments: &mut [Segment<'_, T>],
     ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let width = self.width();
         let count: usize = segments.iter().map(|segment| segment.rows.count()).sum();
         self.check_inputs(&inputs, segments, count)?;
+        let threads = threads::num_threads();
+        let share = count.div_ceil(threads).max(ROWS_OF_A_THREAD);
+        // A thread runs whole sequences through the module: it waits for others once.
+        let mut parts = Vec::new();
+        let (mut left, mut first) = (segments, 0);
+        while !left.is_empty() {
+            let (mut rows, mut taken) = (0, 0);
+            while rows < share && taken < left.len() {
+                rows += left[taken].rows.count();
+                taken += 1;
+            }
+            let (mine, others) = left.split_at_mut(taken);
+            parts.push(Mutex::new((self.part(&inputs, first, rows), mine)));
+            (left, first) = (others, first + rows);
+        }
+        let threads_of_each = if parts.len() > 1 { 1 } else { threads };
+        let found = threads::map(&parts, threads, |part| {
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let (inputs, segments) = &mut *part;
+            self.run_part(*inputs, segments, threads_of_each)
+        });
+        let (mut normed, mut next) = (Vec::new(), Vec::new());
+        for part in found {
+            let (own, handed) = part?;
+            normed.extend(own);
+            next.extend(handed);
+        }
+        Ok((normed, next))
+    }
+
+    /// The inputs of `count` rows from `first` on.
+    fn part<'a, T>(&self, inputs: &Inputs<'a, T>, first: usize, count: usize) -> Inputs<'a, T> {
+        let cut = |cells: &'a [T], width: usize| &cells[first * width..(first + count) * width];
+        let (width, dim) = (self.width(), self.dim());
+        Inputs {
+            hidden: cut(inputs.hidden, width),
+            embeds: cut(inputs.embeds, width),
+            cos: cut(inputs.cos, dim),
+            sin: cut(inputs.sin, dim),
+        }
+    }
+
+    fn run_part<T: Cell>(
+        &self,
+        inputs: Inputs<'_, T>,
+        segments: &mut [Segment<'_, T>],
+        threads: usize,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let width = self.width();
         let widen = |cells: &[T]| {
             let mut wide = vec![0.0; cells.len()];
             T::widen(cells, &mut wide);
@@ -279,15 +337,15 @@ impl Module {
             .collect();
         let (mut x, mut stream) = match &self.fusion {
             Some(fusion) => {
-                let mut fused = vec![0.0; count * width];
-                fusion.multiply(&both, &mut fused);
+                let mut fused = vec![0.0; inputs.hidden.len()];
+                fusion.multiply(&both, &mut fused, threads);
                 (fused.clone(), fused)
             }
             None => (both, if self.is_stream_normed { normed.clone() } else { hidden.clone() }),
         };
         let turn = (inputs.cos, inputs.sin);
         for (number, block) in self.blocks.iter().enumerate() {
-            block.run(number, &x, turn, segments, &mut stream)?;
+            block.run(number, &x, turn, segments, &mut stream, threads)?;
             x.clone_from(&stream);
         }
         let normed =
@@ -303,7 +361,7 @@ impl Module {
         count: usize,
     ) -> Result<()> {
         let width = self.width();
-        let dim = self.blocks.first().map_or(0, |block| block.heads.dim);
+        let dim = self.dim();
         for (what, found, wanted) in [
             ("hidden", inputs.hidden.len(), count * width),
             ("embeds", inputs.embeds.len(), count * width),

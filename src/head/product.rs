@@ -116,13 +116,21 @@ impl Product {
         self.weights.len() + size_of::<f32>() * self.scales.len()
     }
 
-    /// The products of rows (n, `inputs`): (n, `outputs`). A row's bits depend on nothing but the row.
-    pub fn multiply(&self, rows: &[f32], out: &mut [f32]) {
-        self.multiply_into(rows, out, self.outputs, 0);
+    /// The products of rows (n, `inputs`), by at most so many threads: (n, `outputs`). A row's bits depend
+    /// on nothing but the row.
+    pub fn multiply(&self, rows: &[f32], out: &mut [f32], threads: usize) {
+        self.multiply_into(rows, out, self.outputs, 0, threads);
     }
 
     /// [`Product::multiply`] into the columns from `first` on of rows of `width` numbers.
-    pub fn multiply_into(&self, rows: &[f32], out: &mut [f32], width: usize, first: usize) {
+    pub fn multiply_into(
+        &self,
+        rows: &[f32],
+        out: &mut [f32],
+        width: usize,
+        first: usize,
+        threads: usize,
+    ) {
         let (count, depth, kernels) = (rows.len() / self.inputs, self.depth(), Kernels::best());
         let mut rounded = vec![0; count * depth];
         let worths: Vec<f32> = rows
@@ -131,8 +139,8 @@ impl Product {
             .map(|(row, rounded)| (kernels.round_i16)(row, &mut rounded[..self.inputs]))
             .collect();
         let panels: Vec<&[i8]> = self.weights.chunks_exact(PANEL * depth).collect();
-        let work = self.weights.len() * count;
-        let threads = if work < LEAST_FOR_THREADS { 1 } else { threads::num_threads() };
+        let pays = self.weights.len() * count >= LEAST_FOR_THREADS;
+        let threads = if pays { threads.max(1) } else { 1 };
         let parts: Vec<&[&[i8]]> = panels.chunks(panels.len().div_ceil(threads).max(1)).collect();
         let sums = threads::map(&parts, threads, |panels| {
             let mut sums = vec![0.0; panels.len() * count * PANEL];

@@ -38,7 +38,7 @@ proptest! {
             out.copy_from_slice(&weights[row * inputs..][..inputs]);
         }).unwrap();
         let mut found = vec![f32::NAN; count * outputs];
-        made.multiply(&rows, &mut found);
+        made.multiply(&rows, &mut found, 3);
         for (row, found) in rows.chunks_exact(inputs).zip(found.chunks_exact(outputs)) {
             for (output, &found) in found.iter().enumerate() {
                 let weights = &weights[output * inputs..][..inputs];
@@ -62,7 +62,7 @@ proptest! {
             let mut grown = Product::new(early, inputs, None, part(0)).unwrap();
             grown.extend(outputs - early, part(early)).unwrap();
             let mut wide = vec![7.0; count * (outputs + 5)];
-            grown.multiply_into(&rows, &mut wide, outputs + 5, first);
+            grown.multiply_into(&rows, &mut wide, outputs + 5, first, 1);
             for (wide, found) in wide.chunks_exact(outputs + 5).zip(found.chunks_exact(outputs)) {
                 prop_assert_eq!(&wide[first..first + outputs], found);
                 prop_assert!(wide[..first].iter().chain(&wide[first + outputs..]).all(|x| x.to_bits() == 7.0_f32.to_bits()));
@@ -71,7 +71,7 @@ proptest! {
         // Alone a row has the bits that it has beside others.
         let mut alone = vec![0.0; outputs];
         let last = (count - 1) * inputs;
-        made.multiply(&rows[last..], &mut alone);
+        made.multiply(&rows[last..], &mut alone, 1);
         prop_assert_eq!(&alone, &found[(count - 1) * outputs..]);
     }
 
@@ -93,6 +93,16 @@ proptest! {
         let alone = Kept::new(!seed, 7).run(&module, &[(0, &chain, 30)], &mut []);
         prop_assert_eq!(&together[3 * WIDTH..], &alone);
         prop_assert_eq!((first.keys, first.values), (twin.keys, twin.values));
+        // So many that several threads run them.
+        let mut many: Vec<Kept> = (1..10).map(|number| Kept::new(seed ^ number, past)).collect();
+        let mut others = many.iter_mut().map(|kept| (kept, &chain, 30)).collect::<Vec<_>>();
+        let all = Kept::new(!seed, 7).run(&module, &[(0, &chain, 30)], &mut others);
+        prop_assert_eq!(&all[..WIDTH], &alone);
+        for (number, (own, kept)) in (1..10).zip(all[WIDTH..].chunks_exact(WIDTH).zip(&many)) {
+            let mut twin = Kept::new(seed ^ number, past);
+            prop_assert_eq!(own, &twin.run(&module, &[(0, &chain, 30)], &mut [])[..]);
+            prop_assert_eq!((&kept.keys, &kept.values), (&twin.keys, &twin.values));
+        }
     }
 }
 
@@ -192,7 +202,7 @@ fn a_weight_that_is_not_finite_spoils_its_output_alone() {
             out.copy_from_slice(&[1.0, if row == 1 { bad } else { -0.5 }]);
         });
         let mut found = [0.0; 3];
-        made.unwrap().multiply(&[2.0, 4.0], &mut found);
+        made.unwrap().multiply(&[2.0, 4.0], &mut found, 1);
         assert!(found[1].is_nan());
         assert!((found[0] - 0.0).abs() < 0.02 && (found[2] - 0.0).abs() < 0.02, "{found:?}");
     }
@@ -203,7 +213,7 @@ fn rows_of_zeros_and_tiny_weights_are_products_too() {
     let rows = [[0.0, 0.0], [1e-40, -1e-40], [f32::MAX, -f32::MAX]];
     let made = Product::new(3, 2, None, |row, out| out.copy_from_slice(&rows[row])).unwrap();
     let mut found = [f32::NAN; 3];
-    made.multiply(&[0.5, 0.25], &mut found);
+    made.multiply(&[0.5, 0.25], &mut found, 1);
     assert!(found[0] == 0.0 && found[1].abs() < 1e-39 && found[2].is_finite(), "{found:?}");
 }
 

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use pyo3::prelude::*;
 
 use crate::attention::{Cell, Heads, Memory, Rows};
+use crate::batch::threads;
 use crate::error::Error;
 use crate::head::{self, Inputs, Norm, Segment};
 use crate::rows::RawRows;
@@ -14,7 +15,7 @@ use crate::rows::simd::{BLOCK, Format, Kernels};
 use super::attention::{Entries, check_apart};
 use super::gate::{hold, locked};
 use super::given::FLOATS;
-use super::numbers::{count, count_or_0, counts, instances, list};
+use super::numbers::{count, counts, instances, list};
 use super::tensor::Tensor;
 
 /// A matrix (outputs, inputs), rounded to eight bits.
@@ -64,43 +65,74 @@ impl Product {
         hold(|| Ok(locked(&self.0).outputs()))
     }
 
-    /// Multiplies rows (n, inputs); their products become the columns of `out` (n, width), float32, from
-    /// `first` on.
-    #[pyo3(signature = (rows, out, first = None))]
+    /// Multiplies rows (n, inputs); their products become the first columns of `out` (n, width), float32.
+    ///
+    /// `extras`, of one stretch of rows after the other `(count, product)`, multiply these rows too; their
+    /// products follow. None does not.
+    #[pyo3(signature = (rows, out, extras = None))]
     fn multiply(
         &self,
         rows: &Bound<'_, PyAny>,
         out: &Bound<'_, PyAny>,
-        first: Option<&Bound<'_, PyAny>>,
+        extras: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         hold(|| {
             let (rows, mut out) = (Tensor::borrow(rows, "rows")?, Tensor::borrow(out, "out")?);
             let own = Arc::clone(&locked(&self.0));
-            let first = count_or_0(first, "first")?;
             let wide = widened(&rows)?;
             let (number, width) = (wide.len() / own.inputs(), out.shape().last().copied());
             let width = width.unwrap_or(0);
+            let extras = match extras {
+                Some(extras) => list(extras, "extras", |extra, _| stretch(extra))?,
+                None => Vec::new(),
+            };
             let out = out.cells_mut::<f32>()?;
-            if wide.len() % own.inputs() != 0
-                || out.len() != number * width
-                || width < own.outputs().saturating_add(first)
-            {
+            let inner = own.inputs();
+            let most = extras.iter().flat_map(|(_, extra)| extra).map(|extra| extra.outputs());
+            let widest = own.outputs().saturating_add(most.max().unwrap_or(0));
+            if wide.len() % inner != 0 || out.len() != number * width || width < widest {
                 return Err(PyErr::from(Error::ShapeMismatch {
                     what: "rows",
                     found: format!("{} numbers, and an out of {}", wide.len(), out.len()),
-                    wanted: format!(
-                        "(n, {}), and (n, {}) or wider",
-                        own.inputs(),
-                        own.outputs().saturating_add(first)
-                    ),
+                    wanted: format!("(n, {inner}), and (n, {widest}) or wider"),
+                }));
+            }
+            let total = extras.iter().fold(0_usize, |sum, (count, _)| sum.saturating_add(*count));
+            let is_off = |extra: &Arc<head::Product>| extra.inputs() != inner;
+            if !extras.is_empty()
+                && (total != number || extras.iter().flat_map(|(_, extra)| extra).any(is_off))
+            {
+                return Err(PyErr::from(Error::ShapeMismatch {
+                    what: "extras",
+                    found: format!("stretches of {total} rows, or products of other rows"),
+                    wanted: format!("stretches of all {number} rows of {inner} numbers"),
                 }));
             }
             if number > 0 {
-                own.multiply_into(&wide, out, width, first);
+                let threads = threads::num_threads();
+                own.multiply_into(&wide, out, width, 0, threads);
+                let mut first = 0;
+                for (count, extra) in extras {
+                    let (rows, after) = (first..first + count, own.outputs());
+                    first = rows.end;
+                    if let Some(extra) = extra
+                        && count > 0
+                    {
+                        let out = &mut out[rows.start * width..rows.end * width];
+                        let rows = &wide[rows.start * inner..rows.end * inner];
+                        extra.multiply_into(rows, out, width, after, threads);
+                    }
+                }
             }
             Ok(())
         })
     }
+}
+
+/// A stretch of rows, and what else multiplies them.
+fn stretch(extra: &Bound<'_, PyAny>) -> PyResult<(usize, Option<Arc<head::Product>>)> {
+    let (rows, product): (Bound<'_, PyAny>, Option<Bound<'_, Product>>) = extra.extract()?;
+    Ok((count(&rows, "extras")?, product.map(|product| Arc::clone(&locked(&product.get().0)))))
 }
 
 /// Borrows a matrix.

@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -225,7 +226,7 @@ class CausalHead(FeatureHead):
         start = past + state.first + module
         positions = torch.arange(start, start + count, device=rows.device)
         see_all = count == 1 and window is None
-        mask = None if see_all else causal_mask(past, count, window, rows.device)
+        mask = None if see_all else partial(causal_mask, past, count, window, rows.device)
         paths = None if window is not None else [range(row + 1) for row in range(count)]
         return positions, Segment(count, mask, state.layers[module], num_true=past, paths=paths)
 
@@ -268,7 +269,7 @@ class CausalHead(FeatureHead):
             module,
             [run.hidden for run in runs],
             [run.tokens for run in runs],
-            [torch.tensor(run.places, device=device) for run in runs],
+            [torch.tensor([place for run in runs for place in run.places], device=device)],
             [run.segment(window) for run in runs],
         )
         last = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class Run:
     ) -> None:
         self._state, self._module, self._above = state, module, above
         num_modules, true = len(state.layers), state.num_true[module]
-        past = state.layers[module][0].get_seq_length()
+        past = self._past = state.layers[module][0].get_seq_length()
         hidden: list[torch.Tensor] = []
         tokens: list[torch.Tensor] = []
         self._paths: list[torch.Tensor] = []
@@ -136,22 +137,20 @@ class Run:
 
     def segment(self, window: int | None) -> Segment:
         """Return what these rows see, at most `window` positions back."""
-        layers, mask = self._state.layers[self._module], self._mask(window)
         true = self._state.num_true[self._module]
         is_known = window is None and not isinstance(self._seen[0], torch.Tensor)
         return Segment(
             len(self._seen),
-            None if mask is None else mask.to(self.hidden.device),
-            layers,
+            partial(self._mask, window),
+            self._state.layers[self._module],
             num_true=true,
-            num_held=layers[0].get_seq_length() - true,
+            num_held=self._past - true,
             paths=self._seen if is_known else None,
         )
 
     def _mask(self, window: int | None) -> torch.Tensor | None:
         state, module, seen = self._state, self._module, self._seen
-        past, count = state.layers[module][0].get_seq_length(), len(seen)
-        true = state.num_true[module]
+        past, count, true = self._past, len(seen), state.num_true[module]
         if window is None and all(len(entries) == past + count - true for entries in seen):
             return None
         # On the host: a few rows are filled there before an operator of a device has started.
@@ -167,7 +166,7 @@ class Run:
             return mask.scatter_(1, columns, torch.ones_like(columns, dtype=torch.bool))[None, None]
         for row, entries in enumerate(inside):
             visible[row, [true + entry for entry in entries]] = True
-        return torch.from_numpy(visible[None, None])
+        return torch.from_numpy(visible[None, None]).to(self.hidden.device)
 
     def nodes(self, recycled: torch.Tensor) -> list[Node]:
         """Return the nodes, given what their rows (1, n, d) hand to the next module."""

@@ -115,15 +115,13 @@ class FusedOutputs:
         size, rows = product.outputs, rows.detach().contiguous()
         most = max(len(context.ids) for context in contexts)
         logits = torch.empty((len(rows), size + most), dtype=torch.float32)
-        product.multiply(rows, logits)
-        found = []
-        for own, table, context in zip(
-            torch.split(rows, counts), torch.split(logits, counts), contexts, strict=True
-        ):
-            if context.ids:
-                _rounded(context).multiply(own, table, size)
-            found.append(table[:, : size + len(context.ids)])
-        return found
+        extras = [_rounded(context) for context in contexts]
+        product.multiply(rows, logits, list(zip(counts, extras, strict=True)))
+        tables = torch.split(logits, counts)
+        return [
+            table[:, : size + len(context.ids)]
+            for table, context in zip(tables, contexts, strict=True)
+        ]
 
 
 def is_few(rows: torch.Tensor) -> bool:
@@ -157,9 +155,11 @@ class _Block:
         self.like = attention.k_proj.weight.detach().new_empty((1, kept, 0, dim))
 
 
-def _rounded(context: ContextTokens) -> Product:
-    """Return the product with a context's rows; only those that are new are rounded."""
-    rows, product = cast("torch.Tensor", context.rows), context.rounded
+def _rounded(context: ContextTokens) -> Product | None:
+    """Return the product with a context's rows, if any; only those that are new are rounded."""
+    rows, product = context.rows, context.rounded
+    if rows is None:
+        return None
     if product is None:
         product = context.rounded = Product(rows)
     elif product.outputs < len(rows):

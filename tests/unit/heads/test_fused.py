@@ -249,17 +249,25 @@ def test_parts_that_do_not_fit_are_refused(what: str, changes: dict[str, Any]) -
 
 def test_a_products_arguments_are_checked() -> None:
     made = Product(torch.eye(3), torch.ones(3))
+    other = Product(torch.tensor([[1.0, 0, 0], [0, 0, -1]]))
+    out = torch.full((3, 6), 9.0)
+    made.multiply(torch.arange(9.0).view(3, 3), out, [(1, None), (2, other)])
+    wanted = [[1, 2, 3, 9, 9, 9], [4, 5, 6, 3, -5, 9], [7, 8, 9, 6, -8, 9.0]]
+    torch.testing.assert_close(out, torch.tensor(wanted), rtol=1e-4, atol=0)
+    before = out.clone()
+    made.multiply(torch.ones(3, 3), out)
+    assert torch.equal(out[:, 3:], before[:, 3:])
     out = torch.zeros(2, 5)
-    made.multiply(torch.arange(6.0).view(2, 3), out, 1)
-    wanted = torch.tensor([[0, 1, 2, 3, 0], [0, 4, 5, 6, 0.0]])
-    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=0)
     assert (made.outputs, made.nbytes) == (3, 64 * 4 + 64 * 4)  # inputs by pairs
     for call in (
         lambda: Product(torch.ones(3)),
         lambda: Product(torch.ones(3, 0)),
         lambda: Product(torch.ones(3, 3, dtype=torch.int64)),
         lambda: Product(torch.eye(3), torch.ones(2)),
-        lambda: made.multiply(torch.ones(2, 3), out, 3),
+        lambda: made.multiply(torch.ones(2, 3), out, [(1, other)]),
+        lambda: made.multiply(torch.ones(2, 3), out, [(2, made)]),
+        lambda: made.multiply(torch.ones(2, 3), out, [(2, Product(torch.eye(2)))]),
+        lambda: made.multiply(torch.ones(2, 3), out, [((1 << 63), None), ((1 << 63) + 2, None)]),
         lambda: made.multiply(torch.ones(2, 4), out),
         lambda: made.multiply(torch.ones(3, 3), out),
         lambda: made.multiply(torch.ones(2, 3), out.bfloat16()),

@@ -47,8 +47,9 @@ class Entrant:
                 settings["shape"] = TreeShape.by_depth(*settings["shape"])
             # A best-first tree is deterministic however it is ranked; all else is drawn as the
             # target draws.
-            is_ranked = "max_nodes" in settings
-            return make(head, **settings, params=None if is_ranked else "target")
+            if "max_nodes" in settings:
+                settings["params"] = None
+            return make(head, **settings)
         if self.is_upper_bound:
             return make(model, **self.settings, params="target")
         return make(**self.settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from mtp_verify.caches.dynamic import GrowingLayer
 from mtp_verify.models.cpu.attention import GroupedMask, attend
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mtp_verify.heads.io.recognise import Source
     from mtp_verify.heads.spec import HeadSpec, Sizes
@@ -21,7 +23,8 @@ __all__ = ["BlockInputs", "Converted", "HeadBlock", "Rotation", "Segment", "caus
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True)
+class Segment:
     """Consecutive rows of a forward that are one sequence's, and what they see.
 
     Drafts of several sequences share a forward: their rows stand side by side in one row of a
@@ -29,13 +32,19 @@ class Segment(NamedTuple):
     """
 
     num_rows: int
-    mask: torch.Tensor | None  # (1, 1, num_rows, keys), True where visible; None shows all
+    # The mask, or what makes it, where the core may run without one.
+    shown: torch.Tensor | Callable[[], torch.Tensor | None] | None
     layers: Sequence[GrowingLayer]  # by block: keys and values; those of these rows are appended
     # The same as the mask says, where the host knows it: each row sees the first `num_true` entries
     # and, of the `num_held` and these rows' behind them, those of its path, its own last.
     num_true: int = 0
     num_held: int = 0
     paths: Sequence[Sequence[int]] | None = None
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """(1, 1, num_rows, keys), True where visible; None shows all."""
+        return self.shown() if callable(self.shown) else self.shown
 
 
 class BlockInputs(NamedTuple):
