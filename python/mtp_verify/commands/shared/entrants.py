@@ -71,8 +71,9 @@ for _kind, _entry in drafters.REGISTRY.items():
             _BY_NAME[_tree] = Entrant(_tree, _kind, dict(_entry.tree))
 
 _SUFFIX, _SUFFIX_TREE, _HEAD_TREE = (_BY_NAME[n] for n in ("suffix", "suffix tree", "head tree"))
-# A doubtful token is seldom right and makes the forward wider.
-_SURE_HEAD = Entrant("sure head", "Heads", {"max_nodes": 7, "num_tokens": 5, "min_path": 0.1})
+# A doubtful token is seldom right and makes the forward wider. Of a chain all is drawn where the
+# target draws, which more of is accepted than of a tree of what the head thinks best.
+_SURE_HEAD = Entrant("sure head", "Heads", {"num_tokens": 5, "min_path": 0.05})
 _WIDE = {"max_nodes": 16, "max_children": 4}
 
 ENTRANTS = _BY_NAME | {
