@@ -288,18 +288,24 @@ pub(super) fn mix(weights: &[f32], step: usize, values: &[f32], dim: usize, out:
 /// [`panel`] for `N` rows of a stretch: exact sums.
 #[inline(always)]
 fn panel_of<const N: usize>(rows: [&[i16]; N], weights: &[i8], out: &mut [f32]) {
-    let mut sums = [[0_i32; PANEL]; N];
-    for (pair, weights) in weights.as_chunks::<{ 2 * PANEL }>().0.iter().enumerate() {
-        let wide = weights.map(i32::from);
-        for row in 0..N {
-            let (one, two) = (i32::from(rows[row][2 * pair]), i32::from(rows[row][2 * pair + 1]));
-            for lane in 0..PANEL {
-                sums[row][lane] += one * wide[2 * lane] + two * wide[2 * lane + 1];
+    /// Weights that lie side by side and are summed up apart, as many as registers hold.
+    const PART: usize = 32;
+    for from in (0..2 * PANEL).step_by(PART) {
+        let mut sums = [[0_i32; PART]; N];
+        for (pair, weights) in weights.as_chunks::<{ 2 * PANEL }>().0.iter().enumerate() {
+            let wide: [i16; PART] = std::array::from_fn(|place| i16::from(weights[from + place]));
+            for row in 0..N {
+                let both = [rows[row][2 * pair], rows[row][2 * pair + 1]];
+                for place in 0..PART {
+                    sums[row][place] += i32::from(wide[place]) * i32::from(both[place % 2]);
+                }
             }
         }
-    }
-    for (out, &sum) in out.iter_mut().zip(sums.as_flattened()) {
-        *out += sum as f32;
+        for (out, sums) in out.chunks_exact_mut(PANEL).zip(&sums) {
+            for (out, pair) in out[from / 2..].iter_mut().zip(sums.as_chunks::<2>().0) {
+                *out += (pair[0] + pair[1]) as f32;
+            }
+        }
     }
 }
 
